@@ -1,0 +1,33 @@
+"""repmamba: super-resolution of satellite and aerial scenes with Rep-Mamba.
+
+The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor rasterio.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {  # name -> the module it lives in
+    "load": "repmamba.inference.upscaler",
+    "Upscaler": "repmamba.inference.upscaler",
+    "upscale_file": "repmamba.scene.engine",
+    "fuse": "repmamba.network.fusion",
+}
+
+__all__ = ["Upscaler", "__version__", "fuse", "load", "upscale_file"]
+
+if TYPE_CHECKING:
+    from repmamba.inference.upscaler import Upscaler, load
+    from repmamba.network.fusion import fuse
+    from repmamba.scene.engine import upscale_file
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'repmamba' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
