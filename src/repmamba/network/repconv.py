@@ -1,0 +1,47 @@
+"""RepConv: a depthwise 3x3 convolution trained as three branches, and the one convolution that they equal.
+
+Also where the two layouts of the network are named: a map (B, C, H, W) and its tokens (B, H, W, C). The network keeps
+its maps in channels-last memory, so that one is a view of the other and nothing is copied between them.
+"""
+
+from torch import Tensor, nn
+
+EPS = 1e-5
+"""Of every layer and batch normalisation of the network."""
+
+
+def to_tokens(image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), a view."""
+    return image.permute(0, 2, 3, 1)
+
+
+def to_map(tokens: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), a view; channels-last where the tokens are contiguous."""
+    return tokens.permute(0, 3, 1, 2)
+
+
+class RepConv(nn.Module):
+    """BN(BN(3x3(x)) + 1x1(x) + x), depthwise throughout, zero padding of 1.
+
+    x and result: (B, width, H, W). Source: specification 2.5.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dw3x3 = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.inner_bn = nn.BatchNorm2d(width, eps=EPS)
+        self.dw1x1 = nn.Conv2d(width, width, 1, groups=width)
+        self.outer_bn = nn.BatchNorm2d(width, eps=EPS)
+        nn.init.normal_(self.dw3x3.weight, std=0.02)
+        nn.init.normal_(self.dw1x1.weight, std=0.02)
+        nn.init.zeros_(self.dw1x1.bias)  # type: ignore[arg-type]  # this convolution has a bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x and result: (B, width, H, W)."""
+        result: Tensor = self.outer_bn(self.inner_bn(self.dw3x3(x)) + self.dw1x1(x) + x)
+        return result
+
+
+def depthwise3x3(width: int, *, repconv: bool) -> nn.Module:
+    """A RepConv, or the plain depthwise 3x3 convolution that ablation puts in its place."""
+    return RepConv(width) if repconv else nn.Conv2d(width, width, 3, padding=1, groups=width)
