@@ -1,0 +1,90 @@
+"""Options that several verbs share, declared once, so that one name means one thing everywhere.
+
+Each is a decorator for a click command. Lengths are in pixels of the input.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repmamba.cli.terminal import log_to_stderr
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
+    """Without a terminal there is no progress bar, and log lines take its place."""
+    logger = logging.getLogger("repmamba")
+    if quiet:
+        log_to_stderr(logging.ERROR)
+    elif not sys.stderr.isatty() and logger.level != logging.DEBUG:
+        log_to_stderr(logging.INFO)
+    return quiet
+
+
+def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
+
+
+class _PackagedWeightsOrPath(click.Path):
+    """A name of the catalogue or a path; completes to both."""
+
+    name = "weights"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        names = [name for name in ("x2", "x3", "x4") if name.startswith(incomplete)]
+        return [click.shell_completion.CompletionItem(name) for name in names] + super().shell_complete(
+            ctx, param, incomplete
+        )
+
+
+sources = click.argument("sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=str))
+target = click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="OUTPUT",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the result goes: a file for one input, a folder for several.",
+)
+weights = click.option(
+    "--weights",
+    metavar="NAME|FILE|FOLDER",
+    type=_PackagedWeightsOrPath(),
+    help="Packaged weights by name (x4), a checkpoint of ours or a published one.  [default: those of --scale]",
+)
+scale = click.option(
+    "--scale", type=click.IntRange(2, 4), help="How many times larger.  [default: that of the weights, else 4]"
+)
+device = click.option(
+    "--device", shell_complete=_device_names, help="cpu, cuda, cuda:1, mps.  [default: a GPU where there is one]"
+)
+backend = click.option(
+    "--backend",
+    metavar="NAME",
+    help="How the scan is computed; 'repmamba info' lists the names.  [default: the fastest that the device runs]",
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Type of number that the network computes in.  [default: float32]",
+)
+tile = click.option(
+    "--tile",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Edge of the part kept of each tile, in input pixels.  [default: that of the weights]",
+)
+halo = click.option(
+    "--halo",
+    type=click.IntRange(min=0),
+    metavar="PIXELS",
+    help="What is read around each tile, in input pixels.  [default: that of the weights]",
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+quiet = click.option(
+    "-q", "--quiet", is_flag=True, callback=_set_log_level, help="No progress and no log lines; errors alone."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
