@@ -1,0 +1,52 @@
+"""Window: a rectangle of whole pixels, and the few operations a tile plan needs.
+
+rasterio has a Window too, with floats, offsets named by column first and rounding rules; here everything is an int and
+a plan can be made where no raster library is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows row to row + height and columns col to col + width, ends not included; in pixels of some grid."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns as slices, for arrays whose last two axes are (rows, columns)."""
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel lies in it."""
+        return self.height <= 0 or self.width <= 0
+
+    def grown(self, margin: int) -> Window:
+        """The window with margin more pixels on each of its four sides."""
+        return Window(self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin)
+
+    def clipped(self, other: Window) -> Window:
+        """What this window and other share, on their common grid; of height or width 0 where they share nothing."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        bottom = min(self.row + self.height, other.row + other.height)
+        right = min(self.col + self.width, other.col + other.width)
+        return Window(row, col, max(0, bottom - row), max(0, right - col))
+
+    def scaled(self, scale: int) -> Window:
+        """The same ground on a grid refined scale times."""
+        return Window(scale * self.row, scale * self.col, scale * self.height, scale * self.width)
+
+    def seen_from(self, other: Window) -> Window:
+        """The same window counted from the first pixel of other, as an index into an array that holds other."""
+        return Window(self.row - other.row, self.col - other.col, self.height, self.width)
+
+    def contains(self, other: Window) -> bool:
+        """Whether every pixel of other lies in this window."""
+        return self.clipped(other) == other
