@@ -1,0 +1,63 @@
+# The few commands that do everything. Each makes what it needs: `make demo` and `make test` work on a fresh checkout.
+# Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# One thread a test process: the two processes share the cores, and idle threads that spin would take them from each other.
+TEST_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+PYTEST := $(TEST_THREADS) $(BIN)/python -m pytest -n 2
+
+.PHONY: help demo test test-long check format bench docs readme-picture clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repmamba needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/made pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed  ## enlarge the bundled scene and draw bicubic beside the result, in demo/
+	@mkdir -p demo
+	$(BIN)/repmamba upscale examples/colorado.tif -o demo/colorado_x4.tif --overwrite
+	@$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o demo/comparison.png >/dev/null
+	@echo
+	@echo "The scene at four times the resolution:  $(CURDIR)/demo/colorado_x4.tif"
+	@echo "Bicubic beside it, in one picture:       $(CURDIR)/demo/comparison.png"
+
+test: .venv/installed-dev  ## the tests, in under ten minutes on two cores
+	$(PYTEST)
+
+test-long: .venv/installed-dev  ## the full counts of kills, mutated files and random cases
+	$(PYTEST) -m long
+
+check: .venv/installed-dev  ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/installed-dev  ## write the format that `make check` asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/installed-dev  ## the benchmarks, one after the other
+	for question in benchmarks/*.py; do $(BIN)/python "$$question" || exit 1; done
+
+docs: .venv/installed-dev  ## write the options of every verb into its page in docs/cli
+	$(BIN)/python docs/cli/write_options.py
+
+readme-picture: demo  ## the picture of the README, from the bundled scene
+	$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o docs/colorado.png
+
+clean:  ## remove the environment, the demo's results and all caches
+	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
