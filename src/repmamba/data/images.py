@@ -1,0 +1,109 @@
+"""Image files as arrays (H, W, C), and 8-bit arrays as PNG files.
+
+Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs through rasterio, with all their bands in
+their own type. Georeferencing, nodata and windows are the scene's affair: an image here fits into memory.
+"""
+
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repmamba.errors import CorruptSource, SourceError, UsageError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+RASTERS = (".tif", ".tiff")
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+# What Pillow was seen to raise on damaged files; it promises no more than OSError.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
+    """The image files of a folder, and of the folders in it unless deep is off, in the order of their paths.
+
+    Hidden files and folders are left out. Raises SourceError if the folder is none.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder; give one that holds images.")
+    files = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(
+        path
+        for path in files
+        if path.suffix.lower() in PICTURES + RASTERS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def read_image(path: Path) -> NDArray[np.generic]:
+    """An image file as (H, W, C): pictures uint8 with three bands, TIFFs with all bands in their own type.
+
+    A grey picture has its value in all three; a transparent one loses its alpha. Raises CorruptSource if the file
+    breaks while it is read; SourceError if it is not there, has pictures of more than 8 bit, complex numbers, or values
+    that are not finite.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path} is not a file; give an image.")
+    image = _read_raster(path) if path.suffix.lower() in RASTERS else _read_picture(path)
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise SourceError(f"{path.name} has {count} values that are not finite; fill or leave out those pixels first.")
+    return image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture in pixels, from its header alone. Raises CorruptSource if it is broken."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except BROKEN as error:
+        raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is whole.
+
+    Folders above it are made. Raises UsageError for other shapes and types.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise UsageError(
+            f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape {image.shape}."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).save(unfinished, "PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            if mode in EIGHT_BIT_MODES:
+                return np.asarray(picture.convert("RGB"))
+    except BROKEN as error:
+        raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
+    raise SourceError(f"{path.name} has pixels of kind {mode}, and pictures of 8 bit are expected; write it as TIFF.")
+
+
+def _read_raster(path: Path) -> NDArray[np.generic]:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as raster:
+                bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
+    except (RasterioError, OSError, SystemError) as error:
+        raise CorruptSource(f"{path.name} cannot be read as a TIFF: {error}.") from error
+    if bands.dtype.kind not in "uif":
+        raise SourceError(f"{path.name} is of type {bands.dtype}, and integers or floats are expected.")
+    return np.ascontiguousarray(bands)

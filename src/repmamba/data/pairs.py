@@ -1,0 +1,145 @@
+"""Pairs of a small and a large image: the value, and how pairs are found on disk.
+
+Found are the layouts that the published scripts read and that `repmamba prepare` writes: GT and LR side by side, flat
+or with class folders inside or around them. A folder that has neither holds large images only; their small ones are
+then made as the benchmarks make them. Files are paired by name, never by position.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.images import find_images, read_image
+from repmamba.errors import ShapeMismatch, SourceError, UsageError
+from repmamba.pixels.resize import imresize, to_uint8
+
+HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A small image and the large one that it was made from."""
+
+    name: str  # the path inside its folder, "/" between its parts, no suffix: "Airport/airport_285"
+    lr: NDArray[np.generic]  # (h, w, C), uint8 for pictures
+    hr: NDArray[np.generic]  # (s h, s w, C), the same type
+
+    def __post_init__(self) -> None:
+        lr, hr = self.lr.shape, self.hr.shape
+        if len(lr) != 3 or len(hr) != 3 or lr[2] != hr[2] or 0 in lr:
+            raise ShapeMismatch(f"{self.name}: LR is {lr} and GT {hr}; both must be (rows, columns, the same bands).")
+        scale = hr[0] // lr[0]
+        if scale < 1 or hr[:2] != (scale * lr[0], scale * lr[1]):
+            raise ShapeMismatch(
+                f"{self.name}: GT has {hr[0]}x{hr[1]} pixels and LR {lr[0]}x{lr[1]}, no whole number of times as many; "
+                f"cut GT to a multiple of the scale before LR is made."
+            )
+        if self.lr.dtype != self.hr.dtype:
+            raise ShapeMismatch(f"{self.name}: LR is {self.lr.dtype} and GT {self.hr.dtype}; both must be of one type.")
+
+    @property
+    def scale(self) -> int:
+        """How many times larger hr is."""
+        return int(self.hr.shape[0] // self.lr.shape[0])
+
+    @property
+    def group(self) -> str:
+        """The class folder, empty for a flat set."""
+        return self.name.rpartition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PairFiles:
+    """Where a pair lies. Without lr, it is made from hr when the pair is read."""
+
+    name: str  # as in Pair
+    hr: Path
+    lr: Path | None
+
+    @property
+    def group(self) -> str:
+        """The class folder, empty for a flat set."""
+        return self.name.rpartition("/")[0]
+
+    def read(self, scale: int) -> Pair:
+        """The pair at this scale. Raises ShapeMismatch if its files are of another, SourceError if one is broken."""
+        hr = read_image(self.hr)
+        if self.lr is None:
+            return pair_from_hr(self.name, hr, scale)
+        pair = Pair(self.name, read_image(self.lr), hr)
+        if pair.scale != scale:
+            raise ShapeMismatch(
+                f"{self.name}: GT is {pair.scale} times as large as LR, and {scale} times is asked for."
+            )
+        return pair
+
+
+def pair_from_hr(name: str, hr: NDArray[np.generic], scale: int) -> Pair:
+    """The pair of a large image alone: cut at the top left to a multiple of the scale, reduced by MATLAB's bicubic.
+
+    hr: (H, W, C); integers are rounded to their own type again, half up, floats stay as computed.
+    """
+    rows, columns = (length // scale * scale for length in hr.shape[:2])
+    if 0 in (rows, columns):
+        raise ShapeMismatch(f"{name}: {hr.shape[0]}x{hr.shape[1]} pixels are too few to be reduced {scale} times.")
+    hr = hr[:rows, :columns]
+    return Pair(name, reduce_image(hr, scale), hr)
+
+
+def reduce_image(hr: NDArray[np.generic], scale: int) -> NDArray[np.generic]:
+    """MATLAB's bicubic reduction of (H, W, C) in the type of hr: integers clipped and rounded half up."""
+    if hr.dtype == np.uint8:
+        return to_uint8(imresize(hr.astype(np.float64) / 255.0, 1 / scale))
+    reduced = imresize(hr, 1 / scale)
+    if not np.issubdtype(hr.dtype, np.integer):
+        return reduced.astype(hr.dtype)
+    limits = np.iinfo(hr.dtype.name)
+    return np.floor(np.clip(reduced, limits.min, limits.max) + 0.5).astype(hr.dtype)
+
+
+def find_pairs(folder: Path) -> list[PairFiles]:
+    """The pairs of a folder, sorted by name.
+
+    Accepted: GT/ and LR/ inside, each flat or with class folders; class folders with GT/ and LR/ inside each; or images
+    alone, flat or in class folders, as large ones without small ones. Raises UsageError where files have no partner or
+    two files have one name, SourceError where there is no image.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder; give one with GT and LR inside, or with images.")
+    if (folder / HR_FOLDER).is_dir():
+        return _matched(folder, _by_name(folder / HR_FOLDER), _by_name(folder / LR_FOLDER))
+    classes = sorted(child for child in folder.iterdir() if (child / HR_FOLDER).is_dir())
+    if classes:
+        return _matched(
+            folder,
+            {f"{child.name}/{name}": path for child in classes for name, path in _by_name(child / HR_FOLDER).items()},
+            {f"{child.name}/{name}": path for child in classes for name, path in _by_name(child / LR_FOLDER).items()},
+        )
+    images = _by_name(folder)
+    if not images:
+        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
+        raise SourceError(f"{folder} holds no images; expected GT and LR, flat or by class, or images; found {found}.")
+    return [PairFiles(name, hr, None) for name, hr in sorted(images.items())]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The images below a folder by their path inside it, without suffix."""
+    named: dict[str, Path] = {}
+    for path in find_images(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise UsageError(f"{folder} has both {named[name].name} and {path.name}; keep one, names decide the pairs.")
+        named[name] = path
+    return named
+
+
+def _matched(folder: Path, hr: dict[str, Path], lr: dict[str, Path]) -> list[PairFiles]:
+    for missing, where in ((sorted(hr.keys() - lr.keys()), LR_FOLDER), (sorted(lr.keys() - hr.keys()), HR_FOLDER)):
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UsageError(f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; pairs share a name.")
+    if not hr:
+        raise SourceError(f"{folder} has {HR_FOLDER} and {LR_FOLDER}, and no image in them.")
+    return [PairFiles(name, hr[name], lr[name]) for name in sorted(hr)]

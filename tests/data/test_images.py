@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from repmamba.data.images import find_images, read_image, read_size, write_png
+from repmamba.errors import CorruptSource, SourceError, UsageError
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(1).integers(0, 256, (9, 14, 3), np.uint8)
+
+
+def test_a_png_returns_as_it_was_written(tmp_path, picture):
+    write_png(tmp_path / "new" / "a.png", picture)
+    assert np.array_equal(read_image(tmp_path / "new" / "a.png"), picture)
+    assert read_size(tmp_path / "new" / "a.png") == (9, 14)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_pictures_of_every_8_bit_mode_are_rgb(tmp_path, picture, mode):
+    Image.fromarray(picture).convert(mode).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (9, 14, 3)
+    assert image.dtype == np.uint8
+
+
+def test_an_opaque_alpha_changes_no_value(tmp_path, picture):
+    Image.fromarray(picture).convert("RGBA").save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), picture)
+
+
+def test_a_tiff_keeps_its_bands_and_type(geotiffs):
+    image = read_image(geotiffs / "all-nodata.tif")
+    assert image.shape == (2475, 71, 4)
+    assert image.dtype == np.uint16
+
+
+def test_a_picture_of_16_bit_is_refused_rather_than_crushed(tmp_path):
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SourceError, match=r"deep.png has pixels of kind I;16"):
+        read_image(tmp_path / "deep.png")
+
+
+def test_values_that_are_not_finite_are_refused(geotiffs):
+    with pytest.raises(SourceError, match="4 values that are not finite"):
+        read_image(geotiffs / "cog_nodata_nan.tif")
+
+
+def test_complex_numbers_are_refused(geotiffs):
+    with pytest.raises(SourceError, match="complex"):
+        read_image(geotiffs / "cint16.tif")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".bmp"])
+@pytest.mark.parametrize("content", ["empty", "text", "truncated"])
+def test_a_broken_file_is_named(tmp_path, picture, suffix, content):
+    path = tmp_path / f"broken{suffix}"
+    if content == "truncated":
+        Image.fromarray(np.tile(picture, (20, 20, 1))).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.write_bytes(b"" if content == "empty" else b"not an image")
+    with pytest.raises(CorruptSource, match=f"broken{suffix} cannot be read"):
+        read_image(path)
+
+
+def test_a_missing_file_and_a_folder_are_no_images(tmp_path):
+    for path in (tmp_path, tmp_path / "none.png"):
+        with pytest.raises(SourceError, match="is not a file"):
+            read_image(path)
+    with pytest.raises(SourceError, match="is not a folder"):
+        find_images(tmp_path / "none")
+
+
+def test_a_png_of_another_type_is_refused(tmp_path):
+    for image in (np.zeros((4, 4), np.uint16), np.zeros((4, 4, 4), np.uint8)):
+        with pytest.raises(UsageError, match="one or three bands of 8 bit"):
+            write_png(tmp_path / "a.png", image)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_found_in_order_without_hidden_ones(tmp_path, picture):
+    for name in ("b/2.png", "b/10.JPG", "a.tif", ".cache/x.png", "b/.y.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.tif", "b/10.JPG", "b/2.png"]
+    assert find_images(tmp_path, deep=False) == [tmp_path / "a.tif"]

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from repmamba.data.images import write_png
+from repmamba.data.pairs import Pair, find_pairs, pair_from_hr
+from repmamba.errors import ShapeMismatch, SourceError, UsageError
+
+HR = np.random.default_rng(2).integers(0, 256, (12, 18, 3), np.uint8)
+
+
+def write_pair(hr_path, lr_path, scale=2):
+    pair = pair_from_hr("x", HR, scale)
+    write_png(hr_path, pair.hr)
+    if lr_path:
+        write_png(lr_path, pair.lr)
+
+
+LAYOUTS = {
+    "flat": ("GT/000.png", "LR/000.png", "000", ""),
+    "class folders inside": ("GT/Airport/a_1.png", "LR/Airport/a_1.png", "Airport/a_1", "Airport"),
+    "class folders around": ("Airport/GT/a_1.png", "Airport/LR/a_1.png", "Airport/a_1", "Airport"),
+    "large images alone": ("000.png", None, "000", ""),
+    "large images by class": ("Airport/a_1.png", None, "Airport/a_1", "Airport"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_gives_the_same_pair(tmp_path, layout):
+    hr, lr, name, group = layout
+    write_pair(tmp_path / hr, lr and tmp_path / lr)
+    (found,) = find_pairs(tmp_path)
+    pair = found.read(2)
+    assert (found.name, found.group, pair.name, pair.group, pair.scale) == (name, group, name, group, 2)
+    assert np.array_equal(pair.hr, HR)
+    assert np.array_equal(pair.lr, pair_from_hr("x", HR, 2).lr)
+
+
+def test_the_published_pair_is_found(reference):
+    (found,) = find_pairs(reference / "data" / "test" / "aid_tiny")
+    pair = found.read(4)
+    assert (pair.name, pair.scale, pair.hr.shape) == ("airport_285", 4, (512, 512, 3))
+    assert np.array_equal(pair.lr, pair_from_hr("x", pair.hr, 4).lr)
+
+
+def test_pairs_are_made_by_name_not_by_position(tmp_path):
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1.png")
+    write_pair(tmp_path / "GT/2.png", tmp_path / "LR/3.png")
+    with pytest.raises(UsageError, match="no partner in LR for 2"):
+        find_pairs(tmp_path)
+    (tmp_path / "GT/2.png").unlink()
+    with pytest.raises(UsageError, match="no partner in GT for 3"):
+        find_pairs(tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1.png")
+    (tmp_path / "GT/1.jpg").write_bytes((tmp_path / "GT/1.png").read_bytes())
+    with pytest.raises(UsageError, match=r"1\.jpg and 1\.png"):
+        find_pairs(tmp_path)
+
+
+def test_a_pair_of_another_scale_is_refused(tmp_path):
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1.png", scale=3)
+    with pytest.raises(ShapeMismatch, match="3 times as large as LR, and 2"):
+        find_pairs(tmp_path)[0].read(2)
+
+
+@pytest.mark.parametrize(
+    ("lr", "hr"),
+    [
+        ((5, 5, 3), (10, 11, 3)),
+        ((5, 5, 3), (10, 15, 3)),
+        ((5, 5, 3), (4, 4, 3)),
+        ((5, 5, 1), (10, 10, 3)),
+        ((5, 5), (5, 5)),
+    ],
+)
+def test_sizes_that_are_not_a_multiple_are_refused(lr, hr):
+    with pytest.raises(ShapeMismatch, match=r"rows, columns|whole number"):
+        Pair("x", np.zeros(lr, np.uint8), np.zeros(hr, np.uint8))
+
+
+def test_two_types_in_a_pair_are_refused():
+    with pytest.raises(ShapeMismatch, match="uint16 and GT uint8"):
+        Pair("x", np.zeros((2, 2, 1), np.uint16), np.zeros((4, 4, 1), np.uint8))
+
+
+def test_a_folder_without_images_says_what_was_expected_and_found(tmp_path):
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.raises(SourceError, match=r"expected GT and LR.*found readme.txt"):
+        find_pairs(tmp_path)
+    with pytest.raises(SourceError, match="not a folder"):
+        find_pairs(tmp_path / "none")
+
+
+def test_a_large_image_is_cut_at_the_top_left():
+    pair = pair_from_hr("x", HR[:11, :17], 4)
+    assert pair.hr.shape == (8, 16, 3)
+    assert np.array_equal(pair.hr, HR[:8, :16])
+    with pytest.raises(ShapeMismatch, match="too few"):
+        pair_from_hr("x", HR[:3], 4)
+
+
+def test_other_types_are_reduced_in_their_own_range():
+    deep = pair_from_hr("x", HR.astype(np.uint16) * 257, 2)
+    assert deep.lr.dtype == np.uint16
+    assert np.abs(deep.lr / 257.0 - pair_from_hr("x", HR, 2).lr).max() <= 0.502
+    assert pair_from_hr("x", np.full((4, 4, 2), -2.5, np.float32), 2).lr.dtype == np.float32
