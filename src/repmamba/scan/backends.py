@@ -1,0 +1,127 @@
+"""The ways to compute the selective scan, and the choice among them.
+
+The first of the table that serves the device is taken. `backend=` of a call, or else the environment variable
+REPMAMBA_SCAN, puts another one first. One that cannot serve (another device, or it does not start) gives way to the
+next, with one BackendFallback warning for each reason in the life of the process.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from repmamba.errors import BackendFallback, UsageError
+
+VARIABLE = "REPMAMBA_SCAN"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One way to compute the scan: a module with a function for sequences, and perhaps one for whole maps."""
+
+    name: str
+    module: str
+    sequences: str  # (u, dt, A, B, C, D) -> y, as scan_by_definition
+    maps: str | None  # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
+    devices: tuple[str, ...] | None  # kinds of torch.device; None: all
+    gradients: bool
+    dtypes: tuple[torch.dtype, ...]
+    exportable: bool  # made of torch's own operators only, so that ONNX and OpenVINO can take it
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether tensors on this device can be given to it."""
+        return self.devices is None or device.type in self.devices
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A backend that has started."""
+
+    backend: Backend
+    sequences: Callable[..., Tensor]
+    maps: Callable[..., Tensor] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which backend runs, and the reason in words."""
+
+    name: str
+    why: str
+
+
+BOTH = (torch.float32, torch.float64)
+BACKENDS = (  # in order of preference
+    Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", None, None, True, BOTH, True),
+    Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
+)
+
+
+def choose(device: torch.device, requested: str | None = None) -> Loaded:
+    """The backend for tensors on `device`; the requested one, or that of REPMAMBA_SCAN, where it can serve.
+
+    Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name not in the table.
+    """
+    loaded, _, failures = _first_that_serves(device.type, _wanted(requested))
+    for failure in failures:
+        _warn_once(f"{failure} The scan runs on '{loaded.backend.name}' instead.")
+    return loaded
+
+
+def explain(device: torch.device | str = "cpu", requested: str | None = None) -> Choice:
+    """Which backend `choose` takes, and why, in words for `repmamba info`; warns of nothing."""
+    loaded, wish, failures = _first_that_serves(torch.device(device).type, _wanted(requested))
+    return Choice(loaded.backend.name, " ".join([wish, *failures]))
+
+
+def _wanted(requested: str | None) -> tuple[str | None, str]:
+    """The name that was asked for, if any, and where."""
+    name, where = (requested, "the argument backend") if requested else (os.environ.get(VARIABLE), VARIABLE)
+    if not name:
+        return None, "The first in order of preference for this device."
+    if name not in {backend.name for backend in BACKENDS}:
+        known = ", ".join(backend.name for backend in BACKENDS)
+        raise UsageError(f"{where} asks for the scan '{name}'; there are {known}: name one of them, or none.")
+    return name, f"Asked for by {where}."
+
+
+def _first_that_serves(device: str, wanted: tuple[str | None, str]) -> tuple[Loaded, str, list[str]]:
+    name, wish = wanted
+    failures = []
+    for backend in sorted(BACKENDS, key=lambda backend: backend.name != name):
+        if not backend.serves(torch.device(device)):
+            if backend.name == name:
+                failures.append(f"The scan '{name}' does not run on {device}.")
+            continue
+        loaded = _start(backend)
+        if isinstance(loaded, Loaded):
+            return loaded, wish, failures
+        failures.append(loaded)
+    raise UsageError(f"No scan can run on {device}: " + " ".join(failures))
+
+
+@cache
+def _start(backend: Backend) -> Loaded | str:
+    """The backend's functions, or why it cannot start. Asked once in a process."""
+    try:
+        module = importlib.import_module(backend.module)
+        if hasattr(module, "start"):
+            module.start()
+    except Exception as fault:  # whatever a compiler or a missing library raises, the next backend works
+        reason = " ".join(str(fault).split()) or "no reason given"
+        return f"The scan '{backend.name}' cannot start ({type(fault).__name__}: {reason})."
+    maps = getattr(module, backend.maps) if backend.maps else None
+    return Loaded(backend, getattr(module, backend.sequences), maps)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, BackendFallback, stacklevel=2)

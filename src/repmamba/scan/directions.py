@@ -1,0 +1,39 @@
+"""An image as four sequences, and the four results as an image again.
+
+| direction | visits                | pixel (i, j) of an (h, w) image is at |
+| 0         | row by row            | i w + j                               |
+| 1         | column by column      | j h + i                               |
+| 2         | row by row, backwards | h w - 1 - (i w + j)                   |
+| 3         | column by column, backwards | h w - 1 - (j h + i)             |
+
+These functions copy. A backend that walks the image itself (numba_cpu) takes the table as index arithmetic instead.
+"""
+
+import torch
+from torch import Tensor
+
+DIRECTIONS = 4
+
+
+def to_sequences(maps: Tensor) -> Tensor:
+    """Each direction's map in its own order of visits.
+
+    maps: (batch, 4, channel, h, w), the k-th for direction k. Returns (batch, 4, channel, h * w).
+    """
+    by_row, by_column = maps[:, 0::2].flatten(-2), maps[:, 1::2].transpose(-1, -2).flatten(-2)
+    return torch.stack(
+        (by_row[:, 0], by_column[:, 0], by_row[:, 1].flip(-1), by_column[:, 1].flip(-1)),
+        dim=1,
+    )
+
+
+def to_image(sequences: Tensor, height: int, width: int) -> Tensor:
+    """The sum of the four sequences, each value put back at the pixel it was visited at.
+
+    sequences: (batch, 4, channel, height * width). Returns (batch, channel, height, width).
+    """
+    batch, _, channel, _ = sequences.shape
+    by_row = sequences[:, 0] + sequences[:, 2].flip(-1)
+    by_column = sequences[:, 1] + sequences[:, 3].flip(-1)
+    down_columns = by_column.reshape(batch, channel, width, height).transpose(-1, -2)
+    return by_row.reshape(batch, channel, height, width) + down_columns

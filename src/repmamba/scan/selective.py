@@ -1,0 +1,146 @@
+"""The selective scan as the rest of repmamba calls it: shapes checked, numbers in the right type, a backend chosen.
+
+Two entries over the same operator: `selective_scan` takes sequences, as the literature writes it; `scan_map` takes a
+feature map and is what the network calls, four directions at once. Both compute in float32 whatever comes in (also
+under autocast), and in float64 throughout for float64.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from repmamba.errors import ShapeMismatch
+from repmamba.scan.backends import choose
+from repmamba.scan.directions import DIRECTIONS, to_image, to_sequences
+
+STATE = 16
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    dt_bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u;  y = <C, h> + D u, h zero at first.
+
+    u, dt, y: (batch, groups * channel, length).  A: (groups * channel, 16), negative.  D, dt_bias: (groups * channel,).
+    B, C: (batch, groups, 16, length). With dt_bias, dt is raw and becomes softplus(dt + dt_bias); without, it is taken
+    as it is (>= 0). Returns float32, or float64 when u is float64; differentiable in every argument.
+    Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2; softplus(v) is v beyond 20, as published.
+    """
+    _check_sequences(u, dt, A, B, C, D, dt_bias)
+    u, dt, A, B, C, D = _in_working_dtype(u, dt, A, B, C, D)
+    if dt_bias is not None:
+        dt = softplus(dt + dt_bias.to(u.dtype)[:, None])
+    return choose(u.device, backend).sequences(u, dt, A, B, C, D)
+
+
+def scan_map(
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The selective scan of a map in four directions (`repmamba.scan.directions`), and the sum of the four results.
+
+    p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction in
+    turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16), negative.  D: (4 C,).
+    dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is float64.
+    Both maps are best in torch.channels_last, which the CPU backend reads without a copy. Raises ShapeMismatch.
+    """
+    _check_map(p, projected, dt_weight, dt_bias, A, D)
+    p, projected, dt_weight, dt_bias, A, D = _in_working_dtype(p, projected, dt_weight, dt_bias, A, D)
+    loaded = choose(p.device, backend)
+    if loaded.maps is not None:
+        return loaded.maps(p, projected, dt_weight, dt_bias, A, D)
+    return scan_map_as_sequences(loaded.sequences, p, projected, dt_weight, dt_bias, A, D)
+
+
+def scan_map_as_sequences(
+    scan: Callable[..., Tensor],
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> Tensor:
+    """`scan_map` by any scan of sequences: the map is laid out in the four orders, scanned, and put together again."""
+    batch, channel, height, width = p.shape
+    rank = dt_weight.shape[2]
+    rows = to_sequences(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
+    r, B, C = rows[:, :, :rank], rows[:, :, rank : rank + STATE], rows[:, :, rank + STATE :]
+    # A product and a sum in place of a matmul, which autocast would take to half precision.
+    raw = (dt_weight.unsqueeze(-1) * r.unsqueeze(2)).sum(3) + dt_bias.unsqueeze(-1)  # (batch, 4, C, length)
+    u = to_sequences(p.unsqueeze(1).expand(batch, DIRECTIONS, channel, height, width))
+    y = scan(u.flatten(1, 2), softplus(raw).flatten(1, 2), A, B, C, D)
+    return to_image(y.reshape(batch, DIRECTIONS, channel, height * width), height, width)
+
+
+def _in_working_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _check_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor | None) -> None:
+    if u.ndim != 3 or B.ndim != 4:
+        raise ShapeMismatch(
+            f"selective_scan got u {tuple(u.shape)} and B {tuple(B.shape)}; it takes u (batch, rows, length) "
+            "and B (batch, groups, 16, length): give them these axes."
+        )
+    batch, rows, length = u.shape
+    groups = B.shape[1]
+    if length < 1 or rows < 1 or groups < 1 or rows % groups:
+        raise ShapeMismatch(
+            f"selective_scan got {rows} rows of length {length} in {groups} groups; it takes at least one of each, "
+            "and the same number of rows in every group."
+        )
+    expected = {
+        "dt": (dt, (batch, rows, length)),
+        "A": (A, (rows, STATE)),
+        "B": (B, (batch, groups, STATE, length)),
+        "C": (C, (batch, groups, STATE, length)),
+        "D": (D, (rows,)),
+    }
+    if dt_bias is not None:
+        expected["dt_bias"] = (dt_bias, (rows,))
+    _compare("selective_scan", f"u {tuple(u.shape)}", expected)
+
+
+def _check_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> None:
+    if p.ndim != 4 or dt_weight.ndim != 3 or min(p.shape[1:]) < 1:
+        raise ShapeMismatch(
+            f"scan_map got p {tuple(p.shape)} and dt_weight {tuple(dt_weight.shape)}; it takes p (batch, C, h, w), "
+            "none of C, h, w zero, and dt_weight (4, C, R): give them these axes."
+        )
+    batch, channel, height, width = p.shape
+    rank = dt_weight.shape[2]
+    _compare(
+        "scan_map",
+        f"p {tuple(p.shape)}",
+        {
+            "projected": (projected, (batch, DIRECTIONS * (rank + 2 * STATE), height, width)),
+            "dt_weight": (dt_weight, (DIRECTIONS, channel, rank)),
+            "dt_bias": (dt_bias, (DIRECTIONS, channel)),
+            "A": (A, (DIRECTIONS * channel, STATE)),
+            "D": (D, (DIRECTIONS * channel,)),
+        },
+    )
+
+
+def _compare(function: str, given: str, expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ShapeMismatch(f"{function} got {name} {tuple(tensor.shape)} with {given}; it takes {name} {shape}.")
