@@ -1,6 +1,8 @@
 """What a RepMamba network is built from: its scale and its options, and the published networks by name."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from repmamba.errors import UsageError
@@ -17,9 +19,28 @@ RMB_WIDTHS = (8, 16, 32, 64)
 STATE = 16
 """Size of the scan's state."""
 
-UPSAMPLERS = ("pixelshuffledirect", "pixelshuffle", "nearest+conv", "none")
+UPSAMPLERS = {  # name -> the scales it has
+    "pixelshuffledirect": (2, 3, 4),
+    "pixelshuffle": (2, 3, 4),
+    "nearest+conv": (4,),
+    "none": (1,),
+}
 CONNECTIONS = ("1conv", "3conv")
-SCALES = (2, 3, 4)
+
+MOST_BANDS, MOST_BLOCKS, LARGEST_MLP_RATIO = 1024, 128, 16
+"""Far beyond any network that is of use; they bound the memory that a stranger's checkpoint can ask for."""
+
+KINDS: dict[str, tuple[type, ...]] = {  # option -> the types it may have, its own last
+    "scale": (int,),
+    "in_chans": (int,),
+    "mlp_ratio": (int, float),
+    "img_range": (int, float),
+    "patch_norm": (bool,),
+    "upsampler": (str,),
+    "resi_connection": (str,),
+    "repconv": (bool,),
+    "cssp": (bool,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +67,41 @@ class NetworkConfig:
     cssp: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        if self.upsampler not in UPSAMPLERS:
-            raise UsageError(f"upsampler is {self.upsampler!r}; it must be one of {', '.join(UPSAMPLERS)}.")
+        try:
+            object.__setattr__(self, "depths", tuple(self.depths))
+        except TypeError:
+            raise UsageError(f"depths is {self.depths!r:.60}; it must be a list, the blocks of each group.") from None
+        for name, kind in KINDS.items():
+            if type(getattr(self, name)) not in kind:
+                raise UsageError(f"{name} is {getattr(self, name)!r:.60}; it must be {kind[-1].__name__}.")
+        self._check_upsampler()
         if self.resi_connection not in CONNECTIONS:
             raise UsageError(
-                f"resi_connection is {self.resi_connection!r}; it must be one of {', '.join(CONNECTIONS)}."
+                f"resi_connection is {self.resi_connection!r:.60}; it must be one of {', '.join(CONNECTIONS)}."
             )
-        allowed = {"none": (1,), "nearest+conv": (4,)}.get(self.upsampler, SCALES)
+        if not 1 <= self.in_chans <= MOST_BANDS:
+            raise UsageError(f"in_chans is {self.in_chans}; a network takes from 1 to {MOST_BANDS} bands.")
+        if not self.depths or any(type(blocks) is not int or blocks < 1 for blocks in self.depths):
+            raise UsageError(
+                f"depths is {self.depths!s:.60}; it must name at least one group, each of at least one block."
+            )
+        if sum(self.depths) > MOST_BLOCKS:
+            raise UsageError(f"depths has {sum(self.depths)} blocks; a network has at most {MOST_BLOCKS}.")
+        if not 1 / WIDTH <= self.mlp_ratio <= LARGEST_MLP_RATIO:
+            raise UsageError(
+                f"mlp_ratio is {self.mlp_ratio}; it must be from 1/{WIDTH} (a hidden width of 1) "
+                f"to {LARGEST_MLP_RATIO}."
+            )
+        if not 0 < self.img_range < math.inf:
+            raise UsageError(f"img_range is {self.img_range}; it must be a finite number above 0.")
+
+    def _check_upsampler(self) -> None:
+        if self.upsampler not in UPSAMPLERS:
+            raise UsageError(f"upsampler is {self.upsampler!r:.60}; it must be one of {', '.join(UPSAMPLERS)}.")
+        allowed = UPSAMPLERS[self.upsampler]
         if self.scale not in allowed:
             scales = " or ".join(map(str, allowed))
             raise UsageError(f"scale is {self.scale!r}; with the upsampler {self.upsampler} it must be {scales}.")
-        if self.in_chans < 1:
-            raise UsageError(f"in_chans is {self.in_chans}; a network takes at least one band.")
-        if not self.depths or min(self.depths) < 1:
-            raise UsageError(f"depths is {self.depths}; it must name at least one group, each of at least one block.")
-        if int(WIDTH * self.mlp_ratio) < 1:
-            raise UsageError(f"mlp_ratio is {self.mlp_ratio}; it must leave a hidden width of at least 1.")
-        if not self.img_range > 0:
-            raise UsageError(f"img_range is {self.img_range}; it must be above 0.")
 
     @property
     def hidden(self) -> int:
@@ -74,6 +111,15 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, ready for JSON."""
         return asdict(self) | {"depths": list(self.depths)}
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> "NetworkConfig":
+        """The configuration that `to_dict` has written; options left out have their default. Raises UsageError."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(f"A network has no option {name!r:.60}; its options are {', '.join(known)}.")
+        return cls(**options)
 
 
 PUBLISHED = {

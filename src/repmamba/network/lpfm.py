@@ -21,7 +21,7 @@ class CSSP(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
-        c0, c1, c2, c3 = t.split(SPLIT, dim=1)
+        c0, c1, c2, c3 = t.split_with_sizes(SPLIT, dim=1)
         v = torch.cat([c0 + self.m8(c0), c1], dim=1)
         v = torch.cat([self.m16(v), c2], dim=1)
         v = torch.cat([self.m32(v), c3], dim=1)
@@ -41,7 +41,7 @@ class SideBySide(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
-        shares = t.split(SPLIT, dim=1)
+        shares = t.split_with_sizes(SPLIT, dim=1)
         return torch.cat([rmb(share) for rmb, share in zip(self.rmbs, shares, strict=True)], dim=1)
 
 
@@ -60,4 +60,5 @@ class LPFM(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
         a = t + self.cssp(t)
-        return a + to_map(self.ffn(self.norm(to_tokens(a))))
+        result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
+        return result

@@ -57,7 +57,7 @@ class RepMamba(nn.Module):
         for group in self.groups:
             deep = group(deep)
         deep = self.conv_after_body(to_map(self.norm(to_tokens(deep)))) + shallow
-        result = self.upsampler(deep)
+        result: Tensor = self.upsampler(deep)
         if self.config.upsampler == "none":
             result = centred + result
         result = result / self.config.img_range + self.mean
@@ -85,7 +85,8 @@ class Group(nn.Module):
         result = deep
         for block in self.blocks:
             result = block(result)
-        return deep + self.conv(result)
+        result = deep + self.conv(result)
+        return result
 
 
 def connection(kind: str) -> nn.Module:
