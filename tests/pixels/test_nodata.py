@@ -1,0 +1,67 @@
+"""Missing pixels: they are filled smoothly, have no influence, and come back in their place."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repmamba.pixels.nodata import enlarged, filled, usable
+
+
+@st.composite
+def tiles_with_holes(draw: st.DrawFn):
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    known = random.random(shape) < draw(st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]))
+    return random.random(shape, np.float32), known
+
+
+@given(tile=tiles_with_holes(), rubbish=st.sampled_from([np.nan, np.inf, -1e30, 255.0]))
+def test_what_stands_in_a_missing_pixel_has_no_influence(tile, rubbish):
+    unit, known = tile
+    spoilt = np.where(known, unit, np.float32(rubbish))
+    np.testing.assert_array_equal(filled(spoilt, known), filled(unit, known))
+
+
+@given(tile=tiles_with_holes())
+def test_known_values_stay_and_filled_ones_lie_between_them(tile):
+    unit, known = tile
+    result = filled(unit, known)
+    np.testing.assert_array_equal(result[known], unit[known])
+    for band, band_known, band_unit in zip(result, known, unit, strict=True):
+        if band_known.any():
+            lowest, highest = band_unit[band_known].min(), band_unit[band_known].max()
+            assert band.min() >= lowest - 1e-6
+            assert band.max() <= highest + 1e-6
+        else:
+            assert (band == 0).all()
+
+
+def test_a_hole_in_a_gradient_is_filled_close_to_the_gradient():
+    gradient = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 64)).copy()
+    known = np.ones((1, 64, 64), bool)
+    known[:, 20:30, 20:30] = False
+    assert np.abs(filled(gradient, known) - gradient).max() < 0.08
+
+
+@given(tile=tiles_with_holes(), scale=st.sampled_from([2, 3, 4]))
+def test_an_enlarged_mask_is_the_scaled_footprint(tile, scale):
+    _, mask = tile
+    hr = enlarged(mask, scale)
+    assert hr.shape == (mask.shape[0], scale * mask.shape[1], scale * mask.shape[2])
+    for row in range(scale):
+        for col in range(scale):
+            np.testing.assert_array_equal(hr[:, row::scale, col::scale], mask)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_unusable_in_its_own_band_alone(bad):
+    raw = np.ones((2, 3, 3), np.float32)
+    raw[1, 0, 0] = bad
+    valid = np.ones((3, 3), bool)
+    valid[2, 2] = False
+    known = usable(raw, valid)
+    assert not known[1, 0, 0]
+    assert known[0, 0, 0]
+    assert not known[:, 2, 2].any()
+    assert known.sum() == 15

@@ -1,0 +1,130 @@
+"""Radiometry: the map is reversible, results are clipped to the type alone, percentiles need one pass."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from repmamba.errors import UsageError
+from repmamba.pixels.radiometry import DTYPES, Radiometry, ValueHistogram, type_range
+
+INTEGERS = [dtype for dtype in DTYPES if np.dtype(dtype).kind in "iu"]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_every_number_of_a_type_comes_back(dtype):
+    low, high = (int(limit) for limit in type_range(dtype))
+    raw = np.arange(low, high + 1).astype(dtype).reshape(1, 1, -1)
+    for radiometry in (Radiometry.of_type(dtype, 1), Radiometry(dtype, (low + 7.0,), (low + 187.5,))):
+        np.testing.assert_array_equal(radiometry.from_unit(radiometry.to_unit(raw)), raw)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_far_outside_the_range_come_back_to_the_precision_of_unit(dtype):
+    radiometry = Radiometry(dtype, (10.0,), (110.0,))
+    raw = np.array([0, 10, 60, 110, 250], dtype).reshape(1, 1, -1)
+    np.testing.assert_allclose(
+        radiometry.from_unit(radiometry.to_unit(raw)).astype(float), raw.astype(float), rtol=1e-5, atol=1e-5
+    )
+    assert radiometry.to_unit(raw).ravel()[[1, 3]].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_are_clipped_to_the_type_and_to_nothing_else(dtype):
+    radiometry = Radiometry(dtype, (0.0,), (100.0,))
+    lowest, highest = type_range(dtype)
+    result = radiometry.from_unit(np.array([-np.inf, 1.2, np.inf]).reshape(1, 1, -1)).ravel()
+    assert float(result[0]) == lowest
+    assert float(result[1]) == pytest.approx(120, rel=1e-6)
+    assert float(result[2]) == highest
+    assert result.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@given(exact=hnp.arrays(np.float64, (1, 4, 4), elements=st.floats(-5, 260)), nodata=st.integers(0, 127))
+def test_a_valid_integer_never_equals_nodata_and_moves_by_one(dtype, exact, nodata):
+    radiometry = Radiometry(dtype, (0.0,), (1.0,))
+    free = radiometry.from_unit(exact)
+    kept = radiometry.from_unit(exact, nodata=nodata)
+    assert not (kept == nodata).any()
+    np.testing.assert_array_equal(kept[free != nodata], free[free != nodata])
+    assert (np.abs(kept.astype(float) - nodata)[free == nodata] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_nodata_at_the_end_of_the_type_moves_inwards(dtype, end):
+    nodata = type_range(dtype)[end]
+    unit = np.full((1, 2, 2), -1e12 if end == 0 else 1e12)
+    result = Radiometry(dtype, (0.0,), (100.0,)).from_unit(unit, nodata=nodata)
+    assert float(result[0, 0, 0]) == (nodata + 1 if end == 0 else nodata - 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nodata", [0.0, -9999.0, "lowest", "highest"])
+def test_a_valid_float_moves_to_the_next_float(dtype, nodata):
+    if isinstance(nodata, str):
+        nodata = type_range(dtype)[nodata == "highest"]
+    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(np.full((1, 1, 1), nodata), nodata=nodata)
+    value = result[0, 0, 0]
+    assert value != nodata
+    assert np.isfinite(value)
+    assert abs(float(value) - nodata) <= abs(nodata) * 2e-7 + 1e-37
+
+
+def test_nan_stays_and_a_nan_nodata_moves_nothing():
+    radiometry = Radiometry("float32", (0.0,), (2.0,))
+    raw = np.array([np.nan, 1.0], np.float32).reshape(1, 1, 2)
+    np.testing.assert_array_equal(radiometry.from_unit(radiometry.to_unit(raw), nodata=np.nan), raw)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("percent", [(0.5, 99.5), (2.0, 98.0), (0.0, 100.0)])
+def test_percentiles_of_a_stream_are_those_of_the_whole(dtype, percent):
+    random = np.random.default_rng(3)
+    values = random.normal(3000, 900, 200_000)
+    values = np.abs(values) if np.dtype(dtype).kind == "u" else values - 3000
+    values = np.clip(values / (1 if dtype != "uint8" else 20), *type_range(dtype)).astype(dtype)
+    histogram = ValueHistogram()
+    for piece in np.array_split(values, 17):
+        histogram.add(piece)
+    low, high = histogram.range(percent)
+    expected = np.percentile(values.astype(float), percent, method="inverted_cdf")
+    np.testing.assert_allclose([low, high], expected, rtol=1 / 1000, atol=1)
+
+
+@given(values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32)), cut=st.integers(0, 60))
+def test_a_histogram_does_not_depend_on_order_or_cuts(values, cut):
+    one, other = ValueHistogram(), ValueHistogram()
+    one.add(values)
+    other.add(values[cut:][::-1])
+    other.add(values[:cut])
+    assert (one.counts == other.counts).all()
+    assert one.counts.sum() == np.isfinite(values).sum()
+
+
+@pytest.mark.parametrize("value", [0, 1, -5, 1e-20, 3e9, -3e38])
+def test_a_scene_of_one_value_still_has_a_range(value):
+    histogram = ValueHistogram()
+    histogram.add(np.full(100, value, np.float64))
+    low, high = histogram.range()
+    Radiometry("float64", (low,), (high,))
+    assert abs(low - value) <= abs(value) / 1000
+
+
+def test_nothing_counted_is_no_range():
+    histogram = ValueHistogram()
+    histogram.add(np.full(10, np.nan))
+    assert histogram.range() is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (7.0, 3.0), (0.0, np.inf), (np.nan, 1.0)])
+def test_a_range_without_values_is_refused(low, high):
+    with pytest.raises(UsageError, match="holds no values"):
+        Radiometry("uint16", (low,), (high,))
+
+
+def test_complex_pixels_are_refused():
+    with pytest.raises(UsageError, match="complex64 cannot be enlarged"):
+        Radiometry.of_type("complex64", 1)
