@@ -1,0 +1,71 @@
+"""Grid: how many pixels a raster has and where on the ground they lie, and what of that changes with resolution.
+
+Three ways to say where a raster lies survive an enlargement, each by its own rule: the affine transform, which counts
+from pixel corners; ground control points, likewise; and RPCs, which count from pixel centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from repmamba.tiles.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Pixels and their place. Unplaced rasters (pictures) have neither transform nor crs."""
+
+    width: int
+    height: int
+    transform: Affine | None = None  # (col, row) of a pixel's corner -> CRS coordinates
+    crs: CRS | None = None
+
+    def refined(self, scale: int) -> Grid:
+        """The grid with scale x scale pixels for each: the corners stay, rotated and sheared ones too."""
+        transform = None if self.transform is None else self.transform * Affine.scale(1 / scale)
+        return Grid(scale * self.width, scale * self.height, transform, self.crs)
+
+    def cut(self, window: Window) -> Grid:
+        """The part of the grid that a window (of its pixels) covers, where it was."""
+        transform = None if self.transform is None else self.transform * Affine.translation(window.col, window.row)
+        return Grid(window.width, window.height, transform, self.crs)
+
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """The outer corners, clockwise from the first pixel's, in the CRS; in pixels where there is no transform."""
+        place = self.transform or Affine.identity()
+        ends = ((0, 0), (self.width, 0), (self.width, self.height), (0, self.height))
+        return tuple(place * end for end in ends)
+
+
+def refined_gcps(gcps: Sequence[GroundControlPoint], scale: int, window: Window) -> list[GroundControlPoint]:
+    """Ground control points on the refined grid of a window: rows and columns counted from its corner, times scale."""
+    return [
+        GroundControlPoint(
+            row=scale * (point.row - window.row),
+            col=scale * (point.col - window.col),
+            x=point.x,
+            y=point.y,
+            z=point.z,
+            id=point.id,
+            info=point.info,
+        )
+        for point in gcps
+    ]
+
+
+def refined_rpcs(rpcs: Mapping[str, str], scale: int, window: Window) -> dict[str, str]:
+    """RPC tags (as GDAL names them) on the refined grid of a window.
+
+    RPCs give the position of a pixel's centre, 0 for the first one: an offset o becomes scale (o + 0.5) - 0.5.
+    """
+    refined = dict(rpcs)
+    for axis, first in (("LINE", window.row), ("SAMP", window.col)):
+        offset, extent = float(rpcs[f"{axis}_OFF"]), float(rpcs[f"{axis}_SCALE"])
+        refined[f"{axis}_OFF"] = repr(scale * (offset - first + 0.5) - 0.5)
+        refined[f"{axis}_SCALE"] = repr(scale * extent)
+    return refined

@@ -1,0 +1,89 @@
+"""The place of a raster survives an enlargement, whichever way it is given."""
+
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
+from rasterio.transform import GCPTransformer, RPCTransformer
+
+from repmamba.scene.grid import Grid, refined_gcps, refined_rpcs
+from repmamba.tiles.window import Window
+
+scales = st.sampled_from([2, 3, 4])
+transforms = st.builds(
+    lambda west, north, pixel, angle, shear: (
+        Affine.translation(west, north) * Affine.rotation(angle) * Affine.shear(shear) * Affine.scale(pixel, -pixel)
+    ),
+    st.floats(-2e7, 2e7),
+    st.floats(-2e7, 2e7),
+    st.floats(1e-4, 1e5),
+    st.floats(-180, 180),
+    st.floats(-30, 30),
+)
+
+
+def in_pixels(transform: Affine, points, others) -> float:
+    """The largest distance between points of the ground, in pixels of the transform."""
+    return max(np.abs(np.subtract(~transform * a, ~transform * b)).max() for a, b in zip(points, others, strict=True))
+
+
+@given(transform=transforms, height=st.integers(1, 5000), width=st.integers(1, 5000), scale=scales)
+def test_the_corners_stay_also_of_rotated_and_sheared_rasters(transform, height, width, scale):
+    grid = Grid(width, height, transform, None)
+    refined = grid.refined(scale)
+    assert (refined.width, refined.height) == (scale * width, scale * height)
+    # A double holds a coordinate to 2e-16 of itself; no pixel size can be kept better than that.
+    allowed = 1e-6 + 1e-15 * max(abs(transform.c), abs(transform.f)) / abs(transform.determinant) ** 0.5
+    assert in_pixels(refined.transform, grid.corners(), refined.corners()) < allowed
+
+
+@given(transform=transforms, row=st.integers(0, 99), col=st.integers(0, 99), scale=scales)
+def test_cutting_and_refining_commute(transform, row, col, scale):
+    grid, window = Grid(200, 150, transform, None), Window(row, col, 51, 101)
+    one = grid.cut(window).refined(scale)
+    other = grid.refined(scale).cut(window.scaled(scale))
+    assert (one.width, one.height) == (other.width, other.height)
+    assert one.transform.almost_equals(other.transform, 1e-6)
+
+
+def test_a_picture_has_a_size_and_no_place():
+    assert Grid(30, 20).refined(4) == Grid(120, 80)
+    assert Grid(30, 20).cut(Window(5, 6, 7, 8)) == Grid(8, 7)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("window", [Window(0, 0, 100, 200), Window(30, 50, 20, 40)])
+def test_gdal_finds_the_same_ground_by_refined_gcps(scale, window):
+    gcps = [
+        GroundControlPoint(row=row, col=col, x=500000 + 10 * col + row, y=4e6 - 10 * row, z=1.0, id=str(n))
+        for n, (row, col) in enumerate([(0, 0), (0, 200), (100, 0), (100, 200), (50, 100)])
+    ]
+    with GCPTransformer(gcps) as before, GCPTransformer(refined_gcps(gcps, scale, window)) as after:
+        for row, col in [(31, 52), (49.5, 70.25)]:
+            expected = before.xy(row, col, offset="ul")
+            found = after.xy(scale * (row - window.row), scale * (col - window.col), offset="ul")
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("window", [Window(0, 0, 274, 232), Window(30, 50, 100, 90)])
+def test_gdal_finds_the_same_ground_by_refined_rpcs(geotiffs, scale, window):
+    """The centre of an lr pixel is the centre of its scale x scale hr pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(geotiffs / "test_rpcs.tif") as raster:
+            tags = raster.tags(ns="RPC")
+    refined = refined_rpcs(tags, scale, window)
+    assert set(refined) == set(tags)
+    with RPCTransformer(RPC.from_gdal(tags)) as before, RPCTransformer(RPC.from_gdal(refined)) as after:
+        for row, col in [(40, 60), (77, 133)]:
+            centre = [scale * (place + 0.5) - 0.5 for place in (row - window.row, col - window.col)]
+            found = after.xy(*centre, offset="ul", zs=100.0)
+            expected = before.xy(row, col, offset="ul", zs=100.0)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
