@@ -1,0 +1,314 @@
+"""How close a result comes to the truth: the measures, and the rules by which the field's papers apply them.
+
+The same images score up to several dB apart by different rules, so no number leaves this room without its rule's name.
+METRICS holds each measure of each rule: its unit, its direction, what is done before it and how images are averaged.
+What is compared, and where it comes from, is not decided here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.pairs import Pair
+from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.pixels.colour import luma
+from repmamba.pixels.resize import imresize
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+TTST_MULTIPLE = 4  # its script cuts to a multiple of four at every scale
+EQUAL_IMAGES_PUBLISHED = 100.0  # dB, where the published script would divide by zero
+
+Image = NDArray[np.generic]
+Plane = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measure by one rule."""
+
+    name: str  # "esr-rgb.psnr": the rule, then the measure
+    unit: str  # "dB", "degrees", or "" for a number without one
+    higher_is_better: bool
+    mean: Literal["images", "classes"]  # over all images, or over the means of the class folders
+    how: str  # what is done to the images before, in a line to print beside the number
+    measure: Callable[[Image, Pair], float]  # sr, as for `score`, and the pair it was made from
+    bands: int | None = None  # how many it is defined for; any number where None
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule, the first part of its own."""
+        return self.name.partition(".")[0]
+
+
+def psnr(sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB, higher is better; inf for equal images.
+
+    sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; compared in float64, all bands together.
+    crop: pixels left out on each side. Raises ShapeMismatch. Source: 10 log10(peak^2 / mean((sr - hr)^2)).
+    """
+    _same_shape(sr, hr)
+    error = _cropped(sr, crop).astype(np.float64) - _cropped(hr, crop).astype(np.float64)
+    squared = float(np.mean(np.square(error)))
+    return 10 * float(np.log10(peak**2 / squared)) if squared else float("inf")
+
+
+def ssim(
+    sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0, edges: Literal["valid", "zero"] = "valid"
+) -> float:
+    """Structural similarity, 1 for equal images; the mean over pixels and bands.
+
+    sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; computed in float64, band by band.
+    crop: pixels left out on each side. edges: "valid" takes only windows that lie inside the image, "zero" one window a
+    pixel, with zeros outside. Raises ShapeMismatch for images smaller than a window.
+    Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, variances as E[x^2] - E[x]^2.
+    """
+    _same_shape(sr, hr)
+    sr, hr = _cropped(sr, crop), _cropped(hr, crop)
+    if edges == "valid" and min(sr.shape[:2]) < SSIM_WINDOW:
+        raise ShapeMismatch(
+            f"SSIM has windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has {sr.shape[0]}x{sr.shape[1]}."
+        )
+    if sr.ndim == 2:
+        return _plane_ssim(sr, hr, peak, edges)
+    return float(np.mean([_plane_ssim(sr[..., band], hr[..., band], peak, edges) for band in range(sr.shape[2])]))
+
+
+def spectral_angle(sr: Image, hr: Image) -> float:
+    """Mean angle between the spectra of a pixel in degrees (SAM), 0 to 180, lower is better.
+
+    sr, hr: (H, W, C), same shape. A pixel that is zero in both has no angle and counts as 0, in one of them as 90.
+    Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses half of the digits.
+    """
+    _same_shape(sr, hr)
+    a, b = sr.astype(np.float64), hr.astype(np.float64)
+    length_a = np.linalg.norm(a, axis=-1, keepdims=True)
+    length_b = np.linalg.norm(b, axis=-1, keepdims=True)
+    a, b = a * length_b, b * length_a
+    apart, together = np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1)
+    angle = np.where((length_a == 0) ^ (length_b == 0), np.pi / 2, 2 * np.arctan2(apart, together)[..., None])
+    return float(np.degrees(angle.mean()))
+
+
+def ergas(sr: Image, hr: Image, scale: int) -> float:
+    """Relative global error in synthesis, 0 for equal images, lower is better; inf if a band of hr has mean zero.
+
+    sr, hr: (H, W, C), same shape, any unit.
+    Source: Wald 2000, 100 / scale sqrt(mean over bands of (RMSE / mean of hr)^2).
+    """
+    _same_shape(sr, hr)
+    truth = hr.astype(np.float64)
+    squared = np.square(sr.astype(np.float64) - truth).mean((0, 1))
+    with np.errstate(divide="ignore"):
+        relative = np.divide(squared, np.square(truth.mean((0, 1))), out=np.zeros_like(squared), where=squared > 0)
+    return 100 / scale * float(np.sqrt(relative.mean()))
+
+
+def peak_of(image: Image) -> float:
+    """The largest value that PSNR is relative to: of an integer type its own, of floats the image's span."""
+    if np.issubdtype(image.dtype, np.integer):
+        return float(np.iinfo(image.dtype.name).max)
+    return float(np.ptp(image)) or 1.0
+
+
+def in_levels(sr: Image, hr: Image) -> Plane:
+    """The values of sr on the scale of hr, in float64, neither rounded nor clipped.
+
+    A float sr beside an integer hr is unit, [0, 1] for the whole range of the type; otherwise the two share their unit.
+    """
+    if np.issubdtype(sr.dtype, np.floating) and np.issubdtype(hr.dtype, np.integer):
+        return sr.astype(np.float64) * peak_of(hr)
+    return sr.astype(np.float64)
+
+
+def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
+    """The value of each metric by its name.
+
+    sr: (s h, s w, C) of the pair: unit floats as a network gives them, not clipped, or values in the type of hr.
+    Two metrics that measure the same are computed once. Raises ShapeMismatch if sr does not fit, UsageError if a metric
+    is not defined for this number of bands or type.
+    """
+    _same_shape(sr, pair.hr)
+    values: dict[Callable[[Image, Pair], float], float] = {}
+    for metric in metrics:
+        if metric.bands is not None and (pair.hr.shape[2] != metric.bands or pair.hr.dtype != np.uint8):
+            raise UsageError(
+                f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} is defined for "
+                f"{metric.bands} of uint8; take the rule bands."
+            )
+        if metric.measure not in values:
+            values[metric.measure] = metric.measure(sr, pair)
+    return {metric.name: values[metric.measure] for metric in metrics}
+
+
+def average(values: Mapping[str, float], mean: Literal["images", "classes"]) -> float:
+    """The mean of values by image name: over images, or over the means of their class folders. inf if one is inf."""
+    if mean == "images":
+        return float(np.mean(list(values.values())))
+    return float(np.mean(list(class_means(values).values())))
+
+
+def class_means(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each class folder, by its name ("" for images in none), in the order of names."""
+    groups: dict[str, list[float]] = {}
+    for name, value in values.items():
+        groups.setdefault(name.rpartition("/")[0], []).append(value)
+    return {group: float(np.mean(groups[group])) for group in sorted(groups)}
+
+
+def metrics_of(rules: Sequence[str]) -> list[Metric]:
+    """The metrics of the named rules, or single ones by their whole name. Raises UsageError for an unknown name."""
+    chosen = []
+    for rule in rules:
+        found = [metric for metric in METRICS.values() if rule in (metric.rule, metric.name)]
+        if not found:
+            raise UsageError(f"There is no rule {rule}; choose among {', '.join(RULES)}.")
+        chosen += [metric for metric in found if metric not in chosen]
+    return chosen
+
+
+def _published_psnr(sr: Image, pair: Pair) -> float:
+    value = psnr(np.clip(in_levels(sr, pair.hr), 0, 255), pair.hr)
+    return value if np.isfinite(value) else EQUAL_IMAGES_PUBLISHED
+
+
+def _published_ssim(sr: Image, pair: Pair) -> float:
+    return ssim(in_levels(sr, pair.hr) / 255, pair.hr.astype(np.float64) / 255, peak=1.0, edges="zero")
+
+
+def _ttst_planes(sr: Image, pair: Pair) -> tuple[Plane, Plane]:
+    rows, columns = (length // TTST_MULTIPLE * TTST_MULTIPLE for length in pair.hr.shape[:2])
+    truncated = np.floor(np.clip(in_levels(sr, pair.hr), 0, 255))
+    return luma(truncated)[:rows, :columns], luma(pair.hr)[:rows, :columns]
+
+
+def _ttst_psnr(sr: Image, pair: Pair) -> float:
+    return psnr(*_ttst_planes(sr, pair))
+
+
+def _ttst_ssim(sr: Image, pair: Pair) -> float:
+    return ssim(*_ttst_planes(sr, pair))
+
+
+def _rounded(sr: Image, hr: Image) -> Plane:
+    return np.rint(np.clip(in_levels(sr, hr), 0, 255))
+
+
+def _haunet_psnr(sr: Image, pair: Pair) -> float:
+    rounded = _rounded(sr, pair.hr)
+    bands = range(pair.hr.shape[2])
+    return float(np.mean([psnr(rounded[..., band], pair.hr[..., band], crop=pair.scale) for band in bands]))
+
+
+def _esr_psnr(sr: Image, pair: Pair) -> float:
+    return psnr(_rounded(sr, pair.hr), pair.hr, crop=pair.scale)
+
+
+def _esr_ssim(sr: Image, pair: Pair) -> float:
+    return ssim(_rounded(sr, pair.hr), pair.hr, crop=pair.scale)
+
+
+def _esr_y_psnr(sr: Image, pair: Pair) -> float:
+    return psnr(luma(_rounded(sr, pair.hr)), luma(pair.hr), crop=pair.scale)
+
+
+def _esr_y_ssim(sr: Image, pair: Pair) -> float:
+    return ssim(luma(_rounded(sr, pair.hr)), luma(pair.hr), crop=pair.scale)
+
+
+def _bands_psnr(sr: Image, pair: Pair) -> float:
+    return psnr(in_levels(sr, pair.hr), pair.hr, peak=peak_of(pair.hr))
+
+
+def _bands_ssim(sr: Image, pair: Pair) -> float:
+    return ssim(in_levels(sr, pair.hr), pair.hr, peak=peak_of(pair.hr))
+
+
+def _bands_sam(sr: Image, pair: Pair) -> float:
+    return spectral_angle(in_levels(sr, pair.hr), pair.hr)
+
+
+def _bands_ergas(sr: Image, pair: Pair) -> float:
+    return ergas(in_levels(sr, pair.hr), pair.hr, pair.scale)
+
+
+def _consistency_psnr(sr: Image, pair: Pair) -> float:
+    reduced = imresize(in_levels(sr, pair.hr), 1 / pair.scale)
+    return psnr(reduced, pair.lr, peak=peak_of(pair.hr))
+
+
+_PUBLISHED = "RGB, no border cut; SR as the network gives it, clipped to 0..255 for PSNR, not rounded"
+_TTST = "Y of 8-bit images, SR with its fraction cut off; cut to a multiple of 4, no border cut"
+_HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then their mean"
+_ESR_RGB = "SR rounded to 8 bit; border of s pixels cut; RGB jointly for PSNR, each channel for SSIM"
+_ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
+_BANDS = "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: to the span of GT)"
+_CONSISTENCY = (
+    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with it; says nothing of detail"
+)
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("published.psnr", "dB", True, "classes", f"{_PUBLISHED}; 100 if equal", _published_psnr, 3),
+        Metric("published.ssim", "", True, "classes", f"{_PUBLISHED}, not clipped; zeros outside", _published_ssim, 3),
+        Metric("ttst-y.psnr", "dB", True, "classes", _TTST, _ttst_psnr, 3),
+        Metric("ttst-y.ssim", "", True, "classes", _TTST, _ttst_ssim, 3),
+        Metric("haunet-rgb.psnr", "dB", True, "images", _HAUNET, _haunet_psnr, 3),
+        Metric("haunet-rgb.ssim", "", True, "images", _HAUNET, _esr_ssim, 3),
+        Metric("esr-rgb.psnr", "dB", True, "images", _ESR_RGB, _esr_psnr, 3),
+        Metric("esr-rgb.ssim", "", True, "images", _ESR_RGB, _esr_ssim, 3),
+        Metric("esr-y.psnr", "dB", True, "images", _ESR_Y, _esr_y_psnr, 3),
+        Metric("esr-y.ssim", "", True, "images", _ESR_Y, _esr_y_ssim, 3),
+        Metric("bands.psnr", "dB", True, "images", _BANDS, _bands_psnr),
+        Metric("bands.ssim", "", True, "images", _BANDS, _bands_ssim),
+        Metric("bands.sam", "degrees", False, "images", "mean angle between the spectra of a pixel", _bands_sam),
+        Metric("bands.ergas", "", False, "images", "100/s times the relative error of the bands (Wald)", _bands_ergas),
+        Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),
+    )
+}
+RULES = tuple(dict.fromkeys(metric.rule for metric in METRICS.values()))
+
+
+def _same_shape(sr: Image, hr: Image) -> None:
+    if sr.shape != hr.shape or sr.ndim not in (2, 3):
+        raise ShapeMismatch(f"SR is {sr.shape} and GT {hr.shape}; both must be (H, W) or (H, W, C) of one shape.")
+
+
+def _cropped(image: Image, crop: int) -> Image:
+    if 2 * crop >= min(image.shape[:2]):
+        raise ShapeMismatch(f"Nothing is left of {image.shape[0]}x{image.shape[1]} pixels without {crop} on each side.")
+    return image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
+
+
+def _plane_ssim(a: Image, b: Image, peak: float, edges: str) -> float:
+    x, y = (np.pad(plane.astype(np.float64), SSIM_WINDOW // 2 if edges == "zero" else 0) for plane in (a, b))
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    mean_x, mean_y, product = _blurred(x), _blurred(y), _blurred(x * y)
+    squares = _blurred(x * x + y * y)  # only the sum of the two variances is needed: one filtering less
+    mean_product = mean_x * mean_y
+    mean_squares = mean_x * mean_x + mean_y * mean_y
+    numerator = (2 * mean_product + c1) * (2 * (product - mean_product) + c2)
+    return float((numerator / ((mean_squares + c1) * (squares - mean_squares + c2))).mean())
+
+
+def _blurred(plane: Plane) -> Plane:
+    """SSIM's Gaussian over a plane (H, W), windows inside only: (H - 10, W - 10)."""
+    return _blurred_rows(_blurred_rows(plane).T).T
+
+
+def _blurred_rows(plane: Plane) -> Plane:
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    weights /= weights.sum()
+    rows, reach = plane.shape[0] - SSIM_WINDOW + 1, SSIM_WINDOW // 2
+    total: Plane = weights[reach] * plane[reach : reach + rows]
+    for tap in range(reach):  # the kernel is symmetric: two rows share a weight
+        mirrored = SSIM_WINDOW - 1 - tap
+        both = plane[tap : tap + rows] + plane[mirrored : mirrored + rows]
+        both *= weights[tap]
+        total += both
+    return total
