@@ -1,6 +1,7 @@
-"""What all tests share: where the reference data is, and small makers of real files."""
+"""What all tests share: where the reference data is, and the end of the run that says what was skipped and why."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def reference_folder() -> Path:
 def reference() -> Path:
     folder = reference_folder()
     if not (folder / "golden" / "README.md").is_file():
-        pytest.skip(f"reference data not found at {folder}; set REPMAMBA_REFERENCE to its folder")
+        pytest.skip("the reference data is not here; REPMAMBA_REFERENCE names its folder")
     return folder
 
 
@@ -29,3 +30,21 @@ def golden(reference: Path) -> Path:
 @pytest.fixture(scope="session")
 def geotiffs(reference: Path) -> Path:
     return reference / "data" / "geotiff"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were skipped, and why: a count for each reason, so that none hides behind a green line."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")
+    )
+    terminalreporter.section(f"{reasons.total()} skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4d}  {reason}")
