@@ -1,0 +1,173 @@
+"""The command line as a whole: its verbs, its exit codes, and every error as one line."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+
+import click
+import pytest
+
+import repmamba
+from repmamba.cli import main as command_line
+from repmamba.cli.main import VERBS, Verb, cli, run
+from repmamba.cli.terminal import printable
+from repmamba.errors import CheckpointError, OutsideTraining, TargetExists, UsageError
+
+WRITTEN = [verb for verb in VERBS if find_spec(verb.module)]
+
+
+@pytest.fixture
+def verb_that(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Puts a verb `trial` on the command line that calls the function given."""
+
+    def install(action: Callable[[], object]) -> None:
+        @click.command()
+        def trial() -> None:
+            action()
+
+        module = ModuleType("trial_verb")
+        module.__dict__["trial"] = trial
+        monkeypatch.setitem(sys.modules, "trial_verb", module)
+        monkeypatch.setattr(command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests.")))
+
+    return install
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("verb", WRITTEN, ids=lambda verb: verb.name)
+def test_every_verb_of_the_table_is_a_command_with_help(verb: Verb):
+    command = cli.get_command(click.Context(cli), verb.name)
+    assert command is not None
+    assert command.name == verb.name
+    assert command.help
+
+
+@pytest.mark.parametrize("verb", WRITTEN, ids=lambda verb: verb.name)
+def test_the_help_of_every_verb_has_examples(verb: Verb, capsys: pytest.CaptureFixture[str]):
+    assert run([verb.name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: repmamba {verb.name} " in shown
+    assert f"repmamba {verb.name}" in shown.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("verb", WRITTEN, ids=lambda verb: verb.name)
+def test_every_option_of_every_verb_says_what_it_does(verb: Verb):
+    command = cli.get_command(click.Context(cli), verb.name)
+    assert command is not None
+    silent = [option.name for option in command.params if isinstance(option, click.Option) and not option.help]
+    assert silent == []
+
+
+def test_help_lists_the_whole_table(capsys: pytest.CaptureFixture[str]):
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb.name in shown
+        assert verb.help in shown
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"repmamba {repmamba.__version__}\n"
+
+
+def test_a_verb_that_does_not_exist_is_misuse(capsys: pytest.CaptureFixture[str]):
+    assert run(["enlarge"]) == 2
+    assert "'enlarge'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TargetExists("out.tif is there already; --overwrite replaces it."), 1),
+        (CheckpointError("x.pth holds no weights."), 1),
+        (UsageError("The tile is 0."), 2),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_an_exit_code(verb_that, capsys, error: Exception, code: int):
+    verb_that(raising(error))
+    assert run(["trial"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"Error: {error}\n"
+
+
+def test_an_unforeseen_error_is_one_line_that_says_how_to_report_it(verb_that, capsys):
+    verb_that(raising(ZeroDivisionError("division\nby zero")))
+    assert run(["trial"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Error: ZeroDivisionError: division by zero.")
+    assert "REPMAMBA_DEBUG=1" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", ["option", "variable"])
+def test_debug_shows_the_traceback(verb_that, capsys, monkeypatch: pytest.MonkeyPatch, asked: str):
+    verb_that(raising(UsageError("The tile is 0.")))
+    if asked == "variable":
+        monkeypatch.setenv("REPMAMBA_DEBUG", "1")
+    assert run(["trial"] if asked == "variable" else ["--debug", "trial"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("Error: The tile is 0.\n")
+
+
+def test_an_interruption_is_exit_code_130_without_a_traceback(verb_that, capsys):
+    verb_that(raising(KeyboardInterrupt()))
+    assert run(["trial"]) == 130
+    shown = capsys.readouterr().err
+    assert shown.strip() == "Error: interrupted"
+
+
+def test_a_closed_pipe_ends_the_command_quietly():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as closed:
+        process = subprocess.run(
+            [sys.executable, "-m", "repmamba.cli", "--help"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert process.stderr == ""
+
+
+def test_a_warning_of_ours_is_one_line_and_those_of_libraries_stay_silent(verb_that, capsys):
+    def warn() -> None:
+        warnings.warn("The scene is radar.", OutsideTraining, stacklevel=2)
+        warnings.warn("tensors will be named", UserWarning, stacklevel=2)
+
+    verb_that(warn)
+    with warnings.catch_warnings():
+        assert run(["trial"]) == 0
+    assert capsys.readouterr().err == "Warning: The scene is radar.\n"
+
+
+def test_control_characters_of_strangers_do_not_reach_the_terminal():
+    assert printable("a\x1b[2Jb\nc\x07") == "a\\x1b[2Jb c\\x07"
+    assert printable("Río São Francisco ×4") == "Río São Francisco ×4"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_what_the_shell_reads(shell: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["completion", shell]) == 0
+    assert "_REPMAMBA_COMPLETE" in capsys.readouterr().out
+
+
+def test_the_shell_gets_the_names_of_the_verbs():
+    asked = {"_REPMAMBA_COMPLETE": "zsh_complete", "COMP_WORDS": "repmamba comp", "COMP_CWORD": "1"}
+    process = subprocess.run(
+        [sys.executable, "-m", "repmamba.cli"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert "completion" in process.stdout

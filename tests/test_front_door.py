@@ -1,0 +1,33 @@
+"""`import repmamba`: what it offers, and that version, metadata and CHANGELOG agree."""
+
+import re
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+
+import repmamba
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", repmamba.__all__)
+def test_every_name_of_the_front_door_opens(name: str):
+    assert getattr(repmamba, name) is not None
+    assert name in dir(repmamba)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="enlarge"):
+        repmamba.enlarge  # noqa: B018
+
+
+def test_version_metadata_and_changelog_agree():
+    released = re.findall(r"^## (\d+\.\d+\.\d+)", (CHECKOUT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert released[0] == repmamba.__version__ == metadata("repmamba")["Version"]
+
+
+def test_the_metadata_names_the_terms_of_code_and_weights():
+    facts = metadata("repmamba")
+    assert facts["License-Expression"] == "Apache-2.0 AND LicenseRef-repmamba-weights"
+    assert {Path(name).name for name in facts.get_all("License-File")} == {"LICENSE", "LICENSE-WEIGHTS.md"}
