@@ -82,10 +82,10 @@ class Group(nn.Module):
 
     def forward(self, deep: Tensor) -> Tensor:
         """deep and result: (B, 64, H, W)."""
-        result = deep
+        body = deep
         for block in self.blocks:
-            result = block(result)
-        result = deep + self.conv(result)
+            body = block(body)
+        result: Tensor = deep + self.conv(body)
         return result
 
 
