@@ -1,0 +1,40 @@
+"""How one, four or thirteen bands go through a network of three.
+
+Three bands that are red, green and blue go together; every other band goes alone, as a grey picture, and its result is
+the mean of the three. So no band's result depends on which other bands a scene has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Groups = tuple[tuple[int, ...], ...]  # bands, counted from 0, that go through the network together
+
+
+def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Groups:
+    """Which of count bands go together through a network of network_bands; every band is in exactly one group.
+
+    rgb: the places (from 0) of red, green and blue, or None where the bands are no colours.
+    """
+    if network_bands == count and network_bands != 3:
+        return (tuple(range(count)),)  # a network made for just these bands
+    together = tuple(rgb) if rgb is not None and network_bands == 3 else ()
+    alone = tuple((band,) for band in range(count) if band not in together)
+    return ((together, *alone)) if together else alone
+
+
+def enlarge_groups(run: Callable[[Tensor], Tensor], unit: Tensor, groups: Groups, network_bands: int) -> Tensor:
+    """unit: (bands, h, w) -> (bands, scale h, scale w), group by group, so that memory does not grow with the bands."""
+    results: list[Tensor | None] = [None] * unit.shape[0]
+    for group in groups:
+        together = unit[list(group)].unsqueeze(0)  # (1, len(group), h, w)
+        if len(group) == network_bands:
+            for band, result in zip(group, run(together)[0], strict=True):
+                results[band] = result
+        else:
+            grey = run(together.expand(-1, network_bands, -1, -1))
+            results[group[0]] = grey[0].mean(0)
+    return torch.stack([result for result in results if result is not None])

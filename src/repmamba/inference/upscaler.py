@@ -1,0 +1,221 @@
+"""Upscaler: a trained network, ready to enlarge arrays of any size and number of bands.
+
+`load` makes one. What is larger than a tile is cut by the same plan as a scene's, so memory is bounded and the result
+of an array does not depend on the machine. Files, places and missing pixels are the scene room's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
+from repmamba.inference.bands import Groups, enlarge_groups, group_bands
+from repmamba.inference.catalogue import find_weights
+from repmamba.inference.device import choose_device, choose_precision
+from repmamba.inference.runners import Runner, TorchRunner
+from repmamba.inference.workers import choose_workers, side_by_side
+from repmamba.network.checkpoint import Checkpoint, read_checkpoint
+from repmamba.pixels.nodata import enlarged, filled, usable
+from repmamba.pixels.radiometry import Radiometry
+from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
+
+SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Upscaler:
+    """A network, what runs it, and what decides its results. Made by `load`."""
+
+    network: nn.Module  # float (B, C, H, W) in [0, 1] -> (B, C, scale H, scale W), not clamped
+    runner: Runner
+    name: str  # of the weights, as the user knows them
+    digest: str  # of the network's numbers
+    tile: int = TILE  # lr pixels kept of each tile, by default
+    halo: int = HALO  # lr pixels read around it, by default
+    device: torch.device = field(default_factory=choose_device)
+    precision: str = "float32"
+    backend: str = ""  # of the scan
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the result is: 2, 3 or 4."""
+        return self.runner.scale
+
+    @property
+    def bands(self) -> int:
+        """How many bands go through the network together."""
+        return self.runner.bands
+
+    def run(self, unit: Tensor) -> Tensor:
+        """unit: (B, bands, h, w) in one pass -> (B, bands, scale h, scale w), float32 on the CPU, not clamped."""
+        return self.runner.run(unit)
+
+    @overload
+    def upscale(
+        self, array: Tensor, *, tile: int | None = None, halo: int | None = None, workers: int | None = None
+    ) -> Tensor: ...
+    @overload
+    def upscale(
+        self,
+        array: NDArray[Scalar],
+        *,
+        tile: int | None = None,
+        halo: int | None = None,
+        workers: int | None = None,
+    ) -> NDArray[Scalar]: ...
+    def upscale(
+        self, array: Any, *, tile: int | None = None, halo: int | None = None, workers: int | None = None
+    ) -> Any:
+        """Enlarge an image; the result is of the same kind, type and device.
+
+        numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped.
+        torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
+        From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
+        infinities stand in their place in the result and touch nothing else.
+        tile, halo: lr pixels, the weights' own unless given.  workers: tiles side by side; no result depends on it.
+        Raises ShapeMismatch, UsageError.
+        """
+        cut = _Cut(tile or self.tile, self.halo if halo is None else halo, choose_workers(workers, self.device))
+        if isinstance(array, Tensor):
+            return self._upscale_tensor(array, cut)
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            raise ShapeMismatch(
+                f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
+            )
+        planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+        result = self._upscale_planes(planes, cut)
+        return result[0] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, 2))
+
+    def enlarge(self, unit: NDArray[np.float32], groups: Groups) -> Tensor:
+        """One tile in one pass for each group of bands: (bands, h, w), finite -> (bands, scale h, scale w).
+
+        Values far outside [0, 1] are cut off for the network, and what was cut off is added again, bilinear.
+        """
+        whole = torch.from_numpy(np.ascontiguousarray(unit))
+        seen = whole.clamp(*SEEN)
+        result = enlarge_groups(self.run, seen, groups, self.bands)
+        beyond = whole - seen
+        if beyond.any():
+            result = result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
+        return result
+
+    def _upscale_tensor(self, tensor: Tensor, cut: _Cut) -> Tensor:
+        if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
+            raise ShapeMismatch(
+                f"A tensor of shape {tuple(tensor.shape)} and {tensor.dtype} is no image; give (C, H, W) or "
+                "(B, C, H, W), floating, none of them 0."
+            )
+        images = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        results = [self._upscale_planes(image.numpy(), cut) for image in (images if tensor.ndim == 4 else images[None])]
+        result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
+        return result.to(tensor.device, tensor.dtype)
+
+    def _upscale_planes(self, planes: NDArray[Any], cut: _Cut) -> NDArray[Any]:
+        """planes: (bands, h, w) -> (bands, scale h, scale w), same type."""
+        bands, height, width = planes.shape
+        radiometry = Radiometry.of_type(planes.dtype.name, bands)
+        groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
+        plan = plan_tiles(height, width, self.scale, tile=cut.tile, halo=cut.halo)
+        result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
+
+        def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
+            raw = planes[:, *tile.read.slices]
+            known = usable(raw, np.ones(raw.shape[1:], bool))
+            sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
+            numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy())
+            if not known.all():
+                numbers = restored(numbers, raw, known, tile, self.scale)
+            return tile, numbers
+
+        done: Iterator[tuple[Tile, NDArray[Any]]] = side_by_side(step, plan, cut.workers)
+        for tile, numbers in done:
+            result[:, *tile.write.slices] = numbers
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    tile: int
+    halo: int
+    workers: int
+
+
+def restored(
+    numbers: NDArray[Any], raw: NDArray[Any], known: NDArray[np.bool_], tile: Tile, scale: int
+) -> NDArray[Any]:
+    """A tile's result with the numbers that could not be used (NaN, infinities) back in their scaled footprint."""
+    footprint = enlarged(known, scale)[:, *tile.keep.slices]
+    return np.where(footprint, numbers, raw.repeat(scale, -2).repeat(scale, -1)[:, *tile.keep.slices])
+
+
+def load(
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    scale: int | None = None,
+    device: str | torch.device | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+    fuse: bool = True,
+) -> Upscaler:
+    """The Upscaler of a name (x4), a file, a folder or a hub id; ours or a published checkpoint.
+
+    weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
+    refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
+    trained form has twice; False keeps the network as it was trained.
+    Raises CheckpointError, UsageError.
+    """
+    found = find_weights(weights if weights is not None else f"x{scale or 4}")
+    checkpoint = read_checkpoint(found.path)
+    config = checkpoint.config
+    if config.scale < 2:
+        raise CheckpointError(f"{found.name} is a network that does not enlarge (upsampler '{config.upsampler}').")
+    if scale is not None and scale != config.scale:
+        raise CheckpointError(
+            f"{found.name} is an x{config.scale} checkpoint, and x{scale} was asked for: name x{scale} weights."
+        )
+    network: nn.Module = checkpoint.network()
+    if fuse:
+        from repmamba.network.fusion import fuse as fused
+
+        network = fused(network)
+    place, numbers = choose_device(device), choose_precision(precision)
+    network = network.to(place).eval()
+    return Upscaler(
+        network=network,
+        runner=TorchRunner(network, config.scale, config.in_chans, place, numbers),
+        name=found.name,
+        digest=_digest(checkpoint),
+        tile=_measured(checkpoint, "tile", TILE),
+        halo=_measured(checkpoint, "halo", HALO),
+        device=place,
+        precision=str(numbers).removeprefix("torch."),
+    )
+
+
+def _measured(checkpoint: Checkpoint, name: str, usual: int) -> int:
+    """What was measured to be best for these weights, where they say so."""
+    value = checkpoint.training.get(name)
+    return value if isinstance(value, int) and value > 0 else usual
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """32 hex digits of SHA-256 over configuration and numbers, so that equal networks in other files are equal."""
+    state = hashlib.sha256(repr(sorted(checkpoint.config.to_dict().items())).encode())
+    for name, tensor in sorted(checkpoint.weights.items()):
+        state.update(name.encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()[:32]

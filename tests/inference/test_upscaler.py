@@ -1,0 +1,149 @@
+"""Upscaler: arrays of every kind, and a result that depends on nothing but array, weights and plan."""
+
+import numpy as np
+import pytest
+import torch
+
+from repmamba import load
+from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+random = np.random.default_rng(11)
+
+
+@pytest.fixture(scope="session")
+def upscaler(small_weights):
+    return load(small_weights)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(7, 9), (8, 6, 1), (5, 5, 3), (6, 7, 4), (1, 1, 13)])
+def test_an_array_comes_back_larger_and_of_its_type(upscaler, dtype, shape):
+    image = (random.random(shape) * (1 if dtype.startswith("f") else 200)).astype(dtype)
+    result = upscaler.upscale(image)
+    assert result.dtype == dtype
+    assert result.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
+
+
+def test_integers_are_the_whole_range_of_their_type(upscaler):
+    eight = random.integers(0, 256, (12, 10, 3)).astype(np.uint8)
+    unit = eight / np.float64(255)
+    from_floats = upscaler.upscale(unit)
+    np.testing.assert_array_equal(upscaler.upscale(eight), np.rint(from_floats.clip(0, 1) * 255))
+    sixteen = upscaler.upscale(eight.astype(np.uint16) * 257)
+    np.testing.assert_allclose(sixteen / 65535, from_floats.clip(0, 1), atol=1e-5)
+
+
+def test_floats_are_not_clamped(upscaler):
+    result = upscaler.upscale(np.where(random.random((16, 16, 3)) < 0.5, 0.0, 1.0))
+    assert result.min() < 0 or result.max() > 1
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 5), (2, 3, 6, 5), (1, 4, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_tensor_comes_back_larger_and_of_its_type(upscaler, shape, dtype):
+    result = upscaler.upscale(torch.rand(shape).to(dtype))
+    assert result.dtype == dtype
+    assert result.shape == (*shape[:-2], 2 * shape[-2], 2 * shape[-1])
+
+
+def test_tensors_arrays_and_the_network_itself_agree(upscaler):
+    image = random.random((10, 12, 3)).astype(np.float32)
+    tensor = torch.from_numpy(image).movedim(2, 0)
+    by_array = upscaler.upscale(image)
+    by_tensor = upscaler.upscale(tensor).movedim(0, 2).numpy()
+    with torch.no_grad():
+        by_network = upscaler.network(tensor[None])[0].movedim(0, 2).numpy()
+    np.testing.assert_array_equal(by_array, by_tensor)
+    np.testing.assert_allclose(by_array, by_network, atol=1e-5)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(upscaler):
+    image = random.integers(0, 256, (70, 90, 4)).astype(np.uint8)
+    one, three = (upscaler.upscale(image, tile=32, halo=8, workers=workers) for workers in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+def test_tiles_meet_without_a_seam(upscaler):
+    """A flat image has to stay flat at each of the four places in a pixel: a cut would show as a line."""
+    result = upscaler.upscale(np.full((80, 80, 3), 0.4, np.float32), tile=32, halo=8)
+    places = result[20:-20, 20:-20].reshape(60, 2, 60, 2, 3)
+    assert np.ptp(places, axis=(0, 2)).max() < 0.02
+
+
+def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler):
+    image = random.random((40, 40, 3)).astype(np.float32)
+    image[20, 20, 1], image[3, 5, 0] = np.nan, np.inf
+    result = upscaler.upscale(image)
+    expected = np.ones_like(result, bool)
+    expected[40:42, 40:42, 1] = expected[6:8, 10:12, 0] = False
+    np.testing.assert_array_equal(np.isfinite(result), expected)
+    assert np.isnan(result[40:42, 40:42, 1]).all()
+    assert (result[6:8, 10:12, 0] == np.inf).all()
+
+
+def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscaler):
+    image = random.random((60, 60)).astype(np.float32)
+    spiked = image.copy()
+    spiked[30, 30] = 1e6
+    plain, result = upscaler.upscale(image), upscaler.upscale(spiked)
+    assert result[60:62, 60:62].max() > 5e5
+    far = np.ones(result.shape, bool)
+    far[40:82, 40:82] = False
+    assert np.abs(result - plain)[far].max() < 0.1
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)])
+def test_what_is_no_image_is_refused(upscaler, image):
+    with pytest.raises(ShapeMismatch, match="is no image"):
+        upscaler.upscale(image)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), complex), [[1, 2], [3, 4]], np.zeros((4, 4), bool)])
+def test_types_without_a_meaning_are_refused(upscaler, image):
+    with pytest.raises(UsageError):
+        upscaler.upscale(image)
+
+
+def test_weights_of_another_scale_are_refused(small_weights):
+    with pytest.raises(CheckpointError, match=r"x2 checkpoint, and x4 was asked for"):
+        load(small_weights, scale=4)
+
+
+def test_unknown_weights_are_refused_and_the_known_ones_named():
+    with pytest.raises(CheckpointError, match="the packaged ones are"):
+        load("x5")
+
+
+def test_a_network_that_does_not_enlarge_is_refused(tmp_path):
+    path = tmp_path / "none.safetensors"
+    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=1, upsampler="none", depths=(1,)))))
+    with pytest.raises(CheckpointError, match="does not enlarge"):
+        load(path)
+
+
+def test_equal_networks_have_equal_digests_whatever_their_files(small_weights, tmp_path, upscaler):
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes(small_weights.read_bytes())
+    assert load(copy).digest == upscaler.digest
+    assert load(copy).name == "renamed"
+
+
+def test_tile_and_halo_come_from_the_weights(tmp_path):
+    network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training={"tile": 192, "halo": 24}))
+    upscaler = load(tmp_path / "own.safetensors")
+    assert (upscaler.tile, upscaler.halo) == (192, 24)
+
+
+def test_the_trained_and_the_fused_network_agree(small_weights, upscaler):
+    image = random.random((20, 22, 3)).astype(np.float32)
+    np.testing.assert_allclose(load(small_weights, fuse=False).upscale(image), upscaler.upscale(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("option", "value"), [("device", "abacus"), ("device", "cuda:77"), ("precision", "int4")])
+def test_a_device_or_precision_that_is_not_there_is_refused(small_weights, option, value):
+    with pytest.raises(UsageError, match=r"choose|There is no"):
+        load(small_weights, **{option: value})
