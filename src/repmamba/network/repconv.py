@@ -4,6 +4,7 @@ Also where the two layouts of the network are named: a map (B, C, H, W) and its 
 its maps in channels-last memory, so that one is a view of the other and nothing is copied between them.
 """
 
+import torch
 from torch import Tensor, nn
 
 EPS = 1e-5
@@ -40,6 +41,40 @@ class RepConv(nn.Module):
         """x and result: (B, width, H, W)."""
         result: Tensor = self.outer_bn(self.inner_bn(self.dw3x3(x)) + self.dw1x1(x) + x)
         return result
+
+    @torch.no_grad()
+    def folded(self) -> nn.Conv2d:
+        """The one depthwise 3x3 convolution, with a bias, that this equals in evaluation mode. Exact, borders included.
+
+        Folded in float64, returned in the type and on the device of the weights. Source: specification 7.2.
+        """
+        scale_in, shift_in = affine(self.inner_bn)
+        scale_out, shift_out = affine(self.outer_bn)
+        kernel = self.dw3x3.weight.double() * scale_in.view(-1, 1, 1, 1)
+        kernel[:, :, 1, 1] += self.dw1x1.weight.double()[:, :, 0, 0] + 1
+        bias = torch.zeros_like(shift_in) if self.dw1x1.bias is None else self.dw1x1.bias.double()
+        return depthwise(
+            kernel * scale_out.view(-1, 1, 1, 1),
+            scale_out * (shift_in + bias) + shift_out,
+            like=self.dw3x3.weight,
+        )
+
+
+def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch normalisation multiplies each channel by in evaluation mode, and then adds; float64."""
+    assert bn.running_mean is not None  # ours all keep statistics
+    assert bn.running_var is not None
+    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+    return scale, bn.bias.double() - bn.running_mean.double() * scale
+
+
+def depthwise(kernel: Tensor, bias: Tensor, *, like: Tensor) -> nn.Conv2d:
+    """A depthwise convolution that keeps the size, in the type of `like` and on its device. kernel: (width, 1, k, k)."""
+    width, _, size, _ = kernel.shape
+    conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width, device="meta")
+    conv.weight = nn.Parameter(kernel.to(like), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
+    return conv
 
 
 def depthwise3x3(width: int, *, repconv: bool) -> nn.Module:

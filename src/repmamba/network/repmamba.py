@@ -44,11 +44,7 @@ class RepMamba(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
-        if image.dim() != 4 or image.shape[1] != self.config.in_chans or 0 in image.shape:
-            expected = f"(batch, {self.config.in_chans}, height, width)"
-            raise ShapeMismatch(
-                f"The input has shape {tuple(image.shape)}; this network takes {expected}, none of them 0."
-            )
+        check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
         image = even(image).contiguous(memory_format=torch.channels_last)
         centred = (image - self.mean) * self.config.img_range
@@ -62,6 +58,15 @@ class RepMamba(nn.Module):
             result = centred + result
         result = result / self.config.img_range + self.mean
         return result[..., : height * self.scale, : width * self.scale]
+
+
+def check_input(image: Tensor, in_chans: int) -> None:
+    """Raise ShapeMismatch unless the image is (B, in_chans, H, W), none of them 0."""
+    if image.dim() != 4 or image.shape[1] != in_chans or 0 in image.shape:
+        raise ShapeMismatch(
+            f"The input has shape {tuple(image.shape)}; this network takes (batch, {in_chans}, height, width), "
+            "none of them 0."
+        )
 
 
 def even(image: Tensor) -> Tensor:
