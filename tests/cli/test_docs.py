@@ -1,0 +1,48 @@
+"""The pages of docs/cli hold what the commands say of themselves; `make docs` writes that part of them."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import pytest
+
+from repmamba.cli.main import VERBS, Verb, cli
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+WRITTEN = [verb for verb in VERBS if find_spec(verb.module)]
+
+
+def flat(text: str) -> str:
+    """Text without its line breaks, so that where a line is broken does not matter."""
+    return " ".join(text.split())
+
+
+def test_the_index_of_commands_links_a_page_for_every_verb():
+    index = (DOCS / "cli" / "index.md").read_text("utf-8")
+    for verb in VERBS:
+        assert f"[`repmamba {verb.name}`]({verb.name}.md)" in index
+        assert (DOCS / "cli" / f"{verb.name}.md").is_file()
+
+
+@pytest.mark.parametrize("verb", WRITTEN, ids=lambda verb: verb.name)
+def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
+    command = cli.get_command(click.Context(cli), verb.name)
+    assert command is not None
+    page = flat((DOCS / "cli" / f"{verb.name}.md").read_text("utf-8"))
+    for option in command.params:
+        if isinstance(option, click.Option):
+            missing = [name for name in (*option.opts, *option.secondary_opts) if not re.search(rf"{name}\b", page)]
+            assert missing == [], "`make docs` writes the options into the pages"
+            assert flat(option.help or "") in page, "`make docs` writes the options into the pages"
+
+
+def test_no_page_describes_a_verb_that_does_not_exist():
+    pages = {page.stem for page in (DOCS / "cli").glob("*.md")} - {"index"}
+    assert pages == {verb.name for verb in VERBS}
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
