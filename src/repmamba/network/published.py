@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from repmamba.errors import CheckpointError, UsageError
 from repmamba.network.config import WIDTH, NetworkConfig
@@ -93,6 +94,18 @@ def published_names(config: NetworkConfig) -> dict[str, str]:
             "save it in the form of repmamba instead."
         )
     return {name: _published_name(name) for name in expected_shapes(config)}
+
+
+def to_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names, under their published ones. Raises CheckpointError where there are none."""
+    names = published_names(config)
+    return {names[name]: tensor for name, tensor in weights.items()}
+
+
+def from_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under their published names, under ours. Raises KeyError for a name that such a network has not."""
+    ours = {published: name for name, published in published_names(config).items()}
+    return {ours[name]: tensor for name, tensor in weights.items()}
 
 
 def _published_name(name: str) -> str:
