@@ -1,0 +1,277 @@
+"""Recipe: everything a training run depends on, frozen and checked when made.
+
+Each table of a recipe file is one dataclass here; its docstring says what each key means and in which unit, and a key
+that the file leaves out has the field's default. What is not in a recipe cannot change a sample of a run: threads,
+niceness, bars and how often a line is logged are arguments of `fit`. recipe_file.py reads and writes recipes as TOML.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from repmamba.data.degradations import Stage
+from repmamba.data.patches import Phase
+from repmamba.errors import RecipeError
+from repmamba.network.config import NetworkConfig
+
+Augmentation = Literal["flips", "transpose", "rotations"]
+LossName = Literal["l1", "l2", "charbonnier", "fft", "gradient"]
+Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y"]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What is learnt from, and what it is judged on.
+
+    train, val: folders; each holds GT/ and LR/, or class folders of these, or hr images alone, whose lr is then made by
+    imresize.  patches: one or more phases, in order of their start.  augment: drawn independently for each patch;
+    flips are top-bottom and left-right, transpose swaps rows and columns, rotations are by 0, 90, 180 or 270 degrees.
+    short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
+    cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
+    degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
+    plain reduction.
+    """
+
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    patches: tuple[Phase, ...] = (Phase(),)
+    augment: tuple[Augmentation, ...] = ("flips", "transpose")
+    short_batch: Literal["keep", "fill"] = "fill"
+    cache: Literal["memory", "disk", "device"] = "memory"
+    degradations: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for phase in self.patches:
+            at_least("data.patches.size", phase.size, 2)
+            at_least("data.patches.batch", phase.batch, 1)
+        starts = [phase.start for phase in self.patches]
+        ordered = bool(starts) and starts[0] == 0 and all(a < b for a, b in pairwise(starts))
+        must(ordered, "data.patches.start", starts, "0 for the first phase, and growing")
+
+
+@dataclass(frozen=True, slots=True)
+class Optimiser:
+    """AdamW. decay: "all" parameters, as published, or only the weights of "matrices" and convolutions.
+
+    lr: the learning rate, above 0.  betas, eps, weight_decay: AdamW's own.
+    """
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "all"
+
+    def __post_init__(self) -> None:
+        must(self.lr > 0, "optimiser.lr", self.lr, "above 0")
+        must(all(0 <= beta < 1 for beta in self.betas), "optimiser.betas", list(self.betas), "two numbers from 0 to 1")
+        must(self.eps > 0, "optimiser.eps", self.eps, "above 0")
+        at_least("optimiser.weight_decay", self.weight_decay, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The learning rate over the run, as a share of the optimiser's.
+
+    warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by `factor` at each of the
+    `milestones`; kind "cosine": half a cosine from 1 down to `floor` at the run's end.
+    """
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.5
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("schedule.warmup", self.warmup, 0)
+        must(sorted(self.milestones) == list(self.milestones), "schedule.milestones", self.milestones, "growing")
+        must(self.factor > 0, "schedule.factor", self.factor, "above 0")
+        must(0 <= self.floor <= 1, "schedule.floor", self.floor, "from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the optimiser.
+
+    clip: largest norm of the gradient; 0 for none.  accumulate: parts a batch is computed in, one after another.
+    precision: "bf16" computes forward passes under autocast; on a CPU only where a short trial shows it faster.
+    ema: decay of the running mean of weights and buffers that is validated and shipped; 0 for none.
+    batch_norm: statistics of the "process" alone, or "synchronised" over all (GPUs only).
+    compile: the network through torch.compile.  surplus_step: the published loop's accident, one more step of the
+    optimiser at each epoch's end on the same gradients.
+    """
+
+    clip: float = 0.0
+    accumulate: int = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    ema: float = 0.0
+    batch_norm: Literal["process", "synchronised"] = "process"
+    compile: bool = False
+    surplus_step: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("step.clip", self.clip, 0)
+        at_least("step.accumulate", self.accumulate, 1)
+        must(0 <= self.ema < 1, "step.ema", self.ema, "from 0 to below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One term of the loss: an entry of train.losses.LOSSES and its weight."""
+
+    name: LossName = "l1"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        must(self.weight > 0, "losses.weight", self.weight, "above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS.
+
+    images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many are pictured.
+    """
+
+    every: int = 1000
+    rule: Rule = "esr-rgb"
+    images: int = 0
+    crops: int = 4
+
+    def __post_init__(self) -> None:
+        at_least("validation.every", self.every, 1)
+        at_least("validation.images", self.images, 0)
+        at_least("validation.crops", self.crops, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """every: steps (or epochs) between checkpoints.  keep: how many of the latest stay.
+
+    archive: also keep, for good, those at multiples of this; 0 for none.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    archive: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("checkpoints.every", self.every, 1)
+        must(self.keep >= 2, "checkpoints.keep", self.keep, "at least 2: one to fall back on")
+        at_least("checkpoints.archive", self.archive, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the weights begin.
+
+    kind: "random", as published, or "bilinear", where the untrained network already enlarges bilinearly.
+    weights: a checkpoint or the name of packaged weights to begin from instead; of another scale, its body is taken and
+    its upsampler resampled.  ema: a checkpoint that the running mean begins from; default the same weights.
+    """
+
+    kind: Literal["random", "bilinear"] = "random"
+    weights: str = ""
+    ema: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A training run. unit: what start, warmup, milestones, every, archive and steps count.
+
+    steps: length of the run.  seed: of the weights, the samples and the augmentations.
+    divergence: the run is stopped when its smoothed loss exceeds its own lowest value so many times.
+    """
+
+    name: str
+    steps: int
+    unit: Literal["step", "epoch"] = "step"
+    seed: int = 1234
+    divergence: float = 10.0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: Data = field(default_factory=Data)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+    step: Step = field(default_factory=Step)
+    losses: tuple[Loss, ...] = field(default_factory=lambda: (Loss(),))
+    validation: Validation = field(default_factory=Validation)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    start: Start = field(default_factory=Start)
+
+    def __post_init__(self) -> None:
+        must(bool(self.name), "name", self.name, "not empty")
+        at_least("steps", self.steps, 1)
+        must(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
+        must(self.divergence > 1, "divergence", self.divergence, "above 1")
+        must(bool(self.losses), "losses", [], "at least one")
+        parts = self.step.accumulate
+        for phase in self.data.patches:
+            must(phase.batch % parts == 0, "data.patches.batch", phase.batch, f"a multiple of step.accumulate, {parts}")
+
+    def in_steps(self, epoch: int) -> "Recipe":
+        """The same run counted in steps, an epoch being `epoch` of them; itself if it is counted so already."""
+        if self.unit == "step":
+            return self
+        patches = tuple(replace(phase, start=phase.start * epoch) for phase in self.data.patches)
+        milestones = tuple(milestone * epoch for milestone in self.schedule.milestones)
+        return replace(
+            self,
+            unit="step",
+            steps=self.steps * epoch,
+            data=replace(self.data, patches=patches),
+            schedule=replace(self.schedule, warmup=self.schedule.warmup * epoch, milestones=milestones),
+            validation=replace(self.validation, every=self.validation.every * epoch),
+            checkpoints=replace(
+                self.checkpoints,
+                every=self.checkpoints.every * epoch,
+                archive=self.checkpoints.archive * epoch,
+            ),
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; of a recipe that counts in steps."""
+        schedule = self.schedule
+        if step < schedule.warmup:
+            return self.optimiser.lr * (step + 1) / schedule.warmup
+        if schedule.kind == "constant":
+            passed = sum(milestone <= step for milestone in schedule.milestones)
+            return self.optimiser.lr * schedule.factor**passed
+        done = (step - schedule.warmup) / max(self.steps - schedule.warmup, 1)
+        share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+        return self.optimiser.lr * share
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON or TOML; `build` makes the same recipe of it."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """What `other` has otherwise, one `key: ours -> theirs` each; empty for equal recipes."""
+        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        keys = sorted(ours.keys() | theirs.keys())
+        return [f"{key}: {ours.get(key)} -> {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def must(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Raise a RecipeError that names the key, its value and what is allowed, unless the condition holds."""
+    if not condition:
+        raise RecipeError(f"{key} is {value!r}; it must be {allowed}.")
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """Raise a RecipeError unless the value is at least this."""
+    must(value >= least, key, value, f"at least {least:g}")
+
+
+def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{where}{key}.")
+        else:
+            flat[where + key] = value
+    return flat

@@ -1,0 +1,148 @@
+"""Recipes as TOML: read from a file or from the package, with settings laid over, and written whole beside a run.
+
+A wrong key or value is a RecipeError of one line that names it and what is allowed; nothing in a file is ignored.
+The standard library reads TOML; what it gives is built into our own dataclasses here, in less code than it would take
+to bend a library's messages into that line.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from repmamba.errors import RecipeError, UsageError
+from repmamba.train.recipe import Recipe, must
+
+T = TypeVar("T")
+
+
+def packaged() -> list[str]:
+    """The names of the recipes in the package."""
+    folder = files("repmamba.train") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """The recipe in a file, or the packaged one of that name, with `key=value` settings laid over it.
+
+    A key is dotted ("optimiser.lr"), a value TOML; one that is not is taken as text. Raises RecipeError.
+    """
+    table = _parse(source)
+    for setting in settings:
+        _set(table, setting)
+    return build(table)
+
+
+def build(table: Mapping[str, Any]) -> Recipe:
+    """A recipe of plain tables, as read from TOML or JSON. Raises RecipeError."""
+    return _build(Recipe, table, "")
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The whole recipe as a TOML text, defaults written out; read_recipe gives the same recipe of it."""
+    return _toml(recipe.to_dict())
+
+
+def _parse(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.is_file() and str(source) in packaged():
+        text = (files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise RecipeError(f"{source} is neither a file nor a packaged recipe; those are {', '.join(packaged())}.")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise RecipeError(f"{source} is not TOML: {fault}.") from fault
+
+
+def _set(table: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"The setting {setting!r} is not of the form key=value, as in optimiser.lr=1e-4.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for name in path:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{key} cannot be set: {name} is a list. Set the whole list: {name}=[{{...}}].")
+    table[last] = value
+
+
+def _build(kind: type[T], table: Any, where: str) -> T:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where} is {table!r}; it must be a table of {', '.join(_keys(kind))}.")
+    hints = get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            raise RecipeError(_unknown(f"{where}{key}", key, _keys(kind)))
+    for one in fields(kind):  # type: ignore[arg-type]  # kind is one of the dataclasses above
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in table:
+            raise RecipeError(f"{where}{one.name} is missing; a recipe needs it.")
+    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except RecipeError:
+        raise
+    except UsageError as fault:  # of NetworkConfig, which knows nothing of recipes
+        raise RecipeError(f"{where}{fault}") from fault
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, f"{where}.")
+    if origin is Literal:
+        must(value in arguments, where, value, f"one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        return _values(arguments, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    must(type(value) is hint, where, value, _KINDS[hint])
+    return value
+
+
+def _values(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    must(isinstance(value, (list, tuple)), where, value, "a list")
+    if arguments[-1] is not Ellipsis:
+        must(len(value) == len(arguments), where, value, f"a list of {len(arguments)}")
+        return tuple(_value(hint, one, where) for hint, one in zip(arguments, value, strict=True))
+    return tuple(_value(arguments[0], one, where) for one in value)
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _keys(kind: type) -> list[str]:
+    return [one.name for one in fields(kind)]
+
+
+def _unknown(where: str, key: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"{where} is not a key of a recipe; allowed there: {', '.join(allowed)}.{hint}"
+
+
+def _toml(table: Mapping[str, Any], where: str = "") -> str:
+    # A recipe has plain values, lists of them, tables and lists of tables; json.dumps writes the first two as TOML.
+    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _is_table(value)]
+    parts = ["\n".join(plain)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            parts.append(f"[{where}{key}]\n{_toml(value, f'{where}{key}.')}")
+        elif _is_table(value):
+            parts += [f"[[{where}{key}]]\n{_toml(one, f'{where}{key}.')}" for one in value]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
