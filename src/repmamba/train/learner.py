@@ -1,0 +1,192 @@
+"""The learner: what a run changes. The network, its optimiser and its running mean, and all their state as one value.
+
+How the network is wrapped, for several processes or compiled, is settled here; the names of its weights never show it.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from repmamba.errors import RecipeError
+from repmamba.network.repmamba import RepMamba
+from repmamba.train.average import Average
+from repmamba.train.losses import weighted
+from repmamba.train.processes import Processes
+from repmamba.train.recipe import Recipe
+from repmamba.train.start import start_bilinear, weights_for
+from repmamba.train.step import Batch, StepResult, training_step
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+TRIAL_SECONDS = 1.0
+
+
+class Learner:
+    """A network on its way.
+
+    network: the plain one, on its device, in training mode.  best_network: the one to judge and to ship, the running
+    mean where there is one.  precision: "float32" or "bf16", as chosen for this machine when the run began.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, processes: Processes) -> None:
+        self.recipe = recipe
+        self.device = device
+        torch.manual_seed(recipe.seed)
+        network = RepMamba(recipe.network)
+        average = _begin(network, recipe)
+        self.network = network.to(device).train()
+        if recipe.step.batch_norm == "synchronised" and processes.world > 1:
+            self.network = synchronised(self.network, device)
+        self.average = average
+        if average is not None:
+            average.network.to(device)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(self.network, recipe),
+            lr=recipe.optimiser.lr,
+            betas=recipe.optimiser.betas,
+            eps=recipe.optimiser.eps,
+            fused=True,
+        )
+        self.loss = weighted({term.name: term.weight for term in recipe.losses})
+        self.precision = ""
+        self._wrapped = _wrapped(self.network, recipe, device, processes)
+
+    @property
+    def best_network(self) -> RepMamba:
+        """The network to judge and to ship; not in evaluation mode by itself."""
+        return self.network if self.average is None else self.average.network
+
+    def choose_precision(self, size: int, processes: Processes) -> str:
+        """Settle on what the recipe asks for, or on float32 where bf16 is no faster; what was settled on.
+
+        size: lr pixels of a patch's side, for the trial. The first process tries, and the others do as it found.
+        """
+        asked = self.recipe.step.precision
+        tried = asked == "bf16" and processes.first
+        fits = processes.agree(asked == "float32" or (tried and bf16_is_faster(self.network, self.device, size)))
+        self.precision = asked if fits else "float32"
+        return self.precision
+
+    def step(self, batch: Batch, rate: float, *, surplus: bool = False) -> StepResult:
+        """One step on this process's share of a batch; surplus: then the optimiser once more on the same gradients."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        result = training_step(
+            self._wrapped,
+            self.optimiser,
+            batch,
+            self.loss,
+            clip=self.recipe.step.clip or None,
+            precision=PRECISIONS[self.precision],
+            parts=self.recipe.step.accumulate,
+        )
+        if surplus:
+            self.optimiser.step()
+        if self.average:
+            self.average.update(self.network)
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as tensors and plain values; not a copy."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "precision": self.precision,
+            "average": self.average and {"network": self.average.network.state_dict(), "updates": self.average.updates},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same recipe."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.precision = state["precision"]
+        if self.average:
+            self.average.network.load_state_dict(state["average"]["network"])
+            self.average.updates = state["average"]["updates"]
+
+
+def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters with their weight decay, as AdamW takes them: all decay, or matrices and kernels alone.
+
+    A_log is a matrix of the scan's time constants and no map: it does not decay among matrices.
+    """
+    decaying: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in network.named_parameters():
+        is_matrix = parameter.dim() >= 2 and not name.endswith("A_log")
+        (decaying if is_matrix or recipe.optimiser.decay == "all" else others).append(parameter)
+    groups = [{"params": decaying, "weight_decay": recipe.optimiser.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    return groups
+
+
+def bf16_is_faster(network: nn.Module, device: torch.device, size: int) -> bool:
+    """Whether a forward and backward pass under bf16 autocast takes less time than in float32, by a short trial.
+
+    A processor without bf16 of its own computes it hundreds of times slower and is not tried. The network is not
+    changed. size: lr pixels of the side of a patch.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    native = torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type != "cpu" or not native:
+        return False
+    copied = copy.deepcopy(network)
+    lr = torch.full((1, copied.get_buffer("mean").shape[1], size, size), 0.5, device=device)
+
+    def once(precision: torch.dtype) -> Callable[[], None]:
+        def run() -> None:
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                sr = copied(lr)
+            sr.float().sum().backward()
+
+        return run
+
+    return _shortest(once(torch.bfloat16)) < _shortest(once(torch.float32))
+
+
+def synchronised(network: RepMamba, device: torch.device) -> RepMamba:
+    """The network with BatchNorm's statistics taken over all processes. Raises RecipeError off a GPU."""
+    if device.type != "cuda":
+        raise RecipeError("step.batch_norm is synchronised; PyTorch does that on GPUs only, so take process on CPUs.")
+    converted: RepMamba = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
+    """Set the network's first weights; its running mean, begun as the recipe says."""
+    start = recipe.start
+    if start.weights:
+        network.load_state_dict(weights_for(recipe.network, start.weights))
+    elif start.kind == "bilinear":
+        start_bilinear(network)
+    if not recipe.step.ema:
+        return None
+    average = Average(network, recipe.step.ema)
+    if start.ema:
+        average.network.load_state_dict(weights_for(recipe.network, start.ema))
+    return average
+
+
+def _wrapped(network: nn.Module, recipe: Recipe, device: torch.device, processes: Processes) -> nn.Module:
+    if processes.world > 1:
+        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    if recipe.step.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
+    return network
+
+
+def _shortest(run: Callable[[], None]) -> float:
+    times: list[float] = []
+    run()  # the first pass prepares kernels
+    begun = time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - begun < TRIAL_SECONDS / 2:
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return min(times)

@@ -1,0 +1,52 @@
+"""The LOSSES table: how far an sr patch is from its hr, as one number to descend.
+
+Each takes sr and hr, unit tensors (B, C, H, W) of one shape, sr not clamped, and gives a scalar in float32.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def l1(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute error, the published loss."""
+    return (sr - hr).abs().mean()
+
+
+def l2(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean squared error, what PSNR measures."""
+    return (sr - hr).square().mean()
+
+
+def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + 1e-6): L1 with a rounded tip, so its gradient shrinks where the difference is below 1e-3."""
+    return ((sr - hr).square() + 1e-6).sqrt().mean()
+
+
+def fft(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference of the two spectra's real and imaginary parts (orthonormal two-dimensional FFT)."""
+    # FFT knows no bfloat16.
+    spectrum = torch.fft.rfft2((sr - hr).float(), norm="ortho")
+    return torch.view_as_real(spectrum).abs().mean()
+
+
+def gradient(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference of the steps from pixel to pixel, along rows and columns: edges count, not levels."""
+    d = sr - hr
+    return (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
+
+
+LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "charbonnier": charbonnier, "fft": fft, "gradient": gradient}
+
+
+def weighted(weights: Mapping[str, float]) -> Loss:
+    """The sum of losses of the table, each times its weight; sr is brought to float32 first."""
+
+    def loss(sr: Tensor, hr: Tensor) -> Tensor:
+        sr = sr.float()
+        return torch.stack([weight * LOSSES[name](sr, hr) for name, weight in weights.items()]).sum()
+
+    return loss

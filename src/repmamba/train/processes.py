@@ -1,0 +1,116 @@
+"""The processes of one run: alone, or as torchrun or SLURM start them; and what they tell each other.
+
+Plain torch.distributed: what a run needs of it is a rank, a mean and a wait.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from repmamba.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among all of a run.
+
+    rank: from 0, of `world` processes.  local_rank: among those of this machine; chooses the GPU.
+    address, port: where rank 0 listens; empty for one process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` things are this process's: every world-th, from its rank on."""
+        return range(self.rank, count, self.world)
+
+    def device(self, asked: str | None) -> torch.device:
+        """The device asked for, or this process's own GPU, or the CPU."""
+        if asked is not None and asked != "cuda":
+            return torch.device(asked)
+        if asked == "cuda" or torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all processes, on each of them."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value = value / self.world
+        return value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def agree(self, value: bool) -> bool:
+        """What rank 0 says, on each of them."""
+        if self.world == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+
+def find_processes(environment: Mapping[str, str]) -> Processes:
+    """What torchrun's variables say, else SLURM's, else one process alone. Raises UsageError."""
+    try:
+        if int(environment.get("WORLD_SIZE", 1)) > 1:
+            return Processes(
+                rank=int(environment["RANK"]),
+                world=int(environment["WORLD_SIZE"]),
+                local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+                address=environment["MASTER_ADDR"],
+                port=int(environment["MASTER_PORT"]),
+            )
+        if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+            return Processes(
+                rank=int(environment["SLURM_PROCID"]),
+                world=int(environment["SLURM_NTASKS"]),
+                local_rank=int(environment.get("SLURM_LOCALID", 0)),
+                address=environment.get("MASTER_ADDR") or first_node(environment["SLURM_JOB_NODELIST"]),
+                port=int(environment.get("MASTER_PORT") or 20000 + int(environment["SLURM_JOB_ID"]) % 20000),
+            )
+    except (KeyError, ValueError) as fault:
+        raise UsageError(f"The environment of a run of several processes is incomplete: {fault}.") from fault
+    return Processes()
+
+
+def first_node(nodes: str) -> str:
+    """The first machine of a SLURM list: "gpu[07-09,12],gpu20" -> "gpu07"."""
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+
+
+@contextmanager
+def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
+    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone, nothing is done."""
+    if processes.world == 1:
+        yield processes
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{processes.address}:{processes.port}",
+        rank=processes.rank,
+        world_size=processes.world,
+    )
+    try:
+        yield processes
+    finally:
+        dist.destroy_process_group()
