@@ -1,0 +1,74 @@
+"""Curves: what the loop saw, one line of JSON at a time, and its plot.
+
+A line has a "kind": "step" (step, loss, lr, grad_norm, images_per_s), "validation" (step, psnr, ssim, rule, images,
+best) or "note" (step, text). When a run goes on from a save, lines of later steps are dropped first: a curve never has
+a step twice.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from repmamba.errors import MissingExtra
+from repmamba.train.saves import replace_durably
+
+logger = logging.getLogger(__name__)
+
+Line = dict[str, Any]
+
+
+class Curve:
+    """The file of lines of one run, opened to go on after `step` steps."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in read_curve(path) if line["step"] <= step]
+        replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def add(self, kind: str, step: int, **values: Any) -> Line:
+        """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""
+        line: Line = {"kind": kind, "step": step, **values}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as fault:
+            logger.warning("A line of %s was lost: %s.", self.path, fault.strerror)
+        return line
+
+
+def read_curve(path: Path) -> Iterator[Line]:
+    """The lines of a curve in order. What a kill left half written is no line."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
+
+
+def plot_curve(path: Path, target: Path) -> Path:
+    """The curve as a picture: loss and learning rate over steps, PSNR of the validations. Raises MissingExtra."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise MissingExtra("A plot needs matplotlib: pip install 'repmamba[train]'.") from missing
+    lines = list(read_curve(path))
+    steps = [line for line in lines if line["kind"] == "step"]
+    validations = [line for line in lines if line["kind"] == "validation"]
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    loss, psnr = figure.subplots(2, 1, sharex=True)
+    loss.plot([line["step"] for line in steps], [line["loss"] for line in steps], linewidth=0.8)
+    loss.set(ylabel="loss", yscale="log")
+    rate = loss.twinx()
+    rate.plot([line["step"] for line in steps], [line["lr"] for line in steps], color="grey", linewidth=0.8)
+    rate.set(ylabel="learning rate (grey)")
+    psnr.plot([line["step"] for line in validations], [line["psnr"] for line in validations], marker=".")
+    rule = validations[-1]["rule"] if validations else ""
+    psnr.set(xlabel="step", ylabel=f"PSNR, dB, rule {rule}")
+    figure.savefig(target, dpi=120)
+    return target

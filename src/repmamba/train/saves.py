@@ -1,0 +1,139 @@
+"""Saves: what a stopped run goes on from, each a folder that is whole or not there.
+
+A save is written under a temporary name, synced, hashed and renamed; `latest` names the newest and moves by rename. One
+that does not match its own digest is set aside, aloud, and the one before is used. Files of weights for others to load
+are no saves: they are written by network.checkpoint.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repmamba.errors import NoSpace
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "step-"
+STATE = "state.pt"
+DIGESTS = "digests.json"
+LATEST = "latest"
+ASIDE = ".corrupt"
+
+State = dict[str, Any]
+
+
+def write_save(folder: Path, step: int, state: State) -> Path:
+    """The state of a run after `step` steps, durable when this returns; a save of that step is replaced.
+
+    state: tensors and plain values, as torch reads them without running pickled code.
+    Raises NoSpace when the disk does not take it; what was there before is then untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    digests = {STATE: hashlib.sha256(content).hexdigest()}
+    target = folder / f"{PREFIX}{step:08d}"
+    part = folder / f".{target.name}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        write_durably(part / STATE, content)
+        write_durably(part / DIGESTS, json.dumps(digests).encode())
+        sync_folder(part)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        replace_durably(folder / LATEST, target.name.encode())
+    except OSError as fault:
+        shutil.rmtree(part, ignore_errors=True)
+        reason = fault.strerror or fault
+        raise NoSpace(
+            f"The save of step {step} could not be written to {folder}: {reason}. Free some space."
+        ) from fault
+    return target
+
+
+def newest_save(folder: Path) -> tuple[Path, State] | None:
+    """The newest save whose bytes match their digest, and its state on the CPU; None where there is none.
+
+    One that does not match is renamed with the ending `.corrupt` and said aloud.
+    """
+    for save in _newest_first(folder):
+        fault = _fault(save)
+        if fault is None:
+            return save, torch.load(save / STATE, map_location="cpu", weights_only=True)
+        aside = save.with_name(save.name + ASIDE)
+        shutil.rmtree(aside, ignore_errors=True)
+        save.rename(aside)
+        logger.warning("The save %s %s; it is now %s, and the one before is used.", save, fault, aside.name)
+    return None
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps there are saves of, in growing order; nothing is verified."""
+    names = (entry.name.removeprefix(PREFIX) for entry in folder.glob(f"{PREFIX}*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> None:
+    """All but the `keep` newest saves and the archived ones are removed."""
+    for step in saved_steps(folder)[:-keep]:
+        if not archived(step):
+            shutil.rmtree(folder / f"{PREFIX}{step:08d}")
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """The content at the path, on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """The content at the path, or what was there before: a reader never sees half of it."""
+    part = path.with_name(f".{path.name}.part")
+    write_durably(part, content)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """The folder's own entries on the disk, where the system can be asked for it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    saves = [folder / f"{PREFIX}{step:08d}" for step in reversed(saved_steps(folder))]
+    try:
+        latest = folder / (folder / LATEST).read_text().strip()
+    except OSError:
+        latest = folder / PREFIX
+    # `latest` leads: whoever points it at an older save goes on from there.
+    yield from sorted(saves, key=lambda save: save != latest)
+
+
+def _fault(save: Path) -> str | None:
+    try:
+        digests = json.loads((save / DIGESTS).read_text())
+        for name, digest in digests.items():
+            with (save / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"is corrupt: {name} does not match its digest"
+        return None if STATE in digests else f"is corrupt: {DIGESTS} says nothing of {STATE}"
+    except (OSError, ValueError, AttributeError) as fault:
+        return f"is corrupt: {fault}"

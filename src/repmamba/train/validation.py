@@ -1,0 +1,108 @@
+"""How good a network is while it learns: the validation pairs, whole, by one named rule, and a picture of crops."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repmamba.data.images import write_png
+from repmamba.data.pairs import Pair, find_pairs
+from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
+from repmamba.network.repmamba import RepMamba
+from repmamba.train.recipe import Recipe
+
+CROP = 160
+"""Largest side of a pictured crop, in hr pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A validation after `step` steps. psnr in dB and ssim: means as the rule takes them, over `images` images."""
+
+    step: int
+    psnr: float
+    ssim: float
+    rule: str
+    images: int
+
+
+class Judge:
+    """The validation pairs of a recipe, in memory, and where its pictures go."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.pairs = _spread(recipe)
+
+    def judge(self, network: RepMamba, step: int) -> Judgement:
+        """The network's score, its crops written as a picture; the network is left in the mode it was in."""
+        rule = self.recipe.validation.rule
+        psnr, ssim = metrics_of([f"{rule}.psnr", f"{rule}.ssim"])
+        values: dict[str, dict[str, float]] = {}
+        shown: list[tuple[Pair, NDArray[np.float32]]] = []
+        was_training = network.training
+        network.eval()
+        for pair in self.pairs:
+            sr = enlarged(network, pair)
+            values[pair.name] = score(sr, pair, [psnr, ssim])
+            if len(shown) < self.recipe.validation.crops:
+                shown.append((pair, sr))
+        network.train(was_training)
+        if shown:
+            write_png(self.folder / "crops" / f"step-{step:08d}.png", picture(shown))
+        mean_psnr, mean_ssim = (
+            average({name: one[metric.name] for name, one in values.items()}, metric.mean) for metric in (psnr, ssim)
+        )
+        return Judgement(step, mean_psnr, mean_ssim, rule, len(self.pairs))
+
+
+@torch.inference_mode()
+def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
+    """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
+    lr = torch.from_numpy(np.ascontiguousarray(pair.lr)).to(network.mean.device).permute(2, 0, 1)[None]
+    unit = lr.float() / (peak_of(pair.lr) if np.issubdtype(pair.lr.dtype, np.integer) else 1.0)
+    sr: NDArray[np.float32] = network(unit)[0].permute(1, 2, 0).float().cpu().numpy()
+    return sr
+
+
+def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uint8]:
+    """One row a pair: the middle of lr (each pixel a square), of sr and of hr, side by side. (rows, columns, 3)."""
+    rows = []
+    for pair, sr in shown:
+        side = min(CROP // pair.scale, *pair.lr.shape[:2])
+        lr = _middle(pair.lr, side).repeat(pair.scale, axis=0).repeat(pair.scale, axis=1)
+        panels = [lr, _middle(_levels(sr, pair), side * pair.scale), _middle(pair.hr, side * pair.scale)]
+        rows.append(np.concatenate([_shown(panel, pair) for panel in panels], axis=1))
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def _spread(recipe: Recipe) -> list[Pair]:
+    files = [one for folder in recipe.data.val for one in find_pairs(Path(folder))]
+    count = min(recipe.validation.images or len(files), len(files))
+    chosen: list[int] = np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
+    return [files[index].read(recipe.network.scale) for index in chosen]
+
+
+def _middle(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def _levels(sr: NDArray[np.float32], pair: Pair) -> NDArray[np.generic]:
+    if not np.issubdtype(pair.hr.dtype, np.integer):
+        return sr
+    peak = peak_of(pair.hr)
+    levels: NDArray[np.generic] = np.clip(sr * peak, 0, peak).round().astype(pair.hr.dtype)
+    return levels
+
+
+def _shown(panel: NDArray[np.generic], pair: Pair) -> NDArray[np.uint8]:
+    """Three bands of 8 bit: the first three, or the first thrice; what is not 8 bit, over the range of its hr."""
+    bands = panel[..., :3] if panel.shape[2] >= 3 else panel[..., :1].repeat(3, axis=2)
+    low, high = (0.0, 255.0) if bands.dtype == np.uint8 else (float(pair.hr.min()), float(pair.hr.max()))
+    unit: NDArray[np.float64] = (bands.astype(np.float64) - low) / max(high - low, 1e-12)
+    return (np.clip(unit, 0, 1) * 255).astype(np.uint8)
