@@ -4,16 +4,19 @@ Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs throu
 their own type. Georeferencing, nodata and windows are the scene's affair: an image here fits into memory.
 """
 
+import errno
 import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repmamba.errors import CorruptSource, SourceError, UsageError
+from repmamba.errors import CorruptSource, NoSpace, RepmambaError, SourceError, TargetError, UsageError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff")
@@ -67,19 +70,34 @@ def read_size(path: Path) -> tuple[int, int]:
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is whole.
 
-    Folders above it are made. Raises UsageError for other shapes and types.
+    Folders above it are made. Raises UsageError for other shapes and types, NoSpace or TargetError if that fails.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise UsageError(
             f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape {image.shape}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+            picture.save(unfinished, "PNG", compress_level=3)  # aerial pictures gain little from the slow levels
+            unfinished.replace(path)
+        finally:
+            with suppress(OSError):  # the folder may not be there, or not ours
+                unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says while path is written into NoSpace or TargetError, each one line."""
     try:
-        Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).save(unfinished, "PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if isinstance(error, RepmambaError):
+            raise
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TargetError
+        raise kind(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

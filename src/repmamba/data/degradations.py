@@ -1,0 +1,140 @@
+"""The ways from hr to lr: the benchmarks' plain reduction, and what sensors and formats add to it.
+
+A stage works on hr before the reduction (blur) or on lr after it (noise, JPEG). Its strength is drawn for each image
+from a range, by a generator that the caller seeds, so that the same seed gives the same lr. DEGRADATIONS is the table.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.pixels.resize import imresize, to_uint8
+
+Unit = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One kind of stage."""
+
+    name: str
+    unit: str  # of its strength
+    lowest: float  # smallest strength that is allowed
+    highest: float
+    works_on: Literal["hr", "lr"]
+    apply: Callable[[Unit, float, np.random.Generator], Unit]  # (H, W, C) in [0, 1], strength, randomness -> the same
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a chain: a degradation, and the range that its strength is drawn from, both ends included."""
+
+    name: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.name not in DEGRADATIONS:
+            raise UsageError(f"There is no degradation {self.name}; choose among {', '.join(DEGRADATIONS)}.")
+        kind = DEGRADATIONS[self.name]
+        if not kind.lowest <= self.low <= self.high <= kind.highest:
+            raise UsageError(
+                f"The range of {self.name} is {self.low:g} to {self.high:g} {kind.unit}; "
+                f"it must grow and lie in {kind.lowest:g} to {kind.highest:g}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The whole way from hr to lr: stages on hr, MATLAB's bicubic reduction, rounding, stages on lr, each in order."""
+
+    scale: int
+    stages: tuple[Stage, ...] = ()
+
+    def __call__(self, hr: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+        """hr (s h, s w, C) uint8 -> lr (h, w, C) uint8. Without stages the plain reduction. Raises ShapeMismatch."""
+        if hr.ndim != 3 or hr.dtype != np.uint8 or hr.shape[0] % self.scale or hr.shape[1] % self.scale:
+            raise ShapeMismatch(
+                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
+                f"give (H, W, C) uint8 with H and W multiples of {self.scale}."
+            )
+        # In the order of the chain, whatever a stage works on: one added at its end changes no strength before it.
+        strengths = [generator.uniform(stage.low, stage.high) for stage in self.stages]
+        hr_stages, lr_stages = (
+            [
+                (stage, strength)
+                for stage, strength in zip(self.stages, strengths, strict=True)
+                if works_on(stage, place)
+            ]
+            for place in ("hr", "lr")
+        )
+        reduced = imresize(_applied(hr_stages, hr / 255.0, generator), 1 / self.scale)
+        if not lr_stages:
+            return to_uint8(reduced)
+        return to_uint8(_applied(lr_stages, to_uint8(reduced) / 255.0, generator))
+
+
+def generator_for(seed: int, name: str) -> np.random.Generator:
+    """The randomness of one image, from the seed and its name: neither order nor the number of workers counts."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def works_on(stage: Stage, place: str) -> bool:
+    """Whether the stage is one for hr, or for lr."""
+    return DEGRADATIONS[stage.name].works_on == place
+
+
+def _applied(stages: Sequence[tuple[Stage, float]], image: Unit, generator: np.random.Generator) -> Unit:
+    for stage, strength in stages:
+        image = DEGRADATIONS[stage.name].apply(image, strength, generator)
+    return image
+
+
+def _blur(image: Unit, sigma: float, generator: np.random.Generator) -> Unit:
+    """A Gaussian, its tails cut at four sigma, edges mirrored with the edge pixel repeated."""
+    reach = int(np.ceil(4 * sigma))
+    if reach == 0:
+        return image
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        margins = [(reach, reach) if dimension == axis else (0, 0) for dimension in range(image.ndim)]
+        padded = np.pad(image, margins, mode="symmetric")
+        length = image.shape[axis]
+        blurred = np.zeros_like(image)
+        for tap, weight in enumerate(weights):
+            blurred += weight * padded.take(range(tap, tap + length), axis)
+        image = blurred
+    return image
+
+
+def _noise(image: Unit, deviation: float, generator: np.random.Generator) -> Unit:
+    """Normal noise, drawn for each band of each pixel."""
+    return image + generator.normal(0.0, deviation / 255, image.shape)
+
+
+def _jpeg(image: Unit, quality: float, generator: np.random.Generator) -> Unit:
+    """Compressed and decompressed as JPEG, with Pillow's colour subsampling."""
+    if image.shape[2] not in (1, 3):
+        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {image.shape[2]}.")
+    levels = to_uint8(image)
+    packed = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(packed, "JPEG", quality=round(quality))
+    with Image.open(packed) as picture:
+        return np.asarray(picture).reshape(image.shape) / 255.0
+
+
+DEGRADATIONS: dict[str, Degradation] = {
+    kind.name: kind
+    for kind in (
+        Degradation("blur", "hr pixels (sigma)", 0, 20, "hr", _blur),
+        Degradation("noise", "levels of 255 (standard deviation)", 0, 128, "lr", _noise),
+        Degradation("jpeg", "quality", 1, 100, "lr", _jpeg),
+    )
+}
