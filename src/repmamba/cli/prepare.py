@@ -1,0 +1,86 @@
+"""`repmamba prepare`: the pairs of a benchmark from its originals."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from repmamba.cli import options
+from repmamba.cli.terminal import printable
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _range(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(f"--{name}", nargs=2, type=float, metavar="LOW HIGH", help=text)
+
+
+@click.command()
+@click.argument("benchmark", type=click.Choice(["aid", "dota", "dior", "nwpu", "folder"]))
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--scale", type=click.IntRange(2, 4), required=True, help="How many times smaller LR is.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--split", "part", metavar="NAME", help="One split of the archive alone: train, val, test or trainval.")
+@click.option("--count", type=click.IntRange(min=1), help="Images drawn, of each class folder where there are some.")
+@click.option("--drawn", nargs=2, type=int, metavar="TRAIN TEST", help="AID: images of each class.  [default: 100 30]")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Repeat the choice of images of an earlier run, proved by digest.",
+)
+@_range("blur", "Gaussian blur of GT before it is reduced, sigma in its pixels.")
+@_range("noise", "Normal noise on LR, standard deviation in levels of 255.")
+@_range("jpeg", "JPEG compression of LR, quality from 1 to 100.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
+@options.quiet
+def prepare(
+    benchmark: str,
+    source: Path,
+    target: Path,
+    scale: int,
+    seed: int,
+    part: str | None,
+    count: int | None,
+    drawn: tuple[int, int] | None,
+    manifest: Path | None,
+    blur: tuple[float, float] | None,
+    noise: tuple[float, float] | None,
+    jpeg: tuple[float, float] | None,
+    jobs: int | None,
+    quiet: bool,
+) -> None:
+    """Make GT, LR and Bicubic of a benchmark's originals SRC, as unpacked, in DST.
+
+    Each benchmark is cut and reduced by its own rule, which the manifest in DST states: aid, and nwpu and folder, by
+    MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes on where it stood. A broken image is
+    named, counted and left out.
+
+    \b
+    Examples:
+      repmamba prepare aid AID/ aid_x4 --scale 4
+      repmamba prepare aid AID/ aid_x2 --scale 2 --manifest aid_x4/manifest.json
+      repmamba prepare dota DOTA/ dota_x4 --scale 4 --split val --count 900 --seed 1
+      repmamba prepare folder pictures/ pairs --scale 4 --blur 0.5 2 --noise 0 5 --jpeg 60 95
+    """
+    from tqdm import tqdm
+
+    from repmamba.data.benchmarks import BENCHMARKS
+    from repmamba.data.degradations import Stage
+    from repmamba.data.prepare import Settings
+    from repmamba.data.prepare import prepare as prepare_pairs
+
+    stages = tuple(
+        Stage(name, *limits) for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg)) if limits
+    )
+    settings = Settings(BENCHMARKS[benchmark], scale, seed, count, part, drawn, stages)
+    with tqdm(unit="image", disable=True if quiet else None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=show)
+    for line in prepared.summary().splitlines():
+        click.echo(printable(line))

@@ -1,0 +1,429 @@
+"""A folder of originals becomes pairs on disk, and a manifest that says from what and how.
+
+The plan is drawn first, from names and a seed; each image is then made by itself, in any order and by any number of
+workers, and noted in a journal, so that a run that was ended goes on where it stood. A broken image is named and
+counted and ends nothing. The manifest of one run, given to another, repeats its choice of images and proves, by their
+digests, that they are the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_originals
+from repmamba.data.degradations import Chain, Stage, generator_for
+from repmamba.data.images import read_image, read_size, write_errors, write_png
+from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
+from repmamba.errors import CorruptSource, JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
+from repmamba.pixels.resize import imresize, to_uint8
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, JOURNAL = "manifest.json", ".prepare.jsonl"
+FORMAT = 1
+WORTH_WORKERS = 8  # images; below that, starting processes takes longer than the work
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the result depends on beside the originals."""
+
+    benchmark: Benchmark
+    scale: int
+    seed: int = 0
+    count: int | None = None  # images drawn, of each class folder where there are some; None takes all
+    part: str | None = None  # one of the benchmark's own splits
+    drawn: tuple[int, int] | None = None  # for training and for test, of each class; None takes the benchmark's rule
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scale not in (2, 3, 4):
+            raise UsageError(f"A scale of {self.scale} is not prepared; take 2, 3 or 4.")
+        if self.seed < 0:
+            raise UsageError(f"The seed is {self.seed}; it must be 0 or more.")
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"The count is {self.count}; it must be 1 or more.")
+        if self.benchmark.drawn and self.count is not None:
+            raise UsageError(f"{self.benchmark.title} is drawn for training and test; give those numbers, not a count.")
+        if self.drawn is not None and (not self.benchmark.drawn or min(self.drawn) < 0 or max(self.drawn) < 1):
+            raise UsageError(f"{self.drawn} images for training and test cannot be drawn from {self.benchmark.title}.")
+
+    @property
+    def rule(self) -> str:
+        """How the images are made, in a line."""
+        if not self.stages:
+            return self.benchmark.rule
+        stages = ", ".join(f"{stage.name} {stage.low:g} to {stage.high:g}" for stage in self.stages)
+        return f"{self.benchmark.rule.partition(';')[0]}; LR by MATLAB's imresize with {stages}; Bicubic from that LR"
+
+    def record(self) -> dict[str, Any]:
+        """The settings as plain values, for the manifest."""
+        return {
+            "format": FORMAT,
+            "benchmark": self.benchmark.name,
+            "scale": self.scale,
+            "seed": self.seed,
+            "count": self.count,
+            "part": self.part,
+            "drawn": list(self.drawn or self.benchmark.drawn or ()) or None,
+            "degradations": [asdict(stage) for stage in self.stages],
+            "rule": self.rule,
+            "terms": self.benchmark.terms,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of the plan."""
+
+    part: str  # "train", "test", or "" where the benchmark is not divided
+    name: str  # inside GT, LR and Bicubic, no suffix
+    source: str  # below the folder of originals, "/" between its parts
+    sha256: str | None = None  # of the source's bytes, where a manifest demands them
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one item, as the manifest has it."""
+
+    part: str
+    name: str
+    source: str
+    source_sha256: str
+    cut: tuple[int, int, int, int]  # row, column, height and width in the source, in pixels
+    gt_sha256: str  # of the pixels, row by row: PNG files of equal pixels may differ
+    lr_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that could not be used, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run did."""
+
+    target: Path
+    manifest: Path
+    made: int
+    kept: int  # there already, from a run before
+    skipped: tuple[Skipped, ...]
+
+    def summary(self) -> str:
+        """One line, and one for each image left out."""
+        kept = f", {self.kept} kept from before" if self.kept else ""
+        left_out = f", {len(self.skipped)} left out" if self.skipped else ""
+        lines = [f"{self.target}: {self.made} images made{kept}{left_out}; {self.manifest.name} lists them."]
+        return "\n".join(lines + [f"  left out {one.source}: {one.reason}" for one in self.skipped])
+
+
+def prepare(
+    source: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    manifest: Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Make GT, LR and Bicubic of a benchmark's originals in target, and its manifest.
+
+    manifest: one of an earlier run, whose images are taken in place of a draw. workers: processes; default one a core.
+    progress: called with the number of images done and that of all. Raises SourceError where the layout is not known,
+    UsageError where images are too few, JobChanged where target holds a result of other settings, VerificationError
+    where an original is not the manifest's.
+    """
+    source, target = source.resolve(), target.resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise UsageError(f"{target} and {source} lie in each other; prepare into a folder beside the originals.")
+    items, unfit = read_plan(manifest, source) if manifest else draw_plan(source, settings)
+    with write_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    heading = settings.record() | {"images_sha256": _plan_digest(items)}
+    journal = _Journal(target, heading)
+    for unfinished in target.rglob(".*.part"):  # of a run that was killed
+        unfinished.unlink()
+    kept = [made for made in journal.made() if all(path.is_file() for path in _paths(target, made.part, made.name))]
+    finished = {(made.part, made.name) for made in kept}
+    remaining = [item for item in items if (item.part, item.name) not in finished]
+    logger.info("%s: %d images to make, %d there already", target, len(remaining), len(kept))
+    made, skipped = [], list(unfit)
+    work = partial(make_item, source=source, target=target, settings=settings)
+    for done, outcome in enumerate(_in_parallel(work, remaining, workers), start=1):
+        if isinstance(outcome, Made):
+            journal.add(outcome)
+            made.append(outcome)
+        else:
+            skipped.append(outcome)
+            logger.debug("left out %s: %s", outcome.source, outcome.reason)
+        if progress:
+            progress(len(kept) + done, len(items))
+    path = journal.close(sorted(kept + made, key=lambda one: (one.part, one.name)), skipped)
+    return Prepared(target, path, len(made), len(kept), tuple(skipped))
+
+
+def draw_plan(source: Path, settings: Settings) -> tuple[list[Item], list[Skipped]]:
+    """Which images are made, and which cannot be: drawn with the seed, class by class, from the sorted names.
+
+    Where images are cut and counted, those that are too small are left out before the draw.
+    """
+    benchmark = settings.benchmark
+    originals = find_originals(benchmark, source, settings.part)
+    unfit: list[Skipped] = []
+    if settings.count is not None and benchmark.cut is not None:
+        originals, unfit = _large_enough(originals, benchmark.cut, source)
+    train, test = settings.drawn or benchmark.drawn or (0, 0)
+    items = []
+    for group in sorted({original.group for original in originals}):
+        members = [original for original in originals if original.group == group]
+        if benchmark.drawn:
+            drawn = _drawn(members, train + test, settings.seed, group, benchmark)
+            # The training images lie in one folder, as the published code reads them; their names tell their class.
+            items += [_item("train", Path(one.name).name, one, source) for one in drawn[:train]]
+            items += [_item("test", one.name, one, source) for one in drawn[train:]]
+        else:
+            count = len(members) if settings.count is None else settings.count
+            items += [
+                _item("", one.name, one, source) for one in _drawn(members, count, settings.seed, group, benchmark)
+            ]
+    return sorted(items, key=lambda item: (item.part, item.name)), unfit
+
+
+def read_plan(manifest: Path, source: Path) -> tuple[list[Item], list[Skipped]]:
+    """The plan that a manifest holds. Raises SourceError if it is none, or if an original is not in source."""
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        items = [Item(one["part"], one["name"], one["source"], one["source_sha256"]) for one in listed["images"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{manifest} is not a manifest that prepare has written ({error!r:.80}).") from error
+    for item in items:
+        for text in (item.part, item.name, item.source):
+            inside = isinstance(text, str) and not PurePosixPath(text).is_absolute()
+            if not inside or ".." in PurePosixPath(text).parts or "\\" in text:
+                raise SourceError(f"{manifest} names {text!r:.80}, which does not stay inside its folder.")
+    missing = [item.source for item in items if not (source / item.source).is_file()]
+    if missing:
+        raise SourceError(f"{source} lacks {len(missing)} images of {manifest.name}, {missing[0]} among them.")
+    return items, []
+
+
+def make_item(item: Item, source: Path, target: Path, settings: Settings) -> Made | Skipped:
+    """Make the three files of one image. Raises VerificationError, and what the disk raises; all else is Skipped."""
+    path = source / item.source
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        image = read_image(path)
+        gt, cut = _cut(image, settings)
+    except (SourceError, UsageError) as error:
+        return Skipped(item.source, str(error))
+    if item.sha256 not in (None, digest):
+        raise VerificationError(f"{path} is not the image of the manifest: its sha256 begins {digest[:12]}.")
+    lr, bicubic = degrade(gt, settings, item.name)
+    for file, pixels in zip(_paths(target, item.part, item.name), (gt, lr, bicubic), strict=True):
+        write_png(file, pixels)
+    return Made(item.part, item.name, item.source, digest, cut, _pixel_digest(gt), _pixel_digest(lr))
+
+
+def degrade(gt: NDArray[np.uint8], settings: Settings, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """LR and Bicubic of one cut image by the benchmark's rule, or by the chain that was asked for."""
+    s = settings.scale
+    if settings.stages:
+        lr = Chain(s, settings.stages)(gt, generator_for(settings.seed, name))
+        return lr, to_uint8(imresize(lr / 255.0, s))
+    return REDUCTIONS[settings.benchmark.bicubic](gt, s)
+
+
+def _matlab(gt: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    unrounded = imresize(gt / 255.0, 1 / scale)
+    return to_uint8(unrounded), to_uint8(imresize(unrounded, scale))
+
+
+def _pillow(gt: NDArray[np.uint8], scale: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    height, width = gt.shape[0], gt.shape[1]
+    lr = Image.fromarray(gt).resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    return np.asarray(lr), np.asarray(lr.resize((width, height), Image.Resampling.BICUBIC))
+
+
+REDUCTIONS: dict[Bicubic, Callable[[NDArray[np.uint8], int], tuple[NDArray[np.uint8], NDArray[np.uint8]]]] = {
+    "matlab": _matlab,
+    "pillow": _pillow,
+}
+
+
+def _cut(image: NDArray[np.generic], settings: Settings) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    """The part of an original that counts, its lower and right edge cut to a multiple of the scale."""
+    benchmark, (height, width) = settings.benchmark, image.shape[:2]
+    if image.dtype != np.uint8 or image.shape[2] not in (1, 3):
+        raise UsageError(f"{image.shape[2]} bands of {image.dtype}; one or three of uint8 are expected.")
+    if benchmark.size is not None and (height, width) != benchmark.size:
+        raise UsageError(f"{height}x{width} pixels; {benchmark.size[0]}x{benchmark.size[1]} are expected.")
+    if benchmark.cut is not None and min(height, width) < benchmark.cut:
+        raise UsageError(_too_small(height, width, benchmark.cut))
+    rows, cols = (height, width) if benchmark.cut is None else (benchmark.cut, benchmark.cut)
+    row, col = benchmark.corner or ((height - rows) // 2, (width - cols) // 2)
+    rows, cols = (length // settings.scale * settings.scale for length in (rows, cols))
+    if 0 in (rows, cols):
+        raise UsageError(f"{height}x{width} pixels are too few to be reduced {settings.scale} times.")
+    return np.ascontiguousarray(image[row : row + rows, col : col + cols], np.uint8), (row, col, rows, cols)
+
+
+def _too_small(height: int, width: int, edge: int) -> str:
+    return f"{height}x{width} pixels; at least {edge}x{edge} are needed."
+
+
+def _large_enough(originals: Sequence[Original], edge: int, source: Path) -> tuple[list[Original], list[Skipped]]:
+    fit, unfit = [], []
+    for original in originals:
+        try:
+            height, width = read_size(original.path)
+        except CorruptSource as error:
+            unfit.append(Skipped(_relative(original, source), str(error)))
+            continue
+        if min(height, width) < edge:
+            unfit.append(Skipped(_relative(original, source), _too_small(height, width, edge)))
+        else:
+            fit.append(original)
+    return fit, unfit
+
+
+def _drawn(members: Sequence[Original], count: int, seed: int, group: str, benchmark: Benchmark) -> list[Original]:
+    if len(members) < count:
+        where = f"{group} of {benchmark.title}" if group else benchmark.title
+        raise UsageError(f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer.")
+    if len(members) == count and not benchmark.drawn:
+        return list(members)
+    order = generator_for(seed, group).permutation(len(members))
+    return [members[index] for index in order[:count]]
+
+
+def _item(part: str, name: str, original: Original, source: Path) -> Item:
+    return Item(part, name, _relative(original, source))
+
+
+def _relative(original: Original, source: Path) -> str:
+    return original.path.relative_to(source).as_posix()
+
+
+def _paths(target: Path, part: str, name: str) -> tuple[Path, Path, Path]:
+    hr, lr, bicubic = (target / part / folder / f"{name}.png" for folder in (HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER))
+    return hr, lr, bicubic
+
+
+def _pixel_digest(image: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def _plan_digest(items: Sequence[Item]) -> str:
+    listed = json.dumps([(item.part, item.name, item.source) for item in items])
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _in_parallel(
+    work: Callable[[Item], Made | Skipped], items: Sequence[Item], workers: int | None
+) -> Iterator[Made | Skipped]:
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers < 2 or len(items) < WORTH_WORKERS:
+        yield from map(work, items)
+        return
+    # Spawned, not forked: a caller with threads (a progress bar has one) must not be copied in mid-step.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, items, chunksize=4)
+        except BrokenProcessPool as error:
+            raise OutOfMemory(
+                "A worker was ended from outside, most likely for lack of memory; what is made is kept: run the same "
+                "command again with fewer --jobs."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Journal:
+    """What is made already: the manifest of a finished run, or the lines of one that was ended."""
+
+    def __init__(self, target: Path, heading: dict[str, Any]) -> None:
+        self.manifest = target / MANIFEST
+        self.lines = target / JOURNAL
+        self.heading = heading
+        self._lists: list[dict[str, Any]] = []
+        if self.manifest.is_file():
+            finished = self._read_json(self.manifest.read_text(encoding="utf-8"))
+            self._refuse_others(finished)
+            self._lists += finished["images"]
+        if self.lines.is_file():
+            started, *noted = self._whole_lines()
+            self._refuse_others(started)
+            self._lists += noted
+        else:
+            self._append(heading)
+
+    def made(self) -> list[Made]:
+        """What was made before, each image once."""
+        listed = [Made(**(one | {"cut": tuple(one["cut"])})) for one in self._lists]
+        return list({(one.part, one.name): one for one in listed}.values())
+
+    def add(self, made: Made) -> None:
+        """Note one image, after its files have their names."""
+        self._append(asdict(made))
+
+    def close(self, made: Sequence[Made], skipped: Sequence[Skipped]) -> Path:
+        """Write the manifest; the journal is not needed any more."""
+        whole = self.heading | {
+            "images": [asdict(one) for one in made],
+            "skipped": [asdict(one) for one in skipped],
+        }
+        draft = self.manifest.with_name(MANIFEST + ".part")
+        with write_errors(self.manifest):
+            draft.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            draft.replace(self.manifest)
+            self.lines.unlink()
+        return self.manifest
+
+    def _refuse_others(self, found: dict[str, Any]) -> None:
+        differing = [key for key in self.heading if found.get(key) != self.heading[key]]
+        if differing:
+            before, now = found.get(differing[0]), self.heading[differing[0]]
+            raise JobChanged(
+                f"{self.manifest.parent} holds pairs made with another {differing[0]} ({before!r:.40}, now "
+                f"{now!r:.40}); prepare into another folder."
+            )
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with write_errors(self.lines), self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        """The lines, but for a last one that the end of the run has cut short; it is cut off for good."""
+        text = self.lines.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if not whole:
+            whole = json.dumps(self.heading) + "\n"
+        if whole != text:
+            self.lines.write_text(whole, encoding="utf-8")
+        return [self._read_json(line) for line in whole.splitlines()]
+
+    def _read_json(self, text: str) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise JobChanged(
+                f"What {self.manifest.parent} says of an earlier run cannot be read ({error}); take another folder."
+            ) from error
+        return value

@@ -1,0 +1,278 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from repmamba.cli.prepare import prepare as command
+from repmamba.data.benchmarks import AID_CLASSES, BENCHMARKS
+from repmamba.data.degradations import Stage
+from repmamba.data.images import read_image
+from repmamba.data.pairs import find_pairs, pair_from_hr
+from repmamba.data.prepare import Settings, draw_plan, make_item, prepare
+from repmamba.errors import JobChanged, SourceError, TargetError, UsageError, VerificationError
+
+
+def picture(height, width, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write(folder, sizes):
+    for seed, (name, (height, width)) in enumerate(sizes.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(height, width, seed)).save(folder / name)
+    return folder
+
+
+def settings(name="folder", scale=4, **others):
+    return Settings(BENCHMARKS[name], scale, **others)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def originals(tmp_path):
+    return write(tmp_path / "originals", {f"{group}/{n:02}.png": (33, 47) for group in ("a", "b") for n in range(6)})
+
+
+@pytest.fixture
+def aid(tmp_path):
+    """AID in its real layout, of three pictures a class: the pixels of all classes are alike, their names are not."""
+    jpeg = tmp_path / "one.jpg"
+    Image.fromarray(picture(600, 600)).save(jpeg)
+    for name in AID_CLASSES:
+        (tmp_path / "AID" / name).mkdir(parents=True)
+        for number in (1, 2, 3):
+            os.link(jpeg, tmp_path / "AID" / name / f"{name.lower()}_{number}.jpg")
+    return tmp_path / "AID"
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_folder_is_prepared_whole_in_its_class_folders(tmp_path, originals, scale):
+    prepared = prepare(originals, tmp_path / "pairs", settings(scale=scale), workers=1)
+    assert (prepared.made, prepared.kept, prepared.skipped) == (12, 0, ())
+    pairs = find_pairs(tmp_path / "pairs")
+    assert [pair.name for pair in pairs] == [f"{group}/{n:02}" for group in "ab" for n in range(6)]
+    pair = pairs[3].read(scale)
+    expected = pair_from_hr("x", read_image(originals / "a/03.png"), scale)
+    assert np.array_equal(pair.hr, expected.hr)
+    assert np.array_equal(pair.lr, expected.lr)
+
+
+def test_the_published_aid_pair_is_made_from_its_original(tmp_path, reference):
+    published = reference / "data" / "test" / "aid_tiny"
+    prepare(published / "GT", tmp_path / "pairs", settings())
+    for part in ("GT", "LR", "Bicubic"):
+        made = read_image(tmp_path / "pairs" / part / "airport_285.png")
+        assert np.array_equal(made, read_image(published / part / "airport_285.png"))
+
+
+def test_aid_is_drawn_by_class_for_training_and_for_test(aid):
+    items, _ = draw_plan(aid, settings("aid", drawn=(2, 1)))
+    train, test = ([item for item in items if item.part == part] for part in ("train", "test"))
+    assert (len(train), len(test)) == (60, 30)
+    assert {Path(item.name).parent.name for item in train} == {""}
+    assert {Path(item.name).parent.name for item in test} == set(AID_CLASSES)
+    assert {item.source for item in train}.isdisjoint(item.source for item in test)
+    assert len({item.name[-1] for item in test}) > 1  # not the same number in each class
+    other, _ = draw_plan(aid, settings("aid", drawn=(2, 1), seed=1))
+    assert items != other
+    with pytest.raises(UsageError, match="Airport of AID has 3 images that fit, and 130 are to be drawn"):
+        draw_plan(aid, settings("aid"))
+
+
+@pytest.mark.parametrize(("scale", "edge"), [(4, 512), (3, 510)])
+def test_aid_is_cut_from_row_and_column_43(tmp_path, aid, scale, edge):
+    items, _ = draw_plan(aid, settings("aid", drawn=(1, 1)))
+    for item in (items[0], items[-1]):
+        made = make_item(item, aid, tmp_path / "pairs", settings("aid", scale=scale))
+        assert made.cut == (43, 43, edge, edge)
+    assert [pair.name for pair in find_pairs(tmp_path / "pairs" / "test")] == [items[0].name]
+    pair = find_pairs(tmp_path / "pairs" / "train")[0].read(scale)
+    assert np.array_equal(pair.hr, read_image(aid / items[-1].source)[43 : 43 + edge, 43 : 43 + edge])
+
+
+def test_a_manifest_repeats_a_choice_at_another_scale(tmp_path, originals):
+    first, second, again = (tmp_path / name for name in ("first", "second", "again"))
+    prepare(originals, first, settings(count=2))
+    prepare(originals, second, settings(count=2, seed=1))
+    prepare(originals, again, settings(scale=3, seed=1), manifest=first / "manifest.json")
+    names = [[pair.name for pair in find_pairs(folder)] for folder in (first, second, again)]
+    assert names[0] != names[1]
+    assert names[0] == names[2]
+    assert find_pairs(again)[0].read(3).hr.shape == (33, 45, 3)
+
+
+def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals):
+    prepare(originals, tmp_path / "pairs", settings())
+    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    assert "MATLAB" in manifest["rule"]
+    assert manifest["images"][0]["cut"] == [0, 0, 32, 44]
+    assert len(manifest["images"][0]["source_sha256"]) == 64
+    write(originals, {"a/00.png": (33, 46)})
+    with pytest.raises(VerificationError, match=r"00\.png is not the image of the manifest"):
+        prepare(originals, tmp_path / "again", settings(), manifest=tmp_path / "pairs" / "manifest.json")
+    (originals / "b" / "05.png").unlink()
+    with pytest.raises(SourceError, match=r"lacks 1 images of manifest.json, b/05.png"):
+        prepare(originals, tmp_path / "more", settings(), manifest=tmp_path / "pairs" / "manifest.json")
+
+
+@pytest.mark.parametrize(("key", "text"), [("name", "../../x"), ("source", "/etc/passwd"), ("part", ".."), ("name", 3)])
+def test_a_manifest_cannot_lead_out_of_its_folders(tmp_path, originals, key, text):
+    entry = {"part": "", "name": "x", "source": "a/00.png", "source_sha256": "0"} | {key: text}
+    (tmp_path / "evil.json").write_text(json.dumps({"images": [entry]}))
+    with pytest.raises(SourceError, match="does not stay inside its folder"):
+        prepare(originals, tmp_path / "pairs", settings(), manifest=tmp_path / "evil.json")
+
+
+def test_what_is_no_manifest_is_refused(tmp_path, originals):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(SourceError, match="is not a manifest"):
+        prepare(originals, tmp_path / "pairs", settings(), manifest=tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("name", ["dota", "dior"])
+def test_dota_and_dior_are_cut_at_the_centre_and_reduced_by_pillow(tmp_path, name):
+    folder = {"dota": "train/images", "dior": "JPEGImages-test"}[name]
+    source = write(tmp_path / name, {f"{folder}/0001.png": (601, 702), f"{folder}/0002.png": (511, 900)})
+    prepared = prepare(source, tmp_path / "pairs", settings(name, scale=3))
+    assert prepared.made == 1
+    assert prepared.skipped[0].reason == "511x900 pixels; at least 512x512 are needed."
+    pair = find_pairs(tmp_path / "pairs")[0].read(3)
+    assert np.array_equal(pair.hr, read_image(source / folder / "0001.png")[44 : 44 + 510, 95 : 95 + 510])
+    lr = Image.fromarray(pair.hr).resize((170, 170), Image.Resampling.BICUBIC)
+    assert np.array_equal(pair.lr, np.asarray(lr))
+    bicubic = read_image(tmp_path / "pairs" / "Bicubic" / "0001.png")
+    assert np.array_equal(bicubic, np.asarray(lr.resize((510, 510), Image.Resampling.BICUBIC)))
+
+
+def test_a_count_is_drawn_with_its_seed_from_those_that_are_large_enough(tmp_path):
+    sizes = {f"images/P{n:04}.png": (520, 520) if n % 2 else (100, 900) for n in range(8)}
+    source = write(tmp_path / "DOTA", sizes)
+    prepared = prepare(source, tmp_path / "pairs", settings("dota", count=2, seed=5))
+    again = prepare(source, tmp_path / "again", settings("dota", count=2, seed=5))
+    assert (prepared.made, len(prepared.skipped)) == (2, 4)
+    assert prepared.skipped == again.skipped
+    assert contents(tmp_path / "pairs") == contents(tmp_path / "again")
+    with pytest.raises(UsageError, match="DOTA has 4 images that fit, and 5 are to be drawn"):
+        prepare(source, tmp_path / "more", settings("dota", count=5))
+
+
+def test_a_count_is_drawn_of_each_class(tmp_path, originals):
+    prepare(originals, tmp_path / "pairs", settings(count=2))
+    assert [pair.group for pair in find_pairs(tmp_path / "pairs")] == ["a", "a", "b", "b"]
+
+
+def test_broken_images_are_named_and_counted_and_end_nothing(tmp_path, originals):
+    (originals / "a" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (originals / "b" / "deep.tif").write_bytes(b"II*\0")
+    write(originals, {"b/tiny.png": (3, 40)})
+    prepared = prepare(originals, tmp_path / "pairs", settings(), workers=2)
+    assert prepared.made == 11
+    assert {one.source for one in prepared.skipped} == {"a/00.png", "b/deep.tif", "b/tiny.png"}
+    assert "a/00.png: 00.png cannot be read as a picture" in prepared.summary()
+    assert "3 left out" in prepared.summary()
+    assert len(json.loads(prepared.manifest.read_text())["skipped"]) == 3
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path, originals):
+    chosen = settings(stages=(Stage("blur", 0.3, 2), Stage("noise", 0, 9), Stage("jpeg", 30, 90)))
+    prepare(originals, tmp_path / "one", chosen, workers=1)
+    prepare(originals, tmp_path / "three", chosen, workers=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_degradations_change_lr_alone_and_the_manifest_says_so(tmp_path, originals):
+    prepare(originals, tmp_path / "plain", settings())
+    prepare(originals, tmp_path / "noisy", settings(stages=(Stage("noise", 5, 5),)))
+    plain, noisy = (find_pairs(tmp_path / name)[0].read(4) for name in ("plain", "noisy"))
+    assert np.array_equal(plain.hr, noisy.hr)
+    assert 3 < (noisy.lr.astype(float) - plain.lr).std() < 7
+    assert "noise 5 to 5" in json.loads((tmp_path / "noisy" / "manifest.json").read_text())["rule"]
+
+
+def test_a_second_run_keeps_what_is_there_and_mends_what_is_missing(tmp_path, originals):
+    prepare(originals, tmp_path / "pairs", settings())
+    before = contents(tmp_path / "pairs")
+    (tmp_path / "pairs" / "LR" / "a" / "02.png").unlink()
+    prepared = prepare(originals, tmp_path / "pairs", settings())
+    assert (prepared.made, prepared.kept) == (1, 11)
+    assert contents(tmp_path / "pairs") == before
+
+
+def test_other_settings_or_other_originals_never_mix(tmp_path, originals):
+    prepare(originals, tmp_path / "pairs", settings())
+    with pytest.raises(JobChanged, match="another scale"):
+        prepare(originals, tmp_path / "pairs", settings(scale=2))
+    write(originals, {"a/99.png": (33, 47)})
+    with pytest.raises(JobChanged, match="another images_sha256"):
+        prepare(originals, tmp_path / "pairs", settings())
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, kills):
+    source = write(tmp_path / "originals", {f"{n:03}.png": (192, 192) for n in range(40)})
+    prepare(source, tmp_path / "whole", settings(), workers=1)
+    whole = contents(tmp_path / "whole")
+    line = [
+        sys.executable,
+        "-c",
+        "import sys; from repmamba.cli.main import main; main(sys.argv[1:])",
+        "prepare", "folder", str(source), str(tmp_path / "killed"), "--scale", "4", "--jobs", "1",
+    ]  # fmt: skip
+    for kill in range(kills):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = (kill + 1) * 36 // kills
+        while len(list((tmp_path / "killed" / "LR").glob("*.png"))) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    journal = tmp_path / "killed" / ".prepare.jsonl"
+    with journal.open("a") as file:
+        file.write('{"part": "", "na')  # a line that a kill has cut short
+    prepared = prepare(source, tmp_path / "killed", settings(), workers=1)
+    assert prepared.kept > 0
+    assert contents(tmp_path / "killed") == whole
+
+
+def test_folders_that_lie_in_each_other_and_targets_that_cannot_be_are_refused(tmp_path, originals):
+    for target in (originals, originals / "pairs", tmp_path):
+        with pytest.raises(UsageError, match="lie in each other"):
+            prepare(originals, target, settings())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match="cannot be written"):
+        prepare(originals, tmp_path / "file" / "pairs", settings())
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"scale": 5},
+        {"seed": -1},
+        {"count": 0},
+        {"drawn": (1, 1)},
+        {"name": "aid", "count": 3},
+        {"name": "aid", "drawn": (0, 0)},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(others):
+    with pytest.raises(UsageError):
+        settings(**others)
+
+
+def test_the_command_prints_what_it_made(tmp_path, originals):
+    arguments = ["folder", str(originals), str(tmp_path / "pairs"), "--scale", "4", "--jpeg", "50", "90", "-q"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert "12 images made" in result.stdout
