@@ -42,7 +42,11 @@ def test_no_page_describes_a_verb_that_does_not_exist():
     assert pages == {verb.name for verb in VERBS}
 
 
-@pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    sorted([*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]),
+    ids=lambda page: str(page.relative_to(DOCS.parent)),
+)
 def test_links_between_pages_lead_somewhere(page: Path):
     links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []

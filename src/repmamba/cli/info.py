@@ -1,0 +1,196 @@
+"""repmamba info: what is installed and what runs, or what a file is. Facts are gathered as values, then printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repmamba import __version__
+from repmamba.cli import options
+from repmamba.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+
+    from repmamba.scene.grid import Grid
+    from repmamba.scene.raster import RasterFacts
+
+Facts = dict[str, Any]
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
+
+
+@click.command()
+@click.argument("file", required=False)
+@click.option(
+    "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="For a raster: how many times larger."
+)
+@click.option("--device", help="Without FILE: the device to speak of.  [default: a GPU where there is one]")
+@options.as_json
+def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
+    """Say what is installed and what runs, or what FILE is.
+
+    FILE is a raster, a checkpoint (file or folder) or the name of packaged weights.
+
+    \b
+    Examples:
+      repmamba info
+      repmamba info scene.tif
+      repmamba info x4
+      repmamba info mine.safetensors --json
+    """
+    if file is None:
+        facts = environment_facts(device)
+    elif _names_weights(file):
+        facts = checkpoint_facts(file)
+    else:
+        facts = raster_facts(file, scale)
+    click.echo(json.dumps(facts, indent=2, default=str) if as_json else "\n".join(lines(facts)))
+
+
+def environment_facts(device: str | None = None) -> Facts:
+    """Versions, the device, the scan that runs there and why, and the packaged weights."""
+    import rasterio
+    import torch
+
+    from repmamba.inference.catalogue import packaged_weights
+    from repmamba.inference.device import available_cores, choose_device
+    from repmamba.scan.backends import BACKENDS, explain
+
+    place = choose_device(device)
+    scan = explain(place)
+    return {
+        "repmamba": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "libraries": {name: version(name) for name in LIBRARIES} | {"GDAL": rasterio.__gdal_version__},
+        "device": {
+            "chosen": str(place),
+            "name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "CPU",
+            "cores": available_cores(),
+        },
+        "scan": {"backend": scan.name, "why": scan.why, "there are": ", ".join(str(backend) for backend in BACKENDS)},
+        "weights": {
+            entry.name: {"scale": entry.scale, "trained on": entry.training_data, "terms": entry.terms}
+            for entry in packaged_weights()
+        },
+    }
+
+
+def checkpoint_facts(weights: str) -> Facts:
+    """A network's configuration, size, origin and training, of a name, a file or a folder."""
+    from repmamba.inference.catalogue import find_weights
+    from repmamba.network.checkpoint import read_checkpoint
+    from repmamba.network.fusion import fuse
+
+    found = find_weights(weights)
+    checkpoint = read_checkpoint(found.path)
+    network = checkpoint.network()
+    return {
+        "checkpoint": str(found.path),
+        "origin": checkpoint.origin,
+        "scale": checkpoint.config.scale,
+        "parameters": {
+            "as trained": sum(parameter.numel() for parameter in network.parameters()),
+            "fused": sum(parameter.numel() for parameter in fuse(network).parameters()),
+        },
+        "value range": list(checkpoint.value_range),
+        "configuration": checkpoint.config.to_dict(),
+        "training": dict(checkpoint.training),
+    }
+
+
+def raster_facts(source: str, scale: int) -> Facts:
+    """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
+    from repmamba.scene.raster import open_raster
+    from repmamba.tiles.plan import TILE, plan_tiles
+
+    with open_raster(source) as raster:
+        facts = raster.facts
+    grid = facts.grid
+    return {
+        "raster": facts.name,
+        "format": facts.driver,
+        "size": f"{grid.width} x {grid.height} pixels",
+        "bands": dict(enumerate(map(_band, facts.colorinterp, facts.descriptions), start=1)),
+        "type": facts.dtype,
+        "missing pixels": _missing(facts),
+        "place": _place(facts),
+        "enlarged": {
+            "scale": scale,
+            "size": f"{scale * grid.width} x {scale * grid.height} pixels",
+            "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
+            **_pixel(grid.refined(scale)),
+        },
+    }
+
+
+def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
+    """Facts as aligned lines; a table inside a table is indented under its name. Values of files are made printable."""
+    width = max((len(str(name)) for name in facts), default=0) + 2
+    result = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            result.append(" " * indent + printable(name) + ("" if value else "  none"))
+            result += lines(value, indent + 2)
+        else:
+            result.append(" " * indent + f"{printable(name):<{width}}{printable(_words(value))}")
+    return result
+
+
+def _band(colour: str, description: str | None) -> str:
+    return f"{colour}, {description}" if description else colour
+
+
+def _missing(facts: RasterFacts) -> str:
+    told_by = {"alpha": "where alpha is 0", "mask": "by a mask", "nodata": f"where all bands are {facts.nodata}"}
+    return told_by.get(facts.missing, "none are declared")
+
+
+def _place(facts: RasterFacts) -> Facts:
+    if facts.gcps:
+        return {"ground control points": len(facts.gcps[0]), "crs": _crs(facts.gcps[1])}
+    if facts.rpcs:
+        return {"rational polynomials (RPC)": "in the tags"}
+    if not facts.has_place:
+        return {}
+    corners = [f"({x:.10g}, {y:.10g})" for x, y in facts.grid.corners()]
+    return {"crs": _crs(facts.grid.crs), "corners": corners, **_pixel(facts.grid)}
+
+
+def _pixel(grid: Grid) -> Facts:
+    """The size of a pixel in units of the CRS, also of a rotated grid."""
+    if grid.transform is None:
+        return {}
+    place = grid.transform
+    return {"pixel": f"{math.hypot(place.a, place.d):.10g} x {math.hypot(place.b, place.e):.10g}"}
+
+
+def _crs(crs: CRS | None) -> str:
+    """The code of a coordinate system, or its name where it has no code."""
+    if crs is None:
+        return "none"
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else crs.wkt.partition('"')[2].partition('"')[0] + ", without a code"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value)
+    return "-" if value is None or value == "" else str(value)
+
+
+def _names_weights(file: str) -> bool:
+    from repmamba.inference.catalogue import packaged_weights
+
+    path = Path(file)
+    packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()
+    return packaged or path.is_dir() or path.suffix.lower() in CHECKPOINT_SUFFIXES

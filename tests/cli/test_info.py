@@ -1,0 +1,117 @@
+"""repmamba info: what is installed, what a raster is, what a checkpoint is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from repmamba.cli.main import run
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+SCENE = Path(__file__).resolve().parents[2] / "examples" / "colorado.tif"
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+@pytest.fixture
+def facts_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def call(*arguments: object) -> Any:
+        assert run(["info", *map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    return write_checkpoint(file, Checkpoint.of(network, origin="made by a test", training={"steps": 3}))
+
+
+def test_without_a_file_it_tells_versions_device_and_the_scan_with_its_reason(facts_of):
+    facts = facts_of("--device", "cpu")
+    assert facts["libraries"]["torch"] == torch.__version__
+    assert facts["libraries"]["GDAL"] == rasterio.__gdal_version__
+    assert facts["device"]["chosen"] == "cpu"
+    assert facts["scan"]["backend"] in facts["scan"]["there are"]
+    assert facts["scan"]["why"]
+
+
+def test_the_scan_that_was_asked_for_is_the_one_it_tells(facts_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("REPMAMBA_SCAN", "definition")
+    scan = facts_of("--device", "cpu")["scan"]
+    assert scan["backend"] == "definition"
+    assert "REPMAMBA_SCAN" in scan["why"]
+
+
+def test_a_raster_is_told_with_its_place_and_what_becomes_of_it(facts_of):
+    facts = facts_of(SCENE, "--scale", 2)
+    assert facts["size"] == "383 x 232 pixels"
+    assert facts["bands"] == {"1": "red", "2": "green", "3": "blue"}
+    assert facts["missing pixels"] == "by a mask"
+    assert facts["place"]["crs"] == "EPSG:26913"
+    assert facts["enlarged"]["size"] == "766 x 464 pixels"
+    assert facts["enlarged"]["pixel"] == "0.07490776471 x 0.07499894793"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("cog_gcps.tif", {"ground control points": 210, "crs": "EPSG:4326"}),
+        ("test_rpcs.tif", {"rational polynomials (RPC)": "in the tags"}),
+    ],
+)
+def test_every_kind_of_place_is_told(facts_of, geotiffs: Path, name: str, place: dict[str, object]):
+    assert facts_of(geotiffs / name)["place"] == place
+
+
+def test_a_coordinate_system_without_a_code_is_told_by_its_name(facts_of, geotiffs: Path):
+    assert facts_of(geotiffs / "image_nodata.tif")["place"]["crs"] == "Albers, without a code"
+
+
+def test_a_picture_has_no_place(facts_of, tmp_path: Path):
+    file = tmp_path / "grey.png"
+    with rasterio.open(file, "w", driver="PNG", width=8, height=6, count=1, dtype="uint8") as raster:
+        raster.write(np.zeros((1, 6, 8), np.uint8))
+    assert facts_of(file)["place"] == {}
+
+
+def test_a_raster_that_cannot_be_enlarged_is_one_line(capsys, geotiffs: Path):
+    assert run(["info", str(geotiffs / "cint16.tif")]) == 1
+    assert "complex" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_told_with_its_configuration_and_training(facts_of, checkpoint: Path):
+    facts = facts_of(checkpoint)
+    assert facts["scale"] == 2
+    assert facts["origin"] == "made by a test"
+    assert facts["training"] == {"steps": 3}
+    assert facts["configuration"]["depths"] == [1]
+    assert facts["parameters"]["fused"] < facts["parameters"]["as trained"]
+
+
+def test_a_corrupt_checkpoint_is_one_line(capsys, tmp_path: Path):
+    file = tmp_path / "broken.safetensors"
+    file.write_bytes(b"\x10")
+    assert run(["info", str(file)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_a_file_says_of_itself_cannot_steer_the_terminal(capsys, tmp_path: Path):
+    file = tmp_path / "sly.tif"
+    with rasterio.open(file, "w", driver="GTiff", width=8, height=6, count=1, dtype="uint8") as raster:
+        raster.write(np.zeros((1, 6, 8), np.uint8))
+        raster.set_band_description(1, "\x1b[2J\x1b]0;owned\x07")
+    assert run(["info", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "owned" in shown
+    assert "\x1b" not in shown
