@@ -6,9 +6,12 @@
 | 2         | row by row, backwards | h w - 1 - (i w + j)                   |
 | 3         | column by column, backwards | h w - 1 - (j h + i)             |
 
-These functions copy. A backend that walks the image itself (numba_cpu) takes the table as index arithmetic instead.
+`to_sequences` and `to_image` copy. A backend that can walk the image itself takes the order alone, from `visits`.
 """
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,3 +40,14 @@ def to_image(sequences: Tensor, height: int, width: int) -> Tensor:
     by_column = sequences[:, 1] + sequences[:, 3].flip(-1)
     down_columns = by_column.reshape(batch, channel, width, height).transpose(-1, -2)
     return by_row.reshape(batch, channel, height, width) + down_columns
+
+
+@lru_cache(maxsize=32)
+def visits(height: int, width: int) -> np.ndarray:
+    """The pixels in each direction's order of visits: (4, height * width), int64, pixel (i, j) counted as i w + j.
+
+    The same array serves every call of a size: it is to be read only.
+    """
+    by_row = np.arange(height * width).reshape(height, width)
+    by_column = by_row.T.ravel()
+    return np.stack((by_row.ravel(), by_column, by_row.ravel()[::-1], by_column[::-1]))

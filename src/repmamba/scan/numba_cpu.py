@@ -1,0 +1,324 @@
+"""The selective scan on the CPU, compiled when first used: no compiler has to be installed, no binary is shipped.
+
+The kernels are in `numba_kernels`; here they become operators of torch, with gradients, which torch.compile and
+torch.export take as they are. Work is cut into units that own what they write, so the result is the same, bit by bit,
+for any number of threads. The threads are a pool of ours, used within torch.get_num_threads(): numba's own layers
+share an OpenMP library with torch and undo its setting.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from repmamba.scan.directions import DIRECTIONS, visits
+
+STATE = 16
+MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
+WORK_FOR_THREADS = 2**15  # steps times channels below which a second thread costs more than it brings
+
+
+def start() -> None:
+    """Compile the forward kernel, or load it from numba's cache. Raises whatever stands in the way."""
+    _kernels().kernel("forward", "float32")
+
+
+def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    tensors = (u, dt, A, B, C, D)
+    y: Tensor = torch.ops.repmamba.scan_sequences(*tensors, _wants_gradients(*tensors))[0]
+    return y
+
+
+def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """The four-directional scan of a map; arguments and result as `repmamba.scan.selective.scan_map`."""
+    tensors = (p, projected, dt_weight, dt_bias, A, D)
+    y: Tensor = torch.ops.repmamba.scan_map(*tensors, _wants_gradients(*tensors))[0]
+    return y
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@cache
+def _kernels() -> ModuleType:
+    from repmamba.scan import numba_kernels
+
+    return numba_kernels
+
+
+# The arguments that the kernels of both entries share, as `numba_kernels.forward` names them.
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    slabs: int
+    visits: np.ndarray  # (groups, length)
+    u: Tensor  # (batch, groups, length, channels)
+    dt: Tensor  # the same; read when rank is 0
+    rows: Tensor  # (batch, groups, length, rank + 32)
+    rank: int
+    dt_weight: Tensor  # (groups, C, rank)
+    dt_bias: Tensor  # (groups, C)
+    A: Tensor  # (groups, C, 16)
+    D: Tensor  # (groups, C)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(batch, groups, length, channels), the channels padded to whole blocks."""
+        batch, groups, length, channels = self.u.shape
+        return batch, groups, length, channels
+
+    def arrays(self) -> list[Any]:
+        """In the order in which the kernels take them."""
+        tensors = (self.dt_weight, self.dt_bias, self.A, self.D)
+        return [
+            *(self.slabs, self.visits, _array(self.u), _array(self.dt), _array(self.rows), self.rank),
+            *map(_array, tensors),
+        ]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().numpy()
+    return array
+
+
+def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
+    batch, channel, height, width = p.shape
+    rank = dt_weight.shape[2]
+    u = _whole_blocks(_pixels(p)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
+    rows = _pixels(projected).view(batch, height * width, DIRECTIONS, rank + 2 * STATE).transpose(1, 2)
+    A, D = A.reshape(DIRECTIONS, channel, STATE), D.reshape(DIRECTIONS, channel)
+    return _Problem(MAP_SLABS, visits(height, width), u, u, rows, rank, dt_weight, dt_bias, A, D)
+
+
+def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> _Problem:
+    groups, length = B.shape[1], u.shape[2]
+    in_order = np.tile(np.arange(length), (groups, 1))
+    rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
+    A, D = A.reshape(groups, -1, STATE), D.reshape(groups, -1)
+    no_weight, no_bias = A.new_empty(groups, A.shape[1], 0), D
+    u, dt = (_whole_blocks(_steps_first(x, groups)) for x in (u, dt))
+    return _Problem(groups, in_order, u, dt, rows, 0, no_weight, no_bias, A, D)
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not copied."""
+    return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+def _image(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(batch, h w, n) -> (batch, n, h, w) in channels_last."""
+    batch, _, n = pixels.shape
+    return pixels.contiguous().view(batch, height, width, n).permute(0, 3, 1, 2)
+
+
+def _steps_first(sequences: Tensor, groups: int) -> Tensor:
+    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by side."""
+    batch, _, length = sequences.shape
+    return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
+
+
+def _channels_first(steps: Tensor) -> Tensor:
+    """(batch, groups, length, channel) -> (batch, groups * channel, length)."""
+    return _own(steps.transpose(2, 3)).flatten(1, 2)
+
+
+def _whole_blocks(maps: Tensor) -> Tensor:
+    """Zeros added after the last channel, so that the kernels meet whole blocks alone."""
+    missing = -maps.shape[-1] % _kernels().LANES
+    return pad(maps, (0, missing)) if missing else maps
+
+
+def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
+    """y of each slab, (batch, slabs, length, channels), and the kept states, none unless asked for."""
+    kernels = _kernels()
+    batch, groups, length, channels = problem.sizes
+    blocks = channels // kernels.LANES
+    segments = -(-length // kernels.SEGMENT) if keep and problem.u.dtype == torch.float32 else 0
+    kept = problem.u.new_empty(batch, groups, segments, blocks, STATE, kernels.LANES)
+    y = problem.u.new_zeros(batch, problem.slabs, length, channels)
+    _in_threads("forward", batch * problem.slabs * blocks, problem, [_array(kept), _array(y)])
+    return y, kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    u: Tensor  # (batch, slabs, length, channels)
+    dt: Tensor  # (batch, groups, length, channels); of rank 0
+    rows: Tensor  # as the rows
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+
+def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
+    """dy: (batch, groups, length, channels)."""
+    kernels = _kernels()
+    batch, groups, length, channels = problem.sizes
+    blocks, channel = channels // kernels.LANES, problem.A.shape[1]
+    du = dy.new_zeros(batch, problem.slabs, length, channels)
+    ddt = torch.empty_like(problem.dt) if problem.rank == 0 else problem.dt
+    # The rows of all directions of a pixel lie side by side, as the projection that they come from.
+    drows = dy.new_zeros(batch, length, groups, problem.rank + 2 * STATE).transpose(1, 2)
+    lines = kernels.WEIGHT_ROWS + problem.rank
+    dconstants = dy.new_zeros(batch, groups, blocks, lines, kernels.LANES)
+    outputs = (kept, dy, du, ddt, drows, dconstants)
+    _in_threads("backward", batch * problem.slabs, problem, [_array(tensor) for tensor in outputs])
+    by_line = dconstants.sum(0).transpose(1, 2).reshape(groups, lines, channels)[..., :channel]
+    return _Gradients(
+        u=du,
+        dt=ddt,
+        rows=drows,
+        dt_weight=_own(by_line[:, kernels.WEIGHT_ROWS :].transpose(1, 2)),
+        dt_bias=_own(by_line[:, kernels.BIAS_ROW]),
+        A=_own(by_line[:, :STATE].transpose(1, 2)).view(-1, STATE),
+        D=_own(by_line[:, kernels.D_ROW]).view(-1),
+    )
+
+
+def _own(view: Tensor) -> Tensor:
+    """A tensor that shares no memory with another: what an operator may return."""
+    return view.clone(memory_format=torch.contiguous_format)
+
+
+def _in_threads(way: str, units: int, problem: _Problem, outputs: list[np.ndarray]) -> None:
+    """All units of work, in as many threads as torch may use; which thread takes which changes no result."""
+    kernel = _kernels().kernel(way, str(problem.u.dtype).removeprefix("torch."))
+    arguments = [*problem.arrays(), *outputs]
+    work = problem.sizes[0] * problem.sizes[2] * problem.sizes[3]
+    threads = min(torch.get_num_threads(), units) if work >= WORK_FOR_THREADS else 1
+    size = _kernels().scratch_size(problem.rank)
+
+    def run(first: int, last: int) -> None:
+        kernel(first, last, *arguments, _array(torch.empty(size, dtype=problem.u.dtype)))
+
+    bounds = [units * thread // threads for thread in range(threads + 1)]
+    others = [_pool(os.getpid()).submit(run, *span) for span in pairwise(bounds[1:])] if threads > 1 else []
+    run(*bounds[:2])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process; a forked one does not inherit them and starts its own."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-scan")
+
+
+@torch.library.custom_op("repmamba::scan_map", mutates_args=(), device_types="cpu")
+def _scan_map(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
+    return _image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
+
+
+@_scan_map.register_fake
+def _(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    batch, channel, height, width = p.shape
+    y = p.new_empty(batch, height, width, channel).permute(0, 3, 1, 2)
+    return y, _fake_kept(p, DIRECTIONS, channel, height * width, keep)
+
+
+@torch.library.custom_op("repmamba::scan_map_backward", mutates_args=(), device_types="cpu")
+def _scan_map_backward(
+    dy: Tensor,
+    kept: Tensor,
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = _map_problem(p, projected, dt_weight, dt_bias, A, D)
+    dy = _whole_blocks(_pixels(dy)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
+    gradients = _backward(problem, kept, dy)
+    dp = _image((gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]], *p.shape[2:])
+    dprojected = _image(gradients.rows.transpose(1, 2).flatten(2), *p.shape[2:])
+    return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
+
+
+@_scan_map_backward.register_fake
+def _(
+    dy: Tensor,
+    kept: Tensor,
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
+    dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
+    return dp, dprojected, dweight, dbias, dA, dD
+
+
+@torch.library.custom_op("repmamba::scan_sequences", mutates_args=(), device_types="cpu")
+def _scan_sequences(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
+    return _channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
+
+
+@_scan_sequences.register_fake
+def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), _fake_kept(u, B.shape[1], u.shape[1] // B.shape[1], u.shape[2], keep)
+
+
+@torch.library.custom_op("repmamba::scan_sequences_backward", mutates_args=(), device_types="cpu")
+def _scan_sequences_backward(
+    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups, channel = B.shape[1], u.shape[1] // B.shape[1]
+    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _whole_blocks(_steps_first(dy, groups)))
+    du, ddt = (_channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
+    dB, dC = (_own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+    return du, ddt, gradients.A, dB, dC, gradients.D
+
+
+@_scan_sequences_backward.register_fake
+def _(
+    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
+    return du, ddt, dA, dB, dC, dD
+
+
+def _fake_kept(like: Tensor, groups: int, channel: int, length: int, keep: bool) -> Tensor:
+    kernels = _kernels()
+    segments = -(-length // kernels.SEGMENT) if keep and like.dtype == torch.float32 else 0
+    blocks = -(-channel // kernels.LANES)
+    return like.new_empty(like.shape[0], groups, segments, blocks, STATE, kernels.LANES)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs[:-1])
+
+
+def _map_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.repmamba.scan_map_backward(dy, *ctx.saved_tensors), None)
+
+
+def _sequence_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.repmamba.scan_sequences_backward(dy, *ctx.saved_tensors), None)
+
+
+_scan_map.register_autograd(_map_gradients, setup_context=_remember)
+_scan_sequences.register_autograd(_sequence_gradients, setup_context=_remember)

@@ -1,0 +1,500 @@
+"""The CPU kernels of the scan: which channels, which steps, and the vector code of one step, forward and backward.
+
+Imported by `numba_cpu` when that backend starts, and by nothing else: this is the only room's file that needs numba.
+
+Lanes are channels. A block of LANES channels keeps its 16 states in 16 registers; B_t[n] and C_t[n] are broadcast to
+all lanes, so that y needs no sum across lanes. Maps are channels-last, (pixels, channels), and a direction is a table
+of pixels in the order of visits: nothing is flipped or copied. A sequence goes in segments of SEGMENT steps. The
+backward pass starts a segment from the state that the forward pass kept there, computes its states again, then walks
+it backwards; sums over channels (the gradients of B, C and r) are made within a step, by a tree of shuffles.
+
+Everything is added in one fixed order, whatever the number of threads: a unit of work owns what it writes to.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from repmamba.scan.vector_ir import (
+    I64,
+    LN_2,
+    LOG2_E,
+    SOFTPLUS_LINEAR,
+    Rows,
+    Vectors,
+    counting,
+    counting_down,
+    element_of,
+)
+
+STATE = 16
+SEGMENT = 64  # steps between kept states: these cost 16 / 64 of a map each direction, and a segment fits the L2 cache
+D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2  # of a block's constants; rows 0 to 15 are A log2(e)
+
+
+def _lanes() -> int:
+    """Float32 lanes of a register of the processor that numba compiles for (its own settings respected)."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    if "+avx512f" in features:
+        return 16
+    return 8 if "+avx2" in features else 4
+
+
+LANES = _lanes()  # numba keeps a cached kernel apart for every processor and set of features
+
+
+def _rows_of(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
+    """Arrays as Rows, other arguments as they are."""
+    return [
+        Rows(builder, make_array(kind)(context, builder, value)) if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, args, strict=True)
+    ]
+
+
+def _visited(builder: Any, visits: Rows, t: Any) -> Any:
+    return builder.load(builder.bitcast(visits.at(t), I64.as_pointer()))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def step_sizes(
+    typing: Any, visits: Any, rows: Any, rank: Any, constants: Any, sizes: Any, slopes: Any
+) -> tuple[Any, Any]:
+    """dt = softplus(W r + bias) of the visited pixels into `sizes`, and its derivative into `slopes`."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        visits, rows, rank, constants, sizes, slopes = _rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        with counting(builder, visits.count) as t:
+            row = rows.at(_visited(builder, visits, t))
+            raw = v.variable(v.load(constants.at(BIAS_ROW)))
+            with counting(builder, rank) as j:
+                weight = v.load(constants.at(builder.add(j, I64(WEIGHT_ROWS))))
+                builder.store(v.fma(weight, v.splat(element_of(builder, row, j)), builder.load(raw)), raw)
+            size, slope = v.softplus(builder.load(raw))
+            v.store(size, sizes.at(t))
+            v.store(slope, slopes.at(t))
+        return context.get_dummy_value()
+
+    return types.void(visits, rows, rank, constants, sizes, slopes), emit
+
+
+def _step(v: Vectors, n: int, h: Any, size: Any, drive: Any, row: Any, rank: Any, constants: Rows) -> tuple[Any, Any]:
+    """h <- exp(dt A) h + (dt u) B for state n of a block; the decay and the new h."""
+    builder = v.builder
+    decay = v.exp2(builder.fmul(size, v.load(constants.at(n))))
+    added = builder.fmul(drive, v.splat(element_of(builder, row, builder.add(rank, I64(n)))))
+    return decay, v.fma(decay, h, added)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def forward_steps(
+    typing: Any, h: Any, visits: Any, u: Any, sizes: Any, rows: Any, rank: Any, constants: Any, y: Any
+) -> tuple[Any, Any]:
+    """Take the steps of a segment: h from its first to its last state, and <C, h> + D u added to y."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        h, visits, u, sizes, rows, rank, constants, y = _rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        states = [v.variable(v.load(h.at(n))) for n in range(STATE)]
+        with counting(builder, visits.count) as t:
+            pixel = _visited(builder, visits, t)
+            row, size, u_t = rows.at(pixel), v.load(sizes.at(t)), v.load(u.at(pixel))
+            drive = builder.fmul(size, u_t)
+            result = [builder.fmul(v.load(constants.at(D_ROW)), u_t), v.load(y.at(pixel))]
+            for n, state in enumerate(states):
+                _, new = _step(v, n, builder.load(state), size, drive, row, rank, constants)
+                builder.store(new, state)
+                weight = v.splat(element_of(builder, row, builder.add(rank, I64(STATE + n))))
+                result[n % 2] = v.fma(weight, new, result[n % 2])
+            v.store(builder.fadd(*result), y.at(pixel))
+        for n, state in enumerate(states):
+            v.store(builder.load(state), h.at(n))
+        return context.get_dummy_value()
+
+    return types.void(h, visits, u, sizes, rows, rank, constants, y), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def recompute_steps(
+    typing: Any, visits: Any, u: Any, sizes: Any, rows: Any, rank: Any, constants: Any, states: Any, decays: Any
+) -> tuple[Any, Any]:
+    """The steps of a segment again, from states[0]: every state into states[t + 1], every decay into decays[t]."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        visits, u, sizes, rows, rank, constants, states, decays = _rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        h = [v.variable(v.load(states.at(0, n * LANES))) for n in range(STATE)]
+        with counting(builder, visits.count) as t:
+            pixel = _visited(builder, visits, t)
+            row, size = rows.at(pixel), v.load(sizes.at(t))
+            drive = builder.fmul(size, v.load(u.at(pixel)))
+            kept, kept_decay = states.at(builder.add(t, I64(1))), decays.at(t)
+            for n in range(STATE):
+                decay, new = _step(v, n, builder.load(h[n]), size, drive, row, rank, constants)
+                builder.store(new, h[n])
+                v.store(new, element_of(builder, kept, n * LANES))
+                v.store(decay, element_of(builder, kept_decay, n * LANES))
+        return context.get_dummy_value()
+
+    return types.void(visits, u, sizes, rows, rank, constants, states, decays), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def backward_steps(
+    typing: Any,
+    adjoint: Any,
+    visits: Any,
+    dy: Any,
+    u: Any,
+    sizes: Any,
+    rows: Any,
+    rank: Any,
+    constants: Any,
+    states: Any,
+    decays: Any,
+    du: Any,
+    dsizes: Any,
+    drows: Any,
+    dconstants: Any,
+) -> tuple[Any, Any]:
+    """Walk a segment backwards with the adjoint of h: gradients of u, B, C added to, of dt stored, of A, D added to.
+
+    With g = dy and l = C g + (adjoint from the step after): dC = <g, h>, dB = <l, dt u>, du = D g + dt <l, B>,
+    ddt = u <l, B> + <l a h', A>, dA += l a h' dt, and l a goes to the step before; a the decay, h' the state before.
+    """
+    signature = types.void(
+        adjoint, visits, dy, u, sizes, rows, rank, constants, states, decays, du, dsizes, drows, dconstants
+    )
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        adjoint, visits, dy, u, sizes, rows, rank, *rest = _rows_of(context, builder, signature, args)
+        constants, states, decays, du, dsizes, drows, dconstants = rest
+        v = Vectors(builder, LANES)
+        zero = v.constant(0)
+        carried = [v.variable(v.load(adjoint.at(n))) for n in range(STATE)]
+        dD = v.variable(v.load(dconstants.at(D_ROW)))
+        with counting_down(builder, visits.count) as t:
+            pixel = _visited(builder, visits, t)
+            row, drow, size = rows.at(pixel), drows.at(pixel), v.load(sizes.at(t))
+            g, u_t = v.load(dy.at(pixel)), v.load(u.at(pixel))
+            drive = builder.fmul(size, u_t)
+            before, after, decay_at = states.at(t), states.at(builder.add(t, I64(1))), decays.at(t)
+            along_B, along_A = zero, zero
+            for first in range(0, STATE, LANES):
+                dB, dC = [], []
+                for n in range(first, min(first + LANES, STATE)):
+                    B_n = v.splat(element_of(builder, row, builder.add(rank, I64(n))))
+                    C_n = v.splat(element_of(builder, row, builder.add(rank, I64(STATE + n))))
+                    dC.append(builder.fmul(g, v.load(element_of(builder, after, n * LANES))))
+                    total = v.fma(C_n, g, builder.load(carried[n]))
+                    dB.append(builder.fmul(total, drive))
+                    along_B = v.fma(total, B_n, along_B)
+                    passed = builder.fmul(total, v.load(element_of(builder, decay_at, n * LANES)))
+                    builder.store(passed, carried[n])
+                    decayed = builder.fmul(passed, v.load(element_of(builder, before, n * LANES)))
+                    along_A = v.fma(decayed, v.load(constants.at(n)), along_A)
+                    v.store(v.fma(decayed, size, v.load(dconstants.at(n))), dconstants.at(n))
+                v.add_to(element_of(builder, drow, builder.add(rank, I64(first))), v.sums(dB))
+                v.add_to(element_of(builder, drow, builder.add(rank, I64(STATE + first))), v.sums(dC))
+            v.store(v.fma(u_t, along_B, builder.fmul(along_A, v.constant(LN_2))), dsizes.at(t))
+            skip = builder.fmul(v.load(constants.at(D_ROW)), g)
+            v.add_to(du.at(pixel), v.fma(size, along_B, skip))
+            builder.store(v.fma(g, u_t, builder.load(dD)), dD)
+        v.store(builder.load(dD), dconstants.at(D_ROW))
+        for n in range(STATE):
+            v.store(builder.load(carried[n]), adjoint.at(n))
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def step_sizes_backward(
+    typing: Any,
+    visits: Any,
+    rows: Any,
+    rank: Any,
+    constants: Any,
+    dsizes: Any,
+    slopes: Any,
+    drows: Any,
+    dconstants: Any,
+) -> tuple[Any, Any]:
+    """From the gradients of dt to those of r, of the weights and of the bias, added to what is there."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        visits, rows, rank, constants, dsizes, slopes, drows, dconstants = _rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        with counting(builder, visits.count) as t:
+            pixel = _visited(builder, visits, t)
+            draw = builder.fmul(v.load(dsizes.at(t)), v.load(slopes.at(t)))
+            v.add_to(dconstants.at(BIAS_ROW), draw)
+            with counting(builder, rank) as j:
+                r, dr = rows.at(pixel, j), drows.at(pixel, j)
+                line = builder.add(j, I64(WEIGHT_ROWS))
+                v.add_to(dconstants.at(line), builder.fmul(draw, v.splat(r)))
+                along = v.sum(builder.fmul(draw, v.load(constants.at(line))))
+                builder.store(builder.fadd(v.scalar(dr), along), dr)
+        return context.get_dummy_value()
+
+    return types.void(visits, rows, rank, constants, dsizes, slopes, drows, dconstants), emit
+
+
+@njit(nogil=True, cache=True)
+def block_constants(constants, rank, dt_weight, dt_bias, A, D, first):  # type: ignore[no-untyped-def]
+    """What a block of channels needs of the parameters of one direction, lane by lane; 0 beyond the last channel."""
+    constants[:] = 0
+    for lane in range(min(LANES, A.shape[0] - first)):
+        channel = first + lane
+        for n in range(STATE):
+            constants[n, lane] = A[channel, n] * np.float32(LOG2_E)
+        constants[D_ROW, lane] = D[channel]
+        if rank:
+            constants[BIAS_ROW, lane] = dt_bias[channel]
+            for j in range(rank):
+                constants[WEIGHT_ROWS + j, lane] = dt_weight[channel, j]
+
+
+@njit(nogil=True, cache=True)
+def segment_sizes(visits, dt, rows, rank, constants, sizes, slopes):  # type: ignore[no-untyped-def]
+    """The dt of a segment: computed from r, or, with rank 0, gathered from the given ones."""
+    if rank:
+        step_sizes(visits, rows, rank, constants, sizes, slopes)
+    else:
+        for t in range(len(visits)):
+            for lane in range(LANES):
+                sizes[t, lane] = dt[visits[t], lane]
+
+
+@njit(nogil=True, cache=True)
+def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
+    """The front of a scratch array as (rows, columns), and the rest."""
+    return scratch[: rows * columns].reshape(rows, columns), scratch[rows * columns :]
+
+
+def scratch_size(rank: int) -> int:
+    """Float32 numbers of scratch that a thread needs for one call of `forward` or `backward`."""
+    return (2 * (SEGMENT + 1) * STATE + 3 * SEGMENT + 2 * STATE + WEIGHT_ROWS + rank) * LANES
+
+
+def forward(  # type: ignore[no-untyped-def]
+    first, last, slabs, visits, u, dt, rows, rank, dt_weight, dt_bias, A, D, kept, y, scratch
+):
+    """Units first .. last - 1 of the forward pass, of batch * slabs * blocks; a unit is a block of channels of a slab.
+
+    visits: (groups, length) pixels.  u, dt: (batch, groups, length, channels), channels a multiple of LANES; dt is
+    read when rank is 0.  rows: (batch, groups, length, rank + 32): r, B, C.  dt_weight: (groups, C, rank).
+    dt_bias, D: (groups, C).  A: (groups, C, 16).  kept: (batch, groups, segments, blocks, 16, LANES), for the states
+    before each segment, or 0 segments of it.  y: (batch, slabs, length, channels), zero at first; group k adds to slab
+    k mod slabs.  scratch: scratch_size(rank) numbers.
+    """
+    groups, length = visits.shape
+    blocks = u.shape[3] // LANES
+    h, rest = carve(scratch, STATE, LANES)
+    sizes, rest = carve(rest, SEGMENT, LANES)
+    slopes, rest = carve(rest, SEGMENT, LANES)
+    constants, rest = carve(rest, WEIGHT_ROWS + rank, LANES)
+    for unit in range(first, last):
+        block, slab, b = unit % blocks, unit // blocks % slabs, unit // blocks // slabs
+        lo, hi = block * LANES, (block + 1) * LANES
+        for k in range(slab, groups, slabs):
+            block_constants(constants, rank, dt_weight[k], dt_bias[k], A[k], D[k], lo)
+            h[:] = 0
+            for t in range(0, length, SEGMENT):
+                segment = visits[k, t : t + SEGMENT]
+                if kept.shape[2]:
+                    kept[b, k, t // SEGMENT, block] = h
+                segment_sizes(segment, dt[b, k, :, lo:hi], rows[b, k], rank, constants, sizes, slopes)
+                forward_steps(h, segment, u[b, k, :, lo:hi], sizes, rows[b, k], rank, constants, y[b, slab, :, lo:hi])
+
+
+def backward(  # type: ignore[no-untyped-def]
+    first,
+    last,
+    slabs,
+    visits,
+    u,
+    dt,
+    rows,
+    rank,
+    dt_weight,
+    dt_bias,
+    A,
+    D,
+    kept,
+    dy,
+    du,
+    ddt,
+    drows,
+    dconstants,
+    scratch,
+):
+    """Units first .. last - 1 of the backward pass, of batch * slabs; a unit is a slab of an image, all channels.
+
+    Arguments as `forward`, and dy: (batch, groups, length, channels).  du: (batch, slabs, length, channels).
+    drows: as rows.  dconstants: (batch, groups, blocks, 18 + rank, LANES): A, D, dt_bias, dt_weight.  All three zero,
+    added to.  ddt: as dt, written when rank is 0.
+    """
+    groups, length = visits.shape
+    blocks = u.shape[3] // LANES
+    adjoint, rest = carve(scratch, STATE, LANES)
+    states, rest = carve(rest, SEGMENT + 1, STATE * LANES)
+    decays, rest = carve(rest, SEGMENT, STATE * LANES)
+    sizes, rest = carve(rest, SEGMENT, LANES)
+    slopes, rest = carve(rest, SEGMENT, LANES)
+    dsizes, rest = carve(rest, SEGMENT, LANES)
+    constants, rest = carve(rest, WEIGHT_ROWS + rank, LANES)
+    for unit in range(first, last):
+        slab, b = unit % slabs, unit // slabs
+        for k in range(slab, groups, slabs):
+            for block in range(blocks):
+                lo, hi = block * LANES, (block + 1) * LANES
+                u_block, du_block, gradients = u[b, k, :, lo:hi], du[b, slab, :, lo:hi], dconstants[b, k, block]
+                block_constants(constants, rank, dt_weight[k], dt_bias[k], A[k], D[k], lo)
+                adjoint[:] = 0
+                for t in range((length - 1) // SEGMENT * SEGMENT, -1, -SEGMENT):
+                    segment = visits[k, t : t + SEGMENT]
+                    states[0] = kept[b, k, t // SEGMENT, block].ravel()
+                    segment_sizes(segment, dt[b, k, :, lo:hi], rows[b, k], rank, constants, sizes, slopes)
+                    recompute_steps(segment, u_block, sizes, rows[b, k], rank, constants, states, decays)
+                    backward_steps(
+                        adjoint, segment, dy[b, k, :, lo:hi], u_block, sizes, rows[b, k], rank, constants,
+                        states, decays, du_block, dsizes, drows[b, k], gradients,
+                    )  # fmt: skip
+                    if rank:
+                        step_sizes_backward(
+                            segment, rows[b, k], rank, constants, dsizes, slopes, drows[b, k], gradients
+                        )
+                    else:
+                        for step in range(len(segment)):
+                            ddt[b, k, segment[step], lo:hi] = dsizes[step]
+
+
+@njit(nogil=True, cache=True)
+def size_float64(row, rank, weight, bias, given):  # type: ignore[no-untyped-def]
+    """dt of one pixel and channel, and its derivative: softplus(W r + bias), or with rank 0 the given one."""
+    if rank == 0:
+        return given, 1.0
+    raw = bias
+    for j in range(rank):
+        raw += weight[j] * row[j]
+    if raw > SOFTPLUS_LINEAR:
+        return raw, 1.0
+    z = math.exp(-abs(raw))
+    return max(raw, 0.0) + math.log1p(z), (1.0 if raw > 0 else z) / (1.0 + z)
+
+
+def forward_float64(  # type: ignore[no-untyped-def]
+    first, last, slabs, visits, u, dt, rows, rank, dt_weight, dt_bias, A, D, kept, y, scratch
+):
+    """As `forward`, for float64: plain loops and the exact exp. Nothing is kept."""
+    groups = len(visits)
+    blocks = u.shape[3] // LANES
+    h = np.empty(STATE)
+    for unit in range(first, last):
+        block, slab, b = unit % blocks, unit // blocks % slabs, unit // blocks // slabs
+        for k in range(slab, groups, slabs):
+            for c in range(block * LANES, min((block + 1) * LANES, A.shape[1])):
+                h[:] = 0
+                for pixel in visits[k]:
+                    row, x = rows[b, k, pixel], u[b, k, pixel, c]
+                    size, _ = size_float64(row, rank, dt_weight[k, c], dt_bias[k, c], dt[b, k, pixel, c])
+                    total = D[k, c] * x
+                    for n in range(STATE):
+                        h[n] = math.exp(size * A[k, c, n]) * h[n] + size * x * row[rank + n]
+                        total += row[rank + STATE + n] * h[n]
+                    y[b, slab, pixel, c] += total
+
+
+def backward_float64(  # type: ignore[no-untyped-def]
+    first,
+    last,
+    slabs,
+    visits,
+    u,
+    dt,
+    rows,
+    rank,
+    dt_weight,
+    dt_bias,
+    A,
+    D,
+    kept,
+    dy,
+    du,
+    ddt,
+    drows,
+    dconstants,
+    scratch,
+):
+    """As `backward`, for float64: plain loops, the states of one channel computed again from the first."""
+    groups, length = visits.shape
+    states, adjoint = np.empty((length + 1, STATE)), np.empty(STATE)
+    for unit in range(first, last):
+        slab, b = unit % slabs, unit // slabs
+        for k in range(slab, groups, slabs):
+            for c in range(A.shape[1]):
+                gradients = dconstants[b, k, c // LANES, :, c % LANES]
+                states[0] = 0
+                for t in range(length):
+                    pixel = visits[k, t]
+                    row = rows[b, k, pixel]
+                    size, _ = size_float64(row, rank, dt_weight[k, c], dt_bias[k, c], dt[b, k, pixel, c])
+                    for n in range(STATE):
+                        added = size * u[b, k, pixel, c] * row[rank + n]
+                        states[t + 1, n] = math.exp(size * A[k, c, n]) * states[t, n] + added
+                adjoint[:] = 0
+                for t in range(length - 1, -1, -1):
+                    pixel = visits[k, t]
+                    row, drow = rows[b, k, pixel], drows[b, k, pixel]
+                    g, x = dy[b, k, pixel, c], u[b, k, pixel, c]
+                    size, slope = size_float64(row, rank, dt_weight[k, c], dt_bias[k, c], dt[b, k, pixel, c])
+                    along_B = along_A = 0.0
+                    for n in range(STATE):
+                        total = row[rank + STATE + n] * g + adjoint[n]
+                        adjoint[n] = math.exp(size * A[k, c, n]) * total
+                        decayed = adjoint[n] * states[t, n]
+                        along_B += total * row[rank + n]
+                        along_A += decayed * A[k, c, n]
+                        gradients[n] += decayed * size
+                        drow[rank + n] += total * size * x
+                        drow[rank + STATE + n] += g * states[t + 1, n]
+                    dsize = x * along_B + along_A
+                    du[b, slab, pixel, c] += D[k, c] * g + size * along_B
+                    gradients[D_ROW] += g * x
+                    if rank == 0:
+                        ddt[b, k, pixel, c] = dsize
+                    gradients[BIAS_ROW] += dsize * slope
+                    for j in range(rank):
+                        gradients[WEIGHT_ROWS + j] += dsize * slope * row[j]
+                        drow[j] += dsize * slope * dt_weight[k, c, j]
+
+
+_SHARED = "int64, int64, int64, int64[:,:], {4}, {4}, {4}, int64, {3}, {2}, {3}, {2}, {6}, "
+_FORWARD, _BACKWARD = _SHARED + "{4}, {1}", _SHARED + "{4}, {4}, {4}, {4}, {5}, {1}"
+_KERNELS = {
+    ("forward", "float32"): (forward, _FORWARD),
+    ("forward", "float64"): (forward_float64, _FORWARD),
+    ("backward", "float32"): (backward, _BACKWARD),
+    ("backward", "float64"): (backward_float64, _BACKWARD),
+}
+
+
+@cache
+def kernel(way: str, dtype: str) -> Callable[..., None]:
+    """One of the four kernels, compiled when first asked for, or loaded from numba's cache.
+
+    It has one signature, of arrays with any strides: whatever views it meets, nothing is compiled again.
+    """
+    function, arguments = _KERNELS[way, dtype]
+    arrays = {axes: f"{dtype}[{','.join(':' * axes)}]" for axes in range(2, 7)} | {1: f"{dtype}[::1]"}
+    signature = arguments.format(None, *(arrays[axes] for axes in range(1, 7)))
+    compiled: Callable[..., None] = njit(f"void({signature})", nogil=True, cache=True)(function)
+    return compiled
