@@ -106,7 +106,7 @@ def _sort_calls(name, calls, scans, found):
     found[f"{name}.low"] = low
     found[f"{name}.residue"] = low - nearest
     found[f"{name}.upsampled"] = bilinear
-    found[f"{name}.low_out"] = found[f"{name}.joined"][:, : low.shape[1]] if f"{name}.joined" in found else None
+    found[f"{name}.low_out"] = found[f"{name}.joined"][:, : low.shape[1]]
     ((pooled, projected, dt_weight, dt_bias, A, D), merged) = scans[0]
     found[f"{name}.merged"] = merged
     _lay_out_scan(name, pooled, projected, dt_weight, dt_bias, A, D, found)
