@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from repmamba.evaluate.cost import cost_of, multiply_adds, parameters
+from repmamba.network.config import PUBLISHED, NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "folded"),
+    [("x2", 775_212, 764_412), ("x3", 783_867, 773_067), ("x4", 795_984, 785_184)],
+)
+def test_parameters_are_those_of_the_specification(name, trained, folded):
+    assert parameters(PUBLISHED[name]) == trained
+    assert parameters(PUBLISHED[name], "folded") == folded
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "trained"), [("x2", 11.014, 11.061), ("x3", 11.156, 11.203), ("x4", 11.354, 11.401)]
+)
+def test_multiply_adds_are_those_of_the_specification(name, folded, trained):
+    counted = multiply_adds(PUBLISHED[name], 128, 128)
+    assert round(sum(counted.values()) / 1e9, 3) == folded
+    assert round(sum(multiply_adds(PUBLISHED[name], 128, 128, "trained").values()) / 1e9, 3) == trained
+    assert round(counted["scan"] / 1e9, 3) == 0.779
+    assert round(counted["CSSP without scan"] / 1e9, 3) == 3.941
+    assert round(counted["ConvFFN"] / 1e9, 3) == 1.925
+    assert round(counted["group convolutions"] / 1e9, 3) == 3.624
+
+
+OPTIONS = (
+    {},
+    {"upsampler": "pixelshuffle"},
+    {"upsampler": "pixelshuffle", "scale": 3},
+    {"upsampler": "pixelshuffle", "scale": 2},
+    {"upsampler": "nearest+conv"},
+    {"upsampler": "none", "scale": 1},
+    {"resi_connection": "3conv"},
+    {"repconv": False},
+    {"cssp": False},
+    {"in_chans": 5, "mlp_ratio": 1.5, "depths": (2, 1)},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_count_is_that_of_what_runs(monkeypatch, options):
+    """Against torch's counter of convolutions and matrix products; the scan, which it does not know, left out."""
+    config = NetworkConfig(**({"depths": (1,)} | options))
+    network = RepMamba(config).eval()
+    monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others: p)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, config.in_chans, 8, 6))
+    parts = multiply_adds(config, 8, 6, "trained")
+    widths = (8, 16, 32, 64) if config.cssp else (8, 8, 16, 32)
+    dt_proj = 48 * sum(config.depths) * sum(c * (2 if c == 64 else 1) for c in widths)
+    assert counter.get_total_flops() / 2 == sum(parts.values()) - parts["scan"] - dt_proj
+
+
+def test_odd_sizes_cost_what_the_even_ones_do():
+    assert multiply_adds(PUBLISHED["x4"], 127, 1) == multiply_adds(PUBLISHED["x4"], 128, 2)
+
+
+def test_a_cost_states_its_size_and_both_forms():
+    cost = cost_of(PUBLISHED["x4"], 128, 128)
+    assert (cost.height, cost.width, cost.parameters, cost.parameters_folded) == (128, 128, 795_984, 785_184)
+    assert cost.scan_multiply_adds < cost.multiply_adds
+    assert cost.seconds is None
