@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
@@ -25,6 +24,7 @@ from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
+from repmamba.network.fusion import fuse as fused
 from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
@@ -141,8 +141,7 @@ class Upscaler:
                 numbers = restored(numbers, raw, known, tile, self.scale)
             return tile, numbers
 
-        done: Iterator[tuple[Tile, NDArray[Any]]] = side_by_side(step, plan, cut.workers)
-        for tile, numbers in done:
+        for tile, numbers in side_by_side(step, plan, cut.workers):
             result[:, *tile.write.slices] = numbers
         return result
 
@@ -189,8 +188,6 @@ def load(
         )
     network: nn.Module = checkpoint.network()
     if fuse:
-        from repmamba.network.fusion import fuse as fused
-
         network = fused(network)
     place, numbers = choose_device(device), choose_precision(precision)
     network = network.to(place).eval()

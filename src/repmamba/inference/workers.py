@@ -8,7 +8,7 @@ compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -32,11 +32,13 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
     return asked or available_cores()
 
 
-def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def side_by_side(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """function of every item, in order, by so many workers; items are drawn by the caller's thread, a few ahead.
 
     While a result is used or an item is made, the workers go on computing. The first exception ends it, whether it
-    comes from function, from items or from the caller; what has not begun is then never computed.
+    comes from function, from items or, by the generator's close, from the caller; what has not begun is never computed.
     """
     threads_of_caller = torch.get_num_threads()
     # torch keeps this number for each thread by itself, so it is set in every worker, and afterwards for new threads.

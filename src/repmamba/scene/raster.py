@@ -1,7 +1,7 @@
 """Raster: a file as the scene room sees it. Its grid, bands, tags, and any window of it as numbers and a valid mask.
 
 Everything that GDAL, rasterio or Pillow may raise is caught here and becomes one line. Which pixels are missing is said
-by the dataset mask of GDAL alone: a mask band, else alpha, else nodata in all bands. What a file stores by rows (strips,
+by GDAL's dataset mask alone: a mask band, else alpha, else nodata in all bands. What a file stores by rows (strips,
 PNG, JPEG) is decoded once, whatever windows are read, as long as they come row by row.
 """
 
@@ -27,7 +27,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
-from repmamba.pixels.radiometry import DTYPES
+from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.scene.grid import Grid
 from repmamba.tiles.window import Window
 
@@ -111,6 +111,7 @@ class RasterFacts:
     dtype: str
     nodata: float | None  # where it alone tells what is missing
     missing: str  # how missing pixels are told: "alpha" (the last band), "mask", "nodata", or "" for not at all
+    numbers: tuple[int, ...]  # of the bands in the file, from 1
     colorinterp: tuple[str, ...]
     descriptions: tuple[str | None, ...]
     scales: tuple[float, ...]
@@ -510,6 +511,7 @@ def _facts(name: str, dataset: Any, pixels: _Stored, files: tuple[Path, ...]) ->
         dtype="uint8" if pixels.lookup is not None else dataset.dtypes[0],
         nodata=nodata,
         missing=missing,
+        numbers=pixels.bands if pixels.lookup is None else tuple(range(1, count + 1)),
         colorinterp=colours,
         descriptions=_each(dataset.descriptions, order),
         scales=_each(dataset.scales, order),
@@ -540,10 +542,18 @@ def _missing(dataset: Any, pixels: _Stored) -> tuple[str, float | None]:
         return "alpha", None
     if MaskFlags.per_dataset in flags:
         return "mask", dataset.nodata if MaskFlags.nodata not in flags else None
-    numbers = set(map(str, dataset.nodatavals))
-    if MaskFlags.nodata in flags:
-        return ("nodata", dataset.nodata) if len(numbers) == 1 else ("mask", None)
-    return "", None
+    if MaskFlags.nodata not in flags or not _is_number_of(dataset.dtypes[0], dataset.nodata):
+        return "", None
+    one_for_all = len(set(map(str, dataset.nodatavals))) == 1
+    return ("nodata", dataset.nodata) if one_for_all else ("mask", None)
+
+
+def _is_number_of(dtype: str, nodata: float) -> bool:
+    """Whether a pixel can have this value at all: some files declare -9999 for unsigned ones."""
+    if np.dtype(dtype).kind == "f":
+        return True
+    low, high = type_range(dtype)
+    return float(nodata).is_integer() and low <= nodata <= high
 
 
 def _tags(dataset: Any) -> dict[str, dict[str, str]]:

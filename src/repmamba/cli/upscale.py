@@ -1,0 +1,225 @@
+"""repmamba upscale: enlarge rasters, in place on the map."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repmamba.cli import options
+from repmamba.errors import UsageError
+
+logger = logging.getLogger("repmamba.cli.upscale")
+
+LOG_EVERY = 0.1  # of the work: a line each where there is no terminal for a bar
+
+
+def _numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns "1,2,3" into a tuple of that many numbers."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        try:
+            numbers = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or (count is not None and len(numbers) != count):
+            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
+        return numbers
+
+    return read
+
+
+def _range(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    return text if text in (None, "robust", "type") else _numbers(float, 2)(ctx, param, text)
+
+
+def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"'{pair}' is no NAME=VALUE.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@click.command()
+@options.sources
+@options.target
+@options.scale
+@options.weights
+@options.device
+@options.backend
+@options.precision
+@options.tile
+@options.halo
+@click.option(
+    "--window", metavar="COL,ROW,WIDTH,HEIGHT", callback=_numbers(int, 4), help="Only this part, in input pixels."
+)
+@click.option(
+    "--bbox", metavar="LEFT,BOTTOM,RIGHT,TOP", callback=_numbers(float, 4), help="Only this part, in the input's CRS."
+)
+@click.option(
+    "--bands", metavar="N,N,...", callback=_numbers(int, None), help="Only these bands, from 1.  [default: all]"
+)
+@click.option(
+    "--rgb",
+    metavar="R,G,B",
+    callback=_numbers(int, 3),
+    help="Which bands are red, green and blue.  [default: as the file says]",
+)
+@click.option(
+    "--range",
+    "value_range",
+    metavar="LOW,HIGH|robust|type",
+    callback=_range,
+    help="What is black and white to the network.  [default: type for 8 bit, robust percentiles for others]",
+)
+@click.option(
+    "--consistent/--no-consistent",
+    default=None,
+    help="Let the result, made small again, be the input.  [default: on where the input has a place on the map]",
+)
+@click.option("--format", "format_name", metavar="NAME", help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]")
+@click.option(
+    "--co", "creation", metavar="NAME=VALUE", multiple=True, callback=_creation, help="A creation option of GDAL."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Tiles computed side by side.  [default: CPU cores]")
+@options.overwrite
+@click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, with size, memory and time, and do nothing.")
+@click.option("--untrusted", is_flag=True, help="Read as a stranger's file: few formats, no side-cars, low limits.")
+@click.option("--max-pixels", type=click.IntRange(min=1), metavar="N", help="Allow an input of so many pixels.")
+@click.option(
+    "--on-corrupt",
+    type=click.Choice(["error", "fill"]),
+    default="error",
+    show_default=True,
+    help="What to do where the input cannot be read: stop, or take it as missing.",
+)
+@click.option("--expand-palette", is_flag=True, help="Enlarge the colours of a palette, even of one with classes.")
+@options.quiet
+@options.as_json
+def upscale(
+    sources: tuple[str, ...],
+    target: Path,
+    window: tuple[int, int, int, int] | None,
+    format_name: str | None,
+    overwrite: bool,
+    restart: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Enlarge each INPUT into OUTPUT, in place on the map.
+
+    OUTPUT is a file for one INPUT, a folder for several (or where it is one already): names are kept, with _x4 added.
+    What was stopped goes on with the same command.
+
+    \b
+    Examples:
+      repmamba upscale scene.tif -o scene_x4.tif
+      repmamba upscale photo.jpg -o photo_x2.png --scale 2
+      repmamba upscale sentinel2.tif -o out.cog.tif --rgb 3,2,1 --range 0,4000
+      repmamba upscale *.tif -o enlarged/
+      repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
+    """
+    from repmamba.inference.upscaler import load
+    from repmamba.scene.engine import check_target, plan_file, upscale_file
+    from repmamba.tiles.window import Window
+
+    network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision")}
+    if window is not None:
+        col, row, width, height = window
+        settings["window"] = Window(row, col, height, width)
+    settings["format"] = format_name
+    upscaler = load(**network)
+    targets = outputs(sources, target, upscaler.scale, dry_run=dry_run)
+    for source, output in zip(sources, targets, strict=True):
+        check_target(source, output, overwrite=overwrite)
+    for source, output in zip(sources, targets, strict=True):
+        if dry_run:
+            shown: Any = plan_file(source, output, upscaler, **settings)
+        else:
+            with progress_bar(Path(source).name, quiet=quiet) as progress:
+                again = {"overwrite": overwrite, "restart": restart}
+                shown = upscale_file(source, output, upscaler, progress=progress, **again, **settings)
+        if as_json:
+            click.echo(json.dumps(shown.as_json()))
+        elif not quiet:
+            click.echo(shown.summary())
+
+
+def outputs(sources: Sequence[str], target: Path, scale: int, *, dry_run: bool) -> list[Path]:
+    """Where each result goes: the target for one input; a folder, made if need be, for several."""
+    if len(sources) == 1 and not target.is_dir():
+        return [target]
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, and there are {len(sources)} inputs: give a folder.")
+    names = [named_larger(source, scale) for source in sources]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(f"Several inputs would be written to {target / min(twice)}: enlarge them one by one.")
+    if not dry_run:
+        target.mkdir(parents=True, exist_ok=True)
+    return [target / name for name in names]
+
+
+def named_larger(source: str, scale: int) -> str:
+    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are not written."""
+    from repmamba.scene.formats import FORMATS
+
+    name = Path(source).name
+    endings = sorted((end for entry in FORMATS.values() for end in entry.suffixes), key=len, reverse=True)
+    ending = next((end for end in endings if name.lower().endswith(end)), None)
+    if ending is None:
+        return f"{Path(name).stem}_x{scale}.tif"
+    return f"{name[: -len(ending)]}_x{scale}{name[-len(ending) :]}"
+
+
+@contextmanager
+def progress_bar(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr with output megapixels a second and the time left; a few log lines where there is no terminal."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(name) as progress:
+            yield progress
+    else:
+        yield _log_lines(name)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    line = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
+    bar = tqdm(desc=name, unit="MP", bar_format=line, file=sys.stderr, leave=False, dynamic_ncols=True)
+
+    def progress(done: int, total: int) -> None:
+        if bar.total is None:  # what an earlier run finished says nothing of this one's speed
+            bar.total, bar.initial, bar.n = total / 1e6, done / 1e6, done / 1e6
+        bar.update(done / 1e6 - bar.n)
+
+    try:
+        yield progress
+    finally:
+        bar.close()
+
+
+def _log_lines(name: str) -> Callable[[int, int], None]:
+    said = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done / total >= said + LOG_EVERY or (done == total and said < 1):
+            said = done / total
+            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * said, total / 1e6)
+
+    return progress

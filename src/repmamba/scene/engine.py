@@ -1,0 +1,240 @@
+"""upscale_file: a raster file in, the same raster out at two, three or four times the resolution, in the same place.
+
+The walk is one page: open, load, plan, then tile by tile read, compute and write, then finish. What each step does is
+in the module it is named after. Nothing that can change a pixel is decided here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from repmamba.errors import TargetError, TargetExists, UsageError
+from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.workers import choose_workers, side_by_side
+from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
+from repmamba.scene.grid import Grid
+from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
+from repmamba.scene.raster import Pixels, Raster, Reading, open_raster
+from repmamba.scene.tile_step import upscale_tile
+from repmamba.scene.writer import SceneWriter
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # output pixels finished, of how many
+Weights = str | os.PathLike[str] | Upscaler | None
+
+
+@dataclass(frozen=True, slots=True)
+class SceneResult:
+    """What became of a scene."""
+
+    path: Path
+    grid: Grid  # hr
+    scale: int
+    bands: int
+    tiles: int
+    resumed: int  # tiles that an earlier, stopped run had finished
+    seconds: float
+    corrupt_pixels: int  # lr pixels that could not be read and are missing in the result
+    weights: str
+    consistent: bool
+
+    def summary(self) -> str:
+        """One line for people."""
+        speed = self.grid.width * self.grid.height / 1e6 / max(self.seconds, 1e-9)
+        return (
+            f"{self.path}: {self.grid.width} x {self.grid.height} pixels, {self.bands} band{'s' * (self.bands > 1)}, "
+            f"x{self.scale} with {self.weights}, in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
+            + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
+            + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        transform = self.grid.transform
+        return {
+            "path": str(self.path),
+            "width": self.grid.width,
+            "height": self.grid.height,
+            "bands": self.bands,
+            "crs": None if self.grid.crs is None else self.grid.crs.to_wkt(),
+            "transform": None if transform is None else list(transform)[:6],
+            "scale": self.scale,
+            "weights": self.weights,
+            "consistent": self.consistent,
+            "tiles": self.tiles,
+            "tiles_resumed": self.resumed,
+            "seconds": round(self.seconds, 3),
+            "corrupt_pixels": self.corrupt_pixels,
+        }
+
+
+class Arguments(TypedDict, total=False):
+    """What upscale_file and plan_file can be told by keyword; what is left out follows from weights and scene."""
+
+    scale: int | None  # only to be sure: weights of another one are refused
+    device: str | None  # cpu, cuda, mps
+    backend: str | None  # of the scan
+    precision: str | None  # float32 or bfloat16
+    tile: int | None  # edge of the kept part of a tile, lr pixels, even
+    halo: int | None  # what is read around it, lr pixels, even
+    window: Window | None  # only this part, lr pixels
+    bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
+    bands: Iterable[int] | None  # only these, by their numbers in the file, from 1
+    rgb: tuple[int, int, int] | None  # the numbers of red, green and blue; as the file says unless given
+    value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
+    consistent: bool | None  # back-projection; on where the scene has a place unless given
+    format: str | None  # a name of scene.formats; by the target's ending unless given
+    creation: Mapping[str, str] | None  # GDAL's creation options
+    workers: int | None  # tiles side by side; the number of CPU cores unless given; changes no byte
+    untrusted: bool  # read as a stranger's file
+    max_pixels: int | None  # allow a source of so many
+    on_corrupt: Literal["error", "fill"]  # fill: blocks that cannot be read are missing pixels
+    expand_palette: bool  # enlarge the colours of a palette even where they are classes
+
+
+def upscale_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    weights: Weights = None,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **arguments: Unpack[Arguments],
+) -> SceneResult:
+    """Enlarge a raster file into another, in place on the map.
+
+    source: any raster that GDAL reads.  target: .tif, .cog.tif, .png or .jpg; the name appears when the file is whole.
+    weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
+    restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
+    goes on with them.  progress: called with the output pixels finished, and of how many.  Further: see Arguments.
+    Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory.
+    """
+    begun = time.monotonic()
+    target = Path(target)
+    check_target(source, target, overwrite=overwrite)
+    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, taken):
+        check_memory(taken, raster, plan)
+        windows = [step.write for step in plan.tiles]
+        writer = SceneWriter(target, plan.profile, plan.job, windows, overwrite=overwrite, restart=restart)
+        with _stopping_cleanly(writer):
+            remaining = writer.remaining()
+            _compute(raster, plan, upscaler, writer, remaining, taken.workers, progress)
+            raster.check_unchanged()
+            writer.finish()
+    result = SceneResult(
+        path=target,
+        grid=plan.profile.grid,
+        scale=plan.scale,
+        bands=plan.profile.count,
+        tiles=len(plan.tiles),
+        resumed=len(plan.tiles) - len(remaining),
+        seconds=time.monotonic() - begun,
+        corrupt_pixels=raster.corrupt_pixels,
+        weights=upscaler.name,
+        consistent=plan.consistent,
+    )
+    logger.debug("%s", result.summary())
+    return result
+
+
+def plan_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    weights: Weights = None,
+    **arguments: Unpack[Arguments],
+) -> Estimate:
+    """What upscale_file would do with the same arguments, and what it would take. Writes nothing; raises the same."""
+    with _planned(source, Path(target), weights, arguments) as (_, upscaler, plan, taken):
+        return with_time(taken, plan, upscaler)
+
+
+@contextmanager
+def _planned(
+    source: str | os.PathLike[str], target: Path, weights: Weights, arguments: Arguments
+) -> Iterator[tuple[Raster, Upscaler, ScenePlan, Estimate]]:
+    """The source, open, with all that was decided about it."""
+    given: dict[str, Any] = dict(arguments)
+    network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
+    how = Reading(
+        untrusted=given.pop("untrusted", False),
+        max_pixels=given.pop("max_pixels", None),
+        fill_corrupt=given.pop("on_corrupt", "error") == "fill",
+        expand_palette=given.pop("expand_palette", False),
+    )
+    workers = given.pop("workers", None)
+    options = SceneOptions(**given)
+    with open_raster(source, how) as raster:
+        upscaler = weights if isinstance(weights, Upscaler) else load(weights, **network)
+        plan = plan_scene(raster, target, upscaler, options, how)
+        yield raster, upscaler, plan, estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device))
+
+
+def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be, before anything is read. Raises UsageError, TargetError."""
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise UsageError(f"{target} is the input: give the output another name.")
+    if target.is_dir():
+        raise TargetError(f"{target} is a folder: name a file in it.")
+    if not target.parent.is_dir():
+        raise TargetError(f"The folder {target.parent} does not exist: make it first.")
+    if target.exists() and not overwrite:
+        raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
+
+
+def _compute(
+    raster: Raster,
+    plan: ScenePlan,
+    upscaler: Upscaler,
+    writer: SceneWriter,
+    remaining: list[int],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Read, compute and write the remaining tiles. Reading and writing go on here while the workers compute."""
+    grid = plan.profile.grid
+    total = grid.width * grid.height
+    done = total - sum(_area(plan.tiles[index].write) for index in remaining)
+    if progress is not None:
+        progress(done, total)
+
+    def pieces() -> Iterator[tuple[int, Pixels]]:
+        for index in remaining:
+            yield index, raster.read(plan.tiles[index].read)
+
+    def step(piece: tuple[int, Pixels]) -> tuple[int, Pixels]:
+        index, pixels = piece
+        return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
+
+    with closing(side_by_side(step, pieces(), workers)) as results:
+        for index, (data, valid) in results:
+            writer.put(index, data, valid)
+            done += _area(plan.tiles[index].write)
+            logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
+            if progress is not None:
+                progress(done, total)
+
+
+def _area(window: Window) -> int:
+    return window.height * window.width
+
+
+@contextmanager
+def _stopping_cleanly(writer: SceneWriter) -> Iterator[None]:
+    """Whatever stops a run, Ctrl-C included: finished tiles stay, for the same call to go on with."""
+    try:
+        yield
+    except BaseException:
+        writer.abandon()
+        raise

@@ -1,0 +1,162 @@
+"""What a plan will take: memory, disk and time, said before the first pixel.
+
+Nothing here can change a pixel. A plan that the machine does not hold is refused with the tile that would fit, rather
+than changed: two machines would then give two results.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repmamba.errors import OutOfMemory
+from repmamba.inference.upscaler import Upscaler
+from repmamba.inference.workers import IN_FLIGHT
+from repmamba.scene.durable import free_bytes, readable
+from repmamba.scene.formats import raw_bytes
+from repmamba.scene.plan import ScenePlan
+from repmamba.scene.raster import Raster
+
+logger = logging.getLogger(__name__)
+
+GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
+NETWORK_BYTES_PER_PIXEL = 4500  # of the tile that is read, while its widest layer is computed
+SAMPLE = 96  # edge of the tile by which speed is measured, lr
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one scene will take on this machine; sizes in bytes."""
+
+    source: str
+    target: Path
+    width: int  # of the output
+    height: int
+    bands: int
+    dtype: str
+    format: str
+    scale: int
+    weights: str
+    tiles: int
+    tile: int  # lr
+    halo: int  # lr
+    workers: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    consistent: bool
+    output_bytes: int  # before compression
+    free_bytes: int  # where the output goes
+    memory_bytes: int  # above that of the program itself
+    seconds: float | None = None
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lowest, highest = min(self.low), max(self.high)
+        took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
+        return (
+            f"{self.source} -> {self.target}\n"
+            f"  output   {self.width} x {self.height} pixels, {self.bands} bands of {self.dtype}, {self.format}, "
+            f"x{self.scale} with {self.weights}\n"
+            f"  plan     {self.tiles} tiles of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
+            f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent\n"
+            f"  disk     at most {readable(2 * self.output_bytes)} while it runs, {readable(self.free_bytes)} free\n"
+            f"  memory   about {readable(self.memory_bytes)}{took}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"target": str(self.target)}
+
+
+def estimate(raster: Raster, target: Path, plan: ScenePlan, upscaler: Upscaler, workers: int) -> Estimate:
+    """Sizes and memory of a plan; `with_time` adds how long it takes."""
+    profile = plan.profile
+    return Estimate(
+        source=raster.facts.name,
+        target=target,
+        width=profile.grid.width,
+        height=profile.grid.height,
+        bands=profile.count,
+        dtype=profile.dtype,
+        format=profile.format,
+        scale=plan.scale,
+        weights=upscaler.name,
+        tiles=len(plan.tiles),
+        tile=plan.tiles.tile,
+        halo=plan.tiles.halo,
+        workers=workers,
+        low=plan.radiometry.low,
+        high=plan.radiometry.high,
+        consistent=plan.consistent,
+        output_bytes=raw_bytes(profile),
+        free_bytes=free_bytes(target.parent),
+        memory_bytes=_memory(raster, plan, plan.tiles.tile, workers),
+    )
+
+
+def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler) -> Estimate:
+    """The estimate with the time that a small tile took, scaled up; the second of two, since the first compiles."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sample = np.zeros((len(plan.places), SAMPLE, SAMPLE), np.float32)
+        upscaler.enlarge(sample, plan.groups)
+        begun = time.perf_counter()
+        upscaler.enlarge(sample, plan.groups)
+        seconds = time.perf_counter() - begun
+    finally:
+        torch.set_num_threads(threads)
+    side = min(made.workers, made.tiles)
+    return replace(made, seconds=seconds * plan.tiles.pixels_read / SAMPLE**2 / side)
+
+
+def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
+    """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has to give."""
+    there = available_memory()
+    if there is None or made.memory_bytes <= there:
+        return
+    fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, made.workers) <= there]
+    advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
+    raise OutOfMemory(
+        f"{made.source} needs about {readable(made.memory_bytes)} of memory with --tile {plan.tiles.tile} and "
+        f"{made.workers} workers, and {readable(there)} are free. {advice}; so may fewer --workers."
+    )
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of its group."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no group, or one without a limit
+        return there
+    return max(0, min(there, limit - used))
+
+
+def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
+    """Bytes at the worst moment, by what is alive then."""
+    edge = tile + 2 * plan.tiles.halo
+    lr = min(edge, raster.grid.height) * min(edge, raster.grid.width)
+    hr = lr * plan.scale**2
+    size = np.dtype(plan.profile.dtype).itemsize
+    computing = lr * NETWORK_BYTES_PER_PIXEL + hr * len(plan.places) * (4 + 8 + 8)  # unit, and numbers in float64
+    waiting = (lr + hr) * plan.profile.count * size
+    return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

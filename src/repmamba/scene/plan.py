@@ -1,0 +1,338 @@
+"""The plan of a scene: what will be read, computed and written, fixed before the first pixel.
+
+What can change a pixel (tiles, range, bands, consistency) comes from the weights, the options and the scene as a whole,
+never from the machine or from the window that is asked for. A plan is a value: it can be printed, compared and refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from repmamba import __version__
+from repmamba.errors import OutsideTraining, UsageError
+from repmamba.inference.bands import Groups, group_bands
+from repmamba.inference.upscaler import Upscaler
+from repmamba.pixels.nodata import usable
+from repmamba.pixels.radiometry import Radiometry, ValueHistogram
+from repmamba.scene.formats import FORMATS, check_fit, format_of
+from repmamba.scene.grid import refined_gcps, refined_rpcs
+from repmamba.scene.journal import JobIdentity, identify_file
+from repmamba.scene.output import OutputProfile
+from repmamba.scene.raster import Raster, RasterFacts, Reading
+from repmamba.tiles.plan import TilePlan, plan_tiles
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+ValueRange: TypeAlias = tuple[float, float] | Literal["robust", "type"]
+RADAR_SIGNS = (
+    "sentinel-1",
+    "s1a_",
+    "s1b_",
+    "s1c_",
+    "radarsat",
+    "terrasar",
+    "cosmo-skymed",
+    "gamma0",
+    "sigma0",
+    "alos palsar",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneOptions:
+    """What a user may ask of a scene's enlargement; None leaves it to the weights and the scene."""
+
+    tile: int | None = None  # lr pixels, even
+    halo: int | None = None  # lr pixels, even
+    window: Window | None = None  # lr
+    bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top in the scene's CRS
+    bands: Iterable[int] | None = None  # numbers in the file, from 1
+    rgb: tuple[int, int, int] | None = None  # numbers in the file of red, green and blue
+    value_range: ValueRange | None = None
+    consistent: bool | None = None
+    format: str | None = None
+    creation: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bands is not None:
+            object.__setattr__(self, "bands", tuple(self.bands))
+        if self.window is not None and self.bbox is not None:
+            raise UsageError("A window and a bbox say the same in two ways; give one of them.")
+        for name in ("tile", "halo"):
+            length = getattr(self, name)
+            if length is not None and (length % 2 or length < 0 or (name == "tile" and length == 0)):
+                raise UsageError(f"{name}={length}: give an even number of pixels, since the network pools two by two.")
+
+
+@dataclass(frozen=True, slots=True)
+class ScenePlan:
+    """Everything that decides the result."""
+
+    tiles: TilePlan
+    radiometry: Radiometry  # of the bands in `places`
+    places: tuple[int, ...]  # of the bands that the network enlarges, in what the raster reads
+    groups: Groups  # of those bands, counted from 0 among them
+    consistent: bool
+    nodata: float | None  # no valid result may equal it
+    missing_value: float  # what stands in a missing pixel
+    alpha: str  # the last band of the output: "source" enlarged by nearest, "made" from the mask, or "" for none
+    profile: OutputProfile
+    job: JobIdentity
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the result is."""
+        return self.tiles.scale
+
+
+def plan_scene(
+    raster: Raster, target: Path, upscaler: Upscaler, options: SceneOptions, how: Reading | None = None
+) -> ScenePlan:
+    """The plan for a raster, an output and an upscaler. Reads the scene once if its range has to be found.
+
+    Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
+    """
+    facts = raster.facts
+    how = how or Reading()
+    places = _places(facts, None if options.bands is None else tuple(options.bands))
+    rgb = _rgb(facts, places, options.rgb)
+    groups = group_bands(len(places), rgb, upscaler.bands)
+    halo = upscaler.halo if options.halo is None else options.halo
+    tiles = plan_tiles(
+        raster.grid.height,
+        raster.grid.width,
+        upscaler.scale,
+        tile=options.tile or upscaler.tile,
+        halo=halo,
+        window=_window(facts, options),
+    )
+    told = _told_by(facts, how)
+    profile, told = _fitting_profile(facts, target, tiles, places, told, options, upscaler)
+    _warn_of_radar(facts)
+    radiometry = _radiometry(raster, places, groups, options)
+    consistent = facts.has_place if options.consistent is None else options.consistent
+    settings = {
+        "scale": upscaler.scale,
+        "tile": tiles.tile,
+        "halo": tiles.halo,
+        "window": [tiles.window.col, tiles.window.row, tiles.window.width, tiles.window.height],
+        "bands": [facts.numbers[place] for place in places],
+        "together": [[facts.numbers[places[band]] for band in group] for group in groups],
+        "low": list(radiometry.low),
+        "high": list(radiometry.high),
+        "consistent": consistent,
+        "missing": told,
+        "fill_corrupt": how.fill_corrupt,
+        "expand_palette": how.expand_palette,
+        "device": upscaler.device.type,
+        "precision": upscaler.precision,
+        "scan": upscaler.backend,
+        "compute_threads_of_a_tile": 1,
+        "tiles_in_one_pass": 1,
+    }
+    nodata = facts.nodata if told == "nodata" else None
+    return ScenePlan(
+        tiles=tiles,
+        radiometry=radiometry,
+        places=places,
+        groups=groups,
+        consistent=consistent,
+        nodata=nodata,
+        missing_value=0.0 if nodata is None else nodata,
+        alpha="" if told != "alpha" else "source" if facts.missing == "alpha" else "made",
+        profile=profile,
+        job=JobIdentity(_source_identity(facts), upscaler.digest, settings, __version__),
+    )
+
+
+def _places(facts: RasterFacts, bands: Sequence[int] | None) -> tuple[int, ...]:
+    """Where the bands asked for (all unless asked) stand in what the raster reads; alpha comes along by itself."""
+    if bands is None:
+        return tuple(range(facts.colours))
+    there = facts.numbers[: facts.colours]
+    for band in bands:
+        if band not in there:
+            alpha = " (the other is alpha, and comes along)" if band in facts.numbers else ""
+            raise UsageError(f"{facts.name} has no band {band} to enlarge; it has {_listed(there)}{alpha}.")
+    if len(set(bands)) != len(bands) or not bands:
+        raise UsageError("Name each band once, and at least one.")
+    return tuple(there.index(band) for band in bands)
+
+
+def _rgb(facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Where red, green and blue stand among the chosen places; None where the scene has no such bands."""
+    if asked is None:
+        colours = [facts.colorinterp[place] for place in places]
+        if all(colours.count(colour) == 1 for colour in ("red", "green", "blue")):
+            return tuple(colours.index(colour) for colour in ("red", "green", "blue"))
+        return None
+    numbers = [facts.numbers[place] for place in places]
+    if len(asked) != 3 or len(set(asked)) != 3 or any(band not in numbers for band in asked):
+        raise UsageError(f"--rgb takes three of the bands {_listed(numbers)}: red, green, blue.")
+    return tuple(numbers.index(band) for band in asked)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) if len(numbers) <= 12 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
+    if options.bbox is None:
+        return options.window
+    if facts.grid.transform is None:
+        raise UsageError(f"{facts.name} has no transform, so a bbox means nothing in it; use --window.")
+    left, bottom, right, top = options.bbox
+    back = ~facts.grid.transform
+    corners = [back * corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
+    cols, rows = zip(*corners, strict=True)
+    # A pixel that the box only touches, by the rounding of its coordinates, is not meant.
+    col, row = math.floor(min(cols) + 1e-6), math.floor(min(rows) + 1e-6)
+    end_col, end_row = math.ceil(max(cols) - 1e-6), math.ceil(max(rows) - 1e-6)
+    scene = Window(0, 0, facts.grid.height, facts.grid.width)
+    inside = Window(row, col, end_row - row, end_col - col).clipped(scene)
+    if inside.is_empty:
+        raise UsageError(
+            f"The bbox {left} {bottom} {right} {top} does not meet {facts.name}; is it in the scene's CRS?"
+        )
+    return inside
+
+
+def _told_by(facts: RasterFacts, how: Reading) -> str:
+    """How the output tells of missing pixels: as the source does, by a mask where reading may have to make some."""
+    return facts.missing or ("mask" if how.fill_corrupt else "")
+
+
+def _fitting_profile(
+    facts: RasterFacts,
+    target: Path,
+    tiles: TilePlan,
+    places: tuple[int, ...],
+    told: str,
+    options: SceneOptions,
+    upscaler: Upscaler,
+) -> tuple[OutputProfile, str]:
+    """The output's profile and how it tells of missing pixels: as the source if the format can, else as it can."""
+    others = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}.get(told, ())
+    profiles = [(_profile(facts, target, tiles, places, way, options, upscaler), way) for way in (told, *others)]
+    for profile, way in profiles:
+        if FORMATS[profile.format].holds(profile) is None:
+            check_fit(profile)
+            return profile, way
+    check_fit(profiles[0][0])  # raises, and says what the format cannot hold and which can
+    return profiles[0]
+
+
+def _profile(
+    facts: RasterFacts,
+    target: Path,
+    tiles: TilePlan,
+    places: tuple[int, ...],
+    told: str,
+    options: SceneOptions,
+    upscaler: Upscaler,
+) -> OutputProfile:
+    scale, window = upscaler.scale, tiles.window
+    copied = [*places, len(facts.numbers) - 1] if facts.missing == "alpha" else list(places)
+    made = told == "alpha" and facts.missing != "alpha"
+
+    def each(values: Sequence[Any], usual: Any) -> tuple[Any, ...]:
+        return tuple(values[place] for place in copied) + ((usual,) if made else ())
+
+    return OutputProfile(
+        format=format_of(target, options.format).name,
+        grid=facts.grid.cut(window).refined(scale),
+        count=len(copied) + made,
+        dtype=facts.dtype,
+        nodata=facts.nodata if told == "nodata" else None,
+        mask=told == "mask",
+        colorinterp=each(facts.colorinterp, "alpha"),
+        descriptions=each(facts.descriptions, None),
+        scales=each(facts.scales, 1.0),
+        offsets=each(facts.offsets, 0.0),
+        units=each(facts.units, None),
+        tags=_tags(facts, upscaler),
+        band_tags=each(facts.band_tags, {}),
+        gcps=None if facts.gcps is None else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
+        rpcs=None if facts.rpcs is None else refined_rpcs(facts.rpcs, scale, window),
+        creation=tuple((options.creation or {}).items()),
+    )
+
+
+def _tags(facts: RasterFacts, upscaler: Upscaler) -> dict[str, Mapping[str, str]]:
+    """The source's tags, and what every reader should know of the result."""
+    own = dict(facts.tags.get("", {}))
+    for name in ("TIFFTAG_XRESOLUTION", "TIFFTAG_YRESOLUTION"):
+        if name in own:
+            own[name] = _times(own[name], upscaler.scale)
+    own |= {
+        "SUPER_RESOLVED": "YES",
+        "SUPER_RESOLUTION_SCALE": str(upscaler.scale),
+        "SUPER_RESOLUTION_WEIGHTS": f"{upscaler.name} {upscaler.digest}",
+        "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
+    }
+    return {**facts.tags, "": own}
+
+
+def _times(number: str, scale: int) -> str:
+    try:
+        return f"{scale * float(number.split()[0]):g}"
+    except (ValueError, IndexError):
+        return number
+
+
+def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions) -> Radiometry:
+    """The linear map of each band. Bands that go through the network together share theirs, or colours would shift."""
+    dtype, asked = raster.facts.dtype, options.value_range
+    usual = Radiometry.of_type(dtype, len(places))
+    if asked is None:
+        asked = "type" if dtype == "uint8" else "robust"
+    if asked == "type":
+        return usual
+    if asked == "robust":
+        ranges = _robust_ranges(raster, places, groups)
+        low, high = list(usual.low), list(usual.high)
+        for group, found in zip(groups, ranges, strict=True):
+            if found is not None:
+                for band in group:
+                    low[band], high[band] = found
+        return replace(usual, low=tuple(low), high=tuple(high))
+    return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places))
+
+
+def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> list[tuple[float, float] | None]:
+    """The range of nearly all values of each group, from one pass over the whole scene, whatever the window."""
+    histograms = [ValueHistogram() for _ in groups]
+    for strip in raster.strips():
+        raw, valid = raster.read(strip)
+        known = usable(raw, valid)
+        for histogram, group in zip(histograms, groups, strict=True):
+            for band in group:
+                histogram.add(raw[places[band]][known[places[band]]])
+    return [histogram.range() for histogram in histograms]
+
+
+def _source_identity(facts: RasterFacts) -> dict[str, Any]:
+    if not facts.files:
+        return {"name": facts.name}
+    return {"files": [identify_file(path) for path in facts.files]}
+
+
+def _warn_of_radar(facts: RasterFacts) -> None:
+    """Warn where the metadata say that a scene is radar, which no weights of ours have seen."""
+    texts = [text for tags in (*facts.tags.values(), *facts.band_tags) for text in tags.values()]
+    said = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
+    sign = next((sign for sign in RADAR_SIGNS if sign in said), None)
+    if sign is not None:
+        warnings.warn(
+            f"{facts.name} looks like radar (its metadata say '{sign}'); the weights know optical imagery alone, "
+            "so do not trust what they add.",
+            OutsideTraining,
+            stacklevel=3,
+        )
