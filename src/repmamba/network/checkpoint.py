@@ -2,8 +2,8 @@
 
 Ours is one safetensors file, alone or as `model.safetensors` in a folder with a readable `config.json` beside it. Its
 header carries the configuration, scale, value range, training facts, origin and format version. Every published form
-is read too (published.py). Names, shapes, types and sizes are checked before memory is taken, values after; whatever
-cannot be used is a CheckpointError of one line.
+is read too (published.py). How files are opened is in weight_files.py: names, shapes, types and sizes are checked
+before memory is taken, values after; whatever cannot be used is a CheckpointError of one line.
 
 Written here rather than with the hub's mixin, because that would make every import of the network load the hub, and
 because neither it nor safetensors looks at what a stranger's file may hold: names twice, shapes of 2^60, NaN.
@@ -14,8 +14,7 @@ import json
 import math
 import os
 import secrets
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,12 @@ from repmamba.network.published import (
     check_names_and_shapes,
     difference,
     expected_shapes,
+    from_published,
     published_names,
     read_config,
 )
 from repmamba.network.repmamba import RepMamba
+from repmamba.network.weight_files import WeightFile, json_object, open_weights, read_json
 
 FORMAT = 1
 """Version of our form. A reader refuses a later one; a change that an old reader would misread raises it."""
@@ -45,20 +46,6 @@ METADATA = "repmamba"
 
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 """What the weights are called in a folder, ours and the published, in the order in which they are looked for."""
-
-LARGEST_FILE = 1 << 30
-LARGEST_HEADER = 4 << 20
-LARGEST_PICKLE = 8 << 20
-MOST_ENTRIES = 100_000
-"""Bounds on a stranger's file, in bytes and names. A network of six groups has 3.4 MB and 1102 names."""
-
-DTYPES = {  # of safetensors -> bytes each; floating point first, counts last
-    "F16": 2,
-    "BF16": 2,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-}
 
 KEPT_IN_FLOAT32 = ("A_log", "dt_weight", "dt_bias", "x_proj")
 """Last parts of the names that float16 storage leaves alone, beside all vectors: the scan raises e to their power."""
@@ -104,16 +91,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, expected: NetworkConfig | N
     the error says of which. No code that a file carries is ever run. Raises CheckpointError.
     """
     path = Path(path)
-    beside: Mapping[str, Any] = {}
-    file = path
-    if path.is_dir():
-        file = _weights_in(path)
-        beside = _read_json(path / "config.json")
-    try:
-        kind = _kind(file)
-        checkpoint = _read_safetensors(file, beside) if kind == "safetensors" else _read_pytorch(file, beside)
-    except OSError as failure:
-        raise CheckpointError(f"{file} cannot be read: {failure.strerror or failure}.") from failure
+    file = _weights_in(path) if path.is_dir() else path
+    beside = read_json(path / "config.json") if path.is_dir() else {}
+    opened = open_weights(file)
+    checkpoint = _ours(opened, file) if METADATA in opened.metadata else _published(opened, beside, file)
     if expected is not None and (reason := difference(checkpoint.config, expected)):
         shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
         wanted = expected_shapes(expected)
@@ -209,146 +190,11 @@ def _weights_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder} is a folder without weights: neither {' nor '.join(WEIGHTS_NAMES)} is in it.")
 
 
-def _kind(file: Path) -> str:
-    """ "safetensors" or "pytorch", by the first bytes and not by the name. Raises CheckpointError, OSError."""
-    if not file.exists():
-        raise CheckpointError(f"{file} does not exist; weights are expected there.")
-    if not file.is_file():
-        raise CheckpointError(f"{file} is no regular file; weights are read from regular files and folders only.")
-    size = file.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{file} is empty; save or download it again.")
-    if size > LARGEST_FILE:
-        raise CheckpointError(f"{file} has {size} bytes; no checkpoint of this network is larger than {LARGEST_FILE}.")
-    with file.open("rb") as stream:
-        start = stream.read(9)
-    if start.startswith(b"PK\x03\x04"):
-        return "pytorch"
-    if len(start) == 9 and start[8:] == b"{":
-        return "safetensors"
-    if start.startswith(b"\x80"):
-        raise CheckpointError(
-            f"{file} is a pickle of a PyTorch before 1.6, which is not opened here; "
-            "load it with PyTorch, if you trust it, and save its state dict again."
-        )
-    raise CheckpointError(f"{file} is neither a safetensors file nor one that PyTorch has saved.")
-
-
-def _read_json(file: Path) -> Mapping[str, Any]:
-    """The object in a small JSON file; empty where there is none. Raises CheckpointError."""
-    if not file.is_file():
-        return {}
-    if file.stat().st_size > LARGEST_HEADER:
-        raise CheckpointError(f"{file} has {file.stat().st_size} bytes; a configuration is far smaller.")
-    return _json_object(file.read_bytes(), str(file))
-
-
-def _json_object(text: bytes | str, origin: str) -> dict[str, Any]:
-    """A JSON object without a name twice and without NaN. Raises CheckpointError."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{origin} has the name {twice!r:.80} twice; save or download it again.")
-        return result
-
-    def no_constant(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        result = json.loads(text, object_pairs_hook=once, parse_constant=no_constant)
-    except (ValueError, RecursionError) as failure:
-        if isinstance(failure, CheckpointError):
-            raise
-        raise CheckpointError(f"{origin} is corrupt: its JSON text cannot be read.") from failure
-    if not isinstance(result, dict):
-        raise CheckpointError(f"{origin} is corrupt: its JSON text is no object.")
-    return result
-
-
-def _read_safetensors(file: Path, beside: Mapping[str, Any]) -> Checkpoint:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as missing:
-        raise MissingExtra("Reading .safetensors needs safetensors: pip install safetensors.") from missing
-    with file.open("rb") as stream:
-        header, start = _read_header(stream.read, file)
-        metadata = header.pop("__metadata__", {})
-        shapes = _check_header(header, file, file.stat().st_size - len(start))
-        if isinstance(metadata, dict) and METADATA in metadata:
-            described = _described(metadata[METADATA], file)
-            check_names_and_shapes(
-                shapes, expected_shapes(described.config), origin=str(file), network=_words(described.config)
-            )
-            names = {name: name for name in shapes}
-        else:
-            described, names = _published(shapes, beside, file, "published form")
-        data = start + stream.read()
-    try:
-        tensors = load(data)
-    except SafetensorError as failure:
-        raise CheckpointError(f"{file} is corrupt: {failure}.") from failure
-    weights = {names[name]: tensor for name, tensor in tensors.items()}
-    return _finished(described, weights, file)
-
-
-def _read_header(read: Callable[[int], bytes], file: Path) -> tuple[dict[str, Any], bytes]:
-    """The header of a safetensors file, and the bytes read so far."""
-    length = read(8)
-    size = int.from_bytes(length, "little")
-    if size > LARGEST_HEADER:
-        raise CheckpointError(f"{file} declares a header of {size} bytes; at most {LARGEST_HEADER} are read.")
-    text = read(size)
-    if len(text) < size:
-        raise CheckpointError(f"{file} is truncated: it ends inside its header; save or download it again.")
-    return _json_object(text, str(file)), length + text
-
-
-def _check_header(header: Mapping[str, Any], file: Path, available: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor, when every entry is well formed and together they cover the data exactly.
-
-    available: bytes of the file after the header. Raises CheckpointError.
-    """
-    if len(header) > MOST_ENTRIES:
-        raise CheckpointError(f"{file} has {len(header)} names; at most {MOST_ENTRIES} are read.")
-    shapes = {}
-    spans = []
-    for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, end]
-        except (TypeError, KeyError, ValueError):
-            raise CheckpointError(f"{file} is corrupt: the entry {name!r:.80} of its header is malformed.") from None
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CheckpointError(f"{file} has {name!r:.80} of type {dtype!r:.20}; weights are {', '.join(DTYPES)}.")
-        if any(type(number) is not int or not 0 <= number <= LARGEST_FILE for number in numbers):
-            raise CheckpointError(f"{file} declares {name!r:.80} of shape {shape!r:.80}, larger than any of ours.")
-        if len(shape) > 8 or end - begin != math.prod(shape) * DTYPES[dtype]:
-            raise CheckpointError(f"{file} is corrupt: the size of {name!r:.80} is not that of its shape.")
-        shapes[name] = tuple(shape)
-        spans.append((begin, end))
-    covered = 0
-    for begin, end in sorted(spans):
-        if begin != covered:
-            raise CheckpointError(f"{file} is corrupt: its tensors overlap or leave gaps.")
-        covered = end
-    if covered > available:
-        raise CheckpointError(
-            f"{file} is truncated: {available} of {covered} bytes of weights are there; save or download it again."
-        )
-    if covered < available:
-        raise CheckpointError(f"{file} is corrupt: {available - covered} bytes follow the last tensor.")
-    return shapes
-
-
 def _described(text: object, file: Path) -> Checkpoint:
     """What our metadata says, as a checkpoint whose weights are still to come."""
     if not isinstance(text, str):
         raise CheckpointError(f"{file} is corrupt: its metadata is no text.")
-    facts = _json_object(text, f"The metadata of {file}")
+    facts = json_object(text, f"The metadata of {file}")
     version = facts.get("format_version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{file} is corrupt: its format version is {version!r:.40}.")
@@ -357,7 +203,7 @@ def _described(text: object, file: Path) -> Checkpoint:
             f"{file} is of format version {version}, and this repmamba reads up to {FORMAT}; install a newer repmamba."
         )
     try:
-        config = NetworkConfig.from_dict(facts["config"])
+        config = NetworkConfig.from_dict(dict(facts["config"]))
         low, high = (float(value) for value in facts["value_range"])
         training = dict(facts.get("training", {}))
     except UsageError as refused:
@@ -401,85 +247,19 @@ def _stored(name: str, tensor: Tensor, storage: str) -> Tensor:
     return tensor.to(torch.float16 if half else torch.float32)
 
 
-def _read_pytorch(file: Path, beside: Mapping[str, Any]) -> Checkpoint:
-    _check_zip(file)
-    content = _load_mapped(file)
-    origin = "published form"
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        epoch = content.get("epoch")
-        origin = "published training state" + (f", epoch {epoch}" if type(epoch) is int else "")
-        content = content["state_dict"]
-    tensors = dict(_tensors(content, file))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    described, names = _published(shapes, beside, file, origin)
-    return _finished(described, {names[name]: tensor for name, tensor in tensors.items()}, file)
+def _ours(opened: WeightFile, file: Path) -> Checkpoint:
+    described = _described(opened.metadata[METADATA], file)
+    expected = expected_shapes(described.config)
+    check_names_and_shapes(opened.shapes, expected, origin=str(file), network=_words(described.config))
+    return _finished(described, opened.load(), file)
 
 
-def _check_zip(file: Path) -> None:
-    """Refuse whatever PyTorch does not write: members that are compressed, or together larger than the file."""
-    size = file.stat().st_size
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as failure:
-        raise CheckpointError(f"{file} is truncated or corrupt; save or download it again.") from failure
-    if len(members) > MOST_ENTRIES:
-        raise CheckpointError(f"{file} has {len(members)} parts; at most {MOST_ENTRIES} are read.")
-    names = [member.filename for member in members]
-    if len(set(names)) != len(names):
-        raise CheckpointError(f"{file} has parts of the same name; PyTorch does not write such files.")
-    if any(
-        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members
-    ):
-        raise CheckpointError(f"{file} is compressed inside; PyTorch does not write such files.")
-    if sum(member.file_size for member in members) > size:
-        raise CheckpointError(f"{file} declares parts larger than itself; it is truncated or corrupt.")
-    pickles = [member for member in members if member.filename.endswith(".pkl")]
-    if not pickles:
-        raise CheckpointError(f"{file} is a zip archive, but none that PyTorch has saved.")
-    if any(member.file_size > LARGEST_PICKLE for member in pickles):
-        raise CheckpointError(f"{file} has an index of more than {LARGEST_PICKLE} bytes; ours are far smaller.")
-
-
-def _load_mapped(file: Path) -> object:
-    """The content of a file that PyTorch has saved, its tensors views of the file itself.
-
-    Mapped, a tensor that declares more than its file holds is an error, where a read would take the memory first.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except OSError:
-        raise
-    except Exception as failure:
-        # torch's unpickler raises many kinds, UnpicklingError for code among them; its advice to allow that is no help.
-        if "weights_only" in str(failure) or "Unsupported" in str(failure):
-            raise CheckpointError(
-                f"{file} holds more than weights: opening it would run code it carries, which is never done here."
-            ) from failure
-        raise CheckpointError(f"{file} is corrupt: its weights cannot be read.") from failure
-
-
-def _tensors(content: object, file: Path) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{file} holds no state dict; a dictionary of named tensors is expected.")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{file} holds no state dict: under {name!r:.80} is a {type(tensor).__name__}, no tensor."
-            )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{file} has {name!r:.80} in a form (sparse, quantised) that no network has.")
-        yield name, tensor
-
-
-def _published(
-    shapes: Mapping[str, tuple[int, ...]], beside: Mapping[str, Any], file: Path, form: str
-) -> tuple[Checkpoint, dict[str, str]]:
-    """What the shapes of a published checkpoint say, and our name of each of its names."""
-    plain = {name: name.removeprefix("module.") for name in shapes}
+def _published(opened: WeightFile, beside: Mapping[str, Any], file: Path) -> Checkpoint:
+    """A checkpoint under published names. beside: what config.json says, where there is one."""
+    plain = {name: name.removeprefix("module.") for name in opened.shapes}
     if len(set(plain.values())) != len(plain):
         raise CheckpointError(f"{file} has the same name with and without `module.`; save it again with one.")
-    found = {plain[name]: shape for name, shape in shapes.items()}
+    found = {plain[name]: shape for name, shape in opened.shapes.items()}
     config = read_config(found, img_range=_img_range(beside, file))
     upscale = beside.get("upscale")
     if type(upscale) is int and upscale != config.scale and config.upsampler != "none":
@@ -490,9 +270,8 @@ def _published(
     ours = published_names(config)
     expected = {ours[name]: shape for name, shape in expected_shapes(config).items()}
     check_names_and_shapes(found, expected, origin=str(file), network=_words(config))
-    back = {published: name for name, published in ours.items()}
-    described = Checkpoint(config, {}, f"{form}, {file.name}")
-    return described, {name: back[stripped] for name, stripped in plain.items()}
+    weights = from_published(config, {plain[name]: tensor for name, tensor in opened.load().items()})
+    return _finished(Checkpoint(config, {}, f"published {opened.form}, {file.name}"), weights, file)
 
 
 def _img_range(beside: Mapping[str, Any], file: Path) -> float:

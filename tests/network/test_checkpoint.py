@@ -1,0 +1,592 @@
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from repmamba.errors import CheckpointError, NoSpace, TargetError, UsageError
+from repmamba.network import weight_files
+from repmamba.network.checkpoint import (
+    Checkpoint,
+    from_pretrained,
+    read_checkpoint,
+    save_pretrained,
+    write_checkpoint,
+)
+from repmamba.network.config import NetworkConfig
+from repmamba.network.published import to_published
+
+SMALL = NetworkConfig(depths=(1,), scale=2)
+
+
+@pytest.fixture(scope="module")
+def network(shaken):
+    return shaken(SMALL)
+
+
+@pytest.fixture(scope="module")
+def published(network):
+    """The network's state as the published code would save it."""
+    return {name: tensor.clone() for name, tensor in to_published(SMALL, network.state_dict()).items()}
+
+
+@pytest.fixture
+def ours(network, tmp_path):
+    return write_checkpoint(tmp_path / "ours.safetensors", Checkpoint.of(network, origin="a test"))
+
+
+def same_weights(one, other):
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refusal(path, **options):
+    """The one line with which a checkpoint is refused."""
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(path, **options)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert len(text) < 700
+    return text
+
+
+# Ours, there and back.
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "folder"])
+def test_what_is_written_is_read_again(network, tmp_path, name):
+    given = Checkpoint.of(network, origin="from scratch", training={"steps": 3956, "data": ["RSSCN7"], "psnr": 27.5})
+    write_checkpoint(tmp_path / name, given)
+    read = read_checkpoint(tmp_path / name)
+    assert same_weights(given.weights, read.weights)
+    assert (read.config, read.origin, read.training) == (given.config, given.origin, given.training)
+    assert read.value_range == (0.0, 1.0)
+    image = torch.rand(1, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(read.network()(image), network(image))
+    assert sorted(path.name for path in tmp_path.rglob("*") if "partial" in path.name) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(depths=(1,), repconv=False, cssp=False),
+        NetworkConfig(depths=(1, 2), in_chans=13, img_range=255.0, patch_norm=False, resi_connection="3conv"),
+        NetworkConfig(depths=(1,), upsampler="nearest+conv", mlp_ratio=1.5),
+    ],
+    ids=str,
+)
+def test_every_configuration_is_carried_in_the_file(shaken, tmp_path, config):
+    path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint.of(shaken(config)))
+    assert read_checkpoint(path).config == config
+
+
+def test_float16_storage_is_smaller_close_and_read_as_float32(network, tmp_path):
+    exact = write_checkpoint(tmp_path / "32.safetensors", Checkpoint.of(network))
+    half = write_checkpoint(tmp_path / "16.safetensors", Checkpoint.of(network), storage="float16")
+    assert half.stat().st_size < 0.65 * exact.stat().st_size
+    read = read_checkpoint(half)
+    assert {tensor.dtype for tensor in read.weights.values()} == {torch.float32, torch.int64}
+    for name, tensor in network.state_dict().items():
+        assert torch.allclose(read.weights[name], tensor, rtol=1e-3, atol=1e-6), name
+        if tensor.dim() == 1 or name.endswith(("A_log", "dt_weight", "dt_bias", "x_proj")):
+            assert torch.equal(read.weights[name], tensor), name
+
+
+def test_equal_checkpoints_have_equal_bytes(network, tmp_path):
+    training = {"b": 1, "a": 2}
+    digests = set()
+    for number, facts in enumerate((training, dict(reversed(training.items())))):
+        path = write_checkpoint(tmp_path / f"{number}.safetensors", Checkpoint.of(network, training=facts))
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_any_safetensors_reader_opens_ours(network, ours):
+    assert same_weights(load_file(ours), network.state_dict())
+
+
+def test_reading_leaves_the_random_numbers_of_the_caller_alone(ours):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    read_checkpoint(ours).network()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_is_a_copy_of_the_network(shaken):
+    network = shaken(SMALL)
+    checkpoint = Checkpoint.of(network)
+    before = checkpoint.weights["norm.weight"].clone()
+    with torch.no_grad():
+        network.norm.weight.add_(1)
+    assert torch.equal(checkpoint.weights["norm.weight"], before)
+
+
+def test_a_failed_write_leaves_what_was_there(network, ours, monkeypatch):
+    before = ours.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoSpace, match="No space left for"):
+        write_checkpoint(ours, Checkpoint.of(network, origin="another"))
+    assert ours.read_bytes() == before
+    assert [path.name for path in ours.parent.iterdir()] == [ours.name]
+
+
+def test_a_target_that_cannot_be_written_is_one_line(network, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in ("file", "file/a.safetensors", "missing/a.safetensors"):
+        with pytest.raises(TargetError) as refused:
+            write_checkpoint(tmp_path / target, Checkpoint.of(network))
+        assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_of_no_use_are_not_written(network, tmp_path):
+    target = tmp_path / "a.safetensors"
+    for name, value, words in (("norm.weight", float("nan"), "NaN"), ("conv_first.weight", 1e6, "infinite")):
+        checkpoint = Checkpoint.of(network)
+        checkpoint.weights[name].flatten()[0] = value
+        with pytest.raises(CheckpointError, match=words):
+            write_checkpoint(target, checkpoint, storage="float16")
+    with pytest.raises(CheckpointError, match="cannot be written as JSON"):
+        write_checkpoint(target, Checkpoint.of(network, training={"loss": float("nan")}))
+    with pytest.raises(UsageError, match="storage is 'int8'"):
+        write_checkpoint(target, Checkpoint.of(network), storage="int8")
+    weights = dict(Checkpoint.of(network).weights)
+    del weights["norm.weight"]
+    with pytest.raises(CheckpointError, match="1 missing"):
+        write_checkpoint(target, Checkpoint(SMALL, weights))
+    assert not target.exists()
+
+
+# The published forms.
+
+
+def as_plain(state):
+    return state
+
+
+def as_training_state(state):
+    parameter = torch.nn.Parameter(state["norm.weight"].clone())
+    optimiser = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimiser.step()
+    return {"epoch": 7, "state_dict": state, "optimizer": optimiser.state_dict()}
+
+
+def as_data_parallel(state):
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def as_data_parallel_training_state(state):
+    return as_training_state(state) | {"state_dict": as_data_parallel(state)}
+
+
+def as_parameters(state):
+    return {
+        name: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) for name, tensor in state.items()
+    }
+
+
+def without_counts(state):
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+FORMS = (as_plain, as_training_state, as_data_parallel, as_data_parallel_training_state, as_parameters, without_counts)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_every_published_form_of_pth_is_read(network, published, tmp_path, form):
+    torch.save(form(published), tmp_path / "model.pth")
+    read = read_checkpoint(tmp_path / "model.pth")
+    assert read.config == SMALL
+    assert same_weights(read.weights, network.state_dict())
+    assert "published" in read.origin
+    if form is as_training_state:
+        assert "training state of epoch 7" in read.origin
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_published_safetensors_file_is_read(network, published, tmp_path, prefix):
+    save_file(
+        {prefix + name: tensor for name, tensor in published.items()}, tmp_path / "m.safetensors", {"format": "pt"}
+    )
+    assert same_weights(read_checkpoint(tmp_path / "m.safetensors").weights, network.state_dict())
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_published_folder_is_read_with_the_range_of_its_config(network, published, tmp_path, weights):
+    (tmp_path / "config.json").write_text(json.dumps({"upscale": 2, "img_range": 255.0, "embed_dim": 64}))
+    if weights.endswith("bin"):
+        torch.save(published, tmp_path / weights)
+    else:
+        save_file(published, tmp_path / weights)
+    read = read_checkpoint(tmp_path)
+    assert read.config == NetworkConfig(depths=(1,), scale=2, img_range=255.0)
+    assert same_weights(read.weights, network.state_dict())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_golden_checkpoints_open_by_themselves(golden, scale):
+    read = read_checkpoint(golden / f"net_x{scale}.safetensors")
+    assert read.config == NetworkConfig(scale=scale)
+    assert len(read.network().state_dict()) == 1102
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_floating_types_become_float32(published, tmp_path, dtype):
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in published.items()}
+    torch.save(state, tmp_path / "a.pth")
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        assert read_checkpoint(tmp_path / name).weights["norm.weight"].dtype == torch.float32
+
+
+# Checkpoints of another kind.
+
+
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        (NetworkConfig(depths=(1,)), "This is an x2 checkpoint, and an x4 one is expected"),
+        (NetworkConfig(depths=(1,), scale=2, resi_connection="3conv"), "written with the 1conv connection"),
+        (NetworkConfig(depths=(1,), scale=2, upsampler="pixelshuffle"), "upsampler pixelshuffledirect"),
+        (NetworkConfig(depths=(1,), scale=2, in_chans=4), "takes 3 bands, and 4 are expected"),
+    ],
+    ids=str,
+)
+def test_the_error_says_what_kind_of_checkpoint_was_found(ours, expected, words):
+    text = refusal(ours, expected=expected)
+    assert words in text
+    assert "missing" in text or "of another shape" in text
+
+
+def test_weights_of_another_network_are_said_to_be_so(tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)).state_dict(), tmp_path / "a.pth")
+    assert "weights of another network: 0.weight, 0.bias are found" in refusal(tmp_path / "a.pth")
+
+
+def test_missing_unexpected_and_misshapen_names_are_listed(published, tmp_path):
+    state = dict(published)
+    del state["norm.bias"]
+    state["norm.weight"] = torch.ones(65)
+    state["extra"] = torch.ones(1)
+    torch.save(state, tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth")
+    assert "1 missing (norm.bias); 1 unexpected (extra); 1 of another shape (norm.weight of shape (65,)" in text
+
+
+def test_a_position_embedding_is_refused(published, tmp_path):
+    torch.save(published | {"absolute_pos_embed": torch.zeros(1, 4096, 64)}, tmp_path / "a.pth")
+    assert "absolute_pos_embed" in refusal(tmp_path / "a.pth")
+
+
+def test_a_config_of_another_scale_is_seen(published, tmp_path):
+    save_file(published, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"upscale": 4}')
+    assert "config.json says upscale 4, but this is an x2 checkpoint" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"img_range": "255"}')
+    assert "img_range '255'" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"img_range": ')
+    assert "config.json is corrupt" in refusal(tmp_path)
+
+
+# Files that are broken, and files made to harm.
+
+
+def header_and_data(path):
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_safetensors(path, header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, published):
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("hello, this is no checkpoint")
+    (tmp_path / "image.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tmp_path / "cut.safetensors").write_bytes(ours.read_bytes()[:-1])
+    (tmp_path / "head.safetensors").write_bytes(ours.read_bytes()[:1000])
+    (tmp_path / "more.safetensors").write_bytes(ours.read_bytes() + b"\0")
+    (tmp_path / "folder").mkdir()
+    torch.save(published, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(published, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-30_000])
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"a": 1}, tmp_path / "number.pth")
+    with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    for name, words in {
+        "missing.pth": "does not exist",
+        "empty.pth": "is empty",
+        "text.pth": "neither a safetensors file nor one that PyTorch has saved",
+        "image.safetensors": "neither a safetensors file",
+        "cut.safetensors": "is truncated",
+        "head.safetensors": "is truncated: it ends inside its header",
+        "more.safetensors": "1 bytes follow the last tensor",
+        "folder": "is a folder without weights: neither model.safetensors nor pytorch_model.bin",
+        "old.pth": "before 1.6",
+        "cut.pth": "truncated or corrupt",
+        "list.pth": "no state dict",
+        "number.pth": "under 'a' is a int, no tensor",
+        "other.pth": "none that PyTorch has saved",
+    }.items():
+        assert words in refusal(tmp_path / name), name
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "no regular file" in refusal(tmp_path / "pipe")
+
+
+def test_a_future_format_is_refused_by_its_number(tmp_path, ours):
+    header, data = header_and_data(ours)
+    facts = json.loads(header["__metadata__"]["repmamba"])
+    for change, words in (
+        ({"format_version": 2}, "format version 2, and this repmamba reads up to 1; install a newer repmamba"),
+        ({"format_version": "one"}, "format version is 'one'"),
+        ({"config": {"scale": 9}}, "scale is 9"),
+        ({"config": {"depths": [1000]}}, "1000 blocks"),
+        ({"config": [1]}, "metadata lacks"),
+        ({"value_range": None}, "metadata lacks"),
+    ):
+        header["__metadata__"]["repmamba"] = json.dumps(facts | change)
+        write_safetensors(tmp_path / "a.safetensors", header, data)
+        assert words in refusal(tmp_path / "a.safetensors")
+    header["__metadata__"]["repmamba"] = "{"
+    write_safetensors(tmp_path / "a.safetensors", header, data)
+    assert "JSON text cannot be read" in refusal(tmp_path / "a.safetensors")
+
+
+def test_hostile_headers_are_refused(tmp_path, ours):
+    header, data = header_and_data(ours)
+    first = next(name for name in header if name != "__metadata__")
+    path = tmp_path / "a.safetensors"
+
+    def refused(**entry):
+        write_safetensors(path, header | {first: header[first] | entry}, data)
+        return refusal(path)
+
+    assert "larger than any of ours" in refused(shape=[1 << 60])
+    assert "larger than any of ours" in refused(shape=[-1])
+    assert "larger than any of ours" in refused(shape=[True])
+    assert "not that of its shape" in refused(shape=[7])
+    assert "not that of its shape" in refused(data_offsets=[0, 5])
+    assert "of type 'F8_E4M3'" in refused(dtype="F8_E4M3")
+    assert "malformed" in refused(data_offsets=[0])
+    assert "malformed" in refused(shape=None)
+    begin, end = header[first]["data_offsets"]
+    assert "overlap or leave gaps" in refused(data_offsets=[begin + 4, end + 4])
+    write_safetensors(path, header | {first: 3}, data)
+    assert "malformed" in refusal(path)
+
+    twice = json.dumps(header)[:-1] + f', "{first}": {json.dumps(header[first])}}}'
+    write_safetensors(path, twice.encode(), data)
+    assert f"has the name '{first}' twice" in refusal(path)
+
+    empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    names = ",".join(f'"n{number}":{empty}' for number in range(300_000))
+    write_safetensors(path, f"{{{names}}}".encode(), b"")
+    assert "declares a header of" in refusal(path)
+    names = {f"{number:x}": 0 for number in range(110_000)}
+    write_safetensors(path, names, b"")
+    assert "has 110000 names" in refusal(path)
+
+    for text in (b"{" + b'"a":[' * 100_000, b'{"a":' + b"9" * 10_000 + b"}", b"{\xff", b'{"a": NaN}'):
+        write_safetensors(path, text, b"")
+        assert "corrupt" in refusal(path)
+    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+    assert "at most" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(published, tmp_path, value):
+    state = dict(published)
+    state["norm.weight"] = torch.full((64,), value)
+    torch.save(state, tmp_path / "a.pth")
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        assert "values in norm.weight that are NaN or infinite" in refusal(tmp_path / name)
+
+
+def test_a_negative_variance_is_refused(published, tmp_path):
+    name = next(name for name in published if name.endswith("running_var"))
+    torch.save(published | {name: -torch.ones_like(published[name])}, tmp_path / "a.pth")
+    assert "negative variance" in refusal(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(64, dtype=torch.int32), torch.ones(64, dtype=torch.complex64)], ids=str)
+def test_weights_of_another_kind_of_number_are_refused(published, tmp_path, tensor):
+    torch.save(published | {"norm.weight": tensor}, tmp_path / "a.pth")
+    assert "weights are floating point" in refusal(tmp_path / "a.pth")
+
+
+def test_sparse_weights_are_refused(published, tmp_path):
+    torch.save(published | {"norm.weight": torch.ones(64).to_sparse()}, tmp_path / "a.pth")
+    assert "a.pth" in refusal(tmp_path / "a.pth")
+
+
+class Bomb:
+    """What runs when it is unpickled leaves a file behind."""
+
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.proof)!r}, 'w').close()",))
+
+
+def test_code_in_a_pickle_is_never_run(published, tmp_path):
+    proof = tmp_path / "it-ran"
+    bombs = {"state_dict": published, "bomb": Bomb(proof)}
+    torch.save(bombs, tmp_path / "zip.pth")
+    torch.save(bombs, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(proof)))
+    (tmp_path / "protocol0.pth").write_bytes(pickle.dumps(Bomb(proof), protocol=0))
+    assert "would run code it carries" in refusal(tmp_path / "zip.pth")
+    for name in ("legacy.pth", "plain.pth", "protocol0.pth"):
+        refusal(tmp_path / name)
+    assert not proof.exists()
+    pickle.loads((tmp_path / "plain.pth").read_bytes())  # the counter-proof: it is a live one
+    assert proof.exists()
+
+
+def rewritten(source, target, *, change=lambda name, data: data, **options):
+    """A copy of a zip file of PyTorch, its members changed or compressed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, change(member.filename, old.read(member.filename)))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path):
+    torch.save({"conv_first.weight": torch.zeros(1 << 22)}, tmp_path / "plain.pth")
+    rewritten(tmp_path / "plain.pth", tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    assert "is compressed inside" in refusal(tmp_path / "bomb.pth")
+
+
+def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
+    """A file of 1.5 KB that declares 2^10 x 2^20 numbers, which a read into memory would take before any check."""
+    torch.save({"conv_first.weight": torch.zeros(64)}, tmp_path / "small.pth")
+
+    def declare_more(name, data):
+        if not name.endswith("data.pkl"):
+            return data
+        shape = data.index(b"K@\x85")  # (64,): BININT1 64, TUPLE1
+        stride = data.index(b"K\x01\x85", shape + 1)
+        thousand, million = (b"J" + struct.pack("<i", 1 << power) for power in (10, 20))
+        return (
+            data[:shape] + thousand + million + b"\x86" + data[shape + 3 : stride] + million + b"K\x01\x86"
+            + data[stride + 3 :]
+        )  # fmt: skip
+
+    rewritten(tmp_path / "small.pth", tmp_path / "large.pth", change=declare_more)
+    assert (tmp_path / "large.pth").stat().st_size < 3000
+    assert "is corrupt: its weights cannot be read" in refusal(tmp_path / "large.pth")
+
+
+def test_a_tensor_that_repeats_one_number_is_judged_by_its_shape(published, tmp_path):
+    torch.save(published | {"norm.weight": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pth")
+    assert "norm.weight of shape (1099511627776,) instead of (64,)" in refusal(tmp_path / "a.pth")
+
+
+def test_too_large_an_index_is_refused(tmp_path):
+    torch.save({f"n{number}" + "x" * 40: number for number in range(300_000)}, tmp_path / "a.pth")
+    assert "has an index of more than" in refusal(tmp_path / "a.pth")
+
+
+def test_parts_of_the_same_name_are_refused(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.writestr(name, b"\x80\x02}.")
+    assert "parts of the same name" in refusal(tmp_path / "a.pth")
+
+
+def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
+    """Whatever a damaged file does, it ends in a CheckpointError or in weights of the right shapes."""
+    buffer = io.BytesIO()
+    torch.save({"state_dict": published}, buffer)
+    whole = buffer.getvalue()
+    index = whole.index(b"data.pkl")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        place = index + int(torch.randint(0, 30_000, (1,), generator=generator))
+        damaged[place] ^= 1 << int(torch.randint(0, 8, (1,), generator=generator))
+        (tmp_path / "a.pth").write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            assert read_checkpoint(tmp_path / "a.pth").network().config.depths == (1,)
+
+
+# By name.
+
+
+def test_a_saved_folder_opens_offline(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = save_pretrained(network, tmp_path / "weights", origin="here", training={"steps": 1})
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["scale"] == 2
+    opened = from_pretrained(folder)
+    assert same_weights(opened.state_dict(), network.state_dict())
+    assert not opened.training
+
+
+def test_a_hub_name_is_fetched_and_opened(network, tmp_path, monkeypatch):
+    folder = save_pretrained(network, tmp_path / "snapshot")
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    opened = from_pretrained("someone/repmamba-x2", revision="v1", local_files_only=True)
+    assert same_weights(opened.state_dict(), network.state_dict())
+    ((name, options),) = asked
+    assert name == "someone/repmamba-x2"
+    assert options["revision"] == "v1"
+    assert options["local_files_only"]
+    assert options["allow_patterns"] == ["config.json", "model.safetensors"]
+
+
+def test_a_hub_name_that_is_not_in_the_cache_is_one_line_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="someone/nothing could not be had from the hub") as refused:
+        from_pretrained("someone/nothing", local_files_only=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["x9", "a/b/c", "./nothing/here", "folder/missing.pth", "someone/not a name"])
+def test_what_is_neither_a_file_nor_a_name_is_one_line(name):
+    with pytest.raises(CheckpointError) as refused:
+        from_pretrained(name, local_files_only=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_hub_repository_without_weights_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"has no weights: neither model\.safetensors nor"):
+        from_pretrained("someone/empty")
+
+
+def test_the_bounds_on_strangers_leave_room_for_the_largest_network(shaken, tmp_path):
+    config = NetworkConfig(depths=(1,) * 24, upsampler="pixelshuffle")
+    path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint.of(shaken(config)))
+    assert read_checkpoint(path).config == config
+    assert path.stat().st_size < weight_files.LARGEST_FILE / 10
