@@ -1,0 +1,323 @@
+"""The loop: a run that is stopped, killed or robbed of its disk equals one that is not, step for step."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repmamba.data.pairs import find_pairs
+from repmamba.data.patches import Sampler, load_stock
+from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, TrainingStopped
+from repmamba.network.checkpoint import read_checkpoint
+from repmamba.train import learner as learner_module
+from repmamba.train.curves import read_curve
+from repmamba.train.learner import Learner, parameter_groups
+from repmamba.train.loop import fit
+from repmamba.train.processes import Processes
+from repmamba.train.saves import newest_save, saved_steps
+from repmamba.train.step import Batch
+
+# What a child process runs: it says when it has begun, so that a kill does not hit its imports alone.
+CHILD = """
+import sys, torch
+from repmamba.train.loop import fit
+from repmamba.train.recipe_file import read_recipe
+torch.set_num_threads(1)
+print("begun", flush=True)
+fit(read_recipe(sys.argv[1]), sys.argv[2], log_every=1, device="cpu")
+"""
+
+
+def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(recipe), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert child.stdout is not None
+    return child
+
+
+def ended(child: subprocess.Popen[str]) -> str:
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    return errors
+
+
+def same_weights(one: Path, other: Path, name: str = "last.safetensors") -> bool:
+    a, b = (read_checkpoint(folder / name).weights for folder in (one, other))
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
+    lines = seen(whole_run)
+    assert [line[1] for line in lines if line[0] == "step"] == list(range(1, 9))
+    assert [line[1] for line in lines if line[0] == "validation"] == [3, 6, 8]
+    assert saved_steps(whole_run / "saves") == [6, 8]
+    assert {path.name for path in (whole_run / "crops").iterdir()} == {f"step-0000000{step}.png" for step in (3, 6, 8)}
+    checkpoint = read_checkpoint(whole_run / "best.safetensors")
+    assert checkpoint.config == tiny().network
+    assert checkpoint.training["recipe"]["name"] == "tiny"
+    assert checkpoint.training["validation"]["rule"] == "esr-rgb"
+    with Image.open(whole_run / "curve.png") as plot:
+        assert plot.width > 100
+
+
+def test_a_run_learns(tiny, tmp_path):
+    result = fit(tiny(steps=60, validation={"every": 60}, checkpoints={"every": 60}), tmp_path, log_every=10)
+    losses = [line["loss"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "step"]
+    assert losses[-1] < 0.9 * losses[0]
+    assert result.psnr is not None
+    assert result.summary().startswith("Finished after 60 steps; best ")
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_number_of_workers_changes_nothing(tiny, tmp_path, whole_run, seen, workers):
+    fit(tiny(), tmp_path, log_every=1, workers=workers)
+    assert seen(tmp_path) == seen(whole_run)
+
+
+@pytest.mark.parametrize("cache", ["disk", "device"])
+def test_where_the_images_wait_changes_nothing(tiny, tmp_path, whole_run, seen, cache):
+    fit(tiny(data={"cache": cache}), tmp_path, log_every=1)
+    assert seen(tmp_path) == seen(whole_run)
+
+
+def test_a_run_stopped_by_the_clock_goes_on_as_if_it_had_not_been(tiny, tmp_path, whole_run, seen):
+    calls = 0
+    while not (result := fit(tiny(), tmp_path, log_every=1, minutes=0)).finished:
+        calls += 1
+        assert result.steps == calls
+        assert "to be gone on with" in result.summary()
+    assert calls == 7
+    assert seen(tmp_path) == seen(whole_run)
+    assert same_weights(tmp_path, whole_run)
+    assert same_weights(tmp_path, whole_run, "best.safetensors")
+
+
+def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
+    fit(tiny(), tmp_path / "whole", log_every=4)
+    while not fit(tiny(), tmp_path / "stopped", log_every=4, minutes=0).finished:
+        pass
+    assert seen(tmp_path / "stopped") == seen(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp_path, whole_run, seen, kills):
+    """A life lasts a seeded time, up to about that of the whole run; what is left then is done here."""
+    draw = np.random.default_rng(17)
+    runs = 0
+    while kills:
+        runs += 1
+        folder = tmp_path / f"run{runs}"
+        for _ in range(4):
+            child = started(tiny_file, folder)
+            assert child.stdout.readline() == "begun\n"
+            time.sleep(draw.uniform(0.0, 1.5))
+            child.send_signal(signal.SIGKILL)
+            child.communicate(timeout=120)
+            kills -= child.returncode == -signal.SIGKILL
+            if child.returncode == 0 or not kills:
+                break
+        fit(tiny(), folder, log_every=1)
+        assert seen(folder) == seen(whole_run)
+        assert same_weights(folder, whole_run)
+        assert same_weights(folder, whole_run, "best.safetensors")
+
+
+def test_a_request_to_end_saves_first(tiny, tiny_file, tmp_path, whole_run, seen):
+    child = started(tiny_file, tmp_path)
+    assert child.stdout.readline() == "begun\n"
+    while child.poll() is None and not list(read_curve(tmp_path / "curve.jsonl")):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    errors = ended(child)
+    stopped_at = newest_save(tmp_path / "saves")[1]["progress"]["step"]
+    assert stopped_at == 8 or "saved after this step" in errors
+    fit(tiny(), tmp_path, log_every=1)
+    assert seen(tmp_path) == seen(whole_run)
+
+
+def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_one(
+    tiny, tmp_path, whole_run, seen, caplog
+):
+    for _ in range(4):
+        fit(tiny(), tmp_path, log_every=1, minutes=0)
+    newest = tmp_path / "saves" / "step-00000004" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000] + bytes(1000))
+    with caplog.at_level(logging.WARNING):
+        fit(tiny(), tmp_path, log_every=1)
+    assert "step-00000004 is corrupt" in caplog.text
+    assert seen(tmp_path) == seen(whole_run)
+
+
+def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny, tmp_path, whole_run, seen, caplog):
+    fit(tiny(), tmp_path, log_every=1, minutes=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        with caplog.at_level(logging.WARNING), pytest.raises(NoSpace, match="save of step 8 could not be written"):
+            fit(tiny(), tmp_path, log_every=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "The save of step 2 could not be written" in caplog.text
+    assert "the save before stays" in caplog.text
+    assert saved_steps(tmp_path / "saves") == [1]
+    assert fit(tiny(), tmp_path, log_every=1).finished
+    assert seen(tmp_path) == seen(whole_run)
+
+
+def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")}
+    result = fit(tiny(), whole_run, log_every=1)
+    assert result.finished
+    assert {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")} == before
+
+
+def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(tiny, whole_run):
+    with pytest.raises(JobChanged, match=r"optimiser.lr: 0.001 -> 0.5"):
+        fit(tiny(optimiser={"lr": 0.5}), whole_run)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"optimiser": {"lr": 1e20}, "schedule": {"kind": "constant", "warmup": 5}}, "the loss is"),
+        ({"optimiser": {"lr": 0.2}, "divergence": 1.2, "steps": 130}, "has grown to more than 1.2 times its lowest"),
+    ],
+    ids=["not finite", "diverging"],
+)
+def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(tiny, tmp_path, monkeypatch, changes, what):
+    monkeypatch.setattr("repmamba.train.loop.SETTLING", 4)
+    recipe = tiny(**({"checkpoints": {"every": 1}, "data": {"val": []}, "step": {"clip": 0.0}} | changes))
+    with pytest.raises(TrainingStopped, match=r"Stopped at step \d+: .*the last good save is .*step-\d+") as stopped:
+        fit(recipe, tmp_path)
+    assert what in str(stopped.value)
+    _, state = newest_save(tmp_path / "saves")
+    assert all(tensor.isfinite().all() for tensor in state["learner"]["network"].values())
+
+
+def test_the_surplus_step_comes_once_an_epoch(tiny, tmp_path):
+    def updates(surplus: bool) -> int:
+        data = {"patches": [{"size": 8, "batch": 2}], "short_batch": "keep", "val": []}
+        folder = tmp_path / str(surplus)
+        fit(tiny(unit="epoch", steps=2, data=data, step={"surplus_step": surplus}, checkpoints={"every": 1}), folder)
+        state = newest_save(folder / "saves")[1]["learner"]["optimiser"]["state"]
+        return int(state[0]["step"])
+
+    assert updates(surplus=False) == 6
+    assert updates(surplus=True) == 8
+
+
+def test_a_run_begins_from_weights_and_a_running_mean(tiny, tmp_path, whole_run):
+    start = {"weights": str(whole_run / "last.safetensors"), "ema": str(whole_run / "best.safetensors")}
+    learner = Learner(tiny(start=start), torch.device("cpu"), Processes())
+    last, best = (read_checkpoint(path).weights for path in start.values())
+    assert all(torch.equal(learner.network.state_dict()[name], last[name]) for name in last)
+    assert all(torch.equal(learner.best_network.state_dict()[name], best[name]) for name in best)
+
+
+def test_only_matrices_decay_where_the_recipe_says_so(tiny):
+    network = Learner(tiny(), torch.device("cpu"), Processes()).network
+    everything = parameter_groups(network, tiny())
+    matrices, others = parameter_groups(network, tiny(optimiser={"decay": "matrices"}))
+    assert len(everything) == 1
+    assert len(matrices["params"]) + len(others["params"]) == len(everything[0]["params"])
+    assert others["weight_decay"] == 0
+    assert all(parameter.dim() >= 2 for parameter in matrices["params"])
+    assert any(parameter is network.groups[0].blocks[0].cssp.m8.ss2d.A_log for parameter in others["params"])
+
+
+def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
+    recipe = tiny(step={"precision": "bf16"}, steps=2, data={"val": []})
+    for faster, chosen in ((False, "float32"), (True, "bf16")):
+        monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_, faster=faster: faster)
+        fit(recipe, tmp_path / chosen)
+        assert newest_save(tmp_path / chosen / "saves")[1]["learner"]["precision"] == chosen
+    assert "the run is in float32" in caplog.text
+    monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing"))
+    fit(recipe, tmp_path / "bf16")
+
+
+def test_a_recipe_without_images_is_refused(tiny, tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.train is empty"):
+        fit(tiny(data={"train": []}), tmp_path)
+
+
+def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_path, monkeypatch):
+    recipe = tiny(steps=2, data={"val": []})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
+        fit(recipe, tmp_path / "without", tensorboard=True)
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    fit(recipe, tmp_path / "with", tensorboard=True)
+    assert list((tmp_path / "with").glob("events.out.tfevents.*"))
+
+
+def test_a_run_without_matplotlib_does_not_fail_for_its_picture(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert fit(tiny(steps=2, data={"val": []}), tmp_path).finished
+    assert not (tmp_path / "curve.png").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path):
+    """Of the samples that one process would see, each takes every second; the gradient is the mean of theirs."""
+    recipe = tiny(steps=1, data={"patches": [{"size": 8, "batch": 5}], "val": []}, step={"ema": 0.0, "clip": 0.0})
+    file = tmp_path / "recipe.toml"
+    from repmamba.train.recipe_file import recipe_text
+
+    file.write_text(recipe_text(recipe))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [started(file, tmp_path / "run", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
+    for child in pair:
+        ended(child)
+
+    stock = load_stock(find_pairs(Path(recipe.data.train[0])), 2)
+    samples = Sampler(recipe.seed, stock.sizes, recipe.data.patches, recipe.data.augment).samples(0)
+    gradients, losses = [], []
+    for share in (samples[::2], samples[1::2]):
+        alone = Learner(recipe, torch.device("cpu"), Processes())
+        loss = alone.loss(alone.network((batch := Batch(*stock.batch(share, 8))).lr), batch.hr)
+        loss.backward()
+        gradients.append([parameter.grad * len(share) / 5 for parameter in alone.network.parameters()])
+        losses.append(float(loss.detach()) * len(share) / 5)
+    expected = Learner(recipe, torch.device("cpu"), Processes())
+    for parameter, *grads in zip(expected.network.parameters(), *gradients, strict=True):
+        parameter.grad = sum(grads)
+    for group in expected.optimiser.param_groups:
+        group["lr"] = recipe.rate(0)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in expected.network.parameters()])
+    expected.optimiser.step()
+
+    line = next(read_curve(tmp_path / "run" / "curve.jsonl"))
+    assert line["loss"] == pytest.approx(sum(losses), rel=1e-5)
+    assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    state = newest_save(tmp_path / "run" / "saves")[1]["learner"]["network"]
+    # AdamW's first step is the gradient's sign: where a gradient is next to nothing, so is what can be compared.
+    for (name, parameter), grad in zip(
+        expected.network.named_parameters(), (p.grad for p in expected.network.parameters()), strict=True
+    ):
+        clear = grad.abs() > 1e-5
+        torch.testing.assert_close(state[name][clear], parameter.detach()[clear], atol=2e-5, rtol=0)
+    assert json.loads((tmp_path / "run" / "saves" / "step-00000001" / "digests.json").read_text())

@@ -1,0 +1,56 @@
+"""Who a process is among those of a run, from what torchrun and SLURM say."""
+
+import pytest
+
+from repmamba.errors import UsageError
+from repmamba.train.processes import Processes, find_processes, first_node
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NODELIST": "gpu[07-09,12]",
+    "SLURM_JOB_ID": "4123456",
+}
+
+
+def test_alone_without_variables():
+    assert find_processes({}) == Processes()
+    assert find_processes({"WORLD_SIZE": "1", "RANK": "0"}) == Processes()
+    assert find_processes({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == Processes()
+
+
+def test_a_shell_on_a_cluster_is_no_task():
+    assert find_processes({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == Processes()
+
+
+def test_torchrun_and_slurm_say_the_same():
+    assert find_processes(TORCHRUN) == Processes(5, 8, 1, "node1", 29500)
+    assert find_processes(SLURM) == Processes(5, 8, 1, "gpu07", 20000 + 4123456 % 20000)
+    assert find_processes(SLURM | TORCHRUN).address == "node1"
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_an_incomplete_environment_is_an_error(missing):
+    with pytest.raises(UsageError, match=missing):
+        find_processes({name: value for name, value in TORCHRUN.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu07", "gpu07"),
+        ("gpu07,gpu09", "gpu07"),
+        ("gpu[07-09,12],cpu3", "gpu07"),
+        ("rack[1,2]-node[04-05]", "rack1-node04"),
+    ],
+)
+def test_the_first_machine_of_a_list(nodes, first):
+    assert first_node(nodes) == first
+
+
+def test_shares_are_disjoint_and_complete():
+    for world in range(1, 6):
+        shares = [Processes(rank, world).share(7) for rank in range(world)]
+        assert sorted(index for share in shares for index in share) == list(range(7))

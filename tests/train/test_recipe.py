@@ -1,0 +1,118 @@
+"""Recipes: read, refused in one line, counted in steps."""
+
+import math
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, sampled_from
+
+from repmamba.errors import RecipeError
+from repmamba.train.losses import LOSSES
+from repmamba.train.recipe import Optimiser, Recipe, Schedule
+from repmamba.train.recipe_file import build, packaged, read_recipe, recipe_text
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_a_packaged_recipe_is_read_and_survives_being_written(name):
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert build(tomllib.loads(recipe_text(recipe))) == recipe
+    assert build(recipe.to_dict()) == recipe
+
+
+def test_the_published_recipe_is_that_of_the_specification():
+    recipe = read_recipe("published")
+    assert recipe.step.surplus_step is False
+    assert recipe.step.clip == 0
+    assert recipe.step.ema == 0
+    assert (recipe.optimiser.decay, recipe.optimiser.weight_decay, recipe.optimiser.eps) == ("all", 0.01, 1e-8)
+    steps = recipe.in_steps(188)
+    assert steps.steps == 188_000
+    ends = [500, 800, 900, 950]
+    rates = [steps.rate(epoch * 188 - 1) for epoch in ends] + [steps.rate(epoch * 188) for epoch in ends]
+    assert rates == [2e-4, 1e-4, 5e-5, 2.5e-5, 1e-4, 5e-5, 2.5e-5, 1.25e-5]
+    assert steps.checkpoints.archive == 50 * 188
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("optimiser.lrr=1", r"optimiser.lrr is not a key.*lr, betas.*Did you mean lr\?"),
+        ("nonsense=1", "nonsense is not a key of a recipe; allowed there: name, steps"),
+        ("optimiser.lr=fast", "optimiser.lr is 'fast'; it must be a number"),
+        ("optimiser.lr=0", "optimiser.lr is 0.0; it must be above 0"),
+        ("optimiser.betas=[0.9]", r"optimiser.betas is \[0.9\]; it must be a list of 2"),
+        ("steps=1.5", "steps is 1.5; it must be a whole number"),
+        ("steps=true", "steps is True; it must be a whole number"),
+        ("steps=0", "steps is 0; it must be at least 1"),
+        ("step.compile=1", "step.compile is 1; it must be true or false"),
+        ("step.precision=fp16", "step.precision is 'fp16'; it must be one of float32, bf16"),
+        ("validation.rule=psnr", "validation.rule is 'psnr'; it must be one of published, ttst-y"),
+        ("data.augment=flips", "data.augment is 'flips'; it must be a list"),
+        ('data.augment=["flip"]', "data.augment is 'flip'; it must be one of flips, transpose, rotations"),
+        ("data.patches=[{start=3}]", r"data.patches.start is \[3\]; it must be 0 for the first phase"),
+        ("data.patches=[{size=1}]", "data.patches.size is 1; it must be at least 2"),
+        ("data.patches=[{batch=3}]", "data.patches.batch is 3; it must be a multiple of step.accumulate, 2"),
+        ("data.patches.size=3", "data.patches.size cannot be set: patches is a list"),
+        ('data.degradations=[{name="fog",low=0,high=1}]', "no degradation fog"),
+        ("network.scale=5", "network.scale is 5"),
+        ("network=4", "network.* is 4; it must be a table of scale"),
+        ("losses=[]", r"losses is \[\]; it must be at least one"),
+        ('losses=[{name="ssim"}]', "losses.name is 'ssim'; it must be one of l1"),
+        ("checkpoints.keep=1", "checkpoints.keep is 1; it must be at least 2"),
+        ("schedule.milestones=[5, 3]", "schedule.milestones .* must be growing"),
+        ("seed", "'seed' is not of the form key=value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_it_and_what_is_allowed(setting, expected):
+    with pytest.raises(RecipeError, match=expected) as refused:
+        read_recipe("x4", ["step.accumulate=2", setting])
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_missing_or_no_toml_is_said(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"')
+    with pytest.raises(RecipeError, match="steps is missing"):
+        read_recipe(file)
+    file.write_text("name = ")
+    with pytest.raises(RecipeError, match=r"mine.toml is not TOML"):
+        read_recipe(file)
+    with pytest.raises(RecipeError, match="neither a file nor a packaged recipe; those are published, x2, x3, x4"):
+        read_recipe(tmp_path / "yours.toml")
+
+
+def test_settings_lie_over_the_file_and_plain_text_needs_no_quotes():
+    recipe = read_recipe("x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]'])
+    assert (recipe.name, recipe.optimiser.lr, recipe.schedule.warmup) == ("other", 1e-4, 7)
+    assert recipe.data.train == ("a", "b")
+
+
+def test_differences_are_named_key_by_key():
+    ours = read_recipe("x4")
+    assert ours.differences(ours) == []
+    changed = read_recipe("x4", ["optimiser.lr=1e-5", "seed=3"])
+    assert ours.differences(changed) == ["optimiser.lr: 0.0006 -> 1e-05", "seed: 1234 -> 3"]
+
+
+def test_every_loss_of_the_table_is_allowed_in_a_recipe():
+    for name in LOSSES:
+        assert read_recipe("x4", [f'losses=[{{name="{name}", weight=2}}]']).losses[0].name == name
+
+
+@given(steps=integers(1, 500), warmup=integers(0, 600), kind=sampled_from(["constant", "cosine"]))
+def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind):
+    schedule = Schedule(kind=kind, warmup=warmup, milestones=(steps // 2,), floor=0.0)
+    recipe = Recipe("r", steps, schedule=schedule, optimiser=Optimiser(lr=0.5))
+    rates = [recipe.rate(step) for step in range(steps)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+
+
+def test_a_cosine_begins_at_the_rate_and_ends_near_its_floor():
+    recipe = Recipe("r", 1000, schedule=Schedule("cosine", warmup=10, floor=0.1), optimiser=Optimiser(lr=1.0))
+    assert recipe.rate(0) == pytest.approx(0.1)
+    assert recipe.rate(9) == pytest.approx(1.0)
+    assert recipe.rate(10) == pytest.approx(1.0)
+    assert recipe.rate(505) == pytest.approx(0.55)
+    assert recipe.rate(999) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 989 / 990)))
