@@ -53,8 +53,8 @@ format: .venv/installed-dev  ## write the format that `make check` asks for
 bench: .venv/installed-dev  ## the benchmarks, one after the other
 	for question in benchmarks/*.py; do $(BIN)/python "$$question" || exit 1; done
 
-docs: .venv/installed-dev  ## write the options of every verb into its page in docs/cli
-	$(BIN)/python docs/cli/write_options.py
+docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
+	$(BIN)/python docs/write.py
 
 readme-picture: demo  ## the picture of the README, from the bundled scene
 	$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o docs/colorado.png

@@ -1,5 +1,6 @@
 """The pages of docs/cli hold what the commands say of themselves; `make docs` writes that part of them."""
 
+import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+import repmamba
 from repmamba.cli.main import VERBS, Verb, cli
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -40,6 +42,17 @@ def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
 def test_no_page_describes_a_verb_that_does_not_exist():
     pages = {page.stem for page in (DOCS / "cli").glob("*.md")} - {"index"}
     assert pages == {verb.name for verb in VERBS}
+
+
+def test_the_map_has_every_module_with_its_first_line_and_no_other():
+    package = Path(repmamba.__file__).parent
+    shown = (DOCS / "map.md").read_text("utf-8")
+    modules = [file for file in package.rglob("*.py") if not file.name.startswith("__")]
+    names = re.findall(r"^ +([a-z]\w*\.py) ", shown, re.MULTILINE)
+    assert sorted(names) == sorted(file.name for file in modules), "`make docs` writes the modules into the map"
+    for file in modules:
+        first_line = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+        assert f"{file.name} {first_line}" in flat(shown), "`make docs` writes the first lines into the map"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Writes into the pages what the code says of itself, between two marks; run by `make docs`.
+
+docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first line of every module; the
+rest of a page is written by hand. tests/cli/test_docs.py fails when a page is behind the code.
+"""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+import repmamba
+from repmamba.cli.main import VERBS, cli
+
+DOCS = Path(__file__).parent
+PACKAGE = Path(repmamba.__file__).parent
+BEGIN, END = "<!-- written by make docs -->", "<!-- until here -->"
+
+ROOMS = (  # name, what it is, what it needs beside the standard library
+    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; Numba for its kernels"),
+    ("tiles", "cutting and joining as integer geometry; nothing is read or computed", "NumPy"),
+    ("pixels", "what the numbers of an image mean; arrays in, arrays out", "NumPy"),
+    ("network", "RepMamba, named as in the paper", "torch, NumPy"),
+    ("inference", "a trained network made useful on arrays of any size and number of bands", "torch, NumPy"),
+    ("scene", "raster file in, raster file out", "rasterio"),
+    ("data", "imagery to learn from and to be judged on", "NumPy, Pillow"),
+    ("evaluate", "numbers one can defend", "NumPy"),
+    ("train", "one recipe, one step, one loop", "torch, NumPy"),
+    ("cli", "one file per verb, thin over the rooms", "click"),
+)
+
+
+def main() -> None:
+    """Rewrite the marked part of every page."""
+    for verb in VERBS:
+        command: click.Command = getattr(import_module(verb.module), verb.name)
+        write_between_marks(DOCS / "cli" / f"{verb.name}.md", help_of(command))
+    write_between_marks(DOCS / "map.md", rooms())
+
+
+def write_between_marks(page: Path, text: str) -> None:
+    """Put the text, as it is, in the place of what stands between the marks of a page."""
+    before, _, rest = page.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n```text\n{text}\n```\n{END}{after}", "utf-8")
+
+
+def help_of(command: click.Command) -> str:
+    """The help of a verb as a terminal of 100 columns shows it."""
+    group = click.Context(cli, info_name="repmamba")
+    context = click.Context(
+        command,
+        parent=group,
+        info_name=command.name,
+        max_content_width=100,
+        terminal_width=100,
+        help_option_names=["-h", "--help"],
+    )
+    return command.get_help(context).rstrip()
+
+
+def rooms() -> str:
+    """The package as a tree, with the first line of every module."""
+    lines = ["src/repmamba/", _line(PACKAGE / "__init__.py", 2), _line(PACKAGE / "errors.py", 2)]
+    for room, purpose, needs in ROOMS:
+        lines += ["", f"  {room + '/':<22}{purpose}  [{needs}]"]
+        lines += [_line(file, 4) for file in sorted((PACKAGE / room).glob("[!_]*.py"))]
+    return "\n".join(lines)
+
+
+def _line(file: Path, indent: int) -> str:
+    first = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+    return f"{' ' * indent}{file.name:<{24 - indent}}{first}"
+
+
+if __name__ == "__main__":
+    main()
