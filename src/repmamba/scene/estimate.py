@@ -26,7 +26,7 @@ from repmamba.scene.raster import Raster
 logger = logging.getLogger(__name__)
 
 GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
-NETWORK_BYTES_PER_PIXEL = 4500  # of the tile that is read, while its widest layer is computed
+NETWORK_BYTES_PER_PIXEL = 5500  # of the tile that is read, while its widest layer is computed
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
 
