@@ -149,3 +149,20 @@ def test_a_fused_network_survives_export(shaken, scan, monkeypatch):
         expected = fused(image)
         program = torch.export.export(fused, (image,))
         assert relative_difference(program.module()(image), expected) < 1e-5
+
+
+def test_maps_stay_channels_last_on_their_way(shaken):
+    """Tokens are then views of them: a layout that is lost on the way costs a copy at every layer behind it."""
+    fused = fuse(shaken(CONFIGS[0]))
+    lost = []
+
+    def note(module, _, result):
+        if not result.is_contiguous(memory_format=torch.channels_last):
+            lost.append(module)
+
+    for module in fused.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        fused(torch.rand(2, 3, 6, 8))
+    assert lost == []

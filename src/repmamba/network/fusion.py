@@ -48,7 +48,8 @@ def fuse(network: nn.Module) -> "FusedRepMamba":
     if not isinstance(network, RepMamba):
         raise UsageError(f"fuse got a {type(network).__name__}; it takes a RepMamba.")
     with torch.no_grad():
-        return FusedRepMamba(network).requires_grad_(False).eval()
+        fused = FusedRepMamba(network).requires_grad_(False).eval()
+        return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class FusedRepMamba(nn.Module):
@@ -75,7 +76,7 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        image = even(image)
+        image = even(image).contiguous(memory_format=torch.channels_last)
         shallow = self.conv_first(padded(image, self.mean.flatten()))
         deep = to_map(self.embed_norm(to_tokens(shallow)))
         for group in self.groups:
@@ -228,7 +229,7 @@ class FusedRMB(nn.Module):
         ss2d = rmb.ss2d
         self.norm = _plain_norm(rmb.norm)
         in_proj = _after_norm(ss2d.in_proj, rmb.norm)
-        self.x_proj_in, self.z_proj = _rows_halved(in_proj)
+        self.in_x, self.in_z = _rows_halved(in_proj)
         self.conv = _one_conv(ss2d.conv)
         self.high_conv = _one_conv(ss2d.high_conv)
         self._keep_scan(rmb)
@@ -261,7 +262,7 @@ class FusedRMB(nn.Module):
 
     def convolved(self, n: Tensor) -> Tensor:
         """SiLU(3x3(projection)) of the normalised tokens (B, H, W, width) -> (B, 2 width, H, W)."""
-        result: Tensor = F.silu(self.conv(to_map(self.x_proj_in(n))))
+        result: Tensor = F.silu(self.conv(to_map(self.in_x(n))))
         return result
 
     def scan(self, pooled: Tensor) -> Tensor:
@@ -272,7 +273,7 @@ class FusedRMB(nn.Module):
     def gated(self, low: Tensor, high: Tensor, n: Tensor, v: Tensor) -> Tensor:
         """Norm of both halves, gate from the tokens n, projection back, and the skip from v: (B, width, H, W)."""
         y = self.out_norm(to_tokens(torch.cat([low, high], dim=1)))
-        result = to_map(self.out_proj(y * F.silu(self.z_proj(n))))
+        result = to_map(self.out_proj(y * F.silu(self.in_z(n))))
         return torch.addcmul(result, v, self.gain)
 
 
