@@ -1,8 +1,8 @@
 """Depthwise convolutions and their gradients as compiled loops over channels-last maps; imported only where Numba is.
 
-Every kernel takes samples first..last of a batch, so that threads can share it, and leaves its sums per sample: added up
-afterwards in the order of the batch, they do not depend on the number of threads. The innermost loop runs over channels,
-contiguous in memory, and becomes vector code. Maps that a window slides over come padded with zeros.
+Every kernel takes samples first..last of a batch, so that threads can share it, and leaves its sums per sample: added
+up afterwards in the order of the batch, they do not depend on the number of threads. The innermost loop runs over
+channels, contiguous in memory, and becomes vector code. Maps that a window slides over come padded with zeros.
 """
 
 from typing import Any
@@ -37,47 +37,31 @@ def pad(x: Map, first: int, last: int, padded: Map) -> None:
 
 
 @_compiled  # type: ignore[untyped-decorator]
+def _window(weight: Map, top: Map, middle: Map, bottom: Map, j: int, c: int) -> Any:
+    """The nine products of one channel under a window that starts at column j of three padded rows."""
+    return (
+        (weight[0, c] * top[j, c] + weight[1, c] * top[j + 1, c] + weight[2, c] * top[j + 2, c])
+        + (weight[3, c] * middle[j, c] + weight[4, c] * middle[j + 1, c] + weight[5, c] * middle[j + 2, c])
+        + (weight[6, c] * bottom[j, c] + weight[7, c] * bottom[j + 1, c] + weight[8, c] * bottom[j + 2, c])
+    )
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def convolve3(padded: Map, weight: Map, bias: Map, first: int, last: int, result: Map) -> None:
     """3x3, weight (9, C), bias (C): padded (B, H + 2, W + 2, C) -> result (B, H, W, C)."""
     _, height, width, channels = result.shape
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
-        weight[0],
-        weight[1],
-        weight[2],
-        weight[3],
-        weight[4],
-        weight[5],
-        weight[6],
-        weight[7],
-        weight[8],
-    )
     for b in range(first, last):
         for i in range(height):
             top, middle, bottom = padded[b, i], padded[b, i + 1], padded[b, i + 2]
             for j in range(width):
                 for c in range(channels):
-                    result[b, i, j, c] = bias[c] + (
-                        (w0[c] * top[j, c] + w1[c] * top[j + 1, c] + w2[c] * top[j + 2, c])
-                        + (w3[c] * middle[j, c] + w4[c] * middle[j + 1, c] + w5[c] * middle[j + 2, c])
-                        + (w6[c] * bottom[j, c] + w7[c] * bottom[j + 1, c] + w8[c] * bottom[j + 2, c])
-                    )
+                    result[b, i, j, c] = bias[c] + _window(weight, top, middle, bottom, j, c)
 
 
 @_compiled  # type: ignore[untyped-decorator]
 def moments(padded: Map, weight: Map, first: int, last: int, sums: Map) -> None:
     """Sums over a sample of y, y^2, x, x^2 and x y, y = dw3x3(x): sums (B, 5, C), float64."""
     _, height, width, channels = padded.shape
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
-        weight[0],
-        weight[1],
-        weight[2],
-        weight[3],
-        weight[4],
-        weight[5],
-        weight[6],
-        weight[7],
-        weight[8],
-    )
     row = np.empty((5, channels), padded.dtype)
     s0, s1, s2, s3, s4 = row[0], row[1], row[2], row[3], row[4]
     for b in range(first, last):
@@ -88,11 +72,7 @@ def moments(padded: Map, weight: Map, first: int, last: int, sums: Map) -> None:
             for j in range(width - 2):
                 for c in range(channels):
                     x = middle[j + 1, c]
-                    y = (
-                        (w0[c] * top[j, c] + w1[c] * top[j + 1, c] + w2[c] * top[j + 2, c])
-                        + (w3[c] * middle[j, c] + w4[c] * x + w5[c] * middle[j + 2, c])
-                        + (w6[c] * bottom[j, c] + w7[c] * bottom[j + 1, c] + w8[c] * bottom[j + 2, c])
-                    )
+                    y = _window(weight, top, middle, bottom, j, c)
                     s0[c] += y
                     s1[c] += y * y
                     s2[c] += x
@@ -105,17 +85,6 @@ def moments(padded: Map, weight: Map, first: int, last: int, sums: Map) -> None:
 def gradient_sums(padded: Map, weight: Map, gradient: Map, first: int, last: int, sums: Map) -> None:
     """Sums over a sample of g, g y and g x: sums (B, 3, C), float64; gradient g (B, H, W, C)."""
     _, height, width, channels = gradient.shape
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
-        weight[0],
-        weight[1],
-        weight[2],
-        weight[3],
-        weight[4],
-        weight[5],
-        weight[6],
-        weight[7],
-        weight[8],
-    )
     row = np.empty((3, channels), padded.dtype)
     s0, s1, s2 = row[0], row[1], row[2]
     for b in range(first, last):
@@ -127,11 +96,7 @@ def gradient_sums(padded: Map, weight: Map, gradient: Map, first: int, last: int
                 g = gradient[b, i, j]
                 for c in range(channels):
                     x = middle[j + 1, c]
-                    y = (
-                        (w0[c] * top[j, c] + w1[c] * top[j + 1, c] + w2[c] * top[j + 2, c])
-                        + (w3[c] * middle[j, c] + w4[c] * x + w5[c] * middle[j + 2, c])
-                        + (w6[c] * bottom[j, c] + w7[c] * bottom[j + 1, c] + w8[c] * bottom[j + 2, c])
-                    )
+                    y = _window(weight, top, middle, bottom, j, c)
                     s0[c] += g[c]
                     s1[c] += g[c] * y
                     s2[c] += g[c] * x
@@ -147,17 +112,6 @@ def branch_gradients(
     padded_dy: (B, H + 2, W + 2, C), its margin set to zero.  dx: (B, H, W, C).
     """
     _, height, width, channels = gradient.shape
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
-        weight[0],
-        weight[1],
-        weight[2],
-        weight[3],
-        weight[4],
-        weight[5],
-        weight[6],
-        weight[7],
-        weight[8],
-    )
     yg, yy, yx, y1 = mix[0, 0], mix[0, 1], mix[0, 2], mix[0, 3]
     xg, xy, xx, x1 = mix[1, 0], mix[1, 1], mix[1, 2], mix[1, 3]
     for b in range(first, last):
@@ -172,11 +126,7 @@ def branch_gradients(
                 for c in range(channels):
                     g = gradient[b, i, j, c]
                     x = middle[j + 1, c]
-                    y = (
-                        (w0[c] * top[j, c] + w1[c] * top[j + 1, c] + w2[c] * top[j + 2, c])
-                        + (w3[c] * middle[j, c] + w4[c] * x + w5[c] * middle[j + 2, c])
-                        + (w6[c] * bottom[j, c] + w7[c] * bottom[j + 1, c] + w8[c] * bottom[j + 2, c])
-                    )
+                    y = _window(weight, top, middle, bottom, j, c)
                     out[j + 1, c] = yg[c] * g + yy[c] * y + yx[c] * x + y1[c]
                     dx[b, i, j, c] = xg[c] * g + xy[c] * y + xx[c] * x + x1[c]
 
@@ -185,62 +135,46 @@ def branch_gradients(
 def transpose3(padded_dy: Map, weight: Map, first: int, last: int, dx: Map) -> None:
     """dx += the transposed 3x3 convolution of dy; padded_dy (B, H + 2, W + 2, C), dx (B, H, W, C)."""
     _, height, width, channels = dx.shape
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = (
-        weight[8],
-        weight[7],
-        weight[6],
-        weight[5],
-        weight[4],
-        weight[3],
-        weight[2],
-        weight[1],
-        weight[0],
-    )
+    turned = weight[::-1].copy()
     for b in range(first, last):
         for i in range(height):
             top, middle, bottom = padded_dy[b, i], padded_dy[b, i + 1], padded_dy[b, i + 2]
             for j in range(width):
                 for c in range(channels):
-                    dx[b, i, j, c] += (
-                        (w0[c] * top[j, c] + w1[c] * top[j + 1, c] + w2[c] * top[j + 2, c])
-                        + (w3[c] * middle[j, c] + w4[c] * middle[j + 1, c] + w5[c] * middle[j + 2, c])
-                        + (w6[c] * bottom[j, c] + w7[c] * bottom[j + 1, c] + w8[c] * bottom[j + 2, c])
-                    )
+                    dx[b, i, j, c] += _window(turned, top, middle, bottom, j, c)
 
 
 @_compiled  # type: ignore[untyped-decorator]
 def weight_gradient(padded: Map, dy: Map, first: int, last: int, sums: Map) -> None:
-    """Sums over a sample of dy times the shifted x: sums (B, k * k, C), float64.
+    """Sums over a sample of dy times the shifted x: sums (B, k * k, C), float64, k = 3 or 5.
 
-    padded: (B, H + k - 1, W + k - 1, C).  dy: (B, H, W, C), any strides between pixels.
+    padded: (B, H + k - 1, W + k - 1, C).  dy: (B, H + 2 m, W + 2 m, C), its margin m of zeros 0 or more.
     """
-    _, height, width, channels = dy.shape
-    kernel = padded.shape[1] - height + 1
+    kernel = 3 if sums.shape[1] == 9 else 5
+    height, width, channels = padded.shape[1] - kernel + 1, padded.shape[2] - kernel + 1, padded.shape[3]
+    margin = (dy.shape[1] - height) // 2
     row = np.empty((kernel, channels), padded.dtype)
     for b in range(first, last):
         sums[b] = 0
         for i in range(height):
+            gradient = dy[b, i + margin]
             for ki in range(kernel):
-                source = padded[b, i + ki]
+                x = padded[b, i + ki]
                 row[:] = 0
                 if kernel == 3:
-                    r0, r1, r2 = row[0], row[1], row[2]
                     for j in range(width):
                         for c in range(channels):
-                            g = dy[b, i, j, c]
-                            r0[c] += g * source[j, c]
-                            r1[c] += g * source[j + 1, c]
-                            r2[c] += g * source[j + 2, c]
-                elif kernel == 5:
-                    r0, r1, r2, r3, r4 = row[0], row[1], row[2], row[3], row[4]
+                            g = gradient[j + margin, c]
+                            row[0, c] += g * x[j, c]
+                            row[1, c] += g * x[j + 1, c]
+                            row[2, c] += g * x[j + 2, c]
+                else:
                     for j in range(width):
                         for c in range(channels):
-                            g = dy[b, i, j, c]
-                            r0[c] += g * source[j, c]
-                            r1[c] += g * source[j + 1, c]
-                            r2[c] += g * source[j + 2, c]
-                            r3[c] += g * source[j + 3, c]
-                            r4[c] += g * source[j + 4, c]
-                for kj in range(kernel):
-                    for c in range(channels):
-                        sums[b, ki * kernel + kj, c] += row[kj, c]
+                            g = gradient[j + margin, c]
+                            row[0, c] += g * x[j, c]
+                            row[1, c] += g * x[j + 1, c]
+                            row[2, c] += g * x[j + 2, c]
+                            row[3, c] += g * x[j + 3, c]
+                            row[4, c] += g * x[j + 4, c]
+                sums[b, ki * kernel : (ki + 1) * kernel] += row
