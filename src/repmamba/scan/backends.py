@@ -5,10 +5,13 @@ REPMAMBA_SCAN, puts another one first. One that cannot serve (another device, or
 next, with one BackendFallback warning for each reason in the life of the process.
 """
 
+import builtins
 import importlib
+import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -65,16 +68,25 @@ BACKENDS = (  # in order of preference
     Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
 )
 
+_LOADED: dict[str, Loaded] = {}  # those that have started
+_PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
+
 
 def choose(device: torch.device, requested: str | None = None) -> Loaded:
     """The backend for tensors on `device`; the requested one, or that of REPMAMBA_SCAN, where it can serve.
 
     Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name not in the table.
     """
-    loaded, _, failures = _first_that_serves(device.type, _wanted(requested))
+    return _LOADED[_name(device.type, requested)]
+
+
+# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a compiler of ours.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _name(device: str, requested: str | None) -> str:
+    loaded, _, failures = _first_that_serves(device, _wanted(requested))
     for failure in failures:
         _warn_once(f"{failure} The scan runs on '{loaded.backend.name}' instead.")
-    return loaded
+    return loaded.backend.name
 
 
 def explain(device: torch.device | str = "cpu", requested: str | None = None) -> Choice:
@@ -113,14 +125,31 @@ def _first_that_serves(device: str, wanted: tuple[str | None, str]) -> tuple[Loa
 def _start(backend: Backend) -> Loaded | str:
     """The backend's functions, or why it cannot start. Asked once in a process."""
     try:
-        module = importlib.import_module(backend.module)
-        if hasattr(module, "start"):
-            module.start()
+        with _plain_builtins():
+            module = importlib.import_module(backend.module)
+            if hasattr(module, "start"):
+                module.start()
     except Exception as fault:  # whatever a compiler or a missing library raises, the next backend works
         reason = " ".join(str(fault).split()) or "no reason given"
         return f"The scan '{backend.name}' cannot start ({type(fault).__name__}: {reason})."
     maps = getattr(module, backend.maps) if backend.maps else None
-    return Loaded(backend, getattr(module, backend.sequences), maps)
+    _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)
+    return _LOADED[backend.name]
+
+
+@contextmanager
+def _plain_builtins() -> Iterator[None]:
+    """Python's own min, max and pow. torch.export replaces them while it traces, and a scan may be first used there:
+    numba, imported in the middle of it, would take the replacements for what it has to compile.
+    """
+    found = [getattr(module, name) for module, name, _ in _PLAIN]
+    for module, name, plain in _PLAIN:
+        setattr(module, name, plain)
+    try:
+        yield
+    finally:
+        for (module, name, _), replaced in zip(_PLAIN, found, strict=True):
+            setattr(module, name, replaced)
 
 
 @cache

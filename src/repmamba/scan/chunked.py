@@ -25,7 +25,8 @@ def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     groups, state = B.shape[1:3]
     symbolic = not isinstance(length, int)
     steps = SYMBOLIC_STEPS if symbolic else min(EAGER_STEPS, max(1, int(length**0.5)))
-    chunks = (length + steps - 1) // steps
+    # Symbolic: at least two chunks and something to pad, so that no length is a special case with a graph of its own.
+    chunks = length // steps + 2 if symbolic else -(-length // steps)
 
     def by_step(x: Tensor, axis: int) -> tuple[Tensor, ...]:
         """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a broadcast axis."""

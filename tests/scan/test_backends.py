@@ -1,0 +1,84 @@
+"""Which backend runs: by device, by argument, by environment variable, and when one cannot start."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from repmamba.errors import UsageError
+from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain
+
+CPU = torch.device("cpu")
+# A process in which numba cannot be imported: None in sys.modules is what an import that fails leaves to the next.
+WITHOUT_NUMBA = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch
+from repmamba.scan.backends import explain
+from repmamba.scan.selective import selective_scan
+
+warnings.simplefilter("always")
+u, B = torch.rand(1, 4, 9), torch.rand(1, 2, 16, 9)
+arguments = (u, torch.rand(1, 4, 9), -torch.rand(4, 16), B, B.flip(-1), torch.rand(4))
+with warnings.catch_warnings(record=True) as caught:
+    results = [selective_scan(*arguments, backend=name) for name in (None, None, "numba")]
+expected = selective_scan(*arguments, backend="definition")
+assert all(torch.allclose(result, expected, rtol=1e-5, atol=1e-6) for result in results)
+print([(warning.category.__name__, str(warning.message)) for warning in caught])
+print(explain("cpu"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_wish_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_a_cpu_takes_the_compiled_scan_and_says_so():
+    assert choose(CPU).backend.name == "numba"
+    assert explain("cpu").name == "numba"
+
+
+def test_a_device_that_only_torch_knows_takes_the_chunked_scan_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(torch.device("mps")).backend.name == "chunked"
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_the_argument_goes_before_the_environment_variable_and_that_before_the_order(backend, monkeypatch):
+    monkeypatch.setenv(VARIABLE, backend.name)
+    assert choose(CPU).backend == backend
+    assert VARIABLE in explain("cpu").why
+    for other in BACKENDS:
+        assert choose(CPU, other.name).backend == other
+
+
+def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypatch):
+    with pytest.raises(UsageError, match="numba, chunked, definition"):
+        choose(CPU, "fortran")
+    monkeypatch.setenv(VARIABLE, "cobol")
+    with pytest.raises(UsageError, match=f"{VARIABLE} asks for the scan 'cobol'"):
+        choose(CPU)
+
+
+def test_a_wish_that_the_device_cannot_serve_gives_way_and_says_why():
+    choice = explain("mps", "numba")
+    assert choice.name == "chunked"
+    assert "does not run on mps" in choice.why
+
+
+def test_where_numba_cannot_be_imported_the_next_is_taken_with_one_warning():
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, env=environment, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    caught, choice = process.stdout.splitlines()
+    assert caught.count("BackendFallback") == 1
+    assert "'numba' cannot start" in caught
+    assert "'chunked' instead" in caught
+    assert "name='chunked'" in choice

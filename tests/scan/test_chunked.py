@@ -1,0 +1,55 @@
+"""What holds for the chunked scan alone: no overflow whatever the numbers, and a graph of torch's own operators."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repmamba.scan.chunked import EAGER_STEPS, scan_in_chunks
+from repmamba.scan.selective import scan_map
+
+
+def sequences(length: int, *, dt: float, rate: float) -> list[Tensor]:
+    torch.manual_seed(2)
+    u, B, C = torch.randn(1, 4, length), torch.randn(1, 2, 16, length), torch.randn(1, 2, 16, length)
+    return [u, torch.full_like(u, dt), torch.full((4, 16), -rate), B, C, torch.randn(4)]
+
+
+@pytest.mark.parametrize("rate", [1e-30, 1e-3, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("dt", [0.0, 1e-30, 1.0, 1e4])
+@pytest.mark.parametrize("length", [1, EAGER_STEPS**2 + 1])
+def test_no_size_of_dt_and_A_gives_a_number_that_is_not_finite(length: int, dt: float, rate: float):
+    inputs = [x.requires_grad_() for x in sequences(length, dt=dt, rate=rate)]
+    y = scan_in_chunks(*inputs)
+    assert y.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), inputs))
+
+
+def test_its_gradients_are_the_numerical_ones():
+    inputs = [x.double().requires_grad_() for x in sequences(11, dt=0.3, rate=1.5)]
+    inputs[1].data += torch.rand(1, 4, 11)
+    assert torch.autograd.gradcheck(scan_in_chunks, inputs, fast_mode=True)
+
+
+class ChunkedMap(nn.Module):
+    """The operator as a network holds it."""
+
+    def __init__(self, parameters: list[Tensor]):
+        super().__init__()
+        for name, value in zip(("dt_weight", "dt_bias", "A", "D"), parameters, strict=True):
+            self.register_buffer(name, value)
+
+    def forward(self, p: Tensor, projected: Tensor) -> Tensor:
+        return scan_map(p, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend="chunked")
+
+
+def test_an_exported_graph_has_operators_of_torch_alone_and_serves_other_sizes(map_case):
+    p, projected, *parameters = (x.float() for x in map_case(1, 8, 6, 7, 1))
+    network = ChunkedMap(parameters)
+    sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(network, (p, projected), dynamic_shapes={"p": sides, "projected": sides})
+    called = {node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")}
+    assert called == {"aten"}
+    for height, width in ((6, 7), (5, 4), (31, 33), (1, 400)):
+        other, its_rows, *_ = (x.float() for x in map_case(1, 8, height, width, 1))
+        expected = scan_map(other, its_rows, *parameters, backend="definition")
+        torch.testing.assert_close(program.module()(other, its_rows), expected, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,180 @@
+"""What holds for the compiled scan alone: threads, torch.compile and torch.export, numerical gradients, processes."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repmamba.scan import numba_cpu
+from repmamba.scan.selective import scan_map, selective_scan
+
+
+def value_and_gradients(inputs: list[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    y = scan_map(*leaves, backend="numba")
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+@pytest.fixture
+def many_pixels(map_case) -> list[Tensor]:
+    """Enough of them for threads."""
+    inputs = [x.float() for x in map_case(3, 24, 40, 41, 1)]
+    assert inputs[0].numel() > numba_cpu.WORK_FOR_THREADS
+    return inputs
+
+
+def test_any_number_of_threads_gives_the_same_bits_and_stays_as_it_was_set(many_pixels):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(value_and_gradients(many_pixels))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_calls_from_several_python_threads_at_once_do_not_disturb_each_other(many_pixels):
+    expected = value_and_gradients(many_pixels)
+    with ThreadPoolExecutor(4) as callers:
+        for found in callers.map(value_and_gradients, [many_pixels] * 8):
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_one_thread_of_torch_means_that_no_other_is_asked(many_pixels, one_thread, monkeypatch):
+    monkeypatch.setattr(numba_cpu, "_pool", lambda process: pytest.fail("a pool was started"))
+    value_and_gradients(many_pixels)
+
+
+def work_of_a_fork() -> int:
+    return numba_cpu._pool(os.getpid()).submit(sum, [1, 2]).result()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own_and_does_not_wait_for_its_parents():
+    assert work_of_a_fork() == 3
+    with multiprocessing.get_context("fork").Pool(1) as forked:
+        assert forked.apply_async(work_of_a_fork).get(timeout=30) == 3
+
+
+@pytest.mark.parametrize(("channel", "rank"), [(3, 1), (17, 2)])
+def test_the_gradients_of_a_map_are_the_numerical_ones(channel, rank, map_case):
+    inputs = [x.requires_grad_() for x in map_case(2, channel, 2, 3, rank)]
+    assert torch.autograd.gradcheck(lambda *x: scan_map(*x, backend="numba"), inputs, fast_mode=True)
+
+
+def test_the_gradients_of_sequences_are_the_numerical_ones():
+    torch.manual_seed(0)
+    u, dt, B, C = torch.rand(2, 6, 5), torch.randn(2, 6, 5), torch.randn(2, 3, 16, 5), torch.randn(2, 3, 16, 5)
+    inputs = [x.double().requires_grad_() for x in (u, dt, -torch.rand(6, 16), B, C, torch.rand(6), torch.rand(6))]
+    assert torch.autograd.gradcheck(
+        lambda *x: selective_scan(*x[:6], dt_bias=x[6], backend="numba"), inputs, fast_mode=True
+    )
+
+
+class Map(nn.Module):
+    """The operator as a network holds it."""
+
+    def __init__(self, parameters: list[Tensor]):
+        super().__init__()
+        self.scan_parameters = nn.ParameterList([nn.Parameter(x) for x in parameters])
+
+    def forward(self, p: Tensor, projected: Tensor) -> Tensor:
+        return scan_map(2 * p, projected, *self.scan_parameters, backend="numba")
+
+
+def test_the_whole_graph_compiles_and_gives_the_same_values_and_gradients(map_case):
+    p, projected, *parameters = (x.float() for x in map_case(2, 8, 5, 6, 1))
+    network = Map(parameters)
+    p.requires_grad_()
+    plain = network(p, projected)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(p, projected)
+    assert torch.equal(plain, compiled)
+    leaves = [p, *network.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(plain.square().sum(), leaves),
+        torch.autograd.grad(compiled.square().sum(), leaves),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+FIRST_USE_IN_AN_EXPORT = """
+import torch
+from repmamba.scan.selective import scan_map
+
+class Map(torch.nn.Module):
+    def forward(self, p, projected):
+        return scan_map(p, projected, weight, bias, A, D, backend="numba")
+
+def maps(height, width):
+    return torch.rand(1, 8, height, width), torch.rand(1, 132, height, width)
+
+weight, bias, A, D = torch.rand(4, 8, 1), torch.rand(4, 8), -torch.rand(32, 16), torch.rand(32)
+sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+program = torch.export.export(Map(), maps(5, 6), dynamic_shapes={"p": sides, "projected": sides})
+assert torch.ops.repmamba.scan_map.default in {node.target for node in program.graph.nodes}
+for size in ((5, 6), (9, 4), (1, 1)):
+    inputs = maps(*size)
+    assert torch.equal(program.module()(*inputs), Map()(*inputs))
+"""
+
+
+def test_an_exported_program_holds_the_operator_and_serves_other_sizes():
+    """In a fresh process: torch.export replaces builtins while it traces, and numba is first imported in the middle."""
+    process = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:repmamba", "-c", FIRST_USE_IN_AN_EXPORT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("operator", ["map", "sequences"])
+def test_the_operators_keep_the_rules_of_torch(operator, dtype, map_case):
+    """Schema, fake tensors and autograd registration, as torch.library.opcheck tests them."""
+    torch.manual_seed(0)
+    if operator == "map":
+        called, inputs = torch.ops.repmamba.scan_map, [x.to(dtype) for x in map_case(2, 8, 3, 4, 1)]
+    else:
+        u, B = torch.rand(2, 6, 5, dtype=dtype), torch.randn(2, 3, 16, 5, dtype=dtype)
+        called = torch.ops.repmamba.scan_sequences
+        inputs = [u, u + 1, -torch.rand(6, 16, dtype=dtype), B, B + 1, torch.rand(6, dtype=dtype)]
+    torch.library.opcheck(called, (*(x.requires_grad_() for x in inputs), True))
+
+
+def test_numbers_that_are_not_finite_are_not_hidden(map_case):
+    inputs = [x.float() for x in map_case(1, 16, 4, 4, 1)]
+    inputs[0][0, 3, 2, 2] = torch.nan
+    y = scan_map(*inputs, backend="numba")
+    assert y[0, 3].isnan().any()
+    assert not y[0, 4].isnan().any()
+
+
+def test_a_second_process_finds_the_compiled_kernel_in_a_cache_of_the_users_choice(tmp_path):
+    """With NUMBA_CACHE_DIR, as where the package's own folder cannot be written."""
+    code = (
+        "from repmamba.scan import numba_cpu, numba_kernels; numba_cpu.start();"
+        "print(sum(numba_kernels.kernel('forward', 'float32').stats.cache_hits.values()))"
+    )
+    hits = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert hits == ["0", "1"]
