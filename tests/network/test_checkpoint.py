@@ -480,7 +480,7 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path):
 
 
 def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
-    """A file of 1.5 KB that declares 2^10 x 2^20 numbers, which a read into memory would take before any check."""
+    """A file of 1.5 KB that declares 2^10 x 2^20 numbers."""
     torch.save({"conv_first.weight": torch.zeros(64)}, tmp_path / "small.pth")
 
     def declare_more(name, data):
@@ -497,6 +497,21 @@ def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
     rewritten(tmp_path / "small.pth", tmp_path / "large.pth", change=declare_more)
     assert (tmp_path / "large.pth").stat().st_size < 3000
     assert "is corrupt: its weights cannot be read" in refusal(tmp_path / "large.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_no_tensor_is_read_before_names_and_shapes_are_known(tmp_path, name):
+    """Seen by changing the file in between: what `load` gives is what the file says by then."""
+    path = tmp_path / name
+    tensors = {"a": torch.full((1 << 16,), 1.5)}
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    opened = weight_files.open_weights(path)
+    assert dict(opened.shapes) == {"a": (1 << 16,)}
+    place = path.read_bytes().index(struct.pack("<4f", *[1.5] * 4))
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        stream.write(struct.pack("<f", 2.5) * (1 << 16))
+    assert (opened.load()["a"] == 2.5).all()
 
 
 def test_a_tensor_that_repeats_one_number_is_judged_by_its_shape(published, tmp_path):

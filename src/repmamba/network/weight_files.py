@@ -225,7 +225,7 @@ def _check_zip(file: Path) -> None:
 def _load_mapped(file: Path) -> object:
     """The content of a file that PyTorch has saved, its tensors views of the file itself.
 
-    Mapped, a tensor that declares more than its file holds is an error, where a read would take the memory first.
+    Mapped, nothing is read but the index: names and shapes are known before memory is taken for any tensor.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
