@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
+from repmamba.errors import UsageError
 from repmamba.network.config import RMB_WIDTHS, SPLIT, STATE, WIDTH, NetworkConfig
 
 if TYPE_CHECKING:
@@ -84,10 +85,36 @@ def multiply_adds(config: NetworkConfig, height: int, width: int, form: Form = "
     return {part: count * pixels for part, count in per_pixel.items()}
 
 
-def cost_of(config: NetworkConfig, height: int, width: int) -> Cost:
-    """The counted part of a network's cost; nothing is run."""
+def cost_of(config: NetworkConfig, height: int, width: int, *, passes: int = 1) -> Cost:
+    """The counted part of a network's cost, of so many passes over one image; nothing is run."""
     counted = multiply_adds(config, height, width)
-    return Cost(height, width, parameters(config), parameters(config, "folded"), sum(counted.values()), counted["scan"])
+    whole, scan = passes * sum(counted.values()), passes * counted["scan"]
+    return Cost(height, width, parameters(config), parameters(config, "folded"), whole, scan)
+
+
+def config_of(upscaler: "Upscaler") -> NetworkConfig:
+    """The configuration of the network that an Upscaler runs. Raises UsageError if it is none of ours."""
+    config = getattr(upscaler.network, "config", None)
+    if not isinstance(config, NetworkConfig):
+        raise UsageError(f"{upscaler.name} is not a RepMamba network, so its cost cannot be counted.")
+    return config
+
+
+def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, passes: int = 1) -> Cost:
+    """The cost with time and memory added, on the Upscaler's device.
+
+    weights: what the Upscaler was loaded from, as memory is measured in a process of its own. Raises CheckpointError.
+    """
+    median, least = measure(upscaler, cost.height, cost.width)
+    most, whose = peak_memory(weights, cost.height, cost.width, str(upscaler.device))
+    return replace(
+        cost,
+        seconds=passes * median,
+        seconds_least=passes * least,
+        peak_memory=most,
+        memory_of=whose,
+        device=f"{upscaler.device}, {upscaler.precision}",
+    )
 
 
 def measure(upscaler: "Upscaler", height: int, width: int, *, passes: int = 5) -> tuple[float, float]:

@@ -194,7 +194,7 @@ def _ttst_ssim(sr: Image, pair: Pair) -> float:
 
 
 def _rounded(sr: Image, hr: Image) -> Plane:
-    return np.rint(np.clip(in_levels(sr, hr), 0, 255))
+    return np.floor(np.clip(in_levels(sr, hr), 0, 255) + 0.5)  # half up, as LR is rounded
 
 
 def _haunet_psnr(sr: Image, pair: Pair) -> float:
@@ -240,10 +240,11 @@ def _consistency_psnr(sr: Image, pair: Pair) -> float:
     return psnr(reduced, pair.lr, peak=peak_of(pair.hr))
 
 
-_PUBLISHED = "RGB, no border cut; SR as the network gives it, clipped to 0..255 for PSNR, not rounded"
+_PUBLISHED_PSNR = "RGB jointly, no border cut; SR clipped to 0..255 and not rounded; 100 if equal"
+_PUBLISHED_SSIM = "RGB, no border cut; SR neither clipped nor rounded; windows at the border see zeros outside"
 _TTST = "Y of 8-bit images, SR with its fraction cut off; cut to a multiple of 4, no border cut"
 _HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then their mean"
-_ESR_RGB = "SR rounded to 8 bit; border of s pixels cut; RGB jointly for PSNR, each channel for SSIM"
+_ESR_RGB = "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of the channels"
 _ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
 _BANDS = "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: to the span of GT)"
 _CONSISTENCY = (
@@ -253,8 +254,8 @@ _CONSISTENCY = (
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("published.psnr", "dB", True, "classes", f"{_PUBLISHED}; 100 if equal", _published_psnr, 3),
-        Metric("published.ssim", "", True, "classes", f"{_PUBLISHED}, not clipped; zeros outside", _published_ssim, 3),
+        Metric("published.psnr", "dB", True, "classes", _PUBLISHED_PSNR, _published_psnr, 3),
+        Metric("published.ssim", "", True, "classes", _PUBLISHED_SSIM, _published_ssim, 3),
         Metric("ttst-y.psnr", "dB", True, "classes", _TTST, _ttst_psnr, 3),
         Metric("ttst-y.ssim", "", True, "classes", _TTST, _ttst_ssim, 3),
         Metric("haunet-rgb.psnr", "dB", True, "images", _HAUNET, _haunet_psnr, 3),

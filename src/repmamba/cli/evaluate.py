@@ -1,0 +1,118 @@
+"""`repmamba evaluate`: methods scored against the truth, by named rules."""
+
+import json
+from pathlib import Path
+
+import click
+
+from repmamba.cli import options
+
+
+@click.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--weights", multiple=True, metavar="NAME|FILE|FOLDER", help="A network: a packaged one, or a checkpoint."
+)
+@click.option(
+    "--method", "classics", multiple=True, type=click.Choice(["nearest", "bicubic"]), help="A method without a network."
+)
+@click.option(
+    "--sr", "folders_of_results", multiple=True, type=click.Path(path_type=Path), help="Results made elsewhere."
+)
+@click.option("--ensemble", is_flag=True, help="Each network also as the mean over eight flips and rotations.")
+@click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="NAME",
+    help="published, ttst-y, haunet-rgb, esr-rgb, esr-y, bands, consistency, or one measure: esr-rgb.psnr.  "
+    "[default: esr-rgb and published; bands and consistency for TIFFs]",
+)
+@click.option("--scale", type=click.IntRange(2, 4), help="Of folders without LR.  [default: that of the weights or LR]")
+@click.option("--save", type=click.Path(path_type=Path), help="Keep every result in this folder.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page with tables, charts and pictures.")
+@click.option("--no-pictures", is_flag=True, help="The page without excerpts of the images.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every value of every image as CSV.")
+@click.option("--cost", is_flag=True, help="Also measure time and peak memory of each network (takes a moment).")
+@click.option("--cost-size", type=click.IntRange(1), default=128, show_default=True, help="Edge of LR for the cost.")
+@options.device
+@options.backend
+@options.precision
+@options.tile
+@options.quiet
+def evaluate(
+    folders: tuple[Path, ...],
+    weights: tuple[str, ...],
+    classics: tuple[str, ...],
+    folders_of_results: tuple[Path, ...],
+    ensemble: bool,
+    rules: tuple[str, ...],
+    scale: int | None,
+    save: Path | None,
+    report: Path | None,
+    no_pictures: bool,
+    json_file: Path | None,
+    csv_file: Path | None,
+    cost: bool,
+    cost_size: int,
+    device: str | None,
+    backend: str | None,
+    precision: str | None,
+    tile: int | None,
+    quiet: bool,
+) -> None:
+    """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside the numbers.
+
+    DIR holds GT/ and LR/, flat or in class folders, or large images alone, which are then reduced as the benchmarks do.
+    The last method named (weights, then --sr, then --method) is the one that the others are compared with.
+
+    \b
+    Examples:
+      repmamba evaluate aid_x4/test --weights x4 --method bicubic --report aid.html
+      repmamba evaluate rsscn7 ucmerced --scale 4 --weights mine.safetensors --weights x4
+      repmamba evaluate pairs --sr results_of_another_network --method bicubic --csv values.csv
+    """
+    from tqdm import tqdm
+
+    from repmamba.data.images import RASTERS
+    from repmamba.errors import UsageError
+    from repmamba.evaluate import methods, run
+    from repmamba.evaluate.cost import config_of, cost_of, measured
+    from repmamba.evaluate.metrics import metrics_of
+    from repmamba.evaluate.page import page
+    from repmamba.evaluate.report import table, to_csv, to_json, write_text
+
+    chosen: list[methods.Method] = []
+    sources: dict[str, str] = {}
+    for name in weights:
+        from repmamba.inference.upscaler import load
+
+        upscaler = load(name, device=device, backend=backend, precision=precision)
+        sources[upscaler.name] = name
+        chosen += [methods.network(upscaler, tile=tile)]
+        chosen += [methods.network(upscaler, tile=tile, ensemble=True)] if ensemble else []
+    chosen += [methods.results(folder) for folder in folders_of_results]
+    chosen += [methods.CLASSICS[name]() for name in classics]
+    if not chosen:
+        raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
+    sets = run.find_sets(folders, scale or next((method.scale for method in chosen if method.scale), None))
+    tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
+    metrics = metrics_of(rules or (["bands", "consistency"] if tiffs else ["esr-rgb", "published"]))
+    with tqdm(unit="image", total=sum(len(one.files) for one in sets), disable=True if quiet else None) as bar:
+        scores = run.evaluate(sets, chosen, metrics, save=save, progress=lambda done, total: bar.update(done - bar.n))
+    costs = {}
+    for method in chosen:
+        if method.upscaler is not None:
+            counted = cost_of(config_of(method.upscaler), cost_size, cost_size, passes=method.passes)
+            weights_of = sources[method.upscaler.name]
+            costs[method.name] = (
+                measured(counted, method.upscaler, weights_of, passes=method.passes) if cost else counted
+            )
+    click.echo(table(scores, costs))
+    if report:
+        write_text(report, page(scores, costs, pictures=not no_pictures))
+    if json_file:
+        write_text(json_file, json.dumps(to_json(scores, costs), indent=1) + "\n")
+    if csv_file:
+        write_text(csv_file, to_csv(scores))

@@ -1,0 +1,176 @@
+"""Charts as inline SVG for a page that loads nothing: bars by class, method against method, accuracy against cost.
+
+Plain functions from numbers to text. Whatever comes from a file's name is escaped here, at the only place where it
+enters a drawing. Colours are Okabe and Ito's, told apart by the colour-blind.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LARGEST_SCATTER = 2000  # points; beyond, drawing helps nobody
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One mark of a scatter, with the text that is shown over it."""
+
+    x: float
+    y: float
+    label: str
+
+
+def colour(index: int) -> str:
+    """The colour of the method at this place, the same in every chart."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """Horizontal bars: for each class (key) one for each method (key within). Bars start below the smallest value."""
+    groups, methods = list(values), list(next(iter(values.values())))
+    everything = [value for group in values.values() for value in group.values()]
+    ticks = _ticks(min(everything), max(everything))
+    low, high = ticks[0], ticks[-1]
+    bar, gap, left, right, top = 11, 9, 170, 70, 24
+    group_height = bar * len(methods) + gap
+    width, height = 760, top + group_height * len(groups) + 28
+    inner = width - left - right
+
+    def along(value: float) -> float:
+        return left + inner * (value - low) / (high - low)
+
+    parts = [_grid_line(along(tick), top, height - 28, _tick_text(tick, unit), height - 12) for tick in ticks]
+    for row, group in enumerate(groups):
+        y = top + row * group_height
+        middle = y + bar * len(methods) / 2 + 4
+        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(_short(group, 24))}</text>')
+        for index, method in enumerate(methods):
+            value, at = values[group][method], y + index * bar
+            parts.append(
+                f'<rect x="{left}" y="{at}" width="{max(along(value) - left, 0.5):.1f}" height="{bar - 1}" '
+                f'fill="{colour(index)}"><title>{escape(group)}, {escape(method)}: {value:.4f} {unit}</title></rect>'
+                f'<text class="value" x="{along(value) + 4:.1f}" y="{at + bar - 2}">{value:.2f}</text>'
+            )
+    return _svg(width, height, parts, "Means of the classes")
+
+
+def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
+    """One mark for each image, square, both axes alike, with the line on which the two methods are equal."""
+    if len(points) > LARGEST_SCATTER:
+        points = points[:: math.ceil(len(points) / LARGEST_SCATTER)]
+    ticks = _ticks(min(min(p.x, p.y) for p in points), max(max(p.x, p.y) for p in points))
+    low, high = ticks[0], ticks[-1]
+    left, top, inner = 70, 16, 400
+    width, height = left + inner + 20, top + inner + 56
+
+    def across(value: float) -> float:
+        return left + inner * (value - low) / (high - low)
+
+    def upwards(value: float) -> float:
+        return top + inner * (high - value) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        parts.append(_grid_line(across(tick), top, top + inner, _tick_text(tick, ""), top + inner + 16))
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{left + inner}" y1="{upwards(tick):.1f}" y2="{upwards(tick):.1f}"/>'
+            f'<text x="{left - 8}" y="{upwards(tick) + 4:.1f}" text-anchor="end">{_tick_text(tick, "")}</text>'
+        )
+    parts.append(
+        f'<line class="equal" x1="{across(low)}" y1="{upwards(low)}" x2="{across(high)}" y2="{upwards(high)}"/>'
+    )
+    for point in points:
+        parts.append(
+            f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" fill="{COLOURS[0]}" '
+            f'fill-opacity="0.55"><title>{escape(point.label)}</title></circle>'
+        )
+    parts += _axis_titles(left, top, inner, inner, x_title, y_title)
+    return _svg(width, height, parts, f"{y_title} against {x_title}")
+
+
+def complexity(points: Sequence[Point], floor: tuple[str, float] | None, x_title: str, y_title: str) -> str:
+    """Accuracy against cost, the cost on a logarithmic axis; floor: a method without cost, drawn as a line."""
+    heights = [point.y for point in points] + ([floor[1]] if floor else [])
+    ticks = _ticks(min(heights), max(heights))
+    low, high = ticks[0], ticks[-1]
+    first = math.floor(math.log10(min(point.x for point in points) / 1.5))
+    last = math.ceil(math.log10(max(point.x for point in points) * 1.5))
+    left, top, inner_width, inner_height = 70, 16, 560, 300
+    width, height = left + inner_width + 20, top + inner_height + 56
+
+    def across(value: float) -> float:
+        return left + inner_width * (math.log10(value) - first) / (last - first)
+
+    def upwards(value: float) -> float:
+        return top + inner_height * (high - value) / (high - low)
+
+    parts = []
+    for exponent in range(first, last + 1):
+        x = across(10.0**exponent)
+        parts.append(_grid_line(x, top, top + inner_height, f"{10.0**exponent:g}", top + inner_height + 16))
+    for tick in ticks:
+        y = upwards(tick)
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(tick, "")}</text>'
+        )
+    if floor:
+        y = upwards(floor[1])
+        parts.append(
+            f'<line class="equal" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{left + 6}" y="{y - 5:.1f}">{escape(floor[0])}</text>'
+        )
+    for index, point in enumerate(points):
+        x, y = across(point.x), upwards(point.y)
+        anchor, shift = ("end", -10) if x > left + inner_width / 2 else ("start", 10)
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour(index)}">'
+            f"<title>{escape(point.label)}</title></circle>"
+            f'<text x="{x + shift:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(_short(point.label, 40))}</text>'
+        )
+    parts += _axis_titles(left, top, inner_width, inner_height, x_title, y_title)
+    return _svg(width, height, parts, f"{y_title} against {x_title}")
+
+
+def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _grid_line(x: float, top: float, bottom: float, text: str, text_y: float) -> str:
+    return (
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
+        f'<text x="{x:.1f}" y="{text_y}" text-anchor="middle">{text}</text>'
+    )
+
+
+def _axis_titles(left: float, top: float, width: float, height: float, x_title: str, y_title: str) -> list[str]:
+    below = f'x="{left + width / 2}" y="{top + height + 40}"'
+    beside = f'transform="translate(16 {top + height / 2}) rotate(-90)"'
+    return [
+        f'<text class="axis" {place} text-anchor="middle">{escape(title)}</text>'
+        for place, title in ((below, x_title), (beside, y_title))
+    ]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers that span low to high, with room below the smallest."""
+    span = (high - low) or abs(high) or 1.0
+    step = 10.0 ** math.floor(math.log10(span))
+    while span / step < 4:
+        step /= 2 if step / 10.0 ** math.floor(math.log10(step)) != 5 else 2.5
+    first = math.floor((low - 0.05 * span) / step)
+    last = math.ceil((high + 0.02 * span) / step)
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def _tick_text(value: float, unit: str) -> str:
+    return f"{value:g}{f' {unit}' * bool(unit)}"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else "…" + text[-length + 1 :]

@@ -1,0 +1,138 @@
+"""What is compared: nearest neighbour, bicubic, a network, a folder of results made elsewhere.
+
+Each takes a pair and gives sr (s h, s w, C): unit floats that are neither clipped nor rounded where it computes, so
+that every rule can do its own rounding, and values in the type of the images where it read a file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.images import find_images, read_image
+from repmamba.data.pairs import Pair
+from repmamba.errors import ShapeMismatch, SourceError, UsageError
+from repmamba.evaluate.metrics import peak_of
+from repmamba.pixels.resize import imresize
+
+if TYPE_CHECKING:
+    from repmamba.inference.upscaler import Upscaler
+
+Image = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way from lr to sr."""
+
+    name: str
+    how: str  # in a line, printed with the results
+    enlarge: Callable[[Pair], Image]
+    scale: int | None = None  # the only one it has, or None for any
+    upscaler: "Upscaler | None" = None  # whose cost can be stated
+    passes: int = 1  # through the network for one image
+
+
+def nearest() -> Method:
+    """Each pixel s by s times."""
+    return Method(
+        "nearest", "each pixel of LR repeated", lambda pair: pair.lr.repeat(pair.scale, 0).repeat(pair.scale, 1)
+    )
+
+
+def bicubic() -> Method:
+    """MATLAB's bicubic of the lr that a network gets, 8-bit where the images are."""
+    return Method(
+        "bicubic", "MATLAB's imresize of LR as it is on disk", lambda pair: imresize(in_unit(pair.lr), pair.scale)
+    )
+
+
+CLASSICS = {"nearest": nearest, "bicubic": bicubic}
+
+
+def network(upscaler: "Upscaler", *, ensemble: bool = False, tile: int | None = None) -> Method:
+    """A network, its output neither clipped nor rounded.
+
+    ensemble: the mean over the eight flips and rotations.  tile: lr pixels kept of each tile; default one pass over the
+    whole image, as the published evaluation has it.
+    """
+
+    def once(lr: NDArray[np.float32]) -> NDArray[np.float32]:
+        if tile is None:
+            return upscaler.upscale(lr, tile=max(lr.shape[:2]), halo=0)
+        return upscaler.upscale(lr, tile=tile)
+
+    def enlarge(pair: Pair) -> Image:
+        if pair.scale != upscaler.scale:
+            raise ShapeMismatch(
+                f"{pair.name} is an x{pair.scale} pair, and {upscaler.name} enlarges x{upscaler.scale}."
+            )
+        lr = in_unit(pair.lr).astype(np.float32)
+        return mean_of_eight(once, lr) if ensemble else once(lr)
+
+    how = "one pass over the whole image" if tile is None else f"tiles of {tile} lr pixels"
+    return Method(
+        upscaler.name + "+" * ensemble,
+        f"network {upscaler.digest[:12]}, {upscaler.precision}, {how}" + ", mean of 8 flips and rotations" * ensemble,
+        enlarge,
+        upscaler.scale,
+        upscaler,
+        8 if ensemble else 1,
+    )
+
+
+def results(folder: Path) -> Method:
+    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1" or "airport_1_x4".
+
+    Raises SourceError if the folder is none or lacks an image, UsageError where a name fits two files.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in find_images(folder):
+        inside = path.relative_to(folder).with_suffix("")
+        for name in {inside.as_posix(), inside.name}:
+            files.setdefault(name, []).append(path)
+
+    def enlarge(pair: Pair) -> Image:
+        base = pair.name.rpartition("/")[2]
+        for name in (pair.name, base, f"{pair.name}_x{pair.scale}", f"{base}_x{pair.scale}"):
+            found = files.get(name, [])
+            if len(found) > 1:
+                raise UsageError(f"{folder} has {len(found)} results named {name}; put them into class folders.")
+            if found:
+                return _checked(read_image(found[0]), pair)
+        raise SourceError(f"{folder} has no result for {pair.name}; results have the names of the pairs.")
+
+    return Method(folder.name, f"images found in the folder {folder.name}, as they are", enlarge)
+
+
+def in_unit(image: Image) -> NDArray[np.float64]:
+    """Integers divided by the largest value of their type; floats as they are."""
+    if np.issubdtype(image.dtype, np.integer):
+        return image.astype(np.float64) / peak_of(image)
+    return image.astype(np.float64)
+
+
+def mean_of_eight(
+    enlarge: Callable[[NDArray[np.float32]], NDArray[np.float32]], lr: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The mean of an enlargement over the eight flips and rotations of lr (h, w, C), each turned back."""
+    total: NDArray[np.float64] | None = None
+    for turns in range(4):
+        for mirrored in (False, True):
+            turned = np.rot90(lr[:, ::-1] if mirrored else lr, turns)
+            back = np.rot90(enlarge(np.ascontiguousarray(turned)), -turns)
+            back = back[:, ::-1] if mirrored else back
+            total = back.astype(np.float64) if total is None else total + back
+    assert total is not None
+    return (total / 8).astype(np.float32)
+
+
+def _checked(sr: Image, pair: Pair) -> Image:
+    if sr.shape != pair.hr.shape or sr.dtype != pair.hr.dtype:
+        raise ShapeMismatch(
+            f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of {pair.hr.dtype}."
+        )
+    return sr

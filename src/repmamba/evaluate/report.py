@@ -1,0 +1,238 @@
+"""Scores as a table for the terminal, as JSON and as CSV. The page with pictures is page.py's.
+
+Every number stands beside the name of its rule, and every rule is spelled out once below. Names of files come from
+strangers: the terminal is not steered by them, and a spreadsheet does not take one for a formula.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repmamba import __version__
+from repmamba.data.images import write_errors
+from repmamba.evaluate.cost import COUNTED, Cost
+from repmamba.evaluate.metrics import Metric
+from repmamba.evaluate.run import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, Paired, Scores, Summary
+
+DIGITS = {"dB": 4, "degrees": 4, "": 5}
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def table(scores: Scores, costs: dict[str, Cost]) -> str:
+    """The means of each set, the paired differences to the last method, the costs, and the rules behind the numbers."""
+    parts = [_means(scores)]
+    if len(scores.methods) > 1:
+        parts.append(_differences(scores))
+    if costs:
+        parts.append(cost_table(costs))
+    parts.append("\n".join(["Rules", *rule_lines(scores.metrics)]))
+    return "\n\n".join(parts)
+
+
+def cost_table(costs: dict[str, Cost]) -> str:
+    """Parameters, multiply-adds, time and memory of each network."""
+    rows = [["network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan", "ms", "peak MB"]]
+    for name, cost in costs.items():
+        rows.append(
+            [
+                name,
+                f"{cost.parameters:,}",
+                f"{cost.parameters_folded:,}",
+                f"{cost.multiply_adds / 1e9:.3f}",
+                f"{cost.scan_multiply_adds / 1e9:.3f}",
+                "-" if cost.seconds is None else f"{1000 * cost.seconds:.0f}",
+                "-" if cost.peak_memory is None else f"{cost.peak_memory / 1e6:.0f}",
+            ]
+        )
+    return "\n".join(["Cost", *_aligned(rows), *cost_lines(costs)])
+
+
+def cost_lines(costs: dict[str, Cost]) -> list[str]:
+    """How the costs are counted and measured."""
+    one = next(iter(costs.values()))
+    lines = [f"  for one LR image of {one.height}x{one.width} pixels; {COUNTED}"]
+    if one.seconds is not None:
+        lines.append(f"  time: median of several passes on {one.device}; memory: {one.memory_of or 'not measured'}")
+    return lines
+
+
+def rule_lines(metrics: Sequence[Metric]) -> list[str]:
+    """What each metric is, one line each."""
+    return [
+        f"  {metric.name}: {metric.how}; {'higher' if metric.higher_is_better else 'lower'} is better; "
+        f"mean over {'images' if metric.mean == 'images' else 'the means of the class folders'}"
+        for metric in metrics
+    ]
+
+
+def number(value: float, unit: str) -> str:
+    """A value with the digits of its unit; "inf" for equal images."""
+    return f"{value:.{DIGITS[unit]}f}" if math.isfinite(value) else ("inf" if value == math.inf else "-")
+
+
+def mean_text(summary: Summary, unit: str) -> str:
+    """A mean, and how many equal images are not in it."""
+    if summary.infinite == summary.count:
+        return "inf"
+    return number(summary.mean, unit) + (f" (+{summary.infinite} inf)" if summary.infinite else "")
+
+
+def difference_text(paired: Paired, unit: str) -> str:
+    """A difference with its interval, "+0.5123 [+0.4876, +0.5402]"; one image alone has none."""
+    if not paired.count:
+        return "-"
+    digits = DIGITS[unit]
+    text = f"{paired.difference:+.{digits}f}"
+    if paired.count > 1:
+        text += f" [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"
+    return text + (f" ({paired.left_out} left out)" if paired.left_out else "")
+
+
+def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
+    """Everything as plain values; infinities are the text "inf", which JSON has no number for."""
+    return {
+        "format": 1,
+        "repmamba": __version__,
+        "methods": {
+            method.name: {"how": method.how, "cost": _cost(costs[method.name]) if method.name in costs else None}
+            for method in scores.methods
+        },
+        "counted": COUNTED,
+        "metrics": {
+            metric.name: {
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+                "how": metric.how,
+                "mean_over": metric.mean,
+            }
+            for metric in scores.metrics
+        },
+        "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": BOOTSTRAP_SEED},
+        "sets": {
+            one.name: {
+                "scale": one.scale,
+                "images": len(one.files),
+                "lr": "as found" if one.files[0].lr else "GT reduced by MATLAB's imresize, rounded to its type",
+                "methods": {
+                    method.name: {
+                        metric.name: _metric(scores, one.name, method.name, metric) for metric in scores.metrics
+                    }
+                    for method in scores.methods
+                },
+                "paired": [
+                    {"method": method.name, "other": scores.methods[-1].name, "metric": metric.name}
+                    | _paired(scores.paired(one.name, method.name, scores.methods[-1].name, metric))
+                    for method in scores.methods[:-1]
+                    for metric in scores.metrics
+                ],
+            }
+            for one in scores.sets
+        },
+    }
+
+
+def to_csv(scores: Scores) -> str:
+    """One line for each value of each image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "image", "method", "metric", "value", "unit"])
+    for row in scores.rows():
+        value = repr(row.value) if math.isfinite(row.value) else str(_plain(row.value))
+        writer.writerow([_cell(row.image_set), _cell(row.image), _cell(row.method), row.metric, value, row.unit])
+    return text.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a report; the name appears when it is whole. Raises TargetError, NoSpace."""
+    draft = path.with_name(path.name + ".part")
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not Unicode
+        draft.replace(path)
+
+
+def _means(scores: Scores) -> str:
+    lines = []
+    for one in scores.sets:
+        rows = [["method", *(f"{metric.name}{f' [{metric.unit}]' * bool(metric.unit)}" for metric in scores.metrics)]]
+        for method in scores.methods:
+            means = [mean_text(scores.summary(one.name, method.name, metric), metric.unit) for metric in scores.metrics]
+            rows.append([method.name, *means])
+        lines.append("\n".join([f"{_harmless(one.name)}, x{one.scale}, {len(one.files)} images", *_aligned(rows)]))
+    return "\n\n".join(lines)
+
+
+def _differences(scores: Scores) -> str:
+    other = scores.methods[-1].name
+    rows = [["set", "method", "metric", "difference", "better on"]]
+    for one in scores.sets:
+        for method in scores.methods[:-1]:
+            for metric in scores.metrics:
+                paired = scores.paired(one.name, method.name, other, metric)
+                difference = difference_text(paired, metric.unit)
+                rows.append([one.name, method.name, metric.name, difference, f"{paired.better} of {paired.count}"])
+    interval = f"the {CONFIDENCE:.0%} interval of {RESAMPLES:,} bootstrap samples"
+    heading = f"Less {_harmless(other)} on the same images, with {interval}"
+    return "\n".join([heading, *_aligned(rows)])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    rows = [[_harmless(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _harmless(text: str) -> str:
+    """Control characters as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _metric(scores: Scores, image_set: str, method: str, metric: Metric) -> dict[str, Any]:
+    summary = scores.summary(image_set, method, metric)
+    return {
+        "mean": _plain(math.inf if summary.infinite == summary.count else summary.mean),
+        "infinite": summary.infinite,
+        "classes": {name: _plain(value) for name, value in scores.classes(image_set, method, metric).items()},
+        "images": {name: _plain(value) for name, value in scores.of(image_set, method, metric.name).items()},
+    }
+
+
+def _paired(paired: Paired) -> dict[str, Any]:
+    return {
+        "difference": _plain(paired.difference),
+        "low": _plain(paired.low),
+        "high": _plain(paired.high),
+        "better": paired.better,
+        "images": paired.count,
+        "left_out": paired.left_out,
+    }
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {
+        "lr_height": cost.height,
+        "lr_width": cost.width,
+        "parameters": cost.parameters,
+        "parameters_repconv_folded": cost.parameters_folded,
+        "multiply_adds": cost.multiply_adds,
+        "scan_multiply_adds": cost.scan_multiply_adds,
+        "seconds_median": cost.seconds,
+        "seconds_least": cost.seconds_least,
+        "peak_memory_bytes": cost.peak_memory,
+        "peak_memory_of": cost.memory_of,
+        "device": cost.device,
+    }
+
+
+def _plain(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+
+
+def _cell(text: str) -> str:
+    return "'" + text if text.startswith(FORMULA_STARTS) else text

@@ -1,0 +1,273 @@
+"""Methods x images -> Scores: every value of every image, and what may be said of them together.
+
+Methods run one after the other, in this thread; the measuring of what they gave goes on beside it. Nothing is written
+here but the results that the caller asks to keep.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.images import RASTERS, read_image, write_png
+from repmamba.data.pairs import Pair, PairFiles, find_pairs
+from repmamba.errors import UsageError
+from repmamba.evaluate.methods import Method
+from repmamba.evaluate.metrics import Metric, average, class_means, in_levels, peak_of, score
+
+RESAMPLES = 10_000
+RESAMPLES_AT_ONCE = 500  # of a benchmark of 1000 images that is 4 MB
+CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """One folder of pairs."""
+
+    name: str
+    folder: Path
+    files: tuple[PairFiles, ...]
+    scale: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One value: of one image, by one method and one metric."""
+
+    image_set: str
+    image: str
+    method: str
+    metric: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The values of one set, method and metric together."""
+
+    mean: float  # of those that are finite, by the metric's own mean; nan where none is
+    count: int
+    infinite: int  # equal images, left out of the mean
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """One method less another on the same images, and the interval that bootstrap gives it."""
+
+    difference: float  # mean, by the metric's own mean
+    low: float
+    high: float
+    better: int  # images on which the first method is better
+    count: int
+    left_out: int  # images of which just one of the two is infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All values of a run, and what was run."""
+
+    sets: tuple[ImageSet, ...]
+    methods: tuple[Method, ...]
+    metrics: tuple[Metric, ...]
+    values: dict[tuple[str, str, str], dict[str, float]] = field(repr=False)  # (set, method, metric) -> image -> value
+
+    def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
+        """The values by image name."""
+        return self.values[image_set, method, metric]
+
+    def rows(self) -> Iterator[Score]:
+        """Every value, set by set, image by image."""
+        for one in self.sets:
+            for files in one.files:
+                for method in self.methods:
+                    for metric in self.metrics:
+                        value = self.of(one.name, method.name, metric.name)[files.name]
+                        yield Score(one.name, files.name, method.name, metric.name, value, metric.unit)
+
+    def summary(self, image_set: str, method: str, metric: Metric) -> Summary:
+        """Mean and counts. An infinite PSNR, of equal images, is counted and not averaged."""
+        return summarise(self.of(image_set, method, metric.name), metric)
+
+    def classes(self, image_set: str, method: str, metric: Metric) -> dict[str, float]:
+        """The mean of each class folder over its finite values; empty for a flat set."""
+        finite = {
+            name: value for name, value in self.of(image_set, method, metric.name).items() if math.isfinite(value)
+        }
+        means = class_means(finite)
+        return {} if set(means) <= {""} else means
+
+    def paired(self, image_set: str, method: str, other: str, metric: Metric) -> Paired:
+        """The difference of two methods on a set."""
+        return paired_difference(
+            self.of(image_set, method, metric.name), self.of(image_set, other, metric.name), metric
+        )
+
+
+def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
+    """The pairs of each folder at a scale; without one, that of the first pair.
+
+    Raises UsageError where there is neither a scale nor an LR that shows one.
+    """
+    sets: list[ImageSet] = []
+    for folder in folders:
+        files = find_pairs(folder)
+        resolved = folder.resolve()
+        taken = {one.name for one in sets}
+        name = resolved.name if resolved.name not in taken else f"{resolved.parent.name}/{resolved.name}"
+        if name in taken:
+            raise UsageError(f"{folder} is named twice; name each folder once.")
+        sets.append(ImageSet(name, resolved, tuple(files), scale or _scale_of(files[0], folder)))
+    return sets
+
+
+def evaluate(
+    sets: Sequence[ImageSet],
+    methods: Sequence[Method],
+    metrics: Sequence[Metric],
+    *,
+    save: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score every method on every image.
+
+    save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
+    progress: called with the number of images done and that of all. Raises UsageError for methods of one name or of
+    another scale, and what reading, enlarging and measuring raise.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise UsageError(f"Two methods are named {max(names, key=names.count)}; give their files names that differ.")
+    for one in sets:
+        for method in methods:
+            if method.scale not in (None, one.scale):
+                raise UsageError(
+                    f"{method.name} enlarges x{method.scale}, and the pairs of {one.name} are x{one.scale}."
+                )
+    values: dict[tuple[str, str, str], dict[str, float]] = {
+        (one.name, method, metric.name): {} for one in sets for method in names for metric in metrics
+    }
+    total = sum(len(one.files) for one in sets)
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: list[tuple[ImageSet, str, str, Future[dict[str, float]]]] = []
+        for one in sets:
+            for files in one.files:
+                pair = files.read(one.scale)
+                for method in methods:
+                    sr = method.enlarge(pair)
+                    waiting.append((one, files.name, method.name, pool.submit(score, sr, pair, metrics)))
+                    if save:
+                        write_result(save / one.name / method.name, files, sr, pair)
+                while len(waiting) > 4 * len(methods):  # so that a whole benchmark is never in memory
+                    _take(waiting.pop(0), values)
+                done += 1
+                if progress:
+                    progress(done, total)
+        for entry in waiting:
+            _take(entry, values)
+    return Scores(tuple(sets), tuple(methods), tuple(metrics), values)
+
+
+def summarise(values: dict[str, float], metric: Metric) -> Summary:
+    """Mean over what is finite, and the counts."""
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    mean = average(finite, metric.mean) if finite else math.nan
+    return Summary(mean, len(values), len(values) - len(finite))
+
+
+def paired_difference(ours: dict[str, float], theirs: dict[str, float], metric: Metric) -> Paired:
+    """The mean difference over the same images, with its bootstrap interval (percentile, 95 %).
+
+    Images are drawn anew within their class where the metric's mean is one of class means, else over all. An image that
+    is infinite in both counts as no difference, in one of them it is left out.
+    """
+    difference: dict[str, float] = {}
+    for name, value in ours.items():
+        if math.isfinite(value) and math.isfinite(theirs[name]):
+            difference[name] = value - theirs[name]
+        elif value == theirs[name]:
+            difference[name] = 0.0
+    left_out = len(ours) - len(difference)
+    if not difference:
+        return Paired(math.nan, math.nan, math.nan, 0, 0, left_out)
+    sign = 1 if metric.higher_is_better else -1
+    low, high = bootstrap_interval(difference, metric)
+    better = sum(sign * value > 0 for value in difference.values())
+    return Paired(average(difference, metric.mean), low, high, better, len(difference), left_out)
+
+
+def bootstrap_interval(values: dict[str, float], metric: Metric) -> tuple[float, float]:
+    """The interval of the mean when the images are drawn again with replacement, RESAMPLES times."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    groups: dict[str, list[float]] = {}
+    for name, value in values.items():
+        groups.setdefault(name.rpartition("/")[0] if metric.mean == "classes" else "", []).append(value)
+    members = [np.array(group) for group in groups.values()]
+    means = np.zeros(RESAMPLES)
+    for start in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
+        part = means[start : start + RESAMPLES_AT_ONCE]
+        for group in members:
+            part += group[generator.integers(0, len(group), (len(part), len(group)))].mean(1) / len(members)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def write_result(folder: Path, files: PairFiles, sr: NDArray[np.generic], pair: Pair) -> None:
+    """A result in the type of its pair, rounded to nearest: PNG, or TIFF where the pair is one."""
+    values = in_type(sr, pair.hr)
+    if files.hr.suffix.lower() in RASTERS:
+        _write_tiff(folder / f"{files.name}.tif", values)
+    else:
+        write_png(folder / f"{files.name}.png", np.asarray(values, np.uint8))
+
+
+def in_type(sr: NDArray[np.generic], hr: NDArray[np.generic]) -> NDArray[np.generic]:
+    """sr as the type of hr stores it: integers clipped and rounded half up."""
+    levels = in_levels(sr, hr)
+    if np.issubdtype(hr.dtype, np.integer):
+        levels = np.floor(np.clip(levels, np.iinfo(hr.dtype.name).min, peak_of(hr)) + 0.5)
+    return levels.astype(hr.dtype)
+
+
+def _take(
+    entry: tuple[ImageSet, str, str, "Future[dict[str, float]]"], values: dict[tuple[str, str, str], dict[str, float]]
+) -> None:
+    one, image, method, future = entry
+    for metric, value in future.result().items():
+        values[one.name, method, metric][image] = value
+
+
+def _scale_of(files: PairFiles, folder: Path) -> int:
+    if files.lr is None:
+        raise UsageError(f"{folder} has no LR that would show the scale; give --scale 2, 3 or 4.")
+    return Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
+
+
+def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width, bands = image.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=bands,
+            dtype=image.dtype.name,
+            compress="deflate",
+        ) as raster:
+            raster.write(np.moveaxis(image, -1, 0))
