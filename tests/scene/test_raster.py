@@ -1,0 +1,382 @@
+"""Raster: what is read, what is missing, and one line for everything that can be wrong with a file."""
+
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from repmamba.errors import CorruptSource, SourceError, UsageError
+from repmamba.scene.raster import Limits, Reading, open_raster
+from repmamba.tiles.plan import plan_tiles
+from repmamba.tiles.window import Window
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+READABLE = (
+    "201404_13SED190110_201404_0x1500m_CL_1_mask.tif",
+    "RGBA.uint16.tif",
+    "all-nodata.tif",
+    "au-3577-rotated.tif",
+    "cog.tif",
+    "cog_gcps.tif",
+    "cog_hirise_mars.tif",
+    "cog_nodata_nan.tif",
+    "cog_scale.tif",
+    "goes.tif",
+    "image_nodata.tif",
+    "mosaic_cog1.tif",
+    "pix4d_alpha_nodata.tif",
+    "rgb_lzw.tif",
+    "test_rpcs.tif",
+)
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_windows_hold_what_rasterio_reads_and_gdals_mask(geotiffs, name):
+    with rasterio.open(geotiffs / name) as file, open_raster(geotiffs / name) as raster:
+        expected, mask = file.read(), file.dataset_mask() != 0
+        assert (raster.facts.count, raster.grid.height, raster.grid.width) == expected.shape
+        for tile in plan_tiles(*file.shape, 2, tile=200, halo=20):
+            raw, valid = raster.read(tile.read)
+            np.testing.assert_array_equal(raw, expected[:, *tile.read.slices])
+            np.testing.assert_array_equal(valid, mask[tile.read.slices])
+
+
+@pytest.mark.parametrize("name", ["strips.tif", "picture.png", "picture.jpg"])
+def test_what_is_stored_by_rows_is_decoded_once(write_raster, smooth, name, monkeypatch):
+    data = smooth(3, 700, 150)
+    if name.endswith(".tif"):
+        path = write_raster(name, data, blockysize=7)
+    else:
+        path = write_raster(name, data, driver="PNG" if "png" in name else "JPEG", crs=None, transform=None)
+    with open_raster(path) as raster:
+        rows_decoded = 0
+        decode = raster._pixels._from_file
+
+        def counted(window: Window):
+            nonlocal rows_decoded
+            assert window.width == 150
+            rows_decoded += window.height
+            return decode(window)
+
+        monkeypatch.setattr(type(raster._pixels), "_from_file", lambda _, window: counted(window))
+        for tile in plan_tiles(700, 150, 2, tile=64, halo=16):
+            raster.read(tile.read)
+        assert rows_decoded == 700
+
+
+def test_rows_may_also_be_read_out_of_order(write_raster, smooth):
+    data = smooth(2, 300, 40)
+    path = write_raster("strips.tif", data, blockysize=11)
+    random = np.random.default_rng(5)
+    with open_raster(path) as raster:
+        for _ in range(40):
+            row, height = int(random.integers(0, 290)), int(random.integers(1, 10))
+            raw, _ = raster.read(Window(row, 3, height, 20))
+            np.testing.assert_array_equal(raw, data[:, row : row + height, 3:23])
+
+
+@pytest.mark.parametrize(
+    ("profile", "missing"),
+    [
+        ({}, ""),
+        ({"nodata": 7}, "nodata"),
+        ({"nodata": -9999.0, "dtype": "float32"}, "nodata"),
+        ({"mask": True}, "mask"),
+        ({"alpha": True}, "alpha"),
+    ],
+)
+def test_a_raster_says_how_it_tells_of_missing_pixels(write_raster, smooth, profile, missing):
+    profile = dict(profile)
+    has_alpha = profile.pop("alpha", False)
+    data = smooth(4 if has_alpha else 2, 20, 30).astype(profile.pop("dtype", "uint8"))
+    mask = np.ones((20, 30), bool) if profile.pop("mask", False) else None
+    photometric = {"photometric": "RGB", "alpha": "YES"} if has_alpha else {}
+    with open_raster(write_raster("file.tif", data, mask=mask, **photometric, **profile)) as raster:
+        assert raster.facts.missing == missing
+        assert raster.facts.nodata == profile.get("nodata")
+
+
+def test_one_band_that_equals_nodata_is_data(write_raster):
+    data = np.full((3, 4, 4), 9, np.uint8)
+    data[0, 1, 1] = 0
+    data[:, 2, 2] = 0
+    with open_raster(write_raster("file.tif", data, nodata=0)) as raster:
+        _, valid = raster.read(raster.whole)
+    assert valid[1, 1]
+    assert not valid[2, 2]
+    assert valid.sum() == 15
+
+
+def test_a_nodata_that_no_pixel_can_have_says_nothing(tmp_path, write_raster, smooth):
+    vrt = tmp_path / "odd.vrt"
+    source = write_raster("file.tif", smooth(1, 8, 8))
+    vrt.write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1">'
+        f"<NoDataValue>-9999</NoDataValue><SimpleSource><SourceFilename>{source}</SourceFilename>"
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with open_raster(vrt) as raster:
+        assert (raster.facts.missing, raster.facts.nodata) == ("", None)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_picture_is_turned_as_it_asks(tmp_path, turn, suffix):
+    from PIL import ImageOps
+
+    random = np.random.default_rng(turn)
+    image = Image.fromarray(np.kron(random.integers(0, 256, (6, 9, 3)), np.ones((4, 4, 1))).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"picture.{suffix}"
+    if suffix == "tif":
+        image.save(path, tiffinfo={0x0112: turn})
+    else:
+        image.save(path, exif=exif, **{"webp": {"lossless": True}, "jpg": {"subsampling": 0}}.get(suffix, {}))
+    with Image.open(path) as shown:
+        expected = np.asarray(ImageOps.exif_transpose(shown).convert("RGB"))
+    with open_raster(path) as raster:
+        raw, _ = raster.read(raster.whole)
+    np.testing.assert_allclose(np.moveaxis(raw, 0, 2).astype(int), expected, atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "tif"])
+def test_the_palette_of_a_picture_becomes_its_colours(tmp_path, suffix):
+    random = np.random.default_rng(1)
+    colours = Image.fromarray(random.integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    image = colours.quantize(16)
+    image.save(tmp_path / f"palette.{suffix}")
+    with open_raster(tmp_path / f"palette.{suffix}") as raster:
+        raw, _ = raster.read(raster.whole)
+        assert raster.facts.colorinterp == ("red", "green", "blue")
+    np.testing.assert_array_equal(np.moveaxis(raw, 0, 2), np.asarray(image.convert("RGB")))
+
+
+def test_a_colour_that_means_nothing_here_becomes_alpha(tmp_path):
+    image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("P")
+    image.save(tmp_path / "palette.png", transparency=5)
+    with open_raster(tmp_path / "palette.png") as raster:
+        raw, valid = raster.read(raster.whole)
+        assert raster.facts.colorinterp[-1] == "alpha"
+    expected = np.ones((4, 4), bool)
+    expected[1, 1] = False
+    np.testing.assert_array_equal(raw[-1] > 0, expected)
+    np.testing.assert_array_equal(valid, expected)
+
+
+def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
+    path = geotiffs / "image_colormap.tif"
+    with pytest.raises(UsageError, match=r"look like classes.*--expand-palette"):
+        open_raster(path)
+    with open_raster(path, Reading(expand_palette=True)) as raster, rasterio.open(path) as file:
+        raw, _ = raster.read(Window(100, 200, 50, 60))
+        palette = file.colormap(1)
+        classes = file.read(1)[100:150, 200:260]
+    np.testing.assert_array_equal(raw[:, 7, 9], palette[int(classes[7, 9])][: raw.shape[0]])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_is_read_as_colours(tmp_path, suffix):
+    random = np.random.default_rng(2)
+    image = Image.fromarray(np.kron(random.integers(0, 256, (4, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8))
+    image.convert("CMYK").save(tmp_path / f"ink.{suffix}")
+    with open_raster(tmp_path / f"ink.{suffix}") as raster:
+        raw, _ = raster.read(raster.whole)
+        assert raster.facts.colorinterp[:3] == ("red", "green", "blue")
+    difference = np.abs(np.moveaxis(raw[:3], 0, 2).astype(int) - np.asarray(image))
+    assert np.percentile(difference, 90) <= 12
+
+
+def test_sixteen_bits_of_a_png_are_kept(tmp_path):
+    data = np.random.default_rng(3).integers(0, 65536, (9, 8)).astype(np.uint16)
+    Image.fromarray(data).save(tmp_path / "deep.png")
+    with open_raster(tmp_path / "deep.png") as raster:
+        np.testing.assert_array_equal(raster.read(raster.whole)[0][0], data)
+
+
+def test_alpha_that_is_not_the_last_band_is_given_out_last(write_raster, smooth):
+    data = smooth(4, 10, 10)
+    path = write_raster("first.tif", data)
+    with rasterio.open(path, "r+") as file:
+        colours = rasterio.enums.ColorInterp
+        file.colorinterp = [colours.alpha, colours.red, colours.green, colours.blue]
+    with open_raster(path) as raster:
+        raw, _ = raster.read(raster.whole)
+        assert raster.facts.numbers == (2, 3, 4, 1)
+    np.testing.assert_array_equal(raw, data[[1, 2, 3, 0]])
+
+
+def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(write_raster, smooth):
+    path = write_raster("file.tif", smooth(1, 8, 8))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ACQUIRED="2021-05-01", EXIF_GPSLatitude="47 N", STATISTICS_MEAN="3")
+        file.update_tags(1, STATISTICS_MAXIMUM="200", wavelength="665")
+        file.update_tags(ns="mission", name="one")
+    with open_raster(path) as raster:
+        assert raster.facts.tags[""]["ACQUIRED"] == "2021-05-01"
+        assert raster.facts.tags["mission"] == {"name": "one"}
+        assert not [name for name in raster.facts.tags[""] if name.startswith(("EXIF", "STATISTICS"))]
+        assert raster.facts.band_tags == ({"wavelength": "665"},)
+
+
+def test_several_rasters_in_one_file_are_listed(geotiffs):
+    path = geotiffs / "PLANET_SCOPE_3D.nc"
+    with pytest.raises(UsageError, match=r"name one of them: netcdf:.*:blue, netcdf:.*:green"):
+        open_raster(path)
+    with open_raster(f"netcdf:{path}:blue") as raster:
+        assert (raster.grid.width, raster.facts.dtype) == (10, "float64")
+
+
+def damaged_copy(geotiffs, tmp_path, name: str = "rgb_lzw.tif") -> str:
+    path = tmp_path / f"damaged-{name}"
+    content = (geotiffs / name).read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    return os.fspath(path)
+
+
+BROKEN = {
+    "missing": (lambda folder, tiffs: folder / "nowhere.tif", r"does not exist"),
+    "folder": (lambda folder, tiffs: folder, r"is a folder"),
+    "empty": (lambda folder, tiffs: made(folder / "empty.tif", b""), r"is empty"),
+    "text": (lambda folder, tiffs: made(folder / "text.tif", b"hello, world\n" * 9), r"cannot be read"),
+    "header only": (lambda folder, tiffs: made(folder / "cut.png", b"\x89PNG\r\n\x1a\n"), r"cannot be read"),
+    "complex": (lambda folder, tiffs: tiffs / "cint16.tif", r"complex_int16; these can be enlarged"),
+    "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"no regular file"),
+}
+
+
+def made(path, content: bytes):
+    path.write_bytes(content)
+    return path
+
+
+def fifo(path):
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_cannot_be_opened_is_one_line(tmp_path, geotiffs, kind):
+    make, words = BROKEN[kind]
+    with pytest.raises(SourceError, match=words) as caught:
+        open_raster(make(tmp_path, geotiffs))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_names_the_window(geotiffs, tmp_path):
+    words = r"columns 512 to 790, rows 512 to 717 cannot be read .*--on-corrupt fill"
+    with open_raster(damaged_copy(geotiffs, tmp_path)) as raster, pytest.raises(CorruptSource, match=words):
+        raster.read(Window(512, 512, 206, 279))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_picture_is_noticed(tmp_path, smooth, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with open_raster(path) as raster, pytest.raises(CorruptSource):
+        list(map(raster.read, raster.strips()))
+
+
+def test_corrupt_blocks_can_be_taken_as_missing_and_are_counted(geotiffs, tmp_path):
+    with (
+        rasterio.open(geotiffs / "rgb_lzw.tif") as whole,
+        open_raster(damaged_copy(geotiffs, tmp_path), Reading(fill_corrupt=True)) as raster,
+    ):
+        raw, valid = raster.read(raster.whole)
+        good = whole.dataset_mask() != 0
+        expected = whole.read()
+        assert 0 < raster.corrupt_pixels < 718 * 791
+    assert valid.any()
+    assert (valid <= good).all()
+    np.testing.assert_array_equal(raw[:, valid], expected[:, valid])
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(write_raster, smooth):
+    path = write_raster("file.tif", smooth(1, 64, 64))
+    with open_raster(path) as raster:
+        raster.read(Window(0, 0, 8, 8))
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(SourceError, match="changed while it was read"):
+            raster.read(Window(8, 8, 8, 8))
+
+
+class TestStrangersFiles:
+    """What --untrusted closes. Each is tried on the user's own files too, where it is allowed."""
+
+    stranger = Reading(untrusted=True)
+
+    def test_a_virtual_raster_is_refused_under_any_name(self, tmp_path, write_raster, smooth):
+        source = write_raster("inner.tif", smooth(1, 8, 8))
+        vrt = tmp_path / "upload.tif"
+        vrt.write_text(
+            '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+            f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+            "</VRTDataset>"
+        )
+        with open_raster(vrt) as raster:
+            assert raster.facts.driver == "VRT"
+        with pytest.raises(SourceError, match="none of the formats taken from strangers"):
+            open_raster(vrt, self.stranger)
+
+    @pytest.mark.parametrize("name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "<VRTDataset/>"])
+    def test_an_address_is_no_file(self, name):
+        with pytest.raises(SourceError, match="does not exist"):
+            open_raster(name, self.stranger)
+
+    def test_a_side_car_has_no_influence(self, tmp_path, write_raster, smooth):
+        path = write_raster("file.tif", smooth(1, 8, 8))
+        shutil.copy(path, tmp_path / "copy.tif")
+        (tmp_path / "copy.tif.aux.xml").write_text(
+            '<PAMDataset><PAMRasterBand band="1"><NoDataValue>77</NoDataValue></PAMRasterBand></PAMDataset>'
+        )
+        with open_raster(tmp_path / "copy.tif") as raster:
+            assert raster.facts.nodata == 77
+        with open_raster(tmp_path / "copy.tif", self.stranger) as raster:
+            assert raster.facts.nodata is None
+
+    def test_what_declares_more_pixels_than_allowed_is_refused_before_it_is_decoded(self, write_raster):
+        path = write_raster("sparse.tif", np.zeros((1, 4, 4), np.uint8))
+        with rasterio.open(
+            path, "w", driver="GTiff", width=40000, height=40000, count=1, dtype="uint8", tiled=True, sparse_ok=True
+        ):
+            pass
+        with open_raster(path) as raster:
+            assert raster.grid.width == 40000
+        with pytest.raises(SourceError, match=r"40000 x 40000 pixels.*--max-pixels"):
+            open_raster(path, self.stranger)
+        with open_raster(path, Reading(untrusted=True, max_pixels=2 * 10**9)) as raster:
+            assert raster.grid.width == 40000
+
+    def test_more_pixels_than_bytes_can_hold_are_refused(self, write_raster):
+        path = write_raster("few.tif", np.zeros((1, 4, 4), np.uint8))
+        with rasterio.open(
+            path, "w", driver="GTiff", width=9000, height=9000, count=1, dtype="uint8", tiled=True, sparse_ok=True
+        ):
+            pass
+        with pytest.raises(SourceError, match="which no image"):
+            open_raster(path, self.stranger)
+
+    def test_a_block_too_large_to_decode_is_refused(self, write_raster):
+        path = write_raster("block.tif", np.zeros((1, 4, 4), np.uint8))
+        edge = {"width": 9600, "height": 9600, "blockxsize": 9600, "blockysize": 9600}
+        with rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, sparse_ok=True, **edge):
+            pass
+        assert Limits.for_strangers().block_bytes < 9600 * 9600
+        with pytest.raises(SourceError, match="more than may be decoded at once"):
+            open_raster(path, self.stranger)
+
+
+def test_pictures_without_a_place_raise_no_warning(tmp_path):
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "plain.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with open_raster(tmp_path / "plain.png") as raster:
+            raster.read(raster.whole)
+            assert not raster.facts.has_place
