@@ -16,8 +16,8 @@ RepmambaError
 ├── TrainingStopped     a training run that must not go on
 └── OutOfMemory         a plan that the memory of this machine does not hold
 
-Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A message is one line:
-what was found, what was expected, what to do. This module imports nothing, so every room may import it.
+Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A message is one
+line: what was found, what was expected, what to do. This module imports nothing, so every room may import it.
 """
 
 
