@@ -80,13 +80,15 @@ def fit(
     minutes: float | None = None,
     bar: bool = False,
     tensorboard: bool = False,
+    stock: Stock | None = None,
 ) -> FitResult:
     """Train by a recipe in a folder, from its newest save on if it has one.
 
     device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
     batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
-    return after so long, to be gone on with.  bar: on stderr.  tensorboard: write its files, too.  None of them changes
-    a sample; another device or number of threads changes the last digits of a loss.
+    return after so long, to be gone on with.  bar: on stderr.  tensorboard: write its files, too.  None of these
+    changes a sample; another device or number of threads changes the last digits of a loss.
+    stock: images that are in memory already, to be learnt from in place of those that data.train names.
     Raises JobChanged if the folder holds a run of another recipe, TrainingStopped if the loss is not finite or
     diverges, RecipeError, SourceError, TargetError.
     """
@@ -96,7 +98,7 @@ def fit(
     place = processes.device(device)
     folder = Path(folder)
     with joined(processes, place), stop_signals() as stopped:
-        stock = open_stock(recipe, folder, place, processes)
+        stock = stock or open_stock(recipe, folder, place, processes)
         recipe, sampler = counted_in_steps(recipe, stock)
         claim(folder, recipe, processes)
         run = resumed(Run(recipe, folder, Learner(recipe, place, processes), processes))

@@ -1,0 +1,70 @@
+"""repmamba finetune: weights trained further on scenes of one's own, kept only where held-back ground shows a gain."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from repmamba.cli import options
+
+
+@click.command()
+@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True, type=click.Path(path_type=str))
+@click.option("--weights", default="x4", show_default=True, metavar="NAME|FILE|FOLDER", help="What to begin from.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the run lives; started again there, it goes on.  [default: runs/finetune- and the first scene's name]",
+)
+@click.option("--steps", type=click.IntRange(min=20), default=600, show_default=True, help="Length of the run.")
+@click.option("--rate", type=float, default=1e-4, show_default=True, help="Highest learning rate.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1234, show_default=True, help="Of samples and held-back part."
+)
+@options.device
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]")
+@click.option("--nice", type=click.IntRange(0, 19), default=0, metavar="N", help="Give way to other work; 19 the most.")
+@click.option("--minutes", type=float, metavar="N", help="Save and leave after so long; started again, it goes on.")
+@options.quiet
+def finetune(
+    scenes: tuple[str, ...],
+    weights: str,
+    folder: Path | None,
+    steps: int,
+    rate: float,
+    seed: int,
+    device: str | None,
+    threads: int | None,
+    nice: int,
+    minutes: float | None,
+    quiet: bool,
+) -> None:
+    """Train weights further on each SCENE, a raster of the kind that is to be enlarged later.
+
+    The scene reduced by the weights' scale is the input, the scene itself the truth. A quarter of its blocks is held
+    back; only if they show a gain, with an interval above zero, are new weights written.
+
+    \b
+    Examples:
+      repmamba finetune june.tif july.tif -o runs/our_sensor
+      repmamba upscale august.tif -o august_x4.tif --weights runs/our_sensor/finetuned.safetensors
+    """
+    from repmamba.train.finetune import finetune as train_further
+
+    result = train_further(
+        scenes,
+        folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
+        weights,
+        steps=steps,
+        rate=rate,
+        seed=seed,
+        device=device,
+        threads=threads,
+        nice=nice,
+        minutes=minutes,
+        bar=not quiet and sys.stderr.isatty(),
+    )
+    click.echo(result.summary())

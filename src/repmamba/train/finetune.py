@@ -1,0 +1,190 @@
+"""finetune: a network trained further on scenes of one's own, and kept only where held-back ground shows a gain.
+
+Nobody has the truth at a finer resolution than a scene's own. So the scene is the truth, and the scene reduced by the
+network's scale is the input: what is learnt is the look of this ground and this sensor, one step of scale away from
+where it will be used. Blocks that no training patch touches judge the old weights and the new ones, pair by pair.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.pairs import Pair, pair_from_hr
+from repmamba.data.patches import Phase, stock_of
+from repmamba.errors import UsageError
+from repmamba.evaluate.metrics import METRICS, psnr
+from repmamba.evaluate.run import Paired, paired_difference
+from repmamba.inference.catalogue import find_weights
+from repmamba.inference.upscaler import SEEN, Upscaler, load
+from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from repmamba.network.repmamba import RepMamba
+from repmamba.pixels.nodata import usable
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.raster import Raster, open_raster
+from repmamba.tiles.window import Window
+from repmamba.train.loop import FitResult, fit
+from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule, Start, Step
+from repmamba.train.validation import enlarged
+
+logger = logging.getLogger(__name__)
+
+EDGES = (192, 96, 48)
+"""Edges of a block in scene pixels, the largest first that gives FEWEST blocks; each a multiple of 2, 3 and 4."""
+
+FEWEST, MOST = 24, 600
+"""Blocks a run needs and takes: below, an interval says nothing; above, a short run does not see them all."""
+
+HELD_BACK = 0.25
+"""Share of the blocks that are judged on and never learnt from."""
+
+PATCH = 32
+"""Largest side of a training patch, in lr pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneResult:
+    """What finetuning came to.
+
+    weights: those to use from now on, the new file or what was begun from.  gain: PSNR of the new weights less that of
+    the old on the held-back blocks, in dB, with its interval; None while the run is not finished.
+    """
+
+    run: FitResult
+    weights: str
+    gain: Paired | None
+
+    @property
+    def improved(self) -> bool:
+        """Whether the interval of the gain lies above zero."""
+        return self.gain is not None and self.gain.low > 0
+
+    def summary(self) -> str:
+        """One line for the user."""
+        if self.gain is None:
+            return self.run.summary()
+        seen = f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks, "
+        interval = f"95 % interval {self.gain.low:+.3f} to {self.gain.high:+.3f}"
+        verdict = (
+            "a gain; the new weights are" if self.improved else "no gain that this supports; the old weights stay:"
+        )
+        return f"{seen}{interval}: {verdict} {self.weights}"
+
+
+def finetune(
+    scenes: Sequence[str | os.PathLike[str]],
+    folder: str | Path,
+    weights: str = "x4",
+    *,
+    steps: int = 600,
+    rate: float = 1e-4,
+    seed: int = 1234,
+    device: str | None = None,
+    threads: int | None = None,
+    nice: int = 0,
+    minutes: float | None = None,
+    bar: bool = False,
+) -> FinetuneResult:
+    """Train weights further on scenes, in a folder where a stopped run goes on.
+
+    steps, rate: of the run, and its highest learning rate. The others as in `fit`. The new weights are written to
+    finetuned.safetensors in the folder only if the interval of their gain lies above zero.
+    Raises UsageError if the scenes have too few blocks without missing pixels, SourceError, CheckpointError.
+    """
+    path = find_weights(weights).path
+    checkpoint = read_checkpoint(path)
+    upscaler = load(weights, device=device)
+    learnt, judged = split([block for scene in scenes for block in blocks_of(scene, upscaler)], seed)
+    stock = stock_of(learnt, upscaler.scale)
+    recipe = Recipe(
+        name="finetune",
+        steps=steps,
+        seed=seed,
+        network=checkpoint.config,
+        data=Data(
+            train=tuple(os.fspath(scene) for scene in scenes),
+            patches=(Phase(size=min(PATCH, *(min(size) for size in stock.sizes)), batch=8),),
+        ),
+        optimiser=Optimiser(lr=rate, decay="matrices"),
+        schedule=Schedule(kind="cosine", warmup=steps // 20),
+        step=Step(clip=1.0, ema=0.99, precision="bf16"),
+        checkpoints=Checkpoints(every=50),
+        start=Start(weights=weights),
+    )
+    run = fit(recipe, folder, stock=stock, device=device, threads=threads, nice=nice, minutes=minutes, bar=bar)
+    if not run.finished:
+        return FinetuneResult(run, weights, None)
+    new = read_checkpoint(run.weights)
+    gain = paired_difference(scored(new.network(), judged), scored(checkpoint.network(), judged), METRICS["bands.psnr"])
+    result = FinetuneResult(run, weights, gain)
+    if not result.improved:
+        return result
+    facts = {**new.training, "begun_from": weights, "gain_db": [gain.low, gain.difference, gain.high]}
+    origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
+    kept = write_checkpoint(Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts))
+    return FinetuneResult(run, str(kept), gain)
+
+
+def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Pair]:
+    """The scene as pairs of disjoint blocks without a missing pixel, as the network would see them when it enlarges it.
+
+    Bands that the network takes together are a pair; every other band is one of its own, grey. hr is uint8 for scenes
+    of 8 bit, otherwise unit float32.
+    """
+    with open_raster(scene) as raster:
+        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions())
+        for edge in EDGES:
+            pairs = list(_pairs(raster, plan, edge, upscaler.bands))
+            if len(pairs) >= FEWEST:
+                break
+    logger.info("%s: %d blocks of %d pixels.", scene, len(pairs), edge)
+    return pairs
+
+
+def split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Blocks to learn from, and blocks to judge on: the same ones for the same seed. Raises UsageError for too few."""
+    if len(pairs) < FEWEST:
+        raise UsageError(
+            f"The scenes give {len(pairs)} blocks of {EDGES[-1]} x {EDGES[-1]} pixels without missing ones, and at "
+            f"least {FEWEST} are needed, some to learn from and some to judge on. Give larger scenes, or more of them."
+        )
+    order = np.random.default_rng(seed).permutation(len(pairs))[:MOST]
+    held = max(FEWEST // 3, round(HELD_BACK * len(order)))
+    return [pairs[index] for index in order[held:]], [pairs[index] for index in order[:held]]
+
+
+def scored(network: RepMamba, pairs: Sequence[Pair]) -> dict[str, float]:
+    """PSNR in dB of each block by its name: all bands, unit with peak 1, a border of scale pixels left out."""
+    return {pair.name: psnr(enlarged(network, pair), _unit(pair.hr), peak=1.0, crop=pair.scale) for pair in pairs}
+
+
+def _pairs(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Pair]:
+    for number, window in enumerate(_windows(raster.grid.height, raster.grid.width, edge)):
+        raw, valid = raster.read(window)
+        raw = raw[list(plan.places)]
+        if not usable(raw, valid).all():
+            continue
+        seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*SEEN)
+        for group in plan.groups:
+            together = seen[list(group)] if len(group) == bands else seen[list(group)].repeat(bands, axis=0)
+            name = f"{raster.facts.name}, block {number}, bands {group}"
+            yield pair_from_hr(name, np.ascontiguousarray(np.moveaxis(together, 0, -1)), plan.scale)
+
+
+def _windows(height: int, width: int, edge: int) -> list[Window]:
+    """The blocks that lie wholly inside, row by row; of more than MOST, as many, evenly spread."""
+    windows = [
+        Window(row, col, edge, edge)
+        for row in range(0, height - edge + 1, edge)
+        for col in range(0, width - edge + 1, edge)
+    ]
+    chosen = np.linspace(0, len(windows) - 1, min(MOST, len(windows))).round().astype(int).tolist()
+    return [windows[index] for index in chosen]
+
+
+def _unit(image: NDArray[np.generic]) -> NDArray[np.float64]:
+    return image.astype(np.float64) / (255.0 if image.dtype == np.uint8 else 1.0)
