@@ -1,0 +1,68 @@
+"""OutputProfile: everything that the file at the target will be, decided before the first pixel. A value, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from repmamba.errors import UsageError
+from repmamba.scene.grid import Grid
+
+Tags = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputProfile:
+    """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty ones are filled in.
+
+    Missing pixels are told by one of: nodata (its value stands in the data), an alpha band (colorinterp's last is
+    "alpha"), or a mask written beside the bands (mask=True). What no field says is left to the format's defaults.
+    """
+
+    format: str  # a name of scene.formats.FORMATS
+    grid: Grid  # hr
+    count: int  # bands, alpha included
+    dtype: str  # NumPy's name
+    nodata: float | None = None
+    mask: bool = False
+    colorinterp: tuple[str, ...] = ()  # names of rasterio.enums.ColorInterp
+    descriptions: tuple[str | None, ...] = ()
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    units: tuple[str | None, ...] = ()
+    tags: Mapping[str, Tags] = field(default_factory=dict)  # namespace -> tags; "" is GDAL's default one
+    band_tags: tuple[Tags, ...] = ()
+    gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None = None
+    rpcs: Tags | None = None  # GDAL's RPC tags, LINE_OFF and so on
+    creation: tuple[tuple[str, str], ...] = ()  # creation options that the user asked for
+
+    def __post_init__(self) -> None:
+        defaults: dict[str, tuple[object, ...]] = {
+            "colorinterp": self._usual_colours(),
+            "descriptions": (None,) * self.count,
+            "scales": (1.0,) * self.count,
+            "offsets": (0.0,) * self.count,
+            "units": (None,) * self.count,
+            "band_tags": ({},) * self.count,
+        }
+        for name, usual in defaults.items():
+            given = getattr(self, name)
+            if not given:
+                object.__setattr__(self, name, usual)
+            elif len(given) != self.count:
+                raise UsageError(f"The output has {self.count} bands, and {len(given)} {name}; one for each is needed.")
+        if self.mask and self.has_alpha:
+            raise UsageError("The output has an alpha band and a mask; missing pixels are told by one of them.")
+
+    def _usual_colours(self) -> tuple[str, ...]:
+        if self.count == 3:
+            return ("red", "green", "blue")
+        return ("gray", *("undefined",) * (self.count - 1))
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last band says how opaque the others are."""
+        return self.count > 1 and self.colorinterp[-1] == "alpha"
