@@ -1,0 +1,43 @@
+"""repmamba bench: what it reports, not how fast anything is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from repmamba.cli.main import run
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    network = RepMamba(NetworkConfig(scale=3, depths=(1,)))
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", Checkpoint.of(network)))
+
+
+def test_the_rates_are_pixels_of_output_over_time(weights: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "--weights", weights, "--size", "16", "--batch", "2", "--passes", "3", "--json"]) == 0
+    timing = json.loads(capsys.readouterr().out)
+    pixels = 2 * (3 * 16) ** 2 / 1e6
+    assert 0 < timing["fastest"] <= timing["median"]
+    assert timing["megapixels_per_second"] == pytest.approx(pixels / timing["fastest"])
+    assert timing["megapixels_per_second_median"] == pytest.approx(pixels / timing["median"])
+
+
+def test_it_says_what_ran(weights: str, capsys: pytest.CaptureFixture[str]):
+    command = ["bench", "--weights", weights, "--size", "8", "--passes", "1", "--device", "cpu", "--backend", "chunked"]
+    assert run([*command, "--json"]) == 0
+    timing = json.loads(capsys.readouterr().out)
+    assert (timing["weights"], timing["scale"], timing["precision"]) == ("small", 3, "float32")
+    assert (timing["device"], timing["backend"]) == ("cpu", "chunked")
+    assert timing["threads"] == torch.get_num_threads()
+    assert run(command) == 0
+    assert "chunked" in capsys.readouterr().out
+
+
+def test_unknown_weights_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert run(["bench", "--weights", str(tmp_path / "none.safetensors")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
