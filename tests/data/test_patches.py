@@ -82,6 +82,14 @@ def test_an_epoch_sees_every_image_once(keep_short):
     assert [step for step in range(9) if sampler.ends_epoch(step)] == [3, 7]
 
 
+def test_drawn_by_area_an_image_gives_patches_in_proportion_to_it():
+    sampler = Sampler(7, ((4, 4), (8, 12), (4, 12)), (Phase(size=4, batch=10),), by_area=True)
+    seen = [sample.image for step in range(200) for sample in sampler.samples(step)]
+    shares = np.bincount(seen, minlength=3) / len(seen)
+    np.testing.assert_allclose(shares, np.array([16, 96, 48]) / 160, atol=0.03)
+    assert sampler.samples(5) == sampler.samples(5)
+
+
 def test_epochs_phases_and_seeds_differ_and_the_same_step_is_the_same():
     phases = (Phase(0, 4, 8), Phase(2, 6, 8))
     sampler = Sampler(7, ((9, 12),) * 8, phases, ("flips",))

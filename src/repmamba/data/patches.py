@@ -64,6 +64,7 @@ class Sampler:
     """The samples of every step of a run. In an epoch each image gives one patch, in an order drawn for that epoch.
 
     sizes: lr height and width of each image.  phases: in order of their start, which counts steps.
+    by_area: each patch's image is drawn by its area instead, so that every pixel is seen about equally often.
     augment: of "flips", "transpose", "rotations".
     keep_short: an epoch ends with what is left of it; otherwise a batch goes on into the next epoch.
     """
@@ -73,6 +74,7 @@ class Sampler:
     phases: tuple[Phase, ...]
     augment: tuple[str, ...] = ()
     keep_short: bool = False
+    by_area: bool = False
 
     def phase(self, step: int) -> int:
         """Which phase a step (from 0) belongs to."""
@@ -105,12 +107,20 @@ class Sampler:
             places = [(epoch, position) for position in range(turn * batch, min((turn + 1) * batch, count))]
         else:
             places = [divmod(number, count) for number in range(local * batch, (local + 1) * batch)]
+        counters = [(position, epoch, phase) for epoch, position in places]
+        if self.by_area:
+            ends = np.cumsum([height * width for height, width in self.sizes])
+            return [self._sample(self._by_area(ends, counter), counter) for counter in counters]
         orders = {epoch: self._order(phase, epoch) for epoch in {epoch for epoch, _ in places}}
-        return [self._sample(int(orders[epoch][position]), (position, epoch, phase)) for epoch, position in places]
+        return [self._sample(int(orders[counter[1]][counter[0]]), counter) for counter in counters]
 
     def _order(self, phase: int, epoch: int) -> NDArray[np.int64]:
         # No sample has the position -1, so the order has numbers of its own.
         return generator(self.seed, (-1, epoch, phase)).permutation(len(self.sizes))
+
+    def _by_area(self, ends: NDArray[np.int64], counter: tuple[int, int, int]) -> int:
+        pixel = generator(self.seed, counter, purpose=2).integers(0, ends[-1])
+        return int(np.searchsorted(ends, pixel, side="right"))
 
     def _sample(self, image: int, counter: tuple[int, int, int]) -> Sample:
         size = self.phases[counter[2]].size

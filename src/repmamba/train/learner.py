@@ -38,7 +38,8 @@ class Learner:
         torch.manual_seed(recipe.seed)
         network = RepMamba(recipe.network)
         average = _begin(network, recipe)
-        self.network = network.to(device).train()
+        # Kernels in the memory order of the network's maps: a tenth of a step on a CPU.
+        self.network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.step.batch_norm == "synchronised" and processes.world > 1:
             self.network = synchronised(self.network, device)
         self.average = average

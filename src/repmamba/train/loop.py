@@ -298,7 +298,14 @@ def counted_in_steps(recipe: Recipe, stock: Stock) -> tuple[Recipe, Sampler]:
 
     def sampler(recipe: Recipe) -> Sampler:
         data = recipe.data
-        return Sampler(recipe.seed, stock.sizes, data.patches, data.augment, data.short_batch == "keep")
+        return Sampler(
+            recipe.seed,
+            stock.sizes,
+            data.patches,
+            data.augment,
+            keep_short=data.short_batch == "keep",
+            by_area=data.draw == "area",
+        )
 
     in_steps = recipe.in_steps(sampler(recipe).steps_per_epoch(0))
     return in_steps, sampler(in_steps)

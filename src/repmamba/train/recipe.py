@@ -29,6 +29,7 @@ class Data:
     train, val: folders; each holds GT/ and LR/, or class folders of these, or hr images alone, whose lr is then made by
     imresize.  patches: one or more phases, in order of their start.  augment: drawn independently for each patch;
     flips are top-bottom and left-right, transpose swaps rows and columns, rotations are by 0, 90, 180 or 270 degrees.
+    draw: an epoch takes one patch of each of the "images", as published, or patches of images drawn by their "area".
     short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
     cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
     degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
@@ -39,6 +40,7 @@ class Data:
     val: tuple[str, ...] = ()
     patches: tuple[Phase, ...] = (Phase(),)
     augment: tuple[Augmentation, ...] = ("flips", "transpose")
+    draw: Literal["images", "area"] = "images"
     short_batch: Literal["keep", "fill"] = "fill"
     cache: Literal["memory", "disk", "device"] = "memory"
     degradations: tuple[Stage, ...] = ()
