@@ -120,7 +120,7 @@ def complexity(points: Sequence[Point], floor: tuple[str, float] | None, x_title
         y = upwards(floor[1])
         parts.append(
             f'<line class="equal" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{left + 6}" y="{y - 5:.1f}">{escape(floor[0])}</text>'
+            f'<text x="{left + 6}" y="{y - 5 if y > top + 20 else y + 15:.1f}">{escape(_short(floor[0], 40))}</text>'
         )
     for index, point in enumerate(points):
         x, y = across(point.x), upwards(point.y)

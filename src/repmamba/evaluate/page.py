@@ -40,7 +40,7 @@ h3 { margin: 1.6rem 0 .4rem; overflow-wrap: anywhere; } p.note, figcaption { col
 table { border-collapse: collapse; margin: .6rem 0 1rem; } .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e4e7ea; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
-th { font-weight: 600; background: #f5f7f9; } td.best { font-weight: 700; }
+th { font-weight: 600; background: #f5f7f9; } td.best { font-weight: 700; } th.text, td.text { text-align: left; }
 .key { margin: .4rem 0; } .key span { margin-right: 1.2rem; white-space: nowrap; }
 .key i { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px; }
 svg { max-width: 100%; height: auto; font: 11.5px system-ui, sans-serif; fill: #1b1f23; }
@@ -131,14 +131,16 @@ def _differences(scores: Scores) -> str:
             for metric in scores.metrics:
                 paired = scores.paired(one.name, method.name, other, metric)
                 rows.append(
-                    f"<tr><td>{escape(one.name)}</td><td>{escape(method.name)}</td><td>{escape(_heading(metric))}</td>"
+                    f"<tr><td>{escape(one.name)}</td><td class=text>{escape(method.name)}</td>"
+                    f"<td class=text>{escape(_heading(metric))}</td>"
                     f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of {paired.count}</td></tr>"
                 )
     note = (
         f'<p class="note">Each method less {escape(other)}, image by image, with the {CONFIDENCE:.0%} interval of '
         f"{RESAMPLES:,} bootstrap samples of the images.</p>"
     )
-    heads = "<tr><th>set</th><th>method</th><th>metric</th><th>difference</th><th>better on</th></tr>"
+    texts = "<th>set</th><th class=text>method</th><th class=text>metric</th>"
+    heads = f"<tr>{texts}<th>difference</th><th>better on</th></tr>"
     return f'{note}<div class="wide"><table>{heads}{"".join(rows)}</table></div>'
 
 

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+
+from repmamba.data.images import write_png
+from repmamba.data.pairs import Pair, pair_from_hr
+from repmamba.errors import ShapeMismatch, SourceError, UsageError
+from repmamba.evaluate.methods import bicubic, mean_of_eight, nearest, network, results
+from repmamba.inference.upscaler import load
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+from repmamba.pixels.resize import imresize, to_uint8
+
+HR = np.random.default_rng(5).integers(0, 256, (16, 24, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def upscaler(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+    return load(path, device="cpu")
+
+
+@pytest.fixture
+def pair():
+    return pair_from_hr("Airport/a_1", HR, 2)
+
+
+def test_nearest_repeats_and_bicubic_is_neither_rounded_nor_clipped(pair):
+    assert np.array_equal(nearest().enlarge(pair)[::2, ::2], pair.lr)
+    edge = pair_from_hr("x", np.where(np.arange(16)[:, None, None] < 8, 0, 255).repeat(16, 1).astype(np.uint8), 2)
+    sr = bicubic().enlarge(edge)
+    assert np.array_equal(sr, imresize(edge.lr / 255.0, 2))
+    assert sr.min() < 0 < 1 < sr.max()
+
+
+def test_the_published_bicubic_differs_from_the_method_by_the_rounding_of_lr(reference):
+    from repmamba.data.pairs import find_pairs
+
+    pair = find_pairs(reference / "data" / "test" / "aid_tiny")[0].read(4)
+    assert np.array_equal(to_uint8(bicubic().enlarge(pair)), to_uint8(imresize(pair.lr / 255.0, 4)))
+
+
+def test_a_network_gives_what_its_forward_pass_gives(upscaler, pair):
+    method = network(upscaler)
+    unit = torch.from_numpy(pair.lr / 255.0).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = upscaler.network(unit)[0].permute(1, 2, 0).numpy()
+    assert np.abs(method.enlarge(pair) - expected).max() < 1e-5
+    assert (method.name, method.scale, method.passes) == ("small", 2, 1)
+
+
+def test_a_network_takes_other_bands_and_types_and_refuses_another_scale(upscaler):
+    thirteen = np.random.default_rng(6).integers(0, 65536, (8, 8, 13), np.uint16)
+    sr = network(upscaler).enlarge(pair_from_hr("x", thirteen, 2))
+    assert sr.shape == (8, 8, 13)
+    assert np.issubdtype(sr.dtype, np.floating)
+    with pytest.raises(ShapeMismatch, match="is an x4 pair, and small enlarges x2"):
+        network(upscaler).enlarge(pair_from_hr("x", HR, 4))
+
+
+def test_tiles_are_named_and_change_little(upscaler, pair):
+    tiled = network(upscaler, tile=8)
+    assert "tiles of 8" in tiled.how
+    assert tiled.enlarge(pair).shape == HR.shape
+
+
+def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
+    method = network(upscaler, ensemble=True)
+    lr = (pair.lr / 255.0).astype(np.float32)
+    once = network(upscaler).enlarge
+    expected = []
+    for turns in range(4):
+        for flip in (lambda image: image, np.flipud):
+            turned = np.rot90(flip(lr), turns)
+            size = (2 * turned.shape[0], 2 * turned.shape[1], 3)
+            expected.append(flip(np.rot90(once(Pair("x", turned, np.zeros(size, np.float32))), -turns)))
+    assert np.abs(method.enlarge(pair) - np.mean(expected, 0)).max() < 1e-5
+    assert (method.name, method.passes) == ("small+", 8)
+
+
+def test_an_enlargement_that_commutes_with_turns_is_left_as_it_is():
+    lr = np.random.default_rng(7).random((5, 8, 3)).astype(np.float32)
+    same = mean_of_eight(lambda image: image.repeat(2, 0).repeat(2, 1), lr)
+    assert np.abs(same - lr.repeat(2, 0).repeat(2, 1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["Airport/a_1.png", "a_1.png", "Airport/a_1_x2.png", "a_1_x2.png"])
+def test_results_made_elsewhere_are_found_by_name(tmp_path, pair, name):
+    write_png(tmp_path / name, HR)
+    assert np.array_equal(results(tmp_path).enlarge(pair), HR)
+
+
+def test_results_that_lack_an_image_or_have_another_size_are_refused(tmp_path, pair):
+    write_png(tmp_path / "b.png", HR)
+    with pytest.raises(SourceError, match="has no result for Airport/a_1"):
+        results(tmp_path).enlarge(pair)
+    write_png(tmp_path / "a_1.png", HR[:8])
+    with pytest.raises(ShapeMismatch, match="result for Airport/a_1"):
+        results(tmp_path).enlarge(pair)
+
+
+def test_a_name_that_fits_two_results_is_refused(tmp_path, pair):
+    write_png(tmp_path / "x" / "a_1.png", HR)
+    write_png(tmp_path / "y" / "a_1.png", HR)
+    with pytest.raises(UsageError, match="2 results named a_1"):
+        results(tmp_path).enlarge(pair)

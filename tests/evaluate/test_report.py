@@ -1,0 +1,219 @@
+import base64
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from repmamba.cli.evaluate import evaluate as command
+from repmamba.data.images import write_png
+from repmamba.data.pairs import pair_from_hr
+from repmamba.errors import TargetError
+from repmamba.evaluate.charts import Point, bars, complexity, scatter
+from repmamba.evaluate.cost import cost_of
+from repmamba.evaluate.methods import bicubic, nearest, results
+from repmamba.evaluate.metrics import metrics_of
+from repmamba.evaluate.page import page
+from repmamba.evaluate.report import number, table, to_csv, to_json, write_text
+from repmamba.evaluate.run import evaluate, find_sets
+from repmamba.network.config import PUBLISHED
+
+HOSTILE = "=<img src=x onerror=alert(1)>\"'&\x1b[31m</script><script>alert(2)<"  # a legal name of a file
+
+
+def make_pairs(folder, names):
+    rng = np.random.default_rng(13)
+    for name in names:
+        pair = pair_from_hr(name, rng.integers(0, 256, (32, 40, 3), np.uint8), 2)
+        write_png(folder / "GT" / f"{name}.png", pair.hr)
+        write_png(folder / "LR" / f"{name}.png", pair.lr)
+    return folder
+
+
+@pytest.fixture
+def scores(tmp_path):
+    folder = make_pairs(tmp_path / "pairs", ["a/1", "a/2", "b/1", "b/2"])
+    return evaluate(find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"]))
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its elements with their attributes, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words, self.policy = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_table_names_the_rule_beside_each_number_and_explains_it(scores):
+    text = table(scores, {"x4": cost_of(PUBLISHED["x4"], 128, 128)})
+    for metric in scores.metrics:
+        assert metric.name in text
+        assert metric.how in text
+    for expected in ("pairs, x2, 4 images", "785,184", "11.354", "128x128", "the scan", "95% interval of 10,000"):
+        assert expected in text
+
+
+def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):
+    folder = make_pairs(tmp_path / "pairs", ["1", "2"])
+    scores = evaluate(find_sets([folder], 2), [results(folder / "GT"), bicubic()], metrics_of(["esr-rgb", "published"]))
+    read = json.loads(json.dumps(to_json(scores, {}), allow_nan=False))
+    perfect = read["sets"]["pairs"]["methods"]["GT"]
+    assert perfect["esr-rgb.psnr"] == {"mean": "inf", "infinite": 2, "classes": {}, "images": {"1": "inf", "2": "inf"}}
+    assert perfect["published.psnr"]["mean"] == 100
+    assert read["sets"]["pairs"]["paired"][0]["left_out"] == 2
+    assert "inf" in table(scores, {})
+    assert page(scores, {}).count("inf") >= 1
+
+
+def test_csv_has_a_line_for_each_value_in_full_precision(scores):
+    rows = list(csv.DictReader(io.StringIO(to_csv(scores))))
+    assert len(rows) == 4 * 2 * 4
+    first = rows[0]
+    assert (first["set"], first["image"], first["method"], first["metric"]) == (
+        "pairs",
+        "a/1",
+        "bicubic",
+        "esr-rgb.psnr",
+    )
+    assert float(first["value"]) == scores.of("pairs", "bicubic", "esr-rgb.psnr")["a/1"]
+
+
+def test_the_page_is_self_contained_and_runs_one_script_that_it_names_by_digest(scores):
+    text = page(scores, {"x4": cost_of(PUBLISHED["x4"], 128, 128)})
+    parsed = Page(text)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.of("img"))
+    assert not any(name in attributes for _, attributes in parsed.elements for name in ("href", "srcset", "action"))
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(meta["content"] for meta in parsed.of("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
+    text = page(scores, {})
+    parsed = Page(text)
+    words = " ".join(parsed.words)
+    for expected in ("Summary", "Classes, esr-rgb.psnr [dB]", "one mark an image", "Largest gain over nearest",
+                     "Smallest gain over nearest", "error of bicubic", "GT", "LR", "Rules"):  # fmt: skip
+        assert expected in words
+    assert len(parsed.of("svg")) == 2
+    assert len([one for one in parsed.of("input") if one["type"] == "range"]) == 4
+    assert len(parsed.of("circle")) == 4
+    # LR, two methods, GT and two error maps of four images, and two pictures in each slider
+    assert len(parsed.of("img")) == 4 * (6 + 2)
+
+
+def test_the_page_can_leave_out_all_pictures(scores):
+    assert not Page(page(scores, {}, pictures=False)).of("img")
+
+
+@pytest.mark.parametrize("place", ["image", "class", "set", "method"])
+def test_a_hostile_name_injects_nothing(tmp_path, place):
+    set_name = HOSTILE.replace("/", "") if place == "set" else "pairs"
+    names = {"image": [HOSTILE.replace("/", ""), "1"], "class": [HOSTILE.replace("/", "") + "/1", "b/1"]}.get(
+        place, ["1", "2"]
+    )
+    folder = make_pairs(tmp_path / set_name, names)
+    methods = [bicubic(), nearest()]
+    if place == "method":
+        (tmp_path / HOSTILE.replace("/", "")).symlink_to(folder / "GT")
+        methods = [bicubic(), results(tmp_path / HOSTILE.replace("/", ""))]
+    scores = evaluate(find_sets([folder], 2), methods, metrics_of(["esr-rgb"]))
+    harmless = Page(page(evaluate_plain(tmp_path, len(names), place), {}))
+    parsed = Page(page(scores, {}))
+    assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in harmless.elements]
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert "\x1b" not in table(scores, {})
+    cells = [cell for row in csv.reader(io.StringIO(to_csv(scores))) for cell in row]
+    assert not any(cell.startswith("=") for cell in cells)
+    json.dumps(to_json(scores, {}), allow_nan=False)
+
+
+def evaluate_plain(tmp_path, count, place):
+    """The same run with names that nobody could object to."""
+    names = ["a/1", "b/1"] if place == "class" else ["1", "2"][:count]
+    folder = make_pairs(tmp_path / "plain", names)
+    other = results(folder / "GT") if place == "method" else nearest()
+    return evaluate(find_sets([folder], 2), [bicubic(), other], metrics_of(["esr-rgb"]))
+
+
+def test_charts_hold_their_marks_inside_and_escape_their_labels():
+    drawn = scatter([Point(20.0, 30.0, "<b>"), Point(25.0, 24.0, "y")], "<x>", "y")
+    assert "<b>" not in drawn
+    assert "<x>" not in drawn
+    for x, y in re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', drawn):
+        assert 70 <= float(x) <= 470
+        assert 16 <= float(y) <= 416
+    bar = bars({"one": {"m": 25.0, "n": 25.0}, "two": {"m": 31.5, "n": 31.5}}, "dB")
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', bar)]
+    assert len(widths) == 4
+    assert 0 < min(widths) < max(widths) <= 760
+    plot = complexity([Point(11.354, 28.1, "x4"), Point(0.2, 27.0, "small")], ("bicubic", 26.7), "cost", "PSNR")
+    assert len(re.findall("<circle", plot)) == 2
+    assert "bicubic" in plot
+
+
+@pytest.mark.parametrize("values", [(30.0, 30.0), (0.0, 0.0), (29.99, 30.01), (-5.0, 100.0), (0.61, 0.66)])
+def test_axes_span_their_values_with_a_few_round_numbers(values):
+    from repmamba.evaluate.charts import _ticks
+
+    ticks = _ticks(*values)
+    assert ticks[0] <= values[0]
+    assert ticks[-1] >= values[1]
+    assert 3 <= len(ticks) <= 12
+    assert ticks == sorted(set(ticks))
+
+
+def test_numbers_have_the_digits_of_their_unit():
+    assert [number(26.73405, "dB"), number(0.66295, ""), number(math.inf, "dB"), number(math.nan, "dB")] == [
+        "26.7340",
+        "0.66295",
+        "inf",
+        "-",
+    ]
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match="cannot be written"):
+        write_text(tmp_path / "file" / "report.html", "x")
+    write_text(tmp_path / "new" / "report.html", "x")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
+    folder = make_pairs(tmp_path / "pairs", ["a/1", "b/1"])
+    outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
+    arguments = [str(folder), "--method", "bicubic", "--method", "nearest", "--rule", "esr-rgb", "-q"]
+    arguments += ["--report", outputs[0], "--json", outputs[1], "--csv", outputs[2], "--save", str(tmp_path / "saved")]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert "pairs, x2, 2 images" in result.stdout
+    assert json.loads((tmp_path / "values.json").read_text())["sets"]["pairs"]["scale"] == 2
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "saved" / "pairs" / "bicubic" / "a" / "1.png").is_file()
+
+
+def test_a_command_without_a_method_says_what_to_name(tmp_path):
+    folder = make_pairs(tmp_path / "pairs", ["1"])
+    result = CliRunner().invoke(command, [str(folder), "-q"])
+    assert "nothing to evaluate" in str(result.exception)

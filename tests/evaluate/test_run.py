@@ -1,0 +1,171 @@
+import math
+
+import numpy as np
+import pytest
+
+from repmamba.data.images import read_image, write_png
+from repmamba.data.pairs import pair_from_hr
+from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.evaluate.methods import bicubic, nearest, results
+from repmamba.evaluate.metrics import METRICS, metrics_of
+from repmamba.evaluate.run import evaluate, find_sets, paired_difference, summarise
+
+PSNR, BY_CLASS = METRICS["esr-rgb.psnr"], METRICS["published.psnr"]
+
+# Rule, PSNR and SSIM by esr-rgb, PSNR by published: the table of bicubic in the reference data.
+BASELINES = {
+    ("rsscn7", 4): (26.7341, 0.66295, 26.7226),
+    ("rsscn7", 3): (28.0477, 0.73990, 28.0391),
+    ("rsscn7", 2): (30.5223, 0.84797, 30.5255),
+    ("ucmerced", 4): (25.0035, 0.64880, 25.0106),
+    ("ucmerced", 3): (26.8337, 0.74655, 26.8353),
+    ("ucmerced", 2): (30.1653, 0.86942, 30.1660),
+    ("epfl_road", 4): (20.1190, 0.46433, 20.1221),
+    ("epfl_road", 3): (21.1143, 0.56061, 21.1173),
+    ("epfl_road", 2): (23.1978, 0.72640, 23.2053),
+    ("aid_tiny", 4): (22.1074, 0.57334, 22.1540),
+    ("aid_tiny", 3): (23.3209, 0.66638, 23.3583),
+    ("aid_tiny", 2): (25.7814, 0.80403, 25.8150),
+    ("dota_sample", 4): (21.2637, 0.62248, 21.2973),
+    ("dota_sample", 3): (22.8802, 0.72091, 22.9023),
+    ("dota_sample", 2): (26.0788, 0.85989, 26.0924),
+}
+QUICK = {("ucmerced", 4), ("epfl_road", 4), ("aid_tiny", 4), ("aid_tiny", 3), ("aid_tiny", 2), ("dota_sample", 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [pytest.param(*row, marks=() if row in QUICK else pytest.mark.long) for row in BASELINES]
+)
+def test_the_table_of_bicubic_is_met_to_its_last_digit(reference, name, scale):
+    folder = reference / "data" / "test" / name
+    # Its pairs of AID are x4; other scales start from GT alone, as all other sets do.
+    sets = find_sets([folder / "GT" if name == "aid_tiny" and scale != 4 else folder], scale)
+    scores = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "published.psnr"]))
+    psnr, ssim, published = (scores.summary(sets[0].name, "bicubic", metric).mean for metric in scores.metrics)
+    assert (round(psnr, 4), round(ssim, 5), round(published, 4)) == BASELINES[name, scale]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(9)
+    for name in ("a/1", "a/2", "a/3", "b/1"):
+        pair = pair_from_hr(name, rng.integers(0, 256, (32, 40, 3), np.uint8), 2)
+        write_png(tmp_path / "pairs" / "GT" / f"{name}.png", pair.hr)
+        write_png(tmp_path / "pairs" / "LR" / f"{name}.png", pair.lr)
+    return tmp_path / "pairs"
+
+
+def test_every_image_is_scored_by_every_method_and_metric(folder):
+    sets = find_sets([folder], None)
+    scores = evaluate(sets, [bicubic(), nearest()], metrics_of(["esr-rgb", "published"]))
+    rows = list(scores.rows())
+    assert sets[0].scale == 2
+    assert len(rows) == 4 * 2 * 4
+    assert {(row.image_set, row.image) for row in rows} == {("pairs", name) for name in ("a/1", "a/2", "a/3", "b/1")}
+    assert set(scores.classes("pairs", "bicubic", PSNR)) == {"a", "b"}
+    by_image = list(scores.of("pairs", "bicubic", "published.psnr").values())
+    assert scores.summary("pairs", "bicubic", BY_CLASS).mean == pytest.approx((np.mean(by_image[:3]) + by_image[3]) / 2)
+
+
+def test_saved_results_score_as_the_method_did_where_the_rule_rounds(folder, tmp_path):
+    sets = find_sets([folder], 2)
+    first = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "esr-y"]), save=tmp_path / "saved")
+    again = evaluate(sets, [results(tmp_path / "saved" / "pairs" / "bicubic")], metrics_of(["esr-rgb", "esr-y"]))
+    for metric in first.metrics:
+        assert first.of("pairs", "bicubic", metric.name) == again.of("pairs", "bicubic", metric.name)
+
+
+def test_progress_counts_images(folder):
+    seen = []
+    evaluate(find_sets([folder], 2), [bicubic()], [PSNR], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pairs_of_tiffs_of_any_bands_are_scored_and_saved(tmp_path):
+    import rasterio
+
+    hr = np.random.default_rng(10).integers(100, 4000, (32, 24, 13), np.uint16)
+    pair = pair_from_hr("scene", hr, 2)
+    for part, image in (("GT", pair.hr), ("LR", pair.lr)):
+        (tmp_path / "pairs" / part).mkdir(parents=True)
+        height, width, count = image.shape
+        with rasterio.open(
+            tmp_path / "pairs" / part / "scene.tif", "w", driver="GTiff", height=height, width=width, count=count,
+            dtype="uint16",
+        ) as raster:  # fmt: skip
+            raster.write(np.moveaxis(image, -1, 0))
+    sets = find_sets([tmp_path / "pairs"], None)
+    scores = evaluate(sets, [bicubic()], metrics_of(["bands", "consistency"]), save=tmp_path / "saved")
+    values = {metric.name: scores.of("pairs", "bicubic", metric.name)["scene"] for metric in scores.metrics}
+    assert 0 < values["bands.sam"] < 90
+    assert values["bands.ergas"] > 0
+    assert values["consistency.psnr"] > values["bands.psnr"]
+    saved = read_image(tmp_path / "saved" / "pairs" / "bicubic" / "scene.tif")
+    assert (saved.shape, saved.dtype) == (hr.shape, np.uint16)
+
+
+def test_methods_of_one_name_and_of_another_scale_are_refused(folder):
+    sets = find_sets([folder], 2)
+    with pytest.raises(UsageError, match="Two methods are named bicubic"):
+        evaluate(sets, [bicubic(), bicubic()], [PSNR])
+    with pytest.raises(ShapeMismatch, match="2 times as large as LR, and 4"):
+        evaluate(find_sets([folder], 4), [bicubic()], [PSNR])
+
+
+def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pairs").symlink_to(folder / "GT")
+    assert [one.name for one in find_sets([folder / "GT", folder], 2)] == ["GT", "pairs"]
+    with pytest.raises(UsageError, match="is named twice"):
+        find_sets([folder, folder, folder], 2)
+
+
+def test_a_folder_without_lr_needs_a_scale(folder):
+    with pytest.raises(UsageError, match="give --scale"):
+        find_sets([folder / "GT"], None)
+
+
+def test_an_infinite_psnr_is_counted_and_not_averaged():
+    summary = summarise({"1": 30.0, "2": math.inf, "3": 32.0}, PSNR)
+    assert (summary.mean, summary.count, summary.infinite) == (31.0, 3, 1)
+    assert math.isnan(summarise({"1": math.inf}, PSNR).mean)
+
+
+def test_a_paired_difference_leaves_out_what_has_none():
+    ours = {"1": 31.0, "2": math.inf, "3": math.inf, "4": 30.0}
+    theirs = {"1": 30.0, "2": 40.0, "3": math.inf, "4": 30.5}
+    paired = paired_difference(ours, theirs, PSNR)
+    assert paired.difference == pytest.approx((1.0 + 0.0 - 0.5) / 3)
+    assert (paired.better, paired.count, paired.left_out) == (1, 3, 1)
+
+
+def test_less_is_better_where_the_metric_says_so():
+    paired = paired_difference({"1": 1.0, "2": 3.0}, {"1": 2.0, "2": 2.0}, METRICS["bands.sam"])
+    assert paired.better == 1
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(100):
+        values = {str(index): float(value) for index, value in enumerate(rng.normal(0.3, 1.0, 40))}
+        paired = paired_difference(values, dict.fromkeys(values, 0.0), PSNR)
+        covered += paired.low <= 0.3 <= paired.high
+    assert 88 <= covered <= 99
+
+
+def test_the_interval_agrees_with_scipys_bootstrap():
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(12)
+    values = rng.normal(0.2, 0.5, 60)
+    paired = paired_difference({str(i): float(v) for i, v in enumerate(values)}, {str(i): 0.0 for i in range(60)}, PSNR)
+    theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    assert (paired.low, paired.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_classes_are_resampled_within_themselves_where_their_means_are_averaged():
+    values = {f"a/{n}": 1.0 for n in range(5)} | {f"b/{n}": 3.0 for n in range(50)}
+    paired = paired_difference(values, dict.fromkeys(values, 0.0), BY_CLASS)
+    assert (paired.difference, paired.low, paired.high) == pytest.approx((2.0, 2.0, 2.0))
