@@ -86,7 +86,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_durable(source: Path, target: Path, *, replace: bool) -> None:
-    """Give a synced file its final name, on the same filesystem; FileExistsError where it is taken and not to be replaced."""
+    """Give a synced file its final name, on the same filesystem; FileExistsError if taken, unless replace."""
     if replace:
         os.replace(source, target)
     else:

@@ -72,6 +72,7 @@ class Format:
     placed: bool  # carries transform and CRS inside; else they go into side-car files (.aux.xml and a world file)
     one_pass: bool  # GDAL writes it from a whole raster only, and reads it from top to bottom only
     world: str | None  # suffix of the world file
+    room: float  # disk that assembling takes at most, times the finished tiles: intermediates and the file itself
     options: Mapping[str, Option]
 
     def holds(self, profile: OutputProfile) -> str | None:
@@ -123,22 +124,22 @@ FORMATS: dict[str, Format] = {
     for entry in (
         Format(
             "GTiff", "GTiff", (".tif", ".tiff"), _ANY_TYPE, range(1, 65536), 2**31 - 1,
-            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None,
+            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None, room=1.05,
             options=_TIFF_OPTIONS,
         ),
         Format(
             "COG", "COG", (".cog.tif", ".cog.tiff", ".cog"), _ANY_TYPE, range(1, 65536), 2**31 - 1,
-            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None,
+            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None, room=2.8,
             options=_COG_OPTIONS,
         ),
         Format(
             "PNG", "PNG", (".png",), ("uint8", "uint16"), range(1, 5), 1_000_000,
-            lossless=True, nodata=True, mask=False, alpha=True, placed=False, one_pass=True, world=".pgw",
+            lossless=True, nodata=True, mask=False, alpha=True, placed=False, one_pass=True, world=".pgw", room=2.1,
             options={"ZLEVEL": Whole(1, 9)},
         ),
         Format(
             "JPEG", "JPEG", (".jpg", ".jpeg"), ("uint8",), range(1, 4, 2), 65_500,
-            lossless=False, nodata=False, mask=True, alpha=False, placed=False, one_pass=True, world=".jgw",
+            lossless=False, nodata=False, mask=True, alpha=False, placed=False, one_pass=True, world=".jgw", room=1.6,
             options={"QUALITY": Whole(1, 100), "PROGRESSIVE": _YES_NO},
         ),
     )
@@ -173,7 +174,7 @@ def check_fit(profile: OutputProfile) -> None:
 
 
 def creation_options(profile: OutputProfile) -> dict[str, str]:
-    """Every creation option that GDAL gets: the defaults for the profile, then what the user asked. Raises UsageError."""
+    """Every creation option that GDAL gets: defaults for the profile, then what the user asked. Raises UsageError."""
     chosen = FORMATS[profile.format]
     asked = {name.upper(): value.upper() for name, value in profile.creation}
     for name, value in asked.items():

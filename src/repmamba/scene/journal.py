@@ -93,7 +93,7 @@ def differences(before: Json, now: Json, name: str = "") -> list[str]:
 
 
 def identify_file(path: Path) -> dict[str, Json]:
-    """The identity of an input file: name, size, digest; of one over 64 MiB, the digest of its two ends and its time."""
+    """The identity of an input file: name, size, digest; of one over 64 MiB, a digest of its two ends and its time."""
     end = 1 << 20
     status = path.stat()
     state = hashlib.sha256()

@@ -1,0 +1,481 @@
+"""From finished tiles to one raster file, through GDAL, and nothing of it trusted before it was read back.
+
+GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their GDAL drivers from such
+a GeoTIFF. The overviews of a COG are computed here, from the level above, rather than by GDAL: so every pixel of every
+level is known before it is written, and a level that a full disk swallowed is seen. One thread, one order: equal tiles,
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.shutil import copy as gdal_copy
+
+from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
+from repmamba.scene import durable
+from repmamba.scene.formats import FORMATS, creation_options, is_lossless, raw_bytes
+from repmamba.scene.journal import Journal, TilePixels
+from repmamba.scene.output import OutputProfile
+from repmamba.scene.readback import (
+    GDAL_FAILURES,
+    Progress,
+    gdal_window,
+    measure,
+    missing_block,
+    open_level,
+    squares,
+    unplaced_allowed,
+)
+from repmamba.scene.receipt import Level, Piece
+from repmamba.tiles.window import Window
+
+WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1"}
+SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
+CACHE = 128 << 20  # bytes of decoded tiles kept there
+LOSSY_ERROR = (
+    24.0  # grey levels by which a lossy format may differ from a tile on average; a lost block differs by more
+)
+ALMOST_FULL = 16 << 20  # bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
+
+
+class Mosaic:
+    """The finished tiles as one raster, read by any window. Keeps a few decoded tiles; not thread-safe."""
+
+    def __init__(self, journal: Journal, profile: OutputProfile) -> None:
+        self._journal, self._profile = journal, profile
+        self.windows: Sequence[Window] = journal.layout.tiles
+        self.pieces: dict[int, Piece] = {}  # of every tile that was read so far
+        self._kept: OrderedDict[int, TilePixels] = OrderedDict()
+
+    def read(self, window: Window) -> TilePixels:
+        """The pixels of a window, and the mask where the profile has one."""
+        rows = np.empty((window.height, self._profile.count, window.width), self._profile.dtype)
+        valid = np.ones((window.height, window.width), bool) if self._profile.mask else None
+        for index, tile_window in enumerate(self.windows):
+            shared = tile_window.clipped(window)
+            if shared.is_empty:
+                continue
+            tile = self.tile(index)
+            (to_row, to_col), (from_row, from_col) = (
+                shared.seen_from(window).slices,
+                shared.seen_from(tile_window).slices,
+            )
+            rows[to_row, :, to_col] = tile.rows[from_row, :, from_col]
+            if valid is not None and tile.valid is not None:
+                valid[to_row, to_col] = tile.valid[from_row, from_col]
+        return TilePixels(rows, valid)
+
+    def tile(self, index: int) -> TilePixels:
+        """One tile, its bytes checked."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        tile = self._journal.read(index)
+        if index not in self.pieces:
+            self.pieces[index] = _piece(self.windows[index], tile, self._profile)
+        self._kept[index] = tile
+        while len(self._kept) > 1 and sum(kept.rows.nbytes for kept in self._kept.values()) > CACHE:
+            self._kept.popitem(last=False)
+        return tile
+
+
+def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
+    return Piece(window, pixels.digest, pixels.valid_digest if profile.mask else "", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A whole file, read back and found right, not yet at its place."""
+
+    path: Path
+    sidecars: tuple[Path, ...]
+    levels: tuple[Level, ...]
+
+
+def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: Progress) -> Assembled:
+    """Write the result under its name into a folder inside folder, bring it to the disk, and check all of it.
+
+    Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the finished tiles stay.
+    """
+    whole = folder / "whole"
+    durable.remove(whole)
+    path = whole / name
+    try:
+        with gdal_errors(path), unplaced_allowed():
+            whole.mkdir()
+            mosaic = Mosaic(journal, profile)
+            expected = _WRITERS[profile.format](path, profile, mosaic, lambda done: progress(0.6 * done))
+            durable.sync_file(path)
+            levels = _checked(path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done))
+            _check_description(path, profile)
+            sidecars = _sidecars(path, profile)
+    except BaseException:
+        durable.remove(whole)
+        raise
+    return Assembled(path, sidecars, levels)
+
+
+@contextmanager
+def gdal_errors(path: Path) -> Iterator[None]:
+    """What GDAL says and what a reader finds while path is assembled, as NoSpace, TargetError, VerificationError."""
+    try:
+        yield
+    except VerificationError as damage:
+        if (free := durable.free_bytes(path.parent.parent)) < ALMOST_FULL:
+            raise NoSpace(
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). All tiles are kept: "
+                "make room and run the same command again."
+            ) from damage
+        raise
+    except RepmambaError:
+        raise
+    except GDAL_FAILURES as error:
+        free = durable.free_bytes(path.parent.parent)
+        if free < ALMOST_FULL or getattr(error, "errno", None) in durable.FULL:
+            raise NoSpace(
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). All tiles are kept: "
+                "make room and run the same command again."
+            ) from error
+        raise TargetError(
+            f"{path.name} cannot be assembled: {error}. All tiles are kept: the same command continues."
+        ) from error
+
+
+# ---- writing
+
+
+def _write_gtiff(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+    options = creation_options(profile)
+    _write_tiff(path, profile, options, mosaic, progress)
+    return (_base_level(profile, mosaic),)
+
+
+def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+    options = creation_options(profile)
+    parts = path.parent.parent / "parts"
+    durable.remove(parts)
+    parts.mkdir()
+    try:
+        base = parts / "level0.tif"
+        _write_tiff(base, profile, _intermediate(profile, 256), mosaic, lambda done: progress(0.4 * done))
+        levels = [_base_level(profile, mosaic)]
+        files = [base]
+        while max(levels[-1].width, levels[-1].height) > int(options["BLOCKSIZE"]):
+            files.append(parts / f"level{len(files)}.tif")
+            levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
+        _check_intermediates(files, levels, profile)
+        with rasterio.Env(**WRITING):
+            gdal_copy(_pyramid(base, files[1:]), path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
+        progress(1.0)
+    finally:
+        durable.remove(parts)
+    return tuple(levels)
+
+
+def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+    base = path.parent.parent / "parts.tif"
+    try:
+        _write_tiff(base, profile, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
+        # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
+        pam = "YES" if is_placed(profile) else "NO"
+        with rasterio.Env(**WRITING, GDAL_PAM_ENABLED=pam):
+            gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile))
+        progress(1.0)
+    finally:
+        durable.remove(base)
+    return (_base_level(profile, mosaic),)
+
+
+_WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG": _write_copy}
+
+
+def is_placed(profile: OutputProfile) -> bool:
+    """Whether the result lies somewhere: a transform, a CRS, control points or RPCs."""
+    grid = profile.grid
+    return any(place is not None for place in (grid.transform, grid.crs, profile.gcps, profile.rpcs))
+
+
+def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
+    # 256 x rows blocks: for a reader that goes line by line, a row of blocks must fit into GDAL's cache.
+    big = "YES" if raw_bytes(profile) > 2 << 30 else "NO"
+    interleave = "PIXEL" if profile.count <= 4 else "BAND"
+    colours = "RGB" if profile.colorinterp[:3] == ("red", "green", "blue") else "MINISBLACK"
+    alpha = {"ALPHA": "YES"} if profile.has_alpha else {}
+    return {"TILED": "YES", "BLOCKXSIZE": "256", "BLOCKYSIZE": str(rows), "COMPRESS": "ZSTD", "ZSTD_LEVEL": "1",
+            "PREDICTOR": "2" if "int" in profile.dtype else "3", "BIGTIFF": big, "INTERLEAVE": interleave,
+            "PHOTOMETRIC": colours, **alpha}  # fmt: skip
+
+
+def _write_tiff(
+    path: Path, profile: OutputProfile, options: Mapping[str, str], mosaic: Mosaic, progress: Progress
+) -> None:
+    grid = profile.grid
+    place = {name: value for name, value in (("transform", grid.transform), ("crs", grid.crs)) if value is not None}
+    shape = {"width": grid.width, "height": grid.height, "count": profile.count, "dtype": profile.dtype}
+    with (
+        rasterio.Env(**WRITING),
+        rasterio.open(path, "w", driver="GTiff", nodata=profile.nodata, **shape, **place, **options) as dataset,
+    ):
+        _describe(dataset, profile)
+        windows = _writing_order(mosaic.windows, grid.width, grid.height, options)
+        for number, window in enumerate(windows, start=1):
+            pixels = mosaic.read(window)
+            dataset.write(pixels.data, window=gdal_window(window))
+            if pixels.valid is not None:
+                dataset.write_mask(pixels.valid, window=gdal_window(window))
+            progress(number / len(windows))
+
+
+def _writing_order(tiles: Sequence[Window], width: int, height: int, options: Mapping[str, str]) -> tuple[Window, ...]:
+    # A block that two windows share is compressed, written, read, and written again elsewhere: so none is shared.
+    block_height, block_width = int(options["BLOCKYSIZE"]), int(options["BLOCKXSIZE"])
+    if all(_on_blocks(tile, block_height, block_width, width, height) for tile in tiles):
+        return tuple(tiles)
+    edge = int(np.lcm(block_height, block_width))
+    return squares(width, height, max(edge, SQUARE // edge * edge))
+
+
+def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, height: int) -> bool:
+    bottom, right = tile.row + tile.height, tile.col + tile.width
+    return (
+        tile.row % block_height == 0
+        and tile.col % block_width == 0
+        and (bottom % block_height == 0 or bottom == height)
+        and (right % block_width == 0 or right == width)
+    )
+
+
+def _describe(dataset: Any, profile: OutputProfile) -> None:
+    # Before the first block: what comes later makes GDAL write the directory a second time, at the end of the file.
+    dataset.colorinterp = tuple(ColorInterp[name] for name in profile.colorinterp)
+    for namespace, tags in profile.tags.items():
+        dataset.update_tags(**({"ns": namespace} if namespace else {}), **tags)
+    for band, (text, tags) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
+        if text is not None:
+            dataset.set_band_description(band, text)
+        if tags:
+            dataset.update_tags(band, **tags)
+    if set(profile.scales) != {1.0} or set(profile.offsets) != {0.0}:
+        dataset.scales, dataset.offsets = profile.scales, profile.offsets
+    if any(profile.units):
+        dataset.units = tuple(unit or "" for unit in profile.units)
+    if profile.gcps is not None:
+        points, crs = profile.gcps
+        dataset.gcps = (list(points), crs)
+    if profile.rpcs is not None:
+        dataset.update_tags(ns="RPC", **profile.rpcs)
+
+
+def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
+    pieces = tuple(mosaic.pieces[index] for index in range(len(mosaic.windows)))
+    return Level(profile.grid.width, profile.grid.height, pieces)
+
+
+# ---- overviews
+
+
+def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfile) -> Level:
+    """Half the resolution of the file above, in a file of its own, and what it holds."""
+    width, height = -(-level.width // 2), -(-level.height // 2)
+    shape = {"width": width, "height": height, "count": profile.count, "dtype": profile.dtype}
+    pieces = []
+    with (
+        rasterio.Env(**WRITING),
+        rasterio.open(above, sharing=False) as source,
+        rasterio.open(
+            path, "w", driver="GTiff", nodata=profile.nodata, **shape, **_intermediate(profile, 256)
+        ) as target,
+    ):
+        target.colorinterp = source.colorinterp
+        for window in squares(width, height, SQUARE // 2):
+            place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
+            data = source.read(window=place)
+            valid = source.read_masks(1, window=place) != 0 if profile.mask else None
+            half, half_valid = halved(data, valid, nodata=profile.nodata, alpha=profile.has_alpha)
+            target.write(half, window=gdal_window(window))
+            if half_valid is not None:
+                target.write_mask(half_valid, window=gdal_window(window))
+            pixels = TilePixels(np.ascontiguousarray(half.transpose(1, 0, 2)), half_valid)
+            pieces.append(_piece(window, pixels, profile))
+    return Level(width, height, tuple(pieces))
+
+
+def halved(
+    data: NDArray[Any], valid: NDArray[np.bool_] | None, *, nodata: float | None, alpha: bool
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean of what is there.
+
+    data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None. Integers are
+    rounded half up. A pixel is missing when all four are; a mean that hits nodata gives way to the largest of the four.
+    """
+    present: NDArray[np.bool_] = _present(data, valid, nodata, alpha)
+    quads, held = _quads(np.where(present, data, 0).astype(np.float64)), _quads(present)
+    number = held.sum(axis=0)
+    mean = quads.sum(axis=0) / np.maximum(number, 1)
+    if np.issubdtype(data.dtype, np.integer):
+        mean = np.floor(mean + 0.5)
+    if alpha:
+        mean[-1] = np.floor(_quads(data[-1:].astype(np.float64)).sum(axis=0)[0] / _area(data.shape[1:]) + 0.5)
+    half = mean.astype(data.dtype)
+    if nodata is not None:
+        largest = np.where(held, quads, -np.inf).max(axis=0)
+        unlucky = (number > 0) & (half == nodata)
+        half[unlucky] = largest[unlucky].astype(data.dtype)
+        half[number == 0] = nodata
+    return half, None if valid is None else _quads(valid[None]).any(axis=0)[0]
+
+
+def _present(
+    data: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None, alpha: bool
+) -> NDArray[np.bool_]:
+    if valid is not None:
+        present = np.broadcast_to(valid, data.shape)
+    elif alpha:
+        present = np.broadcast_to(data[-1] != 0, data.shape)
+    elif nodata is not None:
+        present = data != np.asarray(nodata).astype(data.dtype)
+    else:
+        present = np.ones(data.shape, bool)
+    if np.issubdtype(data.dtype, np.floating):
+        present = np.logical_and(present, np.logical_not(np.isnan(data)))
+    return present
+
+
+def _quads(values: NDArray[Any]) -> NDArray[Any]:
+    """(count, h, w) -> (4, count, ceil(h/2), ceil(w/2)), zeros beyond the edge."""
+    count, height, width = values.shape
+    even = np.zeros((count, height + height % 2, width + width % 2), values.dtype)
+    even[:, :height, :width] = values
+    return np.stack([even[:, row::2, col::2] for row in (0, 1) for col in (0, 1)])
+
+
+def _area(shape: tuple[int, ...]) -> NDArray[Any]:
+    area: NDArray[Any] = _quads(np.ones((1, *shape))).sum(axis=0)[0]
+    return area
+
+
+def _pyramid(base: Path, overviews: Sequence[Path]) -> Path:
+    """A VRT of the base with files of ours as its overviews: the form in which the COG driver takes them."""
+    path = base.with_suffix(".vrt")
+    gdal_copy(base, path, driver="VRT")
+    tree = ET.parse(path)
+    for band in tree.getroot().iter("VRTRasterBand"):
+        for overview in overviews:
+            entry = ET.SubElement(band, "Overview")
+            ET.SubElement(entry, "SourceFilename", relativeToVRT="1").text = overview.name
+            ET.SubElement(entry, "SourceBand").text = band.get("band") or "mask,1"
+    tree.write(path)
+    return path
+
+
+def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile) -> None:
+    # Overviews were made from files that GDAL wrote: what it lost there would be passed on as if it had been computed.
+    for number, (file, level) in enumerate(zip(files, levels, strict=True)):
+        with open_level(file) as dataset:
+            windows = [piece.window for piece in level.pieces]
+            found = measure(dataset, windows, mask=profile.mask, lossless=True, one_pass=False)
+            for expected, piece in zip(level.pieces, found, strict=True):
+                if expected != piece:
+                    raise VerificationError(f"Level {number} of the result did not reach the disk whole.")
+
+
+# ---- checking
+
+
+def _checked(
+    path: Path, profile: OutputProfile, expected: Sequence[Level], mosaic: Mosaic, progress: Progress
+) -> tuple[Level, ...]:
+    """The levels as a second reader finds them. Raises VerificationError where they are not what was to be written."""
+    chosen, lossless = FORMATS[profile.format], is_lossless(profile)
+    found_levels = []
+    for number, level in enumerate(expected):
+        with open_level(path, number) as dataset:
+            if (dataset.width, dataset.height) != (level.width, level.height):
+                raise VerificationError(f"Level {number} of {path.name} has another size than was written.")
+            look = None if lossless or number else lambda part, rows, valid: _bound_error(path, mosaic, part, rows)
+            windows = [piece.window for piece in level.pieces]
+            found = tuple(
+                measure(
+                    dataset, windows, mask=profile.mask, lossless=lossless, one_pass=chosen.one_pass, look=look,
+                    progress=progress if number == 0 else None,
+                )
+            )  # fmt: skip
+        if lossless:
+            for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
+                if wanted != piece:
+                    raise VerificationError(f"Tile {index} of level {number} of {path.name} did not reach the disk.")
+        found_levels.append(Level(level.width, level.height, found))
+        if chosen.driver in ("GTiff", "COG"):
+            with open_level(path) as dataset:
+                if (lost := missing_block(dataset, number)) is not None:
+                    raise VerificationError(f"{lost} of level {number} of {path.name} did not reach the disk.")
+    return tuple(found_levels)
+
+
+def _bound_error(path: Path, mosaic: Mosaic, part: Window, rows: NDArray[Any]) -> None:
+    wanted = mosaic.read(part).rows
+    error = np.abs(rows.astype(np.float32) - wanted).mean()
+    if error > LOSSY_ERROR:
+        raise VerificationError(
+            f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the result by {error:.0f} grey "
+            "levels on average: lost on the way to the disk, or compressed too strongly."
+        )
+
+
+def _check_description(path: Path, profile: OutputProfile) -> None:
+    with open_level(path) as dataset:
+        grid = profile.grid
+        transform = grid.transform
+        said = {
+            "bands": (dataset.count, profile.count),
+            "type": (dataset.dtypes[0], profile.dtype),
+            "nodata": (str(dataset.nodata), str(profile.nodata if profile.nodata is None else float(profile.nodata))),
+            "CRS": (dataset.crs is not None or dataset.gcps[1] is not None, grid.crs is not None or _gcp_crs(profile)),
+            "transform": (
+                transform is None or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
+                True,
+            ),
+        }
+        wrong = [f"{name}: {found}, not {wanted}" for name, (found, wanted) in said.items() if found != wanted]
+    if wrong:
+        raise VerificationError(f"{path.name} does not say what it was told to say: {'; '.join(wrong)}.")
+
+
+def _gcp_crs(profile: OutputProfile) -> bool:
+    return profile.gcps is not None and profile.gcps[1] is not None
+
+
+def _extent(transform: Affine) -> float:
+    return max(1.0, *(abs(float(number)) for number in transform[:6]))
+
+
+# ---- side-car files
+
+
+def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:
+    """What GDAL put beside the file (.aux.xml), and a world file for programs that know no other place."""
+    world, transform = FORMATS[profile.format].world, profile.grid.transform
+    if world is not None and transform is not None:
+        durable.write_synced(path.with_suffix(world), world_file(transform).encode())
+    found = tuple(sorted(other for other in path.parent.iterdir() if other != path))
+    for sidecar in found:
+        durable.sync_file(sidecar)
+    return found
+
+
+def world_file(transform: Affine) -> str:
+    """The six lines of a world file; its origin is the centre of the first pixel."""
+    x, y = transform * (0.5, 0.5)
+    return "".join(f"{number!r}\n" for number in (transform.a, transform.d, transform.b, transform.e, x, y))

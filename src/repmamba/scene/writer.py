@@ -1,0 +1,265 @@
+"""SceneWriter: finished tiles beside the target, assembled, read back, renamed. Never half a result.
+
+Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to a whole result; and
+the same command continues with the tiles that are done. Where each promise is kept: durable.py (bytes on the disk),
+journal.py (what is done, one process at a time), assembly.py (the file), readback.py (the second reader).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.errors import NoSpace, TargetError, TargetExists, UsageError, VerificationError
+from repmamba.scene import durable
+from repmamba.scene.assembly import Assembled, assemble
+from repmamba.scene.formats import FORMATS, check_fit, is_lossless, raw_bytes
+from repmamba.scene.journal import (
+    JobIdentity,
+    Journal,
+    Layout,
+    TargetLock,
+    other_jobs,
+    refuse_changed_job,
+    tile_pixels,
+    work_folder,
+)
+from repmamba.scene.output import OutputProfile
+from repmamba.scene.readback import Progress
+from repmamba.scene.receipt import Receipt, file_sha256, read_receipt, receipt_path
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+SLACK = 1 << 20  # bytes beside the pixels: headers, the receipt, the folder
+_GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")  # what GDAL would read as part of the result, added to its name
+
+
+class SceneWriter:
+    """A result in the making. put() tiles in any order from any threads, then finish(); or abandon(), to continue later.
+
+    tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is replaced, in the last
+    step. restart: what a stopped run of this job left is not continued, and one of another job is no obstacle.
+    Raises TargetExists, TargetError, NoSpace, JobChanged, UsageError; nothing at the target was touched then.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        profile: OutputProfile,
+        job: JobIdentity,
+        tiles: Sequence[Window],
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+    ) -> None:
+        check_fit(profile)
+        check_cover(tiles, profile.grid.width, profile.grid.height)
+        self.target = _whole_path(target)
+        self.profile, self.job, self._overwrite = profile, job, overwrite
+        self.folder = work_folder(self.target, job.id)
+        layout = Layout(job.id, tuple(tiles), profile.count, profile.dtype, profile.mask)
+        self._journal = Journal(self.folder, layout)
+        self._lock = TargetLock(self.target)
+        with durable.storage_errors(self.target):
+            self._lock.acquire()
+        try:
+            self._landed = self._open(restart)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, restart: bool) -> Receipt | None:
+        """Take up or begin the working folder; the receipt if a run was stopped after its result was in place."""
+        resumed = self.folder.is_dir()
+        if resumed and not restart and (receipt := self._already_landed()) is not None:
+            return receipt
+        if not self._overwrite:
+            self._refuse_existing(sidecars=not resumed)
+        others = other_jobs(self.target, self.job.id)
+        if others and not resumed and not restart:
+            refuse_changed_job(self.target, self.job, others)
+        for other in others:
+            logger.warning("%s is left from a stopped run of another job; delete it if it is not needed.", other)
+        if restart:
+            durable.remove(self.folder)
+        self._check_space_to_begin()
+        self._journal.open(self.job)
+        done = len(self._journal.layout.tiles) - len(self._journal.remaining())
+        if done:
+            logger.info("%d of %d tiles are done already.", done, len(self._journal.layout.tiles))
+        return None
+
+    def remaining(self) -> list[int]:
+        """The indices of the tiles that are not on the disk yet."""
+        return [] if self._landed is not None else self._journal.remaining()
+
+    def put(self, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
+        """Make a tile durable: on the disk when this returns. Thread-safe.
+
+        data: (count, h, w) of the profile's dtype. valid: (h, w), True where there is data, kept where the profile has
+        a mask. A second arrival must bring the same pixels: VerificationError if not. Raises NoSpace, TargetError.
+        """
+        self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
+
+    def finish(self, progress: Progress | None = None) -> Receipt:
+        """Assemble, check every pixel, put the result and its receipt in place, remove the working folder.
+
+        progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists, VerificationError; the
+        finished tiles then stay.
+        """
+        if self._landed is None:
+            if missing := self.remaining():
+                raise UsageError(f"{len(missing)} of the tiles are not done yet (the first is {missing[0]}).")
+            with durable.storage_errors(self.target):
+                self._check_space_to_assemble()
+                whole = assemble(
+                    self.folder, self.target.name, self.profile, self._journal, progress or (lambda done: None)
+                )
+                receipt = self._receipt(whole)
+                self._land(whole, receipt)
+            self._landed = receipt
+        with durable.storage_errors(self.target):
+            self._clear()
+        return self._landed
+
+    def abandon(self) -> None:
+        """Leave everything for a later run of the same job, and let others work on the target. Harmless twice."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+    def _already_landed(self) -> Receipt | None:
+        """The receipt of a result that a run put in place before it was stopped in its last step."""
+        try:
+            receipt = read_receipt(self.folder / "receipt.json")
+            size = self.target.stat().st_size
+        except (VerificationError, OSError):
+            return None
+        if size != receipt.bytes or file_sha256(self.target) != receipt.sha256:
+            return None
+        return receipt
+
+    def _refuse_existing(self, *, sidecars: bool) -> None:
+        if self.target.exists():
+            raise TargetExists(f"{self.target} exists already; --overwrite replaces it when the new result is whole.")
+        if sidecars:  # in a resumed run they may be ours, and are compared when they are replaced
+            for path in self._sidecar_names():
+                if path.exists():
+                    raise TargetExists(
+                        f"{path} is of another file and would be read as part of the result; remove it, or --overwrite."
+                    )
+
+    def _sidecar_names(self) -> list[Path]:
+        world = FORMATS[self.profile.format].world
+        names = [self.target.with_name(self.target.name + suffix) for suffix in _GDAL_SIDECARS]
+        return names if world is None else [*names, self.target.with_suffix(world)]
+
+    def _check_space_to_begin(self) -> None:
+        raw = raw_bytes(self.profile)
+        kept = sum(path.stat().st_size for path in self.folder.glob("*.tile")) if self.folder.is_dir() else 0
+        self._check_space(max(0, raw - kept) + int(FORMATS[self.profile.format].room * raw) + SLACK, "tiles and result")
+
+    def _check_space_to_assemble(self) -> None:
+        stored = self._journal.stored_bytes()
+        self._check_space(int(FORMATS[self.profile.format].room * stored) + SLACK, "the result")
+
+    def _check_space(self, needed: int, what: str) -> None:
+        free = durable.free_bytes(self.target.parent)
+        if free < needed:
+            raise NoSpace(
+                f"{self.target.parent} has {durable.readable(free)} free, and {what} of {self.target.name} may take "
+                f"{durable.readable(needed)}. Make room, or choose another place."
+            )
+
+    def _receipt(self, whole: Assembled) -> Receipt:
+        return Receipt(
+            file=self.target.name,
+            format=self.profile.format,
+            bytes=whole.path.stat().st_size,
+            sha256=file_sha256(whole.path),
+            count=self.profile.count,
+            dtype=self.profile.dtype,
+            mask=self.profile.mask,
+            lossless=is_lossless(self.profile),
+            levels=whole.levels,
+            job=self.job.as_json(),
+            sidecars={path.name: file_sha256(path) for path in whole.sidecars},
+        )
+
+    def _land(self, whole: Assembled, receipt: Receipt) -> None:
+        """The last steps, in an order in which a stop between any two leaves nothing half and can be continued."""
+        durable.write_durable(self.folder / "receipt.json", receipt.as_text().encode())
+        new = {path.name: path for path in whole.sidecars}
+        for path in self._sidecar_names():
+            if path.name in new:
+                self._place_sidecar(new.pop(path.name), path)
+            elif path.exists():
+                self._discard_sidecar(path)
+        for name, path in new.items():
+            self._place_sidecar(path, self.target.with_name(name))
+        try:
+            durable.move_durable(whole.path, self.target, replace=self._overwrite)
+        except FileExistsError as taken:
+            raise TargetExists(
+                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or --overwrite."
+            ) from taken
+
+    def _place_sidecar(self, source: Path, path: Path) -> None:
+        if not self._overwrite and path.exists() and path.read_bytes() != source.read_bytes():
+            raise TargetExists(f"{path} exists already and says something else; remove it, or --overwrite.")
+        durable.move_durable(source, path, replace=True)
+
+    def _discard_sidecar(self, path: Path) -> None:
+        if not self._overwrite:
+            raise TargetExists(f"{path} would be read as part of the result; remove it, or --overwrite.")
+        durable.remove(path)
+
+    def _clear(self) -> None:
+        kept = self.folder / "receipt.json"
+        if kept.exists():
+            durable.move_durable(kept, receipt_path(self.target), replace=True)
+        durable.remove(self.folder)
+        self._lock.release()
+
+
+def _whole_path(target: Path) -> Path:
+    """The target with its folder spelt out; a link is followed, so that it stays one. Raises TargetError."""
+    path = Path(os.path.realpath(target))
+    if path.is_dir():
+        raise TargetError(f"{target} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise TargetError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
+    return path
+
+
+def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
+    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the windows."""
+    inside = all(
+        not tile.is_empty and tile.row >= 0 and tile.col >= 0 and tile.row + tile.height <= height
+        and tile.col + tile.width <= width
+        for tile in tiles
+    )  # fmt: skip
+    rows = sorted({0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)})
+    cols = sorted({0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)})
+    times = np.zeros((len(rows), len(cols)), np.int64)
+    if inside:
+        for tile in tiles:
+            top, bottom = np.searchsorted(rows, [tile.row, tile.row + tile.height])
+            left, right = np.searchsorted(cols, [tile.col, tile.col + tile.width])
+            times[top:bottom, left:right] += 1
+    if not inside or not (times[:-1, :-1] == 1).all():
+        raise UsageError(f"The tiles do not cover each pixel of {width} x {height} exactly once.")
