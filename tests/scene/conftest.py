@@ -42,7 +42,13 @@ def bicubic() -> Upscaler:
 def write_raster(tmp_path: Path) -> Callable[..., Path]:
     """Write (bands, h, w) as a file; a place on the map unless transform=None; further options are rasterio's."""
 
-    def write(name: str, data: NDArray[Any], *, mask: NDArray[np.bool_] | None = None, **profile: Any) -> Path:
+    def write(
+        name: str,
+        data: NDArray[Any],
+        *,
+        mask: NDArray[np.bool_] | None = None,
+        **profile: Any,
+    ) -> Path:
         path = tmp_path / name
         usual = {"driver": "GTiff", "crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 4100000)}
         options = {key: value for key, value in (usual | profile).items() if value is not None}

@@ -20,6 +20,7 @@ from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
+from repmamba.scene.journal import other_jobs
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
 from repmamba.scene.raster import Pixels, Raster, Reading, open_raster
 from repmamba.scene.tile_step import upscale_tile
@@ -29,6 +30,7 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # output pixels finished, of how many
+NO_JOB = "0" * 32  # the id of none, so that all working folders are those of others
 Weights = str | os.PathLike[str] | Upscaler | None
 
 
@@ -187,9 +189,11 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
         raise TargetError(f"{target} is a folder: name a file in it.")
     if not target.parent.is_dir():
         raise TargetError(f"The folder {target.parent} does not exist: make it first.")
-    if target.exists() and not overwrite:
+    # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
+    if target.exists() and not overwrite and not other_jobs(target, NO_JOB):
         raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
+    as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
+    if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
 
 

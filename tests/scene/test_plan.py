@@ -1,0 +1,191 @@
+"""The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from PIL import Image
+
+from repmamba.errors import OutsideTraining, TargetError, UsageError
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.raster import Reading, open_raster
+from repmamba.tiles.window import Window
+
+
+@pytest.fixture
+def plan(bicubic, tmp_path):
+    """Plan a file with options."""
+
+    def make(path: Path, target: str = "out.tif", *, how: Reading | None = None, **options) -> ScenePlan:
+        with open_raster(path, how or Reading()) as raster:
+            return plan_scene(raster, tmp_path / target, bicubic, SceneOptions(**options), how)
+
+    return make
+
+
+def test_eight_bits_are_mapped_by_their_type_and_others_by_robust_percentiles(write_raster, smooth, plan):
+    eight = plan(write_raster("a.tif", smooth(3, 30, 30)))
+    assert (eight.radiometry.low, eight.radiometry.high) == ((0,) * 3, (255,) * 3)
+    data = smooth(1, 200, 200, "uint16", 1000, 3000)
+    data[0, 0, :40] = 60000  # 0.1 % of all: a glint
+    deep = plan(write_raster("b.tif", data))
+    assert deep.radiometry.low[0] == pytest.approx(1000, abs=20)
+    assert deep.radiometry.high[0] == pytest.approx(3000, abs=20)
+
+
+def test_a_range_can_be_given_or_be_that_of_the_type(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(2, 20, 20, "uint16"))
+    assert plan(path, value_range=(0, 4000)).radiometry.high == (4000, 4000)
+    assert plan(path, value_range="type").radiometry.high == (65535, 65535)
+    with pytest.raises(UsageError, match="holds no values"):
+        plan(path, value_range=(5, 5))
+
+
+def test_missing_pixels_have_no_part_in_the_range(write_raster, smooth, plan):
+    data = smooth(1, 60, 60, "float32", 10, 20)
+    data[:, 20:] = -9999
+    data[0, 0, 0] = np.nan
+    radiometry = plan(write_raster("a.tif", data, nodata=-9999)).radiometry
+    assert 10 <= radiometry.low[0] < radiometry.high[0] <= 20
+
+
+def test_the_range_is_that_of_the_scene_whatever_the_window(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(1, 200, 90, "uint16", 100, 9000))
+    whole, part = plan(path), plan(path, window=Window(3, 5, 7, 9))
+    assert whole.radiometry == part.radiometry
+    assert part.profile.grid.width == 18
+
+
+def test_colours_share_one_map_and_other_bands_have_their_own(write_raster, smooth, plan):
+    data = np.concatenate([smooth(1, 50, 50, "uint16", 1000 * n, 1000 * n + 500) for n in range(1, 6)])
+    radiometry = plan(write_raster("a.tif", data), rgb=(4, 2, 1)).radiometry
+    ranges = list(zip(radiometry.low, radiometry.high, strict=True))
+    assert ranges[0] == ranges[1] == ranges[3] == pytest.approx((1000, 4500), rel=0.01)
+    assert ranges[2] == pytest.approx((3000, 3500), rel=0.01)
+    assert ranges[4] == pytest.approx((5000, 5500), rel=0.01)
+
+
+def test_colour_interpretation_says_which_bands_are_red_green_and_blue(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(4, 10, 10, "uint16"))
+    with rasterio.open(path, "r+") as file:
+        colours = rasterio.enums.ColorInterp
+        file.colorinterp = [colours.blue, colours.green, colours.red, colours.undefined]
+    assert plan(path).groups == ((2, 1, 0), (3,))
+    assert plan(path, rgb=(1, 2, 4)).groups == ((0, 1, 3), (2,))
+    assert plan(path, bands=(3, 1)).groups == ((0,), (1,))
+    assert plan(path, bands=(4, 3, 2, 1)).groups == ((1, 2, 3), (0,))
+
+
+@pytest.mark.parametrize("options", [{"bands": (1, 5)}, {"bands": (2, 2)}, {"bands": ()}, {"rgb": (1, 2, 9)}])
+def test_bands_that_are_not_there_are_refused(write_raster, smooth, plan, options):
+    with pytest.raises(UsageError, match=r"no band 5|each band once|--rgb takes three"):
+        plan(write_raster("a.tif", smooth(3, 10, 10, "uint16")), **options)
+
+
+def test_a_bbox_is_the_window_of_the_pixels_it_meets(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(1, 50, 60), transform=Affine(10, 0, 1000, 0, -10, 5000))
+    assert plan(path, bbox=(1100, 4700, 1200, 4900)).tiles.window == Window(10, 10, 20, 10)
+    assert plan(path, bbox=(1101, 4701, 1199, 4899)).tiles.window == Window(10, 10, 20, 10)
+    assert plan(path, bbox=(0, 0, 1010, 9999)).tiles.window == Window(0, 0, 50, 1)
+    with pytest.raises(UsageError, match="does not meet"):
+        plan(path, bbox=(0, 0, 10, 10))
+    with pytest.raises(UsageError, match="give one of them"):
+        plan(path, bbox=(1100, 4700, 1200, 4900), window=Window(0, 0, 1, 1))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
+    with pytest.raises(UsageError, match="use --window"):
+        plan(write_raster("a.tif", smooth(1, 9, 9), transform=None, crs=None), bbox=(0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("option", [{"tile": 33}, {"halo": 7}, {"tile": 0}, {"halo": -2}])
+def test_tile_and_halo_are_even(option):
+    with pytest.raises(UsageError, match="even number"):
+        SceneOptions(**option)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(write_raster, smooth, plan, geotiffs):
+    assert plan(write_raster("a.tif", smooth(1, 9, 9))).consistent
+    assert not plan(write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)).consistent
+    assert plan(geotiffs / "test_rpcs.tif").consistent
+    assert not plan(write_raster("c.tif", smooth(1, 9, 9)), consistent=False).consistent
+
+
+@pytest.mark.parametrize("name", ["cog_gcps.tif", "cog_nodata_nan.tif"])
+def test_radar_is_warned_of(geotiffs, plan, name):
+    with pytest.warns(OutsideTraining, match="looks like radar"):
+        plan(geotiffs / name)
+
+
+def test_optical_scenes_are_not_warned_of(geotiffs, plan, recwarn):
+    for name in ("rgb_lzw.tif", "cog_hirise_mars.tif", "all-nodata.tif"):
+        plan(geotiffs / name)
+    assert not [warning for warning in recwarn if warning.category is OutsideTraining]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ({"nodata": 0}, "out.tif", "nodata"),
+        ({"nodata": 0}, "out.jpg", "mask"),
+        ({"mask": np.ones((10, 10), bool)}, "out.tif", "mask"),
+        ({"mask": np.ones((10, 10), bool)}, "out.png", "alpha"),
+        ({}, "out.png", ""),
+    ],
+)
+def test_the_output_tells_of_missing_pixels_as_the_source_does_or_as_its_format_can(
+    write_raster, smooth, plan, source, target, told
+):
+    made = plan(write_raster("a.tif", smooth(3, 10, 10), photometric="RGB", **source), target)
+    assert made.profile.mask == (told == "mask")
+    assert made.profile.has_alpha == (told == "alpha")
+    assert (made.profile.nodata is not None) == (told == "nodata")
+    assert made.profile.count == 3 + (told == "alpha")
+
+
+def test_a_format_that_cannot_hold_the_scene_is_refused_with_those_that_can(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(5, 10, 10, "float32"))
+    with pytest.raises(TargetError, match=r"PNG cannot hold float32 pixels. These can: GTiff, COG"):
+        plan(path, "out.png")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_tags_say_what_the_result_is(tmp_path, smooth, plan):
+    path = tmp_path / "a.tif"
+    Image.fromarray(smooth(1, 10, 10)[0]).save(path, dpi=(72, 72))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(SATELLITE="one")
+    tags = plan(path).profile.tags[""]
+    assert tags["SATELLITE"] == "one"
+    assert tags["TIFFTAG_XRESOLUTION"] == "144"
+    assert tags["SUPER_RESOLVED"] == "YES"
+    assert tags["SUPER_RESOLUTION_SCALE"] == "2"
+    assert tags["SUPER_RESOLUTION_WEIGHTS"].startswith("bicubic 000")
+    assert tags["SUPER_RESOLUTION_SOFTWARE"].startswith("repmamba ")
+
+
+def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_raster, smooth, plan):
+    path = write_raster("a.tif", smooth(3, 40, 40, "uint16"))
+    usual = plan(path).job.id
+    assert plan(path).job.id == usual
+    assert plan(path, "other.tif", creation={"COMPRESS": "LZW"}).job.id == usual
+    others = [
+        plan(path, **options).job.id
+        for options in (
+            {"tile": 32},
+            {"halo": 4},
+            {"window": Window(0, 0, 9, 9)},
+            {"bands": (1, 2)},
+            {"rgb": (1, 2, 3)},
+            {"value_range": "type"},
+            {"consistent": False},
+        )
+    ]
+    others.append(plan(path, how=Reading(fill_corrupt=True)).job.id)
+    path.write_bytes(path.read_bytes() + b"\0")
+    others.append(plan(path).job.id)
+    assert len({usual, *others}) == 1 + len(others)
