@@ -1,7 +1,7 @@
 """From finished tiles to one raster file, through GDAL, and nothing of it trusted before it was read back.
 
-GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their GDAL drivers from such
-a GeoTIFF. The overviews of a COG are computed here, from the level above, rather than by GDAL: so every pixel of every
+GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their GDAL drivers from a
+GeoTIFF. The overviews of a COG are computed here, from the level above, rather than by GDAL: so every pixel of every
 level is known before it is written, and a level that a full disk swallowed is seen. One thread, one order: equal tiles,
 equal bytes.
 """
@@ -323,15 +323,15 @@ def halved(
     present: NDArray[np.bool_] = _present(data, valid, nodata, alpha)
     quads, held = _quads(np.where(present, data, 0).astype(np.float64)), _quads(present)
     number = held.sum(axis=0)
-    mean = quads.sum(axis=0) / np.maximum(number, 1)
+    mean: NDArray[Any] = quads.sum(axis=0) / np.maximum(number, 1)
     if np.issubdtype(data.dtype, np.integer):
         mean = np.floor(mean + 0.5)
     if alpha:
         mean[-1] = np.floor(_quads(data[-1:].astype(np.float64)).sum(axis=0)[0] / _area(data.shape[1:]) + 0.5)
-    half = mean.astype(data.dtype)
+    half: NDArray[Any] = mean.astype(data.dtype)
     if nodata is not None:
         largest = np.where(held, quads, -np.inf).max(axis=0)
-        unlucky = (number > 0) & (half == nodata)
+        unlucky: NDArray[np.bool_] = np.logical_and(number > 0, np.equal(half, nodata))
         half[unlucky] = largest[unlucky].astype(data.dtype)
         half[number == 0] = nodata
     return half, None if valid is None else _quads(valid[None]).any(axis=0)[0]

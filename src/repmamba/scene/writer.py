@@ -43,7 +43,7 @@ _GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")  # what GDAL would read as part of
 
 
 class SceneWriter:
-    """A result in the making. put() tiles in any order from any threads, then finish(); or abandon(), to continue later.
+    """A result in the making. put() tiles in any order from any threads, then finish(), or abandon() to continue later.
 
     tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is replaced, in the last
     step. restart: what a stopped run of this job left is not continued, and one of another job is no obstacle.

@@ -1,0 +1,53 @@
+"""repmamba verify: is a result still what was written? Every tile of it is decoded and compared with its receipt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from repmamba.cli import options
+from repmamba.cli.terminal import printable
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--receipt",
+    "receipt_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The receipt, for one result that was moved away from it.  [default: FILE.receipt.json]",
+)
+@options.quiet
+@options.as_json
+def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_json: bool) -> None:
+    """Check results against the receipts that were written beside them.
+
+    Every tile and every overview is decoded and compared, then the file as a whole. Exit code 0: all of it is what was
+    written. 1: something is not, and the line on stderr names the first tile at fault. 2: called wrongly.
+
+    \b
+    Examples:
+      repmamba verify scene_x4.tif
+      repmamba verify results/*.tif
+      repmamba verify moved/scene_x4.tif --receipt scene_x4.tif.receipt.json
+    """
+    from repmamba.scene.readback import verify_result
+    from repmamba.scene.receipt import read_receipt, receipt_path
+
+    if receipt_file is not None and len(files) > 1:
+        raise click.UsageError("--receipt is the receipt of one result; name one FILE.")
+    for file in files:
+        receipt = read_receipt(receipt_file or receipt_path(file))
+        shows_bar = sys.stderr.isatty() and not quiet
+        with click.progressbar(length=100, label=printable(file.name), file=sys.stderr, hidden=not shows_bar) as bar:
+            checked = verify_result(file, receipt, lambda done: bar.update(max(0, int(100 * done) - bar.pos)))
+        tiles, overviews = len(receipt.levels[0].pieces), len(receipt.levels) - 1
+        if as_json:
+            click.echo(json.dumps({"path": str(file), "ok": True, "tiles": tiles, "pieces": checked}))
+        elif not quiet:
+            of = f" and {overviews} overview{'s' * (overviews > 1)}" if overviews else ""
+            click.echo(f"{printable(file)}: OK, {tiles} tile{'s' * (tiles != 1)}{of} as written")
