@@ -147,3 +147,21 @@ def test_the_trained_and_the_fused_network_agree(small_weights, upscaler):
 def test_a_device_or_precision_that_is_not_there_is_refused(small_weights, option, value):
     with pytest.raises(UsageError, match=r"choose|There is no"):
         load(small_weights, **{option: value})
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse):
+    from repmamba.network import fusion, rmb
+
+    asked = []
+    for module in (fusion, rmb):
+        monkeypatch.setattr(module, "scan_map", lambda *maps, backend: asked.append(backend) or maps[0])
+    upscaler = load(small_weights, backend="chunked", fuse=fuse)
+    assert upscaler.backend == "chunked"
+    upscaler.upscale(random.random((8, 8, 3)).astype(np.float32))
+    assert set(asked) == {"chunked"}
+
+
+def test_an_unknown_backend_is_refused(small_weights):
+    with pytest.raises(UsageError, match="asks for the scan 'abacus'"):
+        load(small_weights, backend="abacus")

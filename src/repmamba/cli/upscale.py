@@ -148,8 +148,9 @@ def upscale(
             shown: Any = plan_file(source, output, upscaler, **settings)
         else:
             with progress_bar(Path(source).name, quiet=quiet) as progress:
-                again = {"overwrite": overwrite, "restart": restart}
-                shown = upscale_file(source, output, upscaler, progress=progress, **again, **settings)
+                shown = upscale_file(
+                    source, output, upscaler, overwrite=overwrite, restart=restart, progress=progress, **settings
+                )
         if as_json:
             click.echo(json.dumps(shown.as_json()))
         elif not quiet:

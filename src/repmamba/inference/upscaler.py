@@ -24,9 +24,12 @@ from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
+from repmamba.network.fusion import FusedRMB
 from repmamba.network.fusion import fuse as fused
+from repmamba.network.rmb import SS2D
 from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.pixels.radiometry import Radiometry
+from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
@@ -191,6 +194,11 @@ def load(
         network = fused(network)
     place, numbers = choose_device(device), choose_precision(precision)
     network = network.to(place).eval()
+    scan = explain(place, backend).name
+    if backend is not None:
+        for module in network.modules():
+            if isinstance(module, SS2D | FusedRMB):
+                module.backend = backend
     return Upscaler(
         network=network,
         runner=TorchRunner(network, config.scale, config.in_chans, place, numbers),
@@ -200,6 +208,7 @@ def load(
         halo=_measured(checkpoint, "halo", HALO),
         device=place,
         precision=str(numbers).removeprefix("torch."),
+        backend=scan,
     )
 
 

@@ -223,6 +223,7 @@ class FusedRMB(nn.Module):
     dt_bias: Tensor
     A: Tensor
     D: Tensor
+    backend: str | None = None  # of the scan, as SS2D's
 
     def __init__(self, rmb: RMB, *, skip: float = 0.0) -> None:
         super().__init__()
@@ -268,7 +269,7 @@ class FusedRMB(nn.Module):
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
         projected = to_map(F.linear(to_tokens(pooled), self.x_proj))
-        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D)
+        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend=self.backend)
 
     def gated(self, low: Tensor, high: Tensor, n: Tensor, v: Tensor) -> Tensor:
         """Norm of both halves, gate from the tokens n, projection back, and the skip from v: (B, width, H, W)."""

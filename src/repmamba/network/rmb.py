@@ -24,6 +24,8 @@ class SS2D(nn.Module):
     n and result: (B, H, W, width) with even H and W. Source: specification 2.5 and 3.
     """
 
+    backend: str | None = None  # of the scan; None leaves the choice to the device and the environment
+
     def __init__(self, width: int, *, repconv: bool = True) -> None:
         super().__init__()
         self.width = width
@@ -65,7 +67,7 @@ class SS2D(nn.Module):
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
         projected = to_map(F.linear(to_tokens(pooled), self.x_proj.flatten(0, 1)))
-        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, -torch.exp(self.A_log), self.D)
+        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, -torch.exp(self.A_log), self.D, backend=self.backend)
 
 
 class RMB(nn.Module):
