@@ -67,7 +67,8 @@ class SS2D(nn.Module):
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
         projected = to_map(F.linear(to_tokens(pooled), self.x_proj.flatten(0, 1)))
-        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, -torch.exp(self.A_log), self.D, backend=self.backend)
+        A = -torch.exp(self.A_log)
+        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, A, self.D, backend=self.backend)
 
 
 class RMB(nn.Module):
