@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from repmamba.cli.evaluate import evaluate as command
 from repmamba.data.images import write_png
 from repmamba.data.pairs import pair_from_hr
-from repmamba.errors import TargetError
-from repmamba.evaluate.charts import Point, bars, complexity, scatter
+from repmamba.errors import SourceError, TargetError
+from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import cost_of
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import metrics_of
-from repmamba.evaluate.page import page
+from repmamba.evaluate.page import page, read_others
 from repmamba.evaluate.report import number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
 from repmamba.network.config import PUBLISHED
@@ -167,9 +167,25 @@ def test_charts_hold_their_marks_inside_and_escape_their_labels():
     widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', bar)]
     assert len(widths) == 4
     assert 0 < min(widths) < max(widths) <= 760
-    plot = complexity([Point(11.354, 28.1, "x4"), Point(0.2, 27.0, "small")], ("bicubic", 26.7), "cost", "PSNR")
+    plot = complexity([Point(11.354, 28.1, "x4"), Point(0.2, 27.0, "small")], {"bicubic": 26.7}, "cost", "PSNR")
     assert len(re.findall("<circle", plot)) == 2
     assert "bicubic" in plot
+
+
+def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tmp_path):
+    path = tmp_path / "others.csv"
+    path.write_text('# measured elsewhere\nIMDN, 18.18, 27.98\n"A, B", 5, 26\n')
+    points = read_others(path)
+    assert [(point.label, point.x, point.y, point.fill) for point in points] == [
+        ("IMDN", 18.18, 27.98, GREY),
+        ("A, B", 5.0, 26.0, GREY),
+    ]
+    for line in ("IMDN, many, 3", "IMDN, 5", "IMDN, 0, 3", "IMDN, 5, nan"):
+        path.write_text(f"good, 1, 2\n{line}\n")
+        with pytest.raises(SourceError, match="Line 2 of"):
+            read_others(path)
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_others(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("values", [(30.0, 30.0), (0.0, 0.0), (29.99, 30.01), (-5.0, 100.0), (0.61, 0.66)])

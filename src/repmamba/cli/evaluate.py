@@ -36,6 +36,11 @@ from repmamba.cli import options
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every value of every image as CSV.")
 @click.option("--cost", is_flag=True, help="Also measure time and peak memory of each network (takes a moment).")
 @click.option("--cost-size", type=click.IntRange(1), default=128, show_default=True, help="Edge of LR for the cost.")
+@click.option(
+    "--others",
+    type=click.Path(path_type=Path),
+    help="Networks measured elsewhere, for the page's plot of cost: CSV of name, 10^9 multiply-adds, value.",
+)
 @options.device
 @options.backend
 @options.precision
@@ -56,6 +61,7 @@ def evaluate(
     csv_file: Path | None,
     cost: bool,
     cost_size: int,
+    others: Path | None,
     device: str | None,
     backend: str | None,
     precision: str | None,
@@ -80,7 +86,7 @@ def evaluate(
     from repmamba.evaluate import methods, run
     from repmamba.evaluate.cost import config_of, cost_of, measured
     from repmamba.evaluate.metrics import metrics_of
-    from repmamba.evaluate.page import page
+    from repmamba.evaluate.page import page, read_others
     from repmamba.evaluate.report import table, to_csv, to_json, write_text
 
     chosen: list[methods.Method] = []
@@ -98,6 +104,7 @@ def evaluate(
         raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
     sets = run.find_sets(folders, scale or next((method.scale for method in chosen if method.scale), None))
     tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
+    elsewhere = read_others(others) if others else []
     metrics = metrics_of(rules or (["bands", "consistency"] if tiffs else ["esr-rgb", "published"]))
     with tqdm(unit="image", total=sum(len(one.files) for one in sets), disable=True if quiet else None) as bar:
         scores = run.evaluate(sets, chosen, metrics, save=save, progress=lambda done, total: bar.update(done - bar.n))
@@ -111,7 +118,7 @@ def evaluate(
             )
     click.echo(table(scores, costs))
     if report:
-        write_text(report, page(scores, costs, pictures=not no_pictures))
+        write_text(report, page(scores, costs, pictures=not no_pictures, others=elsewhere))
     if json_file:
         write_text(json_file, json.dumps(to_json(scores, costs), indent=1) + "\n")
     if csv_file:

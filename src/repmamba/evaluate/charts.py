@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+GREY = "#8c959f"  # of what was not measured here
 LARGEST_SCATTER = 2000  # points; beyond, drawing helps nobody
 
 
@@ -20,6 +21,7 @@ class Point:
     x: float
     y: float
     label: str
+    fill: str = COLOURS[0]
 
 
 def colour(index: int) -> str:
@@ -83,16 +85,16 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     )
     for point in points:
         parts.append(
-            f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" fill="{COLOURS[0]}" '
+            f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" fill="{point.fill}" '
             f'fill-opacity="0.55"><title>{escape(point.label)}</title></circle>'
         )
     parts += _axis_titles(left, top, inner, inner, x_title, y_title)
     return _svg(width, height, parts, f"{y_title} against {x_title}")
 
 
-def complexity(points: Sequence[Point], floor: tuple[str, float] | None, x_title: str, y_title: str) -> str:
-    """Accuracy against cost, the cost on a logarithmic axis; floor: a method without cost, drawn as a line."""
-    heights = [point.y for point in points] + ([floor[1]] if floor else [])
+def complexity(points: Sequence[Point], lines: Mapping[str, float], x_title: str, y_title: str) -> str:
+    """Accuracy against cost, the cost on a logarithmic axis; lines: accuracies whose cost is not known, or nothing."""
+    heights = [point.y for point in points] + list(lines.values())
     ticks = _ticks(min(heights), max(heights))
     low, high = ticks[0], ticks[-1]
     first = math.floor(math.log10(min(point.x for point in points) / 1.5))
@@ -116,18 +118,18 @@ def complexity(points: Sequence[Point], floor: tuple[str, float] | None, x_title
             f'<line class="grid" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(tick, "")}</text>'
         )
-    if floor:
-        y = upwards(floor[1])
+    for name, value in lines.items():
+        y = upwards(value)
         parts.append(
             f'<line class="equal" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{left + 6}" y="{y - 5 if y > top + 20 else y + 15:.1f}">{escape(_short(floor[0], 40))}</text>'
+            f'<text x="{left + 6}" y="{y - 5 if y > top + 20 else y + 15:.1f}">{escape(_short(name, 40))}</text>'
         )
-    for index, point in enumerate(points):
+    for point in points:
         x, y = across(point.x), upwards(point.y)
         anchor, shift = ("end", -10) if x > left + inner_width / 2 else ("start", 10)
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour(index)}">'
-            f"<title>{escape(point.label)}</title></circle>"
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{point.fill}">'
+            f"<title>{escape(point.label)}: {point.y:.4f} at {point.x:.4g}</title></circle>"
             f'<text x="{x + shift:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(_short(point.label, 40))}</text>'
         )
     parts += _axis_titles(left, top, inner_width, inner_height, x_title, y_title)

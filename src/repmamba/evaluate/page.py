@@ -6,12 +6,14 @@ the images that were evaluated and stay under their terms.
 """
 
 import base64
+import csv
 import hashlib
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from PIL import Image
 
 from repmamba import __version__
 from repmamba.data.pairs import Pair, PairFiles
+from repmamba.errors import SourceError
 from repmamba.evaluate import charts
 from repmamba.evaluate.cost import Cost
 from repmamba.evaluate.metrics import Metric, in_levels
@@ -71,10 +74,35 @@ class Excerpt:
     truth: NDArray[np.uint8]
 
 
-def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True) -> str:
+def read_others(path: Path) -> list[charts.Point]:
+    """Networks to show beside ours in the plot of cost: CSV lines of name, 10^9 multiply-adds, value; "#" for a remark.
+
+    Raises SourceError, naming the line.
+    """
+    points = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
+    for number_of_line, row in enumerate(csv.reader(text.splitlines()), start=1):
+        if not row or row[0].startswith("#"):
+            continue
+        try:
+            name, cost, value = row
+            point = charts.Point(float(cost), float(value), name.strip(), charts.GREY)
+        except ValueError:
+            point = None
+        if point is None or not (0 < point.x < math.inf and math.isfinite(point.y)):
+            raise SourceError(f"Line {number_of_line} of {path} is not: name, 10^9 multiply-adds, value.")
+        points.append(point)
+    return points
+
+
+def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
     """The whole page as text. The first metric orders the images and is drawn; the last method is compared with.
 
-    pictures: False leaves out all excerpts, where the images must not be shown.
+    pictures: False leaves out all excerpts, where the images must not be shown.  others: networks that were measured
+    elsewhere, by the first metric on the first set, for the plot of cost.
     """
     metric = scores.metrics[0]
     body = [
@@ -87,7 +115,7 @@ def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True) -> st
     if len(scores.methods) > 1:
         body += ["<h2>Differences on the same images</h2>", _differences(scores)]
     if costs:
-        body += ["<h2>Accuracy against cost</h2>", _cost(scores, costs, metric)]
+        body += ["<h2>Accuracy against cost</h2>", _cost(scores, costs, metric, others)]
     for one in scores.sets:
         body += [f"<h2>{escape(one.name)}</h2>", *_set(scores, one, metric, pictures=pictures)]
     body += ["<h2>Rules</h2>", _list(rule_lines(scores.metrics)), "<h2>Methods</h2>"]
@@ -144,7 +172,7 @@ def _differences(scores: Scores) -> str:
     return f'{note}<div class="wide"><table>{heads}{"".join(rows)}</table></div>'
 
 
-def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric) -> str:
+def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]) -> str:
     heads = ("network", "parameters", "RepConvs folded", "10⁹ multiply-adds", "of these scan", "ms", "peak MB")
     rows = [
         f"<tr><td>{escape(name)}</td><td>{cost.parameters:,}</td><td>{cost.parameters_folded:,}</td>"
@@ -156,21 +184,20 @@ def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric) -> str:
     table = f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
     note = "".join(f'<p class="note">{escape(line.strip())}</p>' for line in cost_lines(costs))
     one = scores.sets[0]
+    means = {method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods}
     points = [
-        charts.Point(costs[method.name].multiply_adds / 1e9, mean, method.name)
-        for method in scores.methods
-        if method.name in costs and math.isfinite(mean := scores.summary(one.name, method.name, metric).mean)
-    ]
-    floors = [
-        (method.name, mean)
-        for method in scores.methods
-        if method.upscaler is None and math.isfinite(mean := scores.summary(one.name, method.name, metric).mean)
+        charts.Point(costs[method.name].multiply_adds / 1e9, means[method.name], method.name, charts.colour(index))
+        for index, method in enumerate(scores.methods)
+        if method.name in costs and math.isfinite(means[method.name])
     ]
     if not points:
         return f'<div class="wide">{table}</div>{note}'
+    lines = {name: mean for name, mean in means.items() if name not in costs and math.isfinite(mean)}
     size = f"{costs[points[0].label].height}x{costs[points[0].label].width} LR"
+    if others:
+        note += '<p class="note">Grey: figures brought from elsewhere, not measured in this run.</p>'
     chart = charts.complexity(
-        points, floors[-1] if floors else None, f"10⁹ multiply-adds, {size}", f"{_heading(metric)} on {one.name}"
+        [*points, *others], lines, f"10⁹ multiply-adds, {size}", f"{_heading(metric)} on {one.name}"
     )
     return f'<div class="wide">{table}</div>{note}{chart}'
 
@@ -260,7 +287,8 @@ def _excerpt(shown: Excerpt) -> str:
     figures.append(_figure(shown.truth, "GT"))
     errors = [_figure(_error_colours(error / largest), f"error of {name}") for name, _, error in shown.results]
     parts = [f"<p><b>{escape(shown.title)}</b></p>", f'<div class="excerpt">{"".join(figures)}</div>']
-    parts.append(f'<div class="excerpt">{"".join(errors)}</div>')
+    # The empty figure stands below LR, so that each error is below its picture.
+    parts.append(f'<div class="excerpt"><figure></figure>{"".join(errors)}</div>')
     parts.append(
         f'<p class="note">Error: mean over the bands, black 0, bright {largest:.3g} or more. Below, slide.</p>'
     )
