@@ -44,7 +44,12 @@ from repmamba.cli import options
 @options.device
 @options.backend
 @options.precision
-@options.tile
+@click.option(
+    "--tile",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Enlarge in tiles that keep this edge, in LR pixels.  [default: one pass over the whole image, as published]",
+)
 @options.quiet
 def evaluate(
     folders: tuple[Path, ...],
