@@ -41,8 +41,8 @@ def refused(package, importer):
     allowed = package in ("repmamba", "torch", "numpy") or package in sys.stdlib_module_names
     return PACKAGE in importer and not allowed
 """
-# These need the package that they are written for, and are imported inside the functions of their backend alone.
-LOADED_WHEN_A_BACKEND_STARTS = {"repmamba.scan.numba_kernels", "repmamba.scan.vector_ir"}
+# Needs the package that it is written for, and is imported inside a function of its backend alone.
+LOADED_WHEN_A_BACKEND_STARTS = {"repmamba.scan.numba_kernels"}
 
 COMPILED = {"repmamba.scan.numba_kernels", "repmamba.scan.vector_ir", "repmamba.network.depthwise_numba"}
 """Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""

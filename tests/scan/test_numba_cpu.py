@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +179,39 @@ def test_a_second_process_finds_the_compiled_kernel_in_a_cache_of_the_users_choi
         for _ in range(2)
     ]
     assert hits == ["0", "1"]
+
+
+ON_ANOTHER_PROCESSOR = """
+import sys, torch
+from repmamba.scan import numba_kernels
+from repmamba.scan.selective import selective_scan
+
+assert numba_kernels.LANES == int(sys.argv[1]), numba_kernels.LANES
+torch.manual_seed(0)
+u, dt = torch.randn(1, 24, 70), 3 * torch.randn(1, 24, 70)
+B, C = torch.randn(1, 2, 16, 70), torch.randn(1, 2, 16, 70)
+leaves = [x.requires_grad_() for x in (u, dt, -4 * torch.rand(24, 16), B, C, torch.randn(24), torch.randn(24))]
+results = []
+for backend in ("numba", "definition"):
+    y = selective_scan(*leaves[:6], dt_bias=leaves[6], backend=backend)
+    results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+for found, expected in zip(*results, strict=True):
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other processors are of this family")
+@pytest.mark.long
+@pytest.mark.parametrize(("lanes", "features"), [(8, "+avx2,+fma"), (4, "+sse4.2")], ids=["AVX2", "SSE"])
+def test_code_for_lesser_processors_agrees_with_the_definition_too(lanes, features, tmp_path):
+    if "+avx2" in features and "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("this processor has no AVX2")
+    environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER_PROCESSOR, str(lanes)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
