@@ -30,6 +30,7 @@ from repmamba.scene.journal import Journal, TilePixels
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import (
     GDAL_FAILURES,
+    Overlaps,
     Progress,
     gdal_window,
     measure,
@@ -56,6 +57,7 @@ class Mosaic:
     def __init__(self, journal: Journal, profile: OutputProfile) -> None:
         self._journal, self._profile = journal, profile
         self.windows: Sequence[Window] = journal.layout.tiles
+        self._overlaps = Overlaps(self.windows)
         self.pieces: dict[int, Piece] = {}  # of every tile that was read so far
         self._kept: OrderedDict[int, TilePixels] = OrderedDict()
 
@@ -63,15 +65,11 @@ class Mosaic:
         """The pixels of a window, and the mask where the profile has one."""
         rows = np.empty((window.height, self._profile.count, window.width), self._profile.dtype)
         valid = np.ones((window.height, window.width), bool) if self._profile.mask else None
-        for index, tile_window in enumerate(self.windows):
-            shared = tile_window.clipped(window)
-            if shared.is_empty:
-                continue
+        for index in self._overlaps.indices(window):
+            shared = self.windows[index].clipped(window)
             tile = self.tile(index)
-            (to_row, to_col), (from_row, from_col) = (
-                shared.seen_from(window).slices,
-                shared.seen_from(tile_window).slices,
-            )
+            to_row, to_col = shared.seen_from(window).slices
+            from_row, from_col = shared.seen_from(self.windows[index]).slices
             rows[to_row, :, to_col] = tile.rows[from_row, :, from_col]
             if valid is not None and tile.valid is not None:
                 valid[to_row, to_col] = tile.valid[from_row, from_col]
@@ -331,10 +329,13 @@ def halved(
     half: NDArray[Any] = mean.astype(data.dtype)
     if nodata is not None:
         largest = np.where(held, quads, -np.inf).max(axis=0)
-        unlucky: NDArray[np.bool_] = np.logical_and(number > 0, np.equal(half, nodata))
+        unlucky = np.logical_and(number > 0, np.equal(half, nodata))
         half[unlucky] = largest[unlucky].astype(data.dtype)
         half[number == 0] = nodata
-    return half, None if valid is None else _quads(valid[None]).any(axis=0)[0]
+    if valid is None:
+        return half, None
+    half_valid: NDArray[np.bool_] = np.logical_or.reduce(_quads(valid[None])[:, 0])
+    return half, half_valid
 
 
 def _present(

@@ -66,6 +66,20 @@ def squares(width: int, height: int, edge: int) -> tuple[Window, ...]:
     )
 
 
+class Overlaps:
+    """Which of many windows share pixels with another one; quick for tens of thousands."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        edges = np.array([(w.row, w.col, w.row + w.height, w.col + w.width) for w in windows]).reshape(-1, 4)
+        self._top, self._left, self._bottom, self._right = edges.T
+
+    def indices(self, window: Window) -> list[int]:
+        """The positions of the windows that overlap this one, in order."""
+        rows = (self._top < window.row + window.height) & (self._bottom > window.row)
+        cols = (self._left < window.col + window.width) & (self._right > window.col)
+        return [int(index) for index in np.flatnonzero(rows & cols)]
+
+
 class _Measure:
     """The digests and means of one window, fed with its rows from top to bottom."""
 
@@ -108,14 +122,14 @@ def measure(
     one_pass: read by strips of whole rows, from top to bottom. look is shown all that is read.
     """
     measures = [_Measure(window, dataset.count) for window in windows]
+    overlaps = Overlaps(windows)
     pending = 0
     for index, part in _order(dataset, windows, one_pass):
         rows, valid = _read(dataset, part, mask)
         if look is not None:
             look(part, rows, valid)
-        for at, inside in [(index, part)] if index is not None else _shared(windows, part):
-            cut = inside.seen_from(part)
-            slices = cut.slices
+        for at in [index] if index is not None else overlaps.indices(part):
+            slices = windows[at].clipped(part).seen_from(part).slices
             measures[at].feed(
                 rows[slices[0], :, slices[1]], None if valid is None else valid[slices], means=not lossless
             )
@@ -134,11 +148,6 @@ def _order(dataset: Any, windows: Sequence[Window], one_pass: bool) -> Iterator[
         return
     for row in range(0, dataset.height, STRIP):
         yield None, Window(row, 0, min(STRIP, dataset.height - row), dataset.width)
-
-
-def _shared(windows: Sequence[Window], part: Window) -> list[tuple[int, Window]]:
-    shared = [(index, window.clipped(part)) for index, window in enumerate(windows)]
-    return [(index, window) for index, window in shared if not window.is_empty]
 
 
 def _is_read(window: Window, part: Window, pending: int, index: int | None) -> bool:
