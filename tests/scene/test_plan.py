@@ -9,8 +9,9 @@ from affine import Affine
 from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
+from repmamba.scene.admission import Reading
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
-from repmamba.scene.raster import Reading, open_raster
+from repmamba.scene.raster import open_raster
 from repmamba.tiles.window import Window
 
 

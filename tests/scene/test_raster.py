@@ -10,7 +10,8 @@ import rasterio
 from PIL import Image
 
 from repmamba.errors import CorruptSource, SourceError, UsageError
-from repmamba.scene.raster import Limits, Reading, open_raster
+from repmamba.scene.admission import Limits, Reading
+from repmamba.scene.raster import open_raster
 from repmamba.tiles.plan import plan_tiles
 from repmamba.tiles.window import Window
 

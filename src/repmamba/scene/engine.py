@@ -18,11 +18,13 @@ from typing import Any, Literal, TypedDict, Unpack
 from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
+from repmamba.scene.admission import Reading
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import other_jobs
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
-from repmamba.scene.raster import Pixels, Raster, Reading, open_raster
+from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.stored import Pixels
 from repmamba.scene.tile_step import upscale_tile
 from repmamba.scene.writer import SceneWriter
 from repmamba.tiles.window import Window

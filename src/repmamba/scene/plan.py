@@ -20,11 +20,12 @@ from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
+from repmamba.scene.admission import Reading
 from repmamba.scene.formats import FORMATS, check_fit, format_of
 from repmamba.scene.grid import refined_gcps, refined_rpcs
 from repmamba.scene.journal import JobIdentity, identify_file
 from repmamba.scene.output import OutputProfile
-from repmamba.scene.raster import Raster, RasterFacts, Reading
+from repmamba.scene.raster import Raster, RasterFacts
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
 

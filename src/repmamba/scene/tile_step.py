@@ -13,7 +13,7 @@ from repmamba.inference.consistency import consistent
 from repmamba.inference.upscaler import Upscaler, restored
 from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.scene.plan import ScenePlan
-from repmamba.scene.raster import Pixels
+from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
 
 

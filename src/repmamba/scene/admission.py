@@ -1,0 +1,134 @@
+"""Admission: which sources are opened at all, and what they may declare before memory is taken for them.
+
+The user's own files are read wherever they are named, virtual rasters and addresses included. A stranger's are regular
+files of four formats, known by their first bytes, without side-cars, and small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repmamba.errors import SourceError, UsageError
+from repmamba.pixels.radiometry import DTYPES
+
+GDAL_SETTINGS = {
+    "GDAL_CACHEMAX": 64,  # MB; more was not faster, and memory grows by 1.8 times of it
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
+}
+STRANGERS_SETTINGS = {  # a side-car file of a stranger may name any file of this machine, or another one's address
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+}
+STRANGERS_DRIVERS = {  # first bytes -> the only driver that is tried
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a file may declare before memory is taken for it."""
+
+    pixels: int = 1 << 36
+    bands: int = 1000
+    block_bytes: int = 1 << 32
+    pixels_per_byte: float = float("inf")  # of the file
+
+    @classmethod
+    def for_strangers(cls) -> Limits:
+        """For files whose maker is not the one who runs this."""
+        return cls(pixels=1 << 28, bands=200, block_bytes=64 << 20, pixels_per_byte=4000)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a source is read."""
+
+    untrusted: bool = False
+    max_pixels: int | None = None
+    fill_corrupt: bool = False  # blocks that cannot be read are missing pixels, and counted
+    expand_palette: bool = False  # colours in place of classes
+
+    @property
+    def limits(self) -> Limits:
+        """What is allowed, --max-pixels included."""
+        usual = Limits.for_strangers() if self.untrusted else Limits()
+        if self.max_pixels is None:
+            return usual
+        return Limits(self.max_pixels, usual.bands, usual.block_bytes)
+
+
+def check_file(name: str, how: Reading) -> str | None:
+    """Look at the file before GDAL does; the driver to open it with, None for whichever takes it."""
+    path = Path(name)
+    named_elsewhere = "://" in name or name.startswith("/vsi") or (":" in name and not path.exists())
+    if named_elsewhere and not how.untrusted:
+        return None
+    if not path.exists():
+        raise SourceError(f"{name} does not exist: check the path.")
+    if path.is_dir() and (how.untrusted or path.suffix.upper() not in (".SAFE", ".ZARR", ".GDB")):
+        raise SourceError(f"{name} is a folder: name the files in it.")
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        raise SourceError(f"{name} is no regular file: name one that is.")
+    if path.stat().st_size == 0:
+        raise SourceError(f"{name} is empty: it has 0 bytes.")
+    if not how.untrusted:
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read: {error.strerror}.") from error
+    for magic, driver in STRANGERS_DRIVERS.items():
+        if head.startswith(magic):
+            return driver
+    raise SourceError(f"{name} is none of the formats taken from strangers: GeoTIFF, JPEG 2000, PNG, JPEG.")
+
+
+def check_dataset(name: str, dataset: Any, how: Reading) -> None:
+    """Refuse what cannot be enlarged, and what declares more than is allowed, before a pixel is decoded."""
+    if dataset.count == 0:
+        parts = dataset.subdatasets
+        if parts and not how.untrusted:
+            raise UsageError(f"{name} holds several rasters; name one of them: {', '.join(parts)}")
+        raise SourceError(f"{name} holds no bands.")
+    types = sorted(set(dataset.dtypes))
+    if len(types) > 1:
+        raise SourceError(f"{name} has bands of several types ({', '.join(types)}); give them one type first.")
+    if types[0] not in DTYPES:
+        raise SourceError(f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}.")
+    limits = how.limits
+    pixels = dataset.width * dataset.height
+    if pixels > limits.pixels:
+        raise SourceError(
+            f"{name} declares {dataset.width} x {dataset.height} pixels, and {limits.pixels} are allowed; "
+            "raise --max-pixels if that is meant."
+        )
+    if dataset.count > limits.bands:
+        raise SourceError(f"{name} declares {dataset.count} bands, and {limits.bands} are allowed.")
+    rows, cols = dataset.block_shapes[0]
+    block_bytes = rows * cols * np.dtype(types[0]).itemsize * (dataset.count if _is_interleaved(dataset) else 1)
+    if block_bytes > limits.block_bytes:
+        raise SourceError(f"{name} has blocks of {cols} x {rows} pixels, more than may be decoded at once.")
+    path = Path(name)
+    if path.is_file() and pixels > limits.pixels_per_byte * path.stat().st_size:
+        raise SourceError(
+            f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} bytes, which no image "
+            "needs so few for; raise --max-pixels if that is meant."
+        )
+
+
+def _is_interleaved(dataset: Any) -> bool:
+    return bool(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL")

@@ -1,0 +1,235 @@
+"""The pixels of a file as a raster shows them: upright, colours in place of a palette, alpha last.
+
+What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for come row by row: the
+rows of the last one are kept. Errors of the libraries below become one line here, in `reading`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+
+from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
+from repmamba.scene.admission import Reading
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+Pixels = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w) in the source's type; valid (h, w)
+
+PICTURES = ("JPEG", "PNG", "WEBP", "GTiff")  # formats whose files may ask to be turned before they are shown
+TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # EXIF orientation -> how to turn (..., h, w) upright
+    1: lambda stored: stored,
+    2: lambda stored: stored[..., ::-1],
+    3: lambda stored: stored[..., ::-1, ::-1],
+    4: lambda stored: stored[..., ::-1, :],
+    5: lambda stored: stored.swapaxes(-1, -2),
+    6: lambda stored: stored.swapaxes(-1, -2)[..., ::-1],
+    7: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, ::-1],
+    8: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, :],
+}
+
+
+@contextmanager
+def reading(name: str, window: Window | None = None) -> Iterator[None]:
+    """Turn what GDAL, rasterio and Pillow raise while a file is read into one line that names it, and the window."""
+    try:
+        yield
+    except RepmambaError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller --tile.") from error
+    except (rasterio.errors.RasterioError, CPLE_BaseError, OSError, SystemError, SyntaxError, ValueError) as error:
+        reason = _reason(error)
+        if window is None:
+            raise SourceError(f"{name} cannot be read: {reason}") from error
+        raise CorruptSource(
+            f"{name} is corrupt or truncated: its columns {window.col} to {window.col + window.width - 1}, rows "
+            f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it again, or take what "
+            "cannot be read as missing with --on-corrupt fill."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message, on one line: rasterio's own says only that there is another."""
+    inner = error.__cause__ or error.__context__
+    text = str(getattr(inner, "errmsg", None) or (inner if inner is not None else error)) or type(error).__name__
+    return " ".join(text.split())
+
+
+@dataclass(slots=True)
+class StoredPixels:
+    """The pixels of a dataset, read by one thread at a time."""
+
+    name: str
+    dataset: Any
+    by_rows: bool
+    fill_corrupt: bool
+    bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
+    lookup: NDArray[Any] | None = None  # (index) -> (bands,), for palettes
+    turned: Pixels | None = None  # the whole picture, where it had to be turned
+    corrupt_pixels: int = 0
+    _first: int = 0  # row at which the buffer begins
+    _buffer: Pixels | None = field(default=None, repr=False)
+
+    def read(self, window: Window) -> Pixels:
+        """raw (bands, h, w) and valid (h, w) of a window."""
+        if self.turned is not None:
+            raw, valid = self.turned
+            return raw[:, *window.slices], valid[window.slices]
+        if not self.by_rows:
+            return self.shown(self._decoded(window))
+        raw, valid = self._rows(window.row, window.row + window.height)
+        cols = slice(window.col, window.col + window.width)
+        return self.shown((raw[..., cols], valid[..., cols]))
+
+    def whole(self) -> Pixels:
+        """All of it, as the file has it."""
+        return self._decoded(Window(0, 0, self.dataset.height, self.dataset.width))
+
+    def memory_of(self, rows: int) -> int:
+        """Bytes that are kept while windows of so many rows are read."""
+        if self.turned is not None:
+            return sum(part.nbytes for part in self.turned)
+        row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * len(self.bands) + 1)
+        return row * (rows + self.dataset.block_shapes[0][0]) if self.by_rows else 0
+
+    def _rows(self, first: int, end: int) -> Pixels:
+        """Whole rows, of which those of the last call are still there: windows come row by row, and overlap."""
+        kept = self._buffer
+        if kept is None or not self._first <= first <= self._first + kept[0].shape[1]:
+            kept = None
+            self._first = first
+        have = self._first + (kept[0].shape[1] if kept else 0)
+        if end > have:
+            # To the end of the block that holds the last row: it is decoded anyway.
+            block = self.dataset.block_shapes[0][0]
+            until = min(self.dataset.height, -(-end // block) * block) if block < self.dataset.height else end
+            more = self._decoded(Window(have, 0, until - have, self.dataset.width))
+            if kept is not None:
+                more = (
+                    np.concatenate([kept[0][:, first - self._first :], more[0]], axis=1),
+                    np.concatenate([kept[1][first - self._first :], more[1]], axis=0),
+                )
+                self._first = first
+            kept = more
+        assert kept is not None
+        self._buffer = kept
+        rows = slice(first - self._first, end - self._first)
+        return kept[0][:, rows], kept[1][rows]
+
+    def _decoded(self, window: Window) -> Pixels:
+        try:
+            with reading(self.name, window):
+                return self._from_file(window)
+        except CorruptSource:
+            if not self.fill_corrupt:
+                raise
+        return self._block_by_block(window)
+
+    def _from_file(self, window: Window) -> Pixels:
+        rows, cols = window.slices
+        place = ((rows.start, rows.stop), (cols.start, cols.stop))
+        raw = self.dataset.read(list(self.bands), window=place)
+        return raw, self.dataset.dataset_mask(window=place) != 0
+
+    def _block_by_block(self, window: Window) -> Pixels:
+        """A window of which something cannot be read: what can, and the rest missing."""
+        raw = np.zeros((len(self.bands), window.height, window.width), self.dataset.dtypes[0])
+        valid = np.zeros((window.height, window.width), bool)
+        height, width = self.dataset.block_shapes[0]
+        for row in range(window.row // height * height, window.row + window.height, height):
+            for col in range(window.col // width * width, window.col + window.width, width):
+                part = Window(row, col, height, width).clipped(window)
+                place = part.seen_from(window).slices
+                try:
+                    with reading(self.name, part):
+                        raw[:, *place], valid[place] = self._from_file(part)
+                except CorruptSource as damage:
+                    logger.warning("%s Taken as missing.", damage)
+                    self.corrupt_pixels += part.height * part.width
+        return raw, valid
+
+    def shown(self, stored: Pixels) -> Pixels:
+        """What the file has, with the colours of its palette."""
+        raw, valid = stored
+        if self.lookup is None:
+            return raw, valid
+        colours = np.moveaxis(self.lookup[raw[0]], -1, 0)
+        return colours, valid
+
+
+def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) -> StoredPixels:
+    """How the pixels of an open dataset are to be read. Raises UsageError for a palette of classes."""
+    alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
+    colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
+    stored = StoredPixels(
+        name=name,
+        dataset=dataset,
+        by_rows=dataset.block_shapes[0][1] >= dataset.width,
+        fill_corrupt=how.fill_corrupt,
+        bands=(*colours, *alpha[:1]),
+        lookup=_palette(name, dataset, how),
+    )
+    turn = _orientation(dataset, files)
+    if turn != 1:
+        raw, valid = stored.shown(stored.whole())
+        stored.turned = (np.ascontiguousarray(TURNS[turn](raw)), np.ascontiguousarray(TURNS[turn](valid)))
+    return stored
+
+
+def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
+    """The colours of a palette, (entries, 3) or (entries, 4); None where there is no palette. Refuses classes."""
+    if dataset.colorinterp[0].name != "palette" or dataset.count != 1:
+        return None
+    if not how.expand_palette and _is_classes(dataset):
+        raise UsageError(
+            f"{name} has a palette, and its values look like classes, which cannot be enlarged as imagery. "
+            "If its colours are a picture, enlarge those with --expand-palette."
+        )
+    entries = dataset.colormap(1)
+    size = 1 << (8 * np.dtype(dataset.dtypes[0]).itemsize)
+    colours = np.zeros((size, 4), np.uint8)
+    for index, colour in entries.items():
+        colours[index] = colour
+    used = colours[list(entries)]
+    return colours if (used[:, 3] != 255).any() else colours[:, :3]
+
+
+def _is_classes(dataset: Any) -> bool:
+    """A palette with a place on a map is a legend; one without is a way to store a picture."""
+    return dataset.crs is not None or not dataset.transform.is_identity
+
+
+def _orientation(dataset: Any, files: Sequence[Path]) -> int:
+    """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
+    if dataset.driver not in PICTURES or not files or dataset.crs is not None or not dataset.transform.is_identity:
+        return 1
+    if dataset.gcps[0] or dataset.tags(ns="RPC"):
+        return 1
+    asked = dataset.tags().get("EXIF_Orientation")
+    if asked is None and dataset.driver != "JPEG":  # GDAL tells of it for JPEG alone
+        asked = _orientation_by_pillow(files[0])
+    return int(asked) if str(asked).isdigit() and 1 <= int(asked) <= 8 else 1
+
+
+def _orientation_by_pillow(path: Path) -> str | None:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
+            with Image.open(path) as image:
+                return str(image.getexif().get(0x0112))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
