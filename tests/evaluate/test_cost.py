@@ -48,7 +48,7 @@ def test_the_count_is_that_of_what_runs(monkeypatch, options):
     """Against torch's counter of convolutions and matrix products; the scan, which it does not know, left out."""
     config = NetworkConfig(**({"depths": (1,)} | options))
     network = RepMamba(config).eval()
-    monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others: p)
+    monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others, **options: p)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.rand(1, config.in_chans, 8, 6))
     parts = multiply_adds(config, 8, 6, "trained")

@@ -19,7 +19,7 @@ from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import cost_of
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import metrics_of
-from repmamba.evaluate.page import page, read_others
+from repmamba.evaluate.page import _window, page, read_others
 from repmamba.evaluate.report import number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
 from repmamba.network.config import PUBLISHED
@@ -120,6 +120,16 @@ def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
     assert len(parsed.of("circle")) == 4
     # LR, two methods, GT and two error maps of four images, and two pictures in each slider
     assert len(parsed.of("img")) == 4 * (6 + 2)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_an_excerpt_is_the_square_in_which_two_methods_differ_most(scale):
+    telling = np.zeros((40 * scale, 70 * scale))
+    telling[3, 69 * scale] = 1
+    rows, cols = _window(telling, scale)
+    assert rows.stop - rows.start == cols.stop - cols.start == min(40 * scale, 96 // scale * scale)
+    assert rows.start % scale == cols.start % scale == 0
+    assert telling[rows, cols].sum() == 1
 
 
 def test_the_page_can_leave_out_all_pictures(scores):

@@ -339,14 +339,13 @@ def _error(sr: NDArray[np.generic], pair: Pair) -> NDArray[np.float64]:
 
 
 def _window(telling: NDArray[np.float64], scale: int) -> tuple[slice, slice]:
-    """The window of EXCERPT pixels, at multiples of the scale, whose sum is largest."""
-    edge = EXCERPT // scale * scale
-    height, width = (min(edge, length) for length in telling.shape)
+    """The square of at most EXCERPT pixels, at multiples of the scale, whose sum is largest."""
+    edge = min(EXCERPT, *telling.shape) // scale * scale
     sums = np.pad(telling, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    whole = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    whole = sums[edge:, edge:] - sums[:-edge, edge:] - sums[edge:, :-edge] + sums[:-edge, :-edge]
     row, col = np.unravel_index(int(whole[::scale, ::scale].argmax()), whole[::scale, ::scale].shape)
     top, left = int(row) * scale, int(col) * scale
-    return slice(top, top + height), slice(left, left + width)
+    return slice(top, top + edge), slice(left, left + edge)
 
 
 def _stretch(hr: NDArray[np.generic]) -> tuple[float, float]:
