@@ -165,3 +165,11 @@ def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse
 def test_an_unknown_backend_is_refused(small_weights):
     with pytest.raises(UsageError, match="asks for the scan 'abacus'"):
         load(small_weights, backend="abacus")
+
+
+def test_a_range_can_be_given_and_nothing_is_clipped_to_it(upscaler):
+    unit = random.random((9, 11, 3))
+    reflectance = (unit * 4000).astype(np.float32)
+    result = upscaler.upscale(reflectance, value_range=(0, 4000))
+    np.testing.assert_allclose(result / 4000, upscaler.upscale(unit), atol=1e-5)
+    assert result.max() > 4000 or result.min() < 0

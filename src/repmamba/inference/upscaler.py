@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import find_weights
+from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
@@ -34,7 +36,7 @@ from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
 
-Scalar = TypeVar("Scalar", bound=np.generic)
+Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +67,40 @@ class Upscaler:
         """unit: (B, bands, h, w) in one pass -> (B, bands, scale h, scale w), float32 on the CPU, not clamped."""
         return self.runner.run(unit)
 
-    @overload
-    def upscale(
-        self, array: Tensor, *, tile: int | None = None, halo: int | None = None, workers: int | None = None
-    ) -> Tensor: ...
-    @overload
     def upscale(
         self,
-        array: NDArray[Scalar],
+        array: Image,
         *,
+        value_range: tuple[float, float] | None = None,
         tile: int | None = None,
         halo: int | None = None,
         workers: int | None = None,
-    ) -> NDArray[Scalar]: ...
-    def upscale(
-        self, array: Any, *, tile: int | None = None, halo: int | None = None, workers: int | None = None
-    ) -> Any:
+    ) -> Image:
         """Enlarge an image; the result is of the same kind, type and device.
 
         numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped.
         torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
+        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
+        value_range: what is black and white instead of the type's range; nothing is clipped to it.
         tile, halo: lr pixels, the weights' own unless given.  workers: tiles side by side; no result depends on it.
-        Raises ShapeMismatch, UsageError.
+        Raises ShapeMismatch, UsageError, MissingExtra.
         """
-        cut = _Cut(tile or self.tile, self.halo if halo is None else halo, choose_workers(workers, self.device))
+        side = choose_workers(workers, self.device)
+        cut = _Cut(tile or self.tile, self.halo if halo is None else halo, side, value_range)
+        result: Any
         if isinstance(array, Tensor):
-            return self._upscale_tensor(array, cut)
-        if not isinstance(array, np.ndarray):
+            result = self._upscale_tensor(array, cut)
+        elif is_dataarray(array):
+            planes, nodata = planes_of(array)
+            result = like(array, self._upscale_planes(planes, cut, nodata), self.scale)
+        elif isinstance(array, np.ndarray):
+            result = self._upscale_numpy(array, cut)
+        else:
             raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
-        if array.ndim not in (2, 3) or 0 in array.shape:
-            raise ShapeMismatch(
-                f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
-            )
-        planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
-        result = self._upscale_planes(planes, cut)
-        return result[0] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, 2))
+        image: Image = result
+        return image
 
     def enlarge(self, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         """One tile in one pass for each group of bands: (bands, h, w), finite -> (bands, scale h, scale w).
@@ -116,6 +115,15 @@ class Upscaler:
             result = result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
         return result
 
+    def _upscale_numpy(self, array: NDArray[Any], cut: _Cut) -> NDArray[Any]:
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            raise ShapeMismatch(
+                f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
+            )
+        planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+        result = self._upscale_planes(planes, cut)
+        return result[0] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, 2))
+
     def _upscale_tensor(self, tensor: Tensor, cut: _Cut) -> Tensor:
         if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
             raise ShapeMismatch(
@@ -127,25 +135,29 @@ class Upscaler:
         result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
         return result.to(tensor.device, tensor.dtype)
 
-    def _upscale_planes(self, planes: NDArray[Any], cut: _Cut) -> NDArray[Any]:
-        """planes: (bands, h, w) -> (bands, scale h, scale w), same type."""
+    def _upscale_planes(self, planes: NDArray[Any], cut: _Cut, nodata: float | None = None) -> NDArray[Any]:
+        """planes: (bands, h, w) -> (bands, scale h, scale w), same type; missing where all bands are nodata."""
         bands, height, width = planes.shape
         radiometry = Radiometry.of_type(planes.dtype.name, bands)
+        if cut.value_range is not None:
+            low, high = cut.value_range
+            radiometry = replace(radiometry, low=(low,) * bands, high=(high,) * bands)
         groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
         plan = plan_tiles(height, width, self.scale, tile=cut.tile, halo=cut.halo)
         result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
             raw = planes[:, *tile.read.slices]
-            known = usable(raw, np.ones(raw.shape[1:], bool))
+            known = usable(raw, ~(raw == nodata).all(0))  # nodata that is NaN or None equals nothing
             sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
-            numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy())
+            numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
             if not known.all():
                 numbers = restored(numbers, raw, known, tile, self.scale)
             return tile, numbers
 
-        for tile, numbers in side_by_side(step, plan, cut.workers):
-            result[:, *tile.write.slices] = numbers
+        with closing(side_by_side(step, plan, cut.workers)) as results:
+            for tile, numbers in results:
+                result[:, *tile.write.slices] = numbers
         return result
 
 
@@ -154,6 +166,7 @@ class _Cut:
     tile: int
     halo: int
     workers: int
+    value_range: tuple[float, float] | None
 
 
 def restored(

@@ -1,0 +1,65 @@
+"""xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the same place.
+
+xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.errors import MissingExtra, ShapeMismatch
+
+
+def is_dataarray(array: object) -> bool:
+    """Whether it is an xarray.DataArray, found without importing xarray."""
+    return type(array).__module__.partition(".")[0] == "xarray" and hasattr(array, "dims")
+
+
+def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
+    """The numbers of a DataArray as (bands, h, w), and its nodata. One dimension beside y and x may hold bands."""
+    place = _rioxarray(array)
+    rows, cols = place.y_dim, place.x_dim
+    others = [name for name in array.dims if name not in (rows, cols)]
+    if len(others) > 1 or 0 in array.shape:
+        raise ShapeMismatch(
+            f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside {rows} and {cols} it may "
+            "have one of bands, none of them 0."
+        )
+    ordered = array.transpose(*others, rows, cols).values
+    return ordered if others else ordered[None], place.nodata
+
+
+def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
+    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array."""
+    from affine import Affine
+
+    place = _rioxarray(array)
+    rows, cols = place.y_dim, place.x_dim
+    others = [name for name in array.dims if name not in (rows, cols)]
+    coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
+    transform = place.transform() * Affine.scale(1 / scale)
+    if transform.b == transform.d == 0:  # else no row has one y, and the transform alone says where pixels are
+        coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
+        coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
+    result = type(array)(
+        planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=array.attrs
+    )
+    result = result.rio.set_spatial_dims(x_dim=cols, y_dim=rows).rio.write_transform(transform)
+    if place.crs is not None:
+        result = result.rio.write_crs(place.crs)
+    if place.encoded_nodata is not None:
+        result = result.rio.write_nodata(place.encoded_nodata, encoded=True)
+    elif place.nodata is not None:
+        result = result.rio.write_nodata(place.nodata)
+    return result.transpose(*array.dims)
+
+
+def _rioxarray(array: Any) -> Any:
+    try:
+        import rioxarray  # noqa: F401  gives every DataArray its .rio
+    except ImportError as missing:
+        raise MissingExtra("A DataArray needs rioxarray: pip install 'repmamba[xarray]'.") from missing
+    return array.rio

@@ -1,0 +1,66 @@
+"""xarray: a DataArray comes back larger, in its place, with what is missing still missing."""
+
+import numpy as np
+import pytest
+from affine import Affine
+
+from repmamba import load
+from repmamba.errors import ShapeMismatch
+
+xarray = pytest.importorskip("xarray")
+pytest.importorskip("rioxarray")
+
+
+@pytest.fixture(scope="session")
+def upscaler(small_weights):
+    return load(small_weights)
+
+
+def scene(values, dims=("band", "y", "x"), *, nodata=None, crs="EPSG:32633"):
+    transform = Affine(10, 0, 500000, 0, -10, 4100000)
+    sizes = dict(zip(dims, values.shape, strict=True))
+    coords = {
+        "x": transform.c + 10 * (np.arange(sizes["x"]) + 0.5),
+        "y": transform.f - 10 * (np.arange(sizes["y"]) + 0.5),
+    }
+    if "band" in dims:
+        coords["band"] = [f"B{number}" for number in range(sizes["band"])]
+    array = xarray.DataArray(values, dims=dims, coords=coords, name="scene", attrs={"sensor": "one"})
+    array = array.rio.write_crs(crs).rio.write_transform(transform)
+    return array if nodata is None else array.rio.write_nodata(nodata)
+
+
+@pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
+def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims):
+    sizes = {"band": 3, "y": 8, "x": 11}
+    values = np.random.default_rng(0).integers(0, 256, [sizes[name] for name in dims]).astype(np.uint8)
+    before = scene(values, dims)
+    after = upscaler.upscale(before)
+    assert after.dims == before.dims
+    assert after.dtype == before.dtype
+    assert (after.sizes["y"], after.sizes["x"]) == (16, 22)
+    assert (after.name, after.attrs["sensor"]) == ("scene", "one")
+    assert after.rio.crs == before.rio.crs
+    assert after.rio.bounds() == pytest.approx(before.rio.bounds(), abs=1e-6)
+    assert after.x.values[0] == pytest.approx(500002.5)
+    if "band" in dims:
+        assert list(after.band.values) == ["B0", "B1", "B2"]
+        as_numpy = before.transpose("y", "x", "band").values
+        np.testing.assert_array_equal(after.transpose("y", "x", "band").values, upscaler.upscale(as_numpy))
+
+
+def test_missing_pixels_stay_missing_and_touch_nothing(upscaler):
+    values = np.random.default_rng(1).integers(50, 200, (3, 20, 20)).astype(np.uint16)
+    values[:, 5:8, 5:8] = 0
+    values[0, 15, 15] = 0  # in one band alone: data
+    after = upscaler.upscale(scene(values, nodata=0))
+    expected = np.zeros((40, 40), bool)
+    expected[10:16, 10:16] = True
+    np.testing.assert_array_equal((after.values == 0).all(0), expected)
+    assert after.rio.nodata == 0
+
+
+def test_more_dimensions_than_bands_are_refused(upscaler):
+    array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
+    with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):
+        upscaler.upscale(array)
