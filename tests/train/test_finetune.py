@@ -12,6 +12,7 @@ from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import read_checkpoint
+from repmamba.train import learner
 from repmamba.train.finetune import FEWEST, blocks_of, finetune, split
 
 
@@ -40,6 +41,12 @@ def ground(height: int, width: int, bands: int, top: float, dtype: str) -> np.nd
     return ((np.stack(stripes) + 2) / 4 * top).astype(dtype)
 
 
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch):
+    """The trial of bf16 takes a second, and its outcome is another test's matter."""
+    monkeypatch.setattr(learner, "bf16_is_faster", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scene")
@@ -48,7 +55,7 @@ def scene(tmp_path_factory) -> Path:
 
 def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole_run, tmp_path):
     old = str(whole_run / "last.safetensors")
-    result = finetune([scene], tmp_path, old, steps=60, rate=2e-3)
+    result = finetune([scene], tmp_path, old, steps=30, rate=2e-3)
     assert result.improved
     assert result.gain.low <= result.gain.difference <= result.gain.high
     assert result.weights == str(tmp_path / "finetuned.safetensors")
@@ -106,6 +113,6 @@ def test_a_stopped_run_says_that_it_goes_on(scene, whole_run, tmp_path):
 
 def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
     arguments = ["finetune", str(scene), "--weights", str(whole_run / "last.safetensors"), "-o", str(tmp_path / "run")]
-    result = CliRunner().invoke(cli, [*arguments, "--steps", "20", "--rate", "0.001", "-q"], obj=Invocation())
+    result = CliRunner().invoke(cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation())
     assert result.exit_code == 0, result.output
     assert "held-back blocks, 95 % interval" in result.output

@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 
 from repmamba.data.pairs import find_pairs
-from repmamba.data.patches import Sampler, load_stock
-from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, TrainingStopped
+from repmamba.data.patches import Sampler
+from repmamba.data.stock import load_stock
+from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, TargetError, TrainingStopped
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
 from repmamba.train.curves import read_curve
 from repmamba.train.learner import Learner, parameter_groups
 from repmamba.train.loop import fit
+from repmamba.train.monitor import Monitor
 from repmamba.train.processes import Processes
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
@@ -32,6 +34,7 @@ from repmamba.train.step import Batch
 CHILD = """
 import sys, torch
 from repmamba.train.loop import fit
+from repmamba.train.monitor import Monitor
 from repmamba.train.recipe_file import read_recipe
 torch.set_num_threads(1)
 print("begun", flush=True)
@@ -77,11 +80,11 @@ def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
 
 
 def test_a_run_learns(tiny, tmp_path):
-    result = fit(tiny(steps=60, validation={"every": 60}, checkpoints={"every": 60}), tmp_path, log_every=10)
+    result = fit(tiny(steps=30, validation={"every": 30}, checkpoints={"every": 30}), tmp_path, log_every=6)
     losses = [line["loss"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "step"]
     assert losses[-1] < 0.9 * losses[0]
     assert result.psnr is not None
-    assert result.summary().startswith("Finished after 60 steps; best ")
+    assert result.summary().startswith("Finished after 30 steps; best ")
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -110,8 +113,9 @@ def test_a_run_stopped_by_the_clock_goes_on_as_if_it_had_not_been(tiny, tmp_path
 
 def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
     fit(tiny(), tmp_path / "whole", log_every=4)
-    while not fit(tiny(), tmp_path / "stopped", log_every=4, minutes=0).finished:
-        pass
+    for _ in range(3):
+        fit(tiny(), tmp_path / "stopped", log_every=4, minutes=0)
+    assert fit(tiny(), tmp_path / "stopped", log_every=4).finished
     assert seen(tmp_path / "stopped") == seen(tmp_path / "whole")
 
 
@@ -138,15 +142,21 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp
         assert same_weights(folder, whole_run, "best.safetensors")
 
 
-def test_a_request_to_end_saves_first(tiny, tiny_file, tmp_path, whole_run, seen):
-    child = started(tiny_file, tmp_path)
-    assert child.stdout.readline() == "begun\n"
-    while child.poll() is None and not list(read_curve(tmp_path / "curve.jsonl")):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGTERM)
-    errors = ended(child)
-    stopped_at = newest_save(tmp_path / "saves")[1]["progress"]["step"]
-    assert stopped_at == 8 or "saved after this step" in errors
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_request_to_end_saves_first(tiny, tmp_path, whole_run, seen, monkeypatch, number):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stepped = Monitor.stepped
+
+    def asked(self: Monitor, images: int) -> None:
+        stepped(self, images)
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as asking:
+        asking.setattr(Monitor, "stepped", asked)
+        result = fit(tiny(), tmp_path, log_every=1)
+    assert (result.steps, result.finished) == (1, False)
+    assert saved_steps(tmp_path / "saves") == [1]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     fit(tiny(), tmp_path, log_every=1)
     assert seen(tmp_path) == seen(whole_run)
 
@@ -158,7 +168,7 @@ def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_on
         fit(tiny(), tmp_path, log_every=1, minutes=0)
     newest = tmp_path / "saves" / "step-00000004" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000] + bytes(1000))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "repmamba"):
         fit(tiny(), tmp_path, log_every=1)
     assert "step-00000004 is corrupt" in caplog.text
     assert seen(tmp_path) == seen(whole_run)
@@ -169,7 +179,10 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
-        with caplog.at_level(logging.WARNING), pytest.raises(NoSpace, match="save of step 8 could not be written"):
+        with (
+            caplog.at_level(logging.WARNING, "repmamba"),
+            pytest.raises(NoSpace, match="save of step 8 could not be written"),
+        ):
             fit(tiny(), tmp_path, log_every=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -178,6 +191,12 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny
     assert saved_steps(tmp_path / "saves") == [1]
     assert fit(tiny(), tmp_path, log_every=1).finished
     assert seen(tmp_path) == seen(whole_run)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TargetError, match=r"recipe\.toml cannot be written: "):
+        fit(tiny(), tmp_path / "file")
 
 
 def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
@@ -202,7 +221,7 @@ def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(tiny, wh
     ids=["not finite", "diverging"],
 )
 def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(tiny, tmp_path, monkeypatch, changes, what):
-    monkeypatch.setattr("repmamba.train.loop.SETTLING", 4)
+    monkeypatch.setattr("repmamba.train.run.SETTLING", 4)
     recipe = tiny(**({"checkpoints": {"every": 1}, "data": {"val": []}, "step": {"clip": 0.0}} | changes))
     with pytest.raises(TrainingStopped, match=r"Stopped at step \d+: .*the last good save is .*step-\d+") as stopped:
         fit(recipe, tmp_path)
@@ -244,6 +263,7 @@ def test_only_matrices_decay_where_the_recipe_says_so(tiny):
 
 def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
     recipe = tiny(step={"precision": "bf16"}, steps=2, data={"val": []})
+    caplog.set_level(logging.WARNING, "repmamba")
     for faster, chosen in ((False, "float32"), (True, "bf16")):
         monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_, faster=faster: faster)
         fit(recipe, tmp_path / chosen)

@@ -84,7 +84,7 @@ def garble_the_digests(save: Path) -> None:
 def test_a_corrupt_save_is_set_aside_aloud_and_the_one_before_is_used(tmp_path, caplog, harm):
     write_save(tmp_path, 1, state(1))
     harm(write_save(tmp_path, 2, state(2)))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "repmamba"):
         save, found = newest_save(tmp_path)
     assert found["step"] == 1
     assert save.name == "step-00000001"

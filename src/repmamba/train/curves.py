@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from repmamba.errors import MissingExtra
+from repmamba.errors import MissingExtra, TargetError
 from repmamba.train.saves import replace_durably
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,15 @@ Line = dict[str, Any]
 
 
 class Curve:
-    """The file of lines of one run, opened to go on after `step` steps."""
+    """The file of lines of one run, opened to go on after `step` steps. Raises TargetError."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [line for line in read_curve(path) if line["step"] <= step]
-        replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        try:
+            replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        except OSError as fault:
+            raise TargetError(f"{path} cannot be written: {fault.strerror}. Free some space.") from fault
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
         """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""

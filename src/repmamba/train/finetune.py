@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.data.pairs import Pair, pair_from_hr
-from repmamba.data.patches import Phase, stock_of
+from repmamba.data.patches import Phase
+from repmamba.data.stock import stock_of
 from repmamba.errors import UsageError
 from repmamba.evaluate.metrics import METRICS, psnr
 from repmamba.evaluate.run import Paired, paired_difference
@@ -27,8 +28,9 @@ from repmamba.pixels.nodata import usable
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.tiles.window import Window
-from repmamba.train.loop import FitResult, fit
+from repmamba.train.loop import fit
 from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule, Start, Step
+from repmamba.train.run import FitResult
 from repmamba.train.validation import enlarged
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,14 @@
-"""The processes of one run: alone, or as torchrun or SLURM start them; and what they tell each other.
+"""The processes of one run: alone, or as torchrun or SLURM start them; what they tell each other and what ends them.
 
 Plain torch.distributed: what a run needs of it is a rank, a mean and a wait.
 """
 
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from repmamba.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +120,32 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         yield processes
     finally:
         dist.destroy_process_group()
+
+
+def settle(threads: int | None, nice: int) -> None:
+    """Set this process's threads and niceness."""
+    if nice and hasattr(os, "nice"):
+        os.nice(nice)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether a request to end (SIGTERM, as a cluster's queue sends it, or the first Ctrl-C) has come meanwhile."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        logger.warning("Asked to stop: the run is saved after this step. Once more to stop at once.")
+        asked.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

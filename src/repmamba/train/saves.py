@@ -99,10 +99,13 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """The content at the path, or what was there before: a reader never sees half of it."""
+    """The content at the path, or what was there before: a reader never sees half of it. Raises OSError."""
     part = path.with_name(f".{path.name}.part")
-    write_durably(part, content)
-    part.replace(path)
+    try:
+        write_durably(part, content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

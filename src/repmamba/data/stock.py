@@ -1,0 +1,225 @@
+"""The stock: decoded images that a run learns from, and how a batch of patches is cut from them.
+
+All pixels of all images stand in one long row as they were decoded, in memory, in a mapped file or on a GPU. Crop,
+mirror, flip and turn are arithmetic on indices, and a batch is one gather: the same code wherever the pixels are, and
+no loader of processes. Torch is imported where it is used.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.data.pairs import Pair, PairFiles
+from repmamba.data.patches import Sample, generator
+from repmamba.errors import ShapeMismatch, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+MARGIN = 4
+"""lr pixels around a patch that is degraded, so that blur and reduction see its surroundings; cut off afterwards."""
+
+Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
+"""hr (s h, s w, C) -> lr (h, w, C), both uint8, random choices drawn from the generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Images one behind the other. pixels: (all pixels, C) on some device; starts, heights, widths: (images,)."""
+
+    pixels: "torch.Tensor"
+    starts: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+
+    def cut(self, samples: Sequence[Sample], rows: Iterable[int], cols: Iterable[int], size: int) -> "torch.Tensor":
+        """The patches (B, C, size, size) from these first rows and columns on, as stored. Beyond an image, mirrored."""
+        import torch
+
+        images = [sample.image for sample in samples]
+        row_indices = _line(rows, self.heights[images], [sample.flipped_rows for sample in samples], size)
+        col_indices = _line(cols, self.widths[images], [sample.flipped_cols for sample in samples], size)
+        # A transposed patch runs along its columns first: the two strides change places, not the pixels.
+        transposed = np.array([sample.transposed for sample in samples])[:, None]
+        down = row_indices * self.widths[images][:, None]
+        outer = np.where(transposed, col_indices, down) + self.starts[images][:, None]
+        inner = np.where(transposed, down, col_indices)
+        device = self.pixels.device
+        offsets = torch.from_numpy(outer).to(device)[:, :, None] + torch.from_numpy(inner).to(device)[:, None, :]
+        patches = self.pixels.index_select(0, offsets.flatten())
+        return patches.view(len(samples), size, size, -1).permute(0, 3, 1, 2)
+
+
+class Stock:
+    """The decoded images that a run learns from, small and large."""
+
+    def __init__(self, lr: Row, hr: Row, scale: int) -> None:
+        self.lr = lr
+        self.hr = hr
+        self.scale = scale
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """lr height and width of each image."""
+        return tuple(zip(self.lr.heights.tolist(), self.lr.widths.tolist(), strict=True))
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the pixels are, and where batches are made."""
+        return self.lr.pixels.device
+
+    def batch(
+        self, samples: Sequence[Sample], size: int, *, seed: int = 0, degrade: Degrade | None = None
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """lr (B, C, size, size) and hr (B, C, s size, s size), unit, in channels-last memory.
+
+        degrade: makes lr from the hr patch and the sample's own random numbers, in place of the stored lr.
+        """
+        s = self.scale
+        rows, cols = [sample.row for sample in samples], [sample.col for sample in samples]
+        hr = _unit(self.hr.cut(samples, [s * row for row in rows], [s * col for col in cols], s * size))
+        if degrade is None:
+            return _unit(self.lr.cut(samples, rows, cols, size)), hr
+        wide = self.hr.cut(
+            samples, [s * (row - MARGIN) for row in rows], [s * (col - MARGIN) for col in cols], s * (size + 2 * MARGIN)
+        )
+        return self._degraded(wide, samples, seed, degrade), hr
+
+    def _degraded(self, wide: "torch.Tensor", samples: Sequence[Sample], seed: int, degrade: Degrade) -> "torch.Tensor":
+        import torch
+
+        inner = slice(MARGIN, -MARGIN)
+        patches = [
+            degrade(patch.permute(1, 2, 0).cpu().numpy(), generator(seed, sample.counter, purpose=1))[inner, inner]
+            for patch, sample in zip(wide, samples, strict=True)
+        ]
+        return _unit(torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).to(self.device))
+
+
+def load_stock(
+    files: Sequence[PairFiles], scale: int, *, cache: Path | None = None, device: "torch.device | None" = None
+) -> Stock:
+    """The stock of these files at a scale, decoded once.
+
+    cache: a folder to keep the decoded pixels in, mapped and not read; used again while names, sizes and times of the
+    files are the same.  device: where the pixels go; default the CPU. Raises ShapeMismatch, SourceError, UsageError.
+    """
+    stock = _mapped(files, scale, cache) if cache is not None else stock_of(_decoded(files, scale), scale)
+    if device is None or device.type == "cpu":
+        return stock
+    return Stock(_moved(stock.lr, device), _moved(stock.hr, device), scale)
+
+
+def stock_of(pairs: Iterable[Pair], scale: int) -> Stock:
+    """The stock of pairs that are in memory, or come one by one."""
+    import torch
+
+    lr, hr, index = bytearray(), bytearray(), _Index()
+    for pair in pairs:
+        index.add(pair)
+        lr += _stored(pair.lr).tobytes()
+        hr += _stored(pair.hr).tobytes()
+    dtype = torch.uint8 if index.dtype == "uint8" else torch.float32
+    return index.stock(torch.frombuffer(lr, dtype=dtype), torch.frombuffer(hr, dtype=dtype), scale)
+
+
+def _mapped(files: Sequence[PairFiles], scale: int, cache: Path) -> Stock:
+    """The stock in two files of the cache folder, written now if they are not there."""
+    import torch
+
+    cache.mkdir(parents=True, exist_ok=True)
+    stem = cache / _fingerprint(files, scale)
+    paths = [stem.with_suffix(f".{kind}") for kind in ("lr", "hr", "json")]
+    if not all(path.is_file() for path in paths):
+        parts = [path.with_suffix(path.suffix + ".part") for path in paths]
+        index = _Index()
+        with parts[0].open("wb") as lr_file, parts[1].open("wb") as hr_file:
+            for pair in _decoded(files, scale):
+                index.add(pair)
+                lr_file.write(_stored(pair.lr).tobytes())
+                hr_file.write(_stored(pair.hr).tobytes())
+        parts[2].write_text(json.dumps(index.to_dict()))
+        for part, path in zip(parts, paths, strict=True):  # the index last: where it is, the pixels are whole
+            part.replace(path)
+    index = _Index(**json.loads(paths[2].read_text()))
+    # Copy-on-write, as torch wants memory that could be written; nothing is.
+    lr, hr = (torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in paths[:2])
+    return index.stock(lr, hr, scale)
+
+
+def _decoded(files: Sequence[PairFiles], scale: int) -> Iterator[Pair]:
+    if not files:
+        raise UsageError("There are no images to learn from; name folders that hold some.")
+    with ThreadPoolExecutor(4) as pool:
+        yield from pool.map(lambda one: one.read(scale), files)
+
+
+def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
+    paths = [path for one in files for path in (one.hr, one.lr) if path is not None]
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
+
+
+class _Index:
+    """Where each image of a stock begins and how large it is, as it is filled."""
+
+    def __init__(self, sizes: Sequence[Sequence[int]] = (), scale: int = 0, bands: int = 0, dtype: str = "") -> None:
+        self.sizes = [tuple(size) for size in sizes]
+        self.scale, self.bands, self.dtype = scale, bands, dtype
+
+    def add(self, pair: Pair) -> None:
+        facts = (pair.scale, pair.hr.shape[2], _stored(pair.hr[:1, :1]).dtype.name)
+        if not self.sizes:
+            self.scale, self.bands, self.dtype = facts
+        if facts != (self.scale, self.bands, self.dtype):
+            raise ShapeMismatch(
+                f"{pair.name} has scale {facts[0]}, {facts[1]} bands and type {facts[2]}; the images before it have "
+                f"{self.scale}, {self.bands} and {self.dtype}. A stock holds one kind."
+            )
+        self.sizes.append(pair.lr.shape[:2])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"sizes": self.sizes, "scale": self.scale, "bands": self.bands, "dtype": self.dtype}
+
+    def stock(self, lr: "torch.Tensor", hr: "torch.Tensor", scale: int) -> Stock:
+        sizes = np.array(self.sizes, np.int64)
+        return Stock(self._row(lr, sizes), self._row(hr, sizes * scale), scale)
+
+    def _row(self, pixels: "torch.Tensor", sizes: NDArray[np.int64]) -> Row:
+        areas = sizes.prod(axis=1)
+        return Row(pixels.view(-1, self.bands), np.cumsum(areas) - areas, sizes[:, 0], sizes[:, 1])
+
+
+def _stored(image: NDArray[np.generic]) -> NDArray[np.generic]:
+    """uint8 as it is; other integers as their share of the type's largest number, float32; floats as float32."""
+    if image.dtype == np.uint8:
+        return image
+    if np.issubdtype(image.dtype, np.integer):
+        return (image.astype(np.float64) / np.iinfo(image.dtype.name).max).astype(np.float32)
+    return image.astype(np.float32)
+
+
+def _moved(row: Row, device: "torch.device") -> Row:
+    return Row(row.pixels.to(device), row.starts, row.heights, row.widths)
+
+
+def _line(firsts: Iterable[int], lengths: NDArray[np.int64], flipped: Sequence[bool], size: int) -> NDArray[np.int64]:
+    """(B, size): the indices along one axis, mirrored with the edge repeated, reversed where flipped."""
+    indices = np.array(list(firsts), np.int64)[:, None] + np.arange(size)
+    period = 2 * lengths[:, None]
+    indices = indices % period
+    indices = np.where(indices < lengths[:, None], indices, period - 1 - indices)
+    return np.where(np.array(flipped)[:, None], indices[:, ::-1], indices)
+
+
+def _unit(patches: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return patches.float().div_(255) if patches.dtype == torch.uint8 else patches

@@ -1,0 +1,203 @@
+"""Run: a training run between two of its steps, and what it does with its folder.
+
+The folder holds recipe.toml; curve.jsonl, one line a logged step, validation or note; best.safetensors and
+last.safetensors, for `load`; saves/, for going on; crops/, a picture of each validation; and curve.png at the end.
+"""
+
+import logging
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repmamba.errors import MissingExtra, TargetError, TrainingStopped
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.train.curves import plot_curve
+from repmamba.train.learner import Learner
+from repmamba.train.monitor import Monitor
+from repmamba.train.processes import Processes
+from repmamba.train.recipe import Recipe
+from repmamba.train.saves import newest_save, prune_saves, write_save
+from repmamba.train.step import Batch
+from repmamba.train.validation import Judgement
+
+logger = logging.getLogger(__name__)
+
+SMOOTHING = 0.98
+"""Share of the smoothed loss kept at each step: a memory of about 50 steps."""
+
+SETTLING = 100
+"""Steps before the smoothed loss is compared with its lowest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a call of fit came to.
+
+    weights: the best file, or the last where nothing was validated.  steps: done in all, by this call and those before.
+    psnr: of the best validation, in dB by the recipe's rule; None without one.
+    """
+
+    weights: Path
+    steps: int
+    finished: bool
+    psnr: float | None
+    best_step: int
+    rule: str
+
+    def summary(self) -> str:
+        """One line for the user."""
+        state = "Finished" if self.finished else "Stopped, to be gone on with,"
+        best = "" if self.psnr is None else f"; best {self.psnr:.3f} dB ({self.rule}), at step {self.best_step}"
+        return f"{state} after {self.steps} steps{best}; weights in {self.weights}."
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is and what it remembers of its losses: plain values, saved with it.
+
+    step: steps done.  pending: losses and gradient norms since the last line of the curve.  smoothed, lowest: the
+    smoothed loss and its lowest value so far.  best, best_step: the highest PSNR in dB, and after how many steps.
+    """
+
+    step: int = 0
+    pending: list[list[float]] = field(default_factory=list)
+    smoothed: float = math.nan
+    lowest: float = math.inf
+    best: float = -math.inf
+    best_step: int = 0
+
+
+class Run:
+    """A run between two of its steps: the learner, the progress and the folder that keeps both."""
+
+    def __init__(self, recipe: Recipe, folder: Path, learner: Learner, processes: Processes) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.learner = learner
+        self.processes = processes
+        self.progress = Progress()
+        self._unread: list[Tensor] = []  # loss and gradient norm of steps that the device may not have finished
+        self._rate = 0.0
+        self._unsaved: TargetError | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.progress.step
+
+    def due(self, every: int) -> bool:
+        """Whether what happens every so many steps happens now; at the end of the run, all of it does."""
+        return self.step % every == 0 or self.step == self.recipe.steps
+
+    def agreed(self, leave: bool) -> bool:
+        """Whether all processes leave now, as the first one says; several ask each other at every tenth step only."""
+        return (self.processes.world == 1 or self.step % 10 == 0) and self.processes.agree(leave)
+
+    def take(self, batch: Batch, *, surplus: bool) -> None:
+        """One step of the learner."""
+        result = self.learner.step(batch, self.recipe.rate(self.step), surplus=surplus)
+        self._unread.append(torch.stack([result.loss, result.gradient_norm]))
+        self._rate = result.learning_rate
+        self.progress.step += 1
+
+    def measured(self) -> tuple[float, float, float]:
+        """Mean loss, mean gradient norm since the last call, and the learning rate. Raises TrainingStopped."""
+        self.watch()
+        losses, norms = zip(*self.progress.pending, strict=True)
+        self.progress.pending = []
+        return math.fsum(losses) / len(losses), math.fsum(norms) / len(norms), self._rate
+
+    def watch(self) -> None:
+        """Read what the last steps saw. Raises TrainingStopped if it is not finite, or the loss diverges."""
+        if not self._unread:
+            return
+        progress = self.progress
+        seen = self.processes.mean(torch.stack(self._unread)).tolist()
+        first = progress.step - len(seen) + 1
+        for step, (loss, norm) in enumerate(seen, first):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise TrainingStopped(self._fault(step, f"the loss is {loss:g} and the gradient's norm {norm:g}"))
+            kept = SMOOTHING if math.isfinite(progress.smoothed) else 0.0
+            progress.smoothed = loss if not kept else kept * progress.smoothed + (1 - kept) * loss
+            if step >= SETTLING:
+                progress.lowest = min(progress.lowest, progress.smoothed)
+            if progress.smoothed > self.recipe.divergence * progress.lowest:
+                grown = f"the loss, {progress.smoothed:.4g}, has grown to more than {self.recipe.divergence:g} times"
+                raise TrainingStopped(self._fault(step, f"{grown} its lowest, {progress.lowest:.4g}"))
+        progress.pending += seen
+        self._unread = []
+
+    def ranked(self, judgement: Judgement) -> bool:
+        """Whether this is the best validation so far; its weights are then in best.safetensors."""
+        if not judgement.psnr > self.progress.best:
+            return False
+        try:
+            self._write_weights("best.safetensors", judgement)
+        except TargetError as fault:
+            logger.warning("The best weights so far were not written: %s", fault)
+            return False
+        self.progress.best, self.progress.best_step = judgement.psnr, judgement.step
+        return True
+
+    def save(self, monitor: Monitor) -> None:
+        """Make this moment one that the run can go on from. A full disk is said aloud, and the save before stays."""
+        self.watch()
+        if not self.processes.first:
+            return
+        every = self.recipe.checkpoints.archive
+        state = {"progress": asdict(self.progress), "learner": self.learner.state()}
+        try:
+            write_save(self.saves, self.step, state)
+            prune_saves(self.saves, self.recipe.checkpoints.keep, lambda step: every > 0 and step % every == 0)
+            self._write_weights("last.safetensors", None)
+            self._unsaved = None
+        except TargetError as fault:
+            logger.warning("%s Training goes on; the save before stays.", fault)
+            monitor.note(self.step, str(fault))
+            self._unsaved = fault
+
+    def close(self) -> None:
+        """Draw the curve. Raises TargetError if the last save could not be written."""
+        if self._unsaved is not None:
+            raise self._unsaved
+        if self.processes.first:
+            try:
+                plot_curve(self.folder / "curve.jsonl", self.folder / "curve.png")
+            except MissingExtra as missing:
+                logger.info("No picture of the curve: %s", missing)
+        self.processes.wait()
+
+    def result(self) -> FitResult:
+        """What the run has come to."""
+        progress = self.progress
+        judged = progress.best_step > 0
+        return FitResult(
+            weights=self.folder / ("best.safetensors" if judged else "last.safetensors"),
+            steps=progress.step,
+            finished=progress.step == self.recipe.steps,
+            psnr=progress.best if judged else None,
+            best_step=progress.best_step,
+            rule=self.recipe.validation.rule,
+        )
+
+    @property
+    def saves(self) -> Path:
+        """Where the saves are."""
+        return self.folder / "saves"
+
+    def _write_weights(self, name: str, judgement: Judgement | None) -> None:
+        facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "steps": self.step}
+        if judgement is not None:
+            facts["validation"] = asdict(judgement)
+        origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"
+        write_checkpoint(self.folder / name, Checkpoint.of(self.learner.best_network, origin=origin, training=facts))
+
+    def _fault(self, step: int, what: str) -> str:
+        newest = newest_save(self.saves) if self.processes.first else None
+        good = f"the last good save is {newest[0]}" if newest else f"there is no good save in {self.saves}"
+        advice = "Try a lower optimiser.lr, a longer schedule.warmup or step.clip, in a new folder"
+        return f"Stopped at step {step}: {what}; {good}. {advice}."
