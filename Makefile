@@ -20,6 +20,7 @@ help:  ## what can be made
 	@touch $@
 
 .venv/installed: .venv/made pyproject.toml constraints.txt
+	@echo "Installing into .venv; torch is large, so this may take some minutes."
 	$(PIP) --editable .
 	@touch $@
 
