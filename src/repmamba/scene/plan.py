@@ -21,10 +21,10 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
-from repmamba.scene.formats import FORMATS, check_fit, format_of
-from repmamba.scene.grid import refined_gcps, refined_rpcs
+from repmamba.scene.formats import format_of
 from repmamba.scene.journal import JobIdentity, identify_file
 from repmamba.scene.output import OutputProfile
+from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
@@ -114,8 +114,16 @@ def plan_scene(
         halo=halo,
         window=_window(facts, options),
     )
-    told = _told_by(facts, how)
-    profile, told = _fitting_profile(facts, target, tiles, places, told, options, upscaler)
+    wanted = Wanted(
+        format=format_of(target, options.format).name,
+        scale=upscaler.scale,
+        window=tiles.window,
+        places=places,
+        weights=f"{upscaler.name} {upscaler.digest}",
+        creation=options.creation or {},
+    )
+    # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
+    profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
     _warn_of_radar(facts)
     radiometry = _radiometry(raster, places, groups, options)
     consistent = facts.has_place if options.consistent is None else options.consistent
@@ -203,89 +211,6 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
             f"The bbox {left} {bottom} {right} {top} does not meet {facts.name}; is it in the scene's CRS?"
         )
     return inside
-
-
-def _told_by(facts: RasterFacts, how: Reading) -> str:
-    """How the output tells of missing pixels: as the source does, by a mask where reading may have to make some."""
-    return facts.missing or ("mask" if how.fill_corrupt else "")
-
-
-def _fitting_profile(
-    facts: RasterFacts,
-    target: Path,
-    tiles: TilePlan,
-    places: tuple[int, ...],
-    told: str,
-    options: SceneOptions,
-    upscaler: Upscaler,
-) -> tuple[OutputProfile, str]:
-    """The output's profile and how it tells of missing pixels: as the source if the format can, else as it can."""
-    others = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}.get(told, ())
-    profiles = [(_profile(facts, target, tiles, places, way, options, upscaler), way) for way in (told, *others)]
-    for profile, way in profiles:
-        if FORMATS[profile.format].holds(profile) is None:
-            check_fit(profile)
-            return profile, way
-    check_fit(profiles[0][0])  # raises, and says what the format cannot hold and which can
-    return profiles[0]
-
-
-def _profile(
-    facts: RasterFacts,
-    target: Path,
-    tiles: TilePlan,
-    places: tuple[int, ...],
-    told: str,
-    options: SceneOptions,
-    upscaler: Upscaler,
-) -> OutputProfile:
-    scale, window = upscaler.scale, tiles.window
-    copied = [*places, len(facts.numbers) - 1] if facts.missing == "alpha" else list(places)
-    made = told == "alpha" and facts.missing != "alpha"
-
-    def each(values: Sequence[Any], usual: Any) -> tuple[Any, ...]:
-        return tuple(values[place] for place in copied) + ((usual,) if made else ())
-
-    return OutputProfile(
-        format=format_of(target, options.format).name,
-        grid=facts.grid.cut(window).refined(scale),
-        count=len(copied) + made,
-        dtype=facts.dtype,
-        nodata=facts.nodata if told == "nodata" else None,
-        mask=told == "mask",
-        colorinterp=each(facts.colorinterp, "alpha"),
-        descriptions=each(facts.descriptions, None),
-        scales=each(facts.scales, 1.0),
-        offsets=each(facts.offsets, 0.0),
-        units=each(facts.units, None),
-        tags=_tags(facts, upscaler),
-        band_tags=each(facts.band_tags, {}),
-        gcps=None if facts.gcps is None else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
-        rpcs=None if facts.rpcs is None else refined_rpcs(facts.rpcs, scale, window),
-        creation=tuple((options.creation or {}).items()),
-    )
-
-
-def _tags(facts: RasterFacts, upscaler: Upscaler) -> dict[str, Mapping[str, str]]:
-    """The source's tags, and what every reader should know of the result."""
-    own = dict(facts.tags.get("", {}))
-    for name in ("TIFFTAG_XRESOLUTION", "TIFFTAG_YRESOLUTION"):
-        if name in own:
-            own[name] = _times(own[name], upscaler.scale)
-    own |= {
-        "SUPER_RESOLVED": "YES",
-        "SUPER_RESOLUTION_SCALE": str(upscaler.scale),
-        "SUPER_RESOLUTION_WEIGHTS": f"{upscaler.name} {upscaler.digest}",
-        "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
-    }
-    return {**facts.tags, "": own}
-
-
-def _times(number: str, scale: int) -> str:
-    try:
-        return f"{scale * float(number.split()[0]):g}"
-    except (ValueError, IndexError):
-        return number
 
 
 def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions) -> Radiometry:

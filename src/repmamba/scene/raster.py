@@ -96,8 +96,8 @@ class Raster:
 
     @property
     def corrupt_pixels(self) -> int:
-        """Pixels that could not be read so far and are taken as missing."""
-        return self._pixels.corrupt_pixels
+        """Pixels of blocks that could not be read so far and are taken as missing."""
+        return sum(block.height * block.width for block in self._pixels.corrupt_blocks)
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) in the source's type, and valid (h, w), False where a pixel is missing.

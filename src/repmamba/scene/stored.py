@@ -78,7 +78,7 @@ class StoredPixels:
     bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
     lookup: NDArray[Any] | None = None  # (index) -> (bands,), for palettes
     turned: Pixels | None = None  # the whole picture, where it had to be turned
-    corrupt_pixels: int = 0
+    corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
     _buffer: Pixels | None = field(default=None, repr=False)
 
@@ -150,15 +150,20 @@ class StoredPixels:
         height, width = self.dataset.block_shapes[0]
         for row in range(window.row // height * height, window.row + window.height, height):
             for col in range(window.col // width * width, window.col + window.width, width):
-                part = Window(row, col, height, width).clipped(window)
+                block = Window(row, col, height, width)
+                part = block.clipped(window)
                 place = part.seen_from(window).slices
                 try:
                     with reading(self.name, part):
                         raw[:, *place], valid[place] = self._from_file(part)
                 except CorruptSource as damage:
-                    logger.warning("%s Taken as missing.", damage)
-                    self.corrupt_pixels += part.height * part.width
+                    self._note(block.clipped(Window(0, 0, self.dataset.height, self.dataset.width)), damage)
         return raw, valid
+
+    def _note(self, block: Window, damage: CorruptSource) -> None:
+        if block not in self.corrupt_blocks:  # a block is met again by every tile, and halo, that it reaches into
+            logger.warning("%s Taken as missing.", damage)
+            self.corrupt_blocks.add(block)
 
     def shown(self, stored: Pixels) -> Pixels:
         """What the file has, with the colours of its palette."""

@@ -1,0 +1,99 @@
+"""What the file at the target will say of itself: bands, tags, place, and how it tells of missing pixels.
+
+All of it follows from the source: what a change of resolution changes is changed, the rest is kept, and a few tags say
+what was done. Nothing is read or written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from repmamba import __version__
+from repmamba.scene.formats import FORMATS, check_fit
+from repmamba.scene.grid import refined_gcps, refined_rpcs
+from repmamba.scene.output import OutputProfile
+from repmamba.scene.raster import RasterFacts
+from repmamba.tiles.window import Window
+
+OTHER_WAYS = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}  # to tell of missing pixels, where a format lacks one
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a profile is made for, besides the source."""
+
+    format: str  # a name of scene.formats.FORMATS
+    scale: int
+    window: Window  # of the source that is enlarged, lr
+    places: tuple[int, ...]  # of the bands that are enlarged, in what the raster reads
+    weights: str  # name and digest
+    creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
+
+
+def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[OutputProfile, str]:
+    """The output's profile, and how it tells of missing pixels: as `told` if the format can, else as it can.
+
+    Raises TargetError with the formats that can hold it where this one cannot, UsageError for its creation options.
+    """
+    for way in (told, *OTHER_WAYS.get(told, ())):
+        profile = profile_of(facts, wanted, way)
+        if FORMATS[wanted.format].holds(profile) is None:
+            break
+    else:
+        profile, way = profile_of(facts, wanted, told), told
+    check_fit(profile)
+    return profile, way
+
+
+def profile_of(facts: RasterFacts, wanted: Wanted, told: str) -> OutputProfile:
+    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at all."""
+    scale, window = wanted.scale, wanted.window
+    copied = [*wanted.places, facts.count - 1] if facts.missing == "alpha" else list(wanted.places)
+    made = told == "alpha" and facts.missing != "alpha"
+
+    def each(values: Sequence[Any], of_made_alpha: Any) -> tuple[Any, ...]:
+        return tuple(values[place] for place in copied) + ((of_made_alpha,) if made else ())
+
+    return OutputProfile(
+        format=wanted.format,
+        grid=facts.grid.cut(window).refined(scale),
+        count=len(copied) + made,
+        dtype=facts.dtype,
+        nodata=facts.nodata if told == "nodata" else None,
+        mask=told == "mask",
+        colorinterp=each(facts.colorinterp, "alpha"),
+        descriptions=each(facts.descriptions, None),
+        scales=each(facts.scales, 1.0),
+        offsets=each(facts.offsets, 0.0),
+        units=each(facts.units, None),
+        tags=_tags(facts, wanted),
+        band_tags=each(facts.band_tags, {}),
+        gcps=None if facts.gcps is None else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
+        rpcs=None if facts.rpcs is None else refined_rpcs(facts.rpcs, scale, window),
+        creation=tuple(wanted.creation.items()),
+    )
+
+
+def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
+    """The source's tags, and what every reader should know of the result."""
+    own = dict(facts.tags.get("", {}))
+    for name in ("TIFFTAG_XRESOLUTION", "TIFFTAG_YRESOLUTION"):
+        if name in own:
+            own[name] = _times(own[name], wanted.scale)
+    own |= {
+        "SUPER_RESOLVED": "YES",
+        "SUPER_RESOLUTION_SCALE": str(wanted.scale),
+        "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
+        "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
+    }
+    return {**facts.tags, "": own}
+
+
+def _times(number: str, scale: int) -> str:
+    """A number in a tag, times scale; the tag as it is where that is no number."""
+    try:
+        return f"{scale * float(number.split()[0]):g}"
+    except (ValueError, IndexError):
+        return number
