@@ -201,17 +201,19 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
     line = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
-    bar = tqdm(desc=name, unit="MP", bar_format=line, file=sys.stderr, leave=False, dynamic_ncols=True)
+    bars: list[Any] = []
 
     def progress(done: int, total: int) -> None:
-        if bar.total is None:  # what an earlier run finished says nothing of this one's speed
-            bar.total, bar.initial, bar.n = total / 1e6, done / 1e6, done / 1e6
-        bar.update(done / 1e6 - bar.n)
+        if not bars:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
+            start = {"total": total / 1e6, "initial": done / 1e6}
+            bars.append(tqdm(desc=name, unit="MP", bar_format=line, leave=False, dynamic_ncols=True, **start))
+        bars[0].update(done / 1e6 - bars[0].n)
 
     try:
         yield progress
     finally:
-        bar.close()
+        for bar in bars:
+            bar.close()
 
 
 def _log_lines(name: str) -> Callable[[int, int], None]:

@@ -1,0 +1,96 @@
+"""repmamba upscale: where results go, what is said while it runs, and how options are read."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from repmamba.cli import upscale as command
+from repmamba.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("scene.tif", "scene_x4.tif"),
+        ("folder/PHOTO.JPG", "PHOTO_x4.JPG"),
+        ("scene.cog.tif", "scene_x4.cog.tif"),
+        ("a.b.jp2", "a.b_x4.tif"),
+        ("noending", "noending_x4.tif"),
+    ],
+)
+def test_a_result_in_a_folder_keeps_the_name_of_its_input(source, name):
+    assert command.named_larger(source, 4) == name
+
+
+def test_one_input_goes_to_the_file_and_several_into_the_folder(tmp_path):
+    assert command.outputs(["a.tif"], tmp_path / "b.tif", 2, dry_run=False) == [tmp_path / "b.tif"]
+    assert command.outputs(["a.tif"], tmp_path, 2, dry_run=False) == [tmp_path / "a_x2.tif"]
+    new = tmp_path / "new" / "folder"
+    assert command.outputs(["a.tif", "c.png"], new, 3, dry_run=True) == [new / "a_x3.tif", new / "c_x3.png"]
+    assert not new.exists()
+    command.outputs(["a.tif", "c.png"], new, 3, dry_run=False)
+    assert new.is_dir()
+
+
+def test_inputs_of_one_name_and_a_file_for_several_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="would be written to"):
+        command.outputs(["one/a.tif", "two/a.tif"], tmp_path / "out", 4, dry_run=False)
+    (tmp_path / "file.tif").write_text("")
+    with pytest.raises(UsageError, match="give a folder"):
+        command.outputs(["a.tif", "b.tif"], tmp_path / "file.tif", 4, dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("window", "1,2,3,4", (1, 2, 3, 4)),
+        ("bbox", "-1.5,2,3e2,4", (-1.5, 2.0, 300.0, 4.0)),
+        ("bands", "7", (7,)),
+        ("value_range", "0,4000", (0.0, 4000.0)),
+        ("value_range", "robust", "robust"),
+        ("value_range", "type", "type"),
+    ],
+)
+def test_lists_of_numbers_are_read(option, text, value):
+    assert read(option, text) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("window", "1,2,3"), ("window", "1,2,3,x"), ("bands", ""), ("value_range", "low,high")]
+)
+def test_lists_that_are_none_are_refused(option, text):
+    with pytest.raises(click.BadParameter, match="numbers with commas between"):
+        read(option, text)
+
+
+def read(option: str, text: str) -> object:
+    parameter = next(entry for entry in command.upscale.params if entry.name == option)
+    return parameter.callback(click.Context(command.upscale), parameter, text)
+
+
+def test_without_a_terminal_ten_lines_at_most_are_logged(caplog):
+    with caplog.at_level(logging.INFO, "repmamba"), command.progress_bar("scene.tif", quiet=False) as progress:
+        for done in range(1001):
+            progress(done * 1000, 1_000_000)
+    assert 5 <= len(caplog.messages) <= 11
+    assert caplog.messages[-1] == "scene.tif: 100 % of 1.0 megapixels"
+
+
+def test_quiet_is_quiet():
+    with command.progress_bar("scene.tif", quiet=True) as progress:
+        assert progress is None
+
+
+def test_on_a_terminal_a_bar_shows_megapixels_a_second_and_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with command.progress_bar(Path("scene.tif").name, quiet=False) as progress:
+        progress(500_000, 2_000_000)  # finished by an earlier run
+        progress(1_000_000, 2_000_000)
+        progress(2_000_000, 2_000_000)
+    said = capsys.readouterr().err
+    assert "scene.tif" in said
+    assert "MP" in said
+    assert "25%" in said
