@@ -147,8 +147,13 @@ def gdal_errors(path: Path) -> Iterator[None]:
                 "make room and run the same command again."
             ) from error
         raise TargetError(
-            f"{path.name} cannot be assembled: {error}. All tiles are kept: the same command continues."
+            f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same command continues."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    # rasterio's own text is "Write failed. See previous exception for details."
+    return " ".join(str(error.__cause__ or error).split()).rstrip(".")
 
 
 # ---- writing
@@ -478,5 +483,5 @@ def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:
 
 def world_file(transform: Affine) -> str:
     """The six lines of a world file; its origin is the centre of the first pixel."""
-    x, y = transform * (0.5, 0.5)
-    return "".join(f"{number!r}\n" for number in (transform.a, transform.d, transform.b, transform.e, x, y))
+    a, b, c, d, e, f = transform[:6]
+    return "".join(f"{number!r}\n" for number in (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2))

@@ -144,14 +144,16 @@ class SceneWriter:
 
     def _already_landed(self) -> Receipt | None:
         """The receipt of a result that a run put in place before it was stopped in its last step."""
-        try:
-            receipt = read_receipt(self.folder / "receipt.json")
-            size = self.target.stat().st_size
-        except (VerificationError, OSError):
-            return None
-        if size != receipt.bytes or file_sha256(self.target) != receipt.sha256:
-            return None
-        return receipt
+        for path in (self.folder / "receipt.json", receipt_path(self.target)):
+            try:
+                receipt = read_receipt(path)
+                size = self.target.stat().st_size
+            except (VerificationError, OSError):
+                continue
+            ours = receipt.job == self.job.as_json() and size == receipt.bytes
+            if ours and file_sha256(self.target) == receipt.sha256:
+                return receipt
+        return None
 
     def _refuse_existing(self, *, sidecars: bool) -> None:
         if self.target.exists():
