@@ -8,6 +8,7 @@ fit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,11 @@ class Radiometry:
         """The whole range of an integer type; [0, 1] for floats."""
         low, high = type_range(dtype) if np.dtype(dtype).kind in "iu" else (0.0, 1.0)
         return cls(dtype, (low,) * bands, (high,) * bands)
+
+    def of_bands(self, bands: Sequence[int]) -> Radiometry:
+        """The map of some of the bands, counted from 0."""
+        low, high = (tuple(ends[band] for band in bands) for ends in (self.low, self.high))
+        return Radiometry(self.dtype, low, high)
 
     def to_unit(self, raw: NDArray[np.generic]) -> NDArray[np.float32]:
         """raw: (bands, h, w) in the source's type -> unit, same shape; NaN and infinities stay what they are."""

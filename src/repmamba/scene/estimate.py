@@ -150,8 +150,9 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
     lr = min(edge, raster.grid.height) * min(edge, raster.grid.width)
     hr = lr * plan.scale**2
     size = np.dtype(plan.profile.dtype).itemsize
-    computing = lr * NETWORK_BYTES_PER_PIXEL + hr * len(plan.places) * (4 + 8 + 8)  # unit, and numbers in float64
+    together = max(len(group) for group in plan.groups)
     waiting = (lr + hr) * plan.profile.count * size
+    computing = lr * NETWORK_BYTES_PER_PIXEL + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
     return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
 
 

@@ -12,6 +12,7 @@ from repmamba.errors import OutOfMemory
 from repmamba.inference.consistency import consistent
 from repmamba.inference.upscaler import Upscaler, restored
 from repmamba.pixels.nodata import enlarged, filled, usable
+from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
@@ -51,15 +52,29 @@ def _colours(
     plan: ScenePlan,
     upscaler: Upscaler,
 ) -> NDArray[Any]:
-    """The bands that the network enlarges, missing pixels put in."""
-    if not footprint.any():
-        return np.full((len(plan.places), tile.keep.height, tile.keep.width), plan.missing_value, raw.dtype)
+    """The bands that the network enlarges, missing pixels put in; one group after the other, for the sake of memory."""
+    missing = raw.dtype.type(plan.missing_value)
+    numbers = np.full((len(plan.places), tile.keep.height, tile.keep.width), missing, raw.dtype)
+    if footprint.any():
+        for group in plan.groups:
+            enlarged_group = _group(raw[list(group)], valid, plan.radiometry.of_bands(group), tile, plan, upscaler)
+            numbers[list(group)] = np.where(footprint, enlarged_group, missing)
+    return numbers
+
+
+def _group(
+    raw: NDArray[Any],
+    valid: NDArray[np.bool_],
+    radiometry: Radiometry,
+    tile: Tile,
+    plan: ScenePlan,
+    upscaler: Upscaler,
+) -> NDArray[Any]:
+    """Bands that go through the network together: (bands, h, w) of tile.read -> the same of tile.write."""
     known = usable(raw, valid)
-    unit = filled(plan.radiometry.to_unit(raw), known)
-    sr = upscaler.enlarge(unit, plan.groups)
+    unit = filled(radiometry.to_unit(raw), known)
+    sr = upscaler.enlarge(unit, (tuple(range(len(raw))),))
     if plan.consistent:
         sr = consistent(sr, torch.from_numpy(unit), torch.from_numpy(np.array(known)), plan.scale)
-    numbers = plan.radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=plan.nodata)
-    if known.all():
-        return numbers
-    return np.where(footprint, restored(numbers, raw, known, tile, plan.scale), raw.dtype.type(plan.missing_value))
+    numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=plan.nodata)
+    return numbers if known.all() else restored(numbers, raw, known, tile, plan.scale)
