@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
 EAGER_STEPS = 64  # steps in a chunk: the loop in Python has this length, whatever the sequence
 SYMBOLIC_STEPS = 16  # shorter when exported with a symbolic length: each step becomes nodes of the graph
 SYMBOLIC_DOUBLINGS = 16  # longest sequence of an exported graph: 16 * 2**16, a pooled map of 1024 x 1024
@@ -34,22 +35,35 @@ def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
         x = x.reshape(batch, groups, -1, chunks, steps).permute(4, 0, 1, 2, 3).contiguous()
         return x.unsqueeze(axis).unbind(0)
 
-    delta, drive = by_step(dt, 3), by_step(dt * u, 3)  # each (batch, groups, 1, channel, chunks)
-    b, c = by_step(B, 4), by_step(C, 4)  # each (batch, groups, state, 1, chunks)
-    rates = A.reshape(groups, -1, state).transpose(1, 2).unsqueeze(-1)  # (groups, state, channel, 1)
+    delta, drive = by_step(dt, 4), by_step(dt * u, 4)  # each (batch, groups, channel, 1, chunks)
+    b, c = by_step(B, 3), by_step(C, 3)  # each (batch, groups, 1, state, chunks)
+    rates = A.reshape(groups, -1, state, 1) * LOG2_E
+    room = None if symbolic or _needs_a_graph(u, dt, A, B, C, D) else torch.empty_like(delta[0] * rates)
+
+    def advance(h: Tensor, t: int) -> Tensor:
+        """The t-th step of every chunk; without a graph in the memory of h, which is a third faster."""
+        if room is None:
+            return torch.addcmul(drive[t] * b[t], torch.exp2(delta[t] * rates), h)
+        decay = torch.mul(delta[t], rates, out=room).exp2_()
+        return h.mul_(decay).addcmul_(drive[t], b[t])
 
     last = drive[0] * b[0]
     for t in range(1, steps):
-        last = torch.addcmul(drive[t] * b[t], torch.exp(delta[t] * rates), last)
-    total = torch.exp(torch.stack(delta).sum(0) * rates)  # the decay over a whole chunk
-    h = _states_before(total, last, SYMBOLIC_DOUBLINGS if symbolic else (chunks - 1).bit_length())
+        last = advance(last, t)
+    total = torch.exp2(torch.stack(delta).sum(0) * rates)  # the decay over a whole chunk
+    h = _states_before(total, last, SYMBOLIC_DOUBLINGS if symbolic else (chunks - 1).bit_length()).contiguous()
 
     ys = []
     for t in range(steps):
-        h = torch.addcmul(drive[t] * b[t], torch.exp(delta[t] * rates), h)
-        ys.append((h * c[t]).sum(2))
+        h = advance(h, t)
+        ys.append(torch.mul(h, c[t], out=room).sum(3))
     y = torch.stack(ys, dim=-1).reshape(batch, rows, chunks * steps)[..., :length]
     return y + D[:, None] * u
+
+
+def _needs_a_graph(*tensors: Tensor) -> bool:
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return recorded or torch.compiler.is_compiling()
 
 
 def _states_before(decay: Tensor, added: Tensor, doublings: int) -> Tensor:
