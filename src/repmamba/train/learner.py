@@ -5,7 +5,6 @@ How the network is wrapped, for several processes or compiled, is settled here; 
 
 import copy
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from repmamba.train.start import start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-TRIAL_SECONDS = 1.0
+TRIAL_PATCHES, TRIAL_ROUNDS = 8, 2
+"""Patches in a trial of bf16, and how often each precision is timed; the shortest time counts."""
 
 
 class Learner:
@@ -61,14 +61,16 @@ class Learner:
         """The network to judge and to ship; not in evaluation mode by itself."""
         return self.network if self.average is None else self.average.network
 
-    def choose_precision(self, size: int, processes: Processes) -> str:
+    def choose_precision(self, processes: Processes) -> str:
         """Settle on what the recipe asks for, or on float32 where bf16 is no faster; what was settled on.
 
-        size: lr pixels of a patch's side, for the trial. The first process tries, and the others do as it found.
+        The first process tries it on patches as the run begins with, and the others do as it found.
         """
+        first = self.recipe.data.patches[0]
+        shape = (min(TRIAL_PATCHES, first.batch), self.recipe.network.in_chans, first.size, first.size)
         asked = self.recipe.step.precision
         tried = asked == "bf16" and processes.first
-        fits = processes.agree(asked == "float32" or (tried and bf16_is_faster(self.network, self.device, size)))
+        fits = processes.agree(asked == "float32" or (tried and bf16_is_faster(self.network, self.device, shape)))
         self.precision = asked if fits else "float32"
         return self.precision
 
@@ -126,29 +128,22 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
     return groups
 
 
-def bf16_is_faster(network: nn.Module, device: torch.device, size: int) -> bool:
+def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, ...]) -> bool:
     """Whether a forward and backward pass under bf16 autocast takes less time than in float32, by a short trial.
 
     A processor without bf16 of its own computes it hundreds of times slower and is not tried. The network is not
-    changed. size: lr pixels of the side of a patch.
+    changed. shape: of an lr batch, (B, C, h, w).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     native = torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if device.type != "cpu" or not native:
         return False
-    copied = copy.deepcopy(network)
-    lr = torch.full((1, copied.get_buffer("mean").shape[1], size, size), 0.5, device=device)
-
-    def once(precision: torch.dtype) -> Callable[[], None]:
-        def run() -> None:
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                sr = copied(lr)
-            sr.float().sum().backward()
-
-        return run
-
-    return _shortest(once(torch.bfloat16)) < _shortest(once(torch.float32))
+    copied, lr = copy.deepcopy(network), torch.full(shape, 0.5)
+    times = {precision: [_seconds(copied, lr, precision)] for precision in (torch.bfloat16, torch.float32)}
+    for precision in (torch.bfloat16, torch.float32) * TRIAL_ROUNDS:  # in turns: other work on the machine hits both
+        times[precision].append(_seconds(copied, lr, precision))
+    return min(times[torch.bfloat16]) < min(times[torch.float32])
 
 
 def synchronised(network: RepMamba, device: torch.device) -> RepMamba:
@@ -182,12 +177,9 @@ def _wrapped(network: nn.Module, recipe: Recipe, device: torch.device, processes
     return network
 
 
-def _shortest(run: Callable[[], None]) -> float:
-    times: list[float] = []
-    run()  # the first pass prepares kernels
+def _seconds(network: nn.Module, lr: Tensor, precision: torch.dtype) -> float:
     begun = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - begun < TRIAL_SECONDS / 2:
-        before = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - before)
-    return min(times)
+    with torch.autocast(lr.device.type, precision, enabled=precision != torch.float32):
+        sr: Tensor = network(lr)
+    sr.float().sum().backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - begun

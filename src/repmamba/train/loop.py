@@ -104,7 +104,7 @@ def resumed(run: Run) -> Run:
     if run.processes.first:
         run.processes.wait()
     if found is None:
-        chosen = run.learner.choose_precision(run.recipe.data.patches[0].size, run.processes)
+        chosen = run.learner.choose_precision(run.processes)
         if chosen != run.recipe.step.precision:
             logger.warning("This machine computes bf16 no faster than float32; the run is in float32.")
         return run
