@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from repmamba.cli import options
+from repmamba.cli.train import give_way
 
 
 @click.command()
@@ -52,6 +53,7 @@ def finetune(
       repmamba finetune june.tif july.tif -o runs/our_sensor
       repmamba upscale august.tif -o august_x4.tif --weights runs/our_sensor/finetuned.safetensors
     """
+    give_way(nice)
     from repmamba.train.finetune import finetune as train_further
 
     result = train_further(
