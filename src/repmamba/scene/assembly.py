@@ -8,9 +8,8 @@ equal bytes.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy as gdal_copy
 
@@ -171,16 +171,16 @@ def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pro
     durable.remove(parts)
     parts.mkdir()
     try:
-        base = parts / "level0.tif"
+        base = parts / "level.tif"
         _write_tiff(base, profile, _intermediate(profile, 256), mosaic, lambda done: progress(0.4 * done))
         levels = [_base_level(profile, mosaic)]
         files = [base]
         while max(levels[-1].width, levels[-1].height) > int(options["BLOCKSIZE"]):
-            files.append(parts / f"level{len(files)}.tif")
+            files.append(Path(f"{files[-1]}.ovr"))  # GDAL takes level.tif.ovr.ovr for the second overview of level.tif
             levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
         _check_intermediates(files, levels, profile)
         with rasterio.Env(**WRITING):
-            gdal_copy(_pyramid(base, files[1:]), path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
+            gdal_copy(base, path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
         progress(1.0)
     finally:
         durable.remove(parts)
@@ -263,7 +263,10 @@ def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, he
 def _describe(dataset: Any, profile: OutputProfile) -> None:
     # Before the first block: what comes later makes GDAL write the directory a second time, at the end of the file.
     dataset.colorinterp = tuple(ColorInterp[name] for name in profile.colorinterp)
-    for namespace, tags in profile.tags.items():
+    for namespace, tags in (profile.tags if profile.format == "GTiff" else _folded(profile.tags)).items():
+        if profile.gcps is not None and namespace == "":
+            # GDAL 3.10 moves control points by a pixel between writing and reading when AREA_OR_POINT is Point.
+            tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
         dataset.update_tags(**({"ns": namespace} if namespace else {}), **tags)
     for band, (text, tags) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
         if text is not None:
@@ -279,6 +282,15 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
         dataset.gcps = (list(points), crs)
     if profile.rpcs is not None:
         dataset.update_tags(ns="RPC", **profile.rpcs)
+
+
+def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there as NAMESPACE:NAME."""
+    folded = dict(spaces.get("", {}))
+    for namespace, tags in spaces.items():
+        if namespace and not namespace.startswith("xml:"):
+            folded |= {f"{namespace}:{name}": text for name, text in tags.items()}
+    return {"": folded}
 
 
 def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
@@ -372,20 +384,6 @@ def _area(shape: tuple[int, ...]) -> NDArray[Any]:
     return area
 
 
-def _pyramid(base: Path, overviews: Sequence[Path]) -> Path:
-    """A VRT of the base with files of ours as its overviews: the form in which the COG driver takes them."""
-    path = base.with_suffix(".vrt")
-    gdal_copy(base, path, driver="VRT")
-    tree = ET.parse(path)
-    for band in tree.getroot().iter("VRTRasterBand"):
-        for overview in overviews:
-            entry = ET.SubElement(band, "Overview")
-            ET.SubElement(entry, "SourceFilename", relativeToVRT="1").text = overview.name
-            ET.SubElement(entry, "SourceBand").text = band.get("band") or "mask,1"
-    tree.write(path)
-    return path
-
-
 def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile) -> None:
     # Overviews were made from files that GDAL wrote: what it lost there would be passed on as if it had been computed.
     for number, (file, level) in enumerate(zip(files, levels, strict=True)):
@@ -449,6 +447,7 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
             "type": (dataset.dtypes[0], profile.dtype),
             "nodata": (str(dataset.nodata), str(profile.nodata if profile.nodata is None else float(profile.nodata))),
             "CRS": (dataset.crs is not None or dataset.gcps[1] is not None, grid.crs is not None or _gcp_crs(profile)),
+            "control points": (_places(dataset.gcps[0]), _places(profile.gcps[0] if profile.gcps else ())),
             "transform": (
                 transform is None or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
                 True,
@@ -457,6 +456,10 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
         wrong = [f"{name}: {found}, not {wanted}" for name, (found, wanted) in said.items() if found != wanted]
     if wrong:
         raise VerificationError(f"{path.name} does not say what it was told to say: {'; '.join(wrong)}.")
+
+
+def _places(points: Iterable[GroundControlPoint]) -> list[tuple[float, ...]]:
+    return [tuple(round(float(number), 6) for number in (point.row, point.col, point.x, point.y)) for point in points]
 
 
 def _gcp_crs(profile: OutputProfile) -> bool:

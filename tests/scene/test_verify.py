@@ -1,0 +1,135 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import rasterio
+from click.testing import CliRunner
+
+from repmamba.cli.verify import verify
+from repmamba.errors import VerificationError
+from repmamba.scene.readback import missing_block, open_level, verify_result
+from repmamba.scene.receipt import read_receipt, receipt_path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_scene import SCENES
+
+
+@pytest.fixture(params=SCENES)
+def result(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    name, scene = SCENES[request.param]
+    scene.write(tmp_path / name)
+    return tmp_path / name
+
+
+def flip(path: Path, place: int) -> bytes:
+    before = path.read_bytes()
+    path.write_bytes(before[:place] + bytes([before[place] ^ 4]) + before[place + 1 :])
+    return before
+
+
+def test_a_receipt_comes_back_as_it_was_written(result):
+    text = receipt_path(result).read_text()
+    assert read_receipt(receipt_path(result)).as_text() == text
+
+
+def test_a_result_is_what_its_receipt_says(result):
+    receipt = read_receipt(receipt_path(result))
+    assert verify_result(result, receipt) == sum(len(level.pieces) for level in receipt.levels)
+
+
+def test_one_flipped_bit_anywhere_in_the_file_is_seen(result):
+    receipt = read_receipt(receipt_path(result))
+    size = result.stat().st_size
+    for place in range(0, size, size // 23):
+        before = flip(result, place)
+        with pytest.raises(VerificationError):
+            verify_result(result, receipt)
+        result.write_bytes(before)
+    verify_result(result, receipt)
+
+
+def test_a_file_that_was_cut_short_is_seen(result):
+    receipt = read_receipt(receipt_path(result))
+    with result.open("r+b") as file:
+        file.truncate(result.stat().st_size - 7)
+    with pytest.raises(VerificationError):
+        verify_result(result, receipt)
+
+
+def place_of_block(path: Path, level: int, col: int, row: int) -> int:
+    with rasterio.open(path) as file:
+        tag = file.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1, ovr=None if level == 0 else level - 1)
+        return int(tag) + 40
+
+
+def test_the_tile_at_fault_is_named(tmp_path):
+    name, scene = SCENES["GTiff"]
+    receipt = scene.write(tmp_path / name)
+    flip(tmp_path / name, place_of_block(tmp_path / name, 0, col=1, row=1))
+    with pytest.raises(VerificationError, match=r"tile 4 \(rows 256 to 512, columns 256 to 512\)|rows 256 to 512"):
+        verify_result(tmp_path / name, receipt)
+
+
+def test_the_overview_at_fault_is_named(tmp_path):
+    name, scene = SCENES["COG"]
+    receipt = scene.write(tmp_path / name)
+    assert len(receipt.levels) == 4
+    flip(tmp_path / name, place_of_block(tmp_path / name, 2, col=0, row=0))
+    with pytest.raises(VerificationError, match="overview 2"):
+        verify_result(tmp_path / name, receipt)
+
+
+def test_changed_metadata_is_told_from_changed_pixels(tmp_path):
+    name, scene = SCENES["GTiff"]
+    receipt = scene.write(tmp_path / name)
+    with rasterio.open(tmp_path / name, "r+") as file:
+        file.update_tags(NOTE="by another program")
+    with pytest.raises(VerificationError, match="all 9 tiles hold the right pixels"):
+        verify_result(tmp_path / name, receipt)
+
+
+def test_a_missing_side_car_is_named(tmp_path):
+    name, scene = SCENES["PNG"]
+    receipt = scene.write(tmp_path / name)
+    (tmp_path / "scene.pgw").unlink()
+    with pytest.raises(VerificationError, match=r"scene\.pgw"):
+        verify_result(tmp_path / name, receipt)
+
+
+def test_every_block_of_a_whole_file_has_its_bytes(tmp_path):
+    name, scene = SCENES["COG"]
+    receipt = scene.write(tmp_path / name)
+    with open_level(tmp_path / name) as dataset:
+        assert [missing_block(dataset, level) for level in range(len(receipt.levels))] == [None] * 4
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"receipt": 2}', '{"receipt": 1, "levels": 3}'])
+def test_a_receipt_that_cannot_be_read_is_one_line(tmp_path, text):
+    (tmp_path / "a.receipt.json").write_text(text)
+    with pytest.raises(VerificationError):
+        read_receipt(tmp_path / "a.receipt.json")
+
+
+def test_the_command_says_ok_with_counts_or_names_the_fault(tmp_path):
+    name, scene = SCENES["COG"]
+    scene.write(tmp_path / name)
+    said = CliRunner().invoke(verify, [str(tmp_path / name)])
+    assert (said.exit_code, said.stdout) == (0, f"{tmp_path / name}: OK, 9 tiles and 3 overviews as written\n")
+    said = CliRunner().invoke(verify, ["--json", str(tmp_path / name)])
+    assert json.loads(said.stdout)["ok"] is True
+    flip(tmp_path / name, place_of_block(tmp_path / name, 0, 0, 0))
+    said = CliRunner().invoke(verify, [str(tmp_path / name)])
+    assert said.exit_code == 1
+    assert isinstance(said.exception, VerificationError)
+    assert isinstance(CliRunner().invoke(verify, [str(tmp_path / "other.tif")]).exception, VerificationError)
+
+
+def test_a_result_that_was_moved_is_checked_against_the_receipt_named(tmp_path):
+    name, scene = SCENES["GTiff"]
+    scene.write(tmp_path / name)
+    moved = (tmp_path / name).rename(tmp_path / "moved.tif")
+    said = CliRunner().invoke(verify, [str(moved), "--receipt", str(receipt_path(tmp_path / name)), "--quiet"])
+    assert (said.exit_code, said.output) == (0, "")
+    said = CliRunner().invoke(verify, [str(moved), str(moved), "--receipt", str(receipt_path(tmp_path / name))])
+    assert said.exit_code == 2
