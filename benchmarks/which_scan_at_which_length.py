@@ -1,0 +1,193 @@
+"""Which scan is the fastest at which length, and by how much?
+
+Question: how long do the backends of the scan take for one map (batch 1, 4 directions, 16 states), forward and with all
+gradients, and how does that grow with the number of pixels?
+Prediction: the compiled scan is the fastest everywhere; at 4096 pixels the chunked one is at least 10 times faster than
+the definition, and the compiled one at least 2.5 times faster than the same sums as plain nested loops in numba, which
+LLVM does not turn into vector code. Beyond small maps each grows with the number of pixels.
+
+Timed: one thread, its CPU time, which a busy machine disturbs less than the clock. In every round each candidate runs
+once, so ratios are taken pair by pair within a round; shown are medians, and the quartiles of the times.
+
+    python benchmarks/which_scan_at_which_length.py [--rounds 15] [--json FILE]
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from repmamba.scan.directions import visits
+from repmamba.scan.selective import scan_map
+
+CASES = ((64, 8), (64, 16), (64, 32), (64, 64), (64, 128), (8, 64), (16, 64), (32, 64))  # channels, side of the map
+SLOW = 4096  # pixels beyond which the definition is left out
+PLAIN = "plain numba loops"
+Times = dict[tuple[str, str], list[float]]
+
+
+@numba.njit(nogil=True)
+def plain_loops(order, p, rows, dt_weight, dt_bias, A, D, y):  # type: ignore[no-untyped-def]
+    """The forward pass as one writes it first: loops in loops, float32, directions by their order of visits."""
+    rank = dt_weight.shape[2]
+    h = np.empty(16, np.float32)
+    for k in range(4):
+        for c in range(p.shape[1]):
+            h[:] = 0
+            for pixel in order[k]:
+                row = rows[pixel, k]
+                raw = dt_bias[k, c]
+                for j in range(rank):
+                    raw += dt_weight[k, c, j] * row[j]
+                dt = raw if raw > np.float32(20) else np.float32(math.log1p(math.exp(raw)))
+                x = p[pixel, c]
+                total = D[k, c] * x
+                for n in range(16):
+                    h[n] = math.exp(dt * A[k, c, n]) * h[n] + dt * x * row[rank + n]
+                    total += row[rank + 16 + n] * h[n]
+                y[pixel, c] += total
+
+
+def make_inputs(channels: int, side: int) -> list[Tensor]:
+    """As the network meets them: maps in channels_last, dt small, rates -1 to -16."""
+    torch.manual_seed(side)
+    rank = math.ceil(channels / 32)
+    p, projected = torch.randn(1, channels, side, side), torch.randn(1, 4 * (rank + 32), side, side)
+    p, projected = (x.to(memory_format=torch.channels_last) for x in (p, projected))
+    rates = torch.arange(1.0, 17.0).repeat(4 * channels, 1)
+    return [
+        p,
+        projected,
+        torch.randn(4, channels, rank),
+        torch.randn(4, channels) - 3,
+        -rates,
+        torch.randn(4 * channels),
+    ]
+
+
+def run_plain(inputs: list[Tensor]) -> Tensor:
+    """`plain_loops` on the memory of the inputs, without a copy."""
+    p, projected, dt_weight, dt_bias, A, D = inputs
+    _, channels, height, width = p.shape
+    pixels = height * width
+    y = np.zeros((pixels, channels), np.float32)
+    rows = projected.permute(0, 2, 3, 1).reshape(pixels, 4, -1).numpy()
+    maps = p.permute(0, 2, 3, 1).reshape(pixels, channels).numpy()
+    parameters = (dt_weight, dt_bias, A.reshape(4, channels, 16), D.reshape(4, channels))
+    plain_loops(visits(height, width), maps, rows, *(x.numpy() for x in parameters), y)
+    return torch.from_numpy(y).reshape(1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def candidates(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], object]]:
+    """What is timed, by name and by pass."""
+    names = ["numba", "chunked"] + ["definition"] * (inputs[0][0, 0].numel() <= SLOW)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+
+    def forward(name: str) -> Callable[[], object]:
+        return lambda: scan_map(*inputs, backend=name)
+
+    def with_gradients(name: str) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(scan_map(*leaves, backend=name).sum(), leaves)
+
+    timed: dict[tuple[str, str], Callable[[], object]] = {(PLAIN, "forward"): lambda: run_plain(inputs)}
+    for name in names:
+        timed[name, "forward"] = forward(name)
+        timed[name, "with gradients"] = with_gradients(name)
+    return timed
+
+
+def measure(timed: dict[tuple[str, str], Callable[[], object]], rounds: int) -> Times:
+    """Milliseconds of each candidate in each round; the first round, which compiles, is not counted."""
+    times: Times = {key: [] for key in timed}
+    for counted in range(rounds + 1):
+        for key, run in timed.items():
+            if key[0] == "definition" and counted > 3:
+                continue  # a second a call: three are enough
+            start = time.thread_time()
+            run()
+            if counted:
+                times[key].append(1e3 * (time.thread_time() - start))
+    return times
+
+
+def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
+    """One row for each candidate: median, quartiles, and the median ratio to the compiled scan, pair by pair."""
+    rows: list[dict[str, object]] = []
+    for (name, way), values in times.items():
+        pairs = zip(values, times["numba", way], strict=False)
+        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        rows.append(
+            {
+                "scan": name,
+                "pass": way,
+                "channels": channels,
+                "pixels": side * side,
+                "ms": statistics.median(values),
+                "ms_quartiles": [quartiles[0], quartiles[2]],
+                "rounds": len(values),
+                "times_numba": statistics.median(value / own for value, own in pairs),
+            }
+        )
+    return rows
+
+
+def processor() -> str:
+    """The name of the processor, as the system tells it."""
+    description = Path("/proc/cpuinfo")
+    if description.is_file():
+        names = [
+            line.partition(":")[2] for line in description.read_text().splitlines() if line.startswith("model name")
+        ]
+        return names[0].strip() if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Time, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).parent / "results" / "which_scan_at_which_length.json"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    results = []
+    for channels, side in CASES:
+        inputs = make_inputs(channels, side)
+        torch.testing.assert_close(run_plain(inputs), scan_map(*inputs, backend="numba"), rtol=1e-3, atol=1e-3)
+        results += summary(measure(candidates(inputs), options.rounds), channels, side)
+
+    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles':>17} {'x numba':>8}")
+    for row in results:
+        low, high = row["ms_quartiles"]
+        print(
+            f"{row['pixels']:>7} {row['channels']:>8}  {row['scan']:<18} {row['pass']:<15} {row['ms']:>9.2f} "
+            f"{low:>8.2f}-{high:<8.2f} {row['times_numba']:>8.2f}"
+        )
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
