@@ -174,7 +174,7 @@ def restored(
 ) -> NDArray[Any]:
     """A tile's result with the numbers that could not be used (NaN, infinities) back in their scaled footprint."""
     footprint = enlarged(known, scale)[:, *tile.keep.slices]
-    return np.where(footprint, numbers, raw.repeat(scale, -2).repeat(scale, -1)[:, *tile.keep.slices])
+    return np.where(footprint, numbers, enlarged(raw, scale)[:, *tile.keep.slices])
 
 
 def load(

@@ -7,8 +7,12 @@ missing is the raster's (GDAL's dataset mask); here a mask is given.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 def usable(raw: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -35,9 +39,9 @@ def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(known, unit, smooth)
 
 
-def enlarged(mask: NDArray[np.bool_], scale: int) -> NDArray[np.bool_]:
-    """A mask (..., h, w) on the grid refined scale times: every pixel becomes scale x scale of its value."""
-    return mask.repeat(scale, axis=-2).repeat(scale, axis=-1)
+def enlarged(pixels: NDArray[Number], scale: int) -> NDArray[Number]:
+    """A mask or numbers (..., h, w) on the grid refined scale times: every pixel becomes scale x scale of its value."""
+    return pixels.repeat(scale, axis=-2).repeat(scale, axis=-1)
 
 
 def _halved(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

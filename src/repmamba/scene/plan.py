@@ -81,8 +81,7 @@ class ScenePlan:
     places: tuple[int, ...]  # of the bands that the network enlarges, in what the raster reads
     groups: Groups  # of those bands, counted from 0 among them
     consistent: bool
-    nodata: float | None  # no valid result may equal it
-    missing_value: float  # what stands in a missing pixel
+    nodata: float | None  # stands in missing pixels, and no valid result may equal it; None: what lies there stays
     alpha: str  # the last band of the output: "source" enlarged by nearest, "made" from the mask, or "" for none
     profile: OutputProfile
     job: JobIdentity
@@ -154,7 +153,6 @@ def plan_scene(
         groups=groups,
         consistent=consistent,
         nodata=nodata,
-        missing_value=0.0 if nodata is None else nodata,
         alpha="" if told != "alpha" else "source" if facts.missing == "alpha" else "made",
         profile=profile,
         job=JobIdentity(_source_identity(facts), upscaler.digest, settings, __version__),

@@ -21,8 +21,8 @@ from repmamba.tiles.plan import Tile
 def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler) -> Pixels:
     """pixels: raw (bands, h, w) and valid (h, w) of tile.read -> the same of tile.write, in the output's type.
 
-    A missing pixel is missing in the result, scale x scale times; a tile without a valid pixel costs nothing. Raises
-    OutOfMemory.
+    A missing pixel is missing in the result, scale x scale times; a tile without a valid pixel costs nothing. What lies
+    under a mask or alpha stays, since some programs show it. Raises OutOfMemory.
     """
     raw, valid = pixels
     footprint = enlarged(valid, plan.scale)[tile.keep.slices]
@@ -36,7 +36,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             f"kept. Run again with fewer --workers, or with a --tile below {plan.tiles.tile} (that starts anew)."
         ) from error
     if plan.alpha == "source":
-        alpha = raw[-1:].repeat(plan.scale, -2).repeat(plan.scale, -1)[:, *tile.keep.slices]
+        alpha = enlarged(raw[-1:], plan.scale)[:, *tile.keep.slices]
         colours = np.concatenate([colours, alpha])
     elif plan.alpha == "made":
         opaque = np.where(footprint, np.iinfo(colours.dtype).max, 0).astype(colours.dtype)
@@ -53,12 +53,14 @@ def _colours(
     upscaler: Upscaler,
 ) -> NDArray[Any]:
     """The bands that the network enlarges, missing pixels put in; one group after the other, for the sake of memory."""
-    missing = raw.dtype.type(plan.missing_value)
-    numbers = np.full((len(plan.places), tile.keep.height, tile.keep.width), missing, raw.dtype)
+    if plan.nodata is None:
+        numbers = enlarged(raw, plan.scale)[:, *tile.keep.slices]
+    else:
+        numbers = np.full((len(plan.places), tile.keep.height, tile.keep.width), plan.nodata, raw.dtype)
     if footprint.any():
         for group in plan.groups:
             enlarged_group = _group(raw[list(group)], valid, plan.radiometry.of_bands(group), tile, plan, upscaler)
-            numbers[list(group)] = np.where(footprint, enlarged_group, missing)
+            numbers[list(group)] = np.where(footprint, enlarged_group, numbers[list(group)])
     return numbers
 
 
