@@ -199,7 +199,7 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
             assert file.nodata == 7
             assert file.descriptions == ("B04", None)
             assert (file.scales, file.offsets, file.units) == ((0.01, 1.0), (5.0, 0.0), ("m", None))
-            own = file.tags(ns="OWN").get("a") or file.tags().get("OWN:a")  # a COG has one namespace
+            own = file.tags(ns="OWN").get("a") or file.tags().get("OWN.a")  # a COG has one namespace
             assert (file.tags()["SENSOR"], own, file.tags(1)["WAVELENGTH"]) == ("x", "b", "665")
             assert tuple((p.row, p.col, p.x, p.y) for p in file.gcps[0]) == places  # in spite of Point
             assert file.gcps[1] == CRS.from_epsg(4326)

@@ -285,11 +285,11 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
 
 
 def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there as NAMESPACE:NAME."""
+    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there as NAMESPACE.NAME."""
     folded = dict(spaces.get("", {}))
     for namespace, tags in spaces.items():
         if namespace and not namespace.startswith("xml:"):
-            folded |= {f"{namespace}:{name}": text for name, text in tags.items()}
+            folded |= {f"{namespace}.{name}": text for name, text in tags.items()}
     return {"": folded}
 
 

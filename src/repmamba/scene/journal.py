@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import struct
 import threading
@@ -364,18 +365,10 @@ def work_folder(target: Path, job_id: str) -> Path:
 
 
 def other_jobs(target: Path, job_id: str) -> list[Path]:
-    """Working folders that stopped runs of other jobs left at the same target."""
-    own = work_folder(target, job_id)
-    prefix = f".{target.name}."
-    return sorted(
-        path
-        for path in target.parent.iterdir()
-        if path.name.startswith(prefix)
-        and path.name.endswith(SUFFIX)
-        and len(path.name) == len(own.name)
-        and path != own
-        and path.is_dir()
-    )
+    """Working folders that runs of other jobs left at the same target, in the order of their names."""
+    name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(SUFFIX))
+    folders = [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+    return sorted(folder for folder in folders if folder != work_folder(target, job_id))
 
 
 def read_note(path: Path) -> Json | None:
