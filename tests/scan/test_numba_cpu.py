@@ -162,6 +162,7 @@ def test_numbers_that_are_not_finite_are_not_hidden(map_case):
     assert not y[0, 4].isnan().any()
 
 
+@pytest.mark.long
 def test_a_second_process_finds_the_compiled_kernel_in_a_cache_of_the_users_choice(tmp_path):
     """With NUMBA_CACHE_DIR, as where the package's own folder cannot be written."""
     code = (
