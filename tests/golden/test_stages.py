@@ -83,7 +83,7 @@ def _note_rmb(name, rmb, note, found, patch):
         functions, scan = Watched(torch.nn.functional), Watched(rmb_module)
         with patch.context() as inner:
             inner.setattr(rmb_module, "F", functions)
-            inner.setattr(rmb_module, "scan_map", lambda *args: _noted_scan(scan.calls, *args))
+            inner.setattr(rmb_module, "scan_map", lambda *args, **backend: _noted_scan(scan.calls, *args, **backend))
             result = plain(tokens)
         _sort_calls(name, functions.calls, scan.calls, found)
         return result
@@ -91,8 +91,8 @@ def _note_rmb(name, rmb, note, found, patch):
     patch.setattr(rmb.ss2d, "forward", watched)
 
 
-def _noted_scan(calls, *args):
-    result = scan_map(*args)
+def _noted_scan(calls, *args, **backend):
+    result = scan_map(*args, **backend)
     calls.append((args, result))
     return result
 
