@@ -42,7 +42,7 @@ def side_by_side(
     """
     threads_of_caller = torch.get_num_threads()
     # torch keeps this number for each thread by itself, so it is set in every worker, and afterwards for new threads.
-    pool = ThreadPoolExecutor(workers, "repmamba", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers, "repmamba-tile", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
