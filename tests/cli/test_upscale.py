@@ -8,7 +8,7 @@ import click
 import pytest
 
 from repmamba.cli import upscale as command
-from repmamba.errors import UsageError
+from repmamba.errors import RepmambaError, SourceError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,23 @@ def test_inputs_of_one_name_and_a_file_for_several_are_refused(tmp_path):
     (tmp_path / "file.tif").write_text("")
     with pytest.raises(UsageError, match="give a folder"):
         command.outputs(["a.tif", "b.tif"], tmp_path / "file.tif", 4, dry_run=False)
+
+
+def test_of_several_inputs_one_that_fails_is_named_and_the_others_go_on(capsys):
+    enlarged = []
+
+    def enlarge(source, target):
+        if source.startswith("bad"):
+            raise SourceError("it is empty")
+        enlarged.append(target.name)
+
+    sources = ["a.tif", "bad1.tif", "b.tif", "bad2.tif"]
+    with pytest.raises(RepmambaError, match=r"2 of 4 inputs were not enlarged: bad1\.tif, bad2\.tif"):
+        command.one_by_one(enlarge, sources, [Path(f"out/{name}") for name in sources])
+    assert enlarged == ["a.tif", "b.tif"]
+    assert capsys.readouterr().err.splitlines() == ["Error: bad1.tif: it is empty", "Error: bad2.tif: it is empty"]
+    with pytest.raises(SourceError, match=r"^it is empty$"):
+        command.one_by_one(enlarge, sources[1:2], [Path("out.tif")])
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,14 @@ def test_progress_counts_output_pixels_to_the_last(write_raster, smooth, tmp_pat
     assert said == sorted(said)
 
 
+def test_assembling_is_told_to_the_last_pixel(write_raster, smooth, tmp_path, bicubic):
+    said = []
+    path = write_raster("in.tif", smooth(1, 100, 100))
+    upscale_file(path, tmp_path / "out.tif", bicubic, assembling=lambda done, total: said.append((done, total)))
+    assert said[-1] == (40000, 40000)
+    assert said == sorted(said)
+
+
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(write_raster, smooth, tmp_path, bicubic):
     path = write_raster("in.tif", smooth(3, 200, 200))
     upscale_file(path, tmp_path / "whole.tif", bicubic)
@@ -345,7 +353,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(write_raster, smooth, tm
     with pytest.raises(KeyboardInterrupt):
         upscale_file(path, tmp_path / "again.tif", bicubic, progress=stop_half_way)
     assert not (tmp_path / "again.tif").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
     result = upscale_file(path, tmp_path / "again.tif", bicubic)
     assert 0 < result.resumed < result.tiles
     assert (tmp_path / "again.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()

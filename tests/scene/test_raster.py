@@ -170,6 +170,24 @@ def test_a_colour_that_means_nothing_here_becomes_alpha(tmp_path):
     np.testing.assert_array_equal(valid, expected)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_is_black_to_white_in_a_picture(tmp_path, write_raster, bits):
+    white = 2**bits - 1
+    numbers = (np.arange(12 * 15) % (white + 1)).astype(np.uint8).reshape(1, 12, 15)
+    picture = write_raster("grey.png", numbers, driver="PNG", nbits=bits, crs=None, transform=None)
+    with open_raster(picture) as raster:
+        raw, valid = raster.read(raster.whole)
+        assert (raster.facts.colorinterp, raster.facts.dtype) == (("gray",), "uint8")
+    np.testing.assert_array_equal(raw, numbers * (255 // white))
+    assert valid.all()
+
+
+def test_numbers_of_few_bits_stay_what_they_are_where_there_is_a_place(write_raster):
+    numbers = (np.arange(12 * 15) % 16).astype(np.uint8).reshape(1, 12, 15)
+    with open_raster(write_raster("placed.tif", numbers, nbits=4)) as raster:
+        np.testing.assert_array_equal(raster.read(raster.whole)[0], numbers)
+
+
 def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
     path = geotiffs / "image_colormap.tif"
     with pytest.raises(UsageError, match=r"look like classes.*--expand-palette"):

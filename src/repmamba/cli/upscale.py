@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from repmamba.cli import options
-from repmamba.errors import UsageError
+from repmamba.cli.terminal import say_error
+from repmamba.errors import RepmambaError, UsageError
 
 logger = logging.getLogger("repmamba.cli.upscale")
 
@@ -120,7 +121,7 @@ def upscale(
     """Enlarge each INPUT into OUTPUT, in place on the map.
 
     OUTPUT is a file for one INPUT, a folder for several (or where it is one already): names are kept, with _x4 added.
-    What was stopped goes on with the same command.
+    What was stopped goes on with the same command. Of several, one that fails is named, and the others go on.
 
     \b
     Examples:
@@ -141,20 +142,41 @@ def upscale(
     settings["format"] = format_name
     upscaler = load(**network)
     targets = outputs(sources, target, upscaler.scale, dry_run=dry_run)
-    for source, output in zip(sources, targets, strict=True):
-        check_target(source, output, overwrite=overwrite)
-    for source, output in zip(sources, targets, strict=True):
+
+    def enlarge(source: str, output: Path) -> None:
+        shown: Any
         if dry_run:
-            shown: Any = plan_file(source, output, upscaler, **settings)
+            check_target(source, output, overwrite=overwrite)
+            shown = plan_file(source, output, upscaler, **settings)
         else:
-            with progress_bar(Path(source).name, quiet=quiet) as progress:
-                shown = upscale_file(
-                    source, output, upscaler, overwrite=overwrite, restart=restart, progress=progress, **settings
-                )
+            name = Path(source).name
+            with (
+                progress_bar(name, quiet=quiet) as progress,
+                progress_bar(f"{name}, written", quiet=quiet) as assembling,
+            ):
+                how: Any = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
+                shown = upscale_file(source, output, upscaler, **how, **settings)
         if as_json:
             click.echo(json.dumps(shown.as_json()))
         elif not quiet:
             click.echo(shown.summary())
+
+    one_by_one(enlarge, sources, targets)
+
+
+def one_by_one(enlarge: Callable[[str, Path], None], sources: Sequence[str], targets: Sequence[Path]) -> None:
+    """enlarge each source into its target; of several, those that fail are named, and raise when all had their turn."""
+    failed = []
+    for source, target in zip(sources, targets, strict=True):
+        try:
+            enlarge(source, target)
+        except RepmambaError as error:
+            if len(sources) == 1:
+                raise
+            say_error(error if source in str(error) else f"{source}: {error}")
+            failed.append(source)
+    if failed:
+        raise RepmambaError(f"{len(failed)} of {len(sources)} inputs were not enlarged: {', '.join(failed)}.")
 
 
 def outputs(sources: Sequence[str], target: Path, scale: int, *, dry_run: bool) -> list[Path]:

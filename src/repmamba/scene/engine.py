@@ -113,6 +113,7 @@ def upscale_file(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    assembling: Progress | None = None,
     **arguments: Unpack[Arguments],
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
@@ -120,7 +121,8 @@ def upscale_file(
     source: any raster that GDAL reads.  target: .tif, .cog.tif, .png or .jpg; the name appears when the file is whole.
     weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
-    goes on with them.  progress: called with the output pixels finished, and of how many.  Further: see Arguments.
+    goes on with them.  progress: called with the output pixels finished, and of how many.  assembling: likewise, while
+    the finished ones are put together and checked.  Further: see Arguments.
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory.
     """
     begun = time.monotonic()
@@ -134,7 +136,7 @@ def upscale_file(
             remaining = writer.remaining()
             _compute(raster, plan, upscaler, writer, remaining, taken.workers, progress)
             raster.check_unchanged()
-            writer.finish()
+            writer.finish(_in_pixels(assembling, plan.profile.grid))
     result = SceneResult(
         path=target,
         grid=plan.profile.grid,
@@ -230,6 +232,14 @@ def _compute(
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
             if progress is not None:
                 progress(done, total)
+
+
+def _in_pixels(progress: Progress | None, grid: Grid) -> Callable[[float], None] | None:
+    """A progress in parts of the whole, 0 to 1, told in pixels."""
+    if progress is None:
+        return None
+    total = grid.width * grid.height
+    return lambda part: progress(round(part * total), total)
 
 
 def _area(window: Window) -> int:

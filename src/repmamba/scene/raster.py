@@ -172,7 +172,8 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...
     colours = tuple(dataset.colorinterp[place].name for place in order)
     count = len(order)
     if pixels.lookup is not None:
-        colours = ("red", "green", "blue", "alpha")[: pixels.lookup.shape[1]]
+        given = pixels.lookup.shape[1]
+        colours = ("gray",) if given == 1 else ("red", "green", "blue", "alpha")[:given]
         count, order = len(colours), [0] * len(colours)
     missing, nodata = _missing(dataset, pixels)
     if missing == "alpha" and colours[-1] != "alpha":  # colours of a palette of which one means "nothing here"

@@ -1,4 +1,4 @@
-"""The pixels of a file as a raster shows them: upright, colours in place of a palette, alpha last.
+"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0 to 255, alpha last.
 
 What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for come row by row: the
 rows of the last one are kept. Errors of the libraries below become one line here, in `reading`.
@@ -76,7 +76,7 @@ class StoredPixels:
     by_rows: bool
     fill_corrupt: bool
     bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
-    lookup: NDArray[Any] | None = None  # (index) -> (bands,), for palettes
+    lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey of few bits
     turned: Pixels | None = None  # the whole picture, where it had to be turned
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
@@ -166,7 +166,7 @@ class StoredPixels:
             self.corrupt_blocks.add(block)
 
     def shown(self, stored: Pixels) -> Pixels:
-        """What the file has, with the colours of its palette."""
+        """What the file has, with what its numbers stand for in place of them."""
         raw, valid = stored
         if self.lookup is None:
             return raw, valid
@@ -178,13 +178,14 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of classes."""
     alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
     colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
+    grey = _grey_of_few_bits(dataset)
     stored = StoredPixels(
         name=name,
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
         bands=(*colours, *alpha[:1]),
-        lookup=_palette(name, dataset, how),
+        lookup=_palette(name, dataset, how) if grey is None else grey,
     )
     turn = _orientation(dataset, files)
     if turn != 1:
@@ -211,14 +212,35 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     return colours if (used[:, 3] != 255).any() else colours[:, :3]
 
 
+def _grey_of_few_bits(dataset: Any) -> NDArray[Any] | None:
+    """The greys of a picture of one, two or four bits, (256, 1): its white is 1, 3 or 15, and is shown as 255.
+
+    None for all others, and for what has a place on a map: its numbers mean something.
+    """
+    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    if (
+        bits not in ("1", "2", "4")
+        or dataset.colorinterp[0].name != "gray"
+        or dataset.count != 1
+        or _is_placed(dataset)
+    ):
+        return None
+    white = (1 << int(bits)) - 1
+    return (np.minimum(np.arange(256), white) * (255 // white)).astype(np.uint8)[:, None]
+
+
 def _is_classes(dataset: Any) -> bool:
     """A palette with a place on a map is a legend; one without is a way to store a picture."""
+    return _is_placed(dataset)
+
+
+def _is_placed(dataset: Any) -> bool:
     return dataset.crs is not None or not dataset.transform.is_identity
 
 
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
-    if dataset.driver not in PICTURES or not files or dataset.crs is not None or not dataset.transform.is_identity:
+    if dataset.driver not in PICTURES or not files or _is_placed(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):
         return 1
