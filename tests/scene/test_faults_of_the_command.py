@@ -1,0 +1,103 @@
+"""The same kills as in test_faults.py, to the real command with a real (untrained) network."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+from repmamba.scene.readback import verify_result
+from repmamba.scene.receipt import read_receipt, receipt_path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A picture of 16 tiles and x2 weights."""
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    write_checkpoint(folder / "tiny.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+    pixels = np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(folder / "scene.png")
+    return folder / "scene.png", folder / "tiny.safetensors"
+
+
+def start(inputs: tuple[Path, Path], target: Path) -> subprocess.Popen[bytes]:
+    source, weights = inputs
+    options = ["--weights", weights, "--tile", "24", "--halo", "4", "--backend", "chunked", "--workers", "2", "--quiet"]
+    command = [sys.executable, "-m", "repmamba.cli", "upscale", source, "-o", target, *options]
+    return subprocess.Popen([str(part) for part in command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def whole(target: Path) -> bool:
+    if not target.exists():
+        return False
+    receipts = [receipt_path(target), *target.parent.glob(f".{target.name}.*/receipt.json")]
+    verify_result(target, read_receipt(next(path for path in receipts if path.exists())))
+    return True
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.long)])
+def test_the_command_killed_at_any_moment_leaves_nothing_half_and_goes_on(tmp_path, inputs, kills):
+    first = tmp_path / "uninterrupted" / "scene.cog.tif"
+    first.parent.mkdir()
+    begun = time.monotonic()
+    assert start(inputs, first).wait() == 0
+    seconds = time.monotonic() - begun
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    target, rng, killed, finished = folder / first.name, random.Random(20240), 0, 0
+    while killed < kills:
+        process = start(inputs, target)
+        try:
+            assert process.wait(rng.uniform(0.3, 1.1) * seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        else:
+            finished += 1
+        if whole(target) and process.returncode == 0:
+            assert target.read_bytes() == first.read_bytes()
+            for path in folder.iterdir():
+                path.unlink()
+    if not target.exists() or any(folder.glob(".*")):
+        assert start(inputs, target).wait() == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in first.parent.iterdir()
+    }
+
+
+def test_ctrl_c_leaves_the_tiles_and_verify_finds_what_is_done_to_the_result_later(tmp_path, inputs):
+    target = tmp_path / "scene.tif"
+    process = start(inputs, target)
+    while not list(tmp_path.glob(".scene.tif.*/*.tile")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() in (0, 130)
+    assert target.exists() == (process.returncode == 0)
+    if process.returncode:
+        assert list(tmp_path.glob(".scene.tif.*/*.tile"))
+        assert start(inputs, target).wait() == 0
+    assert verify(target).returncode == 0
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(content)
+    said = verify(target)
+    assert said.returncode == 1
+    assert said.stderr.startswith("Error: ")
+    assert said.stderr.count("\n") == 1
+
+
+def verify(target: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repmamba.cli", "verify", str(target)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
