@@ -86,6 +86,11 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     default=None,
     help="Let the result, made small again, be the input.  [default: on where the input has a place on the map]",
 )
+@click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Take the mean over the eight flips and rotations, for eight times the work.",
+)
 @click.option("--format", "format_name", metavar="NAME", help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]")
 @click.option(
     "--co", "creation", metavar="NAME=VALUE", multiple=True, callback=_creation, help="A creation option of GDAL."
@@ -135,7 +140,7 @@ def upscale(
     from repmamba.scene.engine import check_target, plan_file, upscale_file
     from repmamba.tiles.window import Window
 
-    network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision")}
+    network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision", "ensemble")}
     if window is not None:
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)

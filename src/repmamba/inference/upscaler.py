@@ -23,6 +23,7 @@ from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import find_weights
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
+from repmamba.inference.ensemble import mean_of_eight
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -52,6 +53,7 @@ class Upscaler:
     device: torch.device = field(default_factory=choose_device)
     precision: str = "float32"
     backend: str = ""  # of the scan
+    ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
 
     @property
     def scale(self) -> int:
@@ -64,8 +66,11 @@ class Upscaler:
         return self.runner.bands
 
     def run(self, unit: Tensor) -> Tensor:
-        """unit: (B, bands, h, w) in one pass -> (B, bands, scale h, scale w), float32 on the CPU, not clamped."""
-        return self.runner.run(unit)
+        """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), float32 on the CPU, not clamped.
+
+        In one pass, or in the eight of an ensemble.
+        """
+        return mean_of_eight(self.runner.run, unit) if self.ensemble else self.runner.run(unit)
 
     def upscale(
         self,
@@ -185,12 +190,14 @@ def load(
     backend: str | None = None,
     precision: str | None = None,
     fuse: bool = True,
+    ensemble: bool = False,
 ) -> Upscaler:
     """The Upscaler of a name (x4), a file, a folder or a hub id; ours or a published checkpoint.
 
     weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
     refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
-    trained form has twice; False keeps the network as it was trained.
+    trained form has twice; False keeps the network as it was trained.  ensemble: results are means over the eight flips
+    and rotations of what is enlarged, which is eight times the work.
     Raises CheckpointError, UsageError.
     """
     found = find_weights(weights if weights is not None else f"x{scale or 4}")
@@ -222,6 +229,7 @@ def load(
         device=place,
         precision=str(numbers).removeprefix("torch."),
         backend=scan,
+        ensemble=ensemble,
     )
 
 

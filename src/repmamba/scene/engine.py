@@ -88,6 +88,7 @@ class Arguments(TypedDict, total=False):
     device: str | None  # cpu, cuda, mps
     backend: str | None  # of the scan
     precision: str | None  # float32 or bfloat16
+    ensemble: bool  # the mean over the eight flips and rotations, for eight times the work
     tile: int | None  # edge of the kept part of a tile, lr pixels, even
     halo: int | None  # what is read around it, lr pixels, even
     window: Window | None  # only this part, lr pixels
@@ -171,6 +172,7 @@ def _planned(
     """The source, open, with all that was decided about it."""
     given: dict[str, Any] = dict(arguments)
     network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
+    network["ensemble"] = given.pop("ensemble", False)
     how = Reading(
         untrusted=given.pop("untrusted", False),
         max_pixels=given.pop("max_pixels", None),

@@ -142,6 +142,7 @@ def plan_scene(
         "device": upscaler.device.type,
         "precision": upscaler.precision,
         "scan": upscaler.backend,
+        "ensemble": upscaler.ensemble,
         "compute_threads_of_a_tile": 1,
         "tiles_in_one_pass": 1,
     }
