@@ -1,0 +1,256 @@
+"""How large must tiles and their halos be, for nobody to see where a scene was cut?
+
+The network's scan reaches over the whole of what it is shown, so no halo makes a tiled result equal to that of one pass
+over the whole image. Measured is what is left: decibels lost against the ground truth, how many pixels are within one
+grey level of the one pass (in every band), and the largest difference; and what a halo costs, as times the work:
+(tile + 2 halo)^2 / tile^2. The same with `--consistent`, and with overlaps blended linearly in place of kept middles.
+
+Prediction: the difference falls with the halo at first, by the reach of the convolutions, and then stops falling, since
+the scan's memory of far pixels is lost however large the halo is; larger tiles lose less. Blending hides the step at a
+seam and moves no result nearer to the one pass than the middles are.
+
+Three real scenes, their reduction by imresize enlarged x4: aerial imagery, an orbiter's view of Mars, and one band of a
+satellite. To save time, only some tiles on the diagonal of the grid are computed, and compared on what they keep: of
+64 and 128 pixels those that are cut on all four sides, of 256 the first, which is cut on two, since no scene is larger.
+
+    python benchmarks/how_large_a_halo.py [--weights x4] [--reference FOLDER] [--to docs/decisions/how-large-a-halo]
+
+Writes TO.json and TO.png. The answer is docs/decisions/0005-how-large-a-halo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repmamba.inference.consistency import consistent
+from repmamba.inference.upscaler import Upscaler, load
+from repmamba.pixels.resize import imresize, to_uint8
+from repmamba.tiles.plan import Tile, plan_tiles
+from repmamba.tiles.window import Window
+
+TILES = {64: (1, 2, 3), 128: (1,), 256: (0,)}  # edge -> which tiles on the diagonal of the grid are computed
+HALOS = (0, 4, 8, 16, 24, 32, 48)
+BLENDED_TILE, BLENDED_HALOS = 128, (8, 16)
+SCENES = {  # file of the reference data -> what it shows, and the part of it: rows, columns
+    "data/test/dota_sample/images/P0706.png": ("aerial imagery", slice(0, None), slice(0, None)),
+    "data/geotiff/cog_hirise_mars.tif": ("Mars", slice(0, None), slice(0, 1216)),
+    "data/geotiff/cog.tif": ("one satellite band", slice(600, 1816), slice(600, 1816)),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene, its truth and its result in one pass; with and without consistency."""
+
+    shows: str
+    hr: NDArray[np.uint8]  # (3, 4 h, 4 w)
+    lr: Tensor  # unit (3, h, w)
+    whole: dict[bool, NDArray[np.uint8]]  # consistent or not -> sr, (3, 4 h, 4 w)
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="x4")
+    root = Path(__file__).parents[1]
+    parser.add_argument(
+        "--reference", type=Path, default=Path(os.environ.get("REPMAMBA_REFERENCE", root.parent / "shared"))
+    )
+    parser.add_argument("--to", type=Path, default=root / "docs" / "decisions" / "how-large-a-halo")
+    options = parser.parse_args()
+    if not options.reference.is_dir():
+        sys.exit(f"{options.reference} does not exist: name the reference data with --reference.")
+    torch.set_num_threads(1)
+    upscaler = load(options.weights)
+    begun = time.process_time()
+    scenes, rows, blended = [], [], []
+    for name, part in SCENES.items():
+        scene = read_scene(options.reference / name, *part, upscaler)
+        scenes.append({"shows": scene.shows, "lr": list(scene.lr.shape)})
+        rows += measure(scene, upscaler)
+        blended += compare_blending(scene, upscaler)
+        print(f"{scene.shows}: done after {time.process_time() - begun:.0f} s of CPU time", file=sys.stderr)
+    found = {
+        "weights": {"name": upscaler.name, "digest": upscaler.digest},
+        "cpu_seconds": round(time.process_time() - begun),
+        "scenes": scenes,
+        "tiled": rows,
+        "blended": blended,
+    }
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    print_tables(rows, blended)
+    plot(rows, options.to.with_suffix(".png"))
+
+
+def read_scene(path: Path, shows: str, rows: slice, cols: slice, upscaler: Upscaler) -> Scene:
+    """The truth in 8 bit, cut to whole lr pixels, and its reduction enlarged in one pass."""
+    with rasterio.open(path) as file:
+        raw = file.read(out_dtype="float64")[:3, rows, cols]
+    if raw.max() > 255:
+        low, high = np.percentile(raw, (0.5, 99.5))
+        raw = 255 * (raw - low) / (high - low)
+    scale = upscaler.scale
+    height, width = (length // scale * scale for length in raw.shape[1:])
+    hr = to_uint8(raw[:, :height, :width] / 255)
+    hr = np.broadcast_to(hr, (3, height, width))
+    small = to_uint8(imresize(np.moveaxis(hr, 0, 2) / 255, 1 / scale))
+    lr = torch.from_numpy(np.ascontiguousarray(np.moveaxis(small, 2, 0))).float() / 255
+    sr = upscaler.run(lr[None])[0]
+    return Scene(shows, hr, lr, both_ways(sr, lr, scale))
+
+
+def both_ways(sr: Tensor, lr: Tensor, scale: int) -> dict[bool, NDArray[np.uint8]]:
+    """A result in 8 bit, without and with consistency."""
+    known = torch.ones_like(lr, dtype=torch.bool)
+    return {False: to_uint8(sr.numpy()), True: to_uint8(consistent(sr, lr, known, scale).numpy())}
+
+
+def measure(scene: Scene, upscaler: Upscaler) -> Iterator[dict[str, Any]]:
+    """One row for each tile, halo and way."""
+    height, width = scene.lr.shape[1:]
+    for edge, places in TILES.items():
+        for halo in HALOS:
+            plan = plan_tiles(height, width, upscaler.scale, tile=edge, halo=halo)
+            across = -(-width // edge)
+            chosen = [plan[place * across + place] for place in places]
+            results = [(tile, both_ways(*of_tile(scene, tile, upscaler), upscaler.scale)) for tile in chosen]
+            for way in (False, True):
+                kept = [(tile, sr[way][:, *tile.keep.slices]) for tile, sr in results]
+                yield {
+                    "scene": scene.shows,
+                    "tile": edge,
+                    "halo": halo,
+                    "consistent": way,
+                    "work": (1 + 2 * halo / edge) ** 2,
+                    **differences(scene, kept, way),
+                }
+
+
+def of_tile(scene: Scene, tile: Tile, upscaler: Upscaler) -> tuple[Tensor, Tensor]:
+    """sr and lr of what a tile reads."""
+    lr = scene.lr[:, *tile.read.slices]
+    return upscaler.run(lr[None])[0], lr
+
+
+def differences(scene: Scene, kept: list[tuple[Tile, NDArray[np.uint8]]], way: bool) -> dict[str, Any]:
+    """How the pixels of some tiles differ from those of the one pass and from the truth."""
+    tiled, whole, truth = [], [], []
+    for tile, sr in kept:
+        tiled.append(sr.reshape(3, -1).astype(int))
+        whole.append(scene.whole[way][:, *tile.write.slices].reshape(3, -1).astype(int))
+        truth.append(scene.hr[:, *tile.write.slices].reshape(3, -1).astype(int))
+    return against(*(np.concatenate(parts, axis=1) for parts in (tiled, whole, truth)))
+
+
+def against(tiled: NDArray[Any], whole: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
+    """tiled, whole, truth: (3, pixels), 0 to 255."""
+    step = np.abs(tiled - whole).max(0)
+    return {
+        "db_lost": float(10 * np.log10(np.mean((tiled - truth) ** 2) / np.mean((whole - truth) ** 2))),
+        "within_one": float((step <= 1).mean()),
+        "largest": int(step.max()),
+    }
+
+
+def compare_blending(scene: Scene, upscaler: Upscaler) -> Iterator[dict[str, Any]]:
+    """Four tiles that meet, joined by their middles and by a linear blend of what they share, without consistency."""
+    height, width = scene.lr.shape[1:]
+    scale = upscaler.scale
+    # Around the point where the four meet, and far from where a fifth would take part in the blend.
+    area = Window(0, 0, 3 * BLENDED_TILE // 2, 3 * BLENDED_TILE // 2).scaled(scale)
+    for halo in BLENDED_HALOS:
+        plan = plan_tiles(height, width, scale, tile=BLENDED_TILE, halo=halo)
+        four = [tile for tile in plan if tile.write.row < area.height and tile.write.col < area.width]
+        middles = np.zeros((3, scale * height, scale * width), np.float32)
+        blend, weights = np.zeros_like(middles), np.zeros_like(middles[0])
+        for tile in four:
+            sr = of_tile(scene, tile, upscaler)[0].numpy()
+            middles[:, *tile.write.slices] = sr[:, *tile.keep.slices]
+            there = tile.read.scaled(scale).slices
+            weight = ramps(tile.read, Window(0, 0, height, width), halo, scale)
+            blend[:, *there] += weight * sr
+            weights[there] += weight
+        blend /= np.maximum(weights, 1e-9)
+        for way, sr in (("middles", middles), ("blended", blend)):
+            parts = (to_uint8(sr), scene.whole[False], scene.hr)
+            found = against(*(part[:, *area.slices].reshape(3, -1).astype(int) for part in parts))
+            yield {"scene": scene.shows, "tile": BLENDED_TILE, "halo": halo, "joined": way, **found}
+
+
+def ramps(read: Window, scene: Window, halo: int, scale: int) -> NDArray[np.float32]:
+    """The weight of a tile's result: from 0 at an edge that was cut to 1 two halos inside, 1 at the scene's edges."""
+    weight = np.ones((1, 1), np.float32)
+    for axis, first, length, end in (
+        (0, read.row, read.height, scene.height),
+        (1, read.col, read.width, scene.width),
+    ):
+        steps = (np.arange(scale * length) + 0.5) / (2 * halo * scale)
+        rising = np.minimum(steps, 1) if first else np.ones_like(steps)
+        falling = np.minimum(steps[::-1], 1) if first + length < end else np.ones_like(steps)
+        weight = weight * np.expand_dims(np.minimum(rising, falling).astype(np.float32), 1 - axis)
+    return weight
+
+
+def print_tables(rows: list[dict[str, Any]], blended: list[dict[str, Any]]) -> None:
+    """The worst of the scenes for each tile and halo, without and with consistency; then middles against blends."""
+    print("| tile | halo | work | dB lost | within one level | dB lost, consistent | within one level, consistent |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for tile in TILES:
+        for halo in HALOS:
+            cells = [f"{tile}", f"{halo}", f"{(1 + 2 * halo / tile) ** 2:.2f}"]
+            for way in (False, True):
+                these = [r for r in rows if (r["tile"], r["halo"], r["consistent"]) == (tile, halo, way)]
+                cells.append(f"{max(row['db_lost'] for row in these):.4f}")
+                cells.append(f"{min(row['within_one'] for row in these):.3%}")
+            print(f"| {' | '.join(cells)} |")
+    print("\n| scene | halo | joined | dB lost | within one level | largest |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    for row in blended:
+        numbers = f"{row['db_lost']:.4f} | {row['within_one']:.3%} | {row['largest']}"
+        print(f"| {row['scene']} | {row['halo']} | {row['joined']} | {numbers} |")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Both bounds against the halo, a line for each tile, the worst of the scenes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, shares = figure.subplots(1, 2)
+    for tile in TILES:
+        for way, line in ((False, "-"), (True, "--")):
+            groups = [
+                [r for r in rows if (r["tile"], r["halo"], r["consistent"]) == (tile, halo, way)] for halo in HALOS
+            ]
+            label = f"tiles of {tile}{', consistent' if way else ''}"
+            colour = f"C{list(TILES).index(tile)}"
+            losses.plot(HALOS, [max(r["db_lost"] for r in group) for group in groups], line, color=colour, label=label)
+            outside = [100 * (1 - min(r["within_one"] for r in group)) for group in groups]
+            shares.plot(HALOS, outside, line, color=colour, label=label)
+    losses.axhline(0.02, color="grey", linewidth=0.8)
+    losses.set(xlabel="halo (input pixels)", ylabel="dB lost, worst of three scenes")
+    losses.set_yscale("symlog", linthresh=1e-3)
+    losses.set_ylim(-1e-3, 0.1)
+    shares.axhline(0.1, color="grey", linewidth=0.8)
+    shares.set(xlabel="halo (input pixels)", ylabel="% of pixels more than one level off", yscale="log")
+    shares.set_ylim(1e-4, 20)
+    shares.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
