@@ -155,9 +155,10 @@ def upscale(
             shown = plan_file(source, output, upscaler, **settings)
         else:
             name = Path(source).name
+            unseen = quiet or not sys.stderr.isatty()  # in a log, the lines of the computing are enough
             with (
                 progress_bar(name, quiet=quiet) as progress,
-                progress_bar(f"{name}, written", quiet=quiet) as assembling,
+                progress_bar(f"{name}, written", quiet=unseen) as assembling,
             ):
                 how: Any = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
                 shown = upscale_file(source, output, upscaler, **how, **settings)
