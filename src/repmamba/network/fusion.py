@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmamba.errors import UsageError
+from repmamba.network import inference_cpu as compiled
 from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.lpfm import CSSP, LPFM, SideBySide
@@ -81,7 +82,7 @@ class FusedRepMamba(nn.Module):
         deep = to_map(self.embed_norm(to_tokens(shallow)))
         for group in self.groups:
             deep = group(deep)
-        result: Tensor = self.upsampler(self.conv_after_body(deep) + shallow)
+        result: Tensor = self.upsampler(self.conv_after_body(deep, shallow))
         if self.config.upsampler == "none":
             result = image + result
         return result[..., : height * self.scale, : width * self.scale]
@@ -105,12 +106,12 @@ def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
         mean = torch.zeros_like(mean)  # (c + conv) / range + mean is image + conv / range
     weight, bias = conv.weight.double() / network.config.img_range, _bias(conv) / network.config.img_range
     each = mean.repeat_interleave(conv.out_channels // network.config.in_chans)
-    setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1))
+    setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1, kind=LastConv))
     return upsampler
 
 
 class NormThenConv(nn.Module):
-    """LN, then a 3x3 convolution that pads with zeros: the end of the body. deep and result: (B, 64, H, W).
+    """LN, then a 3x3 convolution that pads with zeros: the end of the body, and its skip. All maps: (B, 64, H, W).
 
     Folded, the normalised map is padded with -bias/weight, which the affine would have made the zeros of the padding.
     """
@@ -134,14 +135,17 @@ class NormThenConv(nn.Module):
         weight, bias = norm.weight.double().view(1, -1, 1, 1), norm.bias.double().view(1, -1, 1, 1)
         kernel = first.weight.double()
         constant = _bias(first) + (kernel * bias).sum((1, 2, 3))
-        return nn.Sequential(_conv(kernel * weight, constant, like=first.weight, padding=0), *rest)
+        folded = _conv(kernel * weight, constant, like=first.weight, padding=0)
+        return nn.Sequential(folded, *rest) if rest else folded
 
-    def forward(self, deep: Tensor) -> Tensor:
-        """deep and result: (B, 64, H, W)."""
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """conv(norm(deep)) + skip; all maps (B, 64, H, W)."""
         normalised = to_map(self.norm(to_tokens(deep)))
+        if self.folded and compiled.convolves(self.conv, normalised):
+            return compiled.convolution(self.conv, normalised, skip, self.edge)
         if self.folded:
             normalised = padded(normalised, self.edge)
-        result: Tensor = self.conv(normalised)
+        result: Tensor = self.conv(normalised) + skip
         return result
 
 
@@ -158,6 +162,8 @@ class FusedGroup(nn.Module):
         body = deep
         for block in self.blocks:
             body = block(body)
+        if compiled.convolves(self.conv, body):
+            return compiled.convolution(self.conv, body, skip=deep)
         result: Tensor = deep + self.conv(body)
         return result
 
@@ -174,7 +180,10 @@ class FusedLPFM(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
-        a = t + self.cssp(t)
+        c = self.cssp(t)
+        if compiled.feeds_forward(self, t):
+            return compiled.feed_forward(self, t, c)
+        a = t + c
         result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
         return result
 
@@ -190,9 +199,9 @@ class FusedCSSP(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
         c0, c1, c2, c3 = t.split_with_sizes(SPLIT, dim=1)
-        v = torch.cat([self.m8(c0), c1], dim=1)
-        v = torch.cat([self.m16(v), c2], dim=1)
-        v = torch.cat([self.m32(v), c3], dim=1)
+        v = self.m8(c0, c1)
+        v = self.m16(v, c2)
+        v = self.m32(v, c3)
         result: Tensor = self.m64(v)
         return result
 
@@ -252,14 +261,17 @@ class FusedRMB(nn.Module):
         D[0] = ss2d.D.detach().double().view(DIRECTIONS, -1).sum(0)
         self.register_buffer("D", D.flatten())
 
-    def forward(self, v: Tensor) -> Tensor:
-        """v and result: (B, width, H, W)."""
+    def forward(self, v: Tensor, beside: Tensor | None = None) -> Tensor:
+        """v: (B, width, H, W). Result (B, width + n, H, W), the n channels of `beside` behind its own."""
+        if compiled.serves(v, self.gain):
+            return compiled.rmb(self, v, beside)
         n = self.norm(to_tokens(v))
         x = self.convolved(n)
         low, high = x.chunk(2, dim=1)
         pooled = F.avg_pool2d(low, 2)
         low = enlarged(self.scan(pooled).to(low.dtype), low, pooled)
-        return self.gated(low, self.high_conv(high), n, v)
+        result = self.gated(low, self.high_conv(high), n, v)
+        return result if beside is None else torch.cat([result, beside], dim=1)
 
     def convolved(self, n: Tensor) -> Tensor:
         """SiLU(3x3(projection)) of the normalised tokens (B, H, W, width) -> (B, 2 width, H, W)."""
@@ -268,7 +280,10 @@ class FusedRMB(nn.Module):
 
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
-        projected = to_map(F.linear(to_tokens(pooled), self.x_proj))
+        return self.scan_projected(pooled, to_map(F.linear(to_tokens(pooled), self.x_proj)))
+
+    def scan_projected(self, pooled: Tensor, projected: Tensor) -> Tensor:
+        """`scan` with the projection of the pooled map, (B, 4 (R + 32), h, w), given."""
         return scan_map(pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend=self.backend)
 
     def gated(self, low: Tensor, high: Tensor, n: Tensor, v: Tensor) -> Tensor:
@@ -291,6 +306,14 @@ def padded(image: Tensor, values: Tensor) -> Tensor:
     """One row and column more on each side, filled with one value a channel: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
     frame = 1 - F.pad(torch.ones_like(image[:1, :1]), (1, 1, 1, 1))  # 1 on the border, 0 inside
     return torch.addcmul(F.pad(image, (1, 1, 1, 1)), frame, values.view(1, -1, 1, 1))
+
+
+class LastConv(nn.Conv2d):
+    """A 3x3 convolution whose result is cut or shuffled: maps (B, in, H, W) -> (B, out, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, in, H, W) -> (B, out, H, W)."""
+        return compiled.convolution(self, x) if compiled.convolves(self, x) else super().forward(x)
 
 
 class ShiftedNorm(nn.Module):
@@ -357,8 +380,8 @@ def _linear(weight: Tensor, bias: Tensor, *, like: Tensor) -> nn.Linear:
     return linear
 
 
-def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
+def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+    conv = kind(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
     conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     return conv
