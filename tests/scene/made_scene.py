@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 
 from repmamba.errors import RepmambaError
 from repmamba.scene.grid import Grid
-from repmamba.scene.journal import JobIdentity
+from repmamba.scene.job import JobIdentity
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import squares
 from repmamba.scene.receipt import Receipt

@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -277,6 +278,15 @@ def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatc
         except VerificationError:
             return
     pytest.fail("GDAL reported every loss: the second reader would not be needed")
+
+
+def test_every_test_that_the_page_names_exists():
+    tests = Path(__file__).parent
+    page = (tests.parents[1] / "docs" / "never-half-a-result.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = {name for path in tests.glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(named) > 20
+    assert named <= there, sorted(named - there)
 
 
 def test_a_block_that_never_reached_the_disk_is_seen_though_the_file_opens(tmp_path):

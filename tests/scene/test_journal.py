@@ -14,19 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from repmamba.errors import TargetError, VerificationError
-from repmamba.scene.journal import (
-    JobIdentity,
-    Layout,
-    TargetLock,
-    canonical_json,
-    decode_tile,
-    differences,
-    encode_tile,
-    identify_file,
-    read_header,
-    tile_pixels,
-)
+from repmamba.scene.job import JobIdentity, canonical_json, differences, identify_file
+from repmamba.scene.lock import TargetLock
 from repmamba.scene.readback import squares
+from repmamba.scene.tile_file import Layout, decode_tile, encode_tile, read_header, tile_pixels
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_scene import JOB, PLACE, MadeScene

@@ -17,9 +17,10 @@ from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
 from repmamba.errors import JobChanged, ShapeMismatch, TargetError, TargetExists, UsageError, VerificationError
-from repmamba.scene.assembly import halved, world_file
+from repmamba.scene.assembly import world_file
 from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
+from repmamba.scene.overviews import halved
 from repmamba.scene.readback import squares
 from repmamba.scene.receipt import receipt_path
 from repmamba.scene.writer import check_cover
@@ -180,6 +181,13 @@ def test_an_overview_leaves_missing_pixels_out_and_rounds_half_up():
 def test_an_overview_of_floats_passes_over_nan():
     data = np.array([[[1.0, np.nan], [2.0, 6.0]]], np.float32)
     assert halved(data, None, nodata=float("nan"), alpha=False)[0].item() == 3.0
+    assert halved(data, None, nodata=None, alpha=False)[0].item() == 3.0
+    assert np.isnan(halved(np.full((1, 2, 2), np.nan), None, nodata=None, alpha=False)[0].item())
+
+
+def test_an_overview_leaves_what_is_transparent_out_and_halves_the_opacity():
+    data = np.array([[[10, 99], [20, 99]], [[255, 0], [255, 0]]], np.uint8)
+    assert halved(data, None, nodata=None, alpha=True)[0].ravel().tolist() == [15, 128]
 
 
 def test_all_that_a_profile_says_is_in_the_file(tmp_path):

@@ -26,8 +26,9 @@ from rasterio.shutil import copy as gdal_copy
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
 from repmamba.scene import durable
 from repmamba.scene.formats import FORMATS, creation_options, is_lossless, raw_bytes
-from repmamba.scene.journal import Journal, TilePixels
+from repmamba.scene.journal import Journal
 from repmamba.scene.output import OutputProfile
+from repmamba.scene.overviews import halved
 from repmamba.scene.readback import (
     GDAL_FAILURES,
     Overlaps,
@@ -40,6 +41,7 @@ from repmamba.scene.readback import (
     unplaced_allowed,
 )
 from repmamba.scene.receipt import Level, Piece
+from repmamba.scene.tile_file import TilePixels
 from repmamba.tiles.window import Window
 
 WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1"}
@@ -314,7 +316,7 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
         ) as target,
     ):
         target.colorinterp = source.colorinterp
-        for window in squares(width, height, SQUARE // 2):
+        for window in squares(width, height, SQUARE // 2 if profile.count <= 8 else 256):
             place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
             data = source.read(window=place)
             valid = source.read_masks(1, window=place) != 0 if profile.mask else None
@@ -325,63 +327,6 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
             pixels = TilePixels(np.ascontiguousarray(half.transpose(1, 0, 2)), half_valid)
             pieces.append(_piece(window, pixels, profile))
     return Level(width, height, tuple(pieces))
-
-
-def halved(
-    data: NDArray[Any], valid: NDArray[np.bool_] | None, *, nodata: float | None, alpha: bool
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean of what is there.
-
-    data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None. Integers are
-    rounded half up. A pixel is missing when all four are; a mean that hits nodata gives way to the largest of the four.
-    """
-    present: NDArray[np.bool_] = _present(data, valid, nodata, alpha)
-    quads, held = _quads(np.where(present, data, 0).astype(np.float64)), _quads(present)
-    number = held.sum(axis=0)
-    mean: NDArray[Any] = quads.sum(axis=0) / np.maximum(number, 1)
-    if np.issubdtype(data.dtype, np.integer):
-        mean = np.floor(mean + 0.5)
-    if alpha:
-        mean[-1] = np.floor(_quads(data[-1:].astype(np.float64)).sum(axis=0)[0] / _area(data.shape[1:]) + 0.5)
-    half: NDArray[Any] = mean.astype(data.dtype)
-    if nodata is not None:
-        largest = np.where(held, quads, -np.inf).max(axis=0)
-        unlucky = np.logical_and(number > 0, np.equal(half, nodata))
-        half[unlucky] = largest[unlucky].astype(data.dtype)
-        half[number == 0] = nodata
-    if valid is None:
-        return half, None
-    half_valid: NDArray[np.bool_] = np.logical_or.reduce(_quads(valid[None])[:, 0])
-    return half, half_valid
-
-
-def _present(
-    data: NDArray[Any], valid: NDArray[np.bool_] | None, nodata: float | None, alpha: bool
-) -> NDArray[np.bool_]:
-    if valid is not None:
-        present = np.broadcast_to(valid, data.shape)
-    elif alpha:
-        present = np.broadcast_to(data[-1] != 0, data.shape)
-    elif nodata is not None:
-        present = data != np.asarray(nodata).astype(data.dtype)
-    else:
-        present = np.ones(data.shape, bool)
-    if np.issubdtype(data.dtype, np.floating):
-        present = np.logical_and(present, np.logical_not(np.isnan(data)))
-    return present
-
-
-def _quads(values: NDArray[Any]) -> NDArray[Any]:
-    """(count, h, w) -> (4, count, ceil(h/2), ceil(w/2)), zeros beyond the edge."""
-    count, height, width = values.shape
-    even = np.zeros((count, height + height % 2, width + width % 2), values.dtype)
-    even[:, :height, :width] = values
-    return np.stack([even[:, row::2, col::2] for row in (0, 1) for col in (0, 1)])
-
-
-def _area(shape: tuple[int, ...]) -> NDArray[Any]:
-    area: NDArray[Any] = _quads(np.ones((1, *shape))).sum(axis=0)[0]
-    return area
 
 
 def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile) -> None:

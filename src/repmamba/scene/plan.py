@@ -22,7 +22,7 @@ from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
 from repmamba.scene.formats import format_of
-from repmamba.scene.journal import JobIdentity, identify_file
+from repmamba.scene.job import JobIdentity, identify_file
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts

@@ -23,8 +23,8 @@ from rasterio.windows import Window as GdalWindow
 
 from repmamba.errors import VerificationError
 from repmamba.scene.formats import FORMATS
-from repmamba.scene.journal import packed_rows
 from repmamba.scene.receipt import Level, Piece, Receipt, file_sha256
+from repmamba.scene.tile_file import packed_rows
 from repmamba.tiles.window import Window
 
 GDAL_FAILURES = (RasterioError, CPLE_BaseError, OSError, SystemError)

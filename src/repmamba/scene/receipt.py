@@ -15,7 +15,7 @@ from typing import Any
 
 from repmamba.errors import VerificationError
 from repmamba.scene import durable
-from repmamba.scene.journal import Json, canonical_json
+from repmamba.scene.job import Json, canonical_json
 from repmamba.tiles.window import Window
 
 VERSION = 1
@@ -27,7 +27,7 @@ class Piece:
     """What the pixels of a window are, as decoded. A lossless format is held to digests, another one to means."""
 
     window: Window
-    pixels: str  # digest, rows outermost (see journal.TilePixels)
+    pixels: str  # digest, rows outermost (see tile_file.TilePixels)
     mask: str  # digest of the mask's bits; "" where the result has no mask
     means: tuple[float, ...]  # of each band; only compared where the format is lossy, and empty elsewhere
 

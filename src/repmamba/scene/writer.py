@@ -2,7 +2,7 @@
 
 Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to a whole result; and
 the same command continues with the tiles that are done. Where each promise is kept: durable.py (bytes on the disk),
-journal.py (what is done, one process at a time), assembly.py (the file), readback.py (the second reader).
+journal.py (what is done), lock.py (one process at a time), assembly.py (the file), readback.py (the second reader).
 """
 
 from __future__ import annotations
@@ -21,19 +21,13 @@ from repmamba.errors import NoSpace, TargetError, TargetExists, UsageError, Veri
 from repmamba.scene import durable
 from repmamba.scene.assembly import Assembled, assemble
 from repmamba.scene.formats import FORMATS, check_fit, is_lossless, raw_bytes
-from repmamba.scene.journal import (
-    JobIdentity,
-    Journal,
-    Layout,
-    TargetLock,
-    other_jobs,
-    refuse_changed_job,
-    tile_pixels,
-    work_folder,
-)
+from repmamba.scene.job import JobIdentity
+from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, work_folder
+from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import Progress
 from repmamba.scene.receipt import Receipt, file_sha256, read_receipt, receipt_path
+from repmamba.scene.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,67 @@
+"""Overviews of a result: each pixel the mean of the four below it, missing ones left out. Arrays in, arrays out.
+
+GDAL makes overviews too; ours are made here because they are compared, pixel by pixel, with what the file holds later:
+nobody can compare with a number that he does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+def halved(data: Array, valid: Mask | None, *, nodata: float | None, alpha: bool) -> tuple[Array, Mask | None]:
+    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean of what is there.
+
+    data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None. Integers are
+    rounded half up. A pixel is missing when all four are; a mean that hits nodata gives way to the largest of the four.
+    alpha: the last band is opacity; where it is 0, the others are missing.
+    """
+    count, height, width = data.shape
+    half = np.empty((count, -(-height // 2), -(-width // 2)), data.dtype)
+    for band in range(count):  # one by one: the sums take eight bytes a pixel, and there may be two hundred bands
+        opaque = alpha and band == count - 1
+        present = np.ones((height, width), bool) if opaque else _present(data, band, valid, nodata, alpha)
+        half[band] = _mean(data[band], present, nodata)
+    return half, None if valid is None else np.logical_or.reduce(_quads(valid))
+
+
+def _present(data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: bool) -> Mask:
+    if valid is not None:
+        present = valid
+    elif alpha:
+        present = np.not_equal(data[-1], 0)
+    elif nodata is not None:
+        present = np.not_equal(data[band], np.asarray(nodata).astype(data.dtype))
+    else:
+        present = np.ones(data.shape[1:], bool)
+    known: Mask = np.logical_and(present, np.logical_not(np.isnan(data[band])))
+    return known
+
+
+def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
+    quads, held = _quads(np.where(present, values, 0).astype(np.float64)), _quads(present)
+    number = held.sum(axis=0)
+    mean: Array = quads.sum(axis=0) / np.maximum(number, 1)
+    whole = np.issubdtype(values.dtype, np.integer)
+    half: Array = (np.floor(mean + 0.5) if whole else mean).astype(values.dtype)
+    if nodata is not None:
+        unlucky = np.logical_and(number > 0, np.equal(half, nodata))
+        largest: Array = np.where(held, quads, -np.inf).max(axis=0)
+        half[unlucky] = largest[unlucky].astype(values.dtype)
+    missing = nodata if nodata is not None else 0 if whole else np.nan
+    half[number == 0] = missing
+    return half
+
+
+def _quads(values: Array) -> Array:
+    """(h, w) -> (4, ceil(h/2), ceil(w/2)); zeros, or False, beyond the edge."""
+    height, width = values.shape
+    even = np.zeros((height + height % 2, width + width % 2), values.dtype)
+    even[:height, :width] = values
+    return np.stack([even[row::2, col::2] for row in (0, 1) for col in (0, 1)])
