@@ -1,0 +1,131 @@
+"""What do durable tiles and a second reader cost, beside a writer that hopes for the best?
+
+Prediction: less than a second a gigabyte of pixels each for syncing and for digests; the compression of the final file,
+which both ways pay, costs more than all of it. Timed in one process, the least of several rounds, by the clock and by
+the processor's time, which a busy machine disturbs less:
+
+    hopeful   GDAL alone, each tile written as it comes (GeoTIFF), or a GeoTIFF and GDAL's own COG driver and overviews
+    durable   the scene writer: put() of every tile, then finish(): assembled, read back, compared, renamed
+
+    python benchmarks/what_durable_tiles_cost.py PICTURE [--edge 4096] [--rounds 3] [--folder DIR]
+"""
+
+import argparse
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.shutil import copy
+from rasterio.windows import Window as GdalWindow
+
+from repmamba.scene.formats import creation_options
+from repmamba.scene.grid import Grid
+from repmamba.scene.job import JobIdentity, digest
+from repmamba.scene.output import OutputProfile
+from repmamba.scene.readback import squares
+from repmamba.scene.writer import SceneWriter
+
+TILE = 1024
+
+
+def picture_of(path: Path, edge: int) -> NDArray[np.uint8]:
+    """(3, edge, edge): the picture, mirrored until it fills the square."""
+    with rasterio.open(path) as file:
+        data = file.read([1, 2, 3] if file.count >= 3 else [1, 1, 1])
+    mirrored = np.concatenate([data, data[:, ::-1]], axis=1)
+    mirrored = np.concatenate([mirrored, mirrored[:, :, ::-1]], axis=2)
+    times = (1, -(-edge // mirrored.shape[1]), -(-edge // mirrored.shape[2]))
+    square: NDArray[np.uint8] = np.tile(mirrored, times)[:, :edge, :edge].astype(np.uint8)
+    return square
+
+
+def profile_of(name: str, edge: int) -> OutputProfile:
+    return OutputProfile(name, Grid(edge, edge, Affine(1, 0, 5e5, 0, -1, 4e6), CRS.from_epsg(32633)), 3, "uint8")
+
+
+def hopeful(folder: Path, name: str, data: NDArray[np.uint8]) -> dict[str, float]:
+    edge = data.shape[1]
+    start, used = time.perf_counter(), time.process_time()
+    options = creation_options(profile_of("GTiff", edge)) | ({} if name == "GTiff" else {"COMPRESS": "ZSTD"})
+    target = folder / "hopeful.tif"
+    with (
+        rasterio.Env(GDAL_CACHEMAX=64 << 20),
+        rasterio.open(target, "w", driver="GTiff", width=edge, height=edge, count=3, dtype="uint8", **options) as file,
+    ):
+        for window in squares(edge, edge, TILE):
+            rows, cols = window.slices
+            file.write(data[:, rows, cols], window=GdalWindow(window.col, window.row, window.width, window.height))
+    if name == "COG":
+        with rasterio.Env(GDAL_CACHEMAX=64 << 20):
+            copy(target, folder / "hopeful.cog.tif", driver="COG", **creation_options(profile_of(name, edge)))
+    return {"all": time.perf_counter() - start, "cpu": time.process_time() - used}
+
+
+def durable(folder: Path, name: str, data: NDArray[np.uint8]) -> dict[str, float]:
+    edge = data.shape[1]
+    windows = squares(edge, edge, TILE)
+    job = JobIdentity({"name": "benchmark"}, "none")
+    start, used = time.perf_counter(), time.process_time()
+    with SceneWriter(folder / "durable.tif", profile_of(name, edge), job, windows, overwrite=True) as writer:
+        for index, window in enumerate(windows):
+            rows, cols = window.slices
+            writer.put(index, data[:, rows, cols])
+        between = time.perf_counter()
+        writer.finish()
+    end = time.perf_counter()
+    return {"put": between - start, "finish": end - between, "all": end - start, "cpu": time.process_time() - used}
+
+
+def least(rounds: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
+    results = [run() for _ in range(rounds)]
+    return {name: min(result[name] for result in results) for name in results[0]}
+
+
+def tile_costs(data: NDArray[np.uint8]) -> None:
+    payload = np.ascontiguousarray(data[:, :TILE, :TILE]).tobytes()
+    works: dict[str, Callable[[], Any]] = {
+        "SHA-256": lambda: digest(payload),
+        "zlib 1": lambda: zlib.compress(payload, 1),
+    }
+    for name, work in works.items():
+        seconds = least(5, partial(timed, work))["cpu"]
+        print(f"| {name} of a tile | {1000 * seconds:.1f} ms | {len(payload) / seconds / 1e6:.0f} MB/s |")
+    print(f"zlib 1 leaves {len(zlib.compress(payload, 1)) / len(payload):.2f} of a tile")
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    used = time.process_time()
+    work()
+    return {"cpu": time.process_time() - used}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--edge", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder unless given")
+    choice = parser.parse_args()
+    data = picture_of(choice.picture, choice.edge)
+    tile_costs(data)
+    print(f"\n{data.nbytes / 1e6:.0f} MB of pixels, {len(squares(choice.edge, choice.edge, TILE))} tiles")
+    print("\n| format | hopeful, s (CPU) | durable, s (CPU) | of it put | of it finish |\n|---|---|---|---|---|")
+    for name in ("GTiff", "COG"):
+        with TemporaryDirectory(dir=choice.folder) as folder:
+            plain = least(choice.rounds, partial(hopeful, Path(folder), name, data))
+            sure = least(choice.rounds, partial(durable, Path(folder), name, data))
+        both = " | ".join(f"{way['all']:.1f} ({way['cpu']:.1f})" for way in (plain, sure))
+        print(f"| {name} | {both} | {sure['put']:.2f} | {sure['finish']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
