@@ -9,6 +9,7 @@ import rasterio
 from PIL import Image
 from rasterio.transform import RPCTransformer
 
+from repmamba import load
 from repmamba.errors import OutOfMemory, SourceError, TargetError, TargetExists, UsageError
 from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
@@ -179,12 +180,22 @@ def test_any_number_of_workers_gives_the_same_bytes(write_raster, smooth, tmp_pa
     assert len(contents) == 1
 
 
+def test_a_scene_by_an_ensemble_is_the_array_by_one(write_raster, smooth, tmp_path, small_upscaler):
+    data = smooth(3, 20, 26)
+    path = write_raster("in.tif", data, photometric="RGB")
+    weights = tmp_path / "one.safetensors"
+    upscale_file(path, tmp_path / "out.tif", weights, ensemble=True, consistent=False)
+    expected = load(weights, ensemble=True).upscale(np.moveaxis(data, 0, 2))
+    with rasterio.open(tmp_path / "out.tif") as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, 2), expected)
+    assert (expected != small_upscaler.upscale(np.moveaxis(data, 0, 2))).any()
+
+
 @pytest.fixture
 def small_upscaler(tmp_path):
     """A real network of one block, so that sums have an order that threads could change."""
     import torch
 
-    from repmamba import load
     from repmamba.network.checkpoint import Checkpoint, write_checkpoint
     from repmamba.network.config import NetworkConfig
     from repmamba.network.repmamba import RepMamba
