@@ -77,7 +77,9 @@ def main() -> None:
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     begun = time.process_time()
-    scenes, rows, blended = [], [], []
+    scenes: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    blended: list[dict[str, Any]] = []
     for name, part in SCENES.items():
         scene = read_scene(options.reference / name, *part, upscaler)
         scenes.append({"shows": scene.shows, "lr": list(scene.lr.shape)})
