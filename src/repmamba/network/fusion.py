@@ -181,8 +181,8 @@ class FusedLPFM(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
         c = self.cssp(t)
-        if compiled.feeds_forward(self, t):
-            return compiled.feed_forward(self, t, c)
+        if compiled.feeds_forward(self.ffn, t):
+            return compiled.feed_forward(self.ffn, t, c)
         a = t + c
         result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
         return result

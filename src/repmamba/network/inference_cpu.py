@@ -18,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,15 +29,28 @@ from torch import Tensor, nn
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.repconv import to_map, to_tokens
 
-if TYPE_CHECKING:
-    from repmamba.network.fusion import FusedLPFM, FusedRMB
-
 Array = NDArray[np.float32]
 WORK_FOR_THREADS = 1 << 16
 """Numbers of a map below which handing a share to another thread costs more than it saves."""
 
 LARGEST_KEPT = 1 << 26
 """Numbers of a buffer that is kept from call to call; a larger one goes back when its call ends."""
+
+
+class FoldedRMB(Protocol):
+    """What the passes read of fusion.FusedRMB, which is said there."""
+
+    in_x: nn.Linear
+    in_z: nn.Linear
+    conv: nn.Module
+    high_conv: nn.Module
+    x_proj: Tensor
+    out_norm: nn.Module
+    out_proj: nn.Linear
+    gain: Tensor
+
+    def scan_projected(self, pooled: Tensor, projected: Tensor) -> Tensor:
+        """The sum of the four directed scans."""
 
 
 def serves(x: Tensor, *weights: Tensor) -> bool:
@@ -90,7 +103,7 @@ def convolution(conv: nn.Conv2d, x: Tensor, skip: Tensor | None = None, edge: Te
     return to_map(result)[:, : conv.out_channels]
 
 
-def rmb(module: "FusedRMB", v: Tensor, beside: Tensor | None = None) -> Tensor:
+def rmb(module: FoldedRMB, v: Tensor, beside: Tensor | None = None) -> Tensor:
     """A folded RMB on v (B, C, H, W), and behind its channels those of `beside`: (B, C + n, H, W)."""
     batch, C, height, width = v.shape
     half = (batch, height // 2, width // 2)
@@ -124,25 +137,25 @@ GATE = ("scale", "shift", "in_z", "bias_z")
 TAIL = ("out_scale", "out_shift", "out_proj", "out_bias", "gain")
 
 
-def feed_forward(module: "FusedLPFM", t: Tensor, c: Tensor) -> Tensor:
-    """a + ConvFFN(LN(a)), a = t + c: (B, 64, H, W)."""
-    weights = _packed(module.ffn, _ffn_weights)
-    C, hidden = t.shape[1], module.ffn.fc1.out_features
+def feed_forward(ffn: ConvFFN, t: Tensor, c: Tensor) -> Tensor:
+    """a + ffn(LN(a)), a = t + c: (B, 64, H, W)."""
+    weights = _packed(ffn, _ffn_weights)
+    C, hidden = t.shape[1], ffn.fc1.out_features
     result = torch.empty(t.shape[0], *t.shape[2:], C)
     arrays = (_rows(t), _rows(c), _ones(C), _zeros(1, C), *weights, _ones(C), _flat(result))
     _over_rows("feed_forward", t, arrays, lambda kernels, width: kernels.feed_forward_scratch(width, C, hidden))
     return to_map(result)
 
 
-def feeds_forward(module: "FusedLPFM", t: Tensor) -> bool:
-    """Whether `feed_forward` may compute this block: its hidden channels fill whole registers."""
-    return serves(t, module.ffn.fc1.weight) and module.ffn.fc1.out_features % _lanes() == 0
+def feeds_forward(ffn: ConvFFN, t: Tensor) -> bool:
+    """Whether `feed_forward` may compute this part: its hidden channels fill whole registers."""
+    return serves(t, ffn.fc1.weight) and ffn.fc1.out_features % _lanes() == 0
 
 
 # The weights as the passes read them: (inputs, outputs), outputs added up with zeros to whole registers
 
 
-def _rmb_weights(module: "FusedRMB") -> dict[str, Array]:
+def _rmb_weights(module: FoldedRMB) -> dict[str, Array]:
     assert isinstance(module.conv, nn.Conv2d)
     assert isinstance(module.high_conv, nn.Conv2d)
     width = module.gain.numel()
@@ -215,8 +228,9 @@ def _zeros(rows: int, width: int) -> Array:
 _packings: "WeakKeyDictionary[nn.Module, tuple[object, Any]]" = WeakKeyDictionary()
 
 
-def _packed(module: nn.Module, pack: Callable[[Any], Any]) -> Any:
+def _packed(module: object, pack: Callable[[Any], Any]) -> Any:
     """The weights of a module for its passes, made again when one of them has changed."""
+    assert isinstance(module, nn.Module)
     tensors = [*module.parameters(), *module.buffers()]
     state = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
     known = _packings.get(module)
