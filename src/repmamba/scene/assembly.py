@@ -45,8 +45,9 @@ from repmamba.scene.tile_file import TilePixels
 from repmamba.tiles.window import Window
 
 WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1"}
+WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
-CACHE = 128 << 20  # bytes of decoded tiles kept there
+CACHE = 48 << 20  # bytes of decoded tiles kept there
 LOSSY_ERROR = (
     24.0  # grey levels by which a lossy format may differ from a tile on average; a lost block differs by more
 )
@@ -109,8 +110,8 @@ def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, 
 
     Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the finished tiles stay.
     """
-    whole = folder / "whole"
-    durable.remove(whole)
+    clear_drafts(folder)
+    whole = folder / WHOLE
     path = whole / name
     try:
         with gdal_errors(path), unplaced_allowed():
@@ -125,6 +126,12 @@ def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, 
         durable.remove(whole)
         raise
     return Assembled(path, sidecars, levels)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what a killed run left of a result in a working folder, and not its tiles."""
+    for name in (WHOLE, PARTS):
+        durable.remove(folder / name)
 
 
 @contextmanager
@@ -169,8 +176,7 @@ def _write_gtiff(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: P
 
 def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
     options = creation_options(profile)
-    parts = path.parent.parent / "parts"
-    durable.remove(parts)
+    parts = path.parent.parent / PARTS
     parts.mkdir()
     try:
         base = parts / "level.tif"
@@ -190,7 +196,9 @@ def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pro
 
 
 def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
-    base = path.parent.parent / "parts.tif"
+    parts = path.parent.parent / PARTS
+    parts.mkdir()
+    base = parts / "level.tif"
     try:
         _write_tiff(base, profile, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
         # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
@@ -199,7 +207,7 @@ def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pr
             gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile))
         progress(1.0)
     finally:
-        durable.remove(base)
+        durable.remove(parts)
     return (_base_level(profile, mosaic),)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import NoSpace, TargetError, TargetExists, UsageError, VerificationError
 from repmamba.scene import durable
-from repmamba.scene.assembly import Assembled, assemble
+from repmamba.scene.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.formats import FORMATS, check_fit, is_lossless, raw_bytes
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, work_folder
@@ -84,6 +84,7 @@ class SceneWriter:
             logger.warning("%s is left from a stopped run of another job; delete it if it is not needed.", other)
         if restart:
             durable.remove(self.folder)
+        clear_drafts(self.folder)
         self._check_space_to_begin()
         self._journal.open(self.job)
         done = len(self._journal.layout.tiles) - len(self._journal.remaining())
