@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("sr", type=Path, help="what repmamba made of it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture, PNG or JPEG")
     parser.add_argument(
-        "--window", default="112,56,104,76", help="COL,ROW,WIDTH,HEIGHT of the input (default %(default)s)"
+        "--window", default="16,64,104,76", help="COL,ROW,WIDTH,HEIGHT of the input (default %(default)s)"
     )
     arguments = parser.parse_args()
 
