@@ -1,0 +1,136 @@
+"""How the benchmarks of speed measure: rounds in which every candidate runs once, ratios pair by pair, one JSON.
+
+The unit is the time of the network's own arithmetic, 21.2 GFLOP for a 128x128 input at x4 without its scan, at the rate
+of Conv2d(64, 64, 3) on 1x64x128x128 in the same process; data that others publish in it can be laid beside ours.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+Times = dict[str, list[float]]
+
+CONVOLUTION = "Conv2d(64, 64, 3)"
+CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 128 * 128
+NETWORK_FLOP = 21.2e9
+"""Of one 128x128 input at x4, the scan not counted; four times the pixels are four times as many."""
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+
+def start(description: str | None, *, rounds: int) -> argparse.Namespace:
+    """Options shared by all, threads set; the process starts once more with an allocator that returns no memory.
+
+    With the default one, page faults of the library's own operations are measured as well, by up to half their time.
+    """
+    if not ALLOCATOR.keys() <= os.environ.keys() and sys.platform == "linux":
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    name = Path(sys.argv[0]).stem
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is busy")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / f"{name}.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    return options
+
+
+def convolution() -> Run:
+    """The convolution that gives the unit."""
+    layer, image = torch.nn.Conv2d(64, 64, 3, padding=1), torch.rand(1, 64, 128, 128)
+    return lambda: layer(image)
+
+
+def measure(candidates: dict[str, Run], options: argparse.Namespace, *, slow: frozenset[str] = frozenset()) -> Times:
+    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    times: Times = {name: [] for name in candidates}
+    for counted in range(options.rounds + 1):
+        for name, run in candidates.items():
+            if name in slow and counted > 2:
+                continue
+            begin = clock()
+            run()
+            if counted:
+                times[name].append(clock() - begin)
+    return times
+
+
+def ratio(times: Times, name: str, other: str, factor: float = 1.0) -> float:
+    """The median over rounds of name over other, times a factor."""
+    return factor * statistics.median(a / b for a, b in zip(times[name], times[other], strict=False))
+
+
+def rows(times: Times, unit: float) -> list[dict[str, Any]]:
+    """Median and quartiles in milliseconds, and the median in units; unit: units in one convolution."""
+    found = []
+    for name, values in times.items():
+        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        units = ratio(times, name, CONVOLUTION, unit)
+        found.append(
+            {
+                "what": name,
+                "ms": 1e3 * statistics.median(values),
+                "ms_quartiles": [1e3 * low, 1e3 * high],
+                "rounds": len(values),
+                "units": units,
+            }
+        )
+    return found
+
+
+UNIT = CONVOLUTION_FLOP / NETWORK_FLOP
+"""Of a 128x128 input, in convolutions: what the time over the convolution's is multiplied by."""
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Rows of `rows` as text."""
+    lines = [f"{'':<44} {'ms':>9} {'quartiles':>19} {'units':>8}"]
+    for row in found:
+        low, high = row["ms_quartiles"]
+        lines.append(f"{row['what']:<44} {row['ms']:>9.2f} {low:>9.2f}-{high:<9.2f} {row['units']:>8.2f}")
+    return "\n".join(lines)
+
+
+def write(options: argparse.Namespace, **results: Any) -> None:
+    """The results as JSON, with the machine and the versions they were measured with."""
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "clock": options.clock,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    versions = {name: _version(name) for name in ("repmamba", "torch", "numba", "numpy", "transformers")}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": machine, "versions": versions, **results}, indent=1) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    description = Path("/proc/cpuinfo")
+    if description.is_file():
+        lines = [line for line in description.read_text().splitlines() if line.startswith("model name")]
+        return lines[0].partition(":")[2].strip() if lines else platform.machine()
+    return platform.processor() or platform.machine()
