@@ -62,6 +62,12 @@ def test_a_nodata_at_the_end_of_the_type_moves_inwards(dtype, end):
     assert float(result[0, 0, 0]) == (nodata + 1 if end == 0 else nodata - 1)
 
 
+def test_a_nodata_that_is_a_numpy_number_does_not_wrap_around():
+    radiometry = Radiometry.of_type("uint16", 1)
+    unit = np.full((1, 1, 1), -0.25 / 65535, np.float32)  # a quarter below 0: rounds to 0, and may not go to 65535
+    assert radiometry.from_unit(unit, nodata=np.uint16(0)).item() == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("nodata", [0.0, -9999.0, "lowest", "highest"])
 def test_a_valid_float_moves_to_the_next_float(dtype, nodata):

@@ -70,8 +70,8 @@ class Radiometry:
         result: NDArray[np.generic] = numbers.astype(self.dtype)
         if nodata is not None and not np.isnan(nodata):
             taken = result == np.asarray(nodata)
-            if taken.any():
-                result[taken] = _beside(nodata, self.dtype, exact[taken])
+            if taken.any():  # a NumPy number would wrap around beside its type's ends; a float does not
+                result[taken] = _beside(float(nodata), self.dtype, exact[taken])
         return result
 
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
