@@ -168,3 +168,15 @@ def test_the_shell_gets_the_names_of_the_verbs():
         [sys.executable, "-m", "repmamba.cli"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
     )
     assert "completion" in process.stdout
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_torch_sleep_when_idle_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(SystemExit):
+        command_line.main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == after
