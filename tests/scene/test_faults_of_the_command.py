@@ -66,7 +66,8 @@ def test_the_command_killed_at_any_moment_leaves_nothing_half_and_goes_on(tmp_pa
             killed += 1
         else:
             finished += 1
-        if whole(target) and process.returncode == 0:
+        # A kill may come after the last act of a run: then too there is nothing left to go on with.
+        if whole(target) and not any(folder.glob(".*")):
             assert target.read_bytes() == first.read_bytes()
             for path in folder.iterdir():
                 path.unlink()
