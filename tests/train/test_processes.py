@@ -1,6 +1,7 @@
 """Who a process is among those of a run, from what torchrun and SLURM say."""
 
 import pytest
+import torch
 
 from repmamba.errors import UsageError
 from repmamba.train.processes import Processes, find_processes, first_node
@@ -9,8 +10,9 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n
 SLURM = {
     "SLURM_PROCID": "5",
     "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_LOCALID": "1",
-    "SLURM_JOB_NODELIST": "gpu[07-09,12]",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12]",
     "SLURM_JOB_ID": "4123456",
 }
 
@@ -18,17 +20,33 @@ SLURM = {
 def test_alone_without_variables():
     assert find_processes({}) == Processes()
     assert find_processes({"WORLD_SIZE": "1", "RANK": "0"}) == Processes()
-    assert find_processes({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == Processes()
+    assert find_processes({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == Processes()
 
 
-def test_a_shell_on_a_cluster_is_no_task():
-    assert find_processes({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == Processes()
+def test_the_script_of_a_slurm_job_is_one_process_and_the_tasks_of_a_step_are_many():
+    """sbatch gives its script SLURM_PROCID and the job's SLURM_NTASKS; only srun starts so many processes."""
+    script = {name: value for name, value in SLURM.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
+    assert find_processes(script) == Processes()
+    assert find_processes(SLURM).world == 8
 
 
 def test_torchrun_and_slurm_say_the_same():
     assert find_processes(TORCHRUN) == Processes(5, 8, 1, "node1", 29500)
     assert find_processes(SLURM) == Processes(5, 8, 1, "gpu07", 20000 + 4123456 % 20000)
     assert find_processes(SLURM | TORCHRUN).address == "node1"
+
+
+@pytest.mark.parametrize(("gpus", "index"), [(8, 1), (1, 0)], ids=["all GPUs are seen", "its own GPU alone is seen"])
+def test_a_process_takes_its_own_gpu(monkeypatch, gpus, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert find_processes(SLURM).device(None) == torch.device("cuda", index)
+    assert find_processes(SLURM).device("cpu") == torch.device("cpu")
+
+
+def test_a_device_that_is_none_is_an_error_of_one_line():
+    with pytest.raises(UsageError, match="no device 'teapot'"):
+        Processes().device("teapot")
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])

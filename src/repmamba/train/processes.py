@@ -11,14 +11,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from repmamba.errors import UsageError
+from repmamba.inference.device import choose_device
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one that reads images or validates. PyTorch ends a run of GPUs after ten minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,12 @@ class Processes:
         return range(self.rank, count, self.world)
 
     def device(self, asked: str | None) -> torch.device:
-        """The device asked for, or this process's own GPU, or the CPU."""
-        if asked is not None and asked != "cuda":
-            return torch.device(asked)
-        if asked == "cuda" or torch.cuda.is_available():
-            return torch.device("cuda", self.local_rank)
-        return torch.device("cpu")
+        """The device asked for, or this process's own GPU, or the CPU. Raises UsageError where it is not there."""
+        chosen = choose_device(asked)
+        if chosen.type != "cuda" or chosen.index is not None:
+            return chosen
+        # SLURM's --gpus-per-task shows each task its own GPU alone; that one is then number 0 in each of them.
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes, on each of them."""
@@ -84,12 +89,13 @@ def find_processes(environment: Mapping[str, str]) -> Processes:
                 address=environment["MASTER_ADDR"],
                 port=int(environment["MASTER_PORT"]),
             )
-        if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        # Of a step, as srun starts it: the script of a job has its SLURM_NTASKS too, and is one process all the same.
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             return Processes(
                 rank=int(environment["SLURM_PROCID"]),
-                world=int(environment["SLURM_NTASKS"]),
-                local_rank=int(environment.get("SLURM_LOCALID", 0)),
-                address=environment.get("MASTER_ADDR") or first_node(environment["SLURM_JOB_NODELIST"]),
+                world=int(environment["SLURM_STEP_NUM_TASKS"]),
+                local_rank=int(environment["SLURM_LOCALID"]),
+                address=environment.get("MASTER_ADDR") or first_node(environment["SLURM_STEP_NODELIST"]),
                 port=int(environment.get("MASTER_PORT") or 20000 + int(environment["SLURM_JOB_ID"]) % 20000),
             )
     except (KeyError, ValueError) as fault:
@@ -115,6 +121,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         init_method=f"tcp://{processes.address}:{processes.port}",
         rank=processes.rank,
         world_size=processes.world,
+        timeout=PATIENCE,
     )
     try:
         yield processes
