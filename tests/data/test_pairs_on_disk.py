@@ -1,8 +1,10 @@
+import time
+
 import numpy as np
 import pytest
 
 from repmamba.data.images import write_png
-from repmamba.data.pairs import Pair, find_pairs, pair_from_hr
+from repmamba.data.pairs import Pair, PairFiles, find_pairs, pair_from_hr, read_pairs
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 
 HR = np.random.default_rng(2).integers(0, 256, (12, 18, 3), np.uint8)
@@ -106,3 +108,28 @@ def test_other_types_are_reduced_in_their_own_range():
     assert deep.lr.dtype == np.uint16
     assert np.abs(deep.lr / 257.0 - pair_from_hr("x", HR, 2).lr).max() <= 0.502
     assert pair_from_hr("x", np.full((4, 4, 2), -2.5, np.float32), 2).lr.dtype == np.float32
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_pairs_are_read_ahead_in_their_order_and_counted(tmp_path, count):
+    for number in range(count):
+        write_png(tmp_path / f"{number:02}.png", np.full((8, 8, 3), number, np.uint8))
+    files = find_pairs(tmp_path) if count else []
+    seen: list[tuple[int, int]] = []
+    pairs = list(read_pairs(files, 2, progress=lambda done, total: seen.append((done, total))))
+    assert [int(pair.lr[0, 0, 0]) for pair in pairs] == list(range(count))
+    assert seen == [(done, count) for done in range(1, count + 1)]
+
+
+def test_a_reader_that_is_slow_does_not_have_a_whole_benchmark_in_memory(tmp_path, monkeypatch):
+    for number in range(40):
+        write_png(tmp_path / f"{number:02}.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    read: list[str] = []
+    plain = PairFiles.read
+    monkeypatch.setattr(PairFiles, "read", lambda self, scale: read.append(self.name) or plain(self, scale))
+    reading = read_pairs(find_pairs(tmp_path), 2)
+    next(reading)
+    time.sleep(0.2)
+    assert len(read) <= 4
+    reading.close()

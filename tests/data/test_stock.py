@@ -13,7 +13,7 @@ from repmamba.data.degradations import Chain, Stage
 from repmamba.data.pairs import Pair, find_pairs, pair_from_hr
 from repmamba.data.patches import Phase, Sample, Sampler
 from repmamba.data.stock import load_stock, stock_of
-from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.errors import CorruptSource, ShapeMismatch, TargetError, UsageError
 
 
 def noise_pair(name: str, height: int, width: int, scale: int, seed: int) -> Pair:
@@ -97,6 +97,24 @@ def test_a_mapped_stock_equals_one_in_memory_and_is_not_decoded_twice(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for stock in (first, again):
         assert all(torch.equal(a, b) for a, b in zip(stock.batch(samples, 4), memory.batch(samples, 4), strict=True))
+
+
+def test_images_are_counted_as_they_are_decoded_and_not_where_the_cache_has_them(tmp_path):
+    files, seen = find_pairs(pictures(tmp_path / "images")), []
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        seen.append([])
+        load_stock(files, 2, cache=cache, progress=lambda done, total: seen[-1].append((done, total)))
+    assert seen == [[(done, 4) for done in range(1, 5)]] * 2 + [[]]
+
+
+def test_a_cache_that_could_not_be_written_leaves_nothing_and_is_one_line(tmp_path):
+    pictures(tmp_path / "images", 2)
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(CorruptSource):
+        load_stock(find_pairs(tmp_path / "images"), 2, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(TargetError, match="cannot be written"):
+        load_stock(find_pairs(pictures(tmp_path / "others")), 2, cache=tmp_path / "others" / "0.png" / "cache")
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

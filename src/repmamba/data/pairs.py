@@ -5,7 +5,12 @@ or with class folders inside or around them. A folder that has neither holds lar
 then made as the benchmarks make them. Files are paired by name, never by position.
 """
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +79,27 @@ class PairFiles:
                 f"{self.name}: GT is {pair.scale} times as large as LR, and {scale} times is asked for."
             )
         return pair
+
+
+def read_pairs(
+    files: Sequence[PairFiles], scale: int, *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Pair]:
+    """The pairs of these files at a scale, in their order, read ahead by as many threads as there are cores.
+
+    progress: called with the number of pairs read and that of all. Raises what PairFiles.read does.
+    """
+    workers, coming = os.cpu_count() or 1, iter(files)
+    with ThreadPoolExecutor(workers) as pool:
+        # A few at a time: whoever writes them may be slower, and a whole benchmark is not to wait in memory.
+        waiting = deque(pool.submit(one.read, scale) for one in islice(coming, 2 * workers))
+        try:
+            for done in range(1, len(files) + 1):
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(one.read, scale) for one in islice(coming, 1))
+                if progress:
+                    progress(done, len(files))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def pair_from_hr(name: str, hr: NDArray[np.generic], scale: int) -> Pair:

@@ -7,8 +7,9 @@ no loader of processes. Torch is imported where it is used.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.pairs import Pair, PairFiles
+from repmamba.data.images import write_errors
+from repmamba.data.pairs import Pair, PairFiles, read_pairs
 from repmamba.data.patches import Sample, generator
 from repmamba.errors import ShapeMismatch, UsageError
 
@@ -104,14 +106,26 @@ class Stock:
 
 
 def load_stock(
-    files: Sequence[PairFiles], scale: int, *, cache: Path | None = None, device: "torch.device | None" = None
+    files: Sequence[PairFiles],
+    scale: int,
+    *,
+    cache: Path | None = None,
+    device: "torch.device | None" = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Stock:
     """The stock of these files at a scale, decoded once.
 
-    cache: a folder to keep the decoded pixels in, mapped and not read; used again while names, sizes and times of the
-    files are the same.  device: where the pixels go; default the CPU. Raises ShapeMismatch, SourceError, UsageError.
+    cache: a folder to keep the decoded pixels in, mapped and not read; used again, by other runs too, while names,
+    sizes and times of the files are the same.  device: where the pixels go; default the CPU.  progress: called with the
+    number of images decoded and that of all; not at all where the cache has them.
+    Raises ShapeMismatch, SourceError, UsageError; NoSpace or TargetError where the cache cannot be written.
     """
-    stock = _mapped(files, scale, cache) if cache is not None else stock_of(_decoded(files, scale), scale)
+    if not files:
+        raise UsageError("There are no images to learn from; name folders that hold some.")
+    if cache is None:
+        stock = stock_of(read_pairs(files, scale, progress=progress), scale)
+    else:
+        stock = _mapped(files, scale, cache, progress)
     if device is None or device.type == "cpu":
         return stock
     return Stock(_moved(stock.lr, device), _moved(stock.hr, device), scale)
@@ -130,40 +144,45 @@ def stock_of(pairs: Iterable[Pair], scale: int) -> Stock:
     return index.stock(torch.frombuffer(lr, dtype=dtype), torch.frombuffer(hr, dtype=dtype), scale)
 
 
-def _mapped(files: Sequence[PairFiles], scale: int, cache: Path) -> Stock:
+def _mapped(files: Sequence[PairFiles], scale: int, cache: Path, progress: Callable[[int, int], None] | None) -> Stock:
     """The stock in two files of the cache folder, written now if they are not there."""
     import torch
 
-    cache.mkdir(parents=True, exist_ok=True)
     stem = cache / _fingerprint(files, scale)
-    paths = [stem.with_suffix(f".{kind}") for kind in ("lr", "hr", "json")]
-    if not all(path.is_file() for path in paths):
-        parts = [path.with_suffix(path.suffix + ".part") for path in paths]
-        index = _Index()
-        with parts[0].open("wb") as lr_file, parts[1].open("wb") as hr_file:
-            for pair in _decoded(files, scale):
-                index.add(pair)
-                lr_file.write(_stored(pair.lr).tobytes())
-                hr_file.write(_stored(pair.hr).tobytes())
-        parts[2].write_text(json.dumps(index.to_dict()))
-        for part, path in zip(parts, paths, strict=True):  # the index last: where it is, the pixels are whole
-            part.replace(path)
-    index = _Index(**json.loads(paths[2].read_text()))
+    lr_path, hr_path, index_path = (stem.with_suffix(f".{kind}") for kind in ("lr", "hr", "json"))
+    if not all(path.is_file() for path in (lr_path, hr_path, index_path)):
+        with write_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            _write_cache(read_pairs(files, scale, progress=progress), [lr_path, hr_path, index_path])
+    index = _Index(**json.loads(index_path.read_text()))
     # Copy-on-write, as torch wants memory that could be written; nothing is.
-    lr, hr = (torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in paths[:2])
+    lr, hr = (torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in (lr_path, hr_path))
     return index.stock(lr, hr, scale)
 
 
-def _decoded(files: Sequence[PairFiles], scale: int) -> Iterator[Pair]:
-    if not files:
-        raise UsageError("There are no images to learn from; name folders that hold some.")
-    with ThreadPoolExecutor(4) as pool:
-        yield from pool.map(lambda one: one.read(scale), files)
+def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
+    """The pixels of lr and of hr, and their index; each under a name of this process's own until all are whole."""
+    parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
+    with ExitStack() as after:
+        for part in parts:
+            after.callback(part.unlink, missing_ok=True)
+        index = _Index()
+        with parts[0].open("wb") as lr_file, parts[1].open("wb") as hr_file:
+            for pair in pairs:
+                index.add(pair)
+                lr_file.write(_stored(pair.lr).tobytes())
+                hr_file.write(_stored(pair.hr).tobytes())
+            for file in (lr_file, hr_file):
+                file.flush()
+                os.fsync(file.fileno())
+        parts[2].write_text(json.dumps(index.to_dict()))
+        for part, path in zip(parts, paths, strict=True):  # the index last: where it is, the pixels are whole
+            part.replace(path)
 
 
 def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
     paths = [path for one in files for path in (one.hr, one.lr) if path is not None]
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
 
 
