@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
+from repmamba.errors import NoSpace, RepmambaError, TargetError, TargetExists, VerificationError
 from repmamba.scene import assembly
+from repmamba.scene.lock import TargetLock
 from repmamba.scene.readback import squares, verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
 from repmamba.scene.writer import SceneWriter
@@ -102,6 +103,18 @@ def kill_until_done(folder: Path, name: str, kills: int, seed: int) -> None:
 def test_a_killed_process_leaves_nothing_half_and_the_next_one_continues(tmp_path, uninterrupted, name, kills):
     kill_until_done(tmp_path, name, kills, seed=20240 + kills)
     assert contents(tmp_path) == uninterrupted(SCENES[name][1], SCENES[name][0])
+
+
+def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_next_one(tmp_path, uninterrupted):
+    target, scene = tmp_path / SCENES["GTiff"][0], SCENES["GTiff"][1]
+    receipt = scene.write(target)
+    TargetLock(target).path.write_text("process 1 on nowhere\n")
+    assert scene.write(target) == receipt
+    assert contents(tmp_path) == uninterrupted(scene, target.name)
+    TargetLock(target).path.write_text("process 1 on nowhere\n")
+    target.write_bytes(b"of somebody else")
+    with pytest.raises(TargetExists):
+        scene.write(target)
 
 
 # ---- calls that fail

@@ -15,10 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class TargetLock:
-    """At most one process works on a target. A dead process holds nothing: the system releases what it held."""
+    """At most one process works on a target. A dead process holds nothing: the system releases what it held.
+
+    was_left: whether acquire() found the file of a process that was killed, which could not remove it.
+    """
 
     def __init__(self, target: Path) -> None:
         self.path = target.with_name(f".{target.name}.lock{SUFFIX}")
+        self.was_left = False
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -37,8 +41,9 @@ class TargetLock:
             else:  # the holder before us removed the name between our open and our lock
                 os.close(descriptor)
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            self.was_left = os.fstat(self._descriptor).st_size > 0
+            note = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            os.ftruncate(self._descriptor, os.write(self._descriptor, note))
         except BaseException:
             self.release()
             raise

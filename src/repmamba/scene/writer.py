@@ -73,7 +73,8 @@ class SceneWriter:
     def _open(self, restart: bool) -> Receipt | None:
         """Take up or begin the working folder; the receipt if a run was stopped after its result was in place."""
         resumed = self.folder.is_dir()
-        if resumed and not restart and (receipt := self._already_landed()) is not None:
+        # The lock is the last to go: a run killed just before that has left it alone.
+        if (resumed or self._lock.was_left) and not restart and (receipt := self._already_landed()) is not None:
             return receipt
         if not self._overwrite:
             self._refuse_existing(sidecars=not resumed)
