@@ -1,27 +1,46 @@
-"""The mean over the eight flips and rotations of an image, each enlarged and turned back, for eight times the work.
+"""The eight flips and rotations of an image, each enlarged and turned back: their mean, and how far they disagree.
 
 A network that learnt from turned pictures answers each of the eight a little differently, and what they do not share is
-mostly error. Nothing here is random.
+mostly error: the mean loses some of it, and the variance says where it was. Nothing here is random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 ROWS_AND_COLS = (-2, -1)
 
+Run = Callable[[Tensor], Tensor]  # (B, bands, h, w) -> (B, bands, scale h, scale w)
 
-def mean_of_eight(run: Callable[[Tensor], Tensor], unit: Tensor) -> Tensor:
+
+def mean_of_eight(run: Run, unit: Tensor) -> Tensor:
     """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), by eight calls of run, which enlarges."""
-    total: Tensor | None = None  # summed one by one: eight results at once would be most of a tile's memory
+    results = _eight(run, unit)
+    total = next(results)  # summed one by one: eight results at once would be most of a tile's memory
+    for result in results:
+        total = total + result
+    return total / 8
+
+
+def mean_and_variance(run: Run, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """The same mean, in every bit, and the variance of the eight around it; both (B, bands, scale h, scale w)."""
+    results = _eight(run, unit)
+    first = next(results)
+    total, away, squares = first, torch.zeros_like(first), torch.zeros_like(first)
+    for result in results:
+        total = total + result
+        # Of differences from the first, which are small: in squares of the numbers, float32 would lose the variance.
+        difference = result - first
+        away, squares = away + difference, squares + difference.square()
+    return total / 8, (squares / 8 - (away / 8).square()).clamp_min(0)
+
+
+def _eight(run: Run, unit: Tensor) -> Iterator[Tensor]:
     for turns in range(4):
         for mirror in (False, True):
             seen = torch.rot90(unit.flip(-1) if mirror else unit, turns, ROWS_AND_COLS)
             result = torch.rot90(run(seen.contiguous()), -turns, ROWS_AND_COLS)
-            result = result.flip(-1) if mirror else result
-            total = result if total is None else total + result
-    assert total is not None
-    return total / 8
+            yield result.flip(-1) if mirror else result
