@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -206,7 +207,27 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")} == before
 
 
-def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(tiny, whole_run):
+def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("repmamba.train.monitor.LINES_EVERY", 0.0)
+    with caplog.at_level(logging.INFO, "repmamba.train"):
+        fit(tiny(), tmp_path, log_every=2, cache=tmp_path / "shared")
+        fit(tiny(), tmp_path)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("tiny: x2 network of ")
+    assert "from a bilinear start; 8 steps of 2 patches of 8x8 LR pixels, 3 of 10x10 from 5 on, loss l1" in lines[0]
+    assert lines[1] == "On cpu (threads: 1), in float32."
+    assert lines[2].startswith("Reading 2 images to be judged by: ")
+    assert lines[3].startswith("Reading 5 images to learn from: ")
+    assert re.fullmatch(r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; 00:\d\d left\.", lines[7])
+    assert re.fullmatch(
+        r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.", lines[8]
+    )
+    assert any(line.startswith("Going on after step 8, in float32, from ") for line in lines)
+    assert len(list((tmp_path / "shared").iterdir())) == 3
+
+
+def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(tiny, whole_run, monkeypatch):
+    monkeypatch.setattr("repmamba.train.loop.open_stock", lambda *_, **__: pytest.fail("images were read"))
     with pytest.raises(JobChanged, match=r"optimiser.lr: 0.001 -> 0.5"):
         fit(tiny(optimiser={"lr": 0.5}), whole_run)
 

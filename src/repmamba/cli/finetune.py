@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from repmamba.cli import options
-from repmamba.cli.train import give_way
+from repmamba.cli.train import spoken
 
 
 @click.command()
@@ -53,20 +53,20 @@ def finetune(
       repmamba finetune june.tif july.tif -o runs/our_sensor
       repmamba upscale august.tif -o august_x4.tif --weights runs/our_sensor/finetuned.safetensors
     """
-    give_way(nice)
     from repmamba.train.finetune import finetune as train_further
 
-    result = train_further(
-        scenes,
-        folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
-        weights,
-        steps=steps,
-        rate=rate,
-        seed=seed,
-        device=device,
-        threads=threads,
-        nice=nice,
-        minutes=minutes,
-        bar=not quiet and sys.stderr.isatty(),
-    )
+    with spoken(quiet=quiet):
+        result = train_further(
+            scenes,
+            folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
+            weights,
+            steps=steps,
+            rate=rate,
+            seed=seed,
+            device=device,
+            threads=threads,
+            nice=nice,
+            minutes=minutes,
+            bar=not quiet and sys.stderr.isatty(),
+        )
     click.echo(result.summary())

@@ -1,7 +1,10 @@
 """repmamba train: a network learns by a recipe, and goes on where it was stopped."""
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -28,6 +31,12 @@ from repmamba.cli import options
 @click.option(
     "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Threads that prepare batches ahead."
 )
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Keep decoded images there, for other runs too.  [default: the run's folder, if the recipe caches on disk]",
+)
 @click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True, help="Steps between log lines.")
 @click.option("--minutes", type=float, metavar="N", help="Save and leave after so long; started again, it goes on.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the folder, too.")
@@ -40,6 +49,7 @@ def train(
     threads: int | None,
     nice: int,
     workers: int,
+    cache: Path | None,
     log_every: int,
     minutes: float | None,
     tensorboard: bool,
@@ -56,30 +66,36 @@ def train(
       repmamba train my.toml --set optimiser.lr=1e-4 --nice 19
       torchrun --nproc-per-node 4 -m repmamba.cli train my.toml
     """
-    give_way(nice)
     from repmamba.train.loop import fit
     from repmamba.train.recipe_file import read_recipe
 
     read = read_recipe(recipe, settings)
-    result = fit(
-        read,
-        folder or Path("runs") / read.name,
-        device=device,
-        threads=threads,
-        nice=nice,
-        workers=workers,
-        log_every=log_every,
-        minutes=minutes,
-        bar=not quiet and sys.stderr.isatty(),
-        tensorboard=tensorboard,
-    )
+    with spoken(quiet=quiet):
+        result = fit(
+            read,
+            folder or Path("runs") / read.name,
+            device=device,
+            threads=threads,
+            nice=nice,
+            workers=workers,
+            log_every=log_every,
+            minutes=minutes,
+            bar=not quiet and sys.stderr.isatty(),
+            tensorboard=tensorboard,
+            cache=cache,
+        )
     click.echo(result.summary())
 
 
-def give_way(nice: int) -> None:
-    """Before torch is loaded: let compute threads of a run that gives way sleep while they wait for each other.
+@contextmanager
+def spoken(*, quiet: bool) -> Iterator[None]:
+    """What a run says of itself, on stderr and above its bar; of several processes, the first one speaks."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    They would spin, and beside other work on two cores a step was seen to take 18 s of CPU time in place of 1.2 s.
-    """
-    if nice:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from repmamba.train.processes import find_processes
+
+    logger = logging.getLogger("repmamba.train")
+    if not quiet and find_processes(os.environ).first and logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    with logging_redirect_tqdm([logging.getLogger("repmamba")]):
+        yield

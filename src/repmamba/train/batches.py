@@ -1,53 +1,75 @@
 """What each step learns from: the stock of a recipe, the samples of its steps, and batches prepared ahead."""
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from repmamba.data.degradations import Chain
-from repmamba.data.pairs import find_pairs
+from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import RecipeError
+from repmamba.train.counting import counting
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
 
+logger = logging.getLogger(__name__)
 
-def open_stock(recipe: Recipe, folder: Path, device: torch.device, processes: Processes) -> Stock:
-    """The images to learn from, where the recipe wants them. The first process fills a cache, the others find it."""
+
+def training_files(recipe: Recipe) -> list[PairFiles]:
+    """The files of all images to learn from. Raises RecipeError, SourceError, UsageError."""
     files = [one for source in recipe.data.train for one in find_pairs(Path(source))]
     if not files:
         raise RecipeError("data.train is empty; name at least one folder of images.")
-    cache = folder / "cache" if recipe.data.cache == "disk" else None
-    place = device if recipe.data.cache == "device" else None
-    if not processes.first:
+    return files
+
+
+def counted_in_steps(recipe: Recipe, images: int) -> Recipe:
+    """The recipe in steps, an epoch being those in which each of so many images is seen."""
+    return recipe.in_steps(-(-images // recipe.data.patches[0].batch))
+
+
+def open_stock(
+    files: Sequence[PairFiles],
+    recipe: Recipe,
+    cache: Path | None,
+    device: torch.device,
+    processes: Processes,
+    *,
+    bar: bool = False,
+) -> Stock:
+    """The images to learn from, where the recipe wants them.
+
+    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  bar: on stderr.
+    """
+    if cache and not processes.first:
         processes.wait()
-    stock = load_stock(files, recipe.network.scale, cache=cache, device=place)
-    if processes.first:
+    logger.info("Reading %d images to learn from: %s.", len(files), ", ".join(recipe.data.train))
+    place = device if recipe.data.cache == "device" else None
+    with counting("Reading", bar=bar) as progress:
+        stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
+    if cache and processes.first:
         processes.wait()
     return stock
 
 
-def counted_in_steps(recipe: Recipe, stock: Stock) -> tuple[Recipe, Sampler]:
-    """The recipe in steps, an epoch being what this stock makes it, and the sampler of all its steps."""
-
-    def sampler(recipe: Recipe) -> Sampler:
-        data = recipe.data
-        return Sampler(
-            recipe.seed,
-            stock.sizes,
-            data.patches,
-            data.augment,
-            keep_short=data.short_batch == "keep",
-            by_area=data.draw == "area",
-        )
-
-    in_steps = recipe.in_steps(sampler(recipe).steps_per_epoch(0))
-    return in_steps, sampler(in_steps)
+def sampler_of(recipe: Recipe, stock: Stock) -> Sampler:
+    """The sampler of all steps of a recipe that counts in steps."""
+    data = recipe.data
+    return Sampler(
+        recipe.seed,
+        stock.sizes,
+        data.patches,
+        data.augment,
+        keep_short=data.short_batch == "keep",
+        by_area=data.draw == "area",
+    )
 
 
 def batches(
@@ -63,9 +85,16 @@ def batches(
         # Gradients are exchanged by all or none: without a sample of its own, a process takes one that counts nothing.
         size = recipe.data.patches[sampler.phase(step)].size
         lr, hr = stock.batch(mine or samples[:1], size, seed=recipe.seed, degrade=chain)
-        return Batch(lr.to(device, non_blocking=True), hr.to(device, non_blocking=True), weight)
+        return Batch(sent(lr, device), sent(hr, device), weight)
 
     yield from ahead(prepared, range(step, recipe.steps), workers)
+
+
+def sent(patches: Tensor, device: torch.device) -> Tensor:
+    """The patches on the device; to a GPU from pinned memory, so that neither this thread nor the step waits for it."""
+    if device.type == "cuda" and patches.device.type == "cpu":
+        patches = patches.pin_memory()
+    return patches.to(device, non_blocking=True)
 
 
 def ahead(function: Callable[[int], Batch], steps: range, workers: int) -> Iterator[Batch]:

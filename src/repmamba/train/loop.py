@@ -11,9 +11,9 @@ from pathlib import Path
 
 from repmamba.data.stock import Stock
 from repmamba.errors import JobChanged, TargetError
-from repmamba.train.batches import batches, counted_in_steps, open_stock
+from repmamba.train.batches import batches, counted_in_steps, open_stock, sampler_of, training_files
 from repmamba.train.learner import Learner
-from repmamba.train.monitor import Monitor
+from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
@@ -36,14 +36,17 @@ def fit(
     minutes: float | None = None,
     bar: bool = False,
     tensorboard: bool = False,
+    cache: Path | None = None,
     stock: Stock | None = None,
 ) -> FitResult:
     """Train by a recipe in a folder, from its newest save on if it has one.
 
     device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
     batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
-    return after so long, to be gone on with.  bar: on stderr.  tensorboard: write its files, too.  None of these
-    changes a sample; another device or number of threads changes the last digits of a loss.
+    return after so long, to be gone on with.  bar: on stderr; without it, log lines say how far the run is.
+    tensorboard: write its files, too.  cache: a folder that keeps the decoded images for this run and others; default
+    the run's own where data.cache is "disk", else none.  None of these changes a sample; another device or number of
+    threads changes the last digits of a loss.
     stock: images that are in memory already, to be learnt from in place of those that data.train names.
     Raises JobChanged if the folder holds a run of another recipe, TrainingStopped if the loss is not finite or
     diverges, RecipeError, SourceError, TargetError.
@@ -53,13 +56,19 @@ def fit(
     processes = find_processes(os.environ)
     place = processes.device(device)
     folder = Path(folder)
-    with joined(processes, place), stop_signals() as stopped:
-        stock = stock or open_stock(recipe, folder, place, processes)
-        recipe, sampler = counted_in_steps(recipe, stock)
+    with joined(processes, place):
+        files = [] if stock else training_files(recipe)
+        recipe = counted_in_steps(recipe, len(stock.sizes) if stock else len(files))
         claim(folder, recipe, processes)
-        run = resumed(Run(recipe, folder, Learner(recipe, place, processes), processes))
-        judge = Judge(recipe, folder) if processes.first else None
-        with Monitor(folder, recipe, run.step, writes=processes.first, bar=bar, tensorboard=tensorboard) as monitor:
+        for line in heading(recipe, place, processes):
+            logger.info(line)
+        learner = Learner(recipe, place, processes)
+        judge = Judge(recipe, folder, bar=bar) if processes.first else None
+        stock = stock or open_stock(files, recipe, cache_of(recipe, folder, cache), place, processes, bar=bar)
+        sampler = sampler_of(recipe, stock)
+        run = resumed(Run(recipe, folder, learner, processes))
+        monitor = Monitor(folder, recipe, run.step, writes=processes.first, bar=bar, tensorboard=tensorboard)
+        with monitor, stop_signals() as stopped:
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
                 monitor.stepped(sampler.count(run.step - 1))
@@ -76,6 +85,11 @@ def fit(
                     break
         run.close()
         return run.result()
+
+
+def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
+    """Where decoded images are kept, if they are."""
+    return folder / "cache" if cache is None and recipe.data.cache == "disk" else cache
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
@@ -107,9 +121,10 @@ def resumed(run: Run) -> Run:
         chosen = run.learner.choose_precision(run.processes)
         if chosen != run.recipe.step.precision:
             logger.warning("This machine computes bf16 no faster than float32; the run is in float32.")
+        logger.info("Training begins.")
         return run
     save, state = found
     run.learner.load(state["learner"])
     run.progress = Progress(**state["progress"])
-    logger.info("Going on from %s.", save)
+    logger.info("Going on after step %d, in %s, from %s.", run.step, run.learner.precision, save)
     return run

@@ -1,16 +1,40 @@
-"""What a run shows while it goes on: its curve, a bar on stderr, TensorBoard's files."""
+"""What a run shows: what it is going to do, then its curve, a bar or log lines on stderr, TensorBoard's files."""
 
+import logging
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from tqdm import tqdm
 
 from repmamba.errors import MissingExtra
+from repmamba.evaluate.cost import parameters
+from repmamba.train.counting import LINES_EVERY
 from repmamba.train.curves import Curve
+from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.validation import Judgement
+
+logger = logging.getLogger(__name__)
+
+
+def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[str]:
+    """What a run is going to do and on what, in lines for the user."""
+    first, *later = recipe.data.patches
+    patches = f"{first.batch} patches of {first.size}x{first.size} LR pixels"
+    patches += "".join(f", {one.batch} of {one.size}x{one.size} from {one.start:,} on" for one in later)
+    start = f"begun from {recipe.start.weights}" if recipe.start.weights else f"from a {recipe.start.kind} start"
+    network = f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
+    losses = " + ".join(f"{term.weight:g} {term.name}" for term in recipe.losses).replace("1 ", "", 1)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    shared = f", one of {processes.world} processes" if processes.world > 1 else ""
+    return [
+        f"{recipe.name}: {network}; {recipe.steps:,} {recipe.unit}s of {patches}, loss {losses}, "
+        f"learning rate up to {recipe.optimiser.lr:g}.",
+        f"On {device} ({place}{shared}), in {recipe.step.precision}.",
+    ]
 
 
 class Monitor:
@@ -24,8 +48,10 @@ class Monitor:
         self._bar = tqdm(total=recipe.steps, initial=step, desc=recipe.name, unit="step", disable=not (bar and writes))
         self._events = event_writer(folder) if tensorboard and writes else None
         self._shown: dict[str, str] = {}
+        self._says_steps = writes and not bar
+        self._step, self._first, self._steps = step, step, recipe.steps
         self._images = 0
-        self._since = self._paused = time.monotonic()
+        self._begun = self._since = self._paused = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +66,12 @@ class Monitor:
     def stepped(self, images: int) -> None:
         """One step more, of so many images over all processes."""
         self._images += images
+        self._step += 1
         self._bar.update()
+        if self._says_steps and time.monotonic() > self._said + LINES_EVERY:
+            self._said = time.monotonic()
+            shown = "".join(f", {name} {value}" for name, value in self._shown.items())
+            logger.info("Step %d of %d%s; %s left.", self._step, self._steps, shown, self._time_left())
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
         """A line of what happened since the last one; the speed is measured from there, too."""
@@ -53,10 +84,13 @@ class Monitor:
 
     def judged(self, judgement: Judgement, *, best: bool) -> None:
         """A line of a validation; the time that it took does not count as training."""
-        self._since += time.monotonic() - self._paused
+        pause = time.monotonic() - self._paused
+        self._since += pause
+        self._begun += pause
         values = {"psnr": judgement.psnr, "ssim": judgement.ssim, "rule": judgement.rule, "images": judgement.images}
         self._write("validation", judgement.step, values | {"best": best})
         self._show(psnr=f"{judgement.psnr:.3f}{'*' if best else ''}")
+        logger.info("%s%s", judgement.summary(), "; the best so far." if best else ".")
 
     def pause(self) -> None:
         """From here to the next `judged`, the clock of the speed stands still."""
@@ -65,6 +99,11 @@ class Monitor:
     def note(self, step: int, text: str) -> None:
         """A line of something out of the ordinary."""
         self._write("note", step, {"text": text})
+
+    def _time_left(self) -> str:
+        """Hours, minutes and seconds of training at the speed of this call so far, validations left out."""
+        each = (time.monotonic() - self._begun) / (self._step - self._first)
+        return str(tqdm.format_interval((self._steps - self._step) * each))
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._curve is not None:

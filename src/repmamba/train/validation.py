@@ -1,5 +1,6 @@
 """How good a network is while it learns: the validation pairs, whole, by one named rule, and a picture of crops."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from repmamba.data.images import write_png
-from repmamba.data.pairs import Pair, find_pairs
+from repmamba.data.pairs import Pair, PairFiles, find_pairs, read_pairs
 from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.counting import counting
 from repmamba.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 CROP = 160
 """Largest side of a pictured crop, in hr pixels."""
@@ -28,14 +32,22 @@ class Judgement:
     rule: str
     images: int
 
+    def summary(self) -> str:
+        """The scores in words."""
+        return f"After step {self.step}: {self.psnr:.3f} dB, SSIM {self.ssim:.4f} ({self.rule}, {self.images} images)"
+
 
 class Judge:
-    """The validation pairs of a recipe, in memory, and where its pictures go."""
+    """The validation pairs of a recipe, in memory, and where its pictures go. bar: on stderr while they are read."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, *, bar: bool = False) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.pairs = _spread(recipe)
+        files = _spread(recipe)
+        if files:
+            logger.info("Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val))
+        with counting("Reading", bar=bar) as progress:
+            self.pairs = list(read_pairs(files, recipe.network.scale, progress=progress))
 
     def judge(self, network: RepMamba, step: int) -> Judgement:
         """The network's score, its crops written as a picture; the network is left in the mode it was in."""
@@ -80,11 +92,11 @@ def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uin
     return np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
-def _spread(recipe: Recipe) -> list[Pair]:
+def _spread(recipe: Recipe) -> list[PairFiles]:
     files = [one for folder in recipe.data.val for one in find_pairs(Path(folder))]
     count = min(recipe.validation.images or len(files), len(files))
     chosen: list[int] = np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
-    return [files[index].read(recipe.network.scale) for index in chosen]
+    return [files[index] for index in chosen]
 
 
 def _middle(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
