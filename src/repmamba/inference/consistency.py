@@ -5,11 +5,15 @@ temperature) the sum has to stay. Making small is the specification's imresize, 
 differs by from lr is added to sr through D's pseudoinverse. That is an orthogonal projection: where lr is indeed D of
 some truth, no result moves away from that truth by it. Iterated back-projection tends to the same set of images, and
 needs many rounds for fine patterns.
+
+The pseudoinverse falls by a factor of three with every pixel of distance, and D is 0 beyond its kernel. So both are
+multiplied in blocks of rows, each without the columns that are nothing to it, in half the time of the whole matrices.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmamba.pixels.resize import contributions
+
+Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]  # a matrix: for some of its rows, which columns, and the numbers
+
+BLOCK_ROWS = 32
+NEGLIGIBLE = 1e-9  # float32 has 6e-8 of a number
 
 
 def consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
@@ -27,15 +36,37 @@ def consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
     """
     down_rows, up_rows = _axis(lr.shape[-2], scale)
     down_cols, up_cols = _axis(lr.shape[-1], scale)
-    difference = torch.where(known, lr - down_rows @ sr @ down_cols.T, 0.0)
-    return sr + up_rows @ difference @ up_cols.T
+    reduced = _along_rows(_down_columns(down_rows, sr), down_cols)
+    difference = torch.where(known, lr - reduced, 0.0)
+    return sr + _down_columns(up_rows, _along_rows(difference, up_cols))
 
 
-@lru_cache(maxsize=32)  # tiles come in a few sizes, and the matrices of one are 3 MB
-def _axis(length: int, scale: int) -> tuple[Tensor, Tensor]:
+def _down_columns(matrix: Blocks, image: Tensor) -> Tensor:
+    """matrix @ image, for (bands, h, w)."""
+    return torch.cat([numbers @ image[:, there] for there, numbers in matrix], dim=1)
+
+
+def _along_rows(image: Tensor, matrix: Blocks) -> Tensor:
+    """image @ matrix.T, for (bands, h, w)."""
+    return torch.cat([image[..., there] @ numbers.T for there, numbers in matrix], dim=2)
+
+
+@lru_cache(maxsize=32)  # tiles come in a few sizes
+def _axis(length: int, scale: int) -> tuple[Blocks, Blocks]:
     """D of an axis, (length, scale length), and its pseudoinverse, (scale length, length)."""
     weights, sources = contributions(scale * length, 1 / scale)
     down: NDArray[np.float64] = np.zeros((length, scale * length))
     np.add.at(down, (np.broadcast_to(np.arange(length), sources.shape), sources), weights)
     up = down.T @ np.linalg.inv(down @ down.T)
-    return torch.from_numpy(down).float(), torch.from_numpy(up).float()
+    return _blocks(down), _blocks(up)
+
+
+def _blocks(matrix: NDArray[np.float64]) -> Blocks:
+    """A matrix whose numbers are around its diagonal, without those that are negligible."""
+    blocks = []
+    for row in range(0, len(matrix), BLOCK_ROWS):
+        numbers = matrix[row : row + BLOCK_ROWS]
+        there = np.flatnonzero((np.abs(numbers) > NEGLIGIBLE).any(0))
+        columns = slice(int(there[0]), int(there[-1]) + 1)
+        blocks.append((columns, torch.from_numpy(numbers[:, columns]).float()))
+    return tuple(blocks)
