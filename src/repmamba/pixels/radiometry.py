@@ -63,15 +63,16 @@ class Radiometry:
         neighbour among the type's numbers, on the side that the unrounded value lies.
         """
         low, width = self._columns()
-        exact = unit * width + low
-        numbers = np.clip(exact, *type_range(self.dtype))
+        numbers = unit * width  # float64; what follows is done in place, since a tile has 25 MB of them
+        numbers += low
+        np.clip(numbers, *type_range(self.dtype), out=numbers)
         if np.dtype(self.dtype).kind in "iu":
-            numbers = np.rint(numbers)
+            np.rint(numbers, out=numbers)
         result: NDArray[np.generic] = numbers.astype(self.dtype)
         if nodata is not None and not np.isnan(nodata):
             taken = result == np.asarray(nodata)
             if taken.any():  # a NumPy number would wrap around beside its type's ends; a float does not
-                result[taken] = _beside(float(nodata), self.dtype, exact[taken])
+                result[taken] = _beside(float(nodata), self.dtype, (unit * width + low)[taken])
         return result
 
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

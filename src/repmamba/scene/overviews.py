@@ -45,18 +45,30 @@ def _present(data: Array, band: int, valid: Mask | None, nodata: float | None, a
 
 
 def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
-    quads, held = _quads(np.where(present, values, 0).astype(np.float64)), _quads(present)
-    number = held.sum(axis=0)
-    mean: Array = quads.sum(axis=0) / np.maximum(number, 1)
+    known = values if present.all() else np.where(present, values, values.dtype.type(0))
+    number: NDArray[np.uint8] = _summed(present, np.uint8)
+    mean = _summed(known, np.float64)
+    mean /= np.maximum(number, 1)
     whole = np.issubdtype(values.dtype, np.integer)
     half: Array = (np.floor(mean + 0.5) if whole else mean).astype(values.dtype)
     if nodata is not None:
         unlucky = np.logical_and(number > 0, np.equal(half, nodata))
-        largest: Array = np.where(held, quads, -np.inf).max(axis=0)
-        half[unlucky] = largest[unlucky].astype(values.dtype)
+        if unlucky.any():
+            largest: Array = np.where(_quads(present), _quads(values).astype(np.float64), -np.inf).max(axis=0)
+            half[unlucky] = largest[unlucky].astype(values.dtype)
     missing = nodata if nodata is not None else 0 if whole else np.nan
     half[number == 0] = missing
     return half
+
+
+def _summed(values: Array, dtype: type[np.generic]) -> Array:
+    """(h, w) -> (ceil(h/2), ceil(w/2)): the sums of each 2 x 2, in a type that holds them."""
+    height, width = values.shape
+    even = values if height % 2 == width % 2 == 0 else np.pad(values, ((0, height % 2), (0, width % 2)))
+    sums: Array = np.add(even[::2, ::2], even[::2, 1::2], dtype=dtype)
+    sums += even[1::2, ::2]
+    sums += even[1::2, 1::2]
+    return sums
 
 
 def _quads(values: Array) -> Array:
