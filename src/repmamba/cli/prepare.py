@@ -55,7 +55,7 @@ def prepare(
 
     Each benchmark is cut and reduced by its own rule, which the manifest in DST states: aid, and nwpu and folder, by
     MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes on where it stood. A broken image is
-    named, counted and left out.
+    named, counted and left out; where no image is left, the exit code is 1.
 
     \b
     Examples:
@@ -84,3 +84,5 @@ def prepare(
         prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=show)
     for line in prepared.summary().splitlines():
         click.echo(printable(line))
+    if prepared.made + prepared.kept == 0:
+        raise click.exceptions.Exit(1)

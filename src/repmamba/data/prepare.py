@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, JOURNAL = "manifest.json", ".prepare.jsonl"
 FORMAT = 1
+NAMED = 20  # images left out that a summary names; the manifest has them all
 WORTH_WORKERS = 8  # images; below that, starting processes takes longer than the work
 
 
@@ -127,11 +128,14 @@ class Prepared:
     skipped: tuple[Skipped, ...]
 
     def summary(self) -> str:
-        """One line, and one for each image left out."""
+        """One line, and one for each image left out, up to NAMED of them."""
         kept = f", {self.kept} kept from before" if self.kept else ""
         left_out = f", {len(self.skipped)} left out" if self.skipped else ""
         lines = [f"{self.target}: {self.made} images made{kept}{left_out}; {self.manifest.name} lists them."]
-        return "\n".join(lines + [f"  left out {one.source}: {one.reason}" for one in self.skipped])
+        lines += [f"  left out {one.source}: {one.reason}" for one in self.skipped[:NAMED]]
+        if len(self.skipped) > NAMED:
+            lines.append(f"  and {len(self.skipped) - NAMED} more, which {self.manifest.name} names.")
+        return "\n".join(lines)
 
 
 def prepare(
@@ -306,7 +310,10 @@ def _large_enough(originals: Sequence[Original], edge: int, source: Path) -> tup
 def _drawn(members: Sequence[Original], count: int, seed: int, group: str, benchmark: Benchmark) -> list[Original]:
     if len(members) < count:
         where = f"{group} of {benchmark.title}" if group else benchmark.title
-        raise UsageError(f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer.")
+        option = "--drawn" if benchmark.drawn else "--count"
+        raise UsageError(
+            f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer by {option}."
+        )
     if len(members) == count and not benchmark.drawn:
         return list(members)
     order = generator_for(seed, group).permutation(len(members))

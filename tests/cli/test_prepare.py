@@ -1,0 +1,28 @@
+"""What the verb prepare says and how it ends."""
+
+import numpy as np
+import pytest
+
+from repmamba.cli.main import run
+from repmamba.data.images import write_png
+from repmamba.data.prepare import NAMED
+
+
+def test_a_run_that_made_nothing_has_failed(tmp_path, capsys):
+    for number in range(NAMED + 3):
+        path = tmp_path / "images" / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture")
+    command = ["prepare", "folder", str(tmp_path / "images"), str(tmp_path / "pairs"), "--scale", "4", "--jobs", "1"]
+    assert run(command) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("0 images made, 23 left out; manifest.json lists them.")
+    assert len(said) == NAMED + 2
+    assert said[-1] == "and 3 more, which manifest.json names."
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["made", "kept from before"])
+def test_one_good_image_is_a_result(tmp_path, again):
+    write_png(tmp_path / "images" / "good.png", np.zeros((8, 8, 3), np.uint8))
+    command = ["prepare", "folder", str(tmp_path / "images"), str(tmp_path / "pairs"), "--scale", "4"]
+    assert [run(command) for _ in range(1 + again)] == [0] * (1 + again)
