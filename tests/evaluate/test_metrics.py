@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis.strategies import integers
 from safetensors.numpy import load_file
@@ -68,6 +69,22 @@ def test_psnr_and_ssim_agree_with_scikit_image(shape):
         for planes in zip(np.atleast_3d(sr).transpose(2, 0, 1), np.atleast_3d(hr).transpose(2, 0, 1), strict=True)
     ]
     assert ssim(sr, hr) == pytest.approx(np.mean(theirs), abs=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(30, 41, 3), (64, 64, 13)])
+def test_all_four_measures_agree_with_torchmetrics(shape):
+    """It is no dependency, as it brings another library of its makers along; this runs where it is installed."""
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+    sr, hr = images(5, shape)
+    theirs = [torch.from_numpy(one).double().permute(2, 0, 1)[None] for one in (sr, hr)]
+    mirrored = [np.pad(one, ((5, 5), (5, 5), (0, 0)), "reflect") for one in (sr, hr)]  # as its SSIM sees the border
+    for name, ours, expected in (
+        ("psnr", psnr(sr, hr), torchmetrics.peak_signal_noise_ratio(*theirs, data_range=255.0)),
+        ("ssim", ssim(*mirrored), torchmetrics.structural_similarity_index_measure(*theirs, data_range=255.0)),
+        ("sam", spectral_angle(sr, hr), torch.rad2deg(torchmetrics.spectral_angle_mapper(*theirs))),
+        ("ergas", ergas(sr, hr, 4), torchmetrics.error_relative_global_dimensionless_synthesis(*theirs, ratio=4)),
+    ):
+        assert ours == pytest.approx(float(expected), rel=1e-6), name  # its arccos and its sums are the looser ones
 
 
 def test_zero_padded_ssim_is_that_of_a_padded_image():
