@@ -310,9 +310,9 @@ def _large_enough(originals: Sequence[Original], edge: int, source: Path) -> tup
 def _drawn(members: Sequence[Original], count: int, seed: int, group: str, benchmark: Benchmark) -> list[Original]:
     if len(members) < count:
         where = f"{group} of {benchmark.title}" if group else benchmark.title
-        option = "--drawn" if benchmark.drawn else "--count"
         raise UsageError(
-            f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer by {option}."
+            f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer by "
+            f"{'--drawn' if benchmark.drawn else '--count'}."
         )
     if len(members) == count and not benchmark.drawn:
         return list(members)
