@@ -64,7 +64,7 @@ class Choice:
 BOTH = (torch.float32, torch.float64)
 BACKENDS = (  # in order of preference
     Backend("numba", "repmamba.scan.numba_cpu", "scan_sequences", "scan_map", ("cpu",), True, BOTH, False),
-    Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", None, None, True, BOTH, True),
+    Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", "scan_map_in_chunks", None, True, BOTH, True),
     Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
 )
 

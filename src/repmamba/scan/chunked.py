@@ -1,69 +1,205 @@
 """The selective scan in plain torch, fast enough to use: works on every device, with gradients, and can be exported.
 
-The sequence is cut into chunks of equal length, and one step is taken in all chunks at once. First from a state of
-zero, which gives what each chunk adds to its last state; then the states between chunks follow by doubling; then the
-steps are taken again, each chunk from its true first state. Every factor is an exp of something <= 0 or a product of
-such, so no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
+The sequence is computed block by block, each as large as a fast cache holds, the state carried from block to block.
+Decays and inputs of a whole block are one operator each. A block is cut into chunks of equal length, and one step is
+taken in all of them at once, from a state of zero; then the states at the ends follow from chunk to chunk; then what a
+state leaves behind in the chunk after it is added to all of its steps at once. Every factor is an exp of something <= 0
+or a product of such, so no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
 
-Work: two visits per element and step, plus log2(chunks) for one element in `steps`. The loops have lengths that do not
-depend on the data, so that torch.export can follow them; with a length that is symbolic there, the number of doublings
-is that of the longest sequence allowed.
+Backward, only the states between blocks are kept; the others are computed again, and the gradient of the states is the
+same recurrence against time. Values lie (step, group, state, channel), as maps in channels_last have them already.
 """
+
+import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, softplus
+
+from repmamba.scan.directions import DIRECTIONS
+from repmamba.scan.selective import STATE, scan_map_as_sequences
 
 LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
-EAGER_STEPS = 64  # steps in a chunk: the loop in Python has this length, whatever the sequence
-SYMBOLIC_STEPS = 16  # shorter when exported with a symbolic length: each step becomes nodes of the graph
-SYMBOLIC_DOUBLINGS = 16  # longest sequence of an exported graph: 16 * 2**16, a pooled map of 1024 x 1024
+CPU_BLOCK = 2**19  # values of the state in a block: 2 MiB, which stay in the caches of two cores
+OTHER_BLOCK = 2**24  # 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory gladly gives
+GRAPH_STEPS = 16  # steps in a chunk of a graph: each becomes nodes of it
+GRAPH_DOUBLINGS = 16  # longest sequence of a graph with a symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
 
 
 def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    if torch.compiler.is_compiling():
+        return _scan_as_graph(u, dt, A, B, C, D)
+    batch, rows, length = u.shape
+    groups = B.shape[1]
+
+    def by_step(x: Tensor) -> Tensor:
+        """(batch, groups * n, length) or (batch, groups, n, length) -> (length, batch, groups, n)."""
+        return x.reshape(batch, groups, -1, length).permute(3, 0, 1, 2).contiguous()
+
+    y = _scan_by_step(by_step(u), by_step(dt), A, by_step(B), by_step(C), D)
+    return y.permute(1, 2, 3, 0).reshape(batch, rows, length)
+
+
+def scan_map_in_chunks(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """The scan of a map in four directions; arguments, result and source as `repmamba.scan.selective.scan_map`."""
+    if torch.compiler.is_compiling():
+        return scan_map_as_sequences(scan_in_chunks, p, projected, dt_weight, dt_bias, A, D)
+    batch, channel, height, width = p.shape
+    rank = dt_weight.shape[2]
+    u = _to_steps(p.unsqueeze(1).expand(batch, DIRECTIONS, channel, height, width))
+    rows = _to_steps(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
+    r, B, C = rows[..., :rank], rows[..., rank : rank + STATE], rows[..., rank + STATE :]
+    raw = dt_bias.expand_as(u)
+    for j in range(rank):  # products and sums in place of a matmul, which autocast would take to half precision
+        raw = torch.addcmul(raw, r[..., j, None], dt_weight[..., j])
+    y = _scan_by_step(u, softplus(raw), A, B, C, D)
+    by_row = (y[:, :, 0] + y[:, :, 2].flip(0)).reshape(height, width, batch, channel)
+    by_column = (y[:, :, 1] + y[:, :, 3].flip(0)).reshape(width, height, batch, channel)
+    return (by_row + by_column.transpose(0, 1)).permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _to_steps(maps: Tensor) -> Tensor:
+    """`directions.to_sequences` with the steps first: (batch, 4, n, h, w) -> (h * w, batch, 4, n)."""
+    by_row, by_column = maps.permute(3, 4, 0, 1, 2).flatten(0, 1), maps.permute(4, 3, 0, 1, 2).flatten(0, 1)
+    return torch.stack(
+        (by_row[:, :, 0], by_column[:, :, 1], by_row[:, :, 2].flip(0), by_column[:, :, 3].flip(0)), dim=2
+    )
+
+
+def _scan_by_step(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The scan of u and dt (length, batch, groups, channel), B and C (length, batch, groups, state); y as u."""
+    batch, groups, channel = u.shape[1:]
+    rates = (A * LOG2_E).reshape(groups, channel, -1).transpose(1, 2).repeat(batch, 1, 1)
+    delta, drive, b, c = (x.flatten(1, 2) for x in (dt, dt * u, B, C))
+    y: Tensor = _BlockByBlock.apply(delta, drive, rates, b, c)  # type: ignore[no-untyped-call]
+    return torch.addcmul(y.reshape(u.shape), D.reshape(groups, channel), u)
+
+
+class _BlockByBlock(torch.autograd.Function):
+    """y = <c, h> of h[t] = 2 ** (delta[t] rates) h[t - 1] + drive[t] b[t].
+
+    delta, drive, y: (length, groups, channel).  rates: (groups, state, channel).  b, c: (length, groups, state).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, delta: Tensor, drive: Tensor, rates: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        blocks = list(_blocks(len(delta), rates))
+        room = delta.new_empty(2, max(block.stop - block.start for block, _ in blocks), *rates.shape)
+        y = torch.empty_like(delta)
+        before = torch.zeros_like(rates)
+        kept = []
+        for block, steps in blocks:
+            kept.append(before)
+            decay, h = room[:, : block.stop - block.start]
+            torch.mul(delta[block, :, None], rates, out=decay).exp2_()
+            torch.mul(drive[block, :, None], b[block, ..., None], out=h)
+            before = _run(decay, h, before, steps).clone()
+            torch.sum(h.mul_(c[block, ..., None]), 2, out=y[block])
+        ctx.save_for_backward(delta, drive, rates, b, c, *kept)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        delta, drive, rates, b, c, *kept = ctx.saved_tensors
+        ddelta, ddrive, db, dc = (torch.empty_like(x) for x in (delta, drive, b, c))
+        drates, after = torch.zeros_like(rates), torch.zeros_like(rates)
+        delta_after = pad(delta[1:], (0, 0, 0, 0, 0, 1))  # from the gradient of a state to the one before: its decay
+        for (block, steps), before in zip(reversed(list(_blocks(len(delta), rates))), reversed(kept), strict=True):
+            decay = torch.exp2(delta[block, :, None] * rates)
+            h = drive[block, :, None] * b[block, ..., None]
+            _run(decay.clone(), h, before, steps)
+
+            # Against time: dh[t] = decay[t + 1] dh[t + 1] + dy[t] c[t].
+            room = torch.exp2(delta_after[block].flip(0)[:, :, None] * rates)
+            dh = dy[block].flip(0)[:, :, None] * c[block].flip(0)[..., None]
+            after = _run(room, dh, after, steps).clone()
+            dh = dh.flip(0)
+
+            torch.sum(torch.mul(h, dy[block, :, None], out=room), 3, out=dc[block])
+            torch.sum(torch.mul(dh, drive[block, :, None], out=room), 3, out=db[block])
+            torch.sum(torch.mul(dh, b[block, ..., None], out=room), 2, out=ddrive[block])
+            of_exponent = decay.mul_(dh)  # times the state before, and later ln 2
+            of_exponent[0].mul_(before)
+            of_exponent[1:].mul_(h[:-1])
+            torch.sum(torch.mul(of_exponent, rates, out=room), 2, out=ddelta[block])
+            drates += of_exponent.mul_(delta[block, :, None]).sum(0)
+        return ddelta.mul_(math.log(2)), ddrive, drates.mul_(math.log(2)), db, dc
+
+
+def _blocks(length: int, rates: Tensor) -> Iterator[tuple[slice, int]]:
+    """The blocks of a sequence, and the steps of a chunk in each; a block has a whole number of chunks."""
+    values = CPU_BLOCK if rates.device.type == "cpu" else OTHER_BLOCK
+    longest = min(length, max(1, values // rates.numel()))
+    steps = math.isqrt(longest)
+    start = 0
+    while start < length:
+        left = length - start
+        size = min(longest, left) // steps * steps or left
+        yield slice(start, start + size), min(steps, left)
+        start += size
+
+
+def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
+    """h[t] <- decay[t] h[t - 1] + h[t] along the first axis, in place, h[-1] = before; the last h.
+
+    Chunks have `steps` steps. In passing, decay becomes the joint decay since the chunk began.
+    """
+    for t in range(1, steps):
+        h[t::steps].addcmul_(decay[t::steps], h[t - 1 :: steps])
+        decay[t::steps].mul_(decay[t - 1 :: steps])
+    last = before
+    for end, joint in zip(h[steps - 1 :: steps].unbind(0), decay[steps - 1 :: steps].unbind(0), strict=True):
+        last = end.addcmul_(joint, last)
+    h, decay = (x.view(-1, steps, *x.shape[1:]) for x in (h, decay))
+    h[0, :-1].addcmul_(decay[0, :-1], before)
+    h[1:, :-1].addcmul_(decay[1:, :-1], h[:-1, -1:])
+    return last
+
+
+def _scan_as_graph(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """`scan_in_chunks` as torch.export can follow it: nothing in place, and loops of a length known beforehand.
+
+    The whole sequence is one block. One step is taken in all chunks, twice: first for what a chunk adds to its last
+    state, then from its true first state. In between the states follow by doubling; with a length that is symbolic, the
+    number of doublings is that of the longest sequence allowed.
+    """
     batch, rows, length = u.shape
     groups, state = B.shape[1:3]
     symbolic = not isinstance(length, int)
-    steps = SYMBOLIC_STEPS if symbolic else min(EAGER_STEPS, max(1, int(length**0.5)))
     # Symbolic: at least two chunks and something to pad, so that no length is a special case with a graph of its own.
-    chunks = length // steps + 2 if symbolic else -(-length // steps)
+    chunks = length // GRAPH_STEPS + 2 if symbolic else -(-length // GRAPH_STEPS)
 
     def by_step(x: Tensor, axis: int) -> tuple[Tensor, ...]:
         """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a broadcast axis."""
-        x = pad(x.reshape(batch, groups, -1, length), (0, chunks * steps - length))  # dt = 0: the state stays
-        x = x.reshape(batch, groups, -1, chunks, steps).permute(4, 0, 1, 2, 3).contiguous()
+        x = pad(x.reshape(batch, groups, -1, length), (0, chunks * GRAPH_STEPS - length))  # dt = 0: the state stays
+        x = x.reshape(batch, groups, -1, chunks, GRAPH_STEPS).permute(4, 0, 1, 2, 3).contiguous()
         return x.unsqueeze(axis).unbind(0)
 
     delta, drive = by_step(dt, 4), by_step(dt * u, 4)  # each (batch, groups, channel, 1, chunks)
     b, c = by_step(B, 3), by_step(C, 3)  # each (batch, groups, 1, state, chunks)
     rates = A.reshape(groups, -1, state, 1) * LOG2_E
-    room = None if symbolic or _needs_a_graph(u, dt, A, B, C, D) else torch.empty_like(delta[0] * rates)
 
     def advance(h: Tensor, t: int) -> Tensor:
-        """The t-th step of every chunk; without a graph in the memory of h, which is a third faster."""
-        if room is None:
-            return torch.addcmul(drive[t] * b[t], torch.exp2(delta[t] * rates), h)
-        decay = torch.mul(delta[t], rates, out=room).exp2_()
-        return h.mul_(decay).addcmul_(drive[t], b[t])
+        return torch.addcmul(drive[t] * b[t], torch.exp2(delta[t] * rates), h)
 
     last = drive[0] * b[0]
-    for t in range(1, steps):
+    for t in range(1, GRAPH_STEPS):
         last = advance(last, t)
     total = torch.exp2(torch.stack(delta).sum(0) * rates)  # the decay over a whole chunk
-    h = _states_before(total, last, SYMBOLIC_DOUBLINGS if symbolic else (chunks - 1).bit_length()).contiguous()
+    h = _states_before(total, last, GRAPH_DOUBLINGS if symbolic else (chunks - 1).bit_length())
 
     ys = []
-    for t in range(steps):
+    for t in range(GRAPH_STEPS):
         h = advance(h, t)
-        ys.append(torch.mul(h, c[t], out=room).sum(3))
-    y = torch.stack(ys, dim=-1).reshape(batch, rows, chunks * steps)[..., :length]
+        ys.append((h * c[t]).sum(3))
+    y = torch.stack(ys, dim=-1).reshape(batch, rows, chunks * GRAPH_STEPS)[..., :length]
     return y + D[:, None] * u
-
-
-def _needs_a_graph(*tensors: Tensor) -> bool:
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return recorded or torch.compiler.is_compiling()
 
 
 def _states_before(decay: Tensor, added: Tensor, doublings: int) -> Tensor:
