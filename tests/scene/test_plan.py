@@ -116,6 +116,20 @@ def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(write_rast
     assert not plan(write_raster("c.tif", smooth(1, 9, 9)), consistent=False).consistent
 
 
+def test_the_log_says_whether_a_result_is_made_consistent_and_why(write_raster, smooth, plan, caplog):
+    placed = write_raster("a.tif", smooth(1, 9, 9))
+    picture = write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)
+    with caplog.at_level("INFO"):
+        for path, asked in ((placed, None), (picture, None), (placed, False), (picture, True)):
+            plan(path, consistent=asked)
+    assert [message.split(": ", 1)[1].split(" (")[0] for message in caplog.messages] == [
+        "made consistent with its input, since it has a place on the map",
+        "not made consistent with its input, since it is a picture without a place on the map",
+        "not made consistent with its input, as asked.",
+        "made consistent with its input, as asked.",
+    ]
+
+
 @pytest.mark.parametrize("name", ["cog_gcps.tif", "cog_nodata_nan.tif"])
 def test_radar_is_warned_of(geotiffs, plan, name):
     with pytest.warns(OutsideTraining, match="looks like radar"):

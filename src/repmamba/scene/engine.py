@@ -56,7 +56,8 @@ class SceneResult:
         speed = self.grid.width * self.grid.height / 1e6 / max(self.seconds, 1e-9)
         return (
             f"{self.path}: {self.grid.width} x {self.grid.height} pixels, {self.bands} band{'s' * (self.bands > 1)}, "
-            f"x{self.scale} with {self.weights}, in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
+            f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent, "
+            f"in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
             + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
         )

@@ -126,6 +126,7 @@ def plan_scene(
     _warn_of_radar(facts)
     radiometry = _radiometry(raster, places, groups, options)
     consistent = facts.has_place if options.consistent is None else options.consistent
+    logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
     settings = {
         "scale": upscaler.scale,
         "tile": tiles.tile,
@@ -241,6 +242,16 @@ def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> l
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
     return [histogram.range() for histogram in histograms]
+
+
+def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+    """Whether a result will be its input when it is made small again, and why, as one line of the log."""
+    said = "made consistent with its input" if consistent else "not made consistent with its input"
+    if asked is not None:
+        return f"{said}, as asked."
+    if has_place:
+        return f"{said}, since it has a place on the map (--no-consistent leaves what the network gave)."
+    return f"{said}, since it is a picture without a place on the map (--consistent asks for it)."
 
 
 def _source_identity(facts: RasterFacts) -> dict[str, Any]:
