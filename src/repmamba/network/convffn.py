@@ -3,7 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmamba.network import depthwise as compiled
 from repmamba.network.config import WIDTH
 from repmamba.network.repconv import to_map, to_tokens
 
@@ -24,13 +23,6 @@ class ConvFFN(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens and result: (B, H, W, 64)."""
         h = F.gelu(self.fc1(tokens))
-        h = h + F.gelu(to_tokens(self.depthwise(to_map(h))))
+        h = h + F.gelu(to_tokens(self.dw5x5(to_map(h))))
         result: Tensor = self.fc2(h)
-        return result
-
-    def depthwise(self, h: Tensor) -> Tensor:
-        """The 5x5 convolution: (B, hidden, H, W) -> the same."""
-        if self.training and self.dw5x5.bias is not None and compiled.available(h):
-            return compiled.depthwise(h, self.dw5x5.weight, self.dw5x5.bias)
-        result: Tensor = self.dw5x5(h)
         return result

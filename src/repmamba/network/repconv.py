@@ -7,8 +7,6 @@ its maps in channels-last memory, so that one is a view of the other and nothing
 import torch
 from torch import Tensor, nn
 
-from repmamba.network import depthwise as compiled
-
 EPS = 1e-5
 """Of every layer and batch normalisation of the network."""
 
@@ -41,8 +39,6 @@ class RepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x and result: (B, width, H, W)."""
-        if self.training and type(self.inner_bn) is nn.BatchNorm2d and compiled.available(x):
-            return compiled.repconv(x, self.dw3x3, self.inner_bn, self.dw1x1, self.outer_bn)
         result: Tensor = self.outer_bn(self.inner_bn(self.dw3x3(x)) + self.dw1x1(x) + x)
         return result
 

@@ -1,0 +1,157 @@
+"""The passes that train on a CPU against torch's own operations in float64, which the network takes for that type."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.strategies import integers, sampled_from
+from torch import Tensor, nn
+
+from repmamba.network import training_cpu
+from repmamba.network.config import RMB_WIDTHS, WIDTH, NetworkConfig
+from repmamba.network.lpfm import LPFM
+from repmamba.network.rmb import RMB
+
+pytest.importorskip("numba")
+
+ZERO_IN_EXACT_ARITHMETIC = ("dw1x1.bias", "inner_bn.bias")
+"""Their gradient: the normalisation after them takes them out with the mean. Here it is 0."""
+
+
+def shake(module: nn.Module) -> None:
+    """Put the module in training mode, and none of its parameters at a value that hides a mistake."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith("A_log"):
+            nn.init.uniform_(parameter, 0.2, 0.8)  # a normalisation divides by some of them
+            with torch.no_grad():
+                parameter.mul_(torch.randint(0, 2, parameter.shape) * 2 - 1)
+    module.train()
+
+
+def maps(*shape: int) -> tuple[Tensor, Tensor]:
+    """An input, which wants a gradient, and a gradient of the result."""
+    x, gradient = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    return (x + 0.5).requires_grad_(), gradient
+
+
+def close(found: Tensor | None, expected: Tensor | None, bound: float) -> bool:
+    assert found is not None
+    assert expected is not None
+    return bool((found.double() - expected).abs().max() <= bound * expected.abs().max())
+
+
+def assert_trains_as_in_float64(module: nn.Module, x: Tensor, gradient: Tensor, bound: float = 5e-5) -> None:
+    """Result, gradients and statistics of the module, which the passes serve, are those of its copy in float64."""
+    reference = copy.deepcopy(module).double()
+    x_reference = x.detach().double().requires_grad_()
+    expected = reference(x_reference)
+    expected.backward(gradient.double())
+    found = module(x)
+    found.backward(gradient)
+
+    assert close(found, expected, bound)
+    assert close(x.grad, x_reference.grad, bound)
+    for (name, parameter), (_, exact) in zip(module.named_parameters(), reference.named_parameters(), strict=True):
+        if name.endswith(ZERO_IN_EXACT_ARITHMETIC):
+            assert parameter.grad is not None
+            assert not parameter.grad.any(), name
+        else:
+            assert close(parameter.grad, exact.grad, bound), name
+    for (name, buffer), (_, expected) in zip(module.named_buffers(), reference.named_buffers(), strict=True):
+        assert close(buffer, expected.double(), bound), name
+
+
+@settings(max_examples=10, deadline=None)
+@given(batch=integers(2, 3), width=sampled_from(RMB_WIDTHS), height=integers(1, 4), columns=integers(1, 4))
+def test_an_rmb_trains_as_in_float64(batch: int, width: int, height: int, columns: int) -> None:
+    torch.manual_seed(height * 10 + columns)
+    rmb = RMB(width)
+    shake(rmb)
+    x, gradient = maps(batch, width, 2 * height, 2 * columns)
+    assert training_cpu.serves(x, rmb)
+    assert_trains_as_in_float64(rmb, x, gradient)
+
+
+@settings(max_examples=6, deadline=None)
+@given(batch=integers(2, 3), height=integers(1, 3), columns=integers(1, 3))
+def test_a_block_trains_as_in_float64(batch: int, height: int, columns: int) -> None:
+    torch.manual_seed(height * 10 + columns)
+    block = LPFM(NetworkConfig())
+    shake(block)
+    x, gradient = maps(batch, WIDTH, 2 * height, 2 * columns)
+    assert training_cpu.serves(x, block.ffn)
+    assert_trains_as_in_float64(block, x, gradient, bound=1e-3)  # five normalisations one after another
+
+
+def test_maps_in_another_memory_order_give_the_same() -> None:
+    torch.manual_seed(0)
+    rmb = RMB(16)
+    shake(rmb)
+    x, gradient = maps(2, 16, 4, 6)
+    assert_trains_as_in_float64(rmb, x.detach().contiguous().requires_grad_(), gradient.contiguous())
+
+
+def test_under_autocast_the_gradients_are_those_of_float32_within_its_precision() -> None:
+    torch.manual_seed(0)
+    block = LPFM(NetworkConfig()).train()
+    reference = copy.deepcopy(block).double()
+    x, gradient = maps(4, WIDTH, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = block(x)
+    result.backward(gradient)
+    reference(x.detach().double()).backward(gradient.double())
+    assert result.dtype == torch.float32
+    for (name, found), (_, exact) in zip(block.named_parameters(), reference.named_parameters(), strict=True):
+        if not name.endswith(ZERO_IN_EXACT_ARITHMETIC):
+            assert found.grad is not None
+            assert exact.grad is not None
+            error = (found.grad - exact.grad).norm() / exact.grad.norm()
+            assert error < 0.05, name
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    rmb, (x, gradient) = RMB(32).train(), maps(5, 32, 32, 32)
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            x.grad = None
+            rmb.zero_grad()
+            rmb(x).backward(gradient)
+            found.append([x.grad, *(parameter.grad for parameter in rmb.parameters())])
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        for first, other in zip(found[0], others, strict=True):
+            assert first is not None
+            assert other is not None
+            assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("why", ["no Numba", "evaluation", "float64", "synchronised statistics", "float16"])
+def test_torchs_own_operations_run_where_the_passes_do_not_serve(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
+    assert training_cpu.serves(x, rmb)
+    with torch.autocast("cpu", torch.float16, enabled=why == "float16"):
+        if why == "no Numba":
+            monkeypatch.setattr(training_cpu, "_kernels", lambda: None)
+        elif why == "evaluation":
+            rmb.eval()
+        elif why == "float64":
+            rmb, x = rmb.double(), x.double()
+        elif why == "synchronised statistics":
+            setattr(rmb, "bn", nn.SyncBatchNorm(8))  # noqa: B010  # of another type, as conversion does
+        assert not training_cpu.serves(x, rmb)
+    if why == "no Numba":
+        rmb(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in rmb.parameters())
+
+
+def test_a_hidden_width_that_does_not_fill_registers_trains() -> None:
+    block = LPFM(NetworkConfig(mlp_ratio=1.05)).train()
+    assert block.ffn.fc1.out_features % training_cpu.LANES
+    block(torch.rand(2, WIDTH, 4, 4)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
