@@ -4,36 +4,37 @@ import logging
 
 import pytest
 
-from repmamba.cli.train import spoken
+from repmamba.cli.train import one_voice
+
+ROOM = "repmamba.train.loop"
 
 
-@pytest.fixture
-def logger(monkeypatch):
-    """The logger of the room train, at its own level only while the test lasts."""
-    logger = logging.getLogger("repmamba.train")
-    monkeypatch.setattr(logging.getLogger("repmamba"), "level", logging.WARNING)
-    monkeypatch.setattr(logger, "level", logging.NOTSET)
-    logger.manager._clear_cache()
-    yield logger
-    logger.manager._clear_cache()
+@pytest.fixture(autouse=True)
+def _a_terminal():
+    """repmamba's logger as a verb leaves it on a terminal, where bars take the place of lines."""
+    logger = logging.getLogger("repmamba")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    yield
+    logger.setLevel(before)
 
 
-def says(logger: logging.Logger) -> bool:
-    return logger.isEnabledFor(logging.INFO)
-
-
-def test_a_run_speaks_unless_it_is_to_be_quiet(logger):
-    with spoken(quiet=True):
-        assert not says(logger)
-    with spoken(quiet=False):
-        assert says(logger)
-
-
-def test_of_several_processes_the_first_one_speaks(logger, monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_one_speaks_and_the_others_warn(monkeypatch, capsys, rank, speaks):
+    logging.getLogger("repmamba").setLevel(logging.INFO)  # as without a terminal
+    for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with spoken(quiet=False):
-        assert not says(logger)
-    monkeypatch.setenv("RANK", "0")
-    with spoken(quiet=False):
-        assert says(logger)
+    with one_voice(quiet=False) as say:
+        assert logging.getLogger(ROOM).isEnabledFor(logging.INFO) == speaks
+        assert logging.getLogger(ROOM).isEnabledFor(logging.WARNING)
+        say("the result")
+    assert capsys.readouterr().out == "the result\n" * speaks
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_run_speaks_on_a_terminal_too_unless_it_is_to_be_quiet(quiet, capsys):
+    with one_voice(quiet=quiet) as say:
+        assert logging.getLogger(ROOM).isEnabledFor(logging.INFO) != quiet
+        say("the result")
+    assert capsys.readouterr().out == "the result\n"
+    assert not logging.getLogger(ROOM).isEnabledFor(logging.INFO)

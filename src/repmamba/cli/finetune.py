@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from repmamba.cli import options
-from repmamba.cli.train import spoken
+from repmamba.cli.train import one_voice
 
 
 @click.command()
@@ -55,7 +55,7 @@ def finetune(
     """
     from repmamba.train.finetune import finetune as train_further
 
-    with spoken(quiet=quiet):
+    with one_voice(quiet=quiet) as say:
         result = train_further(
             scenes,
             folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
@@ -69,4 +69,4 @@ def finetune(
             minutes=minutes,
             bar=not quiet and sys.stderr.isatty(),
         )
-    click.echo(result.summary())
+        say(result.summary())

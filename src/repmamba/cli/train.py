@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def train(
     from repmamba.train.recipe_file import read_recipe
 
     read = read_recipe(recipe, settings)
-    with spoken(quiet=quiet):
+    with one_voice(quiet=quiet) as say:
         result = fit(
             read,
             folder or Path("runs") / read.name,
@@ -84,18 +84,21 @@ def train(
             tensorboard=tensorboard,
             cache=cache,
         )
-    click.echo(result.summary())
+        say(result.summary())
 
 
 @contextmanager
-def spoken(*, quiet: bool) -> Iterator[None]:
-    """What a run says of itself, on stderr and above its bar; of several processes, the first one speaks."""
+def one_voice(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Log lines on stderr, above a bar too, and what says the result; of several processes, the first one speaks."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from repmamba.train.processes import find_processes
 
-    logger = logging.getLogger("repmamba.train")
-    if not quiet and find_processes(os.environ).first and logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
-    with logging_redirect_tqdm([logging.getLogger("repmamba")]):
-        yield
+    first, logger = find_processes(os.environ).first, logging.getLogger("repmamba.train")
+    if not quiet and logger.getEffectiveLevel() != logging.DEBUG:
+        logger.setLevel(logging.INFO if first else logging.WARNING)
+    try:
+        with logging_redirect_tqdm([logging.getLogger("repmamba")]):
+            yield click.echo if first else lambda text: None
+    finally:
+        logger.setLevel(logging.NOTSET)
