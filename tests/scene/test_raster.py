@@ -1,15 +1,19 @@
 """Raster: what is read, what is missing, and one line for everything that can be wrong with a file."""
 
+import errno
+import io
 import os
 import shutil
+import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
 
-from repmamba.errors import CorruptSource, SourceError, UsageError
+from repmamba.errors import CorruptSource, NoSpace, SourceError, UsageError
 from repmamba.scene.admission import Limits, Reading
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.plan import plan_tiles
@@ -131,7 +135,7 @@ def test_a_picture_is_turned_as_it_asks(tmp_path, turn, suffix):
     from PIL import ImageOps
 
     random = np.random.default_rng(turn)
-    image = Image.fromarray(np.kron(random.integers(0, 256, (6, 9, 3)), np.ones((4, 4, 1))).astype(np.uint8))
+    image = Image.fromarray(np.kron(random.integers(0, 256, (70, 9, 3)), np.ones((4, 4, 1))).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = turn
     path = tmp_path / f"picture.{suffix}"
@@ -143,7 +147,44 @@ def test_a_picture_is_turned_as_it_asks(tmp_path, turn, suffix):
         expected = np.asarray(ImageOps.exif_transpose(shown).convert("RGB"))
     with open_raster(path) as raster:
         raw, _ = raster.read(raster.whole)
+        part, _ = raster.read(Window(5, 3, 20, 31))
     np.testing.assert_allclose(np.moveaxis(raw, 0, 2).astype(int), expected, atol=3)
+    np.testing.assert_array_equal(part, raw[:, 5:25, 3:34])
+
+
+def turned_picture(path: Path, pixels: np.ndarray) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def test_a_turned_picture_is_not_held_in_memory(tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (2000, 1500, 4), dtype=np.uint8)
+    pixels[..., 3] = 255 * (pixels[..., 3] > 50)
+    with open_raster(turned_picture(tmp_path / "picture.png", pixels)) as raster:
+        assert raster.memory_of(64) < pixels.nbytes / 4
+        tracemalloc.start()
+        raw, valid = raster.read(Window(700, 900, 40, 50))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < raster.memory_of(64) + 1e6
+    upright = np.rot90(pixels, -1)[700:740, 900:950]
+    np.testing.assert_array_equal(np.moveaxis(raw, 0, 2), upright)
+    np.testing.assert_array_equal(valid, upright[..., 3] > 0)
+
+
+def test_a_picture_that_there_is_no_room_to_turn_is_one_line(tmp_path, monkeypatch):
+    path = turned_picture(tmp_path / "picture.png", np.zeros((20, 30, 3), np.uint8))
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
+    with open_raster(path) as raster, pytest.raises(NoSpace, match="TMPDIR"):
+        raster.read(raster.whole)
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "tif"])

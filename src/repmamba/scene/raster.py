@@ -151,6 +151,7 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
             check_dataset(name, dataset, how)
             files = tuple(path for path in map(Path, dataset.files) if path.is_file())
             pixels = stored_pixels(name, dataset, how, files)
+            stack.callback(pixels.close)
             facts = _facts(name, dataset, pixels, files)
             watched = {path: _stamp(path) for path in files}
     except BaseException:
@@ -178,9 +179,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...
     missing, nodata = _missing(dataset, pixels)
     if missing == "alpha" and colours[-1] != "alpha":  # colours of a palette of which one means "nothing here"
         missing = "mask"
-    height, width = (dataset.height, dataset.width)
-    if pixels.turned is not None:
-        height, width = pixels.turned[1].shape
+    height, width = pixels.size
     transform = None if dataset.transform.is_identity else dataset.transform
     gcps, gcps_crs = dataset.gcps
     rpcs = dataset.tags(ns="RPC")

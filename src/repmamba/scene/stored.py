@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from rasterio._err import CPLE_BaseError
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
 from repmamba.scene.admission import Reading
+from repmamba.scene.upright import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,7 @@ logger = logging.getLogger(__name__)
 Pixels = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w) in the source's type; valid (h, w)
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GTiff")  # formats whose files may ask to be turned before they are shown
-TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # EXIF orientation -> how to turn (..., h, w) upright
-    1: lambda stored: stored,
-    2: lambda stored: stored[..., ::-1],
-    3: lambda stored: stored[..., ::-1, ::-1],
-    4: lambda stored: stored[..., ::-1, :],
-    5: lambda stored: stored.swapaxes(-1, -2),
-    6: lambda stored: stored.swapaxes(-1, -2)[..., ::-1],
-    7: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, ::-1],
-    8: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, :],
-}
+TURNED_ROWS = 128  # of the file, decoded and turned at once
 
 
 @contextmanager
@@ -77,32 +69,50 @@ class StoredPixels:
     fill_corrupt: bool
     bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
     lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey of few bits
-    turned: Pixels | None = None  # the whole picture, where it had to be turned
+    turn: int = 1  # how the picture asks to be turned, as in EXIF
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
     _buffer: Pixels | None = field(default=None, repr=False)
+    _upright: UprightPicture | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns, as they are given out."""
+        return upright_size(self.dataset.height, self.dataset.width, self.turn)
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) and valid (h, w) of a window."""
-        if self.turned is not None:
-            raw, valid = self.turned
-            return raw[:, *window.slices], valid[window.slices]
+        if self.turn != 1:
+            if self._upright is None:
+                size = self.dataset.height, self.dataset.width
+                self._upright = turned_upright(self.name, self._strips(), size, self.turn)
+            return self._upright.read(window)
         if not self.by_rows:
             return self.shown(self._decoded(window))
         raw, valid = self._rows(window.row, window.row + window.height)
         cols = slice(window.col, window.col + window.width)
         return self.shown((raw[..., cols], valid[..., cols]))
 
-    def whole(self) -> Pixels:
-        """All of it, as the file has it."""
-        return self._decoded(Window(0, 0, self.dataset.height, self.dataset.width))
+    def close(self) -> None:
+        """Give back what reading took, beside the dataset."""
+        if self._upright is not None:
+            self._upright.close()
+
+    def _strips(self) -> Iterator[Pixels]:
+        """All of it, row by row as the file has it."""
+        height, width = self.dataset.height, self.dataset.width
+        block = self.dataset.block_shapes[0][0]
+        rows = -(-TURNED_ROWS // block) * block
+        for row in range(0, height, rows):
+            yield self.shown(self._decoded(Window(row, 0, min(rows, height - row), width)))
 
     def memory_of(self, rows: int) -> int:
         """Bytes that are kept while windows of so many rows are read."""
-        if self.turned is not None:
-            return sum(part.nbytes for part in self.turned)
         row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * len(self.bands) + 1)
-        return row * (rows + self.dataset.block_shapes[0][0]) if self.by_rows else 0
+        block: int = self.dataset.block_shapes[0][0]
+        if self.turn != 1:
+            return 3 * row * -(-TURNED_ROWS // block) * block  # a strip, the same turned, and the next one
+        return row * (rows + block) if self.by_rows else 0
 
     def _rows(self, first: int, end: int) -> Pixels:
         """Whole rows, of which those of the last call are still there: windows come row by row, and overlap."""
@@ -179,19 +189,15 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
     alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
     colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
     grey = _grey_of_few_bits(dataset)
-    stored = StoredPixels(
+    return StoredPixels(
         name=name,
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
         bands=(*colours, *alpha[:1]),
         lookup=_palette(name, dataset, how) if grey is None else grey,
+        turn=_orientation(dataset, files),
     )
-    turn = _orientation(dataset, files)
-    if turn != 1:
-        raw, valid = stored.shown(stored.whole())
-        stored.turned = (np.ascontiguousarray(TURNS[turn](raw)), np.ascontiguousarray(TURNS[turn](valid)))
-    return stored
 
 
 def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:

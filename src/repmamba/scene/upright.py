@@ -1,0 +1,114 @@
+"""A picture turned upright as its EXIF asks, without holding it in memory.
+
+Rows of a file become columns of the picture, so a tile of it needs a little of all rows. What is decoded is therefore
+turned and put aside, strip by strip, in a temporary file without a name, which ends with its process; any window is
+then read from the strips that it meets.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.errors import NoSpace
+from repmamba.scene import durable
+from repmamba.tiles.window import Window
+
+Strip: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w); valid (h, w)
+
+TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # EXIF orientation -> how to turn (..., h, w) upright
+    1: lambda stored: stored,
+    2: lambda stored: stored[..., ::-1],
+    3: lambda stored: stored[..., ::-1, ::-1],
+    4: lambda stored: stored[..., ::-1, :],
+    5: lambda stored: stored.swapaxes(-1, -2),
+    6: lambda stored: stored.swapaxes(-1, -2)[..., ::-1],
+    7: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, ::-1],
+    8: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, :],
+}
+TO_COLUMNS = (5, 6, 7, 8)  # turns by which rows become columns
+FROM_THE_END = (3, 4, 6, 7)  # turns by which the first of the stored rows become the last rows or columns
+
+
+def upright_size(height: int, width: int, turn: int) -> tuple[int, int]:
+    """Rows and columns of a picture, of those of its file."""
+    return (width, height) if turn in TO_COLUMNS else (height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class UprightPicture:
+    """The turned strips in their file. Read by one thread at a time."""
+
+    strips: tuple[tuple[Window, int], ...]  # where each lies in the picture, and where in the file
+    bands: int
+    dtype: np.dtype[Any]
+    file: IO[bytes]
+
+    def close(self) -> None:
+        """Give the file's room back."""
+        self.file.close()
+
+    def read(self, window: Window) -> Strip:
+        """raw (bands, h, w) and valid (h, w) of a window of the upright picture."""
+        raw = np.empty((self.bands, window.height, window.width), self.dtype)
+        valid = np.empty((window.height, window.width), bool)
+        for strip, start in self.strips:
+            shared = strip.clipped(window)
+            if shared.is_empty:
+                continue
+            record = _record(self.bands, self.dtype, strip.width)
+            inside, there = shared.seen_from(strip), shared.seen_from(window).slices
+            self.file.seek(start + inside.row * record.itemsize)
+            rows = np.frombuffer(self.file.read(inside.height * record.itemsize), record)
+            cols = inside.slices[1]
+            raw[:, *there] = rows["raw"][:, :, cols].swapaxes(0, 1)
+            valid[there] = rows["valid"][:, cols]
+        return raw, valid
+
+
+def turned_upright(name: str, stored: Iterable[Strip], size: tuple[int, int], turn: int) -> UprightPicture:
+    """stored: strips of whole rows from the first to the last, of a file of that size. Raises NoSpace.
+
+    The picture takes as much room in the folder for temporary files (TMPDIR) as its pixels, and a byte for each more.
+    """
+    height, width = upright_size(*size, turn)
+    file = tempfile.TemporaryFile()  # noqa: SIM115  it stays open as long as the picture
+    strips: list[tuple[Window, int]] = []
+    first = start = bands = 0
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    try:
+        for raw, valid in stored:
+            end = first + valid.shape[0]
+            begin = size[0] - end if turn in FROM_THE_END else first
+            rows = end - first
+            strip = Window(0, begin, height, rows) if turn in TO_COLUMNS else Window(begin, 0, rows, width)
+            bands, dtype = len(raw), raw.dtype
+            records = np.empty(strip.height, _record(bands, dtype, strip.width))
+            records["raw"] = TURNS[turn](raw).swapaxes(0, 1)
+            records["valid"] = TURNS[turn](valid)
+            file.write(records.data)
+            strips.append((strip, start))
+            first, start = end, start + records.nbytes
+        file.flush()
+    except OSError as error:
+        file.close()
+        if error.errno not in durable.FULL:
+            raise
+        raise NoSpace(
+            f"{name} is turned before it is shown, for which {tempfile.gettempdir()} has no room: "
+            "name a folder that has in TMPDIR."
+        ) from error
+    except BaseException:
+        file.close()
+        raise
+    return UprightPicture(tuple(strips), bands, dtype, file)
+
+
+def _record(bands: int, dtype: np.dtype[Any], width: int) -> np.dtype[Any]:
+    """One row of a turned strip, as it lies in the file."""
+    return np.dtype([("raw", dtype, (bands, width)), ("valid", bool, (width,))])
