@@ -43,7 +43,12 @@ def refused(package, importer):
 # Needs the package that it is written for, and is imported inside a function of its backend alone.
 LOADED_WHEN_A_BACKEND_STARTS = {"repmamba.scan.numba_kernels"}
 
-COMPILED = {"repmamba.scan.numba_kernels", "repmamba.network.training_numba", "repmamba.network.inference_numba"}
+COMPILED = {
+    "repmamba.scan.numba_kernels",
+    "repmamba.scan.triton_kernels",
+    "repmamba.network.training_numba",
+    "repmamba.network.inference_numba",
+}
 """Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""
 
 

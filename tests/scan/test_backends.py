@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from repmamba.errors import UsageError
-from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain
+from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain, survey
 
 CPU = torch.device("cpu")
+ON_CPU = [backend for backend in BACKENDS if backend.serves(CPU)]
 # A process in which numba cannot be imported: None in sys.modules is what an import that fails leaves to the next.
 WITHOUT_NUMBA = """
 import sys, warnings
@@ -48,17 +49,17 @@ def test_a_device_that_only_torch_knows_takes_the_chunked_scan_without_a_warning
         assert choose(torch.device("mps")).backend.name == "chunked"
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+@pytest.mark.parametrize("backend", ON_CPU, ids=str)
 def test_the_argument_goes_before_the_environment_variable_and_that_before_the_order(backend, monkeypatch):
     monkeypatch.setenv(VARIABLE, backend.name)
     assert choose(CPU).backend == backend
     assert VARIABLE in explain("cpu").why
-    for other in BACKENDS:
+    for other in ON_CPU:
         assert choose(CPU, other.name).backend == other
 
 
 def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypatch):
-    with pytest.raises(UsageError, match="numba, chunked, definition"):
+    with pytest.raises(UsageError, match="triton, numba, chunked, definition"):
         choose(CPU, "fortran")
     monkeypatch.setenv(VARIABLE, "cobol")
     with pytest.raises(UsageError, match=f"{VARIABLE} asks for the scan 'cobol'"):
@@ -69,6 +70,14 @@ def test_a_wish_that_the_device_cannot_serve_gives_way_and_says_why():
     choice = explain("mps", "numba")
     assert choice.name == "chunked"
     assert "does not run on mps" in choice.why
+
+
+def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
+    states = survey("cpu")
+    assert list(states) == [backend.name for backend in BACKENDS]
+    assert {name for name, state in states.items() if state == "Runs on cpu."} == {str(backend) for backend in ON_CPU}
+    assert states["triton"] == "Does not run on cpu: it is for cuda."
+    assert survey("mps")["numba"] == "Does not run on mps: it is for cpu."
 
 
 def test_where_numba_cannot_be_imported_the_next_is_taken_with_one_warning():

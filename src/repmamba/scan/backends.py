@@ -33,8 +33,9 @@ class Backend:
     maps: str | None  # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
     devices: tuple[str, ...] | None  # kinds of torch.device; None: all
     gradients: bool
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[torch.dtype, ...]  # in which it computes
     exportable: bool  # made of torch's own operators only, so that ONNX and OpenVINO can take it
+    halves: tuple[torch.dtype, ...] = ()  # of maps that it reads as they are, and turns into float32 as it goes
 
     def serves(self, device: torch.device) -> bool:
         """Whether tensors on this device can be given to it."""
@@ -62,7 +63,9 @@ class Choice:
 
 
 BOTH = (torch.float32, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
 BACKENDS = (  # in order of preference
+    Backend("triton", "repmamba.scan.triton_gpu", "scan_sequences", "scan_map", ("cuda",), True, BOTH, False, HALVES),
     Backend("numba", "repmamba.scan.numba_cpu", "scan_sequences", "scan_map", ("cpu",), True, BOTH, False),
     Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", "scan_map_in_chunks", None, True, BOTH, True),
     Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
@@ -93,6 +96,19 @@ def explain(device: torch.device | str = "cpu", requested: str | None = None) ->
     """Which backend `choose` takes, and why, in words for `repmamba info`; warns of nothing."""
     loaded, wish, failures = _first_that_serves(torch.device(device).type, _wanted(requested))
     return Choice(loaded.backend.name, " ".join([wish, *failures]))
+
+
+def survey(device: torch.device | str = "cpu") -> dict[str, str]:
+    """For each backend whether it runs on the device, or why it does not, in words for `repmamba info`. Starts each."""
+    place = torch.device(device)
+    return {backend.name: _state(backend, place) for backend in BACKENDS}
+
+
+def _state(backend: Backend, device: torch.device) -> str:
+    if not backend.serves(device):
+        return f"Does not run on {device.type}: it is for {', '.join(backend.devices or ())}."
+    loaded = _start(backend)
+    return loaded if isinstance(loaded, str) else f"Runs on {device.type}."
 
 
 def _wanted(requested: str | None) -> tuple[str | None, str]:

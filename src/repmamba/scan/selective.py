@@ -37,9 +37,10 @@ def selective_scan(
     Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2; softplus(v) is v beyond 20, as published.
     """
     _check_sequences(u, dt, A, B, C, D, dt_bias)
-    u, dt, A, B, C, D = _in_working_dtype(u, dt, A, B, C, D)
+    working = _working_dtype(u)
+    u, dt, A, B, C, D = (x.to(working) for x in (u, dt, A, B, C, D))
     if dt_bias is not None:
-        dt = softplus(dt + dt_bias.to(u.dtype)[:, None])
+        dt = softplus(dt + dt_bias.to(working)[:, None])
     return choose(u.device, backend).sequences(u, dt, A, B, C, D)
 
 
@@ -58,11 +59,13 @@ def scan_map(
     p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction in
     turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16), negative.  D: (4 C,).
     dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is float64.
-    Both maps are best in torch.channels_last, which the CPU backend reads without a copy. Raises ShapeMismatch.
+    Both maps are best in torch.channels_last, which numba and triton read without a copy. Raises ShapeMismatch.
     """
     _check_map(p, projected, dt_weight, dt_bias, A, D)
-    p, projected, dt_weight, dt_bias, A, D = _in_working_dtype(p, projected, dt_weight, dt_bias, A, D)
     loaded = choose(p.device, backend)
+    working = _working_dtype(p)
+    p, projected = (x if x.dtype in loaded.backend.halves else x.to(working) for x in (p, projected))
+    dt_weight, dt_bias, A, D = (x.to(working) for x in (dt_weight, dt_bias, A, D))
     if loaded.maps is not None:
         return loaded.maps(p, projected, dt_weight, dt_bias, A, D)
     return scan_map_as_sequences(loaded.sequences, p, projected, dt_weight, dt_bias, A, D)
@@ -89,9 +92,8 @@ def scan_map_as_sequences(
     return to_image(y.reshape(batch, DIRECTIONS, channel, height * width), height, width)
 
 
-def _in_working_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    return tuple(tensor.to(dtype) for tensor in tensors)
+def _working_dtype(first: Tensor) -> torch.dtype:
+    return torch.float64 if first.dtype == torch.float64 else torch.float32
 
 
 def _check_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor | None) -> None:

@@ -1,0 +1,367 @@
+"""The selective scan on a GPU, by Triton, which a torch made for CUDA brings with it. Its launcher wants a C compiler.
+
+The kernels are in `triton_kernels`; here they become operators of torch, with gradients, which torch.compile and
+torch.export take as they are. Half-precision maps are read as they are; states, results and the gradients of all but
+the maps are float32. The backward pass computes the states again, from one in SEGMENT that the forward pass keeps.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repmamba.scan.directions import DIRECTIONS
+
+STATE = 16
+CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
+MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
+# Positions of a chunk: short enough that the 64 x 64 pooled map of one 128 x 128 tile is 1,024 programs of the widest
+# scan; the states at the ends of chunks are then 16 / 32 of a map each direction.
+STEPS = 32
+SEGMENT = (
+    4  # steps between kept states: those of a segment are in registers at once, 16 a thread and step; at 8 they spill
+)
+WIDEST_BLOCK = 32  # channels of a program: one a thread
+CARRY_BLOCK = 8  # channels of a program that goes over the chunks: few, for there are no chunks to fill a device with
+AHEAD = 8  # chunks whose loads it has in flight
+
+
+def start() -> None:
+    """Start Triton's launcher, which compiles a C file. Raises whatever stands in the way."""
+    if not _kernels().INTERPRETED:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+
+
+def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    tensors = (u, dt, A, B, C, D)
+    y: Tensor = torch.ops.repmamba.scan_sequences_triton(*tensors, _wants_gradients(*tensors))[0]
+    return y
+
+
+def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """The four-directional scan of a map; arguments and result as `repmamba.scan.selective.scan_map`.
+
+    p and projected may be of any floating type; the others, and the result, are float32, or all are float64.
+    """
+    tensors = (p, projected, dt_weight, dt_bias, A, D)
+    y: Tensor = torch.ops.repmamba.scan_map_triton(*tensors, _wants_gradients(*tensors))[0]
+    return y
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@cache
+def _kernels() -> ModuleType:
+    from repmamba.scan import triton_kernels
+
+    return triton_kernels
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """The arguments that the kernels share, as `triton_kernels` names and shapes them."""
+
+    u: Tensor  # (batch, length, channel) of a map, (batch, groups, length, channel) of sequences
+    dt: Tensor  # the same; read when rank is 0
+    rows: Tensor
+    dt_weight: Tensor  # (groups, channel, rank)
+    dt_bias: Tensor  # (groups, channel)
+    A: Tensor  # (groups * channel, 16)
+    D: Tensor
+    height: int  # of a map
+    width: int
+
+    @property
+    def is_map(self) -> bool:
+        return self.u.ndim == 3
+
+    @property
+    def batch(self) -> int:
+        return self.u.shape[0]
+
+    @property
+    def groups(self) -> int:
+        return self.dt_weight.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.u.shape[-2]
+
+    @property
+    def channel(self) -> int:
+        return self.u.shape[-1]
+
+    @property
+    def rank(self) -> int:
+        return self.dt_weight.shape[2]
+
+    @property
+    def slabs(self) -> int:
+        return MAP_SLABS if self.is_map else self.groups
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // STEPS)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.channel // self.block)
+
+    @property
+    def block(self) -> int:
+        """Channels of a program."""
+        return min(_power_of_two(self.channel), WIDEST_BLOCK)
+
+    def new(self, *shape: int) -> Tensor:
+        """Memory in the type of the states."""
+        return self.A.new_empty(shape)
+
+    def launch(self, kernel: str, side: int, tensors: tuple[Tensor, ...], **flags: int) -> None:
+        """Run a kernel over all chunks and blocks, `side` slabs or groups, and the batch."""
+        _launch(
+            kernel,
+            (self.chunks * self.blocks, side, self.batch),
+            *tensors,
+            *(self.groups, self.length, self.height, self.width, self.channel),
+            MAP=self.is_map,
+            RANK=self.rank,
+            RANK_BLOCK=_power_of_two(self.rank),
+            STEPS=STEPS,
+            BLOCK=self.block,
+            **flags,
+        )
+
+
+def _launch(kernel: str, grid: tuple[int, int, int], *arguments: Any, **constants: int) -> None:
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        getattr(_kernels(), kernel)[grid](*arguments, **constants, num_warps=1)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is not below n, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
+    height, width = p.shape[2:]
+    dt_weight, dt_bias, A, D = (x.contiguous() for x in (dt_weight, dt_bias, A, D))
+    u = _pixels(p)
+    return _Problem(u, u, _pixels(projected), dt_weight, dt_bias, A, D, height, width)
+
+
+def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> _Problem:
+    groups, length = B.shape[1], u.shape[2]
+    rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
+    no_weight, no_bias = A.new_empty(groups, u.shape[1] // groups, 0), D.contiguous()
+    u, dt = _steps_first(u, groups), _steps_first(dt, groups)
+    return _Problem(u, dt, rows, no_weight, no_bias, A.contiguous(), D.contiguous(), 1, length)
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not copied."""
+    return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+def _image(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(batch, h w, n) -> (batch, n, h, w) in channels_last."""
+    batch, _, n = pixels.shape
+    return pixels.contiguous().view(batch, height, width, n).permute(0, 3, 1, 2)
+
+
+def _steps_first(sequences: Tensor, groups: int) -> Tensor:
+    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by side."""
+    batch, _, length = sequences.shape
+    return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
+
+
+def _channels_first(steps: Tensor) -> Tensor:
+    """(batch, groups, length, channel) -> (batch, groups * channel, length)."""
+    return _own(steps.transpose(2, 3)).flatten(1, 2)
+
+
+def _own(view: Tensor) -> Tensor:
+    """A tensor that shares no memory with another: what an operator may return."""
+    return view.clone(memory_format=torch.contiguous_format)
+
+
+def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
+    """The states before every chunk, (batch, groups, chunks, 16, channel); adjoint: the gradients of those after."""
+    shape = (problem.batch, problem.groups, problem.chunks)
+    if problem.chunks == 1:
+        return problem.new(*shape, STATE, problem.channel).zero_()
+    states, spans = problem.new(*shape, STATE, problem.channel), problem.new(*shape, problem.channel)
+    tensors = (source, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, states, spans)
+    problem.launch("chunk_ends", problem.groups, tensors, ADJOINT=adjoint)
+    _launch(
+        "carry",
+        (-(-problem.channel // CARRY_BLOCK), problem.groups, problem.batch),
+        *(states, spans, problem.A, problem.groups, problem.chunks, problem.channel),
+        MAP=problem.is_map,
+        ADJOINT=adjoint,
+        AHEAD=AHEAD,
+        BLOCK=CARRY_BLOCK,
+    )
+    return states
+
+
+def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
+    """y of each slab, (batch, slabs, length, channel), and the kept states, none unless asked for."""
+    starts = _at_chunks(problem, problem.u, adjoint=False)
+    y = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
+    segments = -(-problem.length // SEGMENT) if keep else 0
+    kept = problem.new(problem.batch, problem.groups, segments, STATE, problem.channel)
+    tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
+    problem.launch("outputs", problem.slabs, (*tensors, starts, y, kept), KEEP=keep, SEGMENT=SEGMENT)
+    return y, kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    u: Tensor  # (batch, slabs, length, channel)
+    dt: Tensor  # as dt; of rank 0
+    rows: Tensor  # as the rows
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+
+def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
+    """dy: as u."""
+    batch, groups, length, channel, rank = (
+        problem.batch,
+        problem.groups,
+        problem.length,
+        problem.channel,
+        problem.rank,
+    )
+    ends = _at_chunks(problem, dy, adjoint=True)
+    du = problem.new(batch, problem.slabs, length, channel)
+    ddt = problem.new(*problem.dt.shape) if rank == 0 else du
+    drows = problem.new(problem.blocks, *problem.rows.shape)
+    dconstants = problem.new(batch, problem.chunks, groups, CONSTANTS + rank, channel)
+    tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
+    problem.launch("gradients", problem.slabs, (*tensors, kept, ends, dy, du, ddt, drows, dconstants), SEGMENT=SEGMENT)
+    lines = dconstants.sum((0, 1))
+    return _Gradients(
+        u=du,
+        dt=ddt,
+        rows=drows.sum(0),
+        dt_weight=_own(lines[:, CONSTANTS:].transpose(1, 2)),
+        dt_bias=_own(lines[:, STATE + 1]),
+        A=_own(lines[:, :STATE].transpose(1, 2)).view(-1, STATE),
+        D=_own(lines[:, STATE]).view(-1),
+    )
+
+
+@torch.library.custom_op("repmamba::scan_map_triton", mutates_args=())
+def _scan_map(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
+    return _image(y[:, 0] + y[:, 1], *p.shape[2:]), kept
+
+
+@_scan_map.register_fake
+def _(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    batch, channel, height, width = p.shape
+    y = A.new_empty(batch, height, width, channel).permute(0, 3, 1, 2)
+    return y, _fake_kept(A, batch, DIRECTIONS, height * width, channel, keep)
+
+
+@torch.library.custom_op("repmamba::scan_map_triton_backward", mutates_args=())
+def _scan_map_backward(
+    dy: Tensor,
+    kept: Tensor,
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = _backward(_map_problem(p, projected, dt_weight, dt_bias, A, D), kept, _pixels(dy))
+    dp = _image((gradients.u[:, 0] + gradients.u[:, 1]).to(p.dtype), *p.shape[2:])
+    dprojected = _image(gradients.rows.to(projected.dtype), *p.shape[2:])
+    return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
+
+
+@_scan_map_backward.register_fake
+def _(
+    dy: Tensor,
+    kept: Tensor,
+    p: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
+    dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
+    return dp, dprojected, dweight, dbias, dA, dD
+
+
+@torch.library.custom_op("repmamba::scan_sequences_triton", mutates_args=())
+def _scan_sequences(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
+    return _channels_first(y), kept
+
+
+@_scan_sequences.register_fake
+def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    groups = B.shape[1]
+    return A.new_empty(u.shape), _fake_kept(A, u.shape[0], groups, u.shape[2], u.shape[1] // groups, keep)
+
+
+@torch.library.custom_op("repmamba::scan_sequences_triton_backward", mutates_args=())
+def _scan_sequences_backward(
+    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups = B.shape[1]
+    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _steps_first(dy, groups))
+    du, ddt = _channels_first(gradients.u), _channels_first(gradients.dt)
+    dB, dC = (_own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+    return du, ddt, gradients.A, dB, dC, gradients.D
+
+
+@_scan_sequences_backward.register_fake
+def _(
+    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
+    return du, ddt, dA, dB, dC, dD
+
+
+def _fake_kept(like: Tensor, batch: int, groups: int, length: int, channel: int, keep: bool) -> Tensor:
+    return like.new_empty(batch, groups, -(-length // SEGMENT) if keep else 0, STATE, channel)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs[:-1])
+
+
+def _map_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.repmamba.scan_map_triton_backward(dy, *ctx.saved_tensors), None)
+
+
+def _sequence_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.repmamba.scan_sequences_triton_backward(dy, *ctx.saved_tensors), None)
+
+
+_scan_map.register_autograd(_map_gradients, setup_context=_remember)
+_scan_sequences.register_autograd(_sequence_gradients, setup_context=_remember)
