@@ -175,6 +175,18 @@ def test_a_turned_picture_is_not_held_in_memory(tmp_path):
     np.testing.assert_array_equal(valid, upright[..., 3] > 0)
 
 
+def test_a_block_larger_than_the_cache_counts_as_memory(tmp_path):
+    shape = {"width": 20000, "height": 20000, "count": 1, "dtype": "uint8", "sparse_ok": "TRUE"}
+    for edge in (512, 16384):
+        with rasterio.open(
+            tmp_path / f"{edge}.tif", "w", driver="GTiff", tiled=True, blockxsize=edge, blockysize=edge, **shape
+        ):
+            pass
+    with open_raster(tmp_path / "512.tif") as small, open_raster(tmp_path / "16384.tif") as large:
+        assert small.memory_of(272) == 0
+        assert large.memory_of(272) == 2 * 16384**2
+
+
 def test_a_picture_that_there_is_no_room_to_turn_is_one_line(tmp_path, monkeypatch):
     path = turned_picture(tmp_path / "picture.png", np.zeros((20, 30, 3), np.uint8))
 

@@ -15,8 +15,9 @@ import numpy as np
 from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
+CACHE_MB = 64
 GDAL_SETTINGS = {
-    "GDAL_CACHEMAX": 64,  # MB; more was not faster, and memory grows by 1.8 times of it
+    "GDAL_CACHEMAX": CACHE_MB,  # more was not faster, and memory grows by 1.8 times of it
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
 }
 STRANGERS_SETTINGS = {  # a side-car file of a stranger may name any file of this machine, or another one's address
@@ -118,9 +119,8 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         )
     if dataset.count > limits.bands:
         raise SourceError(f"{name} declares {dataset.count} bands, and {limits.bands} are allowed.")
-    rows, cols = dataset.block_shapes[0]
-    block_bytes = rows * cols * np.dtype(types[0]).itemsize * (dataset.count if _is_interleaved(dataset) else 1)
-    if block_bytes > limits.block_bytes:
+    if block_bytes(dataset) > limits.block_bytes:
+        rows, cols = dataset.block_shapes[0]
         raise SourceError(f"{name} has blocks of {cols} x {rows} pixels, more than may be decoded at once.")
     path = Path(name)
     if path.is_file() and pixels > limits.pixels_per_byte * path.stat().st_size:
@@ -130,5 +130,8 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         )
 
 
-def _is_interleaved(dataset: Any) -> bool:
-    return bool(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL")
+def block_bytes(dataset: Any) -> int:
+    """What is decoded at once, however small the window that is read."""
+    rows, cols = dataset.block_shapes[0]
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    return int(rows * cols * np.dtype(dataset.dtypes[0]).itemsize * together)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
-from repmamba.scene.admission import Reading
+from repmamba.scene.admission import CACHE_MB, Reading, block_bytes
 from repmamba.scene.upright import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
 
@@ -110,9 +110,12 @@ class StoredPixels:
         """Bytes that are kept while windows of so many rows are read."""
         row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * len(self.bands) + 1)
         block: int = self.dataset.block_shapes[0][0]
+        decoded = block_bytes(self.dataset)
+        # A block that the cache cannot hold is decoded beside it, from bytes that may be as many.
+        large = 2 * decoded if decoded > CACHE_MB << 20 else 0
         if self.turn != 1:
-            return 3 * row * -(-TURNED_ROWS // block) * block  # a strip, the same turned, and the next one
-        return row * (rows + block) if self.by_rows else 0
+            return large + 3 * row * -(-TURNED_ROWS // block) * block  # a strip, the same turned, and the next one
+        return large + (row * (rows + block) if self.by_rows else 0)
 
     def _rows(self, first: int, end: int) -> Pixels:
         """Whole rows, of which those of the last call are still there: windows come row by row, and overlap."""
