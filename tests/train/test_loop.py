@@ -24,7 +24,7 @@ from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, Targ
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
 from repmamba.train.curves import read_curve
-from repmamba.train.learner import Learner, parameter_groups
+from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor
 from repmamba.train.processes import Processes
@@ -292,6 +292,40 @@ def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkey
     assert "the run is in float32" in caplog.text
     monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing"))
     fit(recipe, tmp_path / "bf16")
+
+
+def test_a_compiled_network_takes_the_same_steps_and_keeps_its_names(tiny, monkeypatch):
+    """Traced by Dynamo and AOTAutograd, as on any device; what Inductor makes of that takes minutes, and is left out."""
+    torch._dynamo.reset()
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="aot_eager"))
+    draw = torch.Generator().manual_seed(0)
+    lr, hr = (torch.rand(2, 3, side, side, generator=draw) for side in (8, 16))
+    seen, names = [], []
+    for compile_it in (False, True):
+        learner = Learner(tiny(step={"compile": compile_it}), torch.device("cpu"), Processes())
+        learner.precision = "float32"
+        seen.append([float(learner.step(Batch(lr, hr), 1e-3).loss) for _ in range(2)])
+        names.append(list(learner.state()["network"]))
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+    assert names[1] == names[0]
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_synchronised_statistics_change_no_name_and_no_value_and_need_gpus(tiny):
+    network = Learner(tiny(), torch.device("cpu"), Processes()).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    expected = network.eval()(lr := torch.rand(1, 3, 8, 8))
+    converted = synchronised(network, torch.device("cuda"))  # the conversion itself runs anywhere
+    norms = [module for module in converted.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
+    after = converted.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    torch.testing.assert_close(converted.eval()(lr), expected)
+    with pytest.raises(RecipeError, match=r"step\.batch_norm is synchronised"):
+        synchronised(network, torch.device("cpu"))
 
 
 def test_a_recipe_without_images_is_refused(tiny, tmp_path):
