@@ -295,7 +295,7 @@ def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkey
 
 
 def test_a_compiled_network_takes_the_same_steps_and_keeps_its_names(tiny, monkeypatch):
-    """Traced by Dynamo and AOTAutograd, as on any device; what Inductor makes of that takes minutes, and is left out."""
+    """Traced by Dynamo and AOTAutograd, as on any device; Inductor, which takes minutes, is left out."""
     torch._dynamo.reset()
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="aot_eager"))
