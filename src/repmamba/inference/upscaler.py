@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import find_weights
+from repmamba.inference.confidence import Calibration, read_calibration
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
-from repmamba.inference.ensemble import mean_of_eight
+from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -54,6 +55,7 @@ class Upscaler:
     precision: str = "float32"
     backend: str = ""  # of the scan
     ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
+    calibration: Calibration | None = None  # which error to expect where the eight disagree; None: never measured
 
     @property
     def scale(self) -> int:
@@ -112,9 +114,26 @@ class Upscaler:
 
         Values far outside [0, 1] are cut off for the network, and what was cut off is added again, bilinear.
         """
+        return self._enlarge(self.run, unit, groups)
+
+    def enlarge_with_variance(self, unit: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """The same for one group of bands, as the mean of the eight, and the variance of the eight around it.
+
+        The second is (network's bands, scale h, scale w), also where one band went through the network as grey.
+        """
+        variances = []
+
+        def run(seen: Tensor) -> Tensor:
+            mean, variance = mean_and_variance(self.runner.run, seen)
+            variances.append(variance[0])
+            return mean
+
+        return self._enlarge(run, unit, (tuple(range(len(unit))),)), variances[0]
+
+    def _enlarge(self, run: Run, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         whole = torch.from_numpy(np.ascontiguousarray(unit))
         seen = whole.clamp(*SEEN)
-        result = enlarge_groups(self.run, seen, groups, self.bands)
+        result = enlarge_groups(run, seen, groups, self.bands)
         beyond = whole - seen
         if beyond.any():
             result = result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
@@ -219,17 +238,19 @@ def load(
         for module in network.modules():
             if isinstance(module, SS2D | FusedRMB):
                 module.backend = backend
+    digest = _digest(checkpoint)
     return Upscaler(
         network=network,
         runner=TorchRunner(network, config.scale, config.in_chans, place, numbers),
         name=found.name,
-        digest=_digest(checkpoint),
+        digest=digest,
         tile=_measured(checkpoint, "tile", TILE),
         halo=_measured(checkpoint, "halo", HALO),
         device=place,
         precision=str(numbers).removeprefix("torch."),
         backend=scan,
         ensemble=ensemble,
+        calibration=read_calibration(found.path, digest),
     )
 
 
