@@ -91,6 +91,12 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     is_flag=True,
     help="Take the mean over the eight flips and rotations, for eight times the work.",
 )
+@click.option(
+    "--confidence",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write a raster (.tif) of the error to expect in each pixel; the result is then that of --ensemble.",
+)
 @click.option("--format", "format_name", metavar="NAME", help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]")
 @click.option(
     "--co", "creation", metavar="NAME=VALUE", multiple=True, callback=_creation, help="A creation option of GDAL."
@@ -137,7 +143,7 @@ def upscale(
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
-    from repmamba.scene.engine import check_target, plan_file, upscale_file
+    from repmamba.scene.engine import check_targets, plan_file, upscale_file
     from repmamba.tiles.window import Window
 
     network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision", "ensemble")}
@@ -145,13 +151,15 @@ def upscale(
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
     settings["format"] = format_name
+    if settings["confidence"] is not None and len(sources) > 1:
+        raise UsageError(f"--confidence names one file, and there are {len(sources)} inputs: enlarge them one by one.")
     upscaler = load(**network)
     targets = outputs(sources, target, upscaler.scale, dry_run=dry_run)
 
     def enlarge(source: str, output: Path) -> None:
         shown: Any
         if dry_run:
-            check_target(source, output, overwrite=overwrite)
+            check_targets(source, output, settings["confidence"], overwrite=overwrite)
             shown = plan_file(source, output, upscaler, **settings)
         else:
             name = Path(source).name

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -19,14 +19,14 @@ from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
+from repmamba.scene.confidence import ConfidencePlan, SceneWriters, with_confidence
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import other_jobs
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.scene.stored import Pixels
-from repmamba.scene.tile_step import upscale_tile
-from repmamba.scene.writer import SceneWriter
+from repmamba.scene.tile_step import TileResult, upscale_tile
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class SceneResult:
     corrupt_pixels: int  # lr pixels that could not be read and are missing in the result
     weights: str
     consistent: bool
+    confidence: Path | None = None  # the raster that says how far the result can be trusted
 
     def summary(self) -> str:
         """One line for people."""
@@ -60,6 +61,7 @@ class SceneResult:
             f"in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
             + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
+            + (f"; how far to trust it: {self.confidence}" if self.confidence else "")
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class SceneResult:
             "tiles_resumed": self.resumed,
             "seconds": round(self.seconds, 3),
             "corrupt_pixels": self.corrupt_pixels,
+            "confidence": None if self.confidence is None else str(self.confidence),
         }
 
 
@@ -90,6 +93,7 @@ class Arguments(TypedDict, total=False):
     backend: str | None  # of the scan
     precision: str | None  # float32 or bfloat16
     ensemble: bool  # the mean over the eight flips and rotations, for eight times the work
+    confidence: str | os.PathLike[str] | None  # a raster of the error to expect in each pixel; brings ensemble with it
     tile: int | None  # edge of the kept part of a tile, lr pixels, even
     halo: int | None  # what is read around it, lr pixels, even
     window: Window | None  # only this part, lr pixels
@@ -129,16 +133,15 @@ def upscale_file(
     """
     begun = time.monotonic()
     target = Path(target)
-    check_target(source, target, overwrite=overwrite)
-    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, taken):
+    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
+    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, confidence, taken):
         check_memory(taken, raster, plan)
-        windows = [step.write for step in plan.tiles]
-        writer = SceneWriter(target, plan.profile, plan.job, windows, overwrite=overwrite, restart=restart)
-        with _stopping_cleanly(writer):
-            remaining = writer.remaining()
-            _compute(raster, plan, upscaler, writer, remaining, taken.workers, progress)
+        writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
+        with _stopping_cleanly(writers):
+            remaining = writers.remaining()
+            _compute(raster, plan, upscaler, writers, remaining, taken.workers, progress)
             raster.check_unchanged()
-            writer.finish(_in_pixels(assembling, plan.profile.grid))
+            writers.finish(_in_pixels(assembling, plan.profile.grid))
     result = SceneResult(
         path=target,
         grid=plan.profile.grid,
@@ -150,6 +153,7 @@ def upscale_file(
         corrupt_pixels=raster.corrupt_pixels,
         weights=upscaler.name,
         consistent=plan.consistent,
+        confidence=None if confidence is None else confidence.target,
     )
     logger.debug("%s", result.summary())
     return result
@@ -162,14 +166,14 @@ def plan_file(
     **arguments: Unpack[Arguments],
 ) -> Estimate:
     """What upscale_file would do with the same arguments, and what it would take. Writes nothing; raises the same."""
-    with _planned(source, Path(target), weights, arguments) as (_, upscaler, plan, taken):
+    with _planned(source, Path(target), weights, arguments) as (_, upscaler, plan, _, taken):
         return with_time(taken, plan, upscaler)
 
 
 @contextmanager
 def _planned(
     source: str | os.PathLike[str], target: Path, weights: Weights, arguments: Arguments
-) -> Iterator[tuple[Raster, Upscaler, ScenePlan, Estimate]]:
+) -> Iterator[tuple[Raster, Upscaler, ScenePlan, ConfidencePlan | None, Estimate]]:
     """The source, open, with all that was decided about it."""
     given: dict[str, Any] = dict(arguments)
     network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
@@ -181,15 +185,38 @@ def _planned(
         expand_palette=given.pop("expand_palette", False),
     )
     workers = given.pop("workers", None)
+    second = given.pop("confidence", None)
     options = SceneOptions(**given)
     with open_raster(source, how) as raster:
         upscaler = weights if isinstance(weights, Upscaler) else load(weights, **network)
-        plan = plan_scene(raster, target, upscaler, options, how)
-        yield raster, upscaler, plan, estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device))
+        if second is not None:
+            upscaler = replace(upscaler, ensemble=True)
+        plan, confidence = plan_scene(raster, target, upscaler, options, how), None
+        if second is not None:
+            plan, confidence = with_confidence(plan, target, Path(second), upscaler)
+        taken = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
+        yield raster, upscaler, plan, confidence, taken
+
+
+def check_targets(
+    source: str | os.PathLike[str],
+    target: Path,
+    confidence: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Refuse outputs that cannot be, before anything is read. Raises UsageError, TargetError."""
+    check_target(source, target, overwrite=overwrite)
+    if confidence is not None:
+        second = Path(confidence)
+        if os.path.realpath(second) == os.path.realpath(target):
+            raise UsageError(f"{target} cannot be the result and its confidence: give them two names.")
+        # It may be what a stopped run of this very job has put in place already: its writer knows.
+        check_target(source, second, overwrite=overwrite or bool(other_jobs(target, NO_JOB)))
 
 
 def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be, before anything is read. Raises UsageError, TargetError."""
+    """Refuse an output that cannot be. Raises UsageError, TargetError."""
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise UsageError(f"{target} is the input: give the output another name.")
     if target.is_dir():
@@ -208,7 +235,7 @@ def _compute(
     raster: Raster,
     plan: ScenePlan,
     upscaler: Upscaler,
-    writer: SceneWriter,
+    writers: SceneWriters,
     remaining: list[int],
     workers: int,
     progress: Progress | None,
@@ -224,13 +251,13 @@ def _compute(
         for index in remaining:
             yield index, raster.read(plan.tiles[index].read)
 
-    def step(piece: tuple[int, Pixels]) -> tuple[int, Pixels]:
+    def step(piece: tuple[int, Pixels]) -> tuple[int, TileResult]:
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
     with closing(side_by_side(step, pieces(), workers)) as results:
-        for index, (data, valid) in results:
-            writer.put(index, data, valid)
+        for index, result in results:
+            writers.put(index, result)
             done += _area(plan.tiles[index].write)
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
             if progress is not None:
@@ -250,10 +277,10 @@ def _area(window: Window) -> int:
 
 
 @contextmanager
-def _stopping_cleanly(writer: SceneWriter) -> Iterator[None]:
+def _stopping_cleanly(writers: SceneWriters) -> Iterator[None]:
     """Whatever stops a run, Ctrl-C included: finished tiles stay, for the same call to go on with."""
     try:
         yield
     except BaseException:
-        writer.abandon()
+        writers.abandon()
         raise

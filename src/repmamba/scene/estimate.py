@@ -18,6 +18,7 @@ import torch
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT
+from repmamba.scene.confidence import ConfidencePlan
 from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
 NETWORK_BYTES_PER_PIXEL = 5500  # of the tile that is read, while its widest layer is computed
+VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
 
@@ -53,14 +55,16 @@ class Estimate:
     output_bytes: int  # before compression
     free_bytes: int  # where the output goes
     memory_bytes: int  # above that of the program itself
+    confidence: Path | None = None  # the second raster, where one is wanted
     seconds: float | None = None
 
     def summary(self) -> str:
         """A few lines for people."""
         lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
+        second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
-            f"{self.source} -> {self.target}\n"
+            f"{self.source} -> {self.target}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {self.bands} bands of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {self.tiles} tiles of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
@@ -71,10 +75,18 @@ class Estimate:
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"target": str(self.target)}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def estimate(raster: Raster, target: Path, plan: ScenePlan, upscaler: Upscaler, workers: int) -> Estimate:
+def estimate(
+    raster: Raster,
+    target: Path,
+    plan: ScenePlan,
+    upscaler: Upscaler,
+    workers: int,
+    confidence: ConfidencePlan | None = None,
+) -> Estimate:
     """Sizes and memory of a plan; `with_time` adds how long it takes."""
     profile = plan.profile
     return Estimate(
@@ -94,9 +106,10 @@ def estimate(raster: Raster, target: Path, plan: ScenePlan, upscaler: Upscaler, 
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
-        output_bytes=raw_bytes(profile),
+        output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
         free_bytes=free_bytes(target.parent),
         memory_bytes=_memory(raster, plan, plan.tiles.tile, workers),
+        confidence=None if confidence is None else confidence.target,
     )
 
 
@@ -152,7 +165,11 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
     size = np.dtype(plan.profile.dtype).itemsize
     together = max(len(group) for group in plan.groups)
     waiting = (lr + hr) * plan.profile.count * size
+    if plan.calibration is not None:  # the errors to expect are a float32 for each group
+        waiting += hr * len(plan.groups) * 4
     computing = lr * NETWORK_BYTES_PER_PIXEL + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
+    if plan.calibration is not None:
+        computing += hr * VARIANCE_BYTES_PER_PIXEL
     return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
 
 

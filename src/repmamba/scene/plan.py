@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 from repmamba import __version__
 from repmamba.errors import OutsideTraining, UsageError
 from repmamba.inference.bands import Groups, group_bands
+from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
@@ -85,6 +86,7 @@ class ScenePlan:
     alpha: str  # the last band of the output: "source" enlarged by nearest, "made" from the mask, or "" for none
     profile: OutputProfile
     job: JobIdentity
+    calibration: Calibration | None = None  # gives the errors to expect, which are wanted as well
 
     @property
     def scale(self) -> int:

@@ -41,6 +41,7 @@ class SceneWriter:
 
     tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is replaced, in the last
     step. restart: what a stopped run of this job left is not continued, and one of another job is no obstacle.
+    keep_finished: a target that is the whole result of this very job is not in the way, and nothing is left to do.
     Raises TargetExists, TargetError, NoSpace, JobChanged, UsageError; nothing at the target was touched then.
     """
 
@@ -53,6 +54,7 @@ class SceneWriter:
         *,
         overwrite: bool = False,
         restart: bool = False,
+        keep_finished: bool = False,
     ) -> None:
         check_fit(profile)
         check_cover(tiles, profile.grid.width, profile.grid.height)
@@ -65,16 +67,17 @@ class SceneWriter:
         with durable.storage_errors(self.target):
             self._lock.acquire()
         try:
-            self._landed = self._open(restart)
+            self._landed = self._open(restart, keep_finished)
         except BaseException:
             self._lock.release()
             raise
 
-    def _open(self, restart: bool) -> Receipt | None:
+    def _open(self, restart: bool, keep_finished: bool) -> Receipt | None:
         """Take up or begin the working folder; the receipt if a run was stopped after its result was in place."""
         resumed = self.folder.is_dir()
         # The lock is the last to go: a run killed just before that has left it alone.
-        if (resumed or self._lock.was_left) and not restart and (receipt := self._already_landed()) is not None:
+        ours = resumed or self._lock.was_left or keep_finished
+        if ours and not restart and (receipt := self._already_landed()) is not None:
             return receipt
         if not self._overwrite:
             self._refuse_existing(sidecars=not resumed)
@@ -106,7 +109,13 @@ class SceneWriter:
         self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
 
     def finish(self, progress: Progress | None = None) -> Receipt:
-        """Assemble, check every pixel, put the result and its receipt in place, remove the working folder.
+        """Put the whole result in place and tidy up: land, then clear."""
+        receipt = self.land(progress)
+        self.clear()
+        return receipt
+
+    def land(self, progress: Progress | None = None) -> Receipt:
+        """Assemble, check every pixel, put the result in place; harmless twice.
 
         progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists, VerificationError; the
         finished tiles then stay.
@@ -122,9 +131,12 @@ class SceneWriter:
                 receipt = self._receipt(whole)
                 self._land(whole, receipt)
             self._landed = receipt
+        return self._landed
+
+    def clear(self) -> None:
+        """Put the receipt of the landed result beside it, remove the working folder. Raises NoSpace, TargetError."""
         with durable.storage_errors(self.target):
             self._clear()
-        return self._landed
 
     def abandon(self) -> None:
         """Leave everything for a later run of the same job, and let others work on the target. Harmless twice."""
