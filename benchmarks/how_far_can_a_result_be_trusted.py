@@ -19,10 +19,11 @@ Rule, fixed before test/ was read: the predictor is shipped if, in all three set
 by image exceeds that of the best contrast and that of the best two contrasts with intervals above 0.
 
     python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--to FILE]
-        [--calibration FILE]
+        [--calibration FILE] [--keep FOLDER]
 
+It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are measured already.
 --calibration writes the table that `--confidence` reads, to be put beside the weights. The answer is in
-docs/decisions/0008-confidence-is-spread-times-contrast.md.
+docs/confidence.md.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=reference)
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "decisions" / "how-far-can-a-result-be-trusted")
     parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     if not options.reference.is_dir():
         sys.exit(f"{options.reference} does not exist: name the reference data with --reference.")
@@ -88,7 +91,10 @@ def main() -> None:
     upscaler = load(options.weights)
     data = options.reference / "data"
 
-    validation = [image for name, count in VALIDATION.items() for image in measured(data / name, count, upscaler)]
+    def images_of(name: str, count: int, *, grey: bool = False) -> list[Measured]:
+        return list(measured(data / name, count, upscaler, options.keep, grey=grey))
+
+    validation = [image for name, count in VALIDATION.items() for image in images_of(name, count)]
     chosen = chosen_contrasts(validation)
     calibration = Calibration.fitted(
         np.concatenate([image.predictors[TOGETHER] for image in validation]) / 255,
@@ -99,10 +105,8 @@ def main() -> None:
     if options.calibration is not None:
         options.calibration.write_text(calibration.as_text(), "utf-8")
 
-    tests = {name: list(measured(data / name, count, upscaler)) for name, count in TEST.items()}
-    grey = {
-        f"{name}, one band": list(measured(data / name, count, upscaler, grey=True)) for name, count in GREY.items()
-    }
+    tests = {name: images_of(name, count) for name, count in TEST.items()}
+    grey = {f"{name}, one band": images_of(name, count, grey=True) for name, count in GREY.items()}
     shown = list(dict.fromkeys([SPREAD, *chosen.values(), TOGETHER]))
     found = {
         "weights": {"name": upscaler.name, "digest": upscaler.digest},
@@ -124,12 +128,23 @@ def main() -> None:
 # What is measured of an image
 
 
-def measured(folder: Path, count: int, upscaler: Upscaler, *, grey: bool = False) -> Iterator[Measured]:
-    """Some images of a set, drawn by a fixed seed."""
+def measured(
+    folder: Path, count: int, upscaler: Upscaler, keep: Path | None, *, grey: bool = False
+) -> Iterator[Measured]:
+    """Some images of a set, drawn by a fixed seed; those that are kept are not measured again."""
     files = find_pairs(folder)
     begun = time.process_time()
     for place in sorted(np.random.default_rng(16).permutation(len(files))[:count]):
-        yield of_image(files[place].read(upscaler.scale), upscaler, grey=grey)
+        name = f"{upscaler.digest[:8]}-{folder.parent.name}-{folder.name}-{place}{'-grey' * grey}.pickle"
+        kept = None if keep is None else keep / name
+        if kept is not None and kept.is_file():
+            yield pickle.loads(kept.read_bytes())
+            continue
+        image = of_image(files[place].read(upscaler.scale), upscaler, grey=grey)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(pickle.dumps(image))
+        yield image
     seconds = time.process_time() - begun
     print(f"{folder.name}{', one band' * grey}: done after {seconds:.0f} s of CPU time", file=sys.stderr)
 
