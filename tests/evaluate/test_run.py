@@ -126,6 +126,13 @@ def test_a_folder_without_lr_needs_a_scale(folder):
         find_sets([folder / "GT"], None)
 
 
+def test_an_lr_as_large_as_its_gt_is_refused(tmp_path):
+    for part in ("GT", "LR"):
+        write_png(tmp_path / part / "a.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ShapeMismatch, match="GT and LR of a have one size; LR must be 2, 3 or 4 times smaller"):
+        find_sets([tmp_path], None)
+
+
 def test_an_infinite_psnr_is_counted_and_not_averaged():
     summary = summarise({"1": 30.0, "2": math.inf, "3": 32.0}, PSNR)
     assert (summary.mean, summary.count, summary.infinite) == (31.0, 3, 1)

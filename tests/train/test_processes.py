@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from repmamba.errors import UsageError
-from repmamba.train.processes import Processes, find_processes, first_node
+from repmamba.errors import TrainingStopped, UsageError
+from repmamba.train.processes import Processes, find_processes, first_node, joined
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -66,6 +66,25 @@ def test_an_incomplete_environment_is_an_error(missing):
 )
 def test_the_first_machine_of_a_list(nodes, first):
     assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), TrainingStopped),
+        (torch.distributed.DistBackendError("NCCL error"), TrainingStopped),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+    ],
+    ids=["gloo", "NCCL", "of our own"],
+)
+def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(monkeypatch, fault, seen):
+    left = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
+    with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
+        raise fault
+    assert ("Another process of this run has ended" in str(raised.value)) == (seen is TrainingStopped)
+    assert left == ["group"]
 
 
 def test_shares_are_disjoint_and_complete():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repmamba.data.images import RASTERS, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
-from repmamba.errors import UsageError
+from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.evaluate.methods import Method
 from repmamba.evaluate.metrics import Metric, average, class_means, in_levels, peak_of, score
 
@@ -113,7 +113,7 @@ class Scores:
 def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
     """The pairs of each folder at a scale; without one, that of the first pair.
 
-    Raises UsageError where there is neither a scale nor an LR that shows one.
+    Raises UsageError where there is neither a scale nor an LR that shows one, ShapeMismatch where LR is as large as GT.
     """
     sets: list[ImageSet] = []
     for folder in folders:
@@ -247,7 +247,10 @@ def _take(
 def _scale_of(files: PairFiles, folder: Path) -> int:
     if files.lr is None:
         raise UsageError(f"{folder} has no LR that would show the scale; give --scale 2, 3 or 4.")
-    return Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
+    scale = Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
+    if scale == 1:
+        raise ShapeMismatch(f"{folder}: GT and LR of {files.name} have one size; LR must be 2, 3 or 4 times smaller.")
+    return scale
 
 
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:

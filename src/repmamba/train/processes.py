@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from repmamba.errors import UsageError
+from repmamba.errors import TrainingStopped, UsageError
 from repmamba.inference.device import choose_device
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,10 @@ def first_node(nodes: str) -> str:
 
 @contextmanager
 def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
-    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone, nothing is done."""
+    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone, nothing is done.
+
+    Raises TrainingStopped where another process has ended meanwhile.
+    """
     if processes.world == 1:
         yield processes
         return
@@ -125,6 +128,13 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
     )
     try:
         yield processes
+    except RuntimeError as fault:
+        if isinstance(fault, dist.DistError) or "gloo" in str(fault):  # which has no class of its own
+            raise TrainingStopped(
+                "Another process of this run has ended, and its own lines say why. Started again, the run goes on from "
+                "its last save."
+            ) from fault
+        raise
     finally:
         dist.destroy_process_group()
 
