@@ -42,7 +42,8 @@ def test_without_a_file_it_tells_versions_device_and_the_scan_with_its_reason(fa
     assert facts["libraries"]["torch"] == torch.__version__
     assert facts["libraries"]["GDAL"] == rasterio.__gdal_version__
     assert facts["device"]["chosen"] == "cpu"
-    assert facts["scan"]["backend"] in facts["scan"]["there are"]
+    assert facts["scan"]["there are"][facts["scan"]["backend"]] == "Runs on cpu."
+    assert facts["scan"]["there are"]["triton"] == "Does not run on cpu: it is for cuda."
     assert facts["scan"]["why"]
 
 

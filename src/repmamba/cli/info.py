@@ -63,7 +63,7 @@ def environment_facts(device: str | None = None) -> Facts:
 
     from repmamba.inference.catalogue import packaged_weights
     from repmamba.inference.device import available_cores, choose_device
-    from repmamba.scan.backends import BACKENDS, explain
+    from repmamba.scan.backends import explain, survey
 
     place = choose_device(device)
     scan = explain(place)
@@ -77,7 +77,7 @@ def environment_facts(device: str | None = None) -> Facts:
             "name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "CPU",
             "cores": available_cores(),
         },
-        "scan": {"backend": scan.name, "why": scan.why, "there are": ", ".join(str(backend) for backend in BACKENDS)},
+        "scan": {"backend": scan.name, "why": scan.why, "there are": survey(place)},
         "weights": {
             entry.name: {"scale": entry.scale, "trained on": entry.training_data, "terms": entry.terms}
             for entry in packaged_weights()
