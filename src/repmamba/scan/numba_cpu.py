@@ -7,6 +7,7 @@ share an OpenMP library with torch and undo its setting.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +44,39 @@ def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A
     tensors = (p, projected, dt_weight, dt_bias, A, D)
     y: Tensor = torch.ops.repmamba.scan_map(*tensors, _wants_gradients(*tensors))[0]
     return y
+
+
+def map_pass(
+    p: np.ndarray,
+    projected: np.ndarray,
+    height: int,
+    width: int,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    y: np.ndarray,
+) -> tuple[Callable[..., None], int, tuple[Any, ...], int]:
+    """The four-directional scan of maps that are the caller's memory, float32, as work that the caller hands out.
+
+    p: (batch h w, C), C at most a register or whole ones.  projected: (batch h w, 4 (R + 32) or more), of which the
+    first are read.  The parameters as `scan_map`'s.  y: (batch, 2, h w, C), whose sum over axis 1 is the result.
+    Returns kernel, units, arguments and scratch: kernel(first, last, *arguments, scratch) computes the units first ..
+    last - 1, scratch being so many float32 numbers. No result depends on how units are shared.
+    """
+    batch, _, length, channel = y.shape
+    rank, kernels = dt_weight.shape[2], _kernels()
+    columns = DIRECTIONS * (rank + 2 * STATE)
+    pixels = torch.from_numpy(projected)[:, :columns]
+    rows = pixels.view(batch, length, DIRECTIONS, -1).transpose(1, 2)
+    u = torch.from_numpy(p).view(batch, 1, length, channel).expand(-1, DIRECTIONS, -1, -1)
+    A, D = A.reshape(DIRECTIONS, channel, STATE), D.reshape(DIRECTIONS, channel)
+    problem = _Problem(MAP_SLABS, visits(height, width), u, u, rows, rank, dt_weight, dt_bias, A, D)
+    lanes = min(channel, kernels.LANES)
+    nothing_kept = np.empty((batch, DIRECTIONS, 0, channel // lanes, STATE, lanes), np.float32)
+    units = batch * MAP_SLABS * (channel // lanes)
+    arguments = (*problem.arrays(), nothing_kept, y)
+    return kernels.kernel("forward", "float32"), units, arguments, kernels.scratch_size(rank)
 
 
 def _wants_gradients(*tensors: Tensor) -> bool:
@@ -146,7 +180,7 @@ def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
     blocks = channels // kernels.LANES
     segments = -(-length // kernels.SEGMENT) if keep and problem.u.dtype == torch.float32 else 0
     kept = problem.u.new_empty(batch, groups, segments, blocks, STATE, kernels.LANES)
-    y = problem.u.new_zeros(batch, problem.slabs, length, channels)
+    y = problem.u.new_empty(batch, problem.slabs, length, channels)
     _in_threads("forward", batch * problem.slabs * blocks, problem, [_array(kept), _array(y)])
     return y, kept
 

@@ -11,14 +11,18 @@ it backwards; sums over channels (the gradients of B, C and r) are made within a
 Everything is added in one fixed order, whatever the number of threads: a unit of work owns what it writes to.
 
 LLVM does not turn these loops into vector code by itself, so a step is written as vectors with llvmlite's builder
-(`Vectors`); LLVM makes AVX-512, AVX2, SSE or NEON of it. All that is compiled stands in this one file: numba's
-cache compiles again when the file changes, and would not see a change in another. It keeps processors apart by itself.
+(`Vectors`); LLVM makes AVX-512, AVX2, SSE or NEON of it. Numba's cache compiles again when the file of a kernel
+changes, and would not see a change in another: all of the scan stands in this one file, and kernels elsewhere that use
+its vector code carry its digest in their name (`under_the_name_of_this_version`). The cache keeps processors apart by
+itself.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 STATE = 16
+AT_ONCE = 4  # blocks that go through a segment after one another
 SEGMENT = 64  # steps between kept states: these cost 16 / 64 of a map each direction, and a segment fits the L2 cache
 D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2  # of a block's constants; rows 0 to 15 are A log2(e)
 
@@ -47,15 +52,33 @@ ROUNDING = 1.5 * 2**23 + 127
 SOFTPLUS_LINEAR = 20.0  # softplus(v) is v beyond, as published
 
 
-def _lanes() -> int:
-    """Float32 lanes of a register of the processor that numba compiles for (its own settings respected)."""
-    features: str = cpu_target.target_context.codegen().magic_tuple()[2]
-    if "+avx512f" in features:
-        return AVX512_LANES
-    return 8 if "+avx2" in features else 4
+FEATURES: list[str] = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+"""Of the processor that numba compiles for, its own settings respected; it keeps cached kernels apart for each set."""
+
+LANES = AVX512_LANES if "+avx512f" in FEATURES else 8 if "+avx2" in FEATURES else 4
+"""Float32 numbers of a register."""
+
+HAS_PAIRS = LANES == AVX512_LANES and "+avx512bf16" in FEATURES
+"""Whether products of pairs of bfloat16 are an instruction."""
 
 
-LANES = _lanes()  # numba keeps a cached kernel apart for every processor and set of features
+VERSION = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=4).hexdigest()
+
+
+def under_the_name_of_this_version(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, named so that numba's cache keeps what is compiled of it apart for every version of this file."""
+    function.__qualname__ += f"_with_vectors_{VERSION}"
+    return function
+
+
+class _BFloat16(ir.types.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+BFLOAT_PAIRS = ir.VectorType(_BFloat16(), 2 * AVX512_LANES)
 
 
 class Vectors:
@@ -99,6 +122,19 @@ class Vectors:
         """A function of LLVM that returns a vector."""
         kind = ir.FunctionType(self.type, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def fma_of_pairs(self, a: Any, b: Any, c: Any) -> Any:
+        """a b + c, a and b two bfloat16 in each lane, whose products are added; 16 lanes of a processor that has it."""
+        pairs = BFLOAT_PAIRS
+        a, b = (self.builder.bitcast(value, pairs) for value in (a, b))
+        return self._call("llvm.x86.avx512bf16.dpbf16ps.512", c, a, b)
+
+    def to_pairs(self, low: Any, high: Any) -> Any:
+        """Two vectors after one another, rounded to bfloat16, two in each lane."""
+        pairs = BFLOAT_PAIRS
+        kind = ir.FunctionType(pairs, [self.type, self.type])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
+        return self.builder.bitcast(self.builder.call(function, [high, low]), self.type)
 
     def polynomial(self, x: Any, coefficients: tuple[float, ...]) -> Any:
         """The polynomial in x, lowest coefficient first, by Horner's rule."""
@@ -183,7 +219,8 @@ class Rows:
         self.builder = builder
         self.data = builder.bitcast(array.data, cgutils.voidptr_t)
         self.stride = cgutils.unpack_tuple(builder, array.strides)[0]
-        self.count = cgutils.unpack_tuple(builder, array.shape)[0]
+        self.count, *rest = cgutils.unpack_tuple(builder, array.shape)
+        self.width = rest[0] if rest else None
 
     def at(self, row: Any, element: Any = None) -> Any:
         """The address of an element of a row; the first one unless told."""
@@ -213,7 +250,20 @@ def counting_down(builder: Any, count: Any) -> Iterator[Any]:
         yield builder.sub(builder.sub(count, I64(1)), loop.index)
 
 
-def _rows_of(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
+def lane_choices(builder: Any, channels: Any) -> Iterator[Vectors]:
+    """Code for whole registers, and code for half ones where eight channels are all there is; one of them runs."""
+    if LANES < AVX512_LANES:
+        yield Vectors(builder, LANES)
+        return
+    whole = builder.icmp_signed("==", builder.urem(channels, I64(LANES)), I64(0))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            yield Vectors(builder, LANES)
+        with otherwise:
+            yield Vectors(builder, LANES // 2)
+
+
+def rows_of(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
     """Arrays as Rows, other arguments as they are."""
     return [
         Rows(builder, make_array(kind)(context, builder, value)) if isinstance(kind, types.Array) else value
@@ -232,17 +282,18 @@ def step_sizes(
     """dt = softplus(W r + bias) of the visited pixels into `sizes`, and its derivative into `slopes`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        visits, rows, rank, constants, sizes, slopes = _rows_of(context, builder, signature, args)
-        v = Vectors(builder, LANES)
-        with counting(builder, visits.count) as t:
-            row = rows.at(_visited(builder, visits, t))
-            raw = v.variable(v.load(constants.at(BIAS_ROW)))
-            with counting(builder, rank) as j:
-                weight = v.load(constants.at(builder.add(j, I64(WEIGHT_ROWS))))
-                builder.store(v.fma(weight, v.splat(element_of(builder, row, j)), builder.load(raw)), raw)
-            size, slope = v.softplus(builder.load(raw))
-            v.store(size, sizes.at(t))
-            v.store(slope, slopes.at(t))
+        visits, rows, rank, constants, sizes, slopes = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, constants.width):
+            with counting(builder, visits.count) as t:
+                row = rows.at(_visited(builder, visits, t))
+                raw = v.variable(v.load(constants.at(BIAS_ROW)))
+                with counting(builder, rank) as j:
+                    weight = v.load(constants.at(builder.add(j, I64(WEIGHT_ROWS))))
+                    builder.store(v.fma(weight, v.splat(element_of(builder, row, j)), builder.load(raw)), raw)
+                size, slope = v.softplus(builder.load(raw))
+                v.store(size, sizes.at(t))
+                with builder.if_then(builder.icmp_signed(">", slopes.count, I64(0))):
+                    v.store(slope, slopes.at(t))
         return context.get_dummy_value()
 
     return types.void(visits, rows, rank, constants, sizes, slopes), emit
@@ -263,22 +314,22 @@ def forward_steps(
     """Take the steps of a segment: h from its first to its last state, and <C, h> + D u added to y."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        h, visits, u, sizes, rows, rank, constants, y = _rows_of(context, builder, signature, args)
-        v = Vectors(builder, LANES)
-        states = [v.variable(v.load(h.at(n))) for n in range(STATE)]
-        with counting(builder, visits.count) as t:
-            pixel = _visited(builder, visits, t)
-            row, size, u_t = rows.at(pixel), v.load(sizes.at(t)), v.load(u.at(pixel))
-            drive = builder.fmul(size, u_t)
-            result = [builder.fmul(v.load(constants.at(D_ROW)), u_t), v.load(y.at(pixel))]
+        h, visits, u, sizes, rows, rank, constants, y = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, h.width):
+            states = [v.variable(v.load(h.at(n))) for n in range(STATE)]
+            with counting(builder, visits.count) as t:
+                pixel = _visited(builder, visits, t)
+                row, size, u_t = rows.at(pixel), v.load(sizes.at(t)), v.load(u.at(pixel))
+                drive = builder.fmul(size, u_t)
+                result = [builder.fmul(v.load(constants.at(D_ROW)), u_t), v.load(y.at(pixel))]
+                for n, state in enumerate(states):
+                    _, new = _step(v, n, builder.load(state), size, drive, row, rank, constants)
+                    builder.store(new, state)
+                    weight = v.splat(element_of(builder, row, builder.add(rank, I64(STATE + n))))
+                    result[n % 2] = v.fma(weight, new, result[n % 2])
+                v.store(builder.fadd(*result), y.at(pixel))
             for n, state in enumerate(states):
-                _, new = _step(v, n, builder.load(state), size, drive, row, rank, constants)
-                builder.store(new, state)
-                weight = v.splat(element_of(builder, row, builder.add(rank, I64(STATE + n))))
-                result[n % 2] = v.fma(weight, new, result[n % 2])
-            v.store(builder.fadd(*result), y.at(pixel))
-        for n, state in enumerate(states):
-            v.store(builder.load(state), h.at(n))
+                v.store(builder.load(state), h.at(n))
         return context.get_dummy_value()
 
     return types.void(h, visits, u, sizes, rows, rank, constants, y), emit
@@ -291,7 +342,7 @@ def recompute_steps(
     """The steps of a segment again, from states[0]: every state into states[t + 1], every decay into decays[t]."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        visits, u, sizes, rows, rank, constants, states, decays = _rows_of(context, builder, signature, args)
+        visits, u, sizes, rows, rank, constants, states, decays = rows_of(context, builder, signature, args)
         v = Vectors(builder, LANES)
         h = [v.variable(v.load(states.at(0, n * LANES))) for n in range(STATE)]
         with counting(builder, visits.count) as t:
@@ -337,7 +388,7 @@ def backward_steps(
     )
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        adjoint, visits, dy, u, sizes, rows, rank, *rest = _rows_of(context, builder, signature, args)
+        adjoint, visits, dy, u, sizes, rows, rank, *rest = rows_of(context, builder, signature, args)
         constants, states, decays, du, dsizes, drows, dconstants = rest
         v = Vectors(builder, LANES)
         zero = v.constant(0)
@@ -393,7 +444,7 @@ def step_sizes_backward(
     """From the gradients of dt to those of r, of the weights and of the bias, added to what is there."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        visits, rows, rank, constants, dsizes, slopes, drows, dconstants = _rows_of(context, builder, signature, args)
+        visits, rows, rank, constants, dsizes, slopes, drows, dconstants = rows_of(context, builder, signature, args)
         v = Vectors(builder, LANES)
         with counting(builder, visits.count) as t:
             pixel = _visited(builder, visits, t)
@@ -414,7 +465,7 @@ def step_sizes_backward(
 def block_constants(constants, rank, dt_weight, dt_bias, A, D, first):  # type: ignore[no-untyped-def]
     """What a block of channels needs of the parameters of one direction, lane by lane; 0 beyond the last channel."""
     constants[:] = 0
-    for lane in range(min(LANES, A.shape[0] - first)):
+    for lane in range(min(constants.shape[1], A.shape[0] - first)):
         channel = first + lane
         for n in range(STATE):
             constants[n, lane] = A[channel, n] * np.float32(LOG2_E)
@@ -427,12 +478,12 @@ def block_constants(constants, rank, dt_weight, dt_bias, A, D, first):  # type: 
 
 @njit(nogil=True, cache=True)
 def segment_sizes(visits, dt, rows, rank, constants, sizes, slopes):  # type: ignore[no-untyped-def]
-    """The dt of a segment: computed from r, or, with rank 0, gathered from the given ones."""
+    """The dt of a segment: computed from r, or, with rank 0, gathered from the given ones; slopes may have no rows."""
     if rank:
         step_sizes(visits, rows, rank, constants, sizes, slopes)
     else:
         for t in range(len(visits)):
-            for lane in range(LANES):
+            for lane in range(sizes.shape[1]):
                 sizes[t, lane] = dt[visits[t], lane]
 
 
@@ -444,7 +495,10 @@ def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
 
 def scratch_size(rank: int) -> int:
     """Float32 numbers of scratch that a thread needs for one call of `forward` or `backward`."""
-    return (2 * (SEGMENT + 1) * STATE + 3 * SEGMENT + 2 * STATE + WEIGHT_ROWS + rank) * LANES
+    constants = WEIGHT_ROWS + rank
+    rows_forward = SEGMENT + AT_ONCE * (STATE + constants)
+    rows_backward = 2 * (SEGMENT + 1) * STATE + 3 * SEGMENT + STATE + constants
+    return max(rows_forward, rows_backward) * LANES
 
 
 def forward(  # type: ignore[no-untyped-def]
@@ -452,30 +506,44 @@ def forward(  # type: ignore[no-untyped-def]
 ):
     """Units first .. last - 1 of the forward pass, of batch * slabs * blocks; a unit is a block of channels of a slab.
 
-    visits: (groups, length) pixels.  u, dt: (batch, groups, length, channels), channels a multiple of LANES; dt is
-    read when rank is 0.  rows: (batch, groups, length, rank + 32): r, B, C.  dt_weight: (groups, C, rank).
-    dt_bias, D: (groups, C).  A: (groups, C, 16).  kept: (batch, groups, segments, blocks, 16, LANES), for the states
-    before each segment, or 0 segments of it.  y: (batch, slabs, length, channels), zero at first; group k adds to slab
-    k mod slabs.  scratch: scratch_size(rank) numbers.
+    visits: (groups, length) pixels.  u, dt: (batch, groups, length, channels), channels a multiple of LANES, or 8 for
+    16 lanes, which are half registers then; dt is read when rank is 0.  rows: (batch, groups, length, rank + 32): r,
+    B, C.  dt_weight: (groups, C, rank).  dt_bias, D: (groups, C).  A: (groups, C, 16).  kept: (batch, groups,
+    segments, blocks, 16, lanes), for the states before each segment, or 0 segments of it.  y: (batch, slabs, length,
+    channels); group k adds to slab k mod slabs.  scratch: scratch_size(rank) numbers.
     """
     groups, length = visits.shape
-    blocks = u.shape[3] // LANES
-    h, rest = carve(scratch, STATE, LANES)
-    sizes, rest = carve(rest, SEGMENT, LANES)
-    slopes, rest = carve(rest, SEGMENT, LANES)
-    constants, rest = carve(rest, WEIGHT_ROWS + rank, LANES)
-    for unit in range(first, last):
-        block, slab, b = unit % blocks, unit // blocks % slabs, unit // blocks // slabs
-        lo, hi = block * LANES, (block + 1) * LANES
+    lanes = min(LANES, u.shape[3])
+    blocks = u.shape[3] // lanes
+    sizes, rest = carve(scratch, SEGMENT, lanes)
+    no_slopes = sizes[:0]
+    h, rest = carve(rest, AT_ONCE * STATE, lanes)
+    constants, rest = carve(rest, AT_ONCE * (WEIGHT_ROWS + rank), lanes)
+    while first < last:
+        block, slab, b = first % blocks, first // blocks % slabs, first // blocks // slabs
+        # The blocks of a slab go along together: what they read of a pixel is in the first cache after one of them.
+        several = min(AT_ONCE, blocks - block, last - first)
+        lo = block * lanes
+        y[b, slab, :, lo : lo + several * lanes] = 0
         for k in range(slab, groups, slabs):
-            block_constants(constants, rank, dt_weight[k], dt_bias[k], A[k], D[k], lo)
+            for each in range(several):
+                own = constants[each * (WEIGHT_ROWS + rank) : (each + 1) * (WEIGHT_ROWS + rank)]
+                block_constants(own, rank, dt_weight[k], dt_bias[k], A[k], D[k], lo + each * lanes)
             h[:] = 0
             for t in range(0, length, SEGMENT):
                 segment = visits[k, t : t + SEGMENT]
-                if kept.shape[2]:
-                    kept[b, k, t // SEGMENT, block] = h
-                segment_sizes(segment, dt[b, k, :, lo:hi], rows[b, k], rank, constants, sizes, slopes)
-                forward_steps(h, segment, u[b, k, :, lo:hi], sizes, rows[b, k], rank, constants, y[b, slab, :, lo:hi])
+                for each in range(several):
+                    own = constants[each * (WEIGHT_ROWS + rank) : (each + 1) * (WEIGHT_ROWS + rank)]
+                    state = h[each * STATE : (each + 1) * STATE]
+                    left = lo + each * lanes
+                    right = left + lanes
+                    if kept.shape[2]:
+                        kept[b, k, t // SEGMENT, block + each] = state
+                    segment_sizes(segment, dt[b, k, :, left:right], rows[b, k], rank, own, sizes, no_slopes)
+                    forward_steps(
+                        state, segment, u[b, k, :, left:right], sizes, rows[b, k], rank, own, y[b, slab, :, left:right]
+                    )
+        first += several
 
 
 def backward(  # type: ignore[no-untyped-def]
@@ -566,6 +634,8 @@ def forward_float64(  # type: ignore[no-untyped-def]
         for k in range(slab, groups, slabs):
             for c in range(block * LANES, min((block + 1) * LANES, A.shape[1])):
                 h[:] = 0
+                if k == slab:
+                    y[b, slab, :, c] = 0
                 for pixel in visits[k]:
                     row, x = rows[b, k, pixel], u[b, k, pixel, c]
                     size, _ = size_float64(row, rank, dt_weight[k, c], dt_bias[k, c], dt[b, k, pixel, c])
