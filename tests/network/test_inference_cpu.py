@@ -2,6 +2,8 @@
 
 import copy
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from hypothesis.strategies import integers, sampled_from
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repmamba.network import inference_cpu
+from repmamba.network import inference_cpu, inference_threads
 from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import LastConv, fuse
+from repmamba.network.fusion import fuse
 from repmamba.network.repmamba import RepMamba
 
 pytest.importorskip("numba")
@@ -21,7 +23,9 @@ CONFIGS = (
     NetworkConfig(depths=(1,)),
     NetworkConfig(depths=(1,), scale=3, mlp_ratio=1.5),
     NetworkConfig(depths=(1,), cssp=False, scale=2),
-    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels fill no whole registers: the ConvFFN stays in torch
+    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels fill no whole registers
+    NetworkConfig(depths=(2, 1), patch_norm=False),
+    NetworkConfig(depths=(1,), scale=1, upsampler="none"),
     NetworkConfig(depths=(1,), resi_connection="3conv"),
     NetworkConfig(depths=(1,), upsampler="nearest+conv", in_chans=4),
 )
@@ -51,15 +55,14 @@ def relative_difference(result: Tensor, expected: Tensor) -> float:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the passes that run."""
-    run: list[str] = []
-    original = inference_cpu._over_rows
+    names: list[str] = []
 
-    def noted(name, *arguments):
-        run.append(name)
-        original(name, *arguments)
+    def noted(stages, *arguments):
+        names.extend(stage.kernel.__name__ for stage in stages)
+        inference_threads.run(stages, *arguments)
 
-    monkeypatch.setattr(inference_cpu, "_over_rows", noted)
-    return run
+    monkeypatch.setattr(inference_cpu, "run", noted)
+    return names
 
 
 @settings(max_examples=30, deadline=None)
@@ -68,7 +71,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seed=integers(0, 1 << 30),
     batch=integers(1, 3),
     height=integers(1, 19),
-    width=integers(1, 19),
+    width=integers(1, 19) | integers(120, 140),  # around the pieces in which a convolution takes a row
 )
 def test_compiled_equals_plain(shaken, config, seed, batch, height, width):
     fused = fuse(shaken(config, seed=seed))
@@ -83,7 +86,8 @@ def test_compiled_equals_plain(shaken, config, seed, batch, height, width):
 def test_all_stages_are_compiled(shaken, passes):
     with torch.no_grad():
         fuse(shaken(CONFIGS[0]))(torch.rand(1, 3, 4, 4))
-    assert passes == ["front", "tail"] * 4 + ["feed_forward"] + ["convolution"] * 3
+    block = ["front", "forward", "tail"] * 4 + ["feed_forward"]
+    assert passes == ["first_convolution", *block, *["convolution"] * 3]
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(shaken):
@@ -147,12 +151,127 @@ def test_what_is_watched_or_of_another_kind_runs_in_torch(shaken, passes):
     image = torch.rand(1, 3, 4, 6)
     with FlopCounterMode(display=False), torch.no_grad():
         fused(image)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
         fused(image)
     with torch.no_grad():
         torch.jit.trace(fused, (image,), check_trace=False)
         copy.deepcopy(fused).double()(image.double())
+    for changed in (fused.groups[0].conv, fused):
+        hook = changed.register_forward_hook(lambda *arguments: None)
+        with torch.no_grad():
+            fused.forward(image)
+        hook.remove()
     assert passes == []
+    with torch.no_grad():
+        fused(image)
+    assert passes
+
+
+def test_another_scan_is_called_by_torch(shaken, passes):
+    fused = fuse(shaken(CONFIGS[0]))
+    fused.groups[0].blocks[0].cssp.m8.backend = "chunked"
+    with torch.no_grad():
+        fused(torch.rand(1, 3, 4, 6))
+    assert passes == []
+
+
+def test_no_operation_of_torch_computes_beside_the_passes(shaken):
+    """They would start torch's threads, which spin for a while on the cores that the passes compute on."""
+    fused = fuse(shaken(CONFIGS[0]))
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        fused(image)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            fused(image)
+    views = {"alias", "as_strided", "detach", "empty", "permute", "resolve_conj", "resolve_neg", "slice", "to"}
+    assert {event.name.removeprefix("aten::") for event in profile.events()} <= views
+
+
+def test_a_replaced_weight_or_part_is_seen(shaken, monkeypatch):
+    fused = fuse(shaken(CONFIGS[0]))
+    image = torch.rand(1, 3, 6, 10)
+    results = []
+    with torch.no_grad():
+        results.append(fused(image))
+        norm = fused.embed_norm
+        norm.weight = nn.Parameter(2 * norm.weight, requires_grad=False)
+        results.append(fused(image))
+        fused.groups[0] = fuse(shaken(CONFIGS[0], seed=1)).groups[0]
+        results.append(fused(image))
+    assert not torch.allclose(results[0], results[1])
+    assert not torch.allclose(results[1], results[2])
+    assert relative_difference(results[2], plainly(fused, image, monkeypatch)) < 1e-5
+
+
+def test_a_failure_in_another_thread_is_raised_and_not_waited_for(shaken, monkeypatch):
+    fused = fuse(shaken(CONFIGS[0]))
+    image = torch.rand(1, 3, 70, 70)
+    torch.set_num_threads(2)
+    caller = threading.get_ident()
+
+    def failing(*arguments):
+        if threading.get_ident() != caller:
+            raise MemoryError("no scratch")
+        while not arguments[1].base[-1]:  # leave the shares to the other one
+            time.sleep(0.001)
+
+    monkeypatch.setattr(inference_threads, "_share", failing)
+    with torch.no_grad(), pytest.raises(MemoryError, match="no scratch"):
+        fused(image)
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert fused(image).isfinite().all()
+
+
+def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
+    fused = fuse(shaken(CONFIGS[0]))
+    image = torch.rand(1, 3, 70, 70)
+    with torch.no_grad():
+        expected = fused(image)
+    torch.set_num_threads(3)
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(inference_threads, "_pool", lambda process: Busy())
+        assert torch.equal(fused(image), expected)
+
+
+class Busy:
+    """A pool that never comes to its work."""
+
+    def submit(self, function: Callable[..., None]) -> None:
+        """Forget the function."""
+
+
+def test_under_bfloat16_products_are_rounded_and_nothing_else(shaken, passes, monkeypatch):
+    from repmamba.network import inference_numba as kernels
+
+    fused = fuse(shaken(CONFIGS[0]))
+    image = torch.rand(1, 3, 20, 136)
+    expected = plainly(fused, image, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_torch = plainly(fused, image, monkeypatch)
+        with torch.no_grad():
+            result = fused(image)
+    assert bool(passes) == kernels.HAS_PAIRS
+    difference, usual = (relative_difference(x.float(), expected) for x in (result, by_torch))
+    assert difference < 2e-2
+    if kernels.HAS_PAIRS:
+        assert result.dtype == torch.float32
+        assert 1e-4 < difference < usual
+        with torch.no_grad():
+            assert relative_difference(fused(image), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 16), (64, 48), (96, 128)])
+def test_a_product_of_pairs_is_that_of_the_rounded_factors(inputs, outputs):
+    from repmamba.network import inference_numba as kernels
+
+    if not kernels.HAS_PAIRS:
+        pytest.skip("the processor has no avx512_bf16")
+    x, weight, result = torch.randn(13, inputs), torch.randn(inputs, outputs), torch.empty(13, outputs)
+    pairs = inference_cpu._pairs(weight.numpy())
+    kernels.product_alone(13, x.numpy(), pairs, outputs, result.numpy())
+    expected = x.bfloat16().double() @ weight.bfloat16().double()
+    assert relative_difference(result.double(), expected) < 1e-6
 
 
 def test_gradients_of_the_image_are_those_of_the_unfused_network(shaken, passes):
@@ -170,28 +289,32 @@ def test_inference_mode_is_served(shaken, passes):
     assert passes
 
 
-@pytest.mark.parametrize("outputs", [3, 12, 27, 48])
-def test_a_last_convolution_may_have_any_number_of_outputs(outputs):
-    conv = LastConv(64, outputs, 3, padding=1).requires_grad_(False)
-    x = torch.randn(2, 64, 6, 8).to(memory_format=torch.channels_last)
-    expected = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
-    assert relative_difference(conv(x), expected) < 1e-6
-
-
 @pytest.mark.parametrize("value", [-100.0, -20.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 20.0, 100.0])
 def test_gelu_and_silu_are_exact_far_from_zero_too(value):
-    """Through the passes themselves: a ConvFFN and an RMB whose products give `value` everywhere."""
+    """Through the products of a gate and of a ConvFFN that give `value` everywhere."""
     from repmamba.network import inference_numba as kernels
 
     x, weight = torch.zeros(3, 1).numpy(), torch.zeros(1, 16).numpy()
-    bias, result = torch.full((1, 16), value), torch.empty(3, 16)
+    bias, result = torch.full((1, 16), value), torch.ones(3, 16)  # a gate multiplies what stands there
     for kernel, function in (
-        (kernels.product_silu, nn.functional.silu),
+        (kernels.product_gate, nn.functional.silu),
         (kernels.product_gelu, nn.functional.gelu),
     ):
         kernel(3, x, weight, 16, bias.numpy(), result.numpy())
         expected = function(bias.double()).expand(3, 16)
         assert (result - expected).abs().max() <= 2e-7 * max(1.0, abs(value))
+
+
+def test_kernels_with_vector_code_of_another_file_are_cached_under_its_version():
+    """Numba's cache looks at the file of a kernel alone, and would serve what an older `Vectors` wrote."""
+    from repmamba.network import inference_numba as kernels
+    from repmamba.scan.numba_kernels import VERSION
+
+    compiled = [kernel for kernel in vars(kernels).values() if getattr(kernel, "nopython_signatures", None)]
+    plain = {"carve", "of_pairs", "shuffled_rows"}
+    named = {kernel.__name__: kernel.py_func.__qualname__ for kernel in compiled if kernel.__name__ not in plain}
+    assert set(named) > {"front", "tail", "feed_forward", "convolution", "first_convolution", "product", "claimed"}
+    assert [name for name, full in named.items() if VERSION not in full] == []
 
 
 def test_an_unfused_network_is_left_to_torch(passes):

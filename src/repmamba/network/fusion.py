@@ -20,6 +20,7 @@ All maps are channels-last, so that tokens are views of them; each stage of an R
 
 import copy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +29,10 @@ from repmamba.errors import UsageError
 from repmamba.network import inference_cpu as compiled
 from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
+from repmamba.network.inference_cpu import Array, Passes
 from repmamba.network.lpfm import CSSP, LPFM, SideBySide
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
-from repmamba.network.repmamba import Group, RepMamba, check_input, even
+from repmamba.network.repmamba import Group, PixelShuffleDirect, RepMamba, check_input, even
 from repmamba.network.rmb import DIRECTIONS, RMB
 from repmamba.scan.selective import scan_map
 
@@ -77,15 +79,39 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        image = even(image).contiguous(memory_format=torch.channels_last)
+        result = compiled.compute(self, image)
+        if result is None:
+            result = self._enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
+        elif not isinstance(self.upsampler, PixelShuffleDirect):
+            result = self._enlarged(image, result)
+        return result[..., : height * self.scale, : width * self.scale]
+
+    def _deep(self, image: Tensor) -> Tensor:
+        """(B, in_chans, H, W), even and channels-last -> (B, 64, H, W), what the upsampler takes."""
         shallow = self.conv_first(padded(image, self.mean.flatten()))
         deep = to_map(self.embed_norm(to_tokens(shallow)))
         for group in self.groups:
             deep = group(deep)
-        result: Tensor = self.upsampler(self.conv_after_body(deep, shallow))
-        if self.config.upsampler == "none":
-            result = image + result
-        return result[..., : height * self.scale, : width * self.scale]
+        result: Tensor = self.conv_after_body(deep, shallow)
+        return result
+
+    def _enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+        result: Tensor = self.upsampler(deep)
+        return even(image) + result if self.config.upsampler == "none" else result
+
+    def write(self, passes: Passes) -> None:
+        """The passes to the result, or to what other upsamplers than the direct one take."""
+        shallow, deep = passes.first_convolution(self.conv_first, passes.image, self.mean, self.embed_norm)
+        for group in self.groups:
+            assert isinstance(group, FusedGroup)
+            before, deep = deep, group.write(passes, deep)
+            if before is not shallow:
+                passes.free(before)
+        deep = self.conv_after_body.write(passes, deep, shallow)
+        if isinstance(self.upsampler, PixelShuffleDirect):
+            passes.shuffle(self.upsampler.conv, deep, self.scale)
+        else:
+            passes.give(deep)
 
     @staticmethod
     def _with_range_and_mean(network: RepMamba) -> nn.Conv2d:
@@ -106,7 +132,7 @@ def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
         mean = torch.zeros_like(mean)  # (c + conv) / range + mean is image + conv / range
     weight, bias = conv.weight.double() / network.config.img_range, _bias(conv) / network.config.img_range
     each = mean.repeat_interleave(conv.out_channels // network.config.in_chans)
-    setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1, kind=LastConv))
+    setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1))
     return upsampler
 
 
@@ -141,12 +167,14 @@ class NormThenConv(nn.Module):
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """conv(norm(deep)) + skip; all maps (B, 64, H, W)."""
         normalised = to_map(self.norm(to_tokens(deep)))
-        if self.folded and compiled.convolves(self.conv, normalised):
-            return compiled.convolution(self.conv, normalised, skip, self.edge)
         if self.folded:
             normalised = padded(normalised, self.edge)
         result: Tensor = self.conv(normalised) + skip
         return result
+
+    def write(self, passes: Passes, deep: Array, skip: Array) -> Array:
+        """`forward` as passes."""
+        return _write_connection(passes, self.conv, deep, skip, self.norm, self.edge if self.folded else None)
 
 
 class FusedGroup(nn.Module):
@@ -162,9 +190,19 @@ class FusedGroup(nn.Module):
         body = deep
         for block in self.blocks:
             body = block(body)
-        if compiled.convolves(self.conv, body):
-            return compiled.convolution(self.conv, body, skip=deep)
         result: Tensor = deep + self.conv(body)
+        return result
+
+    def write(self, passes: Passes, deep: Array) -> Array:
+        """`forward` as passes."""
+        body = deep
+        for block in self.blocks:
+            assert isinstance(block, FusedLPFM)
+            before, body = body, block.write(passes, body)
+            if before is not deep:
+                passes.free(before)
+        result = _write_connection(passes, self.conv, body, deep)
+        passes.free(body)
         return result
 
 
@@ -180,11 +218,15 @@ class FusedLPFM(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
-        c = self.cssp(t)
-        if compiled.feeds_forward(self.ffn, t):
-            return compiled.feed_forward(self.ffn, t, c)
-        a = t + c
+        a = t + self.cssp(t)
         result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
+        return result
+
+    def write(self, passes: Passes, t: Array) -> Array:
+        """`forward` as passes."""
+        c = self.cssp.write(passes, t)
+        result = passes.feed_forward(self.ffn, t, c)
+        passes.free(c)
         return result
 
 
@@ -205,6 +247,16 @@ class FusedCSSP(nn.Module):
         result: Tensor = self.m64(v)
         return result
 
+    def write(self, passes: Passes, t: Array) -> Array:
+        """`forward` as passes."""
+        c0, *others = _shares(t)
+        v, fresh = c0, []
+        for rmb, beside in zip((self.m8, self.m16, self.m32), others, strict=True):
+            v = passes.rmb(rmb, v, beside)
+            fresh.append(v)
+        passes.free(*fresh[:-1])
+        return passes.rmb(self.m64, v, result=v)
+
 
 class FusedSideBySide(nn.Module):
     """The folded RMBs of the ablation without CSSP. t and result: (B, 64, H, W)."""
@@ -218,6 +270,36 @@ class FusedSideBySide(nn.Module):
         """t and result: (B, 64, H, W)."""
         shares = t.split_with_sizes(SPLIT, dim=1)
         return torch.cat([rmb(share) for rmb, share in zip(self.rmbs, shares, strict=True)], dim=1)
+
+    def write(self, passes: Passes, t: Array) -> Array:
+        """`forward` as passes."""
+        result = passes.map(t.shape[1])
+        for rmb, share, place in zip(self.rmbs, _shares(t), _shares(result), strict=True):
+            assert isinstance(rmb, FusedRMB)
+            passes.rmb(rmb, share, result=place)
+        return result
+
+
+def _shares(t: Array) -> list[Array]:
+    """The channels of a map as CSSP splits them; views."""
+    return np.split(t, np.cumsum(SPLIT)[:-1], axis=1)
+
+
+def _write_connection(
+    passes: Passes,
+    conv: nn.Module,
+    x: Array,
+    skip: Array,
+    norm: nn.Module | None = None,
+    edge: Tensor | None = None,
+) -> Array:
+    """The convolution at the end of a group or of the body, or the bottleneck of three, as passes; and the skip."""
+    if isinstance(conv, nn.Conv2d):
+        return passes.convolution(conv, x, skip, norm=norm, edge=edge)
+    first, middle, last = (layer for layer in conv.children() if isinstance(layer, nn.Conv2d))
+    slope = next(layer.negative_slope for layer in conv.children() if isinstance(layer, nn.LeakyReLU))
+    narrow = passes.convolution(first, x, norm=norm, edge=edge, slope=slope)
+    return passes.convolution(last, passes.convolution(middle, narrow, slope=slope), skip)
 
 
 class FusedRMB(nn.Module):
@@ -263,8 +345,6 @@ class FusedRMB(nn.Module):
 
     def forward(self, v: Tensor, beside: Tensor | None = None) -> Tensor:
         """v: (B, width, H, W). Result (B, width + n, H, W), the n channels of `beside` behind its own."""
-        if compiled.serves(v, self.gain):
-            return compiled.rmb(self, v, beside)
         n = self.norm(to_tokens(v))
         x = self.convolved(n)
         low, high = x.chunk(2, dim=1)
@@ -306,14 +386,6 @@ def padded(image: Tensor, values: Tensor) -> Tensor:
     """One row and column more on each side, filled with one value a channel: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
     frame = 1 - F.pad(torch.ones_like(image[:1, :1]), (1, 1, 1, 1))  # 1 on the border, 0 inside
     return torch.addcmul(F.pad(image, (1, 1, 1, 1)), frame, values.view(1, -1, 1, 1))
-
-
-class LastConv(nn.Conv2d):
-    """A 3x3 convolution whose result is cut or shuffled: maps (B, in, H, W) -> (B, out, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, in, H, W) -> (B, out, H, W)."""
-        return compiled.convolution(self, x) if compiled.convolves(self, x) else super().forward(x)
 
 
 class ShiftedNorm(nn.Module):
@@ -380,8 +452,8 @@ def _linear(weight: Tensor, bias: Tensor, *, like: Tensor) -> nn.Linear:
     return linear
 
 
-def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
-    conv = kind(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
+def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
     conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     return conv

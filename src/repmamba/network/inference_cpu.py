@@ -2,23 +2,27 @@
 
 Between two layers of a block there is little arithmetic and much memory: in torch each operation reads and writes a
 whole map. Here an RMB is two passes with the scan between them, a ConvFFN one, and a 3x3 convolution one
-(inference_numba.py). fusion.py asks `serves` and takes its own operations where that says no: while gradients are
-wanted or a program is traced, in other types than float32, on other devices, and without Numba.
+(inference_numba.py). The modules of fusion.py write down their passes (`Passes`) beside their operations of torch, and
+what was written down for a shape is run again and again by threads of our own (inference_threads.py). `compute` says
+no, and the operations of torch are taken: while gradients are wanted or a program is traced, with hooks, in other types
+than float32, on other devices, with another scan, and without Numba.
 
-Threads: rows are shared among torch.get_num_threads() threads, and the result is the same, bit by bit, for any number.
-Maps between passes and the threads' scratch are kept from call to call, one set for each thread that calls: allocated
-anew, their page faults would cost a third of the time.
+Under torch's autocast to bfloat16 the factors of the large matrix products are rounded to it, two to a number, and all
+else stays float32: where the processor multiplies such pairs (avx512_bf16), and by operations of torch elsewhere.
+
+Threads: as many as torch.get_num_threads() says; the result is the same, bit by bit, for any number. No operation of
+torch runs meanwhile: its threads would keep the cores for a while after each. Maps and scratch are kept from call to
+call, one set for each thread that calls: allocated anew, their page faults would cost a third of the time.
 """
 
-import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
 from types import ModuleType
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,14 +31,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repmamba.network.convffn import ConvFFN
-from repmamba.network.repconv import to_map, to_tokens
+from repmamba.network.inference_threads import Stage, run
+from repmamba.scan.backends import choose
 
 Array = NDArray[np.float32]
-WORK_FOR_THREADS = 1 << 16
-"""Numbers of a map below which handing a share to another thread costs more than it saves."""
+"""A map, (pixels, channels): the pixels of all images of a batch, row by row; channels side by side."""
+
+WORK_FOR_THREADS = 1 << 14
+"""Numbers of a map below which a second thread costs more than it saves."""
 
 LARGEST_KEPT = 1 << 26
-"""Numbers of a buffer that is kept from call to call; a larger one goes back when its call ends."""
+"""Numbers of a map that is kept from call to call; a larger one goes back when its call ends."""
+
+SCAN = "numba"
+"""The backend of the scan that the passes call."""
 
 
 class FoldedRMB(Protocol):
@@ -45,27 +55,63 @@ class FoldedRMB(Protocol):
     conv: nn.Module
     high_conv: nn.Module
     x_proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
     out_norm: nn.Module
     out_proj: nn.Linear
     gain: Tensor
 
-    def scan_projected(self, pooled: Tensor, projected: Tensor) -> Tensor:
-        """The sum of the four directed scans."""
+
+class Folded(Protocol):
+    """What `compute` asks of fusion.FusedRepMamba."""
+
+    def write(self, passes: "Passes") -> None:
+        """Write down all passes, from passes.image on; the last one gives the result."""
 
 
-def serves(x: Tensor, *weights: Tensor) -> bool:
-    """Whether the compiled passes may compute on this map and these weights."""
-    tensors = (x, *weights)
+def compute(network: Folded, image: Tensor) -> Tensor | None:
+    """The result of the passes that the network writes down; None where they do not serve.
+
+    image: (B, in_chans, H, W) -> (B, bands, scale H', scale W') of `Passes.shuffle` or (B, C, H', W') of `Passes.give`,
+    with H' and W' the even numbers from H and W on.
+    """
+    assert isinstance(network, nn.Module)
+    if not serves(image):
+        return None
+    state = _state(network)
+    if state is None or any(choose(image.device, name).backend.name != SCAN for name in _scans(network)):
+        return None
+    in_pairs = torch.is_autocast_enabled("cpu")
+    key = (state, tuple(image.shape), torch.get_num_threads(), in_pairs)
+    known: tuple[Any, Any, Passes] | None = getattr(_memory, "passes", None)
+    if known is None or known[0]() is not network or known[1] != key:
+        _memory.passes = None
+        passes = Passes(image, torch.get_num_threads(), in_pairs=in_pairs)
+        network.write(passes)
+        if passes.kept:
+            _memory.passes = weakref.ref(network), key, passes
+    else:
+        passes = known[2]
+    return passes.run(image)
+
+
+def serves(image: Tensor) -> bool:
+    """Whether compiled passes may compute on this image, as things are."""
     return (
         not _watched()
-        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
-        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not torch.is_autocast_enabled("cpu")
-        and x.shape[2] % 2 == 0
-        and x.shape[3] % 2 == 0
-        and _kernels() is not None
+        and type(image) in (Tensor, nn.Parameter)
+        and image.device.type == "cpu"
+        and image.dtype == torch.float32
+        and not (torch.is_grad_enabled() and image.requires_grad)
+        and (kernels := _kernels()) is not None
+        and (not torch.is_autocast_enabled("cpu") or (_autocasts_to_bfloat16() and kernels.HAS_PAIRS))
     )
+
+
+def _autocasts_to_bfloat16() -> bool:
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _watched() -> bool:
@@ -77,59 +123,202 @@ def _watched() -> bool:
     )
 
 
-def convolves(conv: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
-    """Whether `convolution` may compute this layer: a dense 3x3 on whole registers of channels."""
-    return (
-        isinstance(conv, nn.Conv2d)
-        and conv.kernel_size == (3, 3)
-        and conv.groups == 1
-        and serves(x, conv.weight)
-        and conv.in_channels % _lanes() == 0
-    )
+def _state(network: nn.Module) -> tuple[object, ...] | None:
+    """What changes when a weight does; None where passes do not do for a network in this state."""
+    found: list[object] = []
+    for module in _parts(network):
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
+            if (
+                type(tensor) not in (Tensor, nn.Parameter)
+                or tensor.device.type != "cpu"
+                or tensor.dtype != torch.float32
+                or (tensor.requires_grad and torch.is_grad_enabled())
+            ):
+                return None
+            found.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+    return tuple(found)
 
 
-def convolution(conv: nn.Conv2d, x: Tensor, skip: Tensor | None = None, edge: Tensor | None = None) -> Tensor:
-    """conv(x) + skip, x in a frame of one pixel of the values `edge` (C) or zeros: (B, C, H, W) -> (B, N, H, W).
-
-    A skip wants N to fill whole registers.
-    """
-    weight, bias = _packed(conv, _convolution_weights)
-    outputs = weight.shape[1]
-    result = torch.empty(x.shape[0], *x.shape[2:], outputs)
-    frame = _zeros(1, x.shape[1]) if edge is None else _row(edge)
-    added = _zeros(0, outputs) if skip is None else _pixels(skip)
-    arrays = (_pixels(x), frame, weight, bias, added, _ones(outputs), _flat(result))
-    _over_rows("convolution", x, arrays, lambda kernels, width: kernels.convolution_scratch(width, x.shape[1]))
-    return to_map(result)[:, : conv.out_channels]
+def _scans(network: nn.Module) -> set[Any]:
+    """The backends of the scan that were asked for in the network; None for no wish."""
+    return {module.backend for module in _parts(network) if hasattr(module, "backend")}
 
 
-def rmb(module: FoldedRMB, v: Tensor, beside: Tensor | None = None) -> Tensor:
-    """A folded RMB on v (B, C, H, W), and behind its channels those of `beside`: (B, C + n, H, W)."""
-    batch, C, height, width = v.shape
-    half = (batch, height // 2, width // 2)
-    weights = _packed(module, _rmb_weights)
-    residue, high = (_buffer(name, batch * height * width, C) for name in ("residue", "high"))
-    pooled, projected = torch.empty(*half, C), torch.empty(*half, module.x_proj.shape[0])
-    image = _rows(v)
-    columns = weights["x_proj"].shape[1]
-    _over_rows(
-        "front",
-        v,
-        (image, *(weights[name] for name in FRONT), residue, high, _flat(pooled), _flat(projected)),
-        lambda kernels, width: kernels.front_scratch(width, C, columns),
-    )
-    scanned = _pixels(module.scan_projected(to_map(pooled), to_map(projected)))
-    beside = v[:, :0] if beside is None else beside
-    result = torch.empty(batch, height, width, C + beside.shape[1])
-    inputs = (scanned, residue, high, *(weights[name] for name in TAIL), _rows(beside))
-    columns = weights["out_proj"].shape[1]
-    _over_rows(
-        "tail",
-        v,
-        (image, *(weights[name] for name in GATE), *inputs, _flat(result)),
-        lambda kernels, width: kernels.tail_scratch(width, C, columns),
-    )
-    return to_map(result)
+def _parts(network: nn.Module) -> Iterator[nn.Module]:
+    """The network's modules as modules(), in a tenth of the time: a call asks for them twice."""
+    waiting = [network]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        waiting.extend(part for part in module._modules.values() if part is not None)
+
+
+class Passes:
+    """The passes of a network over a batch of one shape, as they are written down, and the maps between them."""
+
+    def __init__(self, image: Tensor, threads: int, *, in_pairs: bool = False) -> None:
+        kernels = _kernels()
+        assert kernels is not None, "serves() is asked first"
+        self.kernels = kernels
+        self.batch, bands, rows, columns = image.shape
+        self.height, self.width = rows + rows % 2, columns + columns % 2
+        self.threads, self.in_pairs = threads, in_pairs
+        self.kept = True
+        self._stages: list[Stage] = []
+        self._free: dict[tuple[int, int], list[Array]] = {}
+        self._maps = 0
+        self._result: tuple[int, ...] = ()
+        self.image = self.map(bands)
+
+    # Maps
+
+    def map(self, channels: int, pixels: int | None = None) -> Array:
+        """A map of undefined content, of all pixels unless told."""
+        pixels = self.batch * self.height * self.width if pixels is None else pixels
+        free = self._free.setdefault((pixels, channels), [])
+        if free:
+            return free.pop()
+        self.kept &= pixels * channels <= LARGEST_KEPT
+        self._maps += 1
+        return _buffer(f"map {self._maps}", pixels * channels).reshape(pixels, channels)
+
+    def free(self, *maps: Array) -> None:
+        """Let maps be used again by what is written down later."""
+        for each in maps:
+            self._free[each.shape[0], each.shape[1]].append(each)
+
+    # Passes
+
+    def first_convolution(self, conv: nn.Conv2d, x: Array, edge: Tensor, norm: nn.Module) -> tuple[Array, Array]:
+        """conv(x), x in a frame of one pixel of the values `edge`, and its layer normalisation."""
+        weight, bias = self._packed(conv, _direct_weights)
+        outputs = weight.shape[1]
+        result, plain = self.map(outputs), isinstance(norm, nn.Identity)
+        affine = (_ones(outputs), _zeros(1, outputs)) if plain else _affine(norm, outputs)
+        normalised = _zeros(0, outputs) if plain else self.map(outputs)
+        arguments = (x, _row(edge), weight, bias, *affine, result, normalised)
+        self._over_rows("first_convolution", outputs, arguments, x.shape[1])
+        return result, result if plain else normalised
+
+    def convolution(
+        self,
+        conv: nn.Conv2d,
+        x: Array,
+        skip: Array | None = None,
+        *,
+        norm: nn.Module | None = None,
+        edge: Tensor | None = None,
+        slope: float = 1.0,
+    ) -> Array:
+        """conv(norm(x)) + skip, values below zero times the slope; norm(x) in a frame of zeros or of `edge`."""
+        result = self.map(self._packed(conv, _filters)[0].shape[2])
+        self._convolution(conv, x, skip, norm, edge, slope, (result, _no_image()))
+        return result
+
+    def shuffle(self, conv: nn.Conv2d, x: Array, scale: int) -> None:
+        """The result of all: conv(x), a pixel's channels as scale x scale pixels."""
+        bands = conv.out_channels // scale**2
+        self._result = (self.batch, bands, scale * self.height, scale * self.width)
+        nothing = _zeros(0, self._packed(conv, _filters)[0].shape[2])
+        self._convolution(conv, x, None, None, None, 1.0, (nothing, None))
+
+    def give(self, x: Array) -> None:
+        """The result of all: a map."""
+        self._result = (self.batch, self.height, self.width, x.shape[1])
+        self._given = x
+
+    def rmb(self, module: FoldedRMB, v: Array, beside: Array | None = None, result: Array | None = None) -> Array:
+        """A folded RMB, and behind its channels those of `beside`; into `result`, which may be v, where it is given."""
+        weights = self._packed(module, _rmb_weights)
+        pixels, C = v.shape
+        beside = v[:, :0] if beside is None else beside
+        if result is None:
+            result = self.map(C + beside.shape[1])
+        columns = weights["x_proj"].shape[1]
+        halves = self.map(2 * C)
+        pooled, projected = self.map(C, pixels // 4), self.map(columns, pixels // 4)
+        scanned = self.map(C, pixels // 2)
+        arrays = (v, *(weights[name] for name in FRONT), halves, pooled, projected)
+        self._over_rows("front", C, arrays, C)
+        y = scanned.reshape(self.batch, 2, pixels // 4 // self.batch, C)
+        self._scan(module, pooled, projected, y)
+        arrays = (v, *(weights[name] for name in GATE), y, halves, *(weights[name] for name in TAIL), beside, result)
+        self._over_rows("tail", C, arrays, C, weights["out_proj"].shape[1])
+        self.free(halves, pooled, projected, scanned)
+        return result
+
+    def feed_forward(self, ffn: ConvFFN, t: Array, c: Array) -> Array:
+        """a + ffn(LN(a)), a = t + c."""
+        weights = self._packed(ffn, _ffn_weights)
+        C, hidden = t.shape[1], weights[0].shape[1]
+        result = self.map(C)
+        arrays = (t, c, _ones(C), _zeros(1, C), *weights, _ones(C), result)
+        self._over_rows("feed_forward", C, arrays, C, hidden)
+        return result
+
+    def _convolution(
+        self,
+        conv: nn.Conv2d,
+        x: Array,
+        skip: Array | None,
+        norm: nn.Module | None,
+        edge: Tensor | None,
+        slope: float,
+        result: tuple[Array, NDArray[np.float32] | None],
+    ) -> None:
+        weight, bias = self._packed(conv, _filters)
+        inputs, outputs = x.shape[1], weight.shape[2]
+        affine = (_ones(inputs), _zeros(1, inputs)) if norm is None else _affine(norm, inputs)
+        frame = _zeros(1, inputs) if edge is None else _row(edge)
+        added = _everywhere_zero(x.shape[0], outputs) if skip is None else skip
+        arguments = (x, int(norm is not None), *affine, frame, weight, bias, added, np.float32(slope), *result)
+        self._over_rows("convolution", outputs, arguments, inputs, outputs)
+
+    def _packed(self, module: object, pack: "Packing") -> Any:
+        return _packed(module, pack, self.in_pairs)
+
+    def _over_rows(self, name: str, channels: int, arguments: tuple[Any, ...], *sizes: int) -> None:
+        """A pass over all pairs of rows. sizes: what its scratch depends on, beside the width."""
+        scratch: int = getattr(self.kernels, f"{name}_scratch")(self.width, *sizes)
+        arguments = (self.height, self.width, *arguments)
+        self._add(getattr(self.kernels, name), self.batch * self.height // 2, channels, arguments, scratch)
+
+    def _scan(self, module: FoldedRMB, pooled: Array, projected: Array, y: NDArray[np.float32]) -> None:
+        scan = import_module("repmamba.scan.numba_cpu").map_pass
+        weights = (module.dt_weight, module.dt_bias, module.A, module.D)
+        kernel, units, arguments, scratch = scan(pooled, projected, self.height // 2, self.width // 2, *weights, y)
+        self._add(kernel, units, pooled.shape[1], arguments, scratch)
+
+    def _add(
+        self, kernel: Callable[..., None], units: int, channels: int, arguments: tuple[Any, ...], scratch: int
+    ) -> None:
+        work = self.batch * self.height * self.width * channels
+        shares = min(self.threads, units) if work >= WORK_FOR_THREADS else 1
+        self._stages.append(Stage(kernel, units, shares, arguments, scratch))
+
+    # All of it
+
+    def run(self, image: Tensor) -> Tensor:
+        """The result for an image of the shape that this was written down for."""
+        rows, columns = image.shape[2:]
+        seen = self.image.reshape(self.batch, self.height, self.width, -1)
+        seen[:, :rows, :columns] = image.detach().permute(0, 2, 3, 1).numpy()
+        seen[:, rows:, :columns] = seen[:, rows - 1 : rows, :columns]
+        seen[:, :, columns:] = seen[:, :, columns - 1 : columns]
+        result = torch.empty(self._result)
+        *stages, last = self._stages
+        shuffles = last.arguments[-1] is None
+        if shuffles:
+            last = replace(last, arguments=(*last.arguments[:-1], result.numpy()))
+        run((*stages, last), self.kernels, lambda size: _buffer("scratch", size))
+        if shuffles:
+            return result
+        result.numpy()[:] = self._given.reshape(self._result)
+        return result.permute(0, 3, 1, 2)
 
 
 FRONT = ("scale", "shift", "in_x", "bias_x", "conv", "conv_bias", "high_conv", "high_bias", "x_proj")
@@ -137,25 +326,10 @@ GATE = ("scale", "shift", "in_z", "bias_z")
 TAIL = ("out_scale", "out_shift", "out_proj", "out_bias", "gain")
 
 
-def feed_forward(ffn: ConvFFN, t: Tensor, c: Tensor) -> Tensor:
-    """a + ffn(LN(a)), a = t + c: (B, 64, H, W)."""
-    weights = _packed(ffn, _ffn_weights)
-    C, hidden = t.shape[1], ffn.fc1.out_features
-    result = torch.empty(t.shape[0], *t.shape[2:], C)
-    arrays = (_rows(t), _rows(c), _ones(C), _zeros(1, C), *weights, _ones(C), _flat(result))
-    _over_rows("feed_forward", t, arrays, lambda kernels, width: kernels.feed_forward_scratch(width, C, hidden))
-    return to_map(result)
-
-
-def feeds_forward(ffn: ConvFFN, t: Tensor) -> bool:
-    """Whether `feed_forward` may compute this part: its hidden channels fill whole registers."""
-    return serves(t, ffn.fc1.weight) and ffn.fc1.out_features % _lanes() == 0
-
-
 # The weights as the passes read them: (inputs, outputs), outputs added up with zeros to whole registers
 
 
-def _rmb_weights(module: FoldedRMB) -> dict[str, Array]:
+def _rmb_weights(module: FoldedRMB, in_pairs: bool) -> dict[str, Array]:
     assert isinstance(module.conv, nn.Conv2d)
     assert isinstance(module.high_conv, nn.Conv2d)
     width = module.gain.numel()
@@ -163,31 +337,47 @@ def _rmb_weights(module: FoldedRMB) -> dict[str, Array]:
     return {
         "scale": _ones(width),
         "shift": _zeros(1, width),
-        "in_x": _matrix(module.in_x.weight),
+        "in_x": _matrix(module.in_x.weight, in_pairs),
         "bias_x": _row(module.in_x.bias),
         "conv": _taps(module.conv),
         "conv_bias": _row(module.conv.bias),
         "high_conv": _taps(module.high_conv),
         "high_bias": _row(module.high_conv.bias),
-        "x_proj": _matrix(module.x_proj),
-        "in_z": _matrix(module.in_z.weight),
+        "x_proj": _matrix(module.x_proj, in_pairs),
+        "in_z": _matrix(module.in_z.weight, in_pairs),
         "bias_z": _row(module.in_z.bias),
         "out_scale": out_scale,
         "out_shift": out_shift,
-        "out_proj": _matrix(module.out_proj.weight),
+        "out_proj": _matrix(module.out_proj.weight, in_pairs),
         "out_bias": _whole_registers(_row(module.out_proj.bias)),
         "gain": _row(module.gain),
     }
 
 
-def _ffn_weights(ffn: ConvFFN) -> tuple[Array, ...]:
+def _ffn_weights(ffn: ConvFFN, in_pairs: bool) -> tuple[Array, ...]:
+    """Hidden channels added up to whole registers stay zero through both activations."""
     fc1, conv, fc2 = ffn.fc1, ffn.dw5x5, ffn.fc2
-    return _matrix(fc1.weight), _row(fc1.bias), _taps(conv), _row(conv.bias), _matrix(fc2.weight), _row(fc2.bias)
+    hidden = tuple(_whole_registers(x) for x in (_row(fc1.bias), _taps(conv), _row(conv.bias)))
+    back = nn.functional.pad(fc2.weight.detach(), (0, hidden[0].shape[1] - fc1.out_features))
+    return _matrix(fc1.weight, in_pairs), *hidden, _matrix(back, in_pairs), _row(fc2.bias)
 
 
-def _convolution_weights(conv: nn.Conv2d) -> tuple[Array, Array]:
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-    return _matrix(conv.weight.permute(0, 2, 3, 1).flatten(1)), _whole_registers(_row(bias))
+def _direct_weights(conv: nn.Conv2d, in_pairs: bool) -> tuple[Array, Array]:
+    """Of a convolution of few channels, which makes no pairs."""
+    return _matrix(conv.weight.permute(0, 2, 3, 1).flatten(1), False), _whole_registers(_bias(conv))
+
+
+def _filters(conv: nn.Conv2d, in_pairs: bool) -> tuple[NDArray[np.float32], Array]:
+    """A 3x3 convolution as the 16 matrices of its pass; a pointwise one is a 3x3 one with a middle alone."""
+    kernels = _kernels()
+    assert kernels is not None
+    weight = conv.weight.detach().numpy()
+    around = (3 - weight.shape[2]) // 2
+    weight = np.pad(weight, ((0, 0), (0, 0), (around, around), (around, around)))
+    elements: NDArray[np.float32] = kernels.convolution_elements(weight)
+    outputs = -weight.shape[0] % _lanes()
+    elements = np.pad(elements, ((0, 0), (0, 0), (0, outputs)))
+    return _aligned(_pairs(elements) if in_pairs else elements), _whole_registers(_bias(conv))
 
 
 def _affine(norm: nn.Module, width: int) -> tuple[Array, Array]:
@@ -198,16 +388,34 @@ def _affine(norm: nn.Module, width: int) -> tuple[Array, Array]:
     return _ones(width), _row(shift) if isinstance(shift, Tensor) else _zeros(1, width)
 
 
-def _matrix(weight: Tensor) -> Array:
-    return _whole_registers(np.ascontiguousarray(weight.detach().numpy().T))
+def _matrix(weight: Tensor, in_pairs: bool) -> Array:
+    matrix = _whole_registers(weight.detach().numpy().T)
+    return _aligned(_pairs(matrix)) if in_pairs else matrix
+
+
+def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., inputs, outputs) -> (..., inputs / 2, outputs): two inputs rounded to bfloat16 are the bits of one number.
+
+    As they are where a register of pairs is not filled.
+    """
+    inputs, outputs = matrices.shape[-2:]
+    if inputs % (2 * _lanes()):
+        return matrices
+    rounded = torch.from_numpy(np.ascontiguousarray(matrices)).to(torch.bfloat16).view(torch.int16).numpy()
+    side_by_side = np.swapaxes(rounded.reshape(-1, inputs // 2, 2, outputs), 2, 3)
+    return np.ascontiguousarray(side_by_side).view(np.float32).reshape(*matrices.shape[:-2], inputs // 2, outputs)
 
 
 def _taps(conv: nn.Conv2d) -> Array:
-    return np.ascontiguousarray(conv.weight.detach().flatten(1).numpy().T)
+    return _aligned(conv.weight.detach().flatten(1).numpy().T)
 
 
 def _whole_registers(matrix: Array) -> Array:
-    return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % _lanes())))
+    return _aligned(np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % _lanes()))))
+
+
+def _bias(conv: nn.Conv2d) -> Array:
+    return _zeros(1, conv.out_channels) if conv.bias is None else _row(conv.bias)
 
 
 def _row(values: Tensor | None) -> Array:
@@ -225,84 +433,62 @@ def _zeros(rows: int, width: int) -> Array:
     return np.zeros((rows, width), np.float32)
 
 
+@cache
+def _no_image() -> NDArray[np.float32]:
+    return np.zeros((0, 0, 0, 0), np.float32)
+
+
+def _everywhere_zero(pixels: int, channels: int) -> Array:
+    """A map of zeros that is one row in memory."""
+    return np.lib.stride_tricks.as_strided(np.zeros((1, channels), np.float32), (pixels, channels), (0, 4))
+
+
+Packing = Callable[[Any, bool], Any]
 _packings: "WeakKeyDictionary[nn.Module, tuple[object, Any]]" = WeakKeyDictionary()
 
 
-def _packed(module: object, pack: Callable[[Any], Any]) -> Any:
+def _packed(module: object, pack: Packing, in_pairs: bool) -> Any:
     """The weights of a module for its passes, made again when one of them has changed."""
     assert isinstance(module, nn.Module)
     tensors = [*module.parameters(), *module.buffers()]
-    state = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    state = (in_pairs, *versions)
     known = _packings.get(module)
     if known is None or known[0] != state:
-        known = state, pack(module)
+        known = state, pack(module, in_pairs)
         _packings[module] = known
     return known[1]
 
 
-# Maps as rows of pixels
+# Memory
 
-
-def _pixels(image: Tensor) -> Array:
-    """(B, C, H, W) -> (B H W, C), dense; a view of a channels-last map."""
-    return _flat(to_tokens(image).contiguous())
-
-
-def _rows(image: Tensor) -> Array:
-    """(B, C, H, W) -> (B H W, C), rows of any stride; a view of some channels of a channels-last map."""
-    tokens = to_tokens(image)
-    batch, height, width, channels = tokens.shape
-    stride = tokens.stride(2)
-    regular = tokens.stride() == (height * width * stride, width * stride, stride, 1)
-    return tokens.as_strided((batch * height * width, channels), (stride, 1)).numpy() if regular else _pixels(image)
-
-
-def _flat(tokens: Tensor) -> Array:
-    result: Array = tokens.flatten(0, 2).numpy()
-    return result
-
-
-# Threads and their memory
-
-
-def _over_rows(name: str, image: Tensor, arrays: tuple[Array, ...], scratch: Callable[[ModuleType, int], int]) -> None:
-    """All rows of a batch through a pass, shared among as many threads as torch may use."""
-    kernels = _kernels()
-    assert kernels is not None, "serves() is asked first"
-    run: Callable[..., None] = getattr(kernels, name)
-    batch, _, height, width = image.shape
-    size, pairs = scratch(kernels, width), batch * height // 2
-    threads = min(torch.get_num_threads(), pairs) if image.numel() >= WORK_FOR_THREADS else 1
-
-    def share(first: int, last: int) -> None:
-        run(first, last, height, width, *arrays, _buffer("scratch", size))
-
-    bounds = [pairs * thread // threads for thread in range(threads + 1)]
-    others = [_pool(os.getpid()).submit(share, *span) for span in pairwise(bounds[1:])]
-    share(*bounds[:2])
-    for other in others:
-        other.result()
-
+ALIGNMENT = 64
+"""Bytes: a register of AVX-512 and a line of the cache; a load across two lines takes twice the time."""
 
 _memory = threading.local()
 
 
-def _buffer(name: str, *shape: int) -> Array:
+def _buffer(name: str, count: int) -> Array:
     """Uninitialised memory of the calling thread, the same at every call of the name that it suffices for."""
-    count = int(np.prod(shape))
     if count > LARGEST_KEPT:
-        return np.empty(shape, np.float32)
+        return _empty(count)
     kept: Array | None = getattr(_memory, name, None)
     if kept is None or kept.size < count:
-        kept = np.empty(count, np.float32)
+        kept = _empty(count)
         setattr(_memory, name, kept)
-    return kept[:count].reshape(shape)
+    return kept[:count]
 
 
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one does not inherit them and starts its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-inference")
+def _empty(count: int) -> Array:
+    memory = np.empty(count * 4 + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + count * 4].view(np.float32)
+
+
+def _aligned(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    copy = _empty(array.size).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _lanes() -> int:

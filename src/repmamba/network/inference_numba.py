@@ -11,6 +11,7 @@ what is left are plain loops over channels, which LLVM turns into vector code by
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product as pairs
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,19 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
-from repmamba.scan.numba_kernels import I64, LANES, LOG2_E, Rows, Vectors, counting, element_of
+from repmamba.scan.numba_kernels import (
+    HAS_PAIRS,
+    I64,
+    LANES,
+    LOG2_E,
+    Vectors,
+    counting,
+    element_of,
+    lane_choices,
+    rows_of,
+    under_the_name_of_this_version,
+)
 
 EPS = 1e-5
 WIDTHS = (8, 16, 32, 64, 128)
@@ -28,6 +39,15 @@ WIDTHS = (8, 16, 32, 64, 128)
 
 REGISTERS = 24 if LANES == 16 else 12
 """Sums that a matrix product keeps in registers; AVX-512 has 32 of them, older sets 16."""
+
+MOST_ROWS = 8
+"""Rows that a matrix product takes at once: the address of each wants a register too, of the other 16."""
+
+TILES = 64
+"""Pieces of 2x2 pixels that a convolution takes at once: their 16 elements of 64 channels stay in the second cache."""
+
+AT_ONCE = 4
+"""Pixels that a stencil computes at once, from what is loaded once."""
 
 # The normal distribution's tail beyond x >= 0 is exp(-x^2 / 2) t poly(t) with t = 1 / (1 + TAIL x), within 4e-9 / x.
 TAIL = 0.28
@@ -44,32 +64,21 @@ TAIL_POLYNOMIAL = (
 # Vector code
 
 
-def _opened(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
-    """Arrays as Rows, numbers as they are."""
-    return [
-        Rows(builder, make_array(kind)(context, builder, value)) if isinstance(kind, types.Array) else value
-        for kind, value in zip(signature.args, args, strict=True)
-    ]
-
-
-def _lane_choices(builder: Any, channels: Any) -> Iterator[Vectors]:
-    """Code for whole registers, and code for half ones where eight channels are all there is; one of them runs."""
-    if LANES < 16:
-        yield Vectors(builder, LANES)
-        return
-    whole = builder.icmp_signed("==", builder.urem(channels, I64(LANES)), I64(0))
-    with builder.if_else(whole) as (then, otherwise):
-        with then:
-            yield Vectors(builder, LANES)
-        with otherwise:
-            yield Vectors(builder, LANES // 2)
-
-
 @contextmanager
 def _strips(builder: Any, v: Vectors, channels: Any) -> Iterator[Any]:
     """A loop over the first channels of each register: 0, lanes, 2 lanes, ..."""
     with counting(builder, builder.udiv(channels, I64(v.lanes))) as strip:
         yield builder.mul(strip, I64(v.lanes))
+
+
+def _in_pieces(builder: Any, count: Any, size: int) -> Iterator[tuple[Any, int]]:
+    """Two loops over 0 .. count - 1: pieces of `size`, then what is left, one by one; begin and size of a piece."""
+    whole = builder.udiv(count, I64(size))
+    with counting(builder, whole) as piece:
+        yield builder.mul(piece, I64(size)), size
+    done = builder.mul(whole, I64(size))
+    with counting(builder, builder.sub(count, done)) as single:
+        yield builder.add(done, single), 1
 
 
 def _sigmoid_times(v: Vectors, x: Any) -> Any:
@@ -95,20 +104,50 @@ def _as_it_is(v: Vectors, x: Any) -> Any:
     return x
 
 
-def _product_code(start_from: str, activation: Callable[[Vectors, Any], Any]) -> Any:
-    """A kernel: result = activation(start + x weight), of `count` rows.
+def _product_code(
+    start_from: str, activation: Callable[[Vectors, Any], Any], *, gate: bool = False, pairs: bool = False
+) -> Any:
+    """A kernel: result = activation(start + x weight), of `count` rows; as a gate, what stands there times that.
 
     x: rows of as many numbers as weight has rows, which may run over into the rows that follow: that is how a
-    convolution is a product. weight: (inputs, outputs), outputs a multiple of LANES. start_from: "bias", one row for
-    all, or "result", what stands there.
+    convolution is a product. weight: (inputs, outputs), outputs a multiple of LANES; with pairs, (inputs / 2, outputs),
+    each number the bits of two of bfloat16, inputs a multiple of 32, and x is rounded to bfloat16 as well.
+    start_from: "bias", one row for all, "result", what stands there, or "zero", and bias is not read.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def product(typing: Any, count: Any, x: Any, weight: Any, outputs: Any, bias: Any, result: Any) -> tuple[Any, Any]:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            count, x, weight, outputs, bias, result = _opened(context, builder, signature, args)
+            count, x, weight, outputs, bias, result = rows_of(context, builder, signature, args)
             v = Vectors(builder, LANES)
             vectors = builder.udiv(outputs, I64(LANES))
+            # Rows of x as pairs of bfloat16, a register each.
+            rounded = [cgutils.alloca_once(builder, v.type) for _ in range(MOST_ROWS)] if pairs else []
+
+            def add_products(sums: list[list[Any]], inputs: list[Any], first: Any) -> None:
+                """Add to the sums [row][register] the products of the rows of inputs with weight, from `first` on."""
+                multiply = v.fma_of_pairs if pairs else v.fma
+                columns = len(sums[0])
+
+                def along(sources: list[Any], line: Any, k: Any) -> None:
+                    weights = [v.load(element_of(builder, line, c * LANES)) for c in range(columns)]
+                    for source, row in zip(sources, sums, strict=True):
+                        factor = v.splat(element_of(builder, source, k))
+                        for weighed, place in zip(weights, row, strict=True):
+                            builder.store(multiply(factor, weighed, builder.load(place)), place)
+
+                if not pairs:
+                    with counting(builder, weight.count) as k:
+                        along(inputs, weight.at(k, first), k)
+                    return
+                with counting(builder, builder.udiv(weight.count, I64(LANES))) as piece:
+                    begin = builder.mul(piece, I64(2 * LANES))
+                    for source, place in zip(inputs, rounded, strict=False):
+                        low = element_of(builder, source, begin)
+                        v.store(v.to_pairs(v.load(low), v.load(element_of(builder, low, LANES))), place)
+                    for k in range(LANES):
+                        line = weight.at(builder.add(builder.mul(piece, I64(LANES)), I64(k)), first)
+                        along(rounded[: len(inputs)], line, k)
 
             def rows_at_once(first_row: Any, first: Any, rows: int, columns: int) -> None:
                 """`rows` times `columns` registers of the result."""
@@ -120,30 +159,23 @@ def _product_code(start_from: str, activation: Callable[[Vectors, Any], Any]) ->
                     ]
                     for r in range(rows)
                 ]
-                starts = [v.load(element_of(builder, bias.at(0, first), c * LANES)) for c in range(columns)]
+                starts = [
+                    v.load(element_of(builder, bias.at(0, first), c * LANES)) if start_from == "bias" else v.constant(0)
+                    for c in range(columns)
+                ]
                 sums = [
-                    [v.variable(starts[c] if start_from == "bias" else v.load(targets[r][c])) for c in range(columns)]
+                    [v.variable(v.load(targets[r][c]) if start_from == "result" else starts[c]) for c in range(columns)]
                     for r in range(rows)
                 ]
-                with counting(builder, weight.count) as k:
-                    line = weight.at(k, first)
-                    weights = [v.load(element_of(builder, line, c * LANES)) for c in range(columns)]
-                    for r in range(rows):
-                        factor = v.splat(element_of(builder, inputs[r], k))
-                        for c in range(columns):
-                            builder.store(v.fma(factor, weights[c], builder.load(sums[r][c])), sums[r][c])
+                add_products(sums, inputs, first)
                 for r in range(rows):
                     for c in range(columns):
-                        v.store(activation(v, builder.load(sums[r][c])), targets[r][c])
+                        value = activation(v, builder.load(sums[r][c]))
+                        v.store(builder.fmul(v.load(targets[r][c]), value) if gate else value, targets[r][c])
 
             def columns_at_once(first: Any, columns: int) -> None:
-                rows = REGISTERS // columns
-                whole = builder.udiv(count, I64(rows))
-                with counting(builder, whole) as block:
-                    rows_at_once(builder.mul(block, I64(rows)), first, rows, columns)
-                done = builder.mul(whole, I64(rows))
-                with counting(builder, builder.sub(count, done)) as row:
-                    rows_at_once(builder.add(done, row), first, 1, columns)
+                for row, rows in _in_pieces(builder, count, min(REGISTERS // columns, MOST_ROWS)):
+                    rows_at_once(row, first, rows, columns)
 
             widest = 4 if LANES == 16 else 2
             with counting(builder, builder.udiv(vectors, I64(widest))) as block:
@@ -161,9 +193,14 @@ def _product_code(start_from: str, activation: Callable[[Vectors, Any], Any]) ->
 
 
 _product = _product_code("bias", _as_it_is)
+_product_alone = _product_code("zero", _as_it_is)
 _product_added = _product_code("result", _as_it_is)
-_product_silu = _product_code("bias", _sigmoid_times)
+_product_gate = _product_code("bias", _sigmoid_times, gate=True)
 _product_gelu = _product_code("bias", _normal_times)
+_product_of_pairs = _product_code("bias", _as_it_is, pairs=HAS_PAIRS)
+_product_of_pairs_alone = _product_code("zero", _as_it_is, pairs=HAS_PAIRS)
+_product_of_pairs_gate = _product_code("bias", _sigmoid_times, gate=True, pairs=HAS_PAIRS)
+_product_of_pairs_gelu = _product_code("bias", _normal_times, pairs=HAS_PAIRS)
 
 
 def _stencil_code(size: int, activation: Callable[[Vectors, Any], Any], *, add_middle: bool = False) -> Any:
@@ -174,21 +211,25 @@ def _stencil_code(size: int, activation: Callable[[Vectors, Any], Any], *, add_m
     """
 
     def emitted(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, *x, weight, bias, result = _opened(context, builder, signature, args)
-        for v in _lane_choices(builder, channels):
+        count, channels, *x, weight, bias, result = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, channels):
             with _strips(builder, v, channels) as first:
                 taps = [v.load(weight.at(tap, first)) for tap in range(size * size)]
                 start = v.load(bias.at(0, first))
-                with counting(builder, count) as pixel:
-                    sums = [start, v.constant(0)]
-                    for tap, weights in enumerate(taps):
-                        row, column = divmod(tap, size)
+
+                for pixel, pixels in _in_pieces(builder, count, AT_ONCE):
+                    sums, middles = [start] * pixels, [start] * pixels
+                    # What is loaded serves all of the pixels whose windows hold it.
+                    for row, column in pairs(range(size), range(pixels + size - 1)):
                         value = v.load(x[row].at(builder.add(pixel, I64(column)), first))
-                        sums[tap % 2] = v.fma(value, weights, sums[tap % 2])
-                        if add_middle and tap == size * size // 2:
-                            middle = value
-                    value = activation(v, builder.fadd(*sums))
-                    v.store(builder.fadd(value, middle) if add_middle else value, result.at(pixel, first))
+                        for place in range(max(0, column - size + 1), min(pixels, column + 1)):
+                            sums[place] = v.fma(value, taps[row * size + column - place], sums[place])
+                        if row == size // 2 and 0 <= column - row < pixels:
+                            middles[column - row] = value
+                    for place, (total, middle) in enumerate(zip(sums, middles, strict=True)):
+                        value = activation(v, total)
+                        value = builder.fadd(value, middle) if add_middle else value
+                        v.store(value, result.at(builder.add(pixel, I64(place)), first))
         return context.get_dummy_value()
 
     if size == 3:
@@ -230,7 +271,7 @@ def _normalised(typing: Any, count: Any, width: Any, x: Any, scale: Any, shift: 
     """Layer normalisation of `count` rows: (x - mean) / sqrt(variance + eps) * scale + shift."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, width, x, scale, shift, result = _opened(context, builder, signature, args)
+        count, width, x, scale, shift, result = rows_of(context, builder, signature, args)
         root = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.FloatType(), [ir.FloatType()]), "llvm.sqrt.f32"
         )
@@ -275,8 +316,8 @@ def weighted_sum(typing: Any, count: Any, channels: Any, x: Any, gain: Any, v: A
     """result = x + gain v, row by row."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, x, gain, skip, result = _opened(context, builder, signature, args)
-        for v in _lane_choices(builder, channels):
+        count, channels, x, gain, skip, result = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, channels):
             with _strips(builder, v, channels) as first:
                 gains = v.load(gain.at(0, first))
                 with counting(builder, count) as pixel:
@@ -292,8 +333,8 @@ def copied(typing: Any, count: Any, channels: Any, x: Any, result: Any) -> tuple
     """result = x, row by row."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, x, result = _opened(context, builder, signature, args)
-        for v in _lane_choices(builder, channels):
+        count, channels, x, result = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, channels):
             with _strips(builder, v, channels) as first, counting(builder, count) as pixel:
                 v.store(v.load(x.at(pixel, first)), result.at(pixel, first))
         return context.get_dummy_value()
@@ -301,21 +342,224 @@ def copied(typing: Any, count: Any, channels: Any, x: Any, result: Any) -> tuple
     return types.void(types.int64, types.int64, x, result), emit
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _pooled(typing: Any, half: Any, channels: Any, above: Any, low: Any, means: Any) -> tuple[Any, Any]:
+    """The means of 2x2 pixels of the rows above, low into `means`, and each pixel less its mean where it stood."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half, channels, above, low, means = rows_of(context, builder, signature, args)
+        for v in lane_choices(builder, channels):
+            with _strips(builder, v, channels) as first, counting(builder, half) as j:
+                left = builder.mul(j, I64(2))
+                right = builder.add(left, I64(1))
+                places = [row.at(column, first) for row in (above, low) for column in (left, right)]
+                values = [v.load(place) for place in places]
+                mean = builder.fmul(_total(builder, values), v.constant(0.25))
+                v.store(mean, means.at(j, first))
+                for place, value in zip(places, values, strict=True):
+                    v.store(builder.fsub(value, mean), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, above, low, means), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _enlarged(
+    typing: Any, half: Any, channels: Any, near0: Any, near1: Any, far0: Any, far1: Any, result: Any
+) -> tuple[Any, Any]:
+    """result += the row between two rows of half the size, bilinear: 3/4 of the near one, 1/4 of the far one.
+
+    Either row is the sum of two, near0 + near1 and far0 + far1.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half, channels, *rows, result = rows_of(context, builder, signature, args)
+        last = builder.sub(half, I64(1))
+        for v in lane_choices(builder, channels):
+            with _strips(builder, v, channels) as first:
+                start = _weighted(v, *(row.at(0, first) for row in rows))
+                before, middle = v.variable(start), v.variable(start)
+                with counting(builder, half) as j:
+                    beyond = builder.icmp_signed("<", j, last)
+                    next_one = builder.select(beyond, builder.add(j, I64(1)), last)
+                    after = _weighted(v, *(row.at(next_one, first) for row in rows))
+                    main = builder.fmul(builder.load(middle), v.constant(0.75))
+                    for side, other in enumerate((builder.load(before), after)):
+                        place = result.at(builder.add(builder.mul(j, I64(2)), I64(side)), first)
+                        v.add_to(place, v.fma(other, v.constant(0.25), main))
+                    builder.store(builder.load(middle), before)
+                    builder.store(after, middle)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, near0, near1, far0, far1, result), emit
+
+
+def _weighted(v: Vectors, near0: Any, near1: Any, far0: Any, far1: Any) -> Any:
+    """3/4 of the sum of two vectors in memory, and 1/4 of that of two others."""
+    near, far = (v.builder.fadd(v.load(one), v.load(two)) for one, two in ((near0, near1), (far0, far1)))
+    return v.fma(near, v.constant(0.75), v.builder.fmul(far, v.constant(0.25)))
+
+
+# A 3x3 convolution of 2x2 pixels after Winograd (F(2x2, 3x3) of Lavin and Gray 2016): A^T [(G g G^T) * (B^T d B)] A,
+# * element by element, and as a sum over channels a matrix product for each of the 16 elements, in place of 36.
+
+
+def _four_seen(builder: Any, d: list[Any]) -> list[Any]:
+    """B^T d for four numbers."""
+    return [builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]), builder.fsub(d[2], d[1]), builder.fsub(d[1], d[3])]
+
+
+def _two_made(builder: Any, m: list[Any]) -> list[Any]:
+    """A^T m for four numbers."""
+    both = builder.fadd(m[1], m[2])
+    return [builder.fadd(m[0], both), builder.fsub(builder.fsub(m[1], m[2]), m[3])]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _tiles_seen(
+    typing: Any, tiles: Any, channels: Any, x0: Any, x1: Any, x2: Any, x3: Any, result: Any
+) -> tuple[Any, Any]:
+    """B^T d B of the 4x4 pixels from every second one of four rows: element e of tile t in row e TILES + t."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tiles, channels, *x, result = rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        with counting(builder, tiles) as tile, _strips(builder, v, channels) as first:
+            left = builder.mul(tile, I64(2))
+            columns = []
+            for column in range(4):
+                place = builder.add(left, I64(column))
+                columns.append(_four_seen(builder, [v.load(row.at(place, first)) for row in x]))
+            for row in range(4):
+                for column, value in enumerate(_four_seen(builder, [values[row] for values in columns])):
+                    v.store(value, result.at(builder.add(tile, I64((4 * row + column) * TILES)), first))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, x0, x1, x2, x3, result), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _tiles_made(
+    typing: Any,
+    tiles: Any,
+    channels: Any,
+    x: Any,
+    bias: Any,
+    skip0: Any,
+    skip1: Any,
+    result0: Any,
+    result1: Any,
+    slope: Any,
+) -> tuple[Any, Any]:
+    """A^T x A + bias + skip of every tile, x as `_tiles_seen` leaves it, as two rows of pixels; slope: below zero."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tiles, channels, x, bias, skip0, skip1, result0, result1, slope = rows_of(context, builder, signature, args)
+        v = Vectors(builder, LANES)
+        below = _everywhere(v, slope)
+        with counting(builder, tiles) as tile, _strips(builder, v, channels) as first:
+            left, start = builder.mul(tile, I64(2)), v.load(bias.at(0, first))
+            rows = []
+            for row in range(4):
+                elements = [
+                    v.load(x.at(builder.add(tile, I64((4 * row + column) * TILES)), first)) for column in range(4)
+                ]
+                rows.append(_two_made(builder, elements))
+            for side in range(2):
+                values = _two_made(builder, [row[side] for row in rows])
+                pixel = builder.add(left, I64(side))
+                for value, skip, result in zip(values, (skip0, skip1), (result0, result1), strict=True):
+                    total = builder.fadd(builder.fadd(value, start), v.load(skip.at(pixel, first)))
+                    positive = builder.fcmp_ordered(">", total, v.constant(0))
+                    total = builder.select(positive, total, builder.fmul(total, below))
+                    v.store(total, result.at(pixel, first))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, x, bias, skip0, skip1, result0, result1, types.float32), emit
+
+
+# Counters that threads share
+
+
+def _counter(builder: Any, counters: Any, place: Any) -> Any:
+    return builder.gep(counters.data, [builder.mul(place, counters.stride)])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _claimed(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counters, place = rows_of(context, builder, signature, args)
+        address = builder.bitcast(_counter(builder, counters, place), I64.as_pointer())
+        return builder.atomic_rmw("add", address, I64(1), "seq_cst")
+
+    return types.int64(counters, place), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _seen(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counters, place = rows_of(context, builder, signature, args)
+        address = builder.bitcast(_counter(builder, counters, place), I64.as_pointer())
+        return builder.load_atomic(address, "acquire", 8)
+
+    return types.int64(counters, place), emit
+
+
 # Passes
 
-_ROWS, _DENSE = types.Array(types.float32, 2, "A"), types.Array(types.float32, 2, "C")
+_COUNTERS = types.Array(types.int64, 1, "C")
+_ROWS = types.Array(types.float32, 2, "A")
 _NUMBER = types.int64
 
 
 def _once(*arguments: Any) -> Any:
     """Compiled once, with the arguments given; without, such vector code would be made anew wherever it is used."""
-    return njit([types.void(*arguments)], nogil=True, cache=True)
+    return _compiled_for(types.void(*arguments))
+
+
+def _compiled_for(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def compiled(function: Callable[..., Any]) -> Any:
+        return njit([signature], nogil=True, cache=True, **options)(under_the_name_of_this_version(function))
+
+    return compiled
+
+
+@_compiled_for(types.int64(_COUNTERS, _NUMBER))
+def claimed(counters, place):  # type: ignore[no-untyped-def]
+    """A counter's value, which is one more afterwards; each thread gets another one."""
+    return _claimed(counters, place)
+
+
+@_compiled_for(types.boolean(_COUNTERS, _NUMBER, _NUMBER, _NUMBER))
+def reached(counters, place, wanted, looks):  # type: ignore[no-untyped-def]
+    """Whether a counter gets to the wanted value while it is looked at so many times."""
+    while looks and _seen(counters, place) < wanted:
+        looks -= 1
+    return looks > 0
+
+
+@njit
+def of_pairs(x, weight):  # type: ignore[no-untyped-def]
+    """Whether the numbers of a weight are two of bfloat16 each, and half as many as those of x."""
+    return 2 * weight.shape[0] == x.shape[1]
 
 
 @_once(_NUMBER, _ROWS, _ROWS, _NUMBER, _ROWS, _ROWS)
 def product(count, x, weight, outputs, bias, result):  # type: ignore[no-untyped-def]
     """result = bias + x weight, `count` rows; see `_product_code`."""
-    _product(count, x, weight, outputs, bias, result)
+    if of_pairs(x, weight):
+        _product_of_pairs(count, x, weight, outputs, bias, result)
+    else:
+        _product(count, x, weight, outputs, bias, result)
+
+
+@_once(_NUMBER, _ROWS, _ROWS, _NUMBER, _ROWS)
+def product_alone(count, x, weight, outputs, result):  # type: ignore[no-untyped-def]
+    """result = x weight; see `_product_code`."""
+    if of_pairs(x, weight):
+        _product_of_pairs_alone(count, x, weight, outputs, result, result)
+    else:
+        _product_alone(count, x, weight, outputs, result, result)
 
 
 @_once(_NUMBER, _ROWS, _ROWS, _NUMBER, _ROWS, _ROWS)
@@ -325,15 +569,21 @@ def product_added(count, x, weight, outputs, bias, result):  # type: ignore[no-u
 
 
 @_once(_NUMBER, _ROWS, _ROWS, _NUMBER, _ROWS, _ROWS)
-def product_silu(count, x, weight, outputs, bias, result):  # type: ignore[no-untyped-def]
-    """result = SiLU(bias + x weight); see `_product_code`."""
-    _product_silu(count, x, weight, outputs, bias, result)
+def product_gate(count, x, weight, outputs, bias, result):  # type: ignore[no-untyped-def]
+    """result *= SiLU(bias + x weight); see `_product_code`."""
+    if of_pairs(x, weight):
+        _product_of_pairs_gate(count, x, weight, outputs, bias, result)
+    else:
+        _product_gate(count, x, weight, outputs, bias, result)
 
 
 @_once(_NUMBER, _ROWS, _ROWS, _NUMBER, _ROWS, _ROWS)
 def product_gelu(count, x, weight, outputs, bias, result):  # type: ignore[no-untyped-def]
     """result = GELU(bias + x weight); see `_product_code`."""
-    _product_gelu(count, x, weight, outputs, bias, result)
+    if of_pairs(x, weight):
+        _product_of_pairs_gelu(count, x, weight, outputs, bias, result)
+    else:
+        _product_gelu(count, x, weight, outputs, bias, result)
 
 
 @_once(_NUMBER, _NUMBER, *[_ROWS] * 6)
@@ -354,6 +604,30 @@ def stencil5_gelu_added(count, channels, x0, x1, x2, x3, x4, weight, bias, resul
     _stencil5_gelu_added(count, channels, x0, x1, x2, x3, x4, weight, bias, result)
 
 
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 3)
+def pooled(half, channels, above, low, means):  # type: ignore[no-untyped-def]
+    """The means of 2x2 pixels of two rows, and each pixel less its mean; see `_pooled`."""
+    _pooled(half, channels, above, low, means)
+
+
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 5)
+def enlarged(half, channels, near0, near1, far0, far1, result):  # type: ignore[no-untyped-def]
+    """A row of an enlarged map, added; see `_enlarged`."""
+    _enlarged(half, channels, near0, near1, far0, far1, result)
+
+
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 5)
+def tiles_seen(tiles, channels, x0, x1, x2, x3, result):  # type: ignore[no-untyped-def]
+    """Winograd's transform of 4x4 pixels; see `_tiles_seen`."""
+    _tiles_seen(tiles, channels, x0, x1, x2, x3, result)
+
+
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 6, types.float32)
+def tiles_made(tiles, channels, x, bias, skip0, skip1, result0, result1, slope):  # type: ignore[no-untyped-def]
+    """Winograd's transform to 2x2 pixels; see `_tiles_made`."""
+    _tiles_made(tiles, channels, x, bias, skip0, skip1, result0, result1, slope)
+
+
 @_once(_NUMBER, _NUMBER, *[_ROWS] * 4)
 def normalised(count, width, x, scale, shift, result):  # type: ignore[no-untyped-def]
     """Layer normalisation of `count` rows; see `_normalised`."""
@@ -370,52 +644,33 @@ def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def pooled_row(width, low, above, pooled):  # type: ignore[no-untyped-def]
-    """The means of 2x2 pixels of two rows into `pooled`, and each pixel less its mean where it stood."""
-    for j in range(width // 2):
-        for c in range(low.shape[1]):
-            mean = np.float32(0.25) * (above[2 * j, c] + above[2 * j + 1, c] + low[2 * j, c] + low[2 * j + 1, c])
-            pooled[j, c] = mean
-            above[2 * j, c] -= mean
-            above[2 * j + 1, c] -= mean
-            low[2 * j, c] -= mean
-            low[2 * j + 1, c] -= mean
-
-
-@_compiled
-def enlarged_row(near, far, residue, result):  # type: ignore[no-untyped-def]
-    """A row between two rows of half the size, bilinear, plus the residue: 3/4 of the near one, 1/4 of the far one."""
-    half, channels = near.shape
-    most, least = np.float32(0.75), np.float32(0.25)
-    for j in range(half):
-        left, right = max(j - 1, 0), min(j + 1, half - 1)
-        for c in range(channels):
-            middle = most * near[j, c] + least * far[j, c]
-            before = most * near[left, c] + least * far[left, c]
-            after = most * near[right, c] + least * far[right, c]
-            result[2 * j, c] = most * middle + least * before + residue[2 * j, c]
-            result[2 * j + 1, c] = most * middle + least * after + residue[2 * j + 1, c]
+def shuffled_rows(rows, width, result):  # type: ignore[no-untyped-def]
+    """Two rows of pixels (2 width, channels), each pixel's channels as scale x scale pixels of (bands, ., .)."""
+    scale = result.shape[2] // width
+    for row in range(2):
+        for band in range(result.shape[0]):
+            for i in range(scale):
+                for j in range(width):
+                    first = (band * scale + i) * scale
+                    for k in range(scale):
+                        result[band, row * scale + i, j * scale + k] = rows[row * width + j, first + k]
 
 
 def front(  # type: ignore[no-untyped-def]
     first, last, height, width, v, scale, shift, in_x, bias_x, conv, conv_bias, high_conv, high_bias, x_proj,
-    residue, high, pooled, projected, scratch,
+    halves, pooled_map, projected, scratch,
 ):  # fmt: skip
     """The first half of an RMB, to what the scan reads: rows 2 first .. 2 last - 1 of a batch of maps.
 
     v: (pixels, C), rows of any stride; its norm has the affine scale, shift (1, C).  in_x: (C, 2C).  conv: (9, 2C).
     high_conv: (9, C).  x_proj: (C, directions (R + 32)), columns added up to whole registers. Biases: (1, outputs).
-    residue, high: (pixels, C), the low half less its pooled means, and the high half after its second convolution.
-    pooled: (pixels / 4, C).  projected: (pixels / 4, directions (R + 32)).  scratch: front_scratch numbers.
+    halves: (pixels, 2C), the low half less its pooled means, and the high half after its second convolution.
+    pooled_map: (pixels / 4, C).  projected: (pixels / 4, columns of x_proj).  scratch: front_scratch numbers.
     """
     C = v.shape[1]
     n, rest = carve(scratch, width, C)
     ring, rest = carve(rest, 3 * (width + 2), 2 * C)
     inner, rest = carve(rest, 3 * (width + 2), C)
-    rows, rest = carve(rest, width // 2, x_proj.shape[1])
-    no_bias, rest = carve(rest, 1, x_proj.shape[1])
-    nowhere, rest = carve(rest, width, C)
-    no_bias[:] = 0
     pad = width + 2
     half = height // 2
     while first < last:
@@ -435,71 +690,63 @@ def front(  # type: ignore[no-untyped-def]
             row = i - 1
             if start - 1 <= row <= stop:
                 if 0 <= row < height:
-                    low = residue[(top + row) * width :] if start <= row < stop else nowhere
-                    if start <= row < stop:
-                        stencil3_silu(width, C, ring[a:], ring[b:], ring[entering:], conv, conv_bias, low)
                     stencil3_silu(
                         width, C, ring[a:, C:], ring[b:, C:], ring[entering:, C:], conv[:, C:], conv_bias[:, C:],
                         inner[b + 1 :],
                     )  # fmt: skip
-                    if start <= row < stop and row % 2:
-                        at = (top // 2 + row // 2) * (width // 2)
-                        means = pooled[at : at + width // 2]
-                        pooled_row(width, low, residue[(top + row - 1) * width :], means)
-                        product(width // 2, means, x_proj, x_proj.shape[1], no_bias, rows)
-                        projected[at : at + width // 2] = rows[:, : projected.shape[1]]
                 else:
                     inner[b : b + pad] = 0
+            if start <= row < stop:
+                at = (top + row) * width
+                stencil3_silu(width, C, ring[a:], ring[b:], ring[entering:], conv, conv_bias, halves[at:])
+                if row % 2:
+                    means = (top // 2 + row // 2) * (width // 2)
+                    pooled(width // 2, C, halves[at - width :], halves[at:], pooled_map[means:])
+                    product_alone(width // 2, pooled_map[means:], x_proj, x_proj.shape[1], projected[means:])
             row = i - 2
             if start <= row < stop:
                 # The row above this one lies where the row after next will: three rows of a ring.
                 above = (i + 3) % 3 * pad
                 stencil3(
-                    width, C, inner[above:], inner[a:], inner[b:], high_conv, high_bias, high[(top + row) * width :]
-                )
+                    width, C, inner[above:], inner[a:], inner[b:], high_conv, high_bias,
+                    halves[(top + row) * width :, C:],
+                )  # fmt: skip
         first = image * half + stop // 2
 
 
-def front_scratch(width: int, C: int, projected: int) -> int:
-    """Numbers of scratch that a thread needs for `front`; projected: columns of x_proj."""
-    return 2 * width * C + 9 * (width + 2) * C + (width // 2 + 1) * projected
+def front_scratch(width: int, C: int) -> int:
+    """Numbers of scratch that a thread needs for `front`."""
+    return width * C + 9 * (width + 2) * C
 
 
 def tail(  # type: ignore[no-untyped-def]
-    first, last, height, width, v, scale, shift, in_z, bias_z, scanned, residue, high, out_scale, out_shift,
+    first, last, height, width, v, scale, shift, in_z, bias_z, scanned, halves, out_scale, out_shift,
     out_proj, out_bias, gain, beside, result, scratch,
 ):  # fmt: skip
     """The second half of an RMB, from the scan's result: rows 2 first .. 2 last - 1 of a batch of maps.
 
-    scanned: (pixels / 4, C).  residue, high: (pixels, C), of `front`.  out_scale, out_shift: (1, 2C).  in_z: (C, 2C).
-    out_proj: (2C, C), columns added up to whole registers.  gain: (1, C).  beside: (pixels, n), copied behind the
-    result, n 0 or more.  result: (pixels, C + n).  scratch: tail_scratch numbers.
+    scanned: (batch, 2, pixels / 4, C), to be added.  halves: (pixels, 2C), of `front`; overwritten.
+    out_scale, out_shift: (1, 2C).  in_z: (C, 2C).  out_proj: (2C, C), columns added up to whole registers.
+    gain: (1, C).  beside: (pixels, n), copied behind the result, n 0 or more.  result: (pixels, C + n), rows of any
+    stride; it may lie where v does.  scratch: tail_scratch numbers.
     """
     C, half = v.shape[1], height // 2
     n, rest = carve(scratch, width, C)
     y, rest = carve(rest, width, 2 * C)
-    z, rest = carve(rest, width, 2 * C)
     out, rest = carve(rest, width, out_proj.shape[1])
     step = width // 2
     for row in range(2 * first, 2 * last):
         image, i = row // height, row % height
         near = i // 2
         far = min(max(near + 1 if i % 2 else near - 1, 0), half - 1)
-        base = image * half
         at = row * width
-        enlarged_row(
-            scanned[(base + near) * step : (base + near + 1) * step],
-            scanned[(base + far) * step : (base + far + 1) * step],
-            residue[at:],
-            y,
-        )
-        copied(width, C, high[at:], y[:, C:])
-        normalised(width, 2 * C, y, out_scale, out_shift, y)
+        enlarged(
+            step, C, scanned[image, 0, near * step :], scanned[image, 1, near * step :],
+            scanned[image, 0, far * step :], scanned[image, 1, far * step :], halves[at:],
+        )  # fmt: skip
+        normalised(width, 2 * C, halves[at:], out_scale, out_shift, y)
         normalised(width, C, v[at:], scale, shift, n)
-        product_silu(width, n, in_z, 2 * C, bias_z, z)
-        for j in range(width):
-            for c in range(2 * C):
-                y[j, c] *= z[j, c]
+        product_gate(width, n, in_z, 2 * C, bias_z, y)
         product(width, y, out_proj, out_proj.shape[1], out_bias, out)
         weighted_sum(width, C, out, gain, v[at:], result[at:])
         if beside.shape[1]:
@@ -508,7 +755,7 @@ def tail(  # type: ignore[no-untyped-def]
 
 def tail_scratch(width: int, C: int, outputs: int) -> int:
     """Numbers of scratch that a thread needs for `tail`; outputs: columns of out_proj."""
-    return width * (5 * C + outputs)
+    return width * (3 * C + outputs)
 
 
 def feed_forward(  # type: ignore[no-untyped-def]
@@ -556,14 +803,14 @@ def feed_forward_scratch(width: int, C: int, hidden: int) -> int:
     return 5 * width * C + 5 * (width + 4) * hidden + width * hidden
 
 
-def convolution(  # type: ignore[no-untyped-def]
-    first, last, height, width, x, edge, weight, bias, skip, ones, result, scratch
+def first_convolution(  # type: ignore[no-untyped-def]
+    first, last, height, width, x, edge, weight, bias, scale, shift, result, norm, scratch
 ):
-    """A 3x3 convolution, plus a skip: rows 2 first .. 2 last - 1 of a batch of maps.
+    """A 3x3 convolution of few channels, and its layer normalisation: rows 2 first .. 2 last - 1 of a batch of maps.
 
     x: (pixels, C), seen in a frame of the values edge (1, C).  weight: (9 C, N), by row, column and channel, N a
-    multiple of LANES.  bias: (1, N).  skip: (pixels, N) or (0, N), none.  result: (pixels, N).
-    scratch: convolution_scratch numbers.
+    multiple of LANES.  bias, scale, shift: (1, N).  result, norm: (pixels, N), or norm (0, N), not wanted.
+    scratch: first_convolution_scratch numbers.
     """
     C, N, half, pad = x.shape[1], weight.shape[1], height // 2, width + 2
     ring, _ = carve(scratch, 3 * pad, C)
@@ -575,7 +822,7 @@ def convolution(  # type: ignore[no-untyped-def]
         for i in range(start - 1, stop + 1):
             entering = (i + 3) % 3 * pad
             if 0 <= i < height:
-                copied(width, C, x[(top + i) * width :], ring[entering + 1 :])
+                ring[entering + 1 : entering + 1 + width] = x[(top + i) * width : (top + i + 1) * width]
             else:
                 ring[entering : entering + pad] = edge
             row = i - 1
@@ -584,31 +831,101 @@ def convolution(  # type: ignore[no-untyped-def]
                 product(width, ring[(i + 1) % 3 * pad :], weight[: 3 * C], N, bias, result[at:])
                 product_added(width, ring[(i + 2) % 3 * pad :], weight[3 * C : 6 * C], N, bias, result[at:])
                 product_added(width, ring[entering:], weight[6 * C :], N, bias, result[at:])
-                if skip.shape[0]:
-                    weighted_sum(width, N, result[at:], ones, skip[at:], result[at:])
+                if norm.shape[0]:
+                    normalised(width, N, result[at:], scale, shift, norm[at:])
         first = image * half + stop // 2
 
 
-def convolution_scratch(width: int, C: int) -> int:
-    """Numbers of scratch that a thread needs for `convolution`."""
+def first_convolution_scratch(width: int, C: int) -> int:
+    """Numbers of scratch that a thread needs for `first_convolution`."""
     return 3 * (width + 2) * C
+
+
+def convolution(  # type: ignore[no-untyped-def]
+    first, last, height, width, x, norm, scale, shift, edge, weight, bias, skip, slope, result, shuffled, scratch
+):
+    """A 3x3 convolution after Winograd, plus a skip: rows 2 first .. 2 last - 1 of a batch of maps.
+
+    x: (pixels, C), C a multiple of LANES; with norm, its layer normalisation of the affine scale, shift (1, C).
+    edge: (1, C), what stands around it.  weight: (16, C, N), of `convolution_elements`, N a multiple of LANES.
+    bias: (1, N).  skip: (pixels, N).  slope: what values below zero are multiplied by.  result: (pixels, N), or
+    (0, N) where shuffled (batch, bands, scale height, scale width) takes bands scale^2 of the channels in its place.
+    scratch: convolution_scratch numbers.
+    """
+    C, N, half, pad = x.shape[1], weight.shape[2], height // 2, width + 2
+    ring, rest = carve(scratch, 4 * pad, C)
+    seen, rest = carve(rest, 16 * TILES, C)
+    made, rest = carve(rest, 16 * TILES, N)
+    rows, _ = carve(rest, 2 * width, N)
+    while first < last:
+        image, start = first // half, first % half * 2
+        stop = min(height, start + 2 * (last - first))
+        top = image * height
+        ring[:] = edge
+        for i in range(start - 1, stop + 1):
+            entering = (i + 4) % 4 * pad
+            if not 0 <= i < height:
+                ring[entering : entering + pad] = edge
+            elif norm:
+                normalised(width, C, x[(top + i) * width :], scale, shift, ring[entering + 1 :])
+            else:
+                copied(width, C, x[(top + i) * width :], ring[entering + 1 :])
+            row = i - 2
+            if start <= row < stop and row % 2 == 0:
+                at = (top + row) * width
+                r0, r1, r2 = (i + 1) % 4 * pad, (i + 2) % 4 * pad, (i + 3) % 4 * pad
+                target = result[at:] if result.shape[0] else rows
+                for left in range(0, width, 2 * TILES):
+                    tiles = min(TILES, (width - left) // 2)
+                    tiles_seen(
+                        tiles, C, ring[r0 + left :], ring[r1 + left :], ring[r2 + left :], ring[entering + left :], seen
+                    )
+                    for element in range(16):
+                        place = element * TILES
+                        product_alone(tiles, seen[place:], weight[element], N, made[place:])
+                    tiles_made(
+                        tiles, N, made, bias, skip[at + left :], skip[at + width + left :], target[left:],
+                        target[width + left :], slope,
+                    )  # fmt: skip
+                if result.shape[0] == 0:
+                    shuffled_rows(rows, width, shuffled[image, :, row * shuffled.shape[2] // height :])
+        first = image * half + stop // 2
+
+
+def convolution_scratch(width: int, C: int, N: int) -> int:
+    """Numbers of scratch that a thread needs for `convolution`."""
+    return 4 * (width + 2) * C + 16 * TILES * (C + N) + 2 * width * N
+
+
+def convolution_elements(weight: np.ndarray) -> np.ndarray:
+    """G g G^T of every filter: (N, C, 3, 3) -> (16, C, N)."""
+    G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    elements = np.einsum("ip,ncpq,jq->ijcn", G, weight.astype(np.float64), G)
+    return np.ascontiguousarray(elements.reshape(16, *elements.shape[2:]), np.float32)
 
 
 _SPAN = (types.int64,) * 4
 _SCRATCH = types.Array(types.float32, 1, "C")
+_KINDS = {
+    "D": types.Array(types.float32, 2, "C"),  # dense
+    "R": types.Array(types.float32, 2, "A"),  # rows of any stride
+    "3": types.Array(types.float32, 3, "C"),
+    "4": types.Array(types.float32, 4, "C"),
+    "n": types.int64,
+    "f": types.float32,
+}
 
 
-def _with_arguments(pass_over_rows: Callable[..., None], arrays: str) -> Callable[..., None]:
-    """Compiled for maps, (D)ense or of (R)ows of any stride, in the order of the arguments."""
-    kinds = [_ROWS if kind == "R" else _DENSE for kind in arrays]
-    signature = types.void(*_SPAN, *kinds, _SCRATCH)
-    compiled: Callable[..., None] = njit(
-        [signature], nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"}
-    )(pass_over_rows)
+def _with_arguments(pass_over_rows: Callable[..., None], kinds: str) -> Callable[..., None]:
+    """Compiled for arguments of the kinds given, in their order."""
+    signature = types.void(*_SPAN, *(_KINDS[kind] for kind in kinds), _SCRATCH)
+    options = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    compiled: Callable[..., None] = _compiled_for(signature, **options)(pass_over_rows)
     return compiled
 
 
-front = _with_arguments(front, "R" + "D" * 13)
-tail = _with_arguments(tail, "R" + "D" * 12 + "RD")
+front = _with_arguments(front, "R" + "D" * 12)
+tail = _with_arguments(tail, "RDDDD" + "4" + "D" * 6 + "RR")
 feed_forward = _with_arguments(feed_forward, "RR" + "D" * 10)
-convolution = _with_arguments(convolution, "D" * 7)
+first_convolution = _with_arguments(first_convolution, "D" * 8)
+convolution = _with_arguments(convolution, "DnDDD3DRfD4")
