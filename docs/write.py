@@ -18,7 +18,7 @@ PACKAGE = Path(repmamba.__file__).parent
 BEGIN, END = "<!-- written by make docs -->", "<!-- until here -->"
 
 ROOMS = (  # name, what it is, what it needs beside the standard library
-    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; Numba for its kernels"),
+    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; kernels: Numba, Triton"),
     ("tiles", "cutting and joining as integer geometry; nothing is read or computed", "NumPy"),
     ("pixels", "what the numbers of an image mean; arrays in, arrays out", "NumPy"),
     ("network", "RepMamba, named as in the paper", "torch, NumPy"),

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from repmamba.scan.directions import DIRECTIONS, visits
+from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
 
 STATE = 16
 MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
@@ -129,8 +130,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
     batch, channel, height, width = p.shape
     rank = dt_weight.shape[2]
-    u = _whole_blocks(_pixels(p)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
-    rows = _pixels(projected).view(batch, height * width, DIRECTIONS, rank + 2 * STATE).transpose(1, 2)
+    u = _whole_blocks(pixels(p)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
+    rows = pixels(projected).view(batch, height * width, DIRECTIONS, rank + 2 * STATE).transpose(1, 2)
     A, D = A.reshape(DIRECTIONS, channel, STATE), D.reshape(DIRECTIONS, channel)
     return _Problem(MAP_SLABS, visits(height, width), u, u, rows, rank, dt_weight, dt_bias, A, D)
 
@@ -141,30 +142,8 @@ def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
     A, D = A.reshape(groups, -1, STATE), D.reshape(groups, -1)
     no_weight, no_bias = A.new_empty(groups, A.shape[1], 0), D
-    u, dt = (_whole_blocks(_steps_first(x, groups)) for x in (u, dt))
+    u, dt = (_whole_blocks(steps_first(x, groups)) for x in (u, dt))
     return _Problem(groups, in_order, u, dt, rows, 0, no_weight, no_bias, A, D)
-
-
-def _pixels(maps: Tensor) -> Tensor:
-    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not copied."""
-    return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
-
-
-def _image(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(batch, h w, n) -> (batch, n, h, w) in channels_last."""
-    batch, _, n = pixels.shape
-    return pixels.contiguous().view(batch, height, width, n).permute(0, 3, 1, 2)
-
-
-def _steps_first(sequences: Tensor, groups: int) -> Tensor:
-    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by side."""
-    batch, _, length = sequences.shape
-    return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
-
-
-def _channels_first(steps: Tensor) -> Tensor:
-    """(batch, groups, length, channel) -> (batch, groups * channel, length)."""
-    return _own(steps.transpose(2, 3)).flatten(1, 2)
 
 
 def _whole_blocks(maps: Tensor) -> Tensor:
@@ -214,16 +193,11 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
         u=du,
         dt=ddt,
         rows=drows,
-        dt_weight=_own(by_line[:, kernels.WEIGHT_ROWS :].transpose(1, 2)),
-        dt_bias=_own(by_line[:, kernels.BIAS_ROW]),
-        A=_own(by_line[:, :STATE].transpose(1, 2)).view(-1, STATE),
-        D=_own(by_line[:, kernels.D_ROW]).view(-1),
+        dt_weight=own(by_line[:, kernels.WEIGHT_ROWS :].transpose(1, 2)),
+        dt_bias=own(by_line[:, kernels.BIAS_ROW]),
+        A=own(by_line[:, :STATE].transpose(1, 2)).view(-1, STATE),
+        D=own(by_line[:, kernels.D_ROW]).view(-1),
     )
-
-
-def _own(view: Tensor) -> Tensor:
-    """A tensor that shares no memory with another: what an operator may return."""
-    return view.clone(memory_format=torch.contiguous_format)
 
 
 def _in_threads(way: str, units: int, problem: _Problem, outputs: list[np.ndarray]) -> None:
@@ -255,7 +229,7 @@ def _scan_map(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
     y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
-    return _image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
+    return image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
 
 
 @_scan_map.register_fake
@@ -279,10 +253,10 @@ def _scan_map_backward(
     D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = _map_problem(p, projected, dt_weight, dt_bias, A, D)
-    dy = _whole_blocks(_pixels(dy)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
+    dy = _whole_blocks(pixels(dy)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
     gradients = _backward(problem, kept, dy)
-    dp = _image((gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]], *p.shape[2:])
-    dprojected = _image(gradients.rows.transpose(1, 2).flatten(2), *p.shape[2:])
+    dp = image((gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]], *p.shape[2:])
+    dprojected = image(gradients.rows.transpose(1, 2).flatten(2), *p.shape[2:])
     return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
 
 
@@ -307,7 +281,7 @@ def _scan_sequences(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
     y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
-    return _channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
+    return channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
 
 
 @_scan_sequences.register_fake
@@ -320,9 +294,9 @@ def _scan_sequences_backward(
     dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     groups, channel = B.shape[1], u.shape[1] // B.shape[1]
-    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _whole_blocks(_steps_first(dy, groups)))
-    du, ddt = (_channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
-    dB, dC = (_own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _whole_blocks(steps_first(dy, groups)))
+    du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
+    dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
     return du, ddt, gradients.A, dB, dC, gradients.D
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from repmamba.scan.directions import DIRECTIONS
+from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
 
 STATE = 16
 CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
@@ -124,11 +125,11 @@ class _Problem:
         """Memory in the type of the states."""
         return self.A.new_empty(shape)
 
-    def launch(self, kernel: str, side: int, tensors: tuple[Tensor, ...], **flags: int) -> None:
-        """Run a kernel over all chunks and blocks, `side` slabs or groups, and the batch."""
+    def launch(self, kernel: str, slabs: int, tensors: tuple[Tensor, ...], **flags: int) -> None:
+        """Run a kernel over all chunks and blocks of channels, so many slabs or groups, and the batch."""
         _launch(
             kernel,
-            (self.chunks * self.blocks, side, self.batch),
+            (self.chunks * self.blocks, slabs, self.batch),
             *tensors,
             *(self.groups, self.length, self.height, self.width, self.channel),
             MAP=self.is_map,
@@ -154,43 +155,16 @@ def _power_of_two(n: int) -> int:
 def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
     height, width = p.shape[2:]
     dt_weight, dt_bias, A, D = (x.contiguous() for x in (dt_weight, dt_bias, A, D))
-    u = _pixels(p)
-    return _Problem(u, u, _pixels(projected), dt_weight, dt_bias, A, D, height, width)
+    u = pixels(p)
+    return _Problem(u, u, pixels(projected), dt_weight, dt_bias, A, D, height, width)
 
 
 def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> _Problem:
     groups, length = B.shape[1], u.shape[2]
     rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
     no_weight, no_bias = A.new_empty(groups, u.shape[1] // groups, 0), D.contiguous()
-    u, dt = _steps_first(u, groups), _steps_first(dt, groups)
+    u, dt = steps_first(u, groups), steps_first(dt, groups)
     return _Problem(u, dt, rows, no_weight, no_bias, A.contiguous(), D.contiguous(), 1, length)
-
-
-def _pixels(maps: Tensor) -> Tensor:
-    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not copied."""
-    return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
-
-
-def _image(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(batch, h w, n) -> (batch, n, h, w) in channels_last."""
-    batch, _, n = pixels.shape
-    return pixels.contiguous().view(batch, height, width, n).permute(0, 3, 1, 2)
-
-
-def _steps_first(sequences: Tensor, groups: int) -> Tensor:
-    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by side."""
-    batch, _, length = sequences.shape
-    return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
-
-
-def _channels_first(steps: Tensor) -> Tensor:
-    """(batch, groups, length, channel) -> (batch, groups * channel, length)."""
-    return _own(steps.transpose(2, 3)).flatten(1, 2)
-
-
-def _own(view: Tensor) -> Tensor:
-    """A tensor that shares no memory with another: what an operator may return."""
-    return view.clone(memory_format=torch.contiguous_format)
 
 
 def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
@@ -237,29 +211,23 @@ class _Gradients:
 
 def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
     """dy: as u."""
-    batch, groups, length, channel, rank = (
-        problem.batch,
-        problem.groups,
-        problem.length,
-        problem.channel,
-        problem.rank,
-    )
     ends = _at_chunks(problem, dy, adjoint=True)
-    du = problem.new(batch, problem.slabs, length, channel)
-    ddt = problem.new(*problem.dt.shape) if rank == 0 else du
+    du = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
+    ddt = problem.new(*problem.dt.shape) if problem.rank == 0 else du
     drows = problem.new(problem.blocks, *problem.rows.shape)
-    dconstants = problem.new(batch, problem.chunks, groups, CONSTANTS + rank, channel)
+    lines = CONSTANTS + problem.rank
+    dconstants = problem.new(problem.batch, problem.chunks, problem.groups, lines, problem.channel)
     tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
     problem.launch("gradients", problem.slabs, (*tensors, kept, ends, dy, du, ddt, drows, dconstants), SEGMENT=SEGMENT)
-    lines = dconstants.sum((0, 1))
+    by_line = dconstants.sum((0, 1))
     return _Gradients(
         u=du,
         dt=ddt,
         rows=drows.sum(0),
-        dt_weight=_own(lines[:, CONSTANTS:].transpose(1, 2)),
-        dt_bias=_own(lines[:, STATE + 1]),
-        A=_own(lines[:, :STATE].transpose(1, 2)).view(-1, STATE),
-        D=_own(lines[:, STATE]).view(-1),
+        dt_weight=own(by_line[:, CONSTANTS:].transpose(1, 2)),
+        dt_bias=own(by_line[:, STATE + 1]),
+        A=own(by_line[:, :STATE].transpose(1, 2)).view(-1, STATE),
+        D=own(by_line[:, STATE]).view(-1),
     )
 
 
@@ -268,7 +236,7 @@ def _scan_map(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
     y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
-    return _image(y[:, 0] + y[:, 1], *p.shape[2:]), kept
+    return image(y[:, 0] + y[:, 1], *p.shape[2:]), kept
 
 
 @_scan_map.register_fake
@@ -291,9 +259,9 @@ def _scan_map_backward(
     A: Tensor,
     D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _backward(_map_problem(p, projected, dt_weight, dt_bias, A, D), kept, _pixels(dy))
-    dp = _image((gradients.u[:, 0] + gradients.u[:, 1]).to(p.dtype), *p.shape[2:])
-    dprojected = _image(gradients.rows.to(projected.dtype), *p.shape[2:])
+    gradients = _backward(_map_problem(p, projected, dt_weight, dt_bias, A, D), kept, pixels(dy))
+    dp = image((gradients.u[:, 0] + gradients.u[:, 1]).to(p.dtype), *p.shape[2:])
+    dprojected = image(gradients.rows.to(projected.dtype), *p.shape[2:])
     return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
 
 
@@ -318,7 +286,7 @@ def _scan_sequences(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
     y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
-    return _channels_first(y), kept
+    return channels_first(y), kept
 
 
 @_scan_sequences.register_fake
@@ -332,9 +300,9 @@ def _scan_sequences_backward(
     dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     groups = B.shape[1]
-    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _steps_first(dy, groups))
-    du, ddt = _channels_first(gradients.u), _channels_first(gradients.dt)
-    dB, dC = (_own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, steps_first(dy, groups))
+    du, ddt = channels_first(gradients.u), channels_first(gradients.dt)
+    dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
     return du, ddt, gradients.A, dB, dC, gradients.D
 
 
