@@ -128,9 +128,9 @@ class _Enter(torch.autograd.Function):
         width = v.shape[1]
         x, dxz = xz[..., : 2 * width], torch.empty_like(xz)
 
-        before = torch.empty_like(ds)
-        sums = branches.sums("silu_gradient_sums", x, branches.before_activation(), ds, _tokens(dpooled), before)
-        dconv = branches.gradients(x, before, sums, dxz[..., : 2 * width])
+        # ds comes from `leave` alone, so its memory can hold what the SiLU makes of it.
+        sums = branches.sums("silu_gradient_sums", x, branches.before_activation(), ds, _tokens(dpooled), ds)
+        dconv = branches.gradients(x, ds, sums, dxz[..., : 2 * width])
         dxz[..., 2 * width :] = dz
 
         dn = _product(dxz, in_proj)
