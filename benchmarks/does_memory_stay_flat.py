@@ -1,60 +1,107 @@
 """Does the scene engine's memory depend on the size of the scene?
 
 Prediction: no. What is alive at once is a few tiles, a band of rows where the source is stored by rows, and GDAL's
-caches. Measured: the largest resident memory of a fresh process above that of the imports, for one scene and one of
-twice the rows, x4, uint8 RGB, with a bicubic stand-in for the network, whose own memory is a tile's whatever the scene;
-and the time, with the stand-in's share of it.
+caches; less than 1.5 GB in all. Measured: the largest resident memory of a fresh process above that of the imports, x4,
+uint8 RGB, with a bicubic stand-in for the network, whose own memory is a tile's whatever the scene. The scenes: one,
+and one of twice the rows, stored in tiles and written as GeoTIFF; the smaller also stored by rows and written as COG.
 
-    python benchmarks/does_memory_stay_flat.py [EDGE] [FOLDER]
+    python benchmarks/does_memory_stay_flat.py [--edge 8192] [--folder DIR] [--json FILE]
 
-Answer (two cores of a busy machine): 2048 x 2048 pixels took 367 MB above the imports, 2048 x 4096 took 374 MB, 2.1 %
-more. Times of that run mean nothing, since other work shared the cores.
+The largest result has 3.2 GB and takes twice that on the disk while it is assembled. The answer is in
+docs/decisions/0002-one-compute-thread-a-tile.md.
 """
 
+import argparse
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+LAYOUTS = {"tiles": {"tiled": True, "blockxsize": 512, "blockysize": 512}, "rows": {"blockysize": 16}}
+LIMIT = 1.5e9
+GROWTH = 0.05
 
-def main(edge: int, folder: Path) -> None:
-    """One line a scene: size, memory above the imports, seconds, and the share of them that is the stand-in's."""
+
+@dataclass(frozen=True)
+class Case:
+    """A scene, how it is stored, and what is made of it."""
+
+    height: int
+    width: int
+    layout: str
+    ending: str
+
+
+def main() -> None:
+    """One line a scene, and the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edge", type=int, default=8192, help="rows and columns of the larger scenes")
+    parser.add_argument(
+        "--folder", type=Path, help="where scenes and results are written; a temporary folder by default"
+    )
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "does_memory_stay_flat.json")
+    parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)  # the fresh process of one scene
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(one(*options.one)))
+        return
+    edge = options.edge
+    cases = [Case(edge // 2, edge, "tiles", ".tif"), Case(edge, edge, "tiles", ".tif"),
+             Case(edge // 2, edge, "rows", ".cog.tif")]  # fmt: skip
     rows = []
-    for height in (edge, 2 * edge):
-        source = folder / f"scene{height}.tif"
-        write_scene(source, height, edge)
-        command = [sys.executable, __file__, "--one", str(source), str(folder / f"out{height}.tif")]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print("| scene | MB above the imports | seconds | seconds of the stand-in, all workers |")
-    print("| --- | ---: | ---: | ---: |")
-    for row in rows:
-        print(f"| {row['scene']} | {row['megabytes']:.0f} | {row['seconds']:.1f} | {row['network_seconds']:.1f} |")
-    print(f"Twice the scene takes {rows[1]['megabytes'] / rows[0]['megabytes'] - 1:+.1%} memory.")
+    print("| scene | stored by | written as | MB above the imports | seconds | of them the stand-in's, a worker |")
+    print("| --- | --- | --- | ---: | ---: | ---: |")
+    for case in cases:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            row = fresh(case, Path(folder))
+        rows.append(row)
+        numbers = f"{row['megabytes']:.0f} | {row['seconds']:.0f} | {row['network_seconds'] / row['workers']:.0f}"
+        print(f"| {case.height} x {case.width} | {case.layout} | {case.ending} | {numbers} |", flush=True)
+    growth = rows[1]["megabytes"] / rows[0]["megabytes"] - 1
+    print(f"Twice the scene takes {growth:+.1%} memory.")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"growth": growth, "rows": rows}, indent=1) + "\n")
+    if growth > GROWTH or max(row["megabytes"] for row in rows) * 1e6 > LIMIT:
+        sys.exit("Not as predicted.")
 
 
-def write_scene(path: Path, height: int, width: int) -> None:
-    """Soft noise in tiles of 512, written a row of tiles at a time."""
+def fresh(case: Case, folder: Path) -> dict[str, Any]:
+    """What one scene takes in a process of its own."""
+    source = folder / "scene.tif"
+    write_scene(source, case)
+    command = [sys.executable, __file__, "--one", str(source), str(folder / f"out{case.ending}")]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return {"height": case.height, "width": case.width, "layout": case.layout, "written": case.ending, **found}
+
+
+def write_scene(path: Path, case: Case) -> None:
+    """Soft noise, written 512 rows at a time."""
     import rasterio
 
-    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True, "blockxsize": 512, "blockysize": 512}
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32633", **LAYOUTS[case.layout]}
     random = np.random.default_rng(0)
-    with rasterio.open(path, "w", height=height, width=width, crs="EPSG:32633", **profile) as file:
-        for row in range(0, height, 512):
-            coarse = random.integers(0, 256, (3, 64, width // 8), dtype=np.uint8)
-            file.write(coarse.repeat(8, 1).repeat(8, 2), window=((row, row + 512), (0, width)))
+    with rasterio.open(path, "w", height=case.height, width=case.width, **profile) as file:
+        for row in range(0, case.height, 512):
+            rows = min(512, case.height - row)
+            coarse = random.integers(0, 256, (3, 64, -(-case.width // 8)), dtype=np.uint8)
+            noise = coarse.repeat(8, 1).repeat(8, 2)[:, :rows, : case.width]
+            file.write(noise, window=((row, row + rows), (0, case.width)))
 
 
-def one(source: Path, target: Path) -> None:
-    """Enlarge one scene in this process, and print what it took."""
+def one(source: Path, target: Path) -> dict[str, Any]:
+    """Enlarge one scene in this process, and tell what it took."""
     import torch
     import torch.nn.functional as F
 
     from repmamba.inference.upscaler import Upscaler
+    from repmamba.inference.workers import choose_workers
     from repmamba.scene.engine import upscale_file
 
     spent = []
@@ -69,23 +116,19 @@ def one(source: Path, target: Path) -> None:
             return result
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = upscale_file(source, target, Upscaler(torch.nn.Identity(), Bicubic(), "bicubic", "0" * 32))
+    upscaler = Upscaler(torch.nn.Identity(), Bicubic(), "bicubic", "0" * 32)
+    result = upscale_file(source, target, upscaler)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps(
-            {
-                "scene": f"{result.grid.width // 4} x {result.grid.height // 4}",
-                "megabytes": (after - before) / 1000,
-                "seconds": result.seconds,
-                "network_seconds": sum(spent),
-            }
-        )
-    )
+    return {
+        "megabytes": (after - before) * 1024 / 1e6,
+        "megabytes_of_imports": before * 1024 / 1e6,
+        "result_bytes": target.stat().st_size,
+        "tiles": result.tiles,
+        "seconds": result.seconds,
+        "network_seconds": sum(spent),
+        "workers": choose_workers(None, upscaler.device),
+    }
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(int(sys.argv[1]) if len(sys.argv) > 1 else 4096, Path(sys.argv[2] if len(sys.argv) > 2 else temporary))
+    main()

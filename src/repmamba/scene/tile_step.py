@@ -74,7 +74,8 @@ def _colours(
         for place, group in enumerate(plan.groups):
             radiometry = plan.radiometry.of_bands(group)
             found, expected = _group(raw[list(group)], valid, radiometry, tile, plan, upscaler)
-            numbers[list(group)] = np.where(footprint, found, numbers[list(group)])
+            for band, enlarged_band in zip(group, found, strict=True):
+                np.copyto(numbers[band], enlarged_band, where=footprint)
             if errors is not None and expected is not None:
                 errors[place] = np.where(footprint, expected, np.float32(np.nan))
     return numbers, errors
