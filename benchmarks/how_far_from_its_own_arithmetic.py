@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import measuring
-from repmamba.network import fusion, inference_cpu, inference_threads
+from repmamba.network import fusion, inference_cpu, inference_stages
 from repmamba.network.config import NetworkConfig
 from repmamba.network.inference_cpu import Array
-from repmamba.network.inference_threads import Stage
+from repmamba.network.inference_stages import Stage
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
 
@@ -60,7 +60,7 @@ def share_of_the_scan(network: nn.Module, image: Tensor, clock: Callable[[], flo
     def stage_by_stage(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
         for stage in stages:
             begin = clock()
-            inference_threads.run((stage,), kernels, memory)
+            inference_stages.run((stage,), kernels, memory)
             seconds[stage.kernel.__module__ == "repmamba.scan.numba_kernels"] += clock() - begin
 
     shares = []

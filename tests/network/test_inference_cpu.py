@@ -12,7 +12,7 @@ from hypothesis.strategies import integers, sampled_from
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repmamba.network import inference_cpu, inference_threads
+from repmamba.network import inference_cpu, inference_stages
 from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import fuse
 from repmamba.network.repmamba import RepMamba
@@ -59,7 +59,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted(stages, *arguments):
         names.extend(stage.kernel.__name__ for stage in stages)
-        inference_threads.run(stages, *arguments)
+        inference_stages.run(stages, *arguments)
 
     monkeypatch.setattr(inference_cpu, "run", noted)
     return names
@@ -215,7 +215,7 @@ def test_a_failure_in_another_thread_is_raised_and_not_waited_for(shaken, monkey
         while not arguments[1].base[-1]:  # leave the shares to the other one
             time.sleep(0.001)
 
-    monkeypatch.setattr(inference_threads, "_share", failing)
+    monkeypatch.setattr(inference_stages, "_share", failing)
     with torch.no_grad(), pytest.raises(MemoryError, match="no scratch"):
         fused(image)
     monkeypatch.undo()
@@ -230,7 +230,7 @@ def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
         expected = fused(image)
     torch.set_num_threads(3)
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(inference_threads, "_pool", lambda process: Busy())
+        patch.setattr(inference_stages, "_pool", lambda process: Busy())
         assert torch.equal(fused(image), expected)
 
 

@@ -3,7 +3,7 @@
 Between two layers of a block there is little arithmetic and much memory: in torch each operation reads and writes a
 whole map. Here an RMB is two passes with the scan between them, a ConvFFN one, and a 3x3 convolution one
 (inference_numba.py). The modules of fusion.py write down their passes (`Passes`) beside their operations of torch, and
-what was written down for a shape is run again and again by threads of our own (inference_threads.py). `compute` says
+what was written down for a shape is run again and again by threads of our own (inference_stages.py). `compute` says
 no, and the operations of torch are taken: while gradients are wanted or a program is traced, with hooks, in other types
 than float32, on other devices, with another scan, and without Numba.
 
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repmamba.network.convffn import ConvFFN
-from repmamba.network.inference_threads import Stage, run
+from repmamba.network.inference_stages import Stage, run
 from repmamba.scan.backends import choose
 
 Array = NDArray[np.float32]
