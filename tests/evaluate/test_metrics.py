@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional.image as torchmetrics
 from hypothesis import given, settings
 from hypothesis.strategies import integers
 from safetensors.numpy import load_file
@@ -73,8 +74,6 @@ def test_psnr_and_ssim_agree_with_scikit_image(shape):
 
 @pytest.mark.parametrize("shape", [(30, 41, 3), (64, 64, 13)])
 def test_all_four_measures_agree_with_torchmetrics(shape):
-    """It is no dependency, as it brings another library of its makers along; this runs where it is installed."""
-    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
     sr, hr = images(5, shape)
     theirs = [torch.from_numpy(one).double().permute(2, 0, 1)[None] for one in (sr, hr)]
     mirrored = [np.pad(one, ((5, 5), (5, 5), (0, 0)), "reflect") for one in (sr, hr)]  # as its SSIM sees the border
