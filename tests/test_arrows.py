@@ -40,8 +40,6 @@ def refused(package, importer):
     allowed = package in ("repmamba", "torch", "numpy") or package in sys.stdlib_module_names
     return PACKAGE in importer and not allowed
 """
-# Needs the package that it is written for, and is imported inside a function of its backend alone.
-LOADED_WHEN_A_BACKEND_STARTS = {"repmamba.scan.numba_kernels"}
 
 COMPILED = {
     "repmamba.scan.numba_kernels",
