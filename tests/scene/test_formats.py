@@ -99,6 +99,13 @@ def test_no_predictor_is_set_where_none_is_compressed():
     assert "PREDICTOR" not in creation_options(replace(RGB, creation=(("COMPRESS", "NONE"),)))
 
 
+def test_deflate_is_quick_unless_a_level_is_asked_for():
+    assert creation_options(RGB)["ZLEVEL"] == "4"
+    assert creation_options(replace(RGB, creation=(("ZLEVEL", "9"),)))["ZLEVEL"] == "9"
+    assert creation_options(replace(RGB, format="COG"))["LEVEL"] == "4"
+    assert "LEVEL" not in creation_options(replace(RGB, format="COG", creation=(("COMPRESS", "ZSTD"),)))
+
+
 @pytest.mark.parametrize(("edge", "big"), [(20_000, "NO"), (30_000, "YES")])
 def test_a_tiff_is_big_where_its_offsets_may_need_64_bits(edge, big):
     assert creation_options(replace(RGB, grid=Grid(edge, edge)))["BIGTIFF"] == big
