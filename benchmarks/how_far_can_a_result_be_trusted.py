@@ -60,7 +60,7 @@ VALIDATION = {"val/ucmerced": 30, "val/rsscn7": 30}  # pictures taken, or all if
 TEST = {"test/ucmerced": 60, "test/rsscn7": 40, "test/epfl_road": 15}
 GREY = {"test/ucmerced": 20}  # also with their green band alone, as any other band goes through the network
 STEP = 3  # every third row and column counts: neighbours say nearly the same, and 3 meets every phase of x4
-POOLED = 1000  # pixels of each image in the intervals of what is taken over all pixels of a set
+POOLED = 250  # pixels of each image in the intervals of what is taken over all pixels of a set
 
 Pixels = NDArray[np.float64]
 
@@ -282,7 +282,7 @@ def differences(set_name: str, images: list[Measured], names: list[str]) -> Iter
                 (predictor(image, ours)[at], predictor(image, other)[at], image.error[at])
                 for image, at in zip(images, few, strict=True)
             ]
-            row["correlation_of_all_pixels"] = interval(partial(pooled, parts), len(parts), 500)
+            row["correlation_of_all_pixels"] = interval(partial(pooled, parts), len(parts), 300)
             yield row
 
 
@@ -439,7 +439,7 @@ def plot(found: dict[str, Any], curves: dict[str, Pixels], path: Path) -> None:
         title="sparsification, mean over the images of test/",
         ylim=(0, 1.02),
     )
-    sparse.legend(fontsize=8)
+    sparse.legend(fontsize=8, loc="upper right")
     figure.savefig(path, dpi=110)
 
 
