@@ -1,7 +1,9 @@
 """What all tests share: where the reference data is, and the end of the run that says what was skipped and why."""
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,16 @@ def golden(reference: Path) -> Path:
 @pytest.fixture(scope="session")
 def geotiffs(reference: Path) -> Path:
     return reference / "data" / "geotiff"
+
+
+@pytest.fixture(autouse=True)
+def _repmambas_logger_as_it_was() -> Iterator[None]:
+    """A verb sets the level of repmamba's logger for its process, which is here that of the next test, too."""
+    logger = logging.getLogger("repmamba")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

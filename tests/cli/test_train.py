@@ -12,11 +12,7 @@ ROOM = "repmamba.train.loop"
 @pytest.fixture(autouse=True)
 def _a_terminal():
     """repmamba's logger as a verb leaves it on a terminal, where bars take the place of lines."""
-    logger = logging.getLogger("repmamba")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(before)
+    logging.getLogger("repmamba").setLevel(logging.WARNING)
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])

@@ -119,7 +119,7 @@ def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(write_rast
 def test_the_log_says_whether_a_result_is_made_consistent_and_why(write_raster, smooth, plan, caplog):
     placed = write_raster("a.tif", smooth(1, 9, 9))
     picture = write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "repmamba"):
         for path, asked in ((placed, None), (picture, None), (placed, False), (picture, True)):
             plan(path, consistent=asked)
     assert [message.split(": ", 1)[1].split(" (")[0] for message in caplog.messages] == [
