@@ -15,6 +15,7 @@ from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
 from repmamba.scene import estimate
 from repmamba.scene.engine import plan_file, upscale_file
+from repmamba.scene.lock import TargetLock
 from repmamba.tiles.window import Window
 
 from .conftest import bicubic_upscaler
@@ -401,6 +402,23 @@ def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster,
     upscale_file(path, tmp_path / "out.tif", bicubic, overwrite=True)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.width == 18
+
+
+def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_same_call(
+    write_raster, smooth, tmp_path, bicubic
+):
+    path, target = write_raster("in.tif", smooth(1, 9, 9)), tmp_path / "out.tif"
+    upscale_file(path, target, bicubic)
+    whole, lock = target.read_bytes(), TargetLock(target).path
+    lock.write_text("process 1 on nowhere\n")
+    upscale_file(path, target, bicubic)
+    assert target.read_bytes() == whole
+    assert not lock.exists()
+    lock.write_text("process 1 on nowhere\n")
+    target.write_text("mine")
+    with pytest.raises(TargetExists, match="--overwrite"):
+        upscale_file(path, target, bicubic)
+    assert target.read_text() == "mine"
 
 
 @pytest.mark.parametrize("target", ["nowhere/out.tif", "folder"])

@@ -23,6 +23,7 @@ from repmamba.scene.confidence import ConfidencePlan, SceneWriters, with_confide
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import other_jobs
+from repmamba.scene.lock import TargetLock
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.scene.stored import Pixels
@@ -212,7 +213,7 @@ def check_targets(
         if os.path.realpath(second) == os.path.realpath(target):
             raise UsageError(f"{target} cannot be the result and its confidence: give them two names.")
         # It may be what a stopped run of this very job has put in place already: its writer knows.
-        check_target(source, second, overwrite=overwrite or bool(other_jobs(target, NO_JOB)))
+        check_target(source, second, overwrite=overwrite or _was_left_by_a_stopped_run(target))
 
 
 def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
@@ -224,11 +225,16 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
     if not target.parent.is_dir():
         raise TargetError(f"The folder {target.parent} does not exist: make it first.")
     # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
-    if target.exists() and not overwrite and not other_jobs(target, NO_JOB):
+    if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
         raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")
     as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
     if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
+
+
+def _was_left_by_a_stopped_run(target: Path) -> bool:
+    """Whether a run at this target was stopped; the lock is the last that it would have removed."""
+    return bool(other_jobs(target, NO_JOB)) or TargetLock(target).path.exists()
 
 
 def _compute(
