@@ -61,7 +61,7 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole
     assert result.weights == str(tmp_path / "finetuned.safetensors")
     assert "a gain; the new weights are" in result.summary()
     kept = read_checkpoint(result.weights)
-    assert kept.training["begun_from"] == old
+    assert kept.training["begun_from"] == {"weights": old, "training": read_checkpoint(old).training}
     assert "stripes.tif" in kept.origin
     assert load(result.weights).scale == 2
 

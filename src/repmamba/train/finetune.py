@@ -125,7 +125,7 @@ def finetune(
     result = FinetuneResult(run, weights, gain)
     if not result.improved:
         return result
-    facts = {**new.training, "begun_from": weights, "gain_db": [gain.low, gain.difference, gain.high]}
+    facts = {**new.training, "gain_db": [gain.low, gain.difference, gain.high]}
     origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
     kept = write_checkpoint(Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts))
     return FinetuneResult(run, str(kept), gain)

@@ -18,7 +18,7 @@ from repmamba.train.average import Average
 from repmamba.train.losses import weighted
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
-from repmamba.train.start import start_bilinear, weights_for
+from repmamba.train.start import provenance, start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Learner:
 
     network: the plain one, on its device, in training mode.  best_network: the one to judge and to ship, the running
     mean where there is one.  precision: "float32" or "bf16", as chosen for this machine when the run began.
+    begun_from: other weights that the network began with, and the facts of their training.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, processes: Processes) -> None:
@@ -45,6 +46,7 @@ class Learner:
         self.network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.step.batch_norm == "synchronised" and processes.world > 1:
             self.network = synchronised(self.network, device)
+        self.begun_from = provenance(recipe.start.weights) if recipe.start.weights else None
         self.average = average
         if average is not None:
             average.network.to(device)

@@ -191,6 +191,8 @@ class Run:
 
     def _write_weights(self, name: str, judgement: Judgement | None) -> None:
         facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "steps": self.step}
+        if self.learner.begun_from is not None:
+            facts["begun_from"] = self.learner.begun_from
         if judgement is not None:
             facts["validation"] = asdict(judgement)
         origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"

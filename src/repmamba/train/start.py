@@ -4,6 +4,7 @@ The published random start is the network's own, in its constructors. Nothing he
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,11 @@ def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
     }
     # The constructor of the network checks that everything else fits.
     return dict(Checkpoint(config, rescaled, f"{source}, resampled").network().state_dict())
+
+
+def provenance(source: str | Path) -> dict[str, Any]:
+    """The name of a checkpoint and the facts of its training, for what begins with it. Raises CheckpointError."""
+    return {"weights": str(source), "training": dict(read_checkpoint(find_weights(source).path).training)}
 
 
 def resampled(tensor: Tensor, scale: int, wanted: int) -> Tensor:
