@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from repmamba.network.repconv import EPS
-from repmamba.scan.numba_kernels import I64, LANES, LOG2_E, Vectors, counting
+from repmamba.scan.numba_kernels import I64, LANES, LOG2_E, Vectors, counting, under_the_name_of_this_version
 
 # The normal distribution's tail beyond x >= 0 is exp(-x^2 / 2) t poly(t) with t = 1 / (1 + TAIL x), within 4e-9 / x.
 TAIL = 0.28
@@ -704,7 +704,7 @@ def _kernel(arguments: str) -> Callable[[Callable[..., None]], Callable[..., Non
     f float32, d float64."""
 
     def enter(function: Callable[..., None]) -> Callable[..., None]:
-        _KERNELS[function.__name__] = function, arguments
+        _KERNELS[function.__name__] = under_the_name_of_this_version(function), arguments
         return function
 
     return enter
