@@ -110,7 +110,11 @@ def test_under_autocast_the_gradients_are_those_of_float32_within_its_precision(
             assert error < 0.05, name
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
+OF_TORCHS_PRODUCTS = ("ss2d.in_proj.weight", "ss2d.x_proj", "ss2d.out_proj.weight")
+"""Gradients of matrices are torch's products over all pixels; on some processors their order depends on the threads."""
+
+
+def test_the_number_of_threads_changes_no_bit_of_what_the_passes_compute() -> None:
     torch.manual_seed(0)
     rmb, (x, gradient) = RMB(32).train(), maps(5, 32, 32, 32)
     found = []
@@ -121,14 +125,15 @@ def test_the_number_of_threads_changes_no_bit() -> None:
             x.grad = None
             rmb.zero_grad()
             rmb(x).backward(gradient)
-            found.append([x.grad, *(parameter.grad for parameter in rmb.parameters())])
+            assert x.grad is not None
+            found.append({"x": x.grad} | {name: p.grad for name, p in rmb.named_parameters() if p.grad is not None})
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:
-        for first, other in zip(found[0], others, strict=True):
-            assert first is not None
-            assert other is not None
-            assert torch.equal(first, other)
+        assert others.keys() == found[0].keys() > set(OF_TORCHS_PRODUCTS)
+        for name, other in others.items():
+            bound = 1e-6 * found[0][name].abs().max() if name in OF_TORCHS_PRODUCTS else 0
+            assert (other - found[0][name]).abs().max() <= bound, name
 
 
 @pytest.mark.parametrize("why", ["no Numba", "evaluation", "float64", "synchronised statistics", "float16"])
