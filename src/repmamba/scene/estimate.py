@@ -27,7 +27,8 @@ from repmamba.scene.raster import Raster
 logger = logging.getLogger(__name__)
 
 GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
-NETWORK_BYTES_PER_PIXEL = 5500  # of the tile that is read, while its widest layer is computed
+NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
+PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
@@ -167,10 +168,17 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
     waiting = (lr + hr) * plan.profile.count * size
     if plan.calibration is not None:  # the errors to expect are a float32 for each group
         waiting += hr * len(plan.groups) * 4
-    computing = lr * NETWORK_BYTES_PER_PIXEL + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
+    network = lr * (PASSES_BYTES_PER_PIXEL if _in_passes(plan) else NETWORK_BYTES_PER_PIXEL)
+    computing = network + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
     if plan.calibration is not None:
         computing += hr * VARIANCE_BYTES_PER_PIXEL
     return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
+
+
+def _in_passes(plan: ScenePlan) -> bool:
+    """Whether the network surely runs in compiled passes; in bfloat16 that depends on the processor."""
+    settings = plan.job.settings
+    return (settings["scan"], settings["precision"]) == ("numba", "float32")
 
 
 def _duration(seconds: float) -> str:
