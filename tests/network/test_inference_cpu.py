@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -315,6 +316,22 @@ def test_kernels_with_vector_code_of_another_file_are_cached_under_its_version()
     named = {kernel.__name__: kernel.py_func.__qualname__ for kernel in compiled if kernel.__name__ not in plain}
     assert set(named) > {"front", "tail", "feed_forward", "convolution", "first_convolution", "product", "claimed"}
     assert [name for name, full in named.items() if VERSION not in full] == []
+
+
+def test_what_one_shape_took_is_given_back_before_another_takes_its_own(monkeypatch):
+    network, made, there = fuse(RepMamba(CONFIGS[0])), [], []
+
+    class Noted(inference_cpu.Passes):
+        def __init__(self, *arguments, **keywords):
+            there.append([passes() is not None for passes in made])
+            super().__init__(*arguments, **keywords)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(inference_cpu, "Passes", Noted)
+    with torch.inference_mode():
+        for side in (8, 10, 10, 8):
+            network(torch.rand(1, 3, side, side))
+    assert there == [[], [False], [False, False]]
 
 
 def test_an_unfused_network_is_left_to_torch(passes):

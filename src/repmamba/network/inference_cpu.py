@@ -87,7 +87,7 @@ def compute(network: Folded, image: Tensor) -> Tensor | None:
     key = (state, tuple(image.shape), torch.get_num_threads(), in_pairs)
     known: tuple[Any, Any, Passes] | None = getattr(_memory, "passes", None)
     if known is None or known[0]() is not network or known[1] != key:
-        _memory.passes = None
+        known = _memory.passes = None  # what another shape took is given back before this one takes its own
         passes = Passes(image, torch.get_num_threads(), in_pairs=in_pairs)
         network.write(passes)
         if passes.kept:
