@@ -1,8 +1,13 @@
-"""Writes the tables of docs/speed.md from what the benchmarks of speed left in results/: python benchmarks/page.py."""
+"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/.
+
+python benchmarks/page.py
+"""
 
 import json
 from pathlib import Path
 from typing import Any
+
+import plots
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -10,27 +15,41 @@ BEGIN, END = "<!-- {name} -->", "<!-- until here -->"
 
 QUESTIONS = (
     "how_far_from_its_own_arithmetic",
+    "where_does_the_time_go",
     "how_does_it_grow_with_area",
+    "how_does_it_grow_with_threads",
     "against_a_light_window_transformer",
     "how_long_is_a_training_step",
 )
 
 
 def main() -> None:
-    """Put each result's table between its marks; a question without a result keeps what stands there."""
+    """Put each result's table between its marks, and draw; a question without a result keeps what stands there."""
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
+    plots.draw(results, PAGE.parent)
     text = PAGE.read_text("utf-8")
     for name in QUESTIONS:
-        result = RESULTS / f"{name}.json"
-        if result.is_file():
+        if result := results.get(name):
             before, _, rest = text.partition(BEGIN.format(name=name))
             _, _, after = rest.partition(END)
-            table = markdown(json.loads(result.read_text("utf-8")))
+            table = markdown(result)
             text = f"{before}{BEGIN.format(name=name)}\n\n{table}\n{END}{after}"
     PAGE.write_text(text, "utf-8")
 
 
 def markdown(result: dict[str, Any]) -> str:
     """A result as a table, with the ratios and the machine below it."""
+    lines = _passes(result) if "passes" in result else _times(result)
+    machine, versions = result["machine"], result["versions"]
+    lines += ["", *ratios(result)]
+    lines.append(
+        f"{machine['processor']}, {machine['threads']} threads, {machine['clock']} clock, torch {versions['torch']}, "
+        f"numba {versions['numba']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _times(result: dict[str, Any]) -> list[str]:
     columns = {"units_of_its_own": "units of its own", "times_a_quarter": "times a quarter", "memory_mb": "memory, MB"}
     more = [name for name in columns if any(row.get(name) for row in result["times"])]
     heads = ["", "ms", "quartiles", "units", *(columns[name] for name in more)]
@@ -40,13 +59,19 @@ def markdown(result: dict[str, Any]) -> str:
         cells = [row["what"], f"{row['ms']:.1f}", f"{low:.1f} to {high:.1f}", f"{row['units']:.2f}"]
         cells += [f"{row[name]:.4g}" if row.get(name) else "" for name in more]
         lines.append(f"| {' | '.join(cells)} |")
-    machine, versions = result["machine"], result["versions"]
-    lines += ["", *ratios(result)]
-    lines.append(
-        f"{machine['processor']}, {machine['threads']} threads, {machine['clock']} clock, torch {versions['torch']}, "
-        f"numba {versions['numba']}."
-    )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _passes(result: dict[str, Any]) -> list[str]:
+    limits = result["limits"]
+    lines = ["| | calls | ms | share | GFLOP | MB | GFLOP/s | GB/s |", "| --- |" + " ---: |" * 7]
+    for row in result["passes"]:
+        lines.append(
+            f"| {row['what']} | {row['calls']} | {row['ms']:.1f} | {row['share']:.0%} | {row['gflop']:.2f} | "
+            f"{row['mb']:.0f} | {row['gflop_per_second']:.0f} | {row['gb_per_second']:.1f} |"
+        )
+    limit = f"| {limits['gflop_per_second']:.0f} | {limits['gb_per_second']:.1f} |"
+    return [*lines, f"| what the machine does: Conv2d, a copy | | | | | | {limit[2:]}"]
 
 
 def ratios(result: dict[str, Any]) -> list[str]:
@@ -59,6 +84,10 @@ def ratios(result: dict[str, Any]) -> list[str]:
     ]
     if "share_of_the_scan" in result:
         lines.append(f"- in the scan, of a call by compiled passes: {100 * result['share_of_the_scan']:.0f} %")
+    lines += [
+        f"- {name}: {value:.2f} times as many as one thread does in the same time"
+        for name, value in result.get("images_of_one_thread", {}).items()
+    ]
     if "times_ours" in result:
         lines.append(f"- the transformer takes {result['times_ours']:.2f} times as long")
     return [*lines, ""] if lines else []

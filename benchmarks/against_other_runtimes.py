@@ -1,0 +1,111 @@
+"""Would a runtime made for inference be faster than the compiled passes?
+
+Question: one 128x128 input at x4, float32, the fused network without its scan, which those runtimes have no operation
+for: our compiled passes, torch's operations one by one, torch.compile, OpenVINO and ONNX Runtime, in one run. What is
+not installed is left out; torch.compile wants a C++ compiler.
+Prediction: torch.compile within 1.3 times the passes, the others slower; none so fast that a scan of its own, and a
+conversion for every user, would pay.
+
+    pip install openvino onnx onnxruntime onnxscript
+    python benchmarks/against_other_runtimes.py [--threads 2] [--rounds 9] [--json FILE]
+"""
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import measuring
+from repmamba.network import inference_cpu, inference_stages
+from repmamba.network.config import NetworkConfig
+from repmamba.network.fusion import FusedRMB, fuse
+from repmamba.network.inference_cpu import Array
+from repmamba.network.inference_stages import Stage
+from repmamba.network.repmamba import RepMamba
+
+WHOLE, OURS, TORCH = "compiled passes, with the scan", "compiled passes", "operations of torch"
+
+
+def passes_without_scan(network: nn.Module, image: Tensor) -> measuring.Run:
+    """Our passes, the stages of the scan left out."""
+
+    def all_but_the_scan(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
+        others = [stage for stage in stages if stage.kernel.__module__ != "repmamba.scan.numba_kernels"]
+        inference_stages.run(others, kernels, memory)
+
+    def run() -> object:
+        with patch.object(inference_cpu, "run", all_but_the_scan):
+            return network(image)
+
+    return run
+
+
+def onnx_runtime(network: nn.Module, image: Tensor, threads: int) -> measuring.Run:
+    """The network as ONNX Runtime has it."""
+    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        torch.onnx.export(network, (image,), file, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, given)
+
+
+def openvino(network: nn.Module, image: Tensor, threads: int) -> measuring.Run:
+    """The network as OpenVINO has it, in float32."""
+    import openvino  # type: ignore[import-not-found,unused-ignore]
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.compile_model(openvino.convert_model(network, example_input=image), "CPU", settings)
+    return lambda: compiled([image.numpy()])
+
+
+def operations_of_torch(network: nn.Module, image: Tensor) -> measuring.Run:
+    """One by one, as without our passes."""
+
+    def run() -> object:
+        with patch.object(inference_cpu, "serves", lambda *tensors: False):
+            return network(image)
+
+    return run
+
+
+def main() -> None:
+    """Time, print the table, write the JSON."""
+    options = measuring.start(__doc__, rounds=9)
+    network, image = fuse(RepMamba(NetworkConfig())).eval(), torch.rand(1, 3, 128, 128)
+    candidates: dict[str, measuring.Run] = {
+        measuring.CONVOLUTION: measuring.convolution(),
+        WHOLE: lambda: network(image),
+        OURS: passes_without_scan(network, image),
+        TORCH: operations_of_torch(network, image),
+    }
+    # Of what converts or compiles, our passes keep away by themselves. In the place of the scan there is nothing.
+    with patch.object(FusedRMB, "scan", lambda self, pooled: pooled), torch.inference_mode():
+        if shutil.which("c++"):
+            compiled = torch.compile(network)
+            candidates["torch.compile"] = lambda: compiled(image)
+        if importlib.util.find_spec("openvino"):
+            candidates["OpenVINO"] = openvino(network, image, options.threads)
+        if importlib.util.find_spec("onnxruntime"):
+            candidates["ONNX Runtime"] = onnx_runtime(network, image, options.threads)
+        times = measuring.measure(candidates, options)
+    found = measuring.rows(times, measuring.UNIT)
+    against = {name: measuring.ratio(times, name, OURS) for name in [TORCH, *list(candidates)[4:]]}
+    print(measuring.table(found))
+    for name, value in against.items():
+        print(f"{name}: {value:.2f} times {OURS}")
+    measuring.write(options, times=found, times_compiled_passes=against)
+
+
+if __name__ == "__main__":
+    main()

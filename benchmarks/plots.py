@@ -1,0 +1,119 @@
+"""The plots of docs/speed.md, from results of the benchmarks; one whose results are not there stays as it is."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Results = dict[str, dict[str, Any]]
+
+ACCURACY = Path(__file__).parent / "accuracy_x4.csv"
+"""PSNR by `esr-rgb` in dB of light networks at x4, and their time in our unit. Ours is the first, its time a result."""
+
+OURS, OTHERS = "#b3261e", "#3f5f7f"
+
+
+def draw(results: Results, folder: Path) -> None:
+    """Write each plot as speed-NAME.png."""
+    for name, (needed, plot) in PLOTS.items():
+        if all(question in results for question in needed):
+            figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+            plot(axes, *(results[question] for question in needed))
+            axes.grid(alpha=0.3, which="both", linewidth=0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+            figure.savefig(folder / f"speed-{name}.png", dpi=110)
+            plt.close(figure)
+
+
+def area(axes: Axes, result: dict[str, Any]) -> None:
+    """Time against area, beside a time that is proportional to the area."""
+    rows = [row for row in result["times"] if row["what"][0].isdigit()]
+    pixels = [int(row["what"].split(" x ")[0]) ** 2 for row in rows]
+    times = [row["ms"] for row in rows]
+    axes.loglog(pixels, times, "o-", color=OURS, label="a call")
+    straight = [times[-1] * each / pixels[-1] for each in pixels]
+    axes.loglog(pixels, straight, "--", color=OTHERS, label="as the area, from the largest")
+    for row, x, y in zip(rows, pixels, times, strict=True):
+        axes.annotate(row["what"], (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="pixels of the input", ylabel="milliseconds", title=f"Time against area, x4, {_machine(result)}")
+    axes.legend(frameon=False)
+
+
+def threads(axes: Axes, result: dict[str, Any]) -> None:
+    """Images a second, against what as many times one thread would be."""
+    rows = [row for row in result["times"] if "thread" in row["what"]]
+    cores = result["machine"]["cores"]
+    images = [1e3 / row["ms"] * (cores if "each" in row["what"] else 1) for row in rows]
+    axes.barh([row["what"] for row in rows], images, color=[OTHERS] + [OURS] * (len(rows) - 1), height=0.6)
+    axes.axvline(images[0] * cores, linestyle="--", color=OTHERS, label=f"{cores} times one thread")
+    axes.invert_yaxis()
+    axes.set(xlabel="images of 128 x 128 a second", title=f"Time against threads, x4, {_processor(result)}")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def roofline(axes: Axes, result: dict[str, Any]) -> None:
+    """Each kind of pass under what the machine can do: bytes at the rate of a copy, operations at that of Conv2d."""
+    rows, limits = result["passes"], result["limits"]
+    top, slope = limits["gflop_per_second"], limits["gb_per_second"]
+    intensities = [row["gflop"] * 1e3 / row["mb"] for row in rows]
+    line = sorted({min(intensities) / 2, top / slope, max(intensities) * 2})
+    axes.loglog(line, [min(top, slope * each) for each in line], color=OTHERS, label="a copy, Conv2d(64, 64, 3)")
+    axes.scatter(
+        intensities, [r["gflop_per_second"] for r in rows], [1500 * r["share"] for r in rows], color=OURS, alpha=0.6
+    )
+    for row, x in zip(rows, intensities, strict=True):
+        place = (x, row["gflop_per_second"])
+        axes.annotate(
+            f"{row['what']}, {row['share']:.0%}", place, xytext=(8, -12), textcoords="offset points", fontsize=8
+        )
+    axes.set(
+        xlabel="operations for each byte that is read or written",
+        ylabel="GFLOP/s",
+        title=f"What each kind of pass reaches, {_machine(result)}",
+    )
+    axes.legend(frameon=False, loc="lower right")
+
+
+def accuracy(axes: Axes, result: dict[str, Any]) -> None:
+    """PSNR on UC Merced's test pictures against the time of a call."""
+    own = next(row["units"] for row in result["times"] if row["what"] == "fused, compiled passes")
+    with ACCURACY.open(encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            ours = not row["units"]
+            time, psnr = own if ours else float(row["units"]), float(row["ucmerced"])
+            axes.semilogx(
+                time, psnr, "*" if ours else "o", markersize=13 if ours else 6, color=OURS if ours else OTHERS
+            )
+            _label(axes, row["network"], time, psnr, number)
+    axes.set(
+        xscale="log",
+        xlabel="time of a 128 x 128 input, in units of Rep-Mamba's own arithmetic",
+        ylabel="PSNR on UC Merced x4, esr-rgb, dB",
+        title="Accuracy against time",
+    )
+
+
+PLOTS = {
+    "area": (("how_does_it_grow_with_area",), area),
+    "threads": (("how_does_it_grow_with_threads",), threads),
+    "roofline": (("where_does_the_time_go",), roofline),
+    "accuracy": (("how_far_from_its_own_arithmetic",), accuracy),
+}
+
+
+def _label(axes: Axes, text: str, x: float, y: float, number: int) -> None:
+    """A name beside its point; above and below in turns, since neighbours in a table often lie together."""
+    axes.annotate(text, (x, y), xytext=(9, 5 if number % 2 else -11), textcoords="offset points", fontsize=8)
+
+
+def _processor(result: dict[str, Any]) -> str:
+    return str(result["machine"]["processor"])
+
+
+def _machine(result: dict[str, Any]) -> str:
+    return f"{result['machine']['threads']} threads, {_processor(result)}"
