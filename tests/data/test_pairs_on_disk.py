@@ -61,6 +61,37 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         find_pairs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        (["train/GT/1.png", "test/GT/1.png"], "give .*aid/test or .*aid/train[.]"),
+        (["train/GT/1.png"], "give .*aid/train[.]"),
+        (["trainval/GT/a/1.png", "test/GT/a/1.png"], "give .*aid/test or .*aid/trainval[.]"),
+        (["train/1.png", "val/1.png", "test/a/1.png"], "aid holds test, train, val: splits"),
+    ],
+    ids=str,
+)
+def test_the_splits_of_a_benchmark_are_not_read_as_its_classes(tmp_path, layout, named):
+    for hr in layout:
+        path = tmp_path / "aid" / hr
+        write_pair(path, tmp_path / "aid" / hr.replace("GT", "LR") if "GT" in hr else None)
+    with pytest.raises(UsageError, match=named):
+        find_pairs(tmp_path / "aid")
+
+
+def test_pairs_further_down_are_not_read_as_large_images(tmp_path):
+    write_pair(tmp_path / "aid/test/GT/1.png", tmp_path / "aid/test/LR/1.png")
+    with pytest.raises(UsageError, match="holds GT further down, in aid/test; give"):
+        find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "GT/"])
+def test_one_class_among_others_may_have_the_name_of_a_split(tmp_path, inside):
+    for group in ("plane", "ship", "train"):
+        write_pair(tmp_path / f"{group}/{inside}1.png", tmp_path / f"{group}/LR/1.png" if inside else None)
+    assert [pair.group for pair in find_pairs(tmp_path)] == ["plane", "ship", "train"]
+
+
 def test_a_pair_of_another_scale_is_refused(tmp_path):
     write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1.png", scale=3)
     with pytest.raises(ShapeMismatch, match="3 times as large as LR, and 2"):

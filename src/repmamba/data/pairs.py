@@ -21,6 +21,7 @@ from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, to_uint8
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
+SPLITS = ("train", "trainval", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,15 @@ def find_pairs(folder: Path) -> list[PairFiles]:
 
     Accepted: GT/ and LR/ inside, each flat or with class folders; class folders with GT/ and LR/ inside each; or images
     alone, flat or in class folders, as large ones without small ones. Raises UsageError where files have no partner or
-    two files have one name, SourceError where there is no image.
+    two files have one name, and where the folders inside are the splits of a benchmark, as `prepare aid` writes them,
+    or hold pairs further down; SourceError where there is no image.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; give one with GT and LR inside, or with images.")
     if (folder / HR_FOLDER).is_dir():
         return _matched(folder, _by_name(folder / HR_FOLDER), _by_name(folder / LR_FOLDER))
     classes = sorted(child for child in folder.iterdir() if (child / HR_FOLDER).is_dir())
+    _refuse_splits(folder, [child.name for child in classes])
     if classes:
         return _matched(
             folder,
@@ -144,10 +147,25 @@ def find_pairs(folder: Path) -> list[PairFiles]:
             {f"{child.name}/{name}": path for child in classes for name, path in _by_name(child / LR_FOLDER).items()},
         )
     images = _by_name(folder)
+    _refuse_splits(folder, [name.partition("/")[0] for name in images if "/" in name])
+    further = sorted({name.partition(f"/{HR_FOLDER}/")[0] for name in images if f"/{HR_FOLDER}/" in name})
+    if further:  # their LR would be taken for large images
+        raise UsageError(f"{folder} holds {HR_FOLDER} further down, in {', '.join(further[:3])}; give such a folder.")
     if not images:
         found = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
         raise SourceError(f"{folder} holds no images; expected GT and LR, flat or by class, or images; found {found}.")
     return [PairFiles(name, hr, None) for name, hr in sorted(images.items())]
+
+
+def _refuse_splits(folder: Path, children: Sequence[str]) -> None:
+    """Splits are not classes: read together, a network would learn from the images that are to judge it.
+
+    One such name among others is a class that happens to have it.
+    """
+    splits = sorted(set(children) & set(SPLITS))
+    if len(splits) > 1 or (splits and set(children) == set(splits)):
+        given = " or ".join(str(folder / split) for split in splits)
+        raise UsageError(f"{folder} holds {', '.join(splits)}: splits of a benchmark and not classes; give {given}.")
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
