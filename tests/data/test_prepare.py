@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -183,6 +184,21 @@ def test_broken_images_are_named_and_counted_and_end_nothing(tmp_path, originals
     assert "a/00.png: 00.png cannot be read as a picture" in prepared.summary()
     assert "3 left out" in prepared.summary()
     assert len(json.loads(prepared.manifest.read_text())["skipped"]) == 3
+
+
+def test_an_original_that_the_system_does_not_give_is_named_and_counted(tmp_path, originals, monkeypatch):
+    plain = Path.read_bytes
+
+    def denied(path):
+        if path.name == "03.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    prepared = prepare(originals, tmp_path / "pairs", settings(), workers=1)
+    assert prepared.made == 10
+    assert [one.source for one in prepared.skipped] == ["a/03.png", "b/03.png"]
+    assert "left out a/03.png: 03.png cannot be read: Permission denied." in prepared.summary()
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path, originals):

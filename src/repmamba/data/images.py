@@ -58,6 +58,14 @@ def read_image(path: Path) -> NDArray[np.generic]:
     return image
 
 
+def read_file(path: Path) -> bytes:
+    """A file's bytes. Raises SourceError if the system does not give them."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of a picture in pixels, from its header alone. Raises CorruptSource if it is broken."""
     try:

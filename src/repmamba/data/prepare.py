@@ -25,7 +25,7 @@ from PIL import Image
 
 from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_originals
 from repmamba.data.degradations import Chain, Stage, generator_for
-from repmamba.data.images import read_image, read_size, write_errors, write_png
+from repmamba.data.images import read_file, read_image, read_size, write_errors, write_png
 from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
 from repmamba.errors import CorruptSource, JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
 from repmamba.pixels.resize import imresize, to_uint8
@@ -232,7 +232,7 @@ def make_item(item: Item, source: Path, target: Path, settings: Settings) -> Mad
     """Make the three files of one image. Raises VerificationError, and what the disk raises; all else is Skipped."""
     path = source / item.source
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_file(path)).hexdigest()
         image = read_image(path)
         gt, cut = _cut(image, settings)
     except (SourceError, UsageError) as error:
