@@ -8,7 +8,8 @@ import click
 import pytest
 
 from repmamba.cli import upscale as command
-from repmamba.errors import RepmambaError, SourceError, UsageError
+from repmamba.cli.main import MISUSED, run
+from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,28 @@ def test_inputs_of_one_name_and_a_file_for_several_are_refused(tmp_path):
     (tmp_path / "file.tif").write_text("")
     with pytest.raises(UsageError, match="give a folder"):
         command.outputs(["a.tif", "b.tif"], tmp_path / "file.tif", 4, dry_run=False)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_result_replaces_an_input_even_of_another_result(tmp_path, capsys, dry_run):
+    for name in ("a.tif", "a_x4.tif"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.tif").symlink_to(tmp_path / "a_x4.tif")
+    for second in ("a_x4.tif", "link.tif"):
+        sources = [tmp_path / "a.tif", tmp_path / second]
+        options = ["-o", tmp_path, "--overwrite", *["--dry-run"] * dry_run]
+        assert run(["upscale", *map(str, [*sources, *options])]) == MISUSED
+        said = capsys.readouterr().err
+        assert f"a_x4.tif, the result of {sources[0]}, would be the input {sources[1]}" in said
+        assert said.count("\n") == 1
+    assert (tmp_path / "a_x4.tif").read_text() == "a_x4.tif"
+    assert command.outputs([str(tmp_path / "a.tif"), "gone.tif"], tmp_path, 2, dry_run=True)[0].name == "a_x2.tif"
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match=r"file/out cannot be made: Not a directory\. Choose"):
+        command.outputs(["a.tif", "b.tif"], tmp_path / "file" / "out", 4, dry_run=False)
 
 
 def test_of_several_inputs_one_that_fails_is_named_and_the_others_go_on(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import click
 
 from repmamba.cli import options
 from repmamba.cli.terminal import say_error
-from repmamba.errors import RepmambaError, UsageError
+from repmamba.errors import RepmambaError, TargetError, UsageError
 
 logger = logging.getLogger("repmamba.cli.upscale")
 
@@ -203,9 +204,34 @@ def outputs(sources: Sequence[str], target: Path, scale: int, *, dry_run: bool) 
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UsageError(f"Several inputs would be written to {target / min(twice)}: enlarge them one by one.")
+    targets = [target / name for name in names]
+    refuse_inputs(sources, targets)
     if not dry_run:
-        target.mkdir(parents=True, exist_ok=True)
-    return [target / name for name in names]
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(f"The folder {target} cannot be made: {error.strerror}. Choose another one.") from error
+    return targets
+
+
+def refuse_inputs(sources: Sequence[str], targets: Sequence[Path]) -> None:
+    """Raise UsageError where any result would replace any input, even one that has had its turn by then."""
+    inputs = {_file_at(source): source for source in sources}
+    for source, target in zip(sources, targets, strict=True):
+        place = _file_at(target)
+        if place is not None and place in inputs:
+            raise UsageError(
+                f"{target}, the result of {source}, would be the input {inputs[place]}: name another folder."
+            )
+
+
+def _file_at(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from any other, whatever its names; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def named_larger(source: str, scale: int) -> str:
