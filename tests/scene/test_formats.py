@@ -10,7 +10,8 @@ from repmamba.scene.output import OutputProfile
 
 RGB = OutputProfile("GTiff", Grid(100, 80), 3, "uint8")
 PER_BAND = ("colorinterp", "descriptions", "scales", "offsets", "units", "band_tags")
-FIVE_BANDS = {"count": 5, **dict.fromkeys(PER_BAND, ())}
+TWO_BANDS, FOUR_BANDS, FIVE_BANDS = ({"count": count, **dict.fromkeys(PER_BAND, ())} for count in (2, 4, 5))
+RGBA = {**FOUR_BANDS, "colorinterp": ("red", "green", "blue", "alpha")}
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,20 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, asked):
     [
         ({"format": "PNG", "dtype": "float32"}, "PNG cannot hold float32 pixels. These can: GTiff, COG "),
         ({"format": "JPEG", "dtype": "uint16"}, "JPEG cannot hold uint16 pixels. These can: GTiff, COG, PNG "),
-        ({"format": "PNG", **FIVE_BANDS}, "PNG cannot hold 5 bands. These can: GTiff, COG "),
+        ({"format": "PNG", **FIVE_BANDS}, "PNG cannot hold 5 bands of which none is alpha. These can: GTiff, COG "),
+        ({"format": "PNG", **FOUR_BANDS}, "PNG cannot hold 4 bands of which none is alpha. These can: GTiff, COG "),
+        ({"format": "PNG", **TWO_BANDS}, "PNG cannot hold 2 bands of which none is alpha. These can: GTiff, COG "),
+        ({"format": "JPEG", **RGBA}, "JPEG cannot hold 4 bands of which one is alpha. These can: GTiff, COG, PNG "),
         (
             {"format": "JPEG", "grid": Grid(70_000, 10)},
             "JPEG cannot hold 70000 x 10 pixels. These can: GTiff, COG, PNG ",
         ),
         ({"format": "PNG", "mask": True}, "PNG cannot hold a mask beside the bands. These can: GTiff, COG, JPEG "),
         ({"format": "JPEG", "nodata": 0.0}, "JPEG cannot hold a nodata value. These can: GTiff, COG, PNG "),
+        (
+            {"nodata": 0.0, "creation": (("COMPRESS", "JPEG"),)},
+            "GTiff cannot hold a nodata value in pixels that its compression changes. These can: GTiff, COG, PNG ",
+        ),
         ({"dtype": "complex64"}, "GTiff cannot hold complex64 pixels. No format can."),
     ],
 )
@@ -85,6 +93,12 @@ def test_a_creation_option_is_checked_before_the_first_pixel(asked, says):
 def test_compressions_of_pictures_take_pictures_only():
     with pytest.raises(UsageError, match="uint8"):
         check_fit(replace(RGB, dtype="uint16", creation=(("COMPRESS", "JPEG"),)))
+
+
+def test_a_compression_that_would_change_alpha_is_refused():
+    with pytest.raises(UsageError, match="JPEG changes alpha"):
+        check_fit(replace(RGB, **RGBA, creation=(("COMPRESS", "JPEG"),)))
+    check_fit(replace(RGB, **RGBA, creation=(("COMPRESS", "WEBP"),)))
 
 
 @pytest.mark.parametrize(

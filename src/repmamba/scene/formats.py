@@ -8,7 +8,7 @@ whatever GDAL lets pass: it only logs what it does not know, and some of its opt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repmamba.errors import TargetError, UsageError
@@ -64,10 +64,10 @@ class Format:
     driver: str
     suffixes: tuple[str, ...]
     dtypes: tuple[str, ...]
-    counts: range  # bands, alpha included
+    colours: range  # numbers of bands, alpha left out
     largest: int  # edge
     lossless: bool  # with the default options
-    nodata: bool  # can declare a nodata value that its pixels keep exactly
+    nodata: bool  # can declare a nodata value; its pixels keep it exactly where nothing is lost
     mask: bool  # can carry a mask beside its bands
     alpha: bool
     placed: bool  # carries transform and CRS inside; else they go into side-car files (.aux.xml and a world file)
@@ -81,14 +81,17 @@ class Format:
         grid = profile.grid
         if profile.dtype not in self.dtypes:
             return f"{profile.dtype} pixels"
-        if profile.count not in self.counts or (profile.has_alpha and not self.alpha):
-            return f"{profile.count} bands" + (" of which one is alpha" if profile.has_alpha else "")
+        if profile.count - profile.has_alpha not in self.colours or (profile.has_alpha and not self.alpha):
+            # PNG takes the second of two bands, and the fourth of four, for alpha, whatever they are.
+            return f"{profile.count} bands of which {'one' if profile.has_alpha else 'none'} is alpha"
         if max(grid.width, grid.height) > self.largest:
             return f"{grid.width} x {grid.height} pixels"
         if profile.mask and not self.mask:
             return "a mask beside the bands"
         if profile.nodata is not None and not self.nodata:
             return "a nodata value"
+        if profile.nodata is not None and not _keeps_pixels(self, _asked(profile)):
+            return "a nodata value in pixels that its compression changes"
         return None
 
 
@@ -134,7 +137,7 @@ FORMATS: dict[str, Format] = {
             options=_COG_OPTIONS,
         ),
         Format(
-            "PNG", "PNG", (".png",), ("uint8", "uint16"), range(1, 5), 1_000_000,
+            "PNG", "PNG", (".png",), ("uint8", "uint16"), range(1, 4, 2), 1_000_000,
             lossless=True, nodata=True, mask=False, alpha=True, placed=False, one_pass=True, world=".pgw", room=2.1,
             options={"ZLEVEL": Whole(1, 9)},
         ),
@@ -166,7 +169,8 @@ def check_fit(profile: OutputProfile) -> None:
     """Raise TargetError if the profile's format cannot hold it, naming those that can; UsageError for its options."""
     chosen = FORMATS[profile.format]
     if (misfit := chosen.holds(profile)) is not None:
-        able = [entry.name for entry in FORMATS.values() if entry.holds(profile) is None]
+        others = (replace(profile, format=name, creation=()) for name in FORMATS)
+        able = [other.format for other in others if FORMATS[other.format].holds(other) is None]
         raise TargetError(
             f"{chosen.name} cannot hold {misfit}. "
             + (f"These can: {', '.join(able)} (choose by the name's ending or --format)." if able else "No format can.")
@@ -177,7 +181,7 @@ def check_fit(profile: OutputProfile) -> None:
 def creation_options(profile: OutputProfile) -> dict[str, str]:
     """Every creation option that GDAL gets: defaults for the profile, then what the user asked. Raises UsageError."""
     chosen = FORMATS[profile.format]
-    asked = {name.upper(): value.upper() for name, value in profile.creation}
+    asked = _asked(profile)
     for name, value in asked.items():
         option = chosen.options.get(name)
         if option is None:
@@ -192,15 +196,24 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
             f"COMPRESS={options['COMPRESS']} takes one, three or four bands of uint8, not {profile.count} of "
             f"{profile.dtype}; DEFLATE and ZSTD take all."
         )
+    if options.get("COMPRESS") == "JPEG" and profile.has_alpha:
+        raise UsageError("COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep it.")
     return options
 
 
 def is_lossless(profile: OutputProfile) -> bool:
     """Whether every pixel comes back as it was given, with the options that were asked for."""
-    options = creation_options(profile)
-    if options.get("COMPRESS") == "WEBP":
-        return options.get("WEBP_LOSSLESS") == "YES" or (profile.format == "COG" and options.get("QUALITY") == "100")
-    return FORMATS[profile.format].lossless and options.get("COMPRESS") != "JPEG"
+    return _keeps_pixels(FORMATS[profile.format], _asked(profile))
+
+
+def _asked(profile: OutputProfile) -> dict[str, str]:
+    return {name.upper(): value.upper() for name, value in profile.creation}
+
+
+def _keeps_pixels(chosen: Format, asked: Mapping[str, str]) -> bool:
+    if asked.get("COMPRESS") == "WEBP":
+        return asked.get("WEBP_LOSSLESS") == "YES" or (chosen.name == "COG" and asked.get("QUALITY") == "100")
+    return chosen.lossless and asked.get("COMPRESS") != "JPEG"
 
 
 def raw_bytes(profile: OutputProfile) -> int:

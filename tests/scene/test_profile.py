@@ -1,0 +1,29 @@
+"""What a result says of itself fits the format that it is stored in."""
+
+import numpy as np
+import pytest
+import rasterio
+
+from repmamba.errors import TargetError
+from repmamba.scene.engine import upscale_file
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.cog.tif"])
+@pytest.mark.parametrize("compression", ["JPEG", "WEBP"])
+def test_a_compression_that_changes_pixels_changes_no_footprint(
+    write_raster, smooth, tmp_path, bicubic, name, compression
+):
+    data = smooth(3, 60, 60)
+    data[:, 7:31, 5:26] = 0
+    path = write_raster("in.tif", data, nodata=0, photometric="RGB")
+    upscale_file(path, tmp_path / name, bicubic, creation={"COMPRESS": compression})
+    with rasterio.open(tmp_path / name) as file:
+        np.testing.assert_array_equal(file.dataset_mask() == 0, (data[0] == 0).repeat(2, 0).repeat(2, 1))
+        assert file.nodata is None
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_a_band_that_is_no_alpha_does_not_become_it(write_raster, smooth, tmp_path, bicubic, bands):
+    path = write_raster("in.tif", smooth(bands, 20, 20), photometric="RGB" if bands == 4 else None, alpha="NO")
+    with pytest.raises(TargetError, match=rf"PNG cannot hold {bands} bands.*GTiff, COG"):
+        upscale_file(path, tmp_path / "out.png", bicubic)
