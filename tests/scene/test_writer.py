@@ -17,6 +17,7 @@ from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
 from repmamba.errors import JobChanged, ShapeMismatch, TargetError, TargetExists, UsageError, VerificationError
+from repmamba.scene.admission import STRANGERS_SETTINGS
 from repmamba.scene.assembly import world_file
 from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
@@ -93,6 +94,17 @@ def test_neither_the_order_nor_the_threads_nor_the_stops_change_a_byte(tmp_path,
     write_in_threads(scene, third / file)
     files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, second, third)]
     assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_result_is_the_same_while_a_strangers_file_is_open(tmp_path, name):
+    """Around that, GDAL is told to read neither side-cars nor what else lies in a folder."""
+    file, scene = SCENES[name]
+    for folder in ("alone", "beside"):
+        (tmp_path / folder).mkdir()
+    alone = scene.write(tmp_path / "alone" / file)
+    with rasterio.Env(**STRANGERS_SETTINGS):
+        assert scene.write(tmp_path / "beside" / file) == alone
 
 
 def interrupt_at(number: int) -> Any:

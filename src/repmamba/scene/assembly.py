@@ -31,6 +31,7 @@ from repmamba.scene.output import OutputProfile
 from repmamba.scene.overviews import halved
 from repmamba.scene.readback import (
     GDAL_FAILURES,
+    OWN_FILES,
     Overlaps,
     Progress,
     gdal_window,
@@ -44,7 +45,7 @@ from repmamba.scene.receipt import Level, Piece
 from repmamba.scene.tile_file import TilePixels
 from repmamba.tiles.window import Window
 
-WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1"}
+WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
 WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
 CACHE = 48 << 20  # bytes of decoded tiles kept there
@@ -203,7 +204,7 @@ def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pr
         _write_tiff(base, profile, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
         # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
         pam = "YES" if is_placed(profile) else "NO"
-        with rasterio.Env(**WRITING, GDAL_PAM_ENABLED=pam):
+        with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
             gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile))
         progress(1.0)
     finally:

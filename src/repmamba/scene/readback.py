@@ -28,7 +28,9 @@ from repmamba.scene.tile_file import packed_rows
 from repmamba.tiles.window import Window
 
 GDAL_FAILURES = (RasterioError, CPLE_BaseError, OSError, SystemError)
-READING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}
+# Our own side-cars and overviews are read, also while a stranger's file is open, around which both are switched off.
+OWN_FILES = {"GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
+READING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_FILES}
 STRIP = 64  # rows read at once from formats that only go from top to bottom
 LOSSY_DRIFT = 1.0  # grey levels by which the mean of a piece may differ between two decoders of the same JPEG
 
