@@ -1,10 +1,12 @@
 """Finetuning: what is learnt from, what is judged on, and when the old weights stay."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from click.testing import CliRunner
 from rasterio.transform import from_origin
 
@@ -13,23 +15,15 @@ from repmamba.errors import UsageError
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner
-from repmamba.train.finetune import FEWEST, blocks_of, finetune, split
+from repmamba.train.finetune import FEWEST, blocks_of, finetune, scored, share_ground, split
+
+PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)}
 
 
 def written(path: Path, bands: np.ndarray, **profile) -> Path:
     count, height, width = bands.shape
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=count,
-        height=height,
-        width=width,
-        dtype=bands.dtype,
-        crs="EPSG:32632",
-        transform=from_origin(500_000, 5_000_000, 1, 1),
-        **profile,
-    ) as raster:
+    facts = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype}
+    with rasterio.open(path, "w", **facts, **(PLACE | profile)) as raster:
         raster.write(bands)
     return path
 
@@ -75,24 +69,94 @@ def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, whole_ru
     assert not (tmp_path / "finetuned.safetensors").exists()
 
 
-def test_what_is_judged_on_is_never_learnt_from(scene, whole_run):
-    blocks = blocks_of(scene, load(str(whole_run / "last.safetensors")))
-    learnt, judged = ({pair.name for pair in part} for part in split(blocks, 3))
+@pytest.fixture(scope="module")
+def upscaler(whole_run):
+    return load(str(whole_run / "last.safetensors"))
+
+
+def test_what_is_judged_on_is_never_learnt_from(scene, upscaler):
+    blocks = blocks_of(scene, upscaler)
+    learnt, judged = ({block.name for block in part} for part in split(blocks, 3))
     assert len(learnt) + len(judged) == len(blocks) == 30
     assert not learnt & judged
     assert len(judged) == 8
-    assert {pair.name for pair in split(blocks, 3)[1]} == judged
+    assert {block.name for block in split(blocks, 3)[1]} == judged
 
 
-def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(whole_run, tmp_path):
+def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path):
+    bands = ground(48 * 4, 48 * 6, 5, 9000, "uint16")
+    blocks = blocks_of(written(tmp_path / "five.tif", bands), upscaler)
+    assert {len(block.pairs) for block in blocks} == {5}
+    learnt, judged = split(blocks, 3)
+    assert (len(learnt), len(judged)) == (16, 8)
+    places = [{block.corners for block in part} for part in (learnt, judged)]
+    assert not places[0] & places[1]
+    scores = scored(upscaler.network, judged)
+    assert len(scores) == 8
+    (first, *_) = judged
+    alone = [scored(upscaler.network, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs]
+    assert scores[first.name] == pytest.approx(np.mean(alone))
+    with pytest.raises(UsageError, match="give 20 blocks"):
+        split(blocks[:20], 3)
+
+
+@pytest.mark.parametrize("shift", [0, 17], ids=["on one grid", "on shifted grids"])
+@pytest.mark.parametrize("turned", [0, 30], ids=["north up", "turned"])
+def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(upscaler, tmp_path, shift, turned):
+    june_bands, july_bands = (ground(48 * 8, 48 * 9, 3, top, "uint8") for top in (255, 130))
+    june = PLACE["transform"] * Affine.rotation(turned)
+    july = june * Affine.translation(shift, shift)
+    scenes = [
+        written(tmp_path / "june.tif", june_bands, photometric="RGB", transform=june),
+        written(tmp_path / "july.tif", july_bands, photometric="RGB", transform=july),
+    ]
+    learnt, judged = split([block for scene in scenes for block in blocks_of(scene, upscaler)], 5)
+
+    def pixels(block) -> tuple[range, range]:
+        """Rows and columns on the grid of June."""
+        (left, top), (right, bottom) = (~june * block.corners[corner] for corner in (0, 2))
+        return range(round(top), round(bottom)), range(round(left), round(right))
+
+    held = np.zeros((48 * 9, 48 * 10), int)
+    for block in judged:
+        rows, cols = pixels(block)
+        held[rows.start : rows.stop, cols.start : cols.stop] += 1
+    assert held.max() == 1, "what is judged on counts once"
+    for block in learnt:
+        rows, cols = pixels(block)
+        assert not held[rows.start : rows.stop, cols.start : cols.stop].any()
+    assert len({block.name.partition(",")[0] for block in learnt}) == 2
+    if not shift:
+        assert (len(learnt), len(judged)) == (108, 18)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ({}, {}, True),
+        ({}, {"crs": "EPSG:32633"}, False),
+        ({"crs": None}, {"crs": None}, True),
+        ({"crs": None, "transform": None}, {"crs": None, "transform": None}, False),
+    ],
+    ids=["one map", "two maps", "a map without a name", "no place"],
+)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared):
+    bands = ground(48 * 5, 48 * 6, 3, 255, "uint8")
+    paths = [written(tmp_path / name, bands, **place) for name, place in (("a.tif", one), ("b.tif", other))]
+    (first, *_), (second, *_) = (blocks_of(path, upscaler) for path in paths)
+    assert share_ground(first, second) == shared
+    assert share_ground(first, blocks_of(paths[0], upscaler)[0]), "a scene given twice is one ground"
+
+
+def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(upscaler, tmp_path):
     bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16") + 1
     bands[:, 60:70, 60:200] = 0
     path = written(tmp_path / "four.tif", bands, nodata=0)
-    blocks = blocks_of(path, load(str(whole_run / "last.safetensors")))
-    # The gap touches four of the thirty blocks.
-    assert {pair.hr.shape for pair in blocks} == {(48, 48, 3)}
-    assert len(blocks) % 26 == 0
-    for pair in blocks:
+    blocks = blocks_of(path, upscaler)
+    assert len(blocks) == 26  # the gap touches four of the thirty
+    for pair in (pair for block in blocks for pair in block.pairs):
+        assert pair.hr.shape == (48, 48, 3)
         assert pair.hr.dtype == np.float32
         assert -0.5 <= pair.hr.min() <= pair.hr.max() <= 1.5
         assert pair.lr.shape == (24, 24, 3)
@@ -100,7 +164,7 @@ def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(whole_
 
 def test_a_scene_that_is_too_small_is_refused(whole_run, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
-    with pytest.raises(UsageError, match=f"give 4 blocks of 48 x 48 pixels.*at least {FEWEST} are needed"):
+    with pytest.raises(UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"):
         finetune([path], tmp_path / "run", str(whole_run / "last.safetensors"))
 
 

@@ -2,17 +2,20 @@
 
 Nobody has the truth at a finer resolution than a scene's own. So the scene is the truth, and the scene reduced by the
 network's scale is the input: what is learnt is the look of this ground and this sensor, one step of scale away from
-where it will be used. Blocks that no training patch touches judge the old weights and the new ones, pair by pair.
+where it will be used. Blocks of ground that no training patch touches, in whichever scene, judge the old weights and
+the new ones, block by block.
 """
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.data.patches import Phase
@@ -42,10 +45,27 @@ FEWEST, MOST = 24, 600
 """Blocks a run needs and takes: below, an interval says nothing; above, a short run does not see them all."""
 
 HELD_BACK = 0.25
-"""Share of the blocks that are judged on and never learnt from."""
+"""Share of the blocks that are never learnt from: those that are judged on, and those on the same ground."""
+
+TOUCHING = 1e-6
+"""Largest share of a block's extent by which it may reach into another that is only its neighbour: rounding."""
 
 PATCH = 32
 """Largest side of a training patch, in lr pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A square of a scene without missing pixels, as one pair for each group of bands that the network takes together.
+
+    corners: (x, y) of its four, in turn, on the map.  map: what these coordinates are of, a CRS or None for one that is
+    not named; of a scene without a place, its file, in pixels.
+    """
+
+    name: str
+    pairs: tuple[Pair, ...]
+    corners: tuple[tuple[float, float], ...]
+    map: CRS | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +121,7 @@ def finetune(
     checkpoint = read_checkpoint(path)
     upscaler = load(weights, device=device)
     learnt, judged = split([block for scene in scenes for block in blocks_of(scene, upscaler)], seed)
-    stock = stock_of(learnt, upscaler.scale)
+    stock = stock_of((pair for block in learnt for pair in block.pairs), upscaler.scale)
     recipe = Recipe(
         name="finetune",
         steps=steps,
@@ -131,8 +151,8 @@ def finetune(
     return FinetuneResult(run, str(kept), gain)
 
 
-def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Pair]:
-    """The scene as pairs of disjoint blocks without a missing pixel, as the network would see them when it enlarges it.
+def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
+    """The scene as disjoint blocks without a missing pixel, as the network would see them when it enlarges it.
 
     Bands that the network takes together are a pair; every other band is one of its own, grey. hr is uint8 for scenes
     of 8 bit, otherwise unit float32.
@@ -140,41 +160,75 @@ def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Pair]:
     with open_raster(scene) as raster:
         plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions())
         for edge in EDGES:
-            pairs = list(_pairs(raster, plan, edge, upscaler.bands))
-            if len(pairs) >= FEWEST:
+            blocks = list(_blocks(raster, plan, edge, upscaler.bands))
+            if len(blocks) >= FEWEST:
                 break
-    logger.info("%s: %d blocks of %d pixels.", scene, len(pairs), edge)
-    return pairs
+    logger.info("%s: %d blocks of %d pixels.", scene, len(blocks), edge)
+    return blocks
 
 
-def split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Blocks to learn from, and blocks to judge on: the same ones for the same seed. Raises UsageError for too few."""
-    if len(pairs) < FEWEST:
+def split(blocks: Sequence[Block], seed: int) -> tuple[list[Block], list[Block]]:
+    """Blocks to learn from, and blocks to judge on: the same ones for the same seed.
+
+    No two that are judged on share ground, nor does one that is learnt from share any with them: what lies on judged
+    ground, in the picture of another day, is in neither. Raises UsageError for too few.
+    """
+    order = np.random.default_rng(seed).permutation(len(blocks))[:MOST]
+    judged: list[Block] = []
+    learnt = [blocks[index] for index in order]
+    fewest = FEWEST // 3
+    while learnt and (len(judged) < fewest or len(order) - len(learnt) < round(HELD_BACK * len(order))):
+        judged.append(learnt[0])
+        learnt = [block for block in learnt if not share_ground(block, judged[-1])]
+    if len(judged) < fewest or len(learnt) < FEWEST - fewest:
         raise UsageError(
-            f"The scenes give {len(pairs)} blocks of {EDGES[-1]} x {EDGES[-1]} pixels without missing ones, and at "
-            f"least {FEWEST} are needed, some to learn from and some to judge on. Give larger scenes, or more of them."
+            f"The scenes give {len(blocks)} blocks of at least {EDGES[-1]} x {EDGES[-1]} pixels without missing ones: "
+            f"{len(judged)} to judge on, and {len(learnt)} to learn from that share no ground with these. At least "
+            f"{fewest} and {FEWEST - fewest} are needed, {FEWEST} in all. Give larger scenes, or more of other ground."
         )
-    order = np.random.default_rng(seed).permutation(len(pairs))[:MOST]
-    held = max(FEWEST // 3, round(HELD_BACK * len(order)))
-    return [pairs[index] for index in order[held:]], [pairs[index] for index in order[:held]]
+    return learnt, judged
 
 
-def scored(network: RepMamba, pairs: Sequence[Pair]) -> dict[str, float]:
-    """PSNR in dB of each block by its name: all bands, unit with peak 1, a border of scale pixels left out."""
-    return {pair.name: psnr(enlarged(network, pair), _unit(pair.hr), peak=1.0, crop=pair.scale) for pair in pairs}
+def share_ground(one: Block, other: Block) -> bool:
+    """Whether two blocks overlap on one map, by more than an edge: no line along an edge of either has them apart."""
+    for (x0, y0), (x1, y1), _, (x3, y3) in (one.corners, other.corners):
+        for dx, dy in ((x1 - x0, y1 - y0), (x3 - x0, y3 - y0)):
+            a, b = ([(x - x0) * dy - (y - y0) * dx for x, y in block.corners] for block in (one, other))
+            shared = min(max(a), max(b)) - max(min(a), min(b))
+            if shared <= TOUCHING * min(max(a) - min(a), max(b) - min(b)):
+                return False
+    return one.map == other.map
 
 
-def _pairs(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Pair]:
-    for number, window in enumerate(_windows(raster.grid.height, raster.grid.width, edge)):
+def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
+    """PSNR in dB of each block by its name, the mean over its pairs.
+
+    Of a pair: all bands, unit with peak 1, a border of scale pixels left out.
+    """
+    return {block.name: float(np.mean([_psnr(network, pair) for pair in block.pairs])) for block in blocks}
+
+
+def _psnr(network: RepMamba, pair: Pair) -> float:
+    return psnr(enlarged(network, pair), _unit(pair.hr), peak=1.0, crop=pair.scale)
+
+
+def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Block]:
+    grid, scene = raster.grid, raster.facts.name
+    for number, window in enumerate(_windows(grid.height, grid.width, edge)):
         raw, valid = raster.read(window)
         raw = raw[list(plan.places)]
         if not usable(raw, valid).all():
             continue
+        name = f"{scene}, block {number}"
         seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*SEEN)
+        pairs = []
         for group in plan.groups:
             together = seen[list(group)] if len(group) == bands else seen[list(group)].repeat(bands, axis=0)
-            name = f"{raster.facts.name}, block {number}, bands {group}"
-            yield pair_from_hr(name, np.ascontiguousarray(np.moveaxis(together, 0, -1)), plan.scale)
+            hr = np.ascontiguousarray(np.moveaxis(together, 0, -1))
+            pairs.append(pair_from_hr(f"{name}, bands {group}", hr, plan.scale))
+        placed = replace(grid, transform=grid.transform or Affine.identity())
+        where = str(Path(scene).resolve()) if grid.transform is None else grid.crs
+        yield Block(name, tuple(pairs), placed.cut(window).corners(), where)
 
 
 def _windows(height: int, width: int, edge: int) -> list[Window]:
