@@ -18,7 +18,7 @@ from repmamba.train.processes import Processes, find_processes, joined, settle, 
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import FitResult, Progress, Run
-from repmamba.train.saves import newest_save, replace_durably
+from repmamba.train.saves import newest_save, replace_durably, saved_steps
 from repmamba.train.validation import Judge
 
 logger = logging.getLogger(__name__)
@@ -93,10 +93,11 @@ def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Make the folder this recipe's. Raises JobChanged if it is another's, TargetError if it cannot be written."""
+    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError."""
     if processes.first:
         kept = folder / "recipe.toml"
-        if not kept.is_file():
+        begun = (folder / "curve.jsonl").is_file() or saved_steps(folder / "saves")
+        if not begun or not kept.is_file():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 replace_durably(kept, recipe_text(recipe).encode())

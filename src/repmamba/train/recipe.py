@@ -19,7 +19,7 @@ from repmamba.network.config import NetworkConfig
 
 Augmentation = Literal["flips", "transpose", "rotations"]
 LossName = Literal["l1", "l2", "charbonnier", "fft", "gradient"]
-Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y"]
+Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y", "bands"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,8 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS.
+    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS; "bands" is for what is not RGB
+    of 8 bit.
 
     images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many are pictured.
     """

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs, read_pairs
+from repmamba.errors import RecipeError, TargetError, UsageError
 from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
 from repmamba.network.repmamba import RepMamba
 from repmamba.train.counting import counting
@@ -38,37 +39,61 @@ class Judgement:
 
 
 class Judge:
-    """The validation pairs of a recipe, in memory, and where its pictures go. bar: on stderr while they are read."""
+    """The validation pairs of a recipe, in memory, and where its pictures go.
+
+    bar: on stderr while they are read. Raises SourceError, UsageError; RecipeError for a pair that cannot be judged.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, *, bar: bool = False) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.metrics = metrics_of([f"{recipe.validation.rule}.psnr", f"{recipe.validation.rule}.ssim"])
         files = _spread(recipe)
         if files:
             logger.info("Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val))
         with counting("Reading", bar=bar) as progress:
             self.pairs = list(read_pairs(files, recipe.network.scale, progress=progress))
+        self._check()
 
     def judge(self, network: RepMamba, step: int) -> Judgement:
-        """The network's score, its crops written as a picture; the network is left in the mode it was in."""
-        rule = self.recipe.validation.rule
-        psnr, ssim = metrics_of([f"{rule}.psnr", f"{rule}.ssim"])
+        """The network's score, its crops written as a picture; the network is left in the mode it was in.
+
+        A picture that cannot be written is said aloud.
+        """
         values: dict[str, dict[str, float]] = {}
         shown: list[tuple[Pair, NDArray[np.float32]]] = []
         was_training = network.training
         network.eval()
         for pair in self.pairs:
             sr = enlarged(network, pair)
-            values[pair.name] = score(sr, pair, [psnr, ssim])
+            values[pair.name] = score(sr, pair, self.metrics)
             if len(shown) < self.recipe.validation.crops:
                 shown.append((pair, sr))
         network.train(was_training)
         if shown:
-            write_png(self.folder / "crops" / f"step-{step:08d}.png", picture(shown))
-        mean_psnr, mean_ssim = (
-            average({name: one[metric.name] for name, one in values.items()}, metric.mean) for metric in (psnr, ssim)
+            try:
+                write_png(self.folder / "crops" / f"step-{step:08d}.png", picture(shown))
+            except TargetError as fault:
+                logger.warning("No picture of this validation: %s", fault)
+        psnr, ssim = (
+            average({name: one[metric.name] for name, one in values.items()}, metric.mean) for metric in self.metrics
         )
-        return Judgement(step, mean_psnr, mean_ssim, rule, len(self.pairs))
+        return Judgement(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
+
+    def _check(self) -> None:
+        """Score the smallest pair of each kind against itself: what cannot be judged is to be known before step 1."""
+        rule, bands = self.recipe.validation.rule, self.recipe.network.in_chans
+        largest_first = sorted(self.pairs, key=lambda pair: -min(pair.hr.shape[:2]))
+        for pair in {(pair.hr.shape[2], pair.hr.dtype): pair for pair in largest_first}.values():
+            if pair.hr.shape[2] != bands:
+                raise RecipeError(
+                    f"{pair.name}, of data.val, has {pair.hr.shape[2]} bands, and the network takes {bands}; "
+                    "set network.in_chans, or name folders of such images."
+                )
+            try:
+                score(pair.hr, pair, self.metrics)
+            except UsageError as fault:
+                raise RecipeError(f"validation.rule is {rule}, and {pair.name} cannot be judged: {fault}") from fault
 
 
 @torch.inference_mode()
@@ -93,7 +118,10 @@ def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uin
 
 
 def _spread(recipe: Recipe) -> list[PairFiles]:
-    files = [one for folder in recipe.data.val for one in find_pairs(Path(folder))]
+    # Under the name of its folder too: two folders may hold files of one name.
+    files = [
+        replace(one, name=f"{folder}/{one.name}") for folder in recipe.data.val for one in find_pairs(Path(folder))
+    ]
     count = min(recipe.validation.images or len(files), len(files))
     chosen: list[int] = np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
     return [files[index] for index in chosen]

@@ -1,0 +1,93 @@
+"""Validation: what may be judged, what a score is the mean of, and what a full disk costs."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+
+from repmamba.errors import RecipeError
+from repmamba.network.repmamba import RepMamba
+from repmamba.train.loop import fit
+from repmamba.train.validation import Judge
+
+
+def picture(path: Path, seed: int, side: int = 32) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def raster(path: Path, bands: int, dtype: str, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 200, (bands, 32, 32)).astype(dtype)
+    with rasterio.open(path, "w", driver="GTiff", count=bands, height=32, width=32, dtype=dtype) as file:
+        file.write(pixels)
+    return path
+
+
+def network_of(recipe) -> RepMamba:
+    torch.manual_seed(0)
+    return RepMamba(recipe.network)
+
+
+def test_images_of_one_name_in_two_folders_both_count(tiny, tmp_path):
+    for number in range(2):
+        picture(tmp_path / str(number) / "same.png", seed=number)
+    folders = [str(tmp_path / str(number)) for number in range(2)]
+    both, *alone = (
+        Judge(recipe, tmp_path).judge(network_of(recipe), 1)
+        for recipe in (tiny(data={"val": val}) for val in (folders, folders[:1], folders[1:]))
+    )
+    assert alone[0].psnr != alone[1].psnr
+    assert both.psnr == pytest.approx((alone[0].psnr + alone[1].psnr) / 2)
+    assert both.images == 2
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(("bands", "dtype"), [(4, "uint8"), (3, "uint16")])
+def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_refused_at_once_by_another(
+    tiny, tmp_path, bands, dtype
+):
+    for number in range(2):
+        raster(tmp_path / "images" / f"{number}.tif", bands, dtype, seed=number)
+    data = {"train": [str(tmp_path / "images")], "val": [str(tmp_path / "images")]}
+
+    def recipe(rule: str):
+        return tiny(steps=2, network={"in_chans": bands}, data=data, validation={"rule": rule})
+
+    with pytest.raises(RecipeError, match=r"rule is esr-rgb, and .*images/\d cannot be.* take the rule bands"):
+        fit(recipe("esr-rgb"), tmp_path / "run")
+    result = fit(recipe("bands"), tmp_path / "run")  # nothing had begun: the folder takes the mended recipe
+    assert result.finished
+    assert result.rule == "bands"
+    assert np.isfinite(result.psnr)
+
+
+def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, tmp_path):
+    picture(tmp_path / "val" / "large.png", seed=0)
+    picture(tmp_path / "val" / "small.png", seed=0, side=12)
+    with pytest.raises(RecipeError, match="val/small cannot be judged: SSIM has windows of 11x11"):
+        Judge(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
+
+
+def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_path):
+    raster(tmp_path / "val" / "0.tif", 4, "uint8")
+    recipe = tiny(data={"val": [str(tmp_path / "val")]}, validation={"rule": "bands"})
+    with pytest.raises(RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"):
+        Judge(recipe, tmp_path)
+
+
+def test_a_picture_of_crops_that_cannot_be_written_costs_the_picture_alone(tiny, tmp_path, caplog):
+    (tmp_path / "crops").write_text("in the way")
+    recipe = tiny()
+    judge, network = Judge(recipe, tmp_path), network_of(recipe)
+    with caplog.at_level(logging.WARNING, "repmamba"):
+        judgement = judge.judge(network, 1)
+    assert "No picture of this validation: " in caplog.text
+    assert np.isfinite(judgement.psnr)
