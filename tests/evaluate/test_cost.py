@@ -1,8 +1,14 @@
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from repmamba.evaluate.cost import cost_of, multiply_adds, parameters
+from repmamba.errors import OutOfMemory
+from repmamba.evaluate.cost import cost_of, measured, multiply_adds, parameters
+from repmamba.inference import upscaler
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import PUBLISHED, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
@@ -66,3 +72,66 @@ def test_a_cost_states_its_size_and_both_forms():
     assert (cost.height, cost.width, cost.parameters, cost.parameters_folded) == (128, 128, 795_984, 785_184)
     assert cost.scan_multiply_adds < cost.multiply_adds
     assert cost.seconds is None
+
+
+class InThisProcess:
+    """What a pool of processes promises, without one."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, step, *arguments):
+        future = Future()
+        future.set_result(step(*arguments))
+        return future
+
+
+class Killed(InThisProcess):
+    def submit(self, step, *arguments):
+        future = Future()
+        future.set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+        return future
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.safetensors"
+    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+    return str(path)
+
+
+def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(small, monkeypatch):
+    chosen = {"device": "cpu", "backend": "chunked", "precision": "bfloat16"}
+    ours = upscaler.load(small, **chosen)
+    loads = []
+    plain = upscaler.load
+    monkeypatch.setattr(upscaler, "load", lambda name, **options: loads.append(options) or plain(name, **options))
+    monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
+    cost = measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8), ours, small, backend="chunked")
+    assert loads == [chosen]
+    assert cost.device == "cpu, bfloat16"
+    assert cost.peak_memory > 0
+
+
+def test_a_measuring_process_that_is_killed_is_one_clear_line(small, monkeypatch):
+    monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", Killed)
+    cost = cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8)
+    with pytest.raises(OutOfMemory, match=r"cost of an LR image of 8x8 pixels cannot be measured: .* --cost-size"):
+        measured(cost, upscaler.load(small, device="cpu"), small)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("not enough memory: you tried to", OutOfMemory), ("a bug", RuntimeError)])
+def test_too_little_memory_while_time_is_measured_is_told_from_other_failures(small, monkeypatch, text, kind):
+    def fails(*arguments):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("repmamba.evaluate.cost.measure", fails)
+    with pytest.raises(kind) as caught:
+        measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8), upscaler.load(small, device="cpu"), small)
+    assert type(caught.value) is kind

@@ -7,13 +7,15 @@ the scan, and count or leave out normalisations as they like. How it is counted 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
-from repmamba.errors import UsageError
+from repmamba.errors import OutOfMemory, UsageError
 from repmamba.network.config import RMB_WIDTHS, SPLIT, STATE, WIDTH, NetworkConfig
 
 if TYPE_CHECKING:
@@ -100,13 +102,22 @@ def config_of(upscaler: "Upscaler") -> NetworkConfig:
     return config
 
 
-def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, passes: int = 1) -> Cost:
-    """The cost with time and memory added, on the Upscaler's device.
+def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | None = None, passes: int = 1) -> Cost:
+    """The cost with time and memory added, on the Upscaler's device and in its precision.
 
-    weights: what the Upscaler was loaded from, as memory is measured in a process of its own. Raises CheckpointError.
+    weights, backend: what the Upscaler was loaded from and with, as memory is measured in a process of its own. Raises
+    CheckpointError, OutOfMemory.
     """
-    median, least = measure(upscaler, cost.height, cost.width)
-    most, whose = peak_memory(weights, cost.height, cost.width, str(upscaler.device))
+    with _memory_errors(cost.height, cost.width):
+        median, least = measure(upscaler, cost.height, cost.width)
+        most, whose = peak_memory(
+            weights,
+            cost.height,
+            cost.width,
+            device=str(upscaler.device),
+            backend=backend,
+            precision=upscaler.precision,
+        )
     return replace(
         cost,
         seconds=passes * median,
@@ -126,22 +137,32 @@ def measure(upscaler: "Upscaler", height: int, width: int, *, passes: int = 5) -
     return statistics.median(taken), min(taken)
 
 
-def peak_memory(weights: str, height: int, width: int, device: str | None = None) -> tuple[int | None, str]:
+def peak_memory(
+    weights: str,
+    height: int,
+    width: int,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+) -> tuple[int | None, str]:
     """Most bytes in use while one lr image is enlarged, and whose bytes they are.
 
-    On a GPU what its allocator gave out; else the resident memory of a fresh process, libraries included; None where
-    the system does not tell.
+    device, backend, precision: as for `load`. On a GPU what its allocator gave out; else the resident memory of a fresh
+    process, libraries included; None where the system does not tell.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_in_this_process, weights, height, width, device).result()
+        return pool.submit(_peak_in_this_process, weights, height, width, device, backend, precision).result()
 
 
-def _peak_in_this_process(weights: str, height: int, width: int, device: str | None) -> tuple[int | None, str]:
+def _peak_in_this_process(
+    weights: str, height: int, width: int, device: str | None, backend: str | None, precision: str | None
+) -> tuple[int | None, str]:
     import torch
 
     from repmamba.inference.upscaler import load
 
-    upscaler = load(weights, device=device)
+    upscaler = load(weights, device=device, backend=backend, precision=precision)
     upscaler.run(torch.rand(1, upscaler.bands, height, width))
     if upscaler.device.type == "cuda":
         return torch.cuda.max_memory_allocated(upscaler.device), "given out on the GPU"
@@ -151,6 +172,20 @@ def _peak_in_this_process(weights: str, height: int, width: int, device: str | N
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest * (1 if sys.platform == "darwin" else 1024), "resident in a fresh process, libraries included"
+
+
+@contextmanager
+def _memory_errors(height: int, width: int) -> Iterator[None]:
+    """Turn what is raised where memory does not suffice into OutOfMemory, one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # BrokenProcessPool is one, and torch has no kind of its own on a CPU
+        if isinstance(error, RuntimeError) and not isinstance(error, BrokenProcessPool) and "memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process was ended from "
+            "outside or had too little memory; take a smaller --cost-size, or leave --cost out."
+        ) from error
 
 
 def _seconds(step: Callable[[], object]) -> float:
