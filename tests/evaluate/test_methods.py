@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
-from repmamba.evaluate.methods import bicubic, mean_of_eight, nearest, network, results
+from repmamba.evaluate.methods import bicubic, distinct_names, mean_of_eight, nearest, network, results, told_apart
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
@@ -21,6 +23,19 @@ def upscaler(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
     return load(path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """The weights of two runs, both of the name that every run gives them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        (folder / f"run{seed}").mkdir()
+        write_checkpoint(
+            folder / f"run{seed}" / "best.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
+        )
+    return [str(folder / f"run{seed}" / "best.safetensors") for seed in (1, 2)]
 
 
 @pytest.fixture
@@ -107,3 +122,36 @@ def test_a_name_that_fits_two_results_is_refused(tmp_path, pair):
     write_png(tmp_path / "y" / "a_1.png", HR)
     with pytest.raises(UsageError, match="2 results named a_1"):
         results(tmp_path).enlarge(pair)
+
+
+@pytest.mark.parametrize(
+    ("origins", "names"),
+    [
+        (["/runs/a/best", "/runs/b/best"], ["a/best", "b/best"]),
+        (["/p1/o/s", "/p2/o/s", "/p3/o/s"], ["p1/o/s", "p2/o/s", "p3/o/s"]),
+        (["/a/x", "/a/y"], ["x", "y"]),
+        (["/o/s", "/p/o/s"], ["o/s", "p/o/s"]),
+        (["/s", "/o/s", None], ["s", "o/s", "none"]),
+        (["/runs/a/none", None], ["a/none", "none"]),
+        (["/a/x", "/a/x"], ["a/x", "a/x"]),
+    ],
+)
+def test_as_many_folders_stand_before_a_name_as_tell_it_apart(origins, names):
+    paths = [origin and Path(origin) for origin in origins]
+    assert distinct_names([path.name if path else "none" for path in paths], paths) == names
+
+
+def test_weights_of_two_runs_are_told_apart_and_packaged_ones_keep_their_name(two_runs, upscaler):
+    methods = [
+        network(load(name, device="cpu"), name, ensemble=ensemble) for name in two_runs for ensemble in (False, True)
+    ]
+    assert [method.name for method in told_apart([*methods, bicubic()])] == [
+        "run1/best", "run1/best+", "run2/best", "run2/best+", "bicubic"
+    ]  # fmt: skip
+    assert network(upscaler, "x4").origin is None
+
+
+def test_results_in_the_current_folder_have_its_name(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.chdir(tmp_path / "theirs")
+    assert results(Path(".")).name == "theirs"

@@ -1,14 +1,17 @@
+import errno
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from repmamba.data.images import read_image, write_png
-from repmamba.data.pairs import pair_from_hr
-from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.data.pairs import PairFiles, pair_from_hr
+from repmamba.errors import NoSpace, ShapeMismatch, TargetError, UsageError
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import METRICS, metrics_of
-from repmamba.evaluate.run import evaluate, find_sets, paired_difference, summarise
+from repmamba.evaluate.run import evaluate, find_sets, paired_difference, summarise, write_result
 
 PSNR, BY_CLASS = METRICS["esr-rgb.psnr"], METRICS["published.psnr"]
 
@@ -119,6 +122,34 @@ def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(f
     assert [one.name for one in find_sets([folder / "GT", folder], 2)] == ["GT", "pairs"]
     with pytest.raises(UsageError, match="is named twice"):
         find_sets([folder, folder, folder], 2)
+
+
+def test_folders_of_one_name_are_told_apart_however_many_they_are(folder, tmp_path):
+    places = [tmp_path / place / "o" / "s" for place in ("p1", "p2", "p3")]
+    for place in places:
+        shutil.copytree(folder / "GT", place)
+    assert [one.name for one in find_sets(places, 2)] == ["p1/o/s", "p2/o/s", "p3/o/s"]
+
+
+@pytest.mark.parametrize("failing", ["target", "disk"])
+def test_a_result_that_cannot_be_kept_as_tiff_is_one_clear_error_and_leaves_nothing(tmp_path, failing, monkeypatch):
+    image = np.random.default_rng(14).integers(0, 4000, (8, 8, 5), np.uint16)
+    pair = pair_from_hr("scene", image, 2)
+    if failing == "target":
+        (tmp_path / "saved").write_text("")
+        expected = TargetError
+    else:
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        expected = NoSpace
+    with pytest.raises(expected, match=r"scene\.tif cannot be written"):
+        write_result(tmp_path / "saved", PairFiles("scene", Path("scene.tif"), None), image, pair)
+    assert not list(tmp_path.rglob("*scene*"))
+
+
+def full_disk(path, data):
+    with path.open("wb") as file:
+        file.write(data[:10])
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def test_a_folder_without_lr_needs_a_scale(folder):

@@ -84,12 +84,22 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         raise UsageError(
             f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape {image.shape}."
         )
+    with whole_file(path) as unfinished:
+        picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        picture.save(unfinished, "PNG", compress_level=3)  # aerial pictures gain little from the slow levels
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name to write to, which becomes path when the block ends well and goes when it does not.
+
+    Folders above it are made. Raises as write_errors.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-            picture.save(unfinished, "PNG", compress_level=3)  # aerial pictures gain little from the slow levels
+            yield unfinished
             unfinished.replace(path)
         finally:
             with suppress(OSError):  # the folder may not be there, or not ours

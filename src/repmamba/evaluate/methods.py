@@ -4,8 +4,9 @@ Each takes a pair and gives sr (s h, s w, C): unit floats that are neither clipp
 that every rule can do its own rounding, and values in the type of the images where it read a file.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ class Method:
     scale: int | None = None  # the only one it has, or None for any
     upscaler: "Upscaler | None" = None  # whose cost can be stated
     passes: int = 1  # through the network for one image
+    weights: str | None = None  # what the upscaler was loaded from
+    origin: Path | None = None  # the file or folder that gave the name, absolute
 
 
 def nearest() -> Method:
@@ -53,11 +56,13 @@ def bicubic() -> Method:
 CLASSICS = {"nearest": nearest, "bicubic": bicubic}
 
 
-def network(upscaler: "Upscaler", *, ensemble: bool = False, tile: int | None = None) -> Method:
+def network(
+    upscaler: "Upscaler", weights: str | None = None, *, ensemble: bool = False, tile: int | None = None
+) -> Method:
     """A network, its output neither clipped nor rounded.
 
-    ensemble: the mean over the eight flips and rotations.  tile: lr pixels kept of each tile; default one pass over the
-    whole image, as the published evaluation has it.
+    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations.  tile: lr pixels
+    kept of each tile; default one pass over the whole image, as the published evaluation has it.
     """
 
     def once(lr: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,6 +86,8 @@ def network(upscaler: "Upscaler", *, ensemble: bool = False, tile: int | None = 
         upscaler.scale,
         upscaler,
         8 if ensemble else 1,
+        weights,
+        _origin(weights) if weights else None,
     )
 
 
@@ -105,7 +112,33 @@ def results(folder: Path) -> Method:
                 return _checked(read_image(found[0]), pair)
         raise SourceError(f"{folder} has no result for {pair.name}; results have the names of the pairs.")
 
-    return Method(folder.name, f"images found in the folder {folder.name}, as they are", enlarge)
+    origin = Path(os.path.abspath(folder))  # "." has no name of its own
+    return Method(origin.name, f"images found in the folder {origin.name}, as they are", enlarge, origin=origin)
+
+
+def told_apart(methods: Sequence[Method]) -> list[Method]:
+    """The methods by names that differ, as far as the folders above their files do."""
+    names = distinct_names([method.name for method in methods], [method.origin for method in methods])
+    return [replace(method, name=name) for method, name in zip(methods, names, strict=True)]
+
+
+def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list[str]:
+    """Names with as many folders above their origin put before them as it takes to tell them apart: "runs/a/best".
+
+    origins: absolute paths; a name without one stays as it is. Names of one origin stay alike.
+    """
+    above = [origin.parts[1:-1] if origin else () for origin in origins]
+    depths = [0] * len(names)
+    while True:
+        longer = [
+            "/".join([*parts[len(parts) - depth :], name])
+            for name, parts, depth in zip(names, above, depths, strict=True)
+        ]
+        alike = [i for i, name in enumerate(longer) if longer.count(name) > 1 and depths[i] < len(above[i])]
+        if not alike:
+            return longer
+        for i in alike:
+            depths[i] += 1
 
 
 def in_unit(image: Image) -> NDArray[np.float64]:
@@ -128,6 +161,15 @@ def mean_of_eight(
             total = back.astype(np.float64) if total is None else total + back
     assert total is not None
     return (total / 8).astype(np.float32)
+
+
+def _origin(weights: str) -> Path | None:
+    """Where weights lie that are not among the packaged ones and are on this machine."""
+    from repmamba.inference.catalogue import packaged_weights
+
+    if weights in {entry.name for entry in packaged_weights()} or not Path(weights).exists():
+        return None
+    return Path(os.path.abspath(weights))
 
 
 def _checked(sr: Image, pair: Pair) -> Image:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.images import RASTERS, read_image, write_png
+from repmamba.data.images import RASTERS, read_image, whole_file, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
 from repmamba.errors import ShapeMismatch, UsageError
-from repmamba.evaluate.methods import Method
+from repmamba.evaluate.methods import Method, distinct_names
 from repmamba.evaluate.metrics import Metric, average, class_means, in_levels, peak_of, score
 
 RESAMPLES = 10_000
@@ -113,17 +113,18 @@ class Scores:
 def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
     """The pairs of each folder at a scale; without one, that of the first pair.
 
-    Raises UsageError where there is neither a scale nor an LR that shows one, ShapeMismatch where LR is as large as GT.
+    Folders of one name are told apart by those above them. Raises UsageError for a folder that is named twice and where
+    there is neither a scale nor an LR that shows one, ShapeMismatch where LR is as large as GT.
     """
-    sets: list[ImageSet] = []
-    for folder in folders:
-        files = find_pairs(folder)
-        resolved = folder.resolve()
-        taken = {one.name for one in sets}
-        name = resolved.name if resolved.name not in taken else f"{resolved.parent.name}/{resolved.name}"
-        if name in taken:
+    resolved = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, resolved, strict=True):
+        if resolved.count(place) > 1:
             raise UsageError(f"{folder} is named twice; name each folder once.")
-        sets.append(ImageSet(name, resolved, tuple(files), scale or _scale_of(files[0], folder)))
+    names = distinct_names([place.name for place in resolved], resolved)
+    sets = []
+    for folder, place, name in zip(folders, resolved, names, strict=True):
+        files = find_pairs(folder)
+        sets.append(ImageSet(name, place, tuple(files), scale or _scale_of(files[0], folder)))
     return sets
 
 
@@ -143,7 +144,9 @@ def evaluate(
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
-        raise UsageError(f"Two methods are named {max(names, key=names.count)}; give their files names that differ.")
+        raise UsageError(
+            f"Two methods are named {max(names, key=names.count)}; name each once, and files so that they differ."
+        )
     for one in sets:
         for method in methods:
             if method.scale not in (None, one.scale):
@@ -254,23 +257,24 @@ def _scale_of(files: PairFiles, folder: Path) -> int:
 
 
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
+    """Write (H, W, C) as TIFF; the name appears when the file is whole. Raises TargetError, NoSpace."""
     import warnings
 
-    import rasterio
     from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width, bands = image.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            height=height,
-            width=width,
-            count=bands,
-            dtype=image.dtype.name,
-            compress="deflate",
-        ) as raster:
-            raster.write(np.moveaxis(image, -1, 0))
+    with whole_file(path) as unfinished, MemoryFile() as memory:  # GDAL keeps silent of a disk that is full on closing
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open(
+                driver="GTiff",
+                height=height,
+                width=width,
+                count=bands,
+                dtype=image.dtype.name,
+                compress="deflate",
+                bigtiff="if_safer",
+            ) as raster:
+                raster.write(np.moveaxis(image, -1, 0))
+        unfinished.write_bytes(memory.getbuffer())
