@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from repmamba.cli.evaluate import evaluate as command
 from repmamba.data.images import write_png
 from repmamba.data.pairs import pair_from_hr
-from repmamba.errors import SourceError, TargetError
+from repmamba.errors import OutOfMemory, SourceError, TargetError
 from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import cost_of
 from repmamba.evaluate.methods import bicubic, nearest, results
@@ -22,7 +22,9 @@ from repmamba.evaluate.metrics import metrics_of
 from repmamba.evaluate.page import _window, page, read_others
 from repmamba.evaluate.report import number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
-from repmamba.network.config import PUBLISHED
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import PUBLISHED, NetworkConfig
+from repmamba.network.repmamba import RepMamba
 
 HOSTILE = "=<img src=x onerror=alert(1)>\"'&\x1b[31m</script><script>alert(2)<"  # a legal name of a file
 
@@ -237,6 +239,55 @@ def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
     assert json.loads((tmp_path / "values.json").read_text())["sets"]["pairs"]["scale"] == 2
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "saved" / "pairs" / "bicubic" / "a" / "1.png").is_file()
+
+
+def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch):
+    folder = make_pairs(tmp_path / "pairs", ["1", "2"])
+    monkeypatch.setattr("repmamba.evaluate.page._set", lambda *arguments, **options: 1 / 0)
+    outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
+    arguments = [str(folder), "--method", "bicubic", "-q", "--report", outputs[0], "--json", outputs[1]]
+    result = CliRunner().invoke(command, [*arguments, "--csv", outputs[2]])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert "pairs, x2, 2 images" in result.stdout
+    assert json.loads((tmp_path / "values.json").read_text())["sets"]
+    assert len((tmp_path / "values.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
+@pytest.mark.parametrize("option", ["--report", "--json", "--csv"])
+def test_what_cannot_be_written_or_measured_is_said_before_an_image_is_scored(tmp_path, monkeypatch, option):
+    folder = make_pairs(tmp_path / "pairs", ["1"])
+    monkeypatch.setattr("repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored"))
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path, tmp_path / "file" / "out"):
+        result = CliRunner().invoke(command, [str(folder), "--method", "bicubic", "-q", option, str(target)])
+        assert isinstance(result.exception, TargetError)
+
+
+def test_a_cost_that_cannot_be_measured_is_said_before_an_image_is_scored(tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise OutOfMemory("killed")
+
+    weights = tmp_path / "small.safetensors"
+    write_checkpoint(weights, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+    folder = make_pairs(tmp_path / "pairs", ["1"])
+    monkeypatch.setattr("repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored"))
+    monkeypatch.setattr("repmamba.evaluate.cost.measured", killed)
+    result = CliRunner().invoke(command, [str(folder), "--weights", str(weights), "--cost", "-q"])
+    assert isinstance(result.exception, OutOfMemory)
+
+
+def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
+    arguments = [str(make_pairs(tmp_path / "pairs", ["1"])), "-q", "--json", str(tmp_path / "values.json")]
+    for run in ("one", "two"):
+        weights = tmp_path / run / "best.safetensors"
+        weights.parent.mkdir()
+        write_checkpoint(weights, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+        arguments += ["--weights", str(weights)]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    methods = json.loads((tmp_path / "values.json").read_text())["methods"]
+    assert set(methods) == {"one/best", "two/best"}
+    assert all(method["cost"]["parameters"] for method in methods.values())
 
 
 def test_a_command_without_a_method_says_what_to_name(tmp_path):

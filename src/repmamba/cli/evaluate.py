@@ -92,39 +92,43 @@ def evaluate(
     from repmamba.evaluate.cost import config_of, cost_of, measured
     from repmamba.evaluate.metrics import metrics_of
     from repmamba.evaluate.page import page, read_others
-    from repmamba.evaluate.report import table, to_csv, to_json, write_text
+    from repmamba.evaluate.report import check_target, table, to_csv, to_json, write_text
 
     chosen: list[methods.Method] = []
-    sources: dict[str, str] = {}
     for name in weights:
         from repmamba.inference.upscaler import load
 
         upscaler = load(name, device=device, backend=backend, precision=precision)
-        sources[upscaler.name] = name
-        chosen += [methods.network(upscaler, tile=tile)]
-        chosen += [methods.network(upscaler, tile=tile, ensemble=True)] if ensemble else []
+        chosen += [methods.network(upscaler, name, tile=tile)]
+        chosen += [methods.network(upscaler, name, tile=tile, ensemble=True)] if ensemble else []
     chosen += [methods.results(folder) for folder in folders_of_results]
     chosen += [methods.CLASSICS[name]() for name in classics]
     if not chosen:
         raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
+    chosen = methods.told_apart(chosen)
     sets = run.find_sets(folders, scale or next((method.scale for method in chosen if method.scale), None))
     tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
     elsewhere = read_others(others) if others else []
     metrics = metrics_of(rules or (["bands", "consistency"] if tiffs else ["esr-rgb", "published"]))
-    with tqdm(unit="image", total=sum(len(one.files) for one in sets), disable=True if quiet else None) as bar:
-        scores = run.evaluate(sets, chosen, metrics, save=save, progress=lambda done, total: bar.update(done - bar.n))
+    for target in (report, json_file, csv_file):
+        if target:
+            check_target(target)
+    # What may fail comes before the scores, which take long; the page, which reads the images again, after the rest.
     costs = {}
     for method in chosen:
-        if method.upscaler is not None:
+        if method.upscaler and method.weights:
             counted = cost_of(config_of(method.upscaler), cost_size, cost_size, passes=method.passes)
-            weights_of = sources[method.upscaler.name]
             costs[method.name] = (
-                measured(counted, method.upscaler, weights_of, passes=method.passes) if cost else counted
+                measured(counted, method.upscaler, method.weights, backend=backend, passes=method.passes)
+                if cost
+                else counted
             )
+    with tqdm(unit="image", total=sum(len(one.files) for one in sets), disable=True if quiet else None) as bar:
+        scores = run.evaluate(sets, chosen, metrics, save=save, progress=lambda done, total: bar.update(done - bar.n))
     click.echo(table(scores, costs))
-    if report:
-        write_text(report, page(scores, costs, pictures=not no_pictures, others=elsewhere))
     if json_file:
         write_text(json_file, json.dumps(to_json(scores, costs), indent=1) + "\n")
     if csv_file:
         write_text(csv_file, to_csv(scores))
+    if report:
+        write_text(report, page(scores, costs, pictures=not no_pictures, others=elsewhere))

@@ -9,10 +9,12 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from repmamba import __version__
-from repmamba.data.images import write_errors
+from repmamba.data.images import whole_file, write_errors
+from repmamba.errors import TargetError
 from repmamba.evaluate.cost import COUNTED, Cost
 from repmamba.evaluate.metrics import Metric
 from repmamba.evaluate.run import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, Paired, Scores, Summary
@@ -147,11 +149,17 @@ def to_csv(scores: Scores) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a report; the name appears when it is whole. Raises TargetError, NoSpace."""
-    draft = path.with_name(path.name + ".part")
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not Unicode
+
+
+def check_target(path: Path) -> None:
+    """Raise TargetError or NoSpace now where a report could not be written once its numbers are there."""
+    if path.is_dir():
+        raise TargetError(f"{path} is a folder; name a file in it.")
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not Unicode
-        draft.replace(path)
+        TemporaryFile(dir=path.parent).close()
 
 
 def _means(scores: Scores) -> str:
