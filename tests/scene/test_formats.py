@@ -90,9 +90,22 @@ def test_a_creation_option_is_checked_before_the_first_pixel(asked, says):
         check_fit(replace(RGB, creation=(asked,)))
 
 
-def test_compressions_of_pictures_take_pictures_only():
-    with pytest.raises(UsageError, match="uint8"):
-        check_fit(replace(RGB, dtype="uint16", creation=(("COMPRESS", "JPEG"),)))
+@pytest.mark.parametrize(
+    ("change", "compression", "says"),
+    [
+        ({"dtype": "uint16"}, "JPEG", "JPEG takes 1, 3, 4 bands of uint8, not 3 of uint16"),
+        ({**FIVE_BANDS}, "JPEG", "JPEG takes 1, 3, 4 bands of uint8, not 5 of uint8"),
+        ({**TWO_BANDS}, "WEBP", "WEBP takes 3, 4 bands of uint8, not 2 of uint8"),
+    ],
+)
+def test_compressions_of_pictures_take_pictures_only(change, compression, says):
+    with pytest.raises(UsageError, match=says):
+        check_fit(replace(RGB, **change, creation=(("COMPRESS", compression),)))
+
+
+def test_webp_is_not_given_bands_one_after_the_other():
+    with pytest.raises(UsageError, match="INTERLEAVE=BAND"):
+        check_fit(replace(RGB, creation=(("COMPRESS", "WEBP"), ("INTERLEAVE", "BAND"))))
 
 
 def test_a_compression_that_would_change_alpha_is_refused():

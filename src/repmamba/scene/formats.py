@@ -54,6 +54,7 @@ Option = Choice | Whole
 _YES_NO = Choice(("YES", "NO"))
 DEFLATE_LEVEL = "4"  # against GDAL's 6, a file of imagery is 4 % larger and takes half the time
 _COMPRESSIONS = Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
+_OF_PICTURES = {"JPEG": (1, 3, 4), "WEBP": (3, 4)}  # compressions of uint8 alone -> numbers of bands
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +192,17 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
         if not option.takes(value):
             raise UsageError(f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}.")
     options = {**_defaults(profile, asked), **asked}
-    if options.get("COMPRESS") in ("JPEG", "WEBP") and (profile.dtype != "uint8" or profile.count not in (1, 3, 4)):
+    compression = options.get("COMPRESS", "")
+    if compression in _OF_PICTURES and (profile.dtype != "uint8" or profile.count not in _OF_PICTURES[compression]):
+        counts = ", ".join(map(str, _OF_PICTURES[compression]))
         raise UsageError(
-            f"COMPRESS={options['COMPRESS']} takes one, three or four bands of uint8, not {profile.count} of "
-            f"{profile.dtype}; DEFLATE and ZSTD take all."
+            f"COMPRESS={compression} takes {counts} bands of uint8, not {profile.count} of {profile.dtype}; "
+            "DEFLATE and ZSTD take all."
         )
-    if options.get("COMPRESS") == "JPEG" and profile.has_alpha:
+    if compression == "WEBP" and options.get("INTERLEAVE") == "BAND":
+        # GDAL warns of it, and then compresses memory that is not the picture's.
+        raise UsageError("COMPRESS=WEBP takes bands side by side alone: leave INTERLEAVE=BAND out.")
+    if compression == "JPEG" and profile.has_alpha:
         raise UsageError("COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep it.")
     return options
 

@@ -1,7 +1,7 @@
 """What the file at the target will say of itself: bands, tags, place, and how it tells of missing pixels.
 
 All of it follows from the source: what a change of resolution changes is changed, the rest is kept, and a few tags say
-what was done. Nothing is read or written here.
+what was done. Nothing is read here, and nothing written to a disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from repmamba.scene.formats import FORMATS, check_fit
 from repmamba.scene.grid import refined_gcps, refined_rpcs
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.raster import RasterFacts
+from repmamba.scene.trial import check_options
 from repmamba.tiles.window import Window
 
 OTHER_WAYS = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}  # to tell of missing pixels, where a format lacks one
@@ -44,6 +45,7 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
     else:
         profile, way = profile_of(facts, wanted, told), told
     check_fit(profile)
+    check_options(profile)
     return profile, way
 
 
