@@ -76,11 +76,46 @@ def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):
     scores = evaluate(find_sets([folder], 2), [results(folder / "GT"), bicubic()], metrics_of(["esr-rgb", "published"]))
     read = json.loads(json.dumps(to_json(scores, {}), allow_nan=False))
     perfect = read["sets"]["pairs"]["methods"]["GT"]
-    assert perfect["esr-rgb.psnr"] == {"mean": "inf", "infinite": 2, "classes": {}, "images": {"1": "inf", "2": "inf"}}
+    assert perfect["esr-rgb.psnr"] == {
+        "mean": "inf", "infinite": 2, "mean_of_classes": None, "classes": {}, "images": {"1": "inf", "2": "inf"}
+    }  # fmt: skip
     assert perfect["published.psnr"]["mean"] == 100
     assert read["sets"]["pairs"]["paired"][0]["left_out"] == 2
     assert "inf" in table(scores, {})
     assert page(scores, {}).count("inf") >= 1
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Three images of one class and one of another, so that the two means differ."""
+    folder = make_pairs(tmp_path / "uneven", ["a/1", "a/2", "a/3", "b/1"])
+    return evaluate(find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"]))
+
+
+def test_the_mean_of_class_means_is_in_json_table_and_page(uneven):
+    values = list(uneven.of("uneven", "bicubic", "esr-rgb.psnr").values())
+    expected = (np.mean(values[:3]) + values[3]) / 2
+    bicubics = to_json(uneven, {})["sets"]["uneven"]["methods"]["bicubic"]
+    assert bicubics["esr-rgb.psnr"]["mean_of_classes"] == pytest.approx(expected)
+    assert bicubics["esr-rgb.psnr"]["mean"] == pytest.approx(np.mean(values))
+    assert bicubics["published.psnr"]["mean_of_classes"] == bicubics["published.psnr"]["mean"]
+    lines = table(uneven, {}).splitlines()
+    place = lines.index("  mean of the class means")
+    assert lines[0] == "uneven, x2, 4 images in 2 classes"
+    assert f"{np.mean(values):.4f}" in lines[2]
+    assert lines[place + 1].split()[:2] == ["bicubic", f"{expected:.4f}"]
+    words = Page(page(uneven, {}, pictures=False)).words
+    assert words[words.index("mean of the class means") :][1:3] == ["bicubic", f"{expected:.4f}"]
+
+
+def test_means_of_class_means_are_printed_once_and_only_where_there_are_classes(tmp_path):
+    for name, images, rule in (("flat", ["1", "2"], "esr-rgb"), ("one", ["a/1"], "esr-rgb"),
+                               ("own", ["a/1", "b/1"], "published")):  # fmt: skip
+        scores = evaluate(
+            find_sets([make_pairs(tmp_path / name, images)], 2), [bicubic(), nearest()], metrics_of([rule])
+        )
+        assert "\n  mean of the class means" not in table(scores, {})
+        assert ">mean of the class means<" not in page(scores, {}, pictures=False)
 
 
 def test_csv_has_a_line_for_each_value_in_full_precision(scores):

@@ -25,7 +25,15 @@ from repmamba.errors import SourceError
 from repmamba.evaluate import charts
 from repmamba.evaluate.cost import Cost
 from repmamba.evaluate.metrics import Metric, in_levels
-from repmamba.evaluate.report import cost_lines, difference_text, mean_text, number, rule_lines
+from repmamba.evaluate.report import (
+    CLASS_MEANS,
+    class_mean_rows,
+    cost_lines,
+    difference_text,
+    mean_text,
+    number,
+    rule_lines,
+)
 from repmamba.evaluate.run import CONFIDENCE, RESAMPLES, ImageSet, Scores, in_type
 
 EXCERPT = 96  # hr pixels on each side
@@ -146,8 +154,12 @@ def _summary(scores: Scores, one: ImageSet) -> str:
             best = bool(finite) and summary.mean == (max if metric.higher_is_better else min)(finite)
             cells.append(f"<td{' class=best' * best}>{mean_text(summary, metric.unit)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
+    by_class = class_mean_rows(scores, one)
+    if by_class:
+        rows.append(f"<tr><th colspan={1 + len(scores.metrics)}>{CLASS_MEANS}</th></tr>")
+        rows += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in by_class]
     heads = "".join(f"<th>{escape(_heading(metric))}</th>" for metric in scores.metrics)
-    title = f"<h3>{escape(one.name)}, x{one.scale}, {len(one.files)} images</h3>"
+    title = f"<h3>{escape(one.heading)}</h3>"
     return f'{title}<div class="wide"><table><tr><th>method</th>{heads}</tr>{"".join(rows)}</table></div>'
 
 

@@ -17,9 +17,10 @@ from repmamba.data.images import whole_file, write_errors
 from repmamba.errors import TargetError
 from repmamba.evaluate.cost import COUNTED, Cost
 from repmamba.evaluate.metrics import Metric
-from repmamba.evaluate.run import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, Paired, Scores, Summary
+from repmamba.evaluate.run import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, ImageSet, Paired, Scores, Summary
 
 DIGITS = {"dB": 4, "degrees": 4, "": 5}
+CLASS_MEANS = "mean of the class means"
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -68,6 +69,20 @@ def rule_lines(metrics: Sequence[Metric]) -> list[str]:
         f"mean over {'images' if metric.mean == 'images' else 'the means of the class folders'}"
         for metric in metrics
     ]
+
+
+def class_mean_rows(scores: Scores, one: ImageSet) -> list[list[str]]:
+    """For each method its name and, metric by metric, the mean of its class means.
+
+    Empty for a set of one class, and where the metrics themselves are means of class means.
+    """
+    if one.classes < 2 or all(metric.mean == "classes" for metric in scores.metrics):
+        return []
+    rows = []
+    for method in scores.methods:
+        means = [(scores.mean_of_classes(one.name, method.name, metric), metric.unit) for metric in scores.metrics]
+        rows.append([method.name, *("inf" if mean is None else number(mean, unit) for mean, unit in means)])
+    return rows
 
 
 def number(value: float, unit: str) -> str:
@@ -169,7 +184,10 @@ def _means(scores: Scores) -> str:
         for method in scores.methods:
             means = [mean_text(scores.summary(one.name, method.name, metric), metric.unit) for metric in scores.metrics]
             rows.append([method.name, *means])
-        lines.append("\n".join([f"{_harmless(one.name)}, x{one.scale}, {len(one.files)} images", *_aligned(rows)]))
+        by_class = class_mean_rows(scores, one)
+        if by_class:
+            rows += [[CLASS_MEANS, *("" for _ in scores.metrics)], *by_class]
+        lines.append("\n".join([_harmless(one.heading), *_aligned(rows)]))
     return "\n\n".join(lines)
 
 
@@ -191,7 +209,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     """The first column to the left, the others to the right."""
     rows = [[_harmless(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def _harmless(text: str) -> str:
@@ -204,6 +222,7 @@ def _metric(scores: Scores, image_set: str, method: str, metric: Metric) -> dict
     return {
         "mean": _plain(math.inf if summary.infinite == summary.count else summary.mean),
         "infinite": summary.infinite,
+        "mean_of_classes": scores.mean_of_classes(image_set, method, metric),
         "classes": {name: _plain(value) for name, value in scores.classes(image_set, method, metric).items()},
         "images": {name: _plain(value) for name, value in scores.of(image_set, method, metric.name).items()},
     }

@@ -35,6 +35,17 @@ class ImageSet:
     files: tuple[PairFiles, ...]
     scale: int
 
+    @property
+    def heading(self) -> str:
+        """Its name, scale and size in a line."""
+        classes = f" in {self.classes} classes" if self.classes > 1 else ""
+        return f"{self.name}, x{self.scale}, {len(self.files)} images{classes}"
+
+    @property
+    def classes(self) -> int:
+        """How many class folders it has, images in none counted as one; a flat set has 1."""
+        return len({files.group for files in self.files})
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -102,6 +113,14 @@ class Scores:
         }
         means = class_means(finite)
         return {} if set(means) <= {""} else means
+
+    def mean_of_classes(self, image_set: str, method: str, metric: Metric) -> float | None:
+        """The mean of the class means, whatever the metric's own mean is; None for a flat set, or where none is finite.
+
+        An infinite PSNR is left out, as in the means of the classes.
+        """
+        means = self.classes(image_set, method, metric)
+        return float(np.mean(list(means.values()))) if means else None
 
     def paired(self, image_set: str, method: str, other: str, metric: Metric) -> Paired:
         """The difference of two methods on a set."""
