@@ -23,11 +23,13 @@ from repmamba.data.stock import load_stock
 from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, TargetError, TrainingStopped
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
+from repmamba.train.batches import open_stock, training_files
 from repmamba.train.curves import read_curve
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
-from repmamba.train.monitor import Monitor
+from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes
+from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
 
@@ -188,10 +190,35 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "The save of step 2 could not be written" in caplog.text
-    assert "the save before stays" in caplog.text
+    assert "Training goes on; what was there before stays." in caplog.text
+    assert "No picture of the curve: " in caplog.text
+    assert "Free some space" not in caplog.text, "it was the limit on a file's size"
     assert saved_steps(tmp_path / "saves") == [1]
     assert fit(tiny(), tmp_path, log_every=1).finished
     assert seen(tmp_path) == seen(whole_run)
+
+
+def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, caplog):
+    """Names taken by folders stand for what the system refuses: the last weights, and the picture of the curve."""
+    for name in ("last.safetensors", "curve.png"):
+        (tmp_path / name / "in the way").mkdir(parents=True)
+    recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4})
+    with caplog.at_level(logging.WARNING, "repmamba"), pytest.raises(TargetError, match=r"last\.safetensors cannot be"):
+        fit(recipe, tmp_path)
+    assert "No picture of the curve: " in caplog.text
+    assert saved_steps(tmp_path / "saves") == [4, 6, 8]
+    assert (tmp_path / "step-00000008.safetensors").is_file()
+    assert [line["step"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "note"] == [2, 4, 6, 8]
+
+
+def test_archived_steps_leave_weights_that_can_be_used(tiny, tmp_path):
+    recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4}, step={"ema": 0.9})
+    assert fit(recipe, tmp_path).finished
+    assert {path.name for path in tmp_path.glob("step-*")} == {f"step-0000000{step}.safetensors" for step in (4, 8)}
+    archived, last = (read_checkpoint(tmp_path / name) for name in ("step-00000008.safetensors", "last.safetensors"))
+    assert archived.training["steps"] == 8
+    assert all(torch.equal(archived.weights[name], last.weights[name]) for name in last.weights)
+    assert read_checkpoint(tmp_path / "step-00000004.safetensors").training["steps"] == 4
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tiny, tmp_path):
@@ -249,6 +276,26 @@ def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(tiny, t
     assert what in str(stopped.value)
     _, state = newest_save(tmp_path / "saves")
     assert all(tensor.isfinite().all() for tensor in state["learner"]["network"].values())
+
+
+def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny, tmp_path):
+    for rank, said in ((0, "there is no good save in "), (1, "The line of the first process names the last good save")):
+        run = Run(tiny(), tmp_path, None, Processes(rank, 2))
+        assert said in run._fault(7, "the loss is nan")
+
+
+def test_of_several_processes_the_first_one_alone_draws_a_bar(tiny, capsys):
+    recipe = tiny()
+    files = training_files(recipe)
+    for rank in (0, 1):
+        open_stock(files, recipe, None, torch.device("cpu"), Processes(rank, 2), bar=True)
+        assert ("Reading" in capsys.readouterr().err) == (rank == 0)
+
+
+def test_the_weight_of_a_loss_is_shown_as_it_is(tiny):
+    losses = [{"name": "l1", "weight": 0.1}, {"name": "fft"}]
+    first, _ = heading(tiny(losses=losses), torch.device("cpu"), Processes())
+    assert "loss 0.1 l1 + fft, " in first
 
 
 def test_the_surplus_step_comes_once_an_epoch(tiny, tmp_path):

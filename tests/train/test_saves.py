@@ -1,16 +1,18 @@
 """Saves: whole or not there, and the one before where the newest is not whole."""
 
+import errno
 import logging
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from repmamba.errors import NoSpace
-from repmamba.train.saves import newest_save, prune_saves, saved_steps, write_save
+from repmamba.errors import NoSpace, TargetError
+from repmamba.train.saves import newest_save, prune_saves, saved_steps, unwritten, write_save
 
 
 def state(step: int) -> dict:
@@ -116,6 +118,38 @@ def disk_of(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_room_is_asked_for_only_where_room_would_help():
+    for number, kind, advice in (
+        (errno.ENOSPC, NoSpace, True),
+        (errno.EDQUOT, NoSpace, True),
+        (errno.EFBIG, NoSpace, False),
+        (errno.EROFS, TargetError, False),
+    ):
+        error = unwritten("The save could not be written", OSError(number, os.strerror(number)))
+        assert type(error) is kind
+        assert ("Free some space." in str(error)) == advice
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "saves").write_text("in the way")
+    with pytest.raises(TargetError, match=r"save of step 2 could not be written to .*: File exists"):
+        write_save(tmp_path / "saves", 2, state(2))
+
+
+def test_a_save_that_cannot_be_removed_is_said_aloud_and_stays(tmp_path, monkeypatch, caplog):
+    for step in range(1, 4):
+        write_save(tmp_path, step, state(step))
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with caplog.at_level(logging.WARNING, "repmamba"):
+        prune_saves(tmp_path, 2, lambda step: False)
+    assert "The old save of step 1 could not be removed: Permission denied." in caplog.text
+    assert saved_steps(tmp_path) == [1, 2, 3]
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_save_before(tmp_path):

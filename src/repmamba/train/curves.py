@@ -5,14 +5,15 @@ best) or "note" (step, text). When a run goes on from a save, lines of later ste
 a step twice.
 """
 
+import io
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from repmamba.errors import MissingExtra, TargetError
-from repmamba.train.saves import replace_durably
+from repmamba.errors import MissingExtra
+from repmamba.train.saves import replace_durably, unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Curve:
         try:
             replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         except OSError as fault:
-            raise TargetError(f"{path} cannot be written: {fault.strerror}. Free some space.") from fault
+            raise unwritten(f"{path} cannot be written", fault) from fault
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
         """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""
@@ -55,7 +56,10 @@ def read_curve(path: Path) -> Iterator[Line]:
 
 
 def plot_curve(path: Path, target: Path) -> Path:
-    """The curve as a picture: loss and learning rate over steps, PSNR of the validations. Raises MissingExtra."""
+    """The curve as a picture: loss and learning rate over steps, PSNR of the validations.
+
+    Raises MissingExtra, TargetError.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as missing:
@@ -73,5 +77,10 @@ def plot_curve(path: Path, target: Path) -> Path:
     psnr.plot([line["step"] for line in validations], [line["psnr"] for line in validations], marker=".")
     rule = validations[-1]["rule"] if validations else ""
     psnr.set(xlabel="step", ylabel=f"PSNR, dB, rule {rule}")
-    figure.savefig(target, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    try:
+        replace_durably(target, picture.getvalue())
+    except OSError as fault:
+        raise unwritten(f"{target} cannot be written", fault) from fault
     return target

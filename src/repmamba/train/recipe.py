@@ -155,7 +155,7 @@ class Validation:
 class Checkpoints:
     """every: steps (or epochs) between checkpoints.  keep: how many of the latest stay.
 
-    archive: also keep, for good, those at multiples of this; 0 for none.
+    archive: also keep, for good, those at multiples of this, and their weights as step-N.safetensors; 0 for none.
     """
 
     every: int = 1000

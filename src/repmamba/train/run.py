@@ -1,11 +1,13 @@
 """Run: a training run between two of its steps, and what it does with its folder.
 
 The folder holds recipe.toml; curve.jsonl, one line a logged step, validation or note; best.safetensors and
-last.safetensors, for `load`; saves/, for going on; crops/, a picture of each validation; and curve.png at the end.
+last.safetensors, and step-N.safetensors of each archived step, for `load`; saves/, for going on; crops/, a picture of
+each validation; and curve.png at the end.
 """
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,31 +146,29 @@ class Run:
         return True
 
     def save(self, monitor: Monitor) -> None:
-        """Make this moment one that the run can go on from. A full disk is said aloud, and the save before stays."""
+        """Make this moment one that the run can go on from. What a full disk does not take is lost, and said aloud."""
         self.watch()
         if not self.processes.first:
             return
-        every = self.recipe.checkpoints.archive
         state = {"progress": asdict(self.progress), "learner": self.learner.state()}
-        try:
-            write_save(self.saves, self.step, state)
-            prune_saves(self.saves, self.recipe.checkpoints.keep, lambda step: every > 0 and step % every == 0)
-            self._write_weights("last.safetensors", None)
-            self._unsaved = None
-        except TargetError as fault:
-            logger.warning("%s Training goes on; the save before stays.", fault)
-            monitor.note(self.step, str(fault))
-            self._unsaved = fault
+        self._unsaved = None
+        self._try(monitor, lambda: write_save(self.saves, self.step, state))
+        self._try(monitor, lambda: self._write_weights("last.safetensors", None))
+        if self._archived(self.step):
+            self._try(monitor, lambda: self._write_weights(f"step-{self.step:08d}.safetensors", None))
+        prune_saves(self.saves, self.recipe.checkpoints.keep, self._archived)
 
     def close(self) -> None:
-        """Draw the curve. Raises TargetError if the last save could not be written."""
-        if self._unsaved is not None:
-            raise self._unsaved
+        """Draw the curve. Raises TargetError if something of the last save could not be written."""
         if self.processes.first:
             try:
                 plot_curve(self.folder / "curve.jsonl", self.folder / "curve.png")
             except MissingExtra as missing:
                 logger.info("No picture of the curve: %s", missing)
+            except TargetError as fault:
+                logger.warning("No picture of the curve: %s", fault)
+        if self._unsaved is not None:
+            raise self._unsaved
         self.processes.wait()
 
     def result(self) -> FitResult:
@@ -189,6 +189,18 @@ class Run:
         """Where the saves are."""
         return self.folder / "saves"
 
+    def _archived(self, step: int) -> bool:
+        every = self.recipe.checkpoints.archive
+        return every > 0 and step % every == 0
+
+    def _try(self, monitor: Monitor, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except TargetError as fault:
+            logger.warning("%s Training goes on; what was there before stays.", fault)
+            monitor.note(self.step, str(fault))
+            self._unsaved = self._unsaved or fault
+
     def _write_weights(self, name: str, judgement: Judgement | None) -> None:
         facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "steps": self.step}
         if self.learner.begun_from is not None:
@@ -199,7 +211,9 @@ class Run:
         write_checkpoint(self.folder / name, Checkpoint.of(self.learner.best_network, origin=origin, training=facts))
 
     def _fault(self, step: int, what: str) -> str:
-        newest = newest_save(self.saves) if self.processes.first else None
+        if not self.processes.first:
+            return f"Stopped at step {step}: {what}. The line of the first process names the last good save."
+        newest = newest_save(self.saves)
         good = f"the last good save is {newest[0]}" if newest else f"there is no good save in {self.saves}"
         advice = "Try a lower optimiser.lr, a longer schedule.warmup or step.clip, in a new folder"
         return f"Stopped at step {step}: {what}; {good}. {advice}."

@@ -5,6 +5,7 @@ that does not match its own digest is set aside, aloud, and the one before is us
 are no saves: they are written by network.checkpoint.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from repmamba.errors import NoSpace
+from repmamba.errors import NoSpace, TargetError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ DIGESTS = "digests.json"
 LATEST = "latest"
 ASIDE = ".corrupt"
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk or a quota is used up, and room would help."""
+
 State = dict[str, Any]
 
 
@@ -34,9 +38,9 @@ def write_save(folder: Path, step: int, state: State) -> Path:
     """The state of a run after `step` steps, durable when this returns; a save of that step is replaced.
 
     state: tensors and plain values, as torch reads them without running pickled code.
-    Raises NoSpace when the disk does not take it; what was there before is then untouched.
+    Raises NoSpace when the disk does not take it, TargetError when the system does not; what was there before is then
+    untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -44,6 +48,7 @@ def write_save(folder: Path, step: int, state: State) -> Path:
     target = folder / f"{PREFIX}{step:08d}"
     part = folder / f".{target.name}.part"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         write_durably(part / STATE, content)
@@ -54,11 +59,14 @@ def write_save(folder: Path, step: int, state: State) -> Path:
         replace_durably(folder / LATEST, target.name.encode())
     except OSError as fault:
         shutil.rmtree(part, ignore_errors=True)
-        reason = fault.strerror or fault
-        raise NoSpace(
-            f"The save of step {step} could not be written to {folder}: {reason}. Free some space."
-        ) from fault
+        raise unwritten(f"The save of step {step} could not be written to {folder}", fault) from fault
     return target
+
+
+def unwritten(what: str, fault: OSError) -> TargetError:
+    """The error to raise where the system refused a file: what, and why; NoSpace where it is too large for the disk."""
+    kind = NoSpace if fault.errno in (*FULL, errno.EFBIG) else TargetError
+    return kind(f"{what}: {fault.strerror or fault}.{' Free some space.' if fault.errno in FULL else ''}")
 
 
 def newest_save(folder: Path) -> tuple[Path, State] | None:
@@ -84,10 +92,13 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> None:
-    """All but the `keep` newest saves and the archived ones are removed."""
+    """All but the `keep` newest saves and the archived ones are removed; one that cannot be is said aloud and stays."""
     for step in saved_steps(folder)[:-keep]:
         if not archived(step):
-            shutil.rmtree(folder / f"{PREFIX}{step:08d}")
+            try:
+                shutil.rmtree(folder / f"{PREFIX}{step:08d}")
+            except OSError as fault:
+                logger.warning("The old save of step %d could not be removed: %s.", step, fault.strerror or fault)
 
 
 def write_durably(path: Path, content: bytes) -> None:
