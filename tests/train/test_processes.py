@@ -1,10 +1,13 @@
 """Who a process is among those of a run, from what torchrun and SLURM say."""
 
+import logging
+import signal
+
 import pytest
 import torch
 
 from repmamba.errors import TrainingStopped, UsageError
-from repmamba.train.processes import Processes, find_processes, first_node, joined
+from repmamba.train.processes import Processes, find_processes, first_node, joined, stop_signals
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -91,3 +94,14 @@ def test_shares_are_disjoint_and_complete():
     for world in range(1, 6):
         shares = [Processes(rank, world).share(7) for rank in range(world)]
         assert sorted(index for share in shares for index in share) == list(range(7))
+
+
+def test_ctrl_c_stops_at_once_when_it_was_asked_already_and_sigterm_only_asks_again(caplog):
+    with caplog.at_level(logging.WARNING, "repmamba"), stop_signals() as stopped:
+        assert not stopped()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert "Ctrl-C, from now on, stops it at once" in caplog.text

@@ -46,13 +46,14 @@ def open_stock(
 ) -> Stock:
     """The images to learn from, where the recipe wants them.
 
-    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  bar: on stderr.
+    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  bar: on stderr, of the
+    first process.
     """
     if cache and not processes.first:
         processes.wait()
     logger.info("Reading %d images to learn from: %s.", len(files), ", ".join(recipe.data.train))
     place = device if recipe.data.cache == "device" else None
-    with counting("Reading", bar=bar) as progress:
+    with counting("Reading", bar=bar and processes.first) as progress:
         stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
     if cache and processes.first:
         processes.wait()

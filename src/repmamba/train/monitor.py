@@ -27,7 +27,7 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     patches += "".join(f", {one.batch} of {one.size}x{one.size} from {one.start:,} on" for one in later)
     start = f"begun from {recipe.start.weights}" if recipe.start.weights else f"from a {recipe.start.kind} start"
     network = f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
-    losses = " + ".join(f"{term.weight:g} {term.name}" for term in recipe.losses).replace("1 ", "", 1)
+    losses = " + ".join(term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
     shared = f", one of {processes.world} processes" if processes.world > 1 else ""
     return [

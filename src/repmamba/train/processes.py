@@ -156,8 +156,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         return
 
     def ask(number: int, frame: object) -> None:
-        logger.warning("Asked to stop: the run is saved after this step. Once more to stop at once.")
+        logger.warning("Asked to stop: the run is saved after this step. Ctrl-C, from now on, stops it at once.")
         asked.set()
+        # SIGTERM only ever asks: where torchrun and a queue both send it, the second must not end what the first saves.
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
