@@ -231,8 +231,22 @@ def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tm
         path.write_text(f"good, 1, 2\n{line}\n")
         with pytest.raises(SourceError, match="Line 2 of"):
             read_others(path)
-    with pytest.raises(SourceError, match="cannot be read"):
-        read_others(tmp_path / "none.csv")
+    path.write_text('good, 1, 2\n"two\nlines", 1, 2\nbad, 1\n')
+    with pytest.raises(SourceError, match="Line 4 of"):
+        read_others(path)
+
+
+@pytest.mark.parametrize("content", [None, b"IMDN, \xff, 1\n", b'"' + 200_000 * b"x"], ids=["none", "bytes", "long"])
+def test_a_list_of_other_networks_that_is_no_csv_is_one_clear_error(tmp_path, content):
+    if content:
+        (tmp_path / "others.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=r"others\.csv cannot be read"):
+        read_others(tmp_path / "others.csv")
+
+
+def test_a_list_of_other_networks_may_come_from_a_spreadsheet(tmp_path):
+    (tmp_path / "others.csv").write_bytes("\ufeff# from elsewhere\r\nIMDN,18.18,27.98\r\n".encode())
+    assert [point.label for point in read_others(tmp_path / "others.csv")] == ["IMDN"]
 
 
 @pytest.mark.parametrize("values", [(30.0, 30.0), (0.0, 0.0), (29.99, 30.01), (-5.0, 100.0), (0.61, 0.66)])

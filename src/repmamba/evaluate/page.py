@@ -88,11 +88,7 @@ def read_others(path: Path) -> list[charts.Point]:
     Raises SourceError, naming the line.
     """
     points = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read: {error}.") from error
-    for number_of_line, row in enumerate(csv.reader(text.splitlines()), start=1):
+    for line, row in _rows(path):
         if not row or row[0].startswith("#"):
             continue
         try:
@@ -101,9 +97,19 @@ def read_others(path: Path) -> list[charts.Point]:
         except ValueError:
             point = None
         if point is None or not (0 < point.x < math.inf and math.isfinite(point.y)):
-            raise SourceError(f"Line {number_of_line} of {path} is not: name, 10^9 multiply-adds, value.")
+            raise SourceError(f"Line {line} of {path} is not: name, 10^9 multiply-adds, value.")
         points.append(point)
     return points
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of its last line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+        reader = csv.reader(io.StringIO(text))
+        return [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
 
 
 def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
