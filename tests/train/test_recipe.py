@@ -4,14 +4,14 @@ import math
 import tomllib
 
 import pytest
-from hypothesis import given
-from hypothesis.strategies import integers, sampled_from
+from hypothesis import example, given
+from hypothesis.strategies import characters, integers, sampled_from, text
 
 from repmamba.errors import RecipeError
 from repmamba.inference.catalogue import find_weights, packaged_weights
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train.losses import LOSSES
-from repmamba.train.recipe import Optimiser, Recipe, Schedule
+from repmamba.train.recipe import Data, Optimiser, Recipe, Schedule
 from repmamba.train.recipe_file import build, packaged, read_recipe, recipe_text
 
 
@@ -73,8 +73,18 @@ def test_the_published_recipe_is_that_of_the_specification():
         ("data.patches=[{size=1}]", "data.patches.size is 1; it must be at least 2"),
         ("data.patches=[{batch=3}]", "data.patches.batch is 3; it must be a multiple of step.accumulate, 2"),
         ("data.patches.size=3", "data.patches.size cannot be set: patches is a list"),
-        ('data.degradations=[{name="fog",low=0,high=1}]', "no degradation fog"),
-        ("network.scale=5", "network.scale is 5"),
+        ('data.degradations=[{name="fog",low=0,high=1}]', "^data.degradations: There is no degradation fog"),
+        ('data.degradations=[{name="blur",low=2,high=1}]', "^data.degradations: The range of blur is 2 to 1"),
+        ("network.scale=5", "^network.scale is 5"),
+        ("network.in_chans=0", "^network.in_chans is 0; a network takes"),
+        ("divergence=inf", "^divergence is inf; it must be finite"),
+        ("optimiser.lr=1e999", "^optimiser.lr is inf; it must be finite"),
+        ("optimiser.eps=nan", "^optimiser.eps is nan; it must be above 0"),
+        ('losses=[{name="l1", weight=inf}]', "^losses.weight is inf; it must be finite"),
+        (
+            'losses=[{name="l1"}, {name="fft"}, {name="l1", weight=2}]',
+            r"^losses.name is \['l1', 'fft', 'l1'\]; .* another",
+        ),
         ("network=4", "network.* is 4; it must be a table of scale"),
         ("losses=[]", r"losses is \[\]; it must be at least one"),
         ('losses=[{name="ssim"}]', "losses.name is 'ssim'; it must be one of l1"),
@@ -105,6 +115,13 @@ def test_settings_lie_over_the_file_and_plain_text_needs_no_quotes():
     recipe = read_recipe("x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]'])
     assert (recipe.name, recipe.optimiser.lr, recipe.schedule.warmup) == ("other", 1e-4, 7)
     assert recipe.data.train == ("a", "b")
+
+
+@given(name=text(characters(exclude_categories=["Cs"]), min_size=1))
+@example('\U0001f6f0 \x7f \x00 " \\ \n')
+def test_any_text_survives_being_written(name):
+    recipe = Recipe(name, 1, data=Data(train=(name,)))
+    assert build(tomllib.loads(recipe_text(recipe))) == recipe
 
 
 def test_differences_are_named_key_by_key():

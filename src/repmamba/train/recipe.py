@@ -7,7 +7,7 @@ niceness, bars and how often a line is logged are arguments of `fit`. recipe_fil
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -211,9 +211,18 @@ class Recipe:
         must(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
         must(self.divergence > 1, "divergence", self.divergence, "above 1")
         must(bool(self.losses), "losses", [], "at least one")
+        losses = [term.name for term in self.losses]
+        must(
+            len(set(losses)) == len(losses),
+            "losses.name",
+            losses,
+            "another one in each term",
+        )
         parts = self.step.accumulate
         for phase in self.data.patches:
             must(phase.batch % parts == 0, "data.patches.batch", phase.batch, f"a multiple of step.accumulate, {parts}")
+        for key, number in _numbers(asdict(self), ""):
+            must(math.isfinite(number), key, number, "finite")
 
     def in_steps(self, epoch: int) -> "Recipe":
         """The same run counted in steps, an epoch being `epoch` of them; itself if it is counted so already."""
@@ -278,3 +287,15 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         else:
             flat[where + key] = value
     return flat
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """Every float in tables and lists of them, with its dotted key."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _numbers(one, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _numbers(one, key)
+    elif isinstance(value, float):
+        yield key, value

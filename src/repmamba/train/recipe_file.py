@@ -92,8 +92,9 @@ def _build(kind: type[T], table: Any, where: str) -> T:
         return kind(**values)
     except RecipeError:
         raise
-    except UsageError as fault:  # of NetworkConfig, which knows nothing of recipes
-        raise RecipeError(f"{where}{fault}") from fault
+    except UsageError as fault:  # of NetworkConfig and Stage, which know nothing of recipes
+        names_key = str(fault).partition(" ")[0] in hints
+        raise RecipeError(f"{where}{fault}" if names_key else f"{where.removesuffix('.')}: {fault}") from fault
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -133,8 +134,13 @@ def _unknown(where: str, key: str, allowed: Sequence[str]) -> str:
 
 
 def _toml(table: Mapping[str, Any], where: str = "") -> str:
-    # A recipe has plain values, lists of them, tables and lists of tables; json.dumps writes the first two as TOML.
-    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _is_table(value)]
+    # A recipe has plain values, lists of them, tables and lists of tables; JSON writes the first two as TOML does, but
+    # for characters beyond 16 bit, which are left as they are, and the one control character that it does not escape.
+    plain = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", r"\u007f")
+        for key, value in table.items()
+        if not _is_table(value)
+    ]
     parts = ["\n".join(plain)]
     for key, value in table.items():
         if isinstance(value, Mapping):
