@@ -8,8 +8,8 @@ import pytest
 
 from repmamba.data.images import read_image, write_png
 from repmamba.data.pairs import PairFiles, pair_from_hr
-from repmamba.errors import NoSpace, ShapeMismatch, TargetError, UsageError
-from repmamba.evaluate.methods import bicubic, nearest, results
+from repmamba.errors import NoSpace, ShapeMismatch, SourceError, TargetError, UsageError
+from repmamba.evaluate.methods import Method, bicubic, nearest, results
 from repmamba.evaluate.metrics import METRICS, metrics_of
 from repmamba.evaluate.run import evaluate, find_sets, paired_difference, summarise, write_result
 
@@ -114,6 +114,21 @@ def test_methods_of_one_name_and_of_another_scale_are_refused(folder):
         evaluate(sets, [bicubic(), bicubic()], [PSNR])
     with pytest.raises(ShapeMismatch, match="2 times as large as LR, and 4"):
         evaluate(find_sets([folder], 4), [bicubic()], [PSNR])
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "text"),
+    [
+        ("a/3", SourceError, "has no result for a/3"),
+        ("a/1", UsageError, r"b/1\.png is the only result for a/1 and for b/1"),
+    ],
+)
+def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(folder, tmp_path, missing, error, text):
+    shutil.copytree(folder / "GT", tmp_path / "theirs")
+    (tmp_path / "theirs" / f"{missing}.png").unlink()
+    never = Method("never", "", lambda pair: pytest.fail("it computed"))
+    with pytest.raises(error, match=text):
+        evaluate(find_sets([folder], 2), [never, results(tmp_path / "theirs")], [PSNR])
 
 
 def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):

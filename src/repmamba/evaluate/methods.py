@@ -37,6 +37,7 @@ class Method:
     passes: int = 1  # through the network for one image
     weights: str | None = None  # what the upscaler was loaded from
     origin: Path | None = None  # the file or folder that gave the name, absolute
+    find: Callable[[str, int], Path] | None = None  # a pair's name and scale -> its result, where results are read
 
 
 def nearest() -> Method:
@@ -102,18 +103,23 @@ def results(folder: Path) -> Method:
         for name in {inside.as_posix(), inside.name}:
             files.setdefault(name, []).append(path)
 
-    def enlarge(pair: Pair) -> Image:
-        base = pair.name.rpartition("/")[2]
-        for name in (pair.name, base, f"{pair.name}_x{pair.scale}", f"{base}_x{pair.scale}"):
+    def find(image: str, scale: int) -> Path:
+        base = image.rpartition("/")[2]
+        for name in (image, base, f"{image}_x{scale}", f"{base}_x{scale}"):
             found = files.get(name, [])
             if len(found) > 1:
                 raise UsageError(f"{folder} has {len(found)} results named {name}; put them into class folders.")
             if found:
-                return _checked(read_image(found[0]), pair)
-        raise SourceError(f"{folder} has no result for {pair.name}; results have the names of the pairs.")
+                return found[0]
+        raise SourceError(f"{folder} has no result for {image}; results have the names of the pairs.")
+
+    def enlarge(pair: Pair) -> Image:
+        return _checked(read_image(find(pair.name, pair.scale)), pair)
 
     origin = Path(os.path.abspath(folder))  # "." has no name of its own
-    return Method(origin.name, f"images found in the folder {origin.name}, as they are", enlarge, origin=origin)
+    return Method(
+        origin.name, f"images found in the folder {origin.name}, as they are", enlarge, origin=origin, find=find
+    )
 
 
 def told_apart(methods: Sequence[Method]) -> list[Method]:

@@ -172,6 +172,8 @@ def evaluate(
                 raise UsageError(
                     f"{method.name} enlarges x{method.scale}, and the pairs of {one.name} are x{one.scale}."
                 )
+            if method.find:
+                _find_all(method.find, one)
     values: dict[tuple[str, str, str], dict[str, float]] = {
         (one.name, method, metric.name): {} for one in sets for method in names for metric in metrics
     }
@@ -264,6 +266,21 @@ def _take(
     one, image, method, future = entry
     for metric, value in future.result().items():
         values[one.name, method, metric][image] = value
+
+
+def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
+    """Raise now what would else end a run after other methods have computed for an hour: a result that is missing.
+
+    One that is taken for two images is missing too: "1.png" of another class.
+    """
+    taken: dict[Path, str] = {}
+    for files in one.files:
+        path = find(files.name, one.scale)
+        if path in taken:
+            raise UsageError(
+                f"{path} is the only result for {taken[path]} and for {files.name}; give each a result of its name."
+            )
+        taken[path] = files.name
 
 
 def _scale_of(files: PairFiles, folder: Path) -> int:
