@@ -12,7 +12,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer
 
-from repmamba.scene.grid import Grid, refined_gcps, refined_rpcs
+from repmamba.scene.engine import upscale_file
+from repmamba.scene.grid import Grid, lacking_rpcs, refined_gcps, refined_rpcs
 from repmamba.tiles.window import Window
 
 scales = st.sampled_from([2, 3, 4])
@@ -92,3 +93,38 @@ def test_gdal_finds_the_same_ground_by_refined_rpcs(geotiffs, scale, window):
             found = after.xy(scale * (row - window.row), scale * (col - window.col), offset="ul", zs=100.0)
             expected = before.xy(row, col, offset="ul", zs=100.0)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+RPCS = {f"{axis}_{what}": "12.5" for axis in ("LINE", "SAMP", "LAT", "LONG", "HEIGHT") for what in ("OFF", "SCALE")}
+RPCS |= {f"{axis}_{part}_COEFF": " ".join(["1"] + ["0"] * 19) for axis in ("LINE", "SAMP") for part in ("NUM", "DEN")}
+
+
+def test_units_behind_the_numbers_of_rpcs_are_left_out():
+    with_units = RPCS | {"LINE_OFF": "+001024.50 pixels", "SAMP_SCALE": "+000512.00 pixels", "LAT_OFF": "+39.5 degrees"}
+    assert lacking_rpcs(with_units) == ()
+    refined = refined_rpcs(with_units, 2, Window(0, 0, 9, 9))
+    assert (refined["LINE_OFF"], refined["SAMP_SCALE"]) == ("2049.5", "1024.0")
+    assert RPC.from_gdal(refined).lat_off == 39.5
+
+
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        ({"LINE_OFF": None}, ("LINE_OFF",)),
+        ({"SAMP_SCALE": "wide", "HEIGHT_OFF": ""}, ("HEIGHT_OFF", "SAMP_SCALE")),
+        ({"LINE_NUM_COEFF": "1 2 3"}, ("LINE_NUM_COEFF",)),
+        ({"LAT_OFF": "nan"}, ("LAT_OFF",)),
+    ],
+)
+def test_rpcs_that_tell_no_place_are_left_out_with_a_warning(
+    write_raster, smooth, tmp_path, bicubic, caplog, change, lacking
+):
+    rpcs = {name: text for name, text in (RPCS | change).items() if text is not None}
+    assert set(lacking_rpcs(rpcs)) == set(lacking)
+    path = write_raster("in.tif", smooth(1, 20, 20))
+    items = "".join(f'<MDI key="{name}">{text}</MDI>' for name, text in rpcs.items())
+    path.with_name("in.tif.aux.xml").write_text(f'<PAMDataset><Metadata domain="RPC">{items}</Metadata></PAMDataset>')
+    upscale_file(path, tmp_path / "out.tif", bicubic)
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert file.rpcs is None
+    assert f"RPCs without {', '.join(lacking)}" in caplog.text

@@ -6,6 +6,7 @@ from pixel corners; ground control points, likewise; and RPCs, which count from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from repmamba.tiles.window import Window
+
+_RPC_NUMBERS = tuple(
+    f"{axis}_{what}" for what in ("OFF", "SCALE") for axis in ("LINE", "SAMP", "LAT", "LONG", "HEIGHT")
+)
+_RPC_POLYNOMIALS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COEFF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,26 @@ def refined_gcps(gcps: Sequence[GroundControlPoint], scale: int, window: Window)
 def refined_rpcs(rpcs: Mapping[str, str], scale: int, window: Window) -> dict[str, str]:
     """RPC tags (as GDAL names them) on the refined grid of a window.
 
-    RPCs give the position of a pixel's centre, 0 for the first one: an offset o becomes scale (o + 0.5) - 0.5.
+    RPCs give the position of a pixel's centre, 0 for the first one: an offset o becomes scale (o + 0.5) - 0.5. Units
+    behind a number ("+001024.50 pixels"), as some files have them, are left out. Wants tags of which none is lacking.
     """
-    refined = dict(rpcs)
+    refined = dict(rpcs) | {name: rpcs[name].split()[0] for name in _RPC_NUMBERS}
     for axis, first in (("LINE", window.row), ("SAMP", window.col)):
-        offset, extent = float(rpcs[f"{axis}_OFF"]), float(rpcs[f"{axis}_SCALE"])
+        offset, extent = float(refined[f"{axis}_OFF"]), float(refined[f"{axis}_SCALE"])
         refined[f"{axis}_OFF"] = repr(scale * (offset - first + 0.5) - 0.5)
         refined[f"{axis}_SCALE"] = repr(scale * extent)
     return refined
+
+
+def lacking_rpcs(rpcs: Mapping[str, str]) -> tuple[str, ...]:
+    """Which RPC tags, without which no place follows from the others, are not there or hold no numbers."""
+    counts = dict.fromkeys(_RPC_NUMBERS, 1) | dict.fromkeys(_RPC_POLYNOMIALS, 20)
+    return tuple(name for name, count in counts.items() if not _begins_with_numbers(rpcs.get(name, ""), count))
+
+
+def _begins_with_numbers(text: str, count: int) -> bool:
+    words = text.split()[:count]
+    try:
+        return len(words) == count and all(math.isfinite(float(word)) for word in words)
+    except ValueError:
+        return False

@@ -6,6 +6,7 @@ may be opened is decided in admission.py, how pixels are decoded in stored.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
@@ -25,9 +26,11 @@ from rasterio.enums import MaskFlags
 from repmamba.errors import SourceError
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
-from repmamba.scene.grid import Grid
+from repmamba.scene.grid import Grid, lacking_rpcs
 from repmamba.scene.stored import Pixels, StoredPixels, reading, stored_pixels
 from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
 
 DROPPED_TAGS = ("STATISTICS_", "OVR_", "EXIF_", "NODATA_VALUES", "INTERLEAVE", "COMPRESSION")
 DROPPED_NAMESPACES = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF")
@@ -183,6 +186,9 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...
     transform = None if dataset.transform.is_identity else dataset.transform
     gcps, gcps_crs = dataset.gcps
     rpcs = dataset.tags(ns="RPC")
+    if rpcs and (lacking := lacking_rpcs(rpcs)):
+        logger.warning("%s has RPCs without %s: they tell no place, and are left out.", name, ", ".join(lacking))
+        rpcs = {}
     return RasterFacts(
         name=name,
         driver=dataset.driver,
