@@ -162,5 +162,3 @@ def test_it_is_known_which_options_lose_something(change, lossless):
 def test_a_profile_has_an_entry_for_each_band():
     with pytest.raises(UsageError, match="3 bands, and 2 descriptions"):
         replace(RGB, descriptions=("a", "b"))
-    with pytest.raises(UsageError, match="alpha band and a mask"):
-        OutputProfile("GTiff", Grid(1, 1), 2, "uint8", mask=True, colorinterp=("gray", "alpha"))

@@ -18,8 +18,8 @@ Tags = Mapping[str, str]
 class OutputProfile:
     """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty ones are filled in.
 
-    Missing pixels are told by one of: nodata (its value stands in the data), an alpha band (colorinterp's last is
-    "alpha"), or a mask written beside the bands (mask=True). What no field says is left to the format's defaults.
+    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band (colorinterp's last is
+    "alpha"), else by nodata (its value stands in the data). What no field says is left to the format's defaults.
     """
 
     format: str  # a name of scene.formats.FORMATS
@@ -54,8 +54,6 @@ class OutputProfile:
                 object.__setattr__(self, name, usual)
             elif len(given) != self.count:
                 raise UsageError(f"The output has {self.count} bands, and {len(given)} {name}; one for each is needed.")
-        if self.mask and self.has_alpha:
-            raise UsageError("The output has an alpha band and a mask; missing pixels are told by one of them.")
 
     def _usual_colours(self) -> tuple[str, ...]:
         if self.count == 3:

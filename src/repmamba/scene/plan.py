@@ -157,7 +157,7 @@ def plan_scene(
         groups=groups,
         consistent=consistent,
         nodata=nodata,
-        alpha="" if told != "alpha" else "source" if facts.missing == "alpha" else "made",
+        alpha="source" if facts.has_alpha else "made" if told == "alpha" else "",
         profile=profile,
         job=JobIdentity(_source_identity(facts), upscaler.digest, settings, __version__),
     )

@@ -38,7 +38,8 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
 
     Raises TargetError with the formats that can hold it where this one cannot, UsageError for its creation options.
     """
-    for way in (told, *OTHER_WAYS.get(told, ())):
+    free = [way for way in OTHER_WAYS.get(told, ()) if way != "alpha" or not facts.has_alpha]
+    for way in (told, *free):
         profile = profile_of(facts, wanted, way)
         if FORMATS[wanted.format].holds(profile) is None:
             break
@@ -52,8 +53,8 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
 def profile_of(facts: RasterFacts, wanted: Wanted, told: str) -> OutputProfile:
     """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at all."""
     scale, window = wanted.scale, wanted.window
-    copied = [*wanted.places, facts.count - 1] if facts.missing == "alpha" else list(wanted.places)
-    made = told == "alpha" and facts.missing != "alpha"
+    copied = [*wanted.places, facts.count - 1] if facts.has_alpha else list(wanted.places)
+    made = told == "alpha" and not facts.has_alpha
 
     def each(values: Sequence[Any], of_made_alpha: Any) -> tuple[Any, ...]:
         return tuple(values[place] for place in copied) + ((of_made_alpha,) if made else ())

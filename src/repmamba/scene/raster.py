@@ -45,7 +45,7 @@ class RasterFacts:
     grid: Grid
     dtype: str
     nodata: float | None  # where it alone tells what is missing
-    missing: str  # how missing pixels are told: "alpha" (the last band), "mask", "nodata", or "" for not at all
+    missing: str  # how missing pixels are told: "mask", "alpha" (the last band), "nodata", or "" for not at all
     numbers: tuple[int, ...]  # of the bands in the file, from 1
     colorinterp: tuple[str, ...]
     descriptions: tuple[str | None, ...]
@@ -65,9 +65,14 @@ class RasterFacts:
         return len(self.colorinterp)
 
     @property
+    def has_alpha(self) -> bool:
+        """Whether the last band says how opaque the others are, be it that a mask says what is missing."""
+        return self.count > 1 and self.colorinterp[-1] == "alpha"
+
+    @property
     def colours(self) -> int:
         """Bands without alpha."""
-        return self.count - (self.missing == "alpha")
+        return self.count - self.has_alpha
 
     @property
     def has_place(self) -> bool:
@@ -174,14 +179,11 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...]) -> RasterFacts:
     order = [band - 1 for band in pixels.bands]
     colours = tuple(dataset.colorinterp[place].name for place in order)
-    count = len(order)
+    count = pixels.count
     if pixels.lookup is not None:
-        given = pixels.lookup.shape[1]
-        colours = ("gray",) if given == 1 else ("red", "green", "blue", "alpha")[:given]
-        count, order = len(colours), [0] * len(colours)
+        colours = ("gray",) if count == 1 else ("red", "green", "blue", "alpha")[:count]
+        order = [0] * count
     missing, nodata = _missing(dataset, pixels)
-    if missing == "alpha" and colours[-1] != "alpha":  # colours of a palette of which one means "nothing here"
-        missing = "mask"
     height, width = pixels.size
     transform = None if dataset.transform.is_identity else dataset.transform
     gcps, gcps_crs = dataset.gcps
@@ -216,14 +218,13 @@ def _each(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 
 
 def _missing(dataset: Any, pixels: StoredPixels) -> tuple[str, float | None]:
-    """How the file tells of missing pixels, by GDAL's order: a mask, else alpha, else one nodata for all bands."""
-    flags = dataset.mask_flag_enums[0]
+    """How the file tells of missing pixels: by a mask, else alpha, else one nodata for all bands."""
+    flags = dataset.mask_flag_enums[pixels.bands[0] - 1]
     if pixels.lookup is not None:
-        tells = MaskFlags.all_valid not in flags
-        if pixels.lookup.shape[1] == 4:
+        if pixels.count == 4:
             return "alpha", None
-        return ("mask" if tells else ""), None
-    if MaskFlags.alpha in flags:
+        return ("" if MaskFlags.all_valid in flags else "mask"), None
+    if pixels.alpha_tells:
         return "alpha", None
     if MaskFlags.per_dataset in flags:
         return "mask", dataset.nodata if MaskFlags.nodata not in flags else None

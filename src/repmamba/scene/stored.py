@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio.enums import MaskFlags
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
 from repmamba.scene.admission import CACHE_MB, Reading, block_bytes
@@ -68,6 +69,7 @@ class StoredPixels:
     by_rows: bool
     fill_corrupt: bool
     bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
+    alpha_tells: bool = False  # what is missing is where the last of the bands is 0
     lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey of few bits
     turn: int = 1  # how the picture asks to be turned, as in EXIF
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
@@ -79,6 +81,11 @@ class StoredPixels:
     def size(self) -> tuple[int, int]:
         """Rows and columns, as they are given out."""
         return upright_size(self.dataset.height, self.dataset.width, self.turn)
+
+    @property
+    def count(self) -> int:
+        """Bands, as they are given out."""
+        return len(self.bands) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) and valid (h, w) of a window."""
@@ -154,7 +161,7 @@ class StoredPixels:
         rows, cols = window.slices
         place = ((rows.start, rows.stop), (cols.start, cols.stop))
         raw = self.dataset.read(list(self.bands), window=place)
-        return raw, self.dataset.dataset_mask(window=place) != 0
+        return raw, raw[-1] != 0 if self.alpha_tells else self.dataset.dataset_mask(window=place) != 0
 
     def _block_by_block(self, window: Window) -> Pixels:
         """A window of which something cannot be read: what can, and the rest missing."""
@@ -184,13 +191,23 @@ class StoredPixels:
         if self.lookup is None:
             return raw, valid
         colours = np.moveaxis(self.lookup[raw[0]], -1, 0)
+        if len(raw) > 1:  # alpha beside the palette
+            colours = np.concatenate([colours, raw[1:]])
+        if len(colours) == 4:
+            # What could not be read has number 0, whose colour may be opaque.
+            valid = valid & (colours[3] != 0)
+            colours[3][~valid] = 0
         return colours, valid
 
 
 def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) -> StoredPixels:
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of classes."""
     alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
+    if dataset.count == 1:
+        alpha = []
     colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
+    flags = dataset.mask_flag_enums[colours[0] - 1]
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     grey = _grey_of_few_bits(dataset)
     return StoredPixels(
         name=name,
@@ -198,6 +215,7 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
         bands=(*colours, *alpha[:1]),
+        alpha_tells=bool(alpha) and not has_mask,
         lookup=_palette(name, dataset, how) if grey is None else grey,
         turn=_orientation(dataset, files),
     )
@@ -205,12 +223,19 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
 
 def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     """The colours of a palette, (entries, 3) or (entries, 4); None where there is no palette. Refuses classes."""
-    if dataset.colorinterp[0].name != "palette" or dataset.count != 1:
+    palettes = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "palette"]
+    if not palettes:
         return None
     if not how.expand_palette and _is_classes(dataset):
         raise UsageError(
             f"{name} has a palette, and its values look like classes, which cannot be enlarged as imagery. "
             "If its colours are a picture, enlarge those with --expand-palette."
+        )
+    has_alpha = dataset.count == 2 and dataset.colorinterp[1].name == "alpha" and dataset.dtypes[0] == "uint8"
+    if palettes != [1] or (dataset.count != 1 and not has_alpha):
+        raise UsageError(
+            f"{name} has a palette in band {palettes[0]} beside other bands, and numbers of a palette cannot be "
+            "enlarged as imagery. Write the bands that are imagery into a file of their own: gdal_translate -b."
         )
     entries = dataset.colormap(1)
     size = 1 << (8 * np.dtype(dataset.dtypes[0]).itemsize)
@@ -218,7 +243,7 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     for index, colour in entries.items():
         colours[index] = colour
     used = colours[list(entries)]
-    return colours if (used[:, 3] != 255).any() else colours[:, :3]
+    return colours if (used[:, 3] != 255).any() and not has_alpha else colours[:, :3]
 
 
 def _grey_of_few_bits(dataset: Any) -> NDArray[Any] | None:
@@ -266,6 +291,7 @@ def _orientation_by_pillow(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
             with Image.open(path) as image:
-                return str(image.getexif().get(0x0112))
+                # The getexif of PNG decodes the whole picture, to look behind it.
+                return str(Image.Image.getexif(image).get(0x0112))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
