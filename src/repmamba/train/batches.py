@@ -1,6 +1,7 @@
 """What each step learns from: the stock of a recipe, the samples of its steps, and batches prepared ahead."""
 
 import logging
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
-from repmamba.errors import RecipeError
+from repmamba.errors import JobChanged, RecipeError
 from repmamba.train.counting import counting
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
@@ -58,6 +59,39 @@ def open_stock(
     if cache and processes.first:
         processes.wait()
     return stock
+
+
+def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
+    """What a stock is, wherever its pixels are: (images, 3) of lr height, lr width and a CRC-32 of the pixels.
+
+    files: that it was read from, if it was. Counted are the pixels of hr, and those of lr where these have a file: made
+    from hr, a level of lr may differ between machines.
+    """
+    rows = []
+    for image, (height, width) in enumerate(stock.sizes):
+        read = [stock.hr, stock.lr] if files and files[image].lr else [stock.hr]
+        checksum = 0
+        for row in read:
+            start, count = row.starts[image], row.heights[image] * row.widths[image]
+            checksum = zlib.crc32(row.pixels[start : start + count].cpu().numpy().data, checksum)
+        rows.append([height, width, checksum])
+    return torch.tensor(rows)
+
+
+def check_images(before: Tensor, now: Tensor, files: Sequence[PairFiles]) -> None:
+    """Raise JobChanged unless the checksums of the images that a run has learnt from are those of now."""
+    if torch.equal(before, now):
+        return
+    if len(before) != len(now):
+        what = f"there were {len(before)}, and there are {len(now)}"
+    else:
+        different = (before != now).any(dim=1).nonzero().flatten().tolist()
+        first = files[different[0]].hr if files else f"number {different[0] + 1}"
+        what = f"{len(different)} of {len(now)} have other pixels or sizes, the first of them {first}"
+    raise JobChanged(
+        f"The images to learn from are not those that this run has begun with: {what}. Bring those back to go on, "
+        "or take another folder for a new run, which may begin from the weights of this one (start.weights)."
+    )
 
 
 def sampler_of(recipe: Recipe, stock: Stock) -> Sampler:

@@ -7,11 +7,21 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from repmamba.data.pairs import PairFiles
 from repmamba.data.stock import Stock
 from repmamba.errors import JobChanged, TargetError
-from repmamba.train.batches import batches, counted_in_steps, open_stock, sampler_of, training_files
+from repmamba.train.batches import (
+    batches,
+    check_images,
+    checksums,
+    counted_in_steps,
+    open_stock,
+    sampler_of,
+    training_files,
+)
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
@@ -48,8 +58,8 @@ def fit(
     the run's own where data.cache is "disk", else none.  None of these changes a sample; another device or number of
     threads changes the last digits of a loss.
     stock: images that are in memory already, to be learnt from in place of those that data.train names.
-    Raises JobChanged if the folder holds a run of another recipe, TrainingStopped if the loss is not finite or
-    diverges, RecipeError, SourceError, TargetError.
+    Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
+    finite or diverges, RecipeError, SourceError, TargetError.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settle(threads, nice)
@@ -66,7 +76,8 @@ def fit(
         judge = Judge(recipe, folder, bar=bar) if processes.first else None
         stock = stock or open_stock(files, recipe, cache_of(recipe, folder, cache), place, processes, bar=bar)
         sampler = sampler_of(recipe, stock)
-        run = resumed(Run(recipe, folder, learner, processes))
+        images = checksums(stock, files) if processes.first else None
+        run = resumed(Run(recipe, folder, learner, processes, images), files)
         monitor = Monitor(folder, recipe, run.step, writes=processes.first, bar=bar, tensorboard=tensorboard)
         with monitor, stop_signals() as stopped:
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
@@ -111,8 +122,8 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
     processes.wait()
 
 
-def resumed(run: Run) -> Run:
-    """The run as its newest good save left it, or at its beginning."""
+def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
+    """The run as its newest good save left it, or at its beginning. Raises JobChanged if that saw other images."""
     if not run.processes.first:
         run.processes.wait()  # the first one sets aside what is corrupt
     found = newest_save(run.saves)
@@ -125,6 +136,8 @@ def resumed(run: Run) -> Run:
         logger.info("Training begins.")
         return run
     save, state = found
+    if run.images is not None and "images" in state:  # saves of older versions do not say
+        check_images(state["images"], run.images, files)
     run.learner.load(state["learner"])
     run.progress = Progress(**state["progress"])
     logger.info("Going on after step %d, in %s, from %s.", run.step, run.learner.precision, save)

@@ -74,13 +74,19 @@ class Progress:
 
 
 class Run:
-    """A run between two of its steps: the learner, the progress and the folder that keeps both."""
+    """A run between two of its steps: the learner, the progress and the folder that keeps both.
 
-    def __init__(self, recipe: Recipe, folder: Path, learner: Learner, processes: Processes) -> None:
+    images: checksums of those that are learnt from, saved with the run; the first process has them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, learner: Learner, processes: Processes, images: Tensor | None = None
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.learner = learner
         self.processes = processes
+        self.images = images
         self.progress = Progress()
         self._unread: list[Tensor] = []  # loss and gradient norm of steps that the device may not have finished
         self._rate = 0.0
@@ -150,7 +156,7 @@ class Run:
         self.watch()
         if not self.processes.first:
             return
-        state = {"progress": asdict(self.progress), "learner": self.learner.state()}
+        state = {"progress": asdict(self.progress), "learner": self.learner.state(), "images": self.images}
         self._unsaved = None
         self._try(monitor, lambda: write_save(self.saves, self.step, state))
         self._try(monitor, lambda: self._write_weights("last.safetensors", None))
