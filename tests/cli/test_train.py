@@ -1,10 +1,13 @@
 """What the verb train does beside calling fit."""
 
 import logging
+import re
 
+import click
 import pytest
 
-from repmamba.cli.train import one_voice
+from repmamba.cli.train import one_voice, train
+from repmamba.train.recipe_file import packaged
 
 ROOM = "repmamba.train.loop"
 
@@ -13,6 +16,11 @@ ROOM = "repmamba.train.loop"
 def _a_terminal():
     """repmamba's logger as a verb leaves it on a terminal, where bars take the place of lines."""
     logging.getLogger("repmamba").setLevel(logging.WARNING)
+
+
+def test_the_help_names_every_packaged_recipe():
+    text = " ".join(train.get_help(click.Context(train)).split())
+    assert sorted(re.search(r"one of the packaged: ([^.]*)\.", text)[1].split(", ")) == packaged()
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
