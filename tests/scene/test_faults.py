@@ -292,6 +292,29 @@ def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatc
     pytest.fail("GDAL reported every loss: the second reader would not be needed")
 
 
+@pytest.mark.parametrize("compression", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("lost", ["mask", "overview"])
+def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(tmp_path, monkeypatch, lost, compression):
+    copy = assembly.gdal_copy
+
+    def losing_copy(base: Path, *arguments: object, **options: object) -> None:
+        with rasterio.open(base if lost == "mask" else f"{base}.ovr", "r+") as file:
+            if lost == "mask":
+                file.write_mask(np.full((file.height, file.width), 255, np.uint8))
+            else:
+                file.write(np.zeros((file.count, file.height, file.width), np.uint8))
+        copy(base, *arguments, **options)
+
+    scene = replace(SCENES["COG"][1], creation=(*SCENES["COG"][1].creation, ("COMPRESS", compression)))
+    receipt = scene.write(tmp_path / "whole.cog.tif")
+    verify_result(tmp_path / "whole.cog.tif", receipt)
+    monkeypatch.setattr(assembly, "gdal_copy", losing_copy)
+    words = {"mask": "of level 0 .* did not reach the disk", "overview": "of level 1 .* has other means"}
+    with pytest.raises(VerificationError, match=words[lost]):
+        scene.write(tmp_path / "scene.cog.tif")
+    assert not (tmp_path / "scene.cog.tif").exists()
+
+
 def test_every_test_that_the_page_names_exists():
     tests = Path(__file__).parent
     page = (tests.parents[1] / "docs" / "never-half-a-result.md").read_text()

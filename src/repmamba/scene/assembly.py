@@ -34,6 +34,7 @@ from repmamba.scene.readback import (
     OWN_FILES,
     Overlaps,
     Progress,
+    band_means,
     gdal_window,
     measure,
     missing_block,
@@ -49,9 +50,7 @@ WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NU
 WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
 CACHE = 48 << 20  # bytes of decoded tiles kept there
-LOSSY_ERROR = (
-    24.0  # grey levels by which a lossy format may differ from a tile on average; a lost block differs by more
-)
+LOSSY_ERROR = 24.0  # grey levels by which a lossy format may differ on average; a lost block differs by more
 ALMOST_FULL = 16 << 20  # bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
 
 
@@ -94,7 +93,8 @@ class Mosaic:
 
 
 def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
-    return Piece(window, pixels.digest, pixels.valid_digest if profile.mask else "", ())
+    means = () if is_lossless(profile) else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
+    return Piece(window, pixels.digest, pixels.valid_digest if profile.mask else "", means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +345,7 @@ def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile
             windows = [piece.window for piece in level.pieces]
             found = measure(dataset, windows, mask=profile.mask, lossless=True, one_pass=False)
             for expected, piece in zip(level.pieces, found, strict=True):
-                if expected != piece:
+                if (expected.pixels, expected.mask) != (piece.pixels, piece.mask):
                     raise VerificationError(f"Level {number} of the result did not reach the disk whole.")
 
 
@@ -370,10 +370,14 @@ def _checked(
                     progress=progress if number == 0 else None,
                 )
             )  # fmt: skip
-        if lossless:
-            for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
-                if wanted != piece:
-                    raise VerificationError(f"Tile {index} of level {number} of {path.name} did not reach the disk.")
+        for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
+            if wanted.mask != piece.mask or (lossless and wanted.pixels != piece.pixels):
+                raise VerificationError(f"Tile {index} of level {number} of {path.name} did not reach the disk.")
+            if not np.allclose(wanted.means, piece.means, rtol=0, atol=LOSSY_ERROR):  # lossless ones have no means
+                raise VerificationError(
+                    f"Tile {index} of level {number} of {path.name} has other means than the result: lost on the way "
+                    "to the disk, or compressed too strongly."
+                )
         found_levels.append(Level(level.width, level.height, found))
         if chosen.driver in ("GTiff", "COG"):
             with open_level(path) as dataset:

@@ -100,13 +100,18 @@ class _Measure:
             self._sums += rows.sum(axis=(0, 2), dtype=np.float64)
 
     def result(self, *, means: bool) -> Piece:
-        area = self.window.height * self.window.width
         return Piece(
             self.window,
             self._pixels.hexdigest()[:32],
             self._mask.hexdigest()[:32] if self._has_mask else "",
-            tuple(round(float(total) / area, 3) for total in self._sums) if means else (),
+            band_means(self._sums, self.window) if means else (),
         )
+
+
+def band_means(sums: NDArray[np.float64], window: Window) -> tuple[float, ...]:
+    """The mean of each band over a window, of the sums of its pixels."""
+    area = window.height * window.width
+    return tuple(round(float(total) / area, 3) for total in sums)
 
 
 def measure(
