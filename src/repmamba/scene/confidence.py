@@ -8,6 +8,7 @@ absent or whole, and the same command ends with both.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.formats import check_fit, format_of
 from repmamba.scene.job import JobIdentity, digest
+from repmamba.scene.journal import work_folder
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.plan import ScenePlan
+from repmamba.scene.space import bytes_to_begin, check_space
 from repmamba.scene.tile_step import TileResult
 from repmamba.scene.writer import SceneWriter
 
@@ -87,6 +90,24 @@ def _described(group: Sequence[int]) -> str:
     return f"expected absolute error of band{'s' * (len(group) > 1)} {numbers}"
 
 
+def files_written(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
+) -> list[tuple[Path, OutputProfile, JobIdentity]]:
+    """What a plan puts in place, links followed: the result, then its confidence where one is wanted."""
+    files = [(Path(os.path.realpath(target)), plan.profile, plan.job)]
+    if confidence is not None:
+        files.append((Path(os.path.realpath(confidence.target)), confidence.profile, confidence.job))
+    return files
+
+
+def disk_needs(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None) -> list[tuple[Path, int]]:
+    """The files that a plan puts in place, and the bytes that each may still take on the disk."""
+    return [
+        (file, bytes_to_begin(profile, work_folder(file, job.id)))
+        for file, profile, job in files_written(target, plan, confidence)
+    ]
+
+
 class SceneWriters:
     """The writer of a result, and that of its confidence where one is wanted, as one."""
 
@@ -100,6 +121,8 @@ class SceneWriters:
         restart: bool = False,
     ) -> None:
         windows = [tile.write for tile in plan.tiles]
+        if confidence is not None:  # each writer looks for its own room alone
+            check_space(disk_needs(target, plan, confidence))
         self._writers = [SceneWriter(target, plan.profile, plan.job, windows, overwrite=overwrite, restart=restart)]
         if confidence is not None:
             try:
@@ -118,6 +141,11 @@ class SceneWriters:
                 self.abandon()
                 raise
         self._lacking = [set(writer.remaining()) for writer in self._writers]
+
+    @property
+    def folder(self) -> Path:
+        """The working folder of the result, which is the last to go."""
+        return self._writers[0].folder
 
     def remaining(self) -> list[int]:
         """The indices of the tiles that either lacked when it was opened."""

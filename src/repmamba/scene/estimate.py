@@ -18,7 +18,7 @@ import torch
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT
-from repmamba.scene.confidence import ConfidencePlan
+from repmamba.scene.confidence import ConfidencePlan, disk_needs
 from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan
@@ -30,6 +30,7 @@ GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_C
 NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
 PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
+MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
 
@@ -54,6 +55,7 @@ class Estimate:
     high: tuple[float, ...]
     consistent: bool
     output_bytes: int  # before compression
+    disk_bytes: int  # at the worst moment, what a stopped run left aside
     free_bytes: int  # where the output goes
     memory_bytes: int  # above that of the program itself
     confidence: Path | None = None  # the second raster, where one is wanted
@@ -70,7 +72,7 @@ class Estimate:
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {self.tiles} tiles of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
             f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent\n"
-            f"  disk     at most {readable(2 * self.output_bytes)} while it runs, {readable(self.free_bytes)} free\n"
+            f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)}{took}"
         )
 
@@ -108,6 +110,7 @@ def estimate(
         high=plan.radiometry.high,
         consistent=plan.consistent,
         output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
+        disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
         memory_bytes=_memory(raster, plan, plan.tiles.tile, workers),
         confidence=None if confidence is None else confidence.target,
@@ -144,18 +147,30 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of its group."""
+    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of its group.
+
+    What a group uses includes files that were read and are kept as long as nobody wants the memory: those do not count.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = MEMINFO.read_text().splitlines()
         there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return None
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = int((GROUP / "memory.max").read_text())
+        used = int((GROUP / "memory.current").read_text())
     except (OSError, ValueError):  # no group, or one without a limit
         return there
-    return max(0, min(there, limit - used))
+    return max(0, min(there, limit - used + _files_in_memory()))
+
+
+def _files_in_memory() -> int:
+    """Bytes of files that the group used and that the system drops first; 0 where it does not say."""
+    try:
+        kinds = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        return int(kinds["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:

@@ -17,22 +17,22 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import NoSpace, TargetError, TargetExists, UsageError, VerificationError
+from repmamba.errors import TargetError, TargetExists, UsageError, VerificationError
 from repmamba.scene import durable
 from repmamba.scene.assembly import Assembled, assemble, clear_drafts
-from repmamba.scene.formats import FORMATS, check_fit, is_lossless, raw_bytes
+from repmamba.scene.formats import FORMATS, check_fit, is_lossless
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import Progress
 from repmamba.scene.receipt import Receipt, file_sha256, read_receipt, receipt_path
+from repmamba.scene.space import SLACK, bytes_to_begin, check_space
 from repmamba.scene.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-SLACK = 1 << 20  # bytes beside the pixels: headers, the receipt, the folder
 _GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")  # what GDAL would read as part of the result, added to its name
 
 
@@ -89,7 +89,7 @@ class SceneWriter:
         if restart:
             durable.remove(self.folder)
         clear_drafts(self.folder)
-        self._check_space_to_begin()
+        self._check_space(bytes_to_begin(self.profile, self.folder), "tiles and result")
         self._journal.open(self.job)
         done = len(self._journal.layout.tiles) - len(self._journal.remaining())
         if done:
@@ -178,22 +178,12 @@ class SceneWriter:
         names = [self.target.with_name(self.target.name + suffix) for suffix in _GDAL_SIDECARS]
         return names if world is None else [*names, self.target.with_suffix(world)]
 
-    def _check_space_to_begin(self) -> None:
-        raw = raw_bytes(self.profile)
-        kept = sum(path.stat().st_size for path in self.folder.glob("*.tile")) if self.folder.is_dir() else 0
-        self._check_space(max(0, raw - kept) + int(FORMATS[self.profile.format].room * raw) + SLACK, "tiles and result")
-
     def _check_space_to_assemble(self) -> None:
         stored = self._journal.stored_bytes()
         self._check_space(int(FORMATS[self.profile.format].room * stored) + SLACK, "the result")
 
     def _check_space(self, needed: int, what: str) -> None:
-        free = durable.free_bytes(self.target.parent)
-        if free < needed:
-            raise NoSpace(
-                f"{self.target.parent} has {durable.readable(free)} free, and {what} of {self.target.name} may take "
-                f"{durable.readable(needed)}. Make room, or choose another place."
-            )
+        check_space([(self.target, needed)], what)
 
     def _receipt(self, whole: Assembled) -> Receipt:
         return Receipt(
