@@ -11,10 +11,11 @@ import pytest
 import rasterio
 import torch
 
-from repmamba.errors import RepmambaError, TargetError, TargetExists, UsageError
+from repmamba.errors import NoSpace, RepmambaError, TargetError, TargetExists, UsageError
 from repmamba.inference.confidence import Calibration, doubt
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize_torch
+from repmamba.scene import space
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.readback import verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
@@ -235,6 +236,19 @@ def test_a_dry_run_counts_the_second_raster(write_raster, smooth, tmp_path):
     assert "how far to trust it" in made.summary()
     assert made.as_json()["confidence"].endswith("trust.tif")
     assert without.as_json()["confidence"] is None
+
+
+@pytest.mark.parametrize("attempt", [plan_file, upscale_file])
+def test_room_for_either_raster_is_not_enough_for_both(write_raster, smooth, tmp_path, monkeypatch, attempt):
+    path = write_raster("in.tif", smooth(3, 60, 40), photometric="RGB")
+    files = {"target": tmp_path / "out.tif", "confidence": tmp_path / "trust.tif"}
+    needed = plan_file(path, weights=leaning_upscaler(), **files).disk_bytes
+    monkeypatch.setattr(space, "free_bytes", lambda folder: needed - 1)
+    with pytest.raises(NoSpace, match=r"tiles and result of out\.tif and trust\.tif may take"):
+        attempt(path, weights=leaning_upscaler(), **files)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
+    monkeypatch.setattr(space, "free_bytes", lambda folder: needed)
+    attempt(path, weights=leaning_upscaler(), **files)
 
 
 def test_rounding_keeps_three_digits():

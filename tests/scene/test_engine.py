@@ -10,10 +10,10 @@ from PIL import Image
 from rasterio.transform import RPCTransformer
 
 from repmamba import load
-from repmamba.errors import OutOfMemory, SourceError, TargetError, TargetExists, UsageError
+from repmamba.errors import JobChanged, NoSpace, OutOfMemory, SourceError, TargetError, TargetExists, UsageError
 from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
-from repmamba.scene import estimate
+from repmamba.scene import estimate, space
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.lock import TargetLock
 from repmamba.tiles.window import Window
@@ -383,6 +383,24 @@ def test_corrupt_blocks_are_missing_in_the_result_and_counted(geotiffs, tmp_path
         assert (lost > 0).any()
 
 
+def test_corrupt_blocks_that_an_earlier_run_met_are_counted_too(geotiffs, tmp_path, bicubic):
+    content = (geotiffs / "rgb_lzw.tif").read_bytes()
+    (tmp_path / "in.tif").write_bytes(content[: len(content) // 2])
+    how = {"on_corrupt": "fill", "tile": 256, "workers": 1}
+    whole = upscale_file(tmp_path / "in.tif", tmp_path / "whole.tif", bicubic, **how)
+
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(tmp_path / "in.tif", tmp_path / "out.tif", bicubic, progress=stop, **how)
+    result = upscale_file(tmp_path / "in.tif", tmp_path / "out.tif", bicubic, **how)
+    assert result.resumed == result.tiles
+    assert result.corrupt_pixels == whole.corrupt_pixels > 0
+    assert (tmp_path / "out.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["in.tif", "link.tif"])
 def test_the_input_is_never_the_output(write_raster, smooth, tmp_path, bicubic, name):
     path = write_raster("in.tif", smooth(1, 9, 9))
@@ -475,6 +493,61 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(write_raster, smooth, t
     for word in ("400 x 600", "6 tiles of 128 + 8", "disk", "memory", "time"):
         assert word in made.summary()
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.cog.tif", "out.png", "out.jpg"])
+def test_a_dry_run_tells_and_checks_the_disk_that_a_run_asks_for(
+    write_raster, smooth, tmp_path, bicubic, monkeypatch, name
+):
+    path, target = write_raster("in.tif", smooth(3, 300, 300), photometric="RGB"), tmp_path / name
+    needed = plan_file(path, target, bicubic).disk_bytes
+    monkeypatch.setattr(space, "free_bytes", lambda folder: needed - 1)
+    said = []
+    for attempt in (plan_file, upscale_file):
+        with pytest.raises(NoSpace) as caught:
+            attempt(path, target, bicubic)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
+    monkeypatch.setattr(space, "free_bytes", lambda folder: needed)
+    plan_file(path, target, bicubic)
+    upscale_file(path, target, bicubic)
+
+
+def test_a_dry_run_raises_what_a_run_would(write_raster, smooth, tmp_path, bicubic, monkeypatch):
+    path, target = write_raster("in.tif", smooth(3, 300, 300)), tmp_path / "out.tif"
+    target.write_text("mine")
+    with pytest.raises(TargetExists):
+        plan_file(path, target, bicubic)
+    plan_file(path, target, bicubic, overwrite=True)
+    target.unlink()
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(path, target, bicubic, progress=stop)
+    plan_file(path, target, bicubic)
+    with pytest.raises(JobChanged, match=r"settings\.tile: 64 -> 32"):
+        plan_file(path, target, bicubic, tile=32)
+    plan_file(path, target, bicubic, tile=32, restart=True)
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1000)
+    with pytest.raises(OutOfMemory):
+        plan_file(path, target, bicubic)
+
+
+def test_files_that_a_group_of_processes_has_read_take_no_memory_away(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    for name, text in (("memory.max", "4000000"), ("memory.current", "3900000")):
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(estimate, "GROUP", tmp_path)
+    assert estimate.available_memory() == 100_000
+    (tmp_path / "memory.stat").write_text("anon 900000\nfile 3000000\ninactive_file 2500000\n")
+    assert estimate.available_memory() == 2_600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert estimate.available_memory() == 8_192_000
 
 
 def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_path, bicubic):

@@ -144,7 +144,7 @@ def upscale(
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
-    from repmamba.scene.engine import check_targets, plan_file, upscale_file
+    from repmamba.scene.engine import plan_file, upscale_file
     from repmamba.tiles.window import Window
 
     network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision", "ensemble")}
@@ -160,8 +160,7 @@ def upscale(
     def enlarge(source: str, output: Path) -> None:
         shown: Any
         if dry_run:
-            check_targets(source, output, settings["confidence"], overwrite=overwrite)
-            shown = plan_file(source, output, upscaler, **settings)
+            shown = plan_file(source, output, upscaler, overwrite=overwrite, restart=restart, **settings)
         else:
             name = Path(source).name
             unseen = quiet or not sys.stderr.isatty()  # in a log, the lines of the computing are enough

@@ -18,6 +18,7 @@ from repmamba.pixels.radiometry import DTYPES
 CACHE_MB = 64
 GDAL_SETTINGS = {
     "GDAL_CACHEMAX": CACHE_MB,  # more was not faster, and memory grows by 1.8 times of it
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else what is at an address now is mixed with what was there before
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
 }
 STRANGERS_SETTINGS = {  # a side-car file of a stranger may name any file of this machine, or another one's address
@@ -34,6 +35,9 @@ STRANGERS_DRIVERS = {  # first bytes -> the only driver that is tried
     b"\0\0\0\x0cjP": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
+
+
+RASTER_FOLDERS = (".SAFE", ".ZARR", ".GDB")  # endings of folders that GDAL reads as one raster
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def check_file(name: str, how: Reading) -> str | None:
         return None
     if not path.exists():
         raise SourceError(f"{name} does not exist: check the path.")
-    if path.is_dir() and (how.untrusted or path.suffix.upper() not in (".SAFE", ".ZARR", ".GDB")):
+    if path.is_dir() and (how.untrusted or path.suffix.upper() not in RASTER_FOLDERS):
         raise SourceError(f"{name} is a folder: name the files in it.")
     if path.is_dir():
         return None

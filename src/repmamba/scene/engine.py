@@ -19,13 +19,16 @@ from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
-from repmamba.scene.confidence import ConfidencePlan, SceneWriters, with_confidence
+from repmamba.scene.confidence import ConfidencePlan, SceneWriters, disk_needs, files_written, with_confidence
+from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
-from repmamba.scene.journal import other_jobs
+from repmamba.scene.journal import other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
+from repmamba.scene.origin import check_addresses, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
 from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.space import check_space
 from repmamba.scene.stored import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
 from repmamba.tiles.window import Window
@@ -137,11 +140,15 @@ def upscale_file(
     check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
     with _planned(source, target, weights, arguments) as (raster, upscaler, plan, confidence, taken):
         check_memory(taken, raster, plan)
+        if not restart:
+            for file, _, job in files_written(target, plan, confidence):
+                refuse_to_continue_unknown(job.source, work_folder(file, job.id))
         writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
         with _stopping_cleanly(writers):
-            remaining = writers.remaining()
-            _compute(raster, plan, upscaler, writers, remaining, taken.workers, progress)
+            remaining, corrupt = writers.remaining(), CorruptBlocks(writers.folder)
+            _compute(raster, plan, upscaler, writers, remaining, corrupt, taken.workers, progress)
             raster.check_unchanged()
+            check_addresses(plan.job)
             writers.finish(_in_pixels(assembling, plan.profile.grid))
     result = SceneResult(
         path=target,
@@ -151,7 +158,7 @@ def upscale_file(
         tiles=len(plan.tiles),
         resumed=len(plan.tiles) - len(remaining),
         seconds=time.monotonic() - begun,
-        corrupt_pixels=raster.corrupt_pixels,
+        corrupt_pixels=corrupt.pixels,
         weights=upscaler.name,
         consistent=plan.consistent,
         confidence=None if confidence is None else confidence.target,
@@ -164,10 +171,26 @@ def plan_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     weights: Weights = None,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
     **arguments: Unpack[Arguments],
 ) -> Estimate:
-    """What upscale_file would do with the same arguments, and what it would take. Writes nothing; raises the same."""
-    with _planned(source, Path(target), weights, arguments) as (_, upscaler, plan, _, taken):
+    """What upscale_file would do with the same arguments, and what it would take. Writes nothing.
+
+    Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
+    the lock, or that side-car files of another raster lie at the target.
+    """
+    target = Path(target)
+    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
+    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, confidence, taken):
+        check_memory(taken, raster, plan)
+        if not restart:
+            for file, _, job in files_written(target, plan, confidence):
+                refuse_to_continue_unknown(job.source, work_folder(file, job.id))
+                if not work_folder(file, job.id).is_dir() and (others := other_jobs(file, job.id)):
+                    refuse_changed_job(file, job, others)
+        check_space(disk_needs(target, plan, confidence))
         return with_time(taken, plan, upscaler)
 
 
@@ -243,6 +266,7 @@ def _compute(
     upscaler: Upscaler,
     writers: SceneWriters,
     remaining: list[int],
+    corrupt: CorruptBlocks,
     workers: int,
     progress: Progress | None,
 ) -> None:
@@ -263,6 +287,7 @@ def _compute(
 
     with closing(side_by_side(step, pieces(), workers)) as results:
         for index, result in results:
+            corrupt.add(raster.corrupt_blocks)
             writers.put(index, result)
             done += _area(plan.tiles[index].write)
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from repmamba import __version__
 from repmamba.errors import OutsideTraining, UsageError
@@ -23,7 +23,8 @@ from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
 from repmamba.scene.formats import format_of
-from repmamba.scene.job import JobIdentity, identify_file
+from repmamba.scene.job import JobIdentity
+from repmamba.scene.origin import source_identity
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts
@@ -65,6 +66,8 @@ class SceneOptions:
     def __post_init__(self) -> None:
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
+        if self.bbox is not None and not all(map(math.isfinite, self.bbox)):
+            raise UsageError(f"The bbox {' '.join(map(str, self.bbox))} is no box: give four finite numbers.")
         if self.window is not None and self.bbox is not None:
             raise UsageError("A window and a bbox say the same in two ways; give one of them.")
         for name in ("tile", "halo"):
@@ -159,7 +162,7 @@ def plan_scene(
         nodata=nodata,
         alpha="source" if facts.has_alpha else "made" if told == "alpha" else "",
         profile=profile,
-        job=JobIdentity(_source_identity(facts), upscaler.digest, settings, __version__),
+        job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
     )
 
 
@@ -254,12 +257,6 @@ def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) 
     if has_place:
         return f"{said}, since it has a place on the map (--no-consistent leaves what the network gave)."
     return f"{said}, since it is a picture without a place on the map (--consistent asks for it)."
-
-
-def _source_identity(facts: RasterFacts) -> dict[str, Any]:
-    if not facts.files:
-        return {"name": facts.name}
-    return {"files": [identify_file(path) for path in facts.files]}
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:

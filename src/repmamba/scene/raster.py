@@ -27,6 +27,7 @@ from repmamba.errors import SourceError
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
+from repmamba.scene.origin import file_behind
 from repmamba.scene.stored import Pixels, StoredPixels, reading, stored_pixels
 from repmamba.tiles.window import Window
 
@@ -56,7 +57,7 @@ class RasterFacts:
     band_tags: tuple[Mapping[str, str], ...]
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None
     rpcs: Mapping[str, str] | None
-    files: tuple[Path, ...]  # that it is read from, where they are files of this machine
+    read_from: tuple[str, ...]  # files, members of archives, addresses, by GDAL's names
     block: tuple[int, int]  # rows and columns that are decoded together
 
     @property
@@ -103,9 +104,9 @@ class Raster:
         return Window(0, 0, self.grid.height, self.grid.width)
 
     @property
-    def corrupt_pixels(self) -> int:
-        """Pixels of blocks that could not be read so far and are taken as missing."""
-        return sum(block.height * block.width for block in self._pixels.corrupt_blocks)
+    def corrupt_blocks(self) -> frozenset[Window]:
+        """Blocks that could not be read so far and are taken as missing."""
+        return frozenset(self._pixels.corrupt_blocks)
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) in the source's type, and valid (h, w), False where a pixel is missing.
@@ -157,10 +158,10 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
             stack.enter_context(rasterio.Env(**settings))
             dataset = stack.enter_context(rasterio.open(name, driver=driver, sharing=False))
             check_dataset(name, dataset, how)
-            files = tuple(path for path in map(Path, dataset.files) if path.is_file())
+            files = tuple(path for path in map(file_behind, dataset.files) if path is not None)
             pixels = stored_pixels(name, dataset, how, files)
             stack.callback(pixels.close)
-            facts = _facts(name, dataset, pixels, files)
+            facts = _facts(name, dataset, pixels)
             watched = {path: _stamp(path) for path in files}
     except BaseException:
         stack.close()
@@ -176,7 +177,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...]) -> RasterFacts:
+def _facts(name: str, dataset: Any, pixels: StoredPixels) -> RasterFacts:
     order = [band - 1 for band in pixels.bands]
     colours = tuple(dataset.colorinterp[place].name for place in order)
     count = pixels.count
@@ -208,7 +209,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, files: tuple[Path, ...
         band_tags=tuple(_kept(dataset.tags(place + 1)) for place in order) if count == dataset.count else ({},) * count,
         gcps=(tuple(gcps), gcps_crs) if gcps else None,
         rpcs=rpcs or None,
-        files=files,
+        read_from=tuple(dataset.files),
         block=dataset.block_shapes[0],
     )
 

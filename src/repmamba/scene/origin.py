@@ -1,0 +1,97 @@
+"""Where a raster is read from, and by what it is told from another one that takes its place.
+
+GDAL has one kind of name for files, for members of archives and for addresses, and rasterio does not hand on what GDAL
+knows of their size and time. So here the name is taken apart: a file or an archive of this machine is known by its
+content (see job.py), an address by what its server says, and for all others nobody can say.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from repmamba.errors import JobChanged, SourceError
+from repmamba.scene.job import JobIdentity, Json, identify_file
+
+logger = logging.getLogger(__name__)
+
+_INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")  # what may stand before the name of a local file
+_AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
+_OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
+ADDRESS_SECONDS = 20  # for which a server may be silent
+
+
+def file_behind(name: str) -> Path | None:
+    """The file of this machine that a name of GDAL's leads to: itself, or the archive around it. None for elsewhere."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not _INTO_A_FILE.match(name) or not name.startswith("/"):
+        return None
+    rest = name
+    while prefix := _INTO_A_FILE.match(rest):  # an archive may lie in another one
+        rest = rest[prefix.end() :]
+    inner = _OFFSET.sub("", rest.removeprefix("{").split("}")[0], count=1)
+    return next((part for part in (Path(inner), *Path(inner).parents) if part.is_file()), None)
+
+
+def source_identity(name: str, read_from: Sequence[str]) -> dict[str, Json]:
+    """The identity of an input. name: as the user gave it.  read_from: all that GDAL reads for it, by GDAL's names.
+
+    Holds "not_told" where another raster could take the place of this one, and nobody would know.
+    """
+    files, addresses, not_told = [], {}, []
+    for part in dict.fromkeys(read_from or [name]):
+        if (path := file_behind(part)) is not None:
+            files.append(path)
+        elif (said := identify_address(part)) is not None:
+            addresses[part] = said
+        else:
+            not_told.append(part)
+    identity: dict[str, Json] = {"files": [identify_file(path) for path in dict.fromkeys(files)]}
+    if not Path(name).is_file():  # which member of an archive, or which raster of several in a file
+        identity["name"] = name
+    if addresses:
+        identity["addresses"] = addresses
+    if not_told:
+        identity["not_told"] = not_told
+    return identity
+
+
+def identify_address(name: str) -> dict[str, Json] | None:
+    """What a server says of a file: ETag, time and size. None where it says neither of the first two, or no server."""
+    address = _AT_AN_ADDRESS.fullmatch(name)
+    if address is None:
+        return None
+    # Asked for its first byte, rather than for its head alone: signed addresses allow no other question.
+    request = Request(address[1], headers={"Range": "bytes=0-0"})
+    try:
+        with urlopen(request, timeout=ADDRESS_SECONDS) as answer:
+            said = answer.headers
+            size = said.get("Content-Range", "").rpartition("/")[2] or said.get("Content-Length")
+            told = {"etag": said.get("ETag"), "modified": said.get("Last-Modified"), "bytes": size}
+    except (OSError, ValueError) as failure:
+        logger.debug("%s does not say what it is: %s", name, failure)
+        return None
+    return told if told["etag"] or told["modified"] else None
+
+
+def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
+    """Raise JobChanged where a stopped run left folder, and the input may be another one since then."""
+    if source.get("not_told") and folder.is_dir():
+        raise JobChanged(
+            f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is still what it read: "
+            "it is no file, and has no ETag or time. Start anew with --restart, or copy it here first."
+        )
+
+
+def check_addresses(job: JobIdentity) -> None:
+    """Raise SourceError if a server says of an input something else than when the job was planned."""
+    for address, before in job.source.get("addresses", {}).items():
+        now = identify_address(address)
+        if now is not None and now != before:
+            raise SourceError(f"{address} changed while it was read: run again when nobody writes to it.")
