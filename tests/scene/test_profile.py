@@ -22,6 +22,16 @@ def test_a_compression_that_changes_pixels_changes_no_footprint(
         assert file.nodata is None
 
 
+@pytest.mark.parametrize("name", ["out.tif", "out.cog.tif"])
+def test_lossy_webp_may_change_the_colours_of_what_is_transparent(write_raster, smooth, tmp_path, bicubic, name):
+    data = np.concatenate([smooth(3, 300, 300), np.full((1, 300, 300), 255, np.uint8)])
+    data[:3, :150], data[3, :150] = np.random.default_rng(0).integers(0, 2, (3, 150, 300)) * 255, 0
+    path = write_raster("in.tif", data, photometric="RGB", alpha="YES")
+    upscale_file(path, tmp_path / name, bicubic, creation={"COMPRESS": "WEBP"})
+    with rasterio.open(tmp_path / name) as file:
+        np.testing.assert_array_equal(file.read(4), data[3].repeat(2, 0).repeat(2, 1))
+
+
 @pytest.mark.parametrize("bands", [2, 4])
 def test_a_band_that_is_no_alpha_does_not_become_it(write_raster, smooth, tmp_path, bicubic, bands):
     path = write_raster("in.tif", smooth(bands, 20, 20), photometric="RGB" if bands == 4 else None, alpha="NO")
