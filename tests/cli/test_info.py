@@ -64,6 +64,27 @@ def test_a_raster_is_told_with_its_place_and_what_becomes_of_it(facts_of):
     assert facts["enlarged"]["pixel"] == "0.07490776471 x 0.07499894793"
 
 
+def test_bands_have_the_numbers_that_upscale_takes(facts_of, tmp_path: Path):
+    file = tmp_path / "five.tif"
+    shape = {"width": 8, "height": 6, "count": 5, "dtype": "uint8"}
+    with rasterio.open(file, "w", driver="GTiff", photometric="RGB", alpha="YES", **shape) as five:
+        five.write(np.full((5, 6, 8), 255, np.uint8))
+        five.set_band_description(5, "near infrared")
+    bands = facts_of(file)["bands"]
+    assert bands["4"] == "alpha"
+    assert bands["5"].endswith("near infrared")
+    assert list(bands) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("name", ["product.SAFE", "product.zarr"])
+def test_a_folder_that_is_a_raster_is_not_taken_for_a_checkpoint(capsys, tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    assert run(["info", str(tmp_path / name)]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert "weights" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [

@@ -1,5 +1,6 @@
 """The command line as a whole: its verbs, its exit codes, and every error as one line."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import repmamba
 from repmamba.cli import main as command_line
+from repmamba.cli import options
 from repmamba.cli.main import VERBS, Verb, cli, run
 from repmamba.cli.terminal import printable
 from repmamba.errors import CheckpointError, OutsideTraining, TargetExists, UsageError
@@ -149,6 +151,25 @@ def test_a_warning_of_ours_is_one_line_and_those_of_libraries_stay_silent(verb_t
     with warnings.catch_warnings():
         assert run(["trial"]) == 0
     assert capsys.readouterr().err == "Warning: The scene is radar.\n"
+
+
+def test_quiet_shows_no_warning_and_every_error(monkeypatch, capsys):
+    @click.command()
+    @options.quiet
+    def trial(quiet: bool) -> None:
+        warnings.warn("The scene is radar.", OutsideTraining, stacklevel=2)
+        logging.getLogger("repmamba.trial").warning("A tile is computed anew.")
+        raise UsageError("The tile is 0.")
+
+    module = ModuleType("trial_verb")
+    module.__dict__["trial"] = trial
+    monkeypatch.setitem(sys.modules, "trial_verb", module)
+    monkeypatch.setattr(command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests.")))
+    with warnings.catch_warnings():
+        assert run(["trial", "--quiet"]) == 2
+        assert capsys.readouterr().err == "Error: The tile is 0.\n"
+        assert run(["trial"]) == 2
+    assert "Warning: The scene is radar." in capsys.readouterr().err
 
 
 def test_control_characters_of_strangers_do_not_reach_the_terminal():

@@ -96,6 +96,17 @@ def test_a_dry_run_tells_the_plan_and_does_nothing(tmp_path, picture, weights, c
     assert not target.exists()
 
 
+def test_a_dry_run_of_several_plans_a_folder_that_is_not_there_yet(tmp_path, picture, weights, capsys):
+    Image.open(picture).save(tmp_path / "other.png")
+    target = tmp_path / "new" / "larger"
+    arguments = ["upscale", picture, tmp_path / "other.png", "-o", target, "--weights", weights, "--dry-run"]
+    assert run([str(part) for part in arguments]) == 0
+    said = capsys.readouterr().out
+    for name in ("picture", "other"):
+        assert f"{name}.png -> {target / name}_x4.png" in said
+    assert not (tmp_path / "new").exists()
+
+
 def made(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -152,6 +163,7 @@ BAD_INPUTS = (
     Bad("unknown format", lambda at: [image(at / "in.png"), "-o", at / "out.xyz"], "does not say its format", MISUSED),
     Bad("window outside", lambda at: [image(at / "in.png"), "--window", "20,0,11,5"], "does not lie inside", MISUSED),
     Bad("window of words", lambda at: [image(at / "in.png"), "--window", "all"], "4 numbers with commas", MISUSED),
+    Bad("bbox of no number", lambda at: [image(at / "in.png"), "--bbox", "nan,0,1,1"], "four finite numbers", MISUSED),
     Bad("odd tile", lambda at: [image(at / "in.png"), "--tile", "31"], "even number", MISUSED),
 )
 ZERO_SIZED_PNG = bytes.fromhex(

@@ -102,6 +102,12 @@ def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
         plan(write_raster("a.tif", smooth(1, 9, 9), transform=None, crs=None), bbox=(0, 0, 1, 1))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_bbox_is_of_finite_numbers(number):
+    with pytest.raises(UsageError, match="is no box: give four finite numbers"):
+        SceneOptions(bbox=(0, number, 1, 1))
+
+
 @pytest.mark.parametrize("option", [{"tile": 33}, {"halo": 7}, {"tile": 0}, {"halo": -2}])
 def test_tile_and_halo_are_even(option):
     with pytest.raises(UsageError, match="even number"):

@@ -120,7 +120,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         "raster": facts.name,
         "format": facts.driver,
         "size": f"{grid.width} x {grid.height} pixels",
-        "bands": dict(enumerate(map(_band, facts.colorinterp, facts.descriptions), start=1)),
+        "bands": dict(sorted(zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True))),
         "type": facts.dtype,
         "missing pixels": _missing(facts),
         "place": _place(facts),
@@ -190,7 +190,9 @@ def _words(value: Any) -> str:
 
 def _names_weights(file: str) -> bool:
     from repmamba.inference.catalogue import packaged_weights
+    from repmamba.scene.admission import RASTER_FOLDERS
 
     path = Path(file)
     packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()
-    return packaged or path.is_dir() or path.suffix.lower() in CHECKPOINT_SUFFIXES
+    folder = path.is_dir() and path.suffix.upper() not in RASTER_FOLDERS
+    return packaged or folder or path.suffix.lower() in CHECKPOINT_SUFFIXES

@@ -10,14 +10,15 @@ from typing import Any
 
 import click
 
-from repmamba.cli.terminal import log_to_stderr
+from repmamba.cli.terminal import hide_warnings, log_to_stderr
 
 
-def _set_log_level(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
-    """Without a terminal there is no progress bar, and log lines take its place."""
+def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
+    """Quiet: neither log lines nor warnings. Without a terminal there is no bar, and log lines take its place."""
     logger = logging.getLogger("repmamba")
     if quiet:
         log_to_stderr(logging.ERROR)
+        hide_warnings()
     elif not sys.stderr.isatty() and logger.level != logging.DEBUG:
         log_to_stderr(logging.INFO)
     return quiet
@@ -85,6 +86,6 @@ halo = click.option(
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 quiet = click.option(
-    "-q", "--quiet", is_flag=True, callback=_set_log_level, help="No progress and no log lines; errors alone."
+    "-q", "--quiet", is_flag=True, callback=_set_loudness, help="No progress, no log lines, no warnings; errors alone."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -34,6 +34,11 @@ def show_warnings_as_lines(*, debug: bool) -> None:
     warnings.showwarning = _show_warning
 
 
+def hide_warnings() -> None:
+    """Of repmamba's own, whatever was to be shown until now."""
+    warnings.simplefilter("ignore", RepmambaWarning)
+
+
 def log_to_stderr(level: int) -> None:
     """Send repmamba's log lines of `level` and above to stderr, as they are."""
     logger = logging.getLogger("repmamba")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,11 @@ def upscale(
     def enlarge(source: str, output: Path) -> None:
         shown: Any
         if dry_run:
-            shown = plan_file(source, output, upscaler, overwrite=overwrite, restart=restart, **settings)
+            # A run makes the folder for several results; before it is there, nothing in it can be in the way.
+            new = len(sources) > 1 and not output.parent.exists()
+            place = next(folder for folder in output.parents if folder.is_dir()) / output.name if new else output
+            how: Any = {"overwrite": overwrite or new, "restart": restart or new}
+            shown = replace(plan_file(source, place, upscaler, **how, **settings), target=output)
         else:
             name = Path(source).name
             unseen = quiet or not sys.stderr.isatty()  # in a log, the lines of the computing are enough
@@ -168,7 +173,7 @@ def upscale(
                 progress_bar(name, quiet=quiet) as progress,
                 progress_bar(f"{name}, written", quiet=unseen) as assembling,
             ):
-                how: Any = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
+                how = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
                 shown = upscale_file(source, output, upscaler, **how, **settings)
         if as_json:
             click.echo(json.dumps(shown.as_json()))
