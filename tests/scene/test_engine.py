@@ -411,6 +411,18 @@ def test_the_input_is_never_the_output(write_raster, smooth, tmp_path, bicubic, 
     assert path.read_bytes() == before
 
 
+def test_the_output_is_no_part_of_the_input(write_raster, smooth, tmp_path, bicubic):
+    part = write_raster("part.tif", smooth(1, 9, 9))
+    (tmp_path / "mosaic.vrt").write_text(
+        '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="1">part.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    before = part.read_bytes()
+    with pytest.raises(UsageError, match=r"part\.tif is a part of the input"):
+        upscale_file(tmp_path / "mosaic.vrt", part, bicubic, overwrite=True)
+    assert part.read_bytes() == before
+
+
 def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster, smooth, tmp_path, bicubic):
     path = write_raster("in.tif", smooth(1, 9, 9))
     (tmp_path / "out.tif").write_text("mine")

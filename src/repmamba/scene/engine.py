@@ -25,7 +25,7 @@ from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
-from repmamba.scene.origin import check_addresses, refuse_to_continue_unknown
+from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.scene.space import check_space
@@ -212,6 +212,8 @@ def _planned(
     second = given.pop("confidence", None)
     options = SceneOptions(**given)
     with open_raster(source, how) as raster:
+        for output in (target, *([] if second is None else [Path(second)])):
+            _refuse_what_is_read(output, raster)
         upscaler = weights if isinstance(weights, Upscaler) else load(weights, **network)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
@@ -253,6 +255,13 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
     as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
     if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
+
+
+def _refuse_what_is_read(target: Path, raster: Raster) -> None:
+    """Raise UsageError for an output that the input is read from: a part of a virtual raster, say."""
+    for file in map(file_behind, raster.facts.read_from):
+        if file is not None and target.exists() and target.samefile(file):
+            raise UsageError(f"{target} is a part of the input {raster.facts.name}: give the output another name.")
 
 
 def _was_left_by_a_stopped_run(target: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -23,6 +24,7 @@ _INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")  # what may 
 _AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
 _OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
 ADDRESS_SECONDS = 20  # for which a server may be silent
+ASKED_SIDE_BY_SIDE = 16
 
 
 def file_behind(name: str) -> Path | None:
@@ -44,22 +46,24 @@ def source_identity(name: str, read_from: Sequence[str]) -> dict[str, Json]:
 
     Holds "not_told" where another raster could take the place of this one, and nobody would know.
     """
-    files, addresses, not_told = [], {}, []
-    for part in dict.fromkeys(read_from or [name]):
-        if (path := file_behind(part)) is not None:
-            files.append(path)
-        elif (said := identify_address(part)) is not None:
-            addresses[part] = said
-        else:
-            not_told.append(part)
-    identity: dict[str, Json] = {"files": [identify_file(path) for path in dict.fromkeys(files)]}
+    parts = list(dict.fromkeys(read_from or [name]))
+    files = list(dict.fromkeys(path for path in map(file_behind, parts) if path is not None))
+    elsewhere = [part for part in parts if file_behind(part) is None]
+    said = _said_of(elsewhere)
+    identity: dict[str, Json] = {"files": [identify_file(path) for path in files]}
     if not Path(name).is_file():  # which member of an archive, or which raster of several in a file
         identity["name"] = name
-    if addresses:
+    if addresses := {part: told for part, told in said.items() if told is not None}:
         identity["addresses"] = addresses
-    if not_told:
+    if not_told := [part for part, told in said.items() if told is None]:
         identity["not_told"] = not_told
     return identity
+
+
+def _said_of(names: Sequence[str]) -> dict[str, dict[str, Json] | None]:
+    """What servers say of many files, asked side by side: a virtual raster may name hundreds."""
+    with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
+        return dict(zip(names, pool.map(identify_address, names), strict=True))
 
 
 def identify_address(name: str) -> dict[str, Json] | None:
@@ -91,7 +95,7 @@ def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
 
 def check_addresses(job: JobIdentity) -> None:
     """Raise SourceError if a server says of an input something else than when the job was planned."""
-    for address, before in job.source.get("addresses", {}).items():
-        now = identify_address(address)
-        if now is not None and now != before:
+    before = job.source.get("addresses", {})
+    for address, now in _said_of(list(before)).items():
+        if now is not None and now != before[address]:
             raise SourceError(f"{address} changed while it was read: run again when nobody writes to it.")
