@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 
+from repmamba import __version__
 from repmamba.errors import TargetError
 from repmamba.scene.engine import upscale_file
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
 @pytest.mark.parametrize("name", ["out.tif", "out.cog.tif"])
@@ -37,3 +41,19 @@ def test_a_band_that_is_no_alpha_does_not_become_it(write_raster, smooth, tmp_pa
     path = write_raster("in.tif", smooth(bands, 20, 20), photometric="RGB" if bands == 4 else None, alpha="NO")
     with pytest.raises(TargetError, match=rf"PNG cannot hold {bands} bands.*GTiff, COG"):
         upscale_file(path, tmp_path / "out.png", bicubic)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_says_inside_that_it_is_super_resolved(smooth, tmp_path, bicubic, suffix):
+    Image.fromarray(np.moveaxis(smooth(3, 30, 30), 0, 2)).save(tmp_path / "in.tif", description="x" * 100_000)
+    upscale_file(tmp_path / "in.tif", tmp_path / f"out.{suffix}", bicubic)
+    with Image.open(tmp_path / f"out.{suffix}") as image:
+        pairs = image.getexif().get(0x010E, "").split(", ")  # ImageDescription
+        said = image.text if suffix == "png" else dict(pair.split("=") for pair in pairs)
+    assert said == {
+        "SUPER_RESOLVED": "YES",
+        "SUPER_RESOLUTION_SCALE": "2",
+        "SUPER_RESOLUTION_WEIGHTS": f"bicubic {'0' * 32}",
+        "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
+    }
+    assert not list(tmp_path.glob("*.aux.xml"))

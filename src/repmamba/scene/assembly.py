@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +201,27 @@ def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pr
     parts = path.parent.parent / PARTS
     parts.mkdir()
     base = parts / "level.tif"
+    described = profile if is_placed(profile) else replace(profile, tags={"": _told_inside(profile)})
     try:
-        _write_tiff(base, profile, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
+        _write_tiff(base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
         # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
         pam = "YES" if is_placed(profile) else "NO"
+        text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
         with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
-            gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile))
+            gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile), **text)
         progress(1.0)
     finally:
         durable.remove(parts)
     return (_base_level(profile, mosaic),)
+
+
+def _told_inside(profile: OutputProfile) -> dict[str, str]:
+    """The tags by which a picture without a side-car says what it is: a PNG by its text, a JPEG by its EXIF."""
+    tags = profile.tags.get("", {})
+    own = {name: text for name, text in tags.items() if name.startswith("SUPER_RESOL")}
+    if profile.format == "PNG" or not own:
+        return own
+    return {"EXIF_ImageDescription": ", ".join(f"{name}={text}" for name, text in own.items())}
 
 
 _WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG": _write_copy}
