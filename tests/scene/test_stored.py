@@ -148,3 +148,26 @@ def test_the_orientation_of_a_png_is_found_without_decoding_it(tmp_path, monkeyp
         assert (raster.grid.height, raster.grid.width) == (20, 30)
     with open_raster(turned) as raster:
         assert (raster.grid.height, raster.grid.width) == (30, 20)
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_of_a_tiff_of_several_pages_the_first_is_read_and_the_others_are_named(tmp_path, caplog, untrusted):
+    pages = [Image.fromarray(np.full((20, 30), 20 * number, np.uint8)) for number in range(1, 12)]
+    path = tmp_path / "pages.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with open_raster(path, Reading(untrusted=untrusted)) as raster:
+        assert raster.read(raster.whole)[0].max() == 20
+    assert f"GTIFF_DIR:2:{path}, GTIFF_DIR:3:{path}" in caplog.text
+    assert "and 2 more" in caplog.text
+    caplog.clear()
+    with open_raster(f"GTIFF_DIR:2:{path}") as raster:
+        assert raster.read(raster.whole)[0].max() == 40
+    assert caplog.text == ""
+
+
+def test_overviews_and_masks_are_no_pages(write_raster, smooth, caplog):
+    path = write_raster("in.tif", smooth(3, 64, 64), mask=np.ones((64, 64), bool), photometric="RGB")
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4])
+    open_raster(path).__exit__(None, None, None)
+    assert caplog.text == ""

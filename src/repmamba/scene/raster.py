@@ -158,6 +158,8 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
             stack.enter_context(rasterio.Env(**settings))
             dataset = stack.enter_context(rasterio.open(name, driver=driver, sharing=False))
             check_dataset(name, dataset, how)
+            if others := dataset.subdatasets[1:]:  # pages of a TIFF
+                logger.warning("%s holds others beside the first raster, which is read: %s.", name, _listed(others))
             files = tuple(path for path in map(file_behind, dataset.files) if path is not None)
             pixels = stored_pixels(name, dataset, how, files)
             stack.callback(pixels.close)
@@ -167,6 +169,10 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
         stack.close()
         raise
     return Raster(facts, pixels, watched, stack)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
