@@ -21,6 +21,7 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import GDAL_FAILURES, OWN_FILES, unplaced_allowed
 
+NAME = "trial"  # of the files in memory
 EDGE = 96  # pixels, of more than one block
 LOST = 60.0  # grey levels on average that no compression changes, of numbers of 100 or more; lost blocks read as 0
 SMALL_BLOCKS = {"BLOCKXSIZE": "64", "BLOCKYSIZE": "64", "BLOCKSIZE": "128"}  # blocks asked for may take 4096 x 4096
@@ -33,7 +34,7 @@ def check_options(profile: OutputProfile) -> None:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES), unplaced_allowed():
             fault = _fault(replace(profile, grid=Grid(EDGE, EDGE)))
     except GDAL_FAILURES as error:
-        fault = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        fault = " ".join(str(error.__cause__ or error).split()).rstrip(".").rpartition(f"{NAME}: ")[2]
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
@@ -46,7 +47,7 @@ def _fault(profile: OutputProfile) -> str | None:
     chosen, options = FORMATS[profile.format], creation_options(profile)
     options |= {name: edge for name, edge in SMALL_BLOCKS.items() if name in options}
     pattern = _pattern(profile)
-    with MemoryFile(ext=".tif") as first, MemoryFile(ext=chosen.suffixes[0]) as second:
+    with MemoryFile(filename=NAME) as first, MemoryFile(filename=NAME) as second:
         direct = chosen.driver == "GTiff"
         _write(first, profile, pattern, options if direct else {})
         if not direct:
