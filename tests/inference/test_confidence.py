@@ -10,6 +10,7 @@ from hypothesis.strategies import integers
 
 from repmamba import load
 from repmamba.errors import CheckpointError, UsageError
+from repmamba.inference.catalogue import packaged_weights
 from repmamba.inference.confidence import Calibration, calibration_path, doubt, read_calibration
 from repmamba.inference.ensemble import mean_and_variance, mean_of_eight
 
@@ -116,6 +117,13 @@ def test_loaded_weights_bring_their_calibration(small_weights, tmp_path):
     table = replace(TABLE, network=upscaler.digest)
     calibration_path(path).write_text(table.as_text())
     assert load(path).calibration == table
+
+
+def test_the_packaged_calibrations_are_of_the_packaged_weights():
+    """New weights under an old name need a new table, or none: the old one would be left unread."""
+    with_one = [entry.name for entry in packaged_weights() if calibration_path(entry.path).exists()]
+    assert with_one == ["x4"]
+    assert all(load(name).calibration is not None for name in with_one)
 
 
 def test_the_variance_of_a_grey_band_is_that_of_the_whole_network(small_weights):
