@@ -29,6 +29,9 @@ from repmamba.network.inference_cpu import Array
 from repmamba.network.inference_stages import Stage
 from repmamba.network.repmamba import RepMamba
 
+REST = 0.3
+"""Seconds: the threads of a runtime that has just computed go on looking for work."""
+
 WHOLE, OURS, TORCH = "compiled passes, with the scan", "compiled passes", "operations of torch"
 
 
@@ -98,7 +101,7 @@ def main() -> None:
             candidates["OpenVINO"] = openvino(network, image, options.threads)
         if importlib.util.find_spec("onnxruntime"):
             candidates["ONNX Runtime"] = onnx_runtime(network, image, options.threads)
-        times = measuring.measure(candidates, options)
+        times = measuring.measure(candidates, options, rest=REST)
     found = measuring.rows(times, measuring.UNIT)
     against = {name: measuring.ratio(times, name, OURS) for name in [TORCH, *list(candidates)[4:]]}
     print(measuring.table(found))

@@ -54,14 +54,20 @@ def convolution() -> Run:
     return lambda: layer(image)
 
 
-def measure(candidates: dict[str, Run], options: argparse.Namespace, *, slow: frozenset[str] = frozenset()) -> Times:
-    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds."""
+def measure(
+    candidates: dict[str, Run], options: argparse.Namespace, *, slow: frozenset[str] = frozenset(), rest: float = 0.0
+) -> Times:
+    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds.
+
+    rest: seconds before each, for threads of the one before that look for more work on the cores.
+    """
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     times: Times = {name: [] for name in candidates}
     for counted in range(options.rounds + 1):
         for name, run in candidates.items():
             if name in slow and counted > 2:
                 continue
+            time.sleep(rest)
             begin = clock()
             run()
             if counted:

@@ -19,6 +19,7 @@ QUESTIONS = (
     "how_does_it_grow_with_area",
     "how_does_it_grow_with_threads",
     "against_a_light_window_transformer",
+    "against_other_runtimes",
     "how_long_is_a_training_step",
 )
 

@@ -53,7 +53,7 @@ def threads(axes: Axes, result: dict[str, Any]) -> None:
     axes.axvline(images[0] * cores, linestyle="--", color=OTHERS, label=f"{cores} times one thread")
     axes.invert_yaxis()
     axes.set(xlabel="images of 128 x 128 a second", title=f"Time against threads, x4, {_processor(result)}")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
 
 
 def roofline(axes: Axes, result: dict[str, Any]) -> None:
@@ -63,14 +63,10 @@ def roofline(axes: Axes, result: dict[str, Any]) -> None:
     intensities = [row["gflop"] * 1e3 / row["mb"] for row in rows]
     line = sorted({min(intensities) / 2, top / slope, max(intensities) * 2})
     axes.loglog(line, [min(top, slope * each) for each in line], color=OTHERS, label="a copy, Conv2d(64, 64, 3)")
-    axes.scatter(
-        intensities, [r["gflop_per_second"] for r in rows], [1500 * r["share"] for r in rows], color=OURS, alpha=0.6
-    )
-    for row, x in zip(rows, intensities, strict=True):
-        place = (x, row["gflop_per_second"])
-        axes.annotate(
-            f"{row['what']}, {row['share']:.0%}", place, xytext=(8, -12), textcoords="offset points", fontsize=8
-        )
+    rates, sizes = [row["gflop_per_second"] for row in rows], [1500 * row["share"] for row in rows]
+    axes.scatter(intensities, rates, sizes, color=OURS, alpha=0.6)
+    _label(axes, [f"{row['what']}, {row['share']:.0%}" for row in rows], intensities, rates)
+    axes.margins(0.1)
     axes.set(
         xlabel="operations for each byte that is read or written",
         ylabel="GFLOP/s",
@@ -83,13 +79,13 @@ def accuracy(axes: Axes, result: dict[str, Any]) -> None:
     """PSNR on UC Merced's test pictures against the time of a call."""
     own = next(row["units"] for row in result["times"] if row["what"] == "fused, compiled passes")
     with ACCURACY.open(encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            ours = not row["units"]
-            time, psnr = own if ours else float(row["units"]), float(row["ucmerced"])
-            axes.semilogx(
-                time, psnr, "*" if ours else "o", markersize=13 if ours else 6, color=OURS if ours else OTHERS
-            )
-            _label(axes, row["network"], time, psnr, number)
+        rows = list(csv.DictReader(file))
+    times = [float(row["units"]) if row["units"] else own for row in rows]
+    values = [float(row["ucmerced"]) for row in rows]
+    axes.scatter(times[1:], values[1:], 36, color=OTHERS)
+    axes.scatter(times[:1], values[:1], 160, color=OURS, marker="*")
+    _label(axes, [row["network"] for row in rows], times, values)
+    axes.margins(x=0.12)
     axes.set(
         xscale="log",
         xlabel="time of a 128 x 128 input, in units of Rep-Mamba's own arithmetic",
@@ -106,9 +102,12 @@ PLOTS = {
 }
 
 
-def _label(axes: Axes, text: str, x: float, y: float, number: int) -> None:
-    """A name beside its point; above and below in turns, since neighbours in a table often lie together."""
-    axes.annotate(text, (x, y), xytext=(9, 5 if number % 2 else -11), textcoords="offset points", fontsize=8)
+def _label(axes: Axes, names: list[str], xs: list[float], ys: list[float]) -> None:
+    """Names beside their points, from the lowest to the highest to the right and to the left in turns."""
+    for number, (y, x, name) in enumerate(sorted(zip(ys, xs, names, strict=True))):
+        left = number % 2 == 1
+        place = {"xytext": (-10, -3) if left else (10, -3), "ha": "right" if left else "left"}
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **place)
 
 
 def _processor(result: dict[str, Any]) -> str:
