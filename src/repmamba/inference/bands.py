@@ -28,6 +28,8 @@ def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Gr
 
 def enlarge_groups(run: Callable[[Tensor], Tensor], unit: Tensor, groups: Groups, network_bands: int) -> Tensor:
     """unit: (bands, h, w) -> (bands, scale h, scale w), group by group, so that memory does not grow with the bands."""
+    if groups == (tuple(range(network_bands)),):  # as every RGB scene: the network's result, and no copy of it
+        return run(unit.unsqueeze(0))[0]
     results: list[Tensor | None] = [None] * unit.shape[0]
     for group in groups:
         together = unit[list(group)].unsqueeze(0)  # (1, len(group), h, w)
