@@ -434,6 +434,28 @@ def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster,
         assert file.width == 18
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "red"),
+    [
+        ("out.png", {}, 0),
+        ("out.jpg", {}, 0),
+        ("out.tif", {}, 2),  # says of each band what it is, so none has to move
+        ("out.png", {"bands": (1, 2, 3)}, 2),  # as asked
+    ],
+)
+def test_a_picture_shows_red_as_red_in_whatever_order_the_bands_are(
+    write_raster, tmp_path, bicubic, target, options, red
+):
+    path = write_raster("in.tif", np.full((3, 20, 20), 10, np.uint8))
+    with rasterio.open(path, "r+") as file:
+        colours = rasterio.enums.ColorInterp
+        file.colorinterp = [colours.blue, colours.green, colours.red]
+        file.write(np.full((20, 20), 200, np.uint8), 3)
+    upscale_file(path, tmp_path / target, bicubic, **options)
+    with rasterio.open(tmp_path / target) as file:
+        assert file.read().mean((1, 2)).argmax() == red
+
+
 def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_same_call(
     write_raster, smooth, tmp_path, bicubic
 ):

@@ -77,6 +77,11 @@ class Format:
     room: float  # disk that assembling takes at most, times the finished tiles: intermediates and the file itself
     options: Mapping[str, Option]
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether three bands are red, green and blue by their order alone."""
+        return not self.placed
+
     def holds(self, profile: OutputProfile) -> str | None:
         """None if it can hold the profile, else what it cannot."""
         grid = profile.grid

@@ -108,6 +108,9 @@ def plan_scene(
     how = how or Reading()
     places = _places(facts, None if options.bands is None else tuple(options.bands))
     rgb = _rgb(facts, places, options.rgb)
+    chosen = format_of(target, options.format)
+    if chosen.is_picture and options.bands is None and rgb is not None and len(places) == 3:
+        places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)  # it shows its first band as red, whatever that is
     groups = group_bands(len(places), rgb, upscaler.bands)
     halo = upscaler.halo if options.halo is None else options.halo
     tiles = plan_tiles(
@@ -119,7 +122,7 @@ def plan_scene(
         window=_window(facts, options),
     )
     wanted = Wanted(
-        format=format_of(target, options.format).name,
+        format=chosen.name,
         scale=upscaler.scale,
         window=tiles.window,
         places=places,
