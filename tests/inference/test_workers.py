@@ -66,7 +66,7 @@ def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
     with pytest.raises(ValueError, match="three"):
         list(side_by_side(fails_at_three, range(1000), workers=1))
     assert len(computed) < 10
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
 
 
 def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
