@@ -1,9 +1,12 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from repmamba.data.images import find_images, read_image, read_size, write_png
-from repmamba.errors import CorruptSource, SourceError, UsageError
+from repmamba.data.images import find_images, read_image, read_size, write_errors, write_png
+from repmamba.errors import CorruptSource, NoSpace, SourceError, TargetError, UsageError
 
 
 @pytest.fixture
@@ -87,3 +90,18 @@ def test_images_are_found_in_order_without_hidden_ones(tmp_path, picture):
         (tmp_path / name).write_bytes(b"")
     assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.tif", "b/10.JPG", "b/2.png"]
     assert find_images(tmp_path, deep=False) == [tmp_path / "a.tif"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (errno.ENOSPC, NoSpace, True),
+        (errno.EDQUOT, NoSpace, True),
+        (errno.EFBIG, NoSpace, False),
+        (errno.EROFS, TargetError, False),
+    ],
+)
+def test_room_is_asked_for_only_where_room_would_help(tmp_path, number, kind, advice):
+    with pytest.raises(kind, match="cannot be written") as caught, write_errors(tmp_path / "a.png"):
+        raise OSError(number, os.strerror(number))
+    assert ("Free some space." in str(caught.value)) == advice

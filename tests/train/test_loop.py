@@ -184,12 +184,12 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny
     try:
         with (
             caplog.at_level(logging.WARNING, "repmamba"),
-            pytest.raises(NoSpace, match="save of step 8 could not be written"),
+            pytest.raises(NoSpace, match="step-00000008 cannot be written"),
         ):
             fit(tiny(), tmp_path, log_every=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "The save of step 2 could not be written" in caplog.text
+    assert "step-00000002 cannot be written" in caplog.text
     assert "Training goes on; what was there before stays." in caplog.text
     assert "No picture of the curve: " in caplog.text
     assert "Free some space" not in caplog.text, "it was the limit on a file's size"

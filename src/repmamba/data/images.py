@@ -114,8 +114,9 @@ def write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, RepmambaError):
             raise
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else TargetError
-        raise kind(f"{path} cannot be written: {error.strerror or error}.") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # and where a file is too large, room does not help
+        kind = NoSpace if full or error.errno == errno.EFBIG else TargetError
+        raise kind(f"{path} cannot be written: {error.strerror or error}.{' Free some space.' * full}") from error
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

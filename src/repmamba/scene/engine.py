@@ -136,14 +136,9 @@ def upscale_file(
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory.
     """
     begun = time.monotonic()
-    target = Path(target)
-    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
-    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, confidence, taken):
-        check_memory(taken, raster, plan)
-        if not restart:
-            for file, _, job in files_written(target, plan, confidence):
-                refuse_to_continue_unknown(job.source, work_folder(file, job.id))
-        writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
+    target, how = Path(target), {"overwrite": overwrite, "restart": restart}
+    with _planned(source, target, weights, arguments, **how) as (raster, upscaler, plan, confidence, taken):
+        writers = SceneWriters(target, plan, confidence, **how)
         with _stopping_cleanly(writers):
             remaining, corrupt = writers.remaining(), CorruptBlocks(writers.folder)
             _compute(raster, plan, upscaler, writers, remaining, corrupt, taken.workers, progress)
@@ -181,24 +176,29 @@ def plan_file(
     Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
     the lock, or that side-car files of another raster lie at the target.
     """
-    target = Path(target)
-    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
-    with _planned(source, target, weights, arguments) as (raster, upscaler, plan, confidence, taken):
-        check_memory(taken, raster, plan)
-        if not restart:
-            for file, _, job in files_written(target, plan, confidence):
-                refuse_to_continue_unknown(job.source, work_folder(file, job.id))
-                if not work_folder(file, job.id).is_dir() and (others := other_jobs(file, job.id)):
-                    refuse_changed_job(file, job, others)
+    target, how = Path(target), {"overwrite": overwrite, "restart": restart}
+    with _planned(source, target, weights, arguments, **how) as (_, upscaler, plan, confidence, taken):
+        # What the writers of a run look at themselves.
+        for file, _, job in files_written(target, plan, confidence):
+            others = other_jobs(file, job.id)
+            if others and not restart and not work_folder(file, job.id).is_dir():
+                refuse_changed_job(file, job, others)
         check_space(disk_needs(target, plan, confidence))
         return with_time(taken, plan, upscaler)
 
 
 @contextmanager
 def _planned(
-    source: str | os.PathLike[str], target: Path, weights: Weights, arguments: Arguments
+    source: str | os.PathLike[str],
+    target: Path,
+    weights: Weights,
+    arguments: Arguments,
+    *,
+    overwrite: bool,
+    restart: bool,
 ) -> Iterator[tuple[Raster, Upscaler, ScenePlan, ConfidencePlan | None, Estimate]]:
-    """The source, open, with all that was decided about it."""
+    """The source, open, with all that was decided about it; what cannot be done is refused."""
+    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
     given: dict[str, Any] = dict(arguments)
     network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
     network["ensemble"] = given.pop("ensemble", False)
@@ -221,6 +221,10 @@ def _planned(
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         taken = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
+        check_memory(taken, raster, plan)
+        if not restart:
+            for file, _, job in files_written(target, plan, confidence):
+                refuse_to_continue_unknown(job.source, work_folder(file, job.id))
         yield raster, upscaler, plan, confidence, taken
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from repmamba.data.images import write_errors
 from repmamba.errors import MissingExtra
-from repmamba.train.saves import replace_durably, unwritten
+from repmamba.train.saves import replace_durably
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,8 @@ class Curve:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [line for line in read_curve(path) if line["step"] <= step]
-        try:
+        with write_errors(path):
             replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        except OSError as fault:
-            raise unwritten(f"{path} cannot be written", fault) from fault
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
         """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""
@@ -79,8 +78,6 @@ def plot_curve(path: Path, target: Path) -> Path:
     psnr.set(xlabel="step", ylabel=f"PSNR, dB, rule {rule}")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png")
-    try:
+    with write_errors(target):
         replace_durably(target, picture.getvalue())
-    except OSError as fault:
-        raise unwritten(f"{target} cannot be written", fault) from fault
     return target

@@ -5,7 +5,6 @@ that does not match its own digest is set aside, aloud, and the one before is us
 are no saves: they are written by network.checkpoint.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from repmamba.errors import NoSpace, TargetError
+from repmamba.data.images import write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +26,6 @@ STATE = "state.pt"
 DIGESTS = "digests.json"
 LATEST = "latest"
 ASIDE = ".corrupt"
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where a disk or a quota is used up, and room would help."""
 
 State = dict[str, Any]
 
@@ -47,26 +43,20 @@ def write_save(folder: Path, step: int, state: State) -> Path:
     digests = {STATE: hashlib.sha256(content).hexdigest()}
     target = folder / f"{PREFIX}{step:08d}"
     part = folder / f".{target.name}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        write_durably(part / STATE, content)
-        write_durably(part / DIGESTS, json.dumps(digests).encode())
-        sync_folder(part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-        replace_durably(folder / LATEST, target.name.encode())
-    except OSError as fault:
-        shutil.rmtree(part, ignore_errors=True)
-        raise unwritten(f"The save of step {step} could not be written to {folder}", fault) from fault
+    with write_errors(target):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            write_durably(part / STATE, content)
+            write_durably(part / DIGESTS, json.dumps(digests).encode())
+            sync_folder(part)
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            replace_durably(folder / LATEST, target.name.encode())
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def unwritten(what: str, fault: OSError) -> TargetError:
-    """The error to raise where the system refused a file: what, and why; NoSpace where it is too large for the disk."""
-    kind = NoSpace if fault.errno in (*FULL, errno.EFBIG) else TargetError
-    return kind(f"{what}: {fault.strerror or fault}.{' Free some space.' if fault.errno in FULL else ''}")
 
 
 def newest_save(folder: Path) -> tuple[Path, State] | None:
