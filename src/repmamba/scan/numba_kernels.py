@@ -35,6 +35,8 @@ from numba.np.arrayobj import make_array
 
 STATE = 16
 AT_ONCE = 4  # blocks that go through a segment after one another
+CACHE_LINE = 16  # float32 numbers
+AHEAD = 6  # steps at which a pixel is asked for before its turn: down a column, each lies far from the one before
 SEGMENT = 64  # steps between kept states: these cost 16 / 64 of a map each direction, and a segment fits the L2 cache
 D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2  # of a block's constants; rows 0 to 15 are A log2(e)
 
@@ -108,6 +110,15 @@ class Vectors:
     def scalar(self, address: Any) -> Any:
         """One float32 from memory."""
         return self.builder.load(self.builder.bitcast(address, F32.as_pointer()))
+
+    def prefetch(self, address: Any, numbers: int) -> None:
+        """Bring so many float32 numbers from an address on towards the first cache, while other work goes on."""
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, to_every_cache, data = I32(0), I32(3), I32(1)
+        for line in range(0, numbers, CACHE_LINE):
+            place = self.builder.bitcast(element_of(self.builder, address, line), cgutils.voidptr_t)
+            self.builder.call(function, [place, to_read, to_every_cache, data])
 
     def splat(self, address: Any) -> Any:
         """One float32 from memory, in every lane."""
@@ -275,6 +286,10 @@ def _visited(builder: Any, visits: Rows, t: Any) -> Any:
     return builder.load(builder.bitcast(visits.at(t), I64.as_pointer()))
 
 
+def _at_most(builder: Any, value: Any, limit: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", value, limit), value, limit)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def step_sizes(
     typing: Any, visits: Any, rows: Any, rank: Any, constants: Any, sizes: Any, slopes: Any
@@ -317,9 +332,14 @@ def forward_steps(
         h, visits, u, sizes, rows, rank, constants, y = rows_of(context, builder, signature, args)
         for v in lane_choices(builder, h.width):
             states = [v.variable(v.load(h.at(n))) for n in range(STATE)]
+            last = builder.sub(visits.count, I64(1))
             with counting(builder, visits.count) as t:
                 pixel = _visited(builder, visits, t)
                 row, size, u_t = rows.at(pixel), v.load(sizes.at(t)), v.load(u.at(pixel))
+                later = _visited(builder, visits, _at_most(builder, builder.add(t, I64(AHEAD)), last))
+                v.prefetch(rows.at(later), 2 * STATE + CACHE_LINE)
+                v.prefetch(u.at(later), v.lanes)
+                v.prefetch(y.at(later), v.lanes)
                 drive = builder.fmul(size, u_t)
                 result = [builder.fmul(v.load(constants.at(D_ROW)), u_t), v.load(y.at(pixel))]
                 for n, state in enumerate(states):
