@@ -60,10 +60,18 @@ def test_tensors_arrays_and_the_network_itself_agree(upscaler):
     np.testing.assert_allclose(by_array, by_network, atol=1e-5)
 
 
-def test_any_number_of_workers_gives_the_same_bytes(upscaler):
-    image = random.integers(0, 256, (70, 90, 4)).astype(np.uint8)
-    one, three = (upscaler.upscale(image, tile=32, halo=8, workers=workers) for workers in (1, 3))
-    np.testing.assert_array_equal(one, three)
+@pytest.mark.parametrize("tile", [64, 96])  # four tiles, which workers share, and one, which threads do
+def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile):
+    image = random.random((90, 70, 4)).astype(np.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads, workers in ((1, 1), (2, 1), (3, 3), (4, 2), (3, None)):
+            torch.set_num_threads(threads)
+            results.append(upscaler.upscale(image, tile=tile, halo=8, workers=workers))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_tiles_meet_without_a_seam(upscaler):

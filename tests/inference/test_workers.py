@@ -6,8 +6,10 @@ import time
 import pytest
 import torch
 
+from repmamba import load
 from repmamba.errors import UsageError
 from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
+from repmamba.network import inference_cpu
 
 
 @pytest.fixture
@@ -28,6 +30,57 @@ def test_each_worker_computes_with_one_thread_and_the_caller_keeps_its_own():
     later.start()
     later.join()
     assert seen == [2]
+
+
+@pytest.mark.usefixtures("two_threads_of_the_caller")
+def test_two_runs_at_once_leave_every_thread_its_number():
+    """As in a server with a thread a request: the first ends while the second, begun meanwhile, goes on."""
+    second_is_at_work, first_has_ended = threading.Event(), threading.Event()
+    seen: dict[str, int] = {}
+
+    def second() -> None:
+        seen["begun meanwhile"] = torch.get_num_threads()
+        results = side_by_side(lambda item: item, range(8), workers=2)
+        next(results)
+        second_is_at_work.set()
+        assert first_has_ended.wait(10)
+        assert len(list(results)) == 7
+        seen["and at its end"] = torch.get_num_threads()
+
+    other = threading.Thread(target=second)
+    for number, count in enumerate(side_by_side(lambda _: torch.get_num_threads(), range(8), workers=2)):
+        assert count == 1
+        if number == 0:
+            other.start()
+            assert second_is_at_work.wait(10)
+    first_has_ended.set()
+    other.join()
+    later = threading.Thread(target=lambda: seen.update(later=torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == {"begun meanwhile": 2, "and at its end": 2, "later": 2}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads_of_the_caller")
+@pytest.mark.parametrize(("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)])
+def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(small_weights, monkeypatch, workers, count, threads):
+    pytest.importorskip("numba")
+    network, noted = load(small_weights).network, []
+
+    class Noted(inference_cpu.Passes):
+        def __init__(self, image, threads, **how):
+            noted.append((threads, torch.get_num_threads()))
+            super().__init__(image, threads, **how)
+
+    def compute(_: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(torch.full((1, 3, 64, 64), 0.4))
+
+    monkeypatch.setattr(inference_cpu, "Passes", Noted)
+    results = list(side_by_side(compute, range(count), workers, count))
+    assert len(results) == count
+    assert set(noted) == ({(threads, 1)} if count else set())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

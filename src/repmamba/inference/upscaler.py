@@ -179,7 +179,7 @@ class Upscaler:
                 numbers = restored(numbers, raw, known, tile, self.scale)
             return tile, numbers
 
-        with closing(side_by_side(step, plan, cut.workers)) as results:
+        with closing(side_by_side(step, plan, cut.workers, len(plan))) as results:
             for tile, numbers in results:
                 result[:, *tile.write.slices] = numbers
         return result

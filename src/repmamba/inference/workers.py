@@ -1,26 +1,32 @@
 """Tiles side by side: several threads of one process, each computing its tile with one compute thread of torch.
 
-The last bits of a sum depend on how many threads share it. With one compute thread a tile, they depend on nothing: any
-number of workers gives the same bytes. Threads suffice, since torch and our kernels let go of Python's lock while they
-compute.
+The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on nothing: any number
+of workers gives the same bytes. The compiled passes (network/inference_cpu.py) give the same bits for any number of
+threads, so where there are fewer tiles than cores, each tile's passes share what is left. Workers are threads, since
+torch and our kernels let go of Python's lock while they compute.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 from repmamba.errors import UsageError
 from repmamba.inference.device import available_cores
+from repmamba.network.inference_cpu import share_passes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IN_FLIGHT = 2  # items beyond those being computed: one read ahead, one finished and not yet taken
+
+_beginning = threading.Lock()  # two runs that begin at once would take each other's numbers for the process's
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
@@ -33,24 +39,52 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
 
 
 def side_by_side(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, count: int | None = None
 ) -> Generator[Result, None, None]:
     """function of every item, in order, by so many workers; items are drawn by the caller's thread, a few ahead.
 
+    count: of the items, where it is known; fewer than workers leave more threads to each, within the number that
+    torch has for the caller.
     While a result is used or an item is made, the workers go on computing. The first exception ends it, whether it
     comes from function, from items or, by the generator's close, from the caller; what has not begun is never computed.
     """
-    threads_of_caller = torch.get_num_threads()
-    # torch keeps this number for each thread by itself, so it is set in every worker, and afterwards for new threads.
-    pool = ThreadPoolExecutor(workers, "repmamba-tile", initializer=torch.set_num_threads, initargs=(1,))
+    side = workers if count is None else max(1, min(workers, count))
     waiting: deque[Future[Result]] = deque()
-    try:
+    with _pool(side) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= workers + IN_FLIGHT:
+            if len(waiting) >= side + IN_FLIGHT:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads with one compute thread of torch each; at the end, what they have not begun is cancelled.
+
+    torch keeps its number for each thread and for those still to come: what a worker sets for itself would be that of
+    any thread begun later. So all workers begin at once, and the number of the process is put back before they compute.
+    """
+    pool = ThreadPoolExecutor(workers, "repmamba-tile")
+    begun = threading.Barrier(workers)
+
+    def begin(threads: int) -> None:
+        torch.get_num_threads()  # a thread's first use of torch sets its number: let that be over
+        torch.set_num_threads(1)
+        share_passes(threads)
+        begun.wait()  # so that each worker takes one of the beginnings
+
+    try:
+        with _beginning:
+            threads_of_caller = torch.get_num_threads()
+            share = max(1, threads_of_caller // workers)
+            try:
+                for beginning in [pool.submit(begin, share) for _ in range(workers)]:
+                    beginning.result()
+            finally:
+                begun.abort()
+                torch.set_num_threads(threads_of_caller)
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads_of_caller)

@@ -10,9 +10,9 @@ than float32, on other devices, with another scan, and without Numba.
 Under torch's autocast to bfloat16 the factors of the large matrix products are rounded to it, two to a number, and all
 else stays float32: where the processor multiplies such pairs (avx512_bf16), and by operations of torch elsewhere.
 
-Threads: as many as torch.get_num_threads() says; the result is the same, bit by bit, for any number. No operation of
-torch runs meanwhile: its threads would keep the cores for a while after each. Maps and scratch are kept from call to
-call, one set for each thread that calls: allocated anew, their page faults would cost a third of the time.
+Threads: as many as torch.get_num_threads() says, or `share_passes`; the result is the same, bit by bit, for any number.
+No operation of torch runs meanwhile: its threads would keep the cores for a while after each. Maps and scratch are kept
+from call to call, one set for each thread that calls: allocated anew, their page faults would cost a third of the time.
 """
 
 import threading
@@ -84,17 +84,23 @@ def compute(network: Folded, image: Tensor) -> Tensor | None:
     if state is None or any(choose(image.device, name).backend.name != SCAN for name in _scans(network)):
         return None
     in_pairs = torch.is_autocast_enabled("cpu")
-    key = (state, tuple(image.shape), torch.get_num_threads(), in_pairs)
+    threads = getattr(_memory, "threads", None) or torch.get_num_threads()
+    key = (state, tuple(image.shape), threads, in_pairs)
     known: tuple[Any, Any, Passes] | None = getattr(_memory, "passes", None)
     if known is None or known[0]() is not network or known[1] != key:
         known = _memory.passes = None  # what another shape took is given back before this one takes its own
-        passes = Passes(image, torch.get_num_threads(), in_pairs=in_pairs)
+        passes = Passes(image, threads, in_pairs=in_pairs)
         network.write(passes)
         if passes.kept:
             _memory.passes = weakref.ref(network), key, passes
     else:
         passes = known[2]
     return passes.run(image)
+
+
+def share_passes(threads: int) -> None:
+    """Let the passes of the calling thread be shared by so many, whatever the number is for operations of torch."""
+    _memory.threads = threads
 
 
 def serves(image: Tensor) -> bool:

@@ -298,7 +298,7 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
-    with closing(side_by_side(step, pieces(), workers)) as results:
+    with closing(side_by_side(step, pieces(), workers, len(remaining))) as results:
         for index, result in results:
             corrupt.add(raster.corrupt_blocks)
             writers.put(index, result)
