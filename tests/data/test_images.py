@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from repmamba.data.images import find_images, read_image, read_size, write_errors, write_png
@@ -34,10 +35,36 @@ def test_an_opaque_alpha_changes_no_value(tmp_path, picture):
     assert np.array_equal(read_image(tmp_path / "a.png"), picture)
 
 
-def test_a_tiff_keeps_its_bands_and_type(geotiffs):
-    image = read_image(geotiffs / "all-nodata.tif")
-    assert image.shape == (2475, 71, 4)
+def write_tiff(path, values, mask=None, **profile):
+    bands, height, width = values.shape
+    placed = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}  # without a place, GDAL warns
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", "GTiff", width, height, bands, **placed, dtype=values.dtype, **profile) as raster,
+    ):
+        raster.write(values)
+        if mask is not None:
+            raster.write_mask(mask)
+
+
+def test_a_tiff_keeps_its_bands_and_type(tmp_path):
+    values = np.random.default_rng(2).integers(0, 9000, (4, 25, 71), np.uint16)
+    write_tiff(tmp_path / "a.tif", values, nodata=9001)
+    image = read_image(tmp_path / "a.tif")
+    assert np.array_equal(image, np.moveaxis(values, 0, -1))
     assert image.dtype == np.uint16
+
+
+@pytest.mark.parametrize("told_by", ["nodata", "mask"])
+def test_missing_pixels_are_refused_rather_than_taken_for_values(tmp_path, told_by):
+    values = np.full((2, 8, 9), 500, np.int16)
+    values[:, 2:4, :3] = -9999
+    if told_by == "nodata":
+        write_tiff(tmp_path / "a.tif", values, nodata=-9999)
+    else:
+        write_tiff(tmp_path / "a.tif", values, mask=values[0] > 0)
+    with pytest.raises(SourceError, match=r"a.tif has 6 missing pixels"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_a_picture_of_16_bit_is_refused_rather_than_crushed(tmp_path):
@@ -46,9 +73,12 @@ def test_a_picture_of_16_bit_is_refused_rather_than_crushed(tmp_path):
         read_image(tmp_path / "deep.png")
 
 
-def test_values_that_are_not_finite_are_refused(geotiffs):
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    values = np.ones((1, 5, 6), np.float32)
+    values[0, 1:3, :2] = np.nan, np.inf
+    write_tiff(tmp_path / "a.tif", values)
     with pytest.raises(SourceError, match="4 values that are not finite"):
-        read_image(geotiffs / "cog_nodata_nan.tif")
+        read_image(tmp_path / "a.tif")
 
 
 def test_complex_numbers_are_refused(geotiffs):

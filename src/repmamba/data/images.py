@@ -1,7 +1,8 @@
 """Image files as arrays (H, W, C), and 8-bit arrays as PNG files.
 
 Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs through rasterio, with all their bands in
-their own type. Georeferencing, nodata and windows are the scene's affair: an image here fits into memory.
+their own type. Georeferencing, missing pixels and windows are the scene's affair: an image here is whole, and fits into
+memory.
 """
 
 import errno
@@ -46,8 +47,8 @@ def read_image(path: Path) -> NDArray[np.generic]:
     """An image file as (H, W, C): pictures uint8 with three bands, TIFFs with all bands in their own type.
 
     A grey picture has its value in all three; a transparent one loses its alpha. Raises CorruptSource if the file
-    breaks while it is read; SourceError if it is not there, has pictures of more than 8 bit, complex numbers, or values
-    that are not finite.
+    breaks while it is read; SourceError if it is not there, has pictures of more than 8 bit, complex numbers, missing
+    pixels, or values that are not finite.
     """
     if not path.is_file():
         raise SourceError(f"{path} is not a file; give an image.")
@@ -139,8 +140,13 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path) as raster:
                 bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
+                missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask())
     except (RasterioError, OSError, SystemError) as error:
         raise CorruptSource(f"{path.name} cannot be read as a TIFF: {error}.") from error
     if bands.dtype.kind not in "uif":
         raise SourceError(f"{path.name} is of type {bands.dtype}, and integers or floats are expected.")
+    if missing:  # what stands there is no measurement, and would be learnt and scored as one
+        raise SourceError(
+            f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or cut out a part without any."
+        )
     return np.ascontiguousarray(bands)
