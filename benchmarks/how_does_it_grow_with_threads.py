@@ -33,13 +33,13 @@ def main() -> None:
 
     with ThreadPoolExecutor(cores) as pool:
         candidates: dict[str, measuring.Run] = {measuring.CONVOLUTION: measuring.convolution()}
-        candidates |= {f"one image, {count} threads": partial(on_threads, count) for count in counts}
+        candidates |= {f"one image, {count} thread{'s' * (count > 1)}": partial(on_threads, count) for count in counts}
         beside = f"{cores} images, a thread each"
         candidates[beside] = lambda: list(pool.map(on_threads, [1] * cores))
         with torch.inference_mode():
             times = measuring.measure(candidates, options)
     found = measuring.rows(times, measuring.UNIT)
-    one = "one image, 1 threads"
+    one = "one image, 1 thread"
     faster = {name: 1 / measuring.ratio(times, name, one) for name in list(candidates)[2:-1]}
     faster[beside] = cores / measuring.ratio(times, beside, one)
     print(measuring.table(found))

@@ -1,4 +1,5 @@
-"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/.
+"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/, and other networks'
+accuracy at x4, from accuracy_x4.csv, into it and into docs/evaluation.md.
 
 python benchmarks/page.py
 """
@@ -11,6 +12,7 @@ import plots
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+EVALUATION = PAGE.parent / "evaluation.md"
 BEGIN, END = "<!-- {name} -->", "<!-- until here -->"
 
 QUESTIONS = (
@@ -28,14 +30,41 @@ def main() -> None:
     """Put each result's table between its marks, and draw; a question without a result keeps what stands there."""
     results = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
     plots.draw(results, PAGE.parent)
-    text = PAGE.read_text("utf-8")
     for name in QUESTIONS:
         if result := results.get(name):
-            before, _, rest = text.partition(BEGIN.format(name=name))
-            _, _, after = rest.partition(END)
-            table = markdown(result)
-            text = f"{before}{BEGIN.format(name=name)}\n\n{table}\n{END}{after}"
-    PAGE.write_text(text, "utf-8")
+            write_between_marks(PAGE, name, markdown(result))
+    networks = plots.networks(results["how_far_from_its_own_arithmetic"])
+    write_between_marks(PAGE, "accuracy_x4", standing(networks))
+    write_between_marks(EVALUATION, "accuracy_x4", accuracy(networks))
+
+
+def write_between_marks(page: Path, name: str, text: str) -> None:
+    """Put the text in the place of what stands between the mark of that name and the end of its part."""
+    before, _, rest = page.read_text("utf-8").partition(BEGIN.format(name=name))
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN.format(name=name)}\n\n{text}\n{END}{after}", "utf-8")
+
+
+def accuracy(networks: list[dict[str, str]]) -> str:
+    """The networks as a table: PSNR and SSIM on each set, and the time where it was measured."""
+    lines = [
+        "| network | parameters | RSSCN7 | UC Merced | EPFL roads | time, units |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in networks:
+        cells = [row["network"], f"{row['parameters']} K"]
+        cells += [f"{row[name]} / {row[f'{name} ssim']}" for name in ("rsscn7", "ucmerced", "epfl_road")]
+        lines.append(f"| {' | '.join([*cells, row['units']])} |")
+    return "\n".join(lines) + "\n"
+
+
+def standing(networks: list[dict[str, str]]) -> str:
+    """Where ours stands among the networks whose time is known, in words."""
+    ours, *others = [row for row in networks if row["units"]]
+    better = [row for row in others if float(row["ucmerced"]) > float(ours["ucmerced"])]
+    faster = [row["network"] for row in better if float(row["units"]) < float(ours["units"])]
+    named = f" {len(faster)} of these are faster too: {'; '.join(faster)}." if faster else ""
+    return f"{len(better)} of the {len(others)} others are more accurate than the packaged x4 weights.{named}\n"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -43,8 +72,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = _passes(result) if "passes" in result else _times(result)
     machine, versions = result["machine"], result["versions"]
     lines += ["", *ratios(result)]
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     lines.append(
-        f"{machine['processor']}, {machine['threads']} threads, {machine['clock']} clock, torch {versions['torch']}, "
+        f"{machine['processor']}, {threads}, {machine['clock']} clock, torch {versions['torch']}, "
         f"numba {versions['numba']}."
     )
     return "\n".join(lines) + "\n"
