@@ -131,6 +131,16 @@ def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(folder, t
         evaluate(find_sets([folder], 2), [never, results(tmp_path / "theirs")], [PSNR])
 
 
+@pytest.mark.parametrize("save", [".", "pairs", "pairs/GT", "above"])
+def test_results_are_never_saved_among_the_images_that_are_scored(folder, tmp_path, save):
+    below = tmp_path / "above" / "pairs" / "pairs"  # which --save above would surround
+    shutil.copytree(folder, below)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="would mix with the images of"):
+        evaluate(find_sets([below if save == "above" else folder], 2), [bicubic()], [PSNR], save=tmp_path / save)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pairs").symlink_to(folder / "GT")

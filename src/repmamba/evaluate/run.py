@@ -159,7 +159,7 @@ def evaluate(
 
     save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
     progress: called with the number of images done and that of all. Raises UsageError for methods of one name or of
-    another scale, and what reading, enlarging and measuring raise.
+    another scale and where save would change what is scored, and what reading, enlarging and measuring raise.
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
@@ -174,6 +174,8 @@ def evaluate(
                 )
             if method.find:
                 _find_all(method.find, one)
+    if save:
+        _refuse_own_results(save, sets)
     values: dict[tuple[str, str, str], dict[str, float]] = {
         (one.name, method, metric.name): {} for one in sets for method in names for metric in metrics
     }
@@ -281,6 +283,14 @@ def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
                 f"{path} is the only result for {taken[path]} and for {files.name}; give each a result of its name."
             )
         taken[path] = files.name
+
+
+def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:
+    """Among the images that are scored, results would be images of the next evaluation or take the place of some."""
+    for target in ((save / one.name).resolve() for one in sets):
+        for one in sets:
+            if target.is_relative_to(one.folder) or one.folder.is_relative_to(target):
+                raise UsageError(f"Results in {target} would mix with the images of {one.folder}; save elsewhere.")
 
 
 def _scale_of(files: PairFiles, folder: Path) -> int:
