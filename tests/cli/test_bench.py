@@ -35,7 +35,9 @@ def test_it_says_what_ran(weights: str, capsys: pytest.CaptureFixture[str]):
     assert (timing["device"], timing["backend"]) == ("cpu", "chunked")
     assert timing["threads"] == torch.get_num_threads()
     assert run(command) == 0
-    assert "chunked" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "chunked" in shown
+    assert "8 x 8 pixels, 1 pass\n" in shown
 
 
 def test_unknown_weights_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -9,6 +9,8 @@ import pytest
 
 import repmamba
 from repmamba.cli.main import VERBS, Verb, cli
+from repmamba.cli.upscale import upscale
+from repmamba.scene.admission import Limits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -35,6 +37,17 @@ def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
             missing = [name for name in (*option.opts, *option.secondary_opts) if not re.search(rf"{name}\b", page)]
             assert missing == [], "`make docs` writes the options into the pages"
             assert flat(option.help or "") in page, "`make docs` writes the options into the pages"
+
+
+def test_the_help_of_upscale_states_the_limits_that_hold():
+    usual, strangers = Limits(), Limits.for_strangers()
+    options = {option.name: option.help or "" for option in upscale.params if isinstance(option, click.Option)}
+    assert f"[default: {usual.pixels:,}; with --untrusted {strangers.pixels:,}]" in options["max_pixels"]
+    of_strangers = (
+        f"at most {strangers.pixels:,} pixels, {strangers.bands} bands, blocks of {strangers.block_bytes >> 20} MiB "
+        f"and {strangers.pixels_per_byte:,} pixels a byte"
+    )
+    assert of_strangers in options["untrusted"]
 
 
 def test_no_page_describes_a_verb_that_does_not_exist():

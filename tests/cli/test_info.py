@@ -1,6 +1,7 @@
 """repmamba info: what is installed, what a raster is, what a checkpoint is."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,18 @@ def test_a_checkpoint_is_told_with_its_configuration_and_training(facts_of, chec
     assert facts["origin"] == "made by a test"
     assert facts["training"] == {"steps": 3}
     assert facts["configuration"]["depths"] == [1]
-    assert facts["parameters"]["fused"] < facts["parameters"]["as trained"]
+    assert list(facts["parameters"].values()) == sorted(facts["parameters"].values(), reverse=True)
+
+
+def test_both_counts_that_are_called_folded_are_told_apart(capsys):
+    assert run(["info", "x4"]) == 0
+    shown = capsys.readouterr().out
+    for name, count in (
+        ("as trained", "795,984"),
+        ("RepConvs folded, as papers count", "785,184"),
+        ("all folded, as it runs", "628,576"),
+    ):
+        assert re.search(rf"^  {name} +{count}$", shown, re.MULTILINE)
 
 
 def test_a_corrupt_checkpoint_is_one_line(capsys, tmp_path: Path):

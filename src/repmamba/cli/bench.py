@@ -53,8 +53,8 @@ class Timing:
         memory += [f"{self.device_memory:.0f} MB on the device"] if self.device_memory is not None else []
         lines = {
             "network": f"{self.weights}, x{self.scale}, {self.precision}",
-            "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} passes",
-            "device": f"{self.device}, {self.threads} threads",
+            "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} pass{'es' * (self.passes > 1)}",
+            "device": f"{self.device}, {self.threads} thread{'s' * (self.threads > 1)}",
             "scan": f"{self.backend}: {self.why_backend}",
             "time": f"{1e3 * self.fastest:.1f} ms at the fastest, {1e3 * self.median:.1f} ms median",
             "speed": f"{self.output_megapixels / self.fastest:.2f} megapixels of output per second "

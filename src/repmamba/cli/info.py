@@ -33,7 +33,7 @@ LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
 @click.option(
     "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="For a raster: how many times larger."
 )
-@click.option("--device", help="Without FILE: the device to speak of.  [default: a GPU where there is one]")
+@click.option("--device", help="Without FILE: the device to speak of.  [default: cuda where there is one, else cpu]")
 @options.as_json
 def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
     """Say what is installed and what runs, or what FILE is.
@@ -87,6 +87,7 @@ def environment_facts(device: str | None = None) -> Facts:
 
 def checkpoint_facts(weights: str) -> Facts:
     """A network's configuration, size, origin and training, of a name, a file or a folder."""
+    from repmamba.evaluate.cost import parameters
     from repmamba.inference.catalogue import find_weights
     from repmamba.network.checkpoint import read_checkpoint
     from repmamba.network.fusion import fuse
@@ -99,8 +100,9 @@ def checkpoint_facts(weights: str) -> Facts:
         "origin": checkpoint.origin,
         "scale": checkpoint.config.scale,
         "parameters": {
-            "as trained": sum(parameter.numel() for parameter in network.parameters()),
-            "fused": sum(parameter.numel() for parameter in fuse(network).parameters()),
+            "as trained": parameters(checkpoint.config),
+            "RepConvs folded, as papers count": parameters(checkpoint.config, "folded"),
+            "all folded, as it runs": sum(parameter.numel() for parameter in fuse(network).parameters()),
         },
         "value range": list(checkpoint.value_range),
         "configuration": checkpoint.config.to_dict(),
@@ -185,6 +187,8 @@ def _crs(crs: CRS | None) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
+    if type(value) is int:
+        return f"{value:,}"
     return "-" if value is None or value == "" else str(value)
 
 

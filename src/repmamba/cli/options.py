@@ -60,7 +60,9 @@ scale = click.option(
     "--scale", type=click.IntRange(2, 4), help="How many times larger.  [default: that of the weights, else 4]"
 )
 device = click.option(
-    "--device", shell_complete=_device_names, help="cpu, cuda, cuda:1, mps.  [default: a GPU where there is one]"
+    "--device",
+    shell_complete=_device_names,
+    help="cpu, cuda, cuda:1, mps. Not yet run on a GPU; cpu avoids it.  [default: cuda where there is one, else cpu]",
 )
 backend = click.option(
     "--backend",
@@ -76,13 +78,13 @@ tile = click.option(
     "--tile",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Edge of the part kept of each tile, in input pixels.  [default: that of the weights]",
+    help="Edge of the part kept of each tile, in input pixels, an even number.  [default: that of the weights]",
 )
 halo = click.option(
     "--halo",
     type=click.IntRange(min=0),
     metavar="PIXELS",
-    help="What is read around each tile, in input pixels.  [default: that of the weights]",
+    help="What is read around each tile, in input pixels, an even number.  [default: that of the weights]",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 quiet = click.option(

@@ -107,8 +107,19 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @options.overwrite
 @click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with size, memory and time, and do nothing.")
-@click.option("--untrusted", is_flag=True, help="Read as a stranger's file: few formats, no side-cars, low limits.")
-@click.option("--max-pixels", type=click.IntRange(min=1), metavar="N", help="Allow an input of so many pixels.")
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at most 268,435,456 pixels, "
+    "200 bands, blocks of 64 MiB and 4,000 pixels a byte.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Allow an input of so many pixels, in however few bytes.  [default: 68,719,476,736; with --untrusted "
+    "268,435,456]",
+)
 @click.option(
     "--on-corrupt",
     type=click.Choice(["error", "fill"]),
