@@ -9,6 +9,12 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TEST_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
+BENCHMARKS := \
+  how_far_from_its_own_arithmetic where_does_the_time_go how_does_it_grow_with_area how_does_it_grow_with_threads \
+  against_a_light_window_transformer against_other_runtimes how_long_is_a_training_step which_scan_at_which_length \
+  what_durable_tiles_cost does_memory_stay_flat \
+  how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network
+
 .PHONY: help demo test test-long check format bench docs readme-picture clean
 
 help:  ## what can be made
@@ -51,8 +57,15 @@ format: .venv/installed-dev  ## write the format that `make check` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/installed-dev  ## the benchmarks, one after the other
-	for question in benchmarks/*.py; do $(BIN)/python "$$question" || exit 1; done
+.venv/installed-bench: .venv/installed-dev
+	$(PIP) --editable '.[bench]'
+	@touch $@
+
+# One that lacks what it needs, or ends otherwise than predicted, says so in a line, and the next one follows.
+bench: .venv/installed-bench  ## the benchmarks, one after the other; those on real imagery need the reference data
+	@for question in $(BENCHMARKS); do \
+	  echo; echo "== $$question"; $(BIN)/python "benchmarks/$$question.py" || echo "$$question: no answer, or not the predicted one"; \
+	done
 
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
 	$(BIN)/python docs/write.py

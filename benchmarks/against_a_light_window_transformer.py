@@ -4,9 +4,11 @@ Question: one 128x128 input at x4, float32: our fused network beside Swin2SR as 
 light form (embed_dim 60, four stages of six, window 8, pixelshuffledirect; random weights), in one run.
 Prediction: at least four times faster.
 
-    pip install transformers
+    pip install '.[bench]'
     python benchmarks/against_a_light_window_transformer.py [--threads 2] [--clock wall] [--rounds 9] [--json FILE]
 """
+
+import sys
 
 import torch
 
@@ -20,10 +22,13 @@ OURS, THEIRS = "RepMamba, fused", "Swin2SR, light"
 
 def swin2sr() -> torch.nn.Module:
     """Swin2SR in its light form, random weights."""
-    from transformers import (  # type: ignore[import-not-found,unused-ignore]
-        Swin2SRConfig,
-        Swin2SRForImageSuperResolution,
-    )
+    try:
+        from transformers import (  # type: ignore[import-not-found,unused-ignore]
+            Swin2SRConfig,
+            Swin2SRForImageSuperResolution,
+        )
+    except ImportError:
+        sys.exit("This question needs the transformers package: pip install 'repmamba[bench]'.")
 
     settings = Swin2SRConfig(
         image_size=64,

@@ -6,7 +6,7 @@ not installed is left out; torch.compile wants a C++ compiler.
 Prediction: torch.compile within 1.3 times the passes, the others slower; none so fast that a scan of its own, and a
 conversion for every user, would pay.
 
-    pip install openvino onnx onnxruntime onnxscript
+    pip install '.[bench]'
     python benchmarks/against_other_runtimes.py [--threads 2] [--rounds 9] [--json FILE]
 """
 

@@ -119,10 +119,11 @@ def main() -> None:
         ],
         "ensemble": [gain(name, images) for name, images in tests.items()],
         "calibration": {"doubt": list(calibration.doubt), "error": list(calibration.error)},
+        "sparsification": {name: curve.tolist() for name, curve in sparsification(tests, shown).items()},
     }
     options.to.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     print_tables(found)
-    plot(found, sparsification(tests, shown), options.to.with_suffix(".png"))
+    plot(found, options.to.with_suffix(".png"))
 
 
 # What is measured of an image
@@ -407,7 +408,7 @@ def print_tables(found: dict[str, Any]) -> None:
         print(f"| {row['set']} ({row['images']}) | {row['one']:.3f} | {row['eight']:.3f} | {change} |")
 
 
-def plot(found: dict[str, Any], curves: dict[str, Pixels], path: Path) -> None:
+def plot(found: dict[str, Any], path: Path) -> None:
     """Predicted against true error by tenths, with the quartiles; and sparsification."""
     from matplotlib.figure import Figure
 
@@ -430,7 +431,7 @@ def plot(found: dict[str, Any], curves: dict[str, Pixels], path: Path) -> None:
         ylim=(0, most),
     )
     reliable.legend(fontsize=8, loc="upper left")
-    for place, (name, curve) in enumerate(curves.items()):
+    for place, (name, curve) in enumerate(found["sparsification"].items()):
         dashed = "--" if name == "hindsight" else "-"
         sparse.plot(100 * SHARES, curve, dashed, color="grey" if name == "hindsight" else f"C{place}", label=name)
     sparse.set(
@@ -439,7 +440,7 @@ def plot(found: dict[str, Any], curves: dict[str, Pixels], path: Path) -> None:
         title="sparsification, mean over the images of test/",
         ylim=(0, 1.02),
     )
-    sparse.legend(fontsize=8, loc="upper right")
+    sparse.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     figure.savefig(path, dpi=110)
 
 

@@ -7,7 +7,7 @@ the processor's time, which a busy machine disturbs less:
     hopeful   GDAL alone, each tile written as it comes (GeoTIFF), or a GeoTIFF and GDAL's own COG driver and overviews
     durable   the scene writer: put() of every tile, then finish(): assembled, read back, compared, renamed
 
-    python benchmarks/what_durable_tiles_cost.py PICTURE [--edge 4096] [--rounds 3] [--folder DIR]
+    python benchmarks/what_durable_tiles_cost.py [PICTURE] [--edge 4096] [--rounds 3] [--folder DIR]
 """
 
 import argparse
@@ -35,6 +35,7 @@ from repmamba.scene.readback import squares
 from repmamba.scene.writer import SceneWriter
 
 TILE = 1024
+EXAMPLE = Path(__file__).parents[1] / "examples" / "colorado.tif"
 
 
 def picture_of(path: Path, edge: int) -> NDArray[np.uint8]:
@@ -110,7 +111,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("picture", type=Path, nargs="?", default=EXAMPLE)
     parser.add_argument("--edge", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder unless given")
