@@ -8,12 +8,13 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
 import rasterio
 
-from repmamba.errors import JobChanged, SourceError
+from repmamba.errors import JobChanged, SourceError, UsageError
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.origin import file_behind, identify_address, source_identity
 
@@ -28,6 +29,13 @@ from repmamba.scene.origin import file_behind, identify_address, source_identity
         ("/vsigzip/{at}/a.tif.gz", "a.tif.gz"),
         ("/vsizip//vsitar/{at}/z.tar/z.zip/a.tif", "z.tar"),
         ("/vsisubfile/120_400,{at}/a.tif", "a.tif"),
+        ("GTIFF_DIR:2:{at}/a.tif", "a.tif"),
+        ("GTIFF_DIR:off:8:{at}/a.tif", "a.tif"),
+        ("NETCDF:{at}/a.tif:heat", "a.tif"),
+        ('HDF5:"{at}/a.tif"://group/heat', "a.tif"),
+        ("SENTINEL2_L1C:/vsizip/{at}/z.zip/MTD.xml:10m:EPSG_32632", "z.zip"),
+        ("vrt://{at}/a.tif?bands=1", "a.tif"),
+        ("GTIFF_DIR:2:{at}/gone.tif", None),
         ("/vsimem/a.tif", None),
         ("/vsizip/{at}/gone.zip/a.tif", None),
         ("/vsicurl/http://127.0.0.1:9/a.tif", None),
@@ -52,6 +60,68 @@ def test_members_of_one_archive_are_told_apart_and_what_nobody_knows_is_named(tm
     assert one != other
     assert "not_told" not in one
     assert source_identity("/vsimem/a.tif", [])["not_told"] == ["/vsimem/a.tif"]
+
+
+def virtual(path: Path, source: str) -> Path:
+    """A virtual raster of 200 x 200 pixels over another raster."""
+    path.write_text(
+        '<VRTDataset rasterXSize="200" rasterYSize="200"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0">{escape(source)}</SourceFilename><SourceBand>1</SourceBand>'
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    return path
+
+
+CHAINS = {  # how a virtual raster may lead to scene.tif by way of another one
+    "a virtual raster": lambda folder, inner: inner,
+    "a text in the place of a name": lambda folder, inner: Path(inner).read_text(),
+    "a name with bands": lambda folder, inner: f"vrt://{inner}?bands=1",
+    "one of several in a file": lambda folder, inner: f"GTIFF_DIR:1:{folder}/scene.tif",
+}
+
+
+@pytest.fixture(params=CHAINS)
+def chain(request, tmp_path, write_raster, smooth) -> Path:
+    write_raster("scene.tif", smooth(1, 200, 200))
+    inner = virtual(tmp_path / "inner.vrt", f"{tmp_path}/scene.tif")
+    return virtual(tmp_path / "outer.vrt", CHAINS[request.param](tmp_path, str(inner)))
+
+
+def test_the_innermost_input_of_virtual_rasters_is_not_overwritten(chain, tmp_path, bicubic):
+    before = (tmp_path / "scene.tif").read_bytes()
+    with pytest.raises(UsageError, match=r"scene\.tif is a part of the input"):
+        upscale_file(chain, tmp_path / "scene.tif", bicubic, overwrite=True)
+    assert (tmp_path / "scene.tif").read_bytes() == before
+
+
+def test_a_run_on_virtual_rasters_goes_on_with_that_innermost_input(chain, tmp_path, write_raster, smooth, bicubic):
+    target = tmp_path / "out.tif"
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(chain, target, bicubic, progress=stop)
+    kept = (tmp_path / "scene.tif").read_bytes()
+    write_raster("scene.tif", 255 - smooth(1, 200, 200))
+    for attempt in (upscale_file, plan_file):
+        with pytest.raises(JobChanged, match=r"source\.files"):
+            attempt(chain, target, bicubic)
+    (tmp_path / "scene.tif").write_bytes(kept)
+    assert upscale_file(chain, target, bicubic).resumed > 0
+
+
+def test_an_innermost_input_that_changes_while_it_is_read_leaves_no_result(chain, tmp_path, bicubic):
+    def touch(done: int, total: int) -> None:
+        if done:
+            os.utime(tmp_path / "scene.tif", ns=(1, 1))
+
+    with pytest.raises(SourceError, match=r"scene\.tif changed while it was read"):
+        upscale_file(chain, tmp_path / "out.tif", bicubic, progress=touch)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_virtual_raster_of_itself_is_one_line(tmp_path, bicubic):
+    loop = virtual(tmp_path / "loop.vrt", f"{tmp_path}/loop.vrt")
+    with pytest.raises(SourceError) as caught:
+        upscale_file(loop, tmp_path / "out.tif", bicubic)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -8,12 +8,15 @@ content (see job.py), an address by what its server says, and for all others nob
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import rasterio
 
 from repmamba.errors import JobChanged, SourceError
 from repmamba.scene.job import JobIdentity, Json, identify_file
@@ -23,15 +26,56 @@ logger = logging.getLogger(__name__)
 _INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")  # what may stand before the name of a local file
 _AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
 _OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
+_OF_SEVERAL = re.compile(r"[A-Za-z]\w*:")  # stands before one of several rasters in a file: NETCDF:"a.nc":heat
+_QUOTED = re.compile(r'"([^"]+)"')
+_VIRTUAL = "<VRTDataset"  # within the first bytes of a virtual raster, which may also stand in the place of a name
 ADDRESS_SECONDS = 20  # for which a server may be silent
 ASKED_SIDE_BY_SIDE = 16
 
 
+def names_read(dataset: Any) -> tuple[str, ...]:
+    """All that GDAL reads for an open dataset, by its names. GDAL lists one level of virtual rasters; here are all."""
+    if dataset.driver != "VRT":
+        return tuple(dataset.files)
+    read: dict[str, None] = {}
+    waiting = [dataset.name, *dataset.files]
+    while waiting:
+        name = waiting.pop()
+        if name not in read and _is_virtual(name):
+            try:
+                with rasterio.open(name, sharing=False) as virtual:
+                    waiting += virtual.files
+            except rasterio.errors.RasterioIOError as failure:  # reading it says so
+                logger.debug("%s cannot be looked into: %s", name, failure)
+        read[name] = None
+    return tuple(name for name in read if _VIRTUAL not in name)  # such a text is a part of what it stands in
+
+
+def _is_virtual(name: str) -> bool:
+    if not os.path.isfile(name):
+        return name.startswith("vrt://") or ".vrt" in name.lower() or _VIRTUAL in name
+    with Path(name).open("rb") as file:
+        return _VIRTUAL.encode() in file.read(1024)
+
+
 def file_behind(name: str) -> Path | None:
-    """The file of this machine that a name of GDAL's leads to: itself, or the archive around it. None for elsewhere."""
-    path = Path(name)
-    if path.is_file():
-        return path
+    """The file of this machine that a name of GDAL's leads to: itself, or the one around it. None for elsewhere."""
+    if os.path.isfile(name):
+        return Path(name)
+    if name.startswith("vrt://"):
+        return file_behind(name.removeprefix("vrt://").partition("?")[0])
+    if not _OF_SEVERAL.match(name):
+        return _archive_around(name)
+    if quoted := _QUOTED.search(name):
+        return file_behind(quoted[1])
+    parts = name.split(":")  # the path is one of them, or several where it has colons of its own
+    ends = range(2, len(parts) + 1)
+    runs = sorted((":".join(parts[first:end]) for end in ends for first in range(1, end)), key=len, reverse=True)
+    found = (Path(run) if os.path.isfile(run) else _archive_around(run) for run in runs)
+    return next((file for file in found if file is not None), None)
+
+
+def _archive_around(name: str) -> Path | None:
     if not _INTO_A_FILE.match(name) or not name.startswith("/"):
         return None
     rest = name

@@ -27,7 +27,7 @@ from repmamba.errors import SourceError
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
-from repmamba.scene.origin import file_behind
+from repmamba.scene.origin import file_behind, names_read
 from repmamba.scene.stored import Pixels, StoredPixels, reading, stored_pixels
 from repmamba.tiles.window import Window
 
@@ -160,10 +160,11 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
                 logger.warning("%s holds others beside the first raster, which is read: %s.", name, _listed(others))
-            files = tuple(path for path in map(file_behind, dataset.files) if path is not None)
+            names = names_read(dataset)
+            files = tuple(path for path in map(file_behind, names) if path is not None)
             pixels = stored_pixels(name, dataset, how, files)
             stack.callback(pixels.close)
-            facts = _facts(name, dataset, pixels)
+            facts = _facts(name, dataset, pixels, names)
             watched = {path: _stamp(path) for path in files}
     except BaseException:
         stack.close()
@@ -183,7 +184,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _facts(name: str, dataset: Any, pixels: StoredPixels) -> RasterFacts:
+def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]) -> RasterFacts:
     order = [band - 1 for band in pixels.bands]
     colours = tuple(dataset.colorinterp[place].name for place in order)
     count = pixels.count
@@ -215,7 +216,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels) -> RasterFacts:
         band_tags=tuple(_kept(dataset.tags(place + 1)) for place in order) if count == dataset.count else ({},) * count,
         gcps=(tuple(gcps), gcps_crs) if gcps else None,
         rpcs=rpcs or None,
-        read_from=tuple(dataset.files),
+        read_from=names,
         block=dataset.block_shapes[0],
     )
 
