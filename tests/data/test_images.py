@@ -6,7 +6,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from repmamba.data.images import find_images, read_image, read_size, write_errors, write_png
+from repmamba.data.images import blank_image, find_images, read_image, write_errors, write_png
 from repmamba.errors import CorruptSource, NoSpace, SourceError, TargetError, UsageError
 
 
@@ -18,7 +18,6 @@ def picture():
 def test_a_png_returns_as_it_was_written(tmp_path, picture):
     write_png(tmp_path / "new" / "a.png", picture)
     assert np.array_equal(read_image(tmp_path / "new" / "a.png"), picture)
-    assert read_size(tmp_path / "new" / "a.png") == (9, 14)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
@@ -81,6 +80,16 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("name", ["grey.png", "a.jpg", "a.tif"])
+def test_a_header_tells_the_shape_and_type_that_reading_gives(tmp_path, picture, name):
+    if name == "a.tif":
+        write_tiff(tmp_path / name, np.zeros((13, 9, 14), np.int16))
+    else:
+        Image.fromarray(picture[..., 0] if name == "grey.png" else picture).save(tmp_path / name)
+    blank, image = blank_image(tmp_path / name), read_image(tmp_path / name)
+    assert (blank.shape, blank.dtype) == (image.shape, image.dtype)
+
+
 def test_complex_numbers_are_refused(geotiffs):
     with pytest.raises(SourceError, match="complex"):
         read_image(geotiffs / "cint16.tif")
@@ -97,6 +106,9 @@ def test_a_broken_file_is_named(tmp_path, picture, suffix, content):
         path.write_bytes(b"" if content == "empty" else b"not an image")
     with pytest.raises(CorruptSource, match=f"broken{suffix} cannot be read"):
         read_image(path)
+    if content != "truncated":
+        with pytest.raises(CorruptSource, match=f"broken{suffix} cannot be read"):
+            blank_image(path)
 
 
 def test_a_missing_file_and_a_folder_are_no_images(tmp_path):

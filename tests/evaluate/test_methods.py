@@ -12,7 +12,7 @@ from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
-from repmamba.pixels.resize import imresize, to_uint8
+from repmamba.pixels.resize import imresize
 
 HR = np.random.default_rng(5).integers(0, 256, (16, 24, 3), np.uint8)
 
@@ -51,13 +51,6 @@ def test_nearest_repeats_and_bicubic_is_neither_rounded_nor_clipped(pair):
     assert sr.min() < 0 < 1 < sr.max()
 
 
-def test_the_published_bicubic_differs_from_the_method_by_the_rounding_of_lr(reference):
-    from repmamba.data.pairs import find_pairs
-
-    pair = find_pairs(reference / "data" / "test" / "aid_tiny")[0].read(4)
-    assert np.array_equal(to_uint8(bicubic().enlarge(pair)), to_uint8(imresize(pair.lr / 255.0, 4)))
-
-
 def test_a_network_gives_what_its_forward_pass_gives(upscaler, pair):
     method = network(upscaler)
     unit = torch.from_numpy(pair.lr / 255.0).float().permute(2, 0, 1)[None]
@@ -79,7 +72,9 @@ def test_a_network_takes_other_bands_and_types_and_refuses_another_scale(upscale
 def test_tiles_are_named_and_change_little(upscaler, pair):
     tiled = network(upscaler, tile=8)
     assert "tiles of 8" in tiled.how
-    assert tiled.enlarge(pair).shape == HR.shape
+    change = np.abs(tiled.enlarge(pair) - network(upscaler).enlarge(pair))
+    assert change.shape == HR.shape
+    assert 0 < change.max() < 0.1
 
 
 def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):

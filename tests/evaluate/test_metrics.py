@@ -104,6 +104,22 @@ def test_the_border_is_left_out():
     assert ssim(spoiled, hr, crop=2) == ssim(sr, hr, crop=2)
 
 
+@pytest.mark.parametrize(("rule", "crop"), [("esr-rgb", 2), ("esr-y", 2), ("haunet-rgb", 2), ("published", 0)])
+def test_a_rule_leaves_out_the_border_that_it_was_published_with(rule, crop):
+    sr, hr = images(5, (30, 40, 3))
+    pair, (metric,) = pair_of(hr), metrics_of([f"{rule}.psnr"])
+    value = score(sr, pair, [metric])[metric.name]
+    for width, is_seen in ((crop, False), (crop + 1, True)):
+        spoiled = 255 - sr
+        spoiled[width : 30 - width, width : 40 - width] = sr[width : 30 - width, width : 40 - width]
+        assert (score(spoiled, pair, [metric])[metric.name] != value) == is_seen
+
+
+def test_what_each_metric_is_averaged_over_is_as_published():
+    over_classes = [name for name, metric in METRICS.items() if metric.mean == "classes"]
+    assert over_classes == ["published.psnr", "published.ssim", "ttst-y.psnr", "ttst-y.ssim"]
+
+
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_equal_images_have_the_best_value_there_is(metric):
     hr = images(6, (48, 48, 3))[1]

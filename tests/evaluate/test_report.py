@@ -69,6 +69,7 @@ def test_the_table_names_the_rule_beside_each_number_and_explains_it(scores):
         assert metric.how in text
     for expected in ("pairs, x2, 4 images", "785,184", "11.354", "128x128", "the scan", "95% interval of 10,000"):
         assert expected in text
+    assert "\nDifference from nearest on the same images, with" in text
 
 
 def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):

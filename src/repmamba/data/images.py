@@ -12,12 +12,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from repmamba.errors import CorruptSource, NoSpace, RepmambaError, SourceError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff")
@@ -67,13 +71,18 @@ def read_file(path: Path) -> bytes:
         raise SourceError(f"{path.name} cannot be read: {error.strerror or error}.") from error
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture in pixels, from its header alone. Raises CorruptSource if it is broken."""
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except BROKEN as error:
-        raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
+def blank_image(path: Path) -> NDArray[np.generic]:
+    """Zeros of the shape (H, W, C) and type of what read_image gives, from the file's header and in no memory.
+
+    Raises CorruptSource if the header is broken; SourceError for pictures of more than 8 bit.
+    """
+    if path.suffix.lower() in RASTERS:
+        with _raster(path) as raster:
+            shape, dtype = (raster.height, raster.width, raster.count), np.dtype(raster.dtypes[0])
+    else:
+        with _picture(path) as picture:
+            shape, dtype = (picture.height, picture.width, 3), np.dtype(np.uint8)
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
@@ -121,28 +130,28 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
+    with _picture(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@contextmanager
+def _picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of 8 bit while it is open. Raises CorruptSource, SourceError."""
     try:
         with Image.open(path) as picture:
             mode = picture.mode
             if mode in EIGHT_BIT_MODES:
-                return np.asarray(picture.convert("RGB"))
+                yield picture
+                return
     except BROKEN as error:
         raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
     raise SourceError(f"{path.name} has pixels of kind {mode}, and pictures of 8 bit are expected; write it as TIFF.")
 
 
 def _read_raster(path: Path) -> NDArray[np.generic]:
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
-                bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
-                missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask())
-    except (RasterioError, OSError, SystemError) as error:
-        raise CorruptSource(f"{path.name} cannot be read as a TIFF: {error}.") from error
+    with _raster(path) as raster:
+        bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
+        missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask())
     if bands.dtype.kind not in "uif":
         raise SourceError(f"{path.name} is of type {bands.dtype}, and integers or floats are expected.")
     if missing:  # what stands there is no measurement, and would be learnt and scored as one
@@ -150,3 +159,18 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
             f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or cut out a part without any."
         )
     return np.ascontiguousarray(bands)
+
+
+@contextmanager
+def _raster(path: Path) -> Iterator["DatasetReader"]:
+    """A TIFF while it is open. Raises CorruptSource."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as raster:
+                yield raster
+    except (RasterioError, OSError, SystemError) as error:
+        raise CorruptSource(f"{path.name} cannot be read as a TIFF: {error}.") from error

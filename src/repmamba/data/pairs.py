@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.images import find_images, read_image
+from repmamba.data.images import blank_image, find_images, read_image
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, to_uint8
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
 SPLITS = ("train", "trainval", "val", "test")
+
+Image = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Pair:
     """A small image and the large one that it was made from."""
 
     name: str  # the path inside its folder, "/" between its parts, no suffix: "Airport/airport_285"
-    lr: NDArray[np.generic]  # (h, w, C), uint8 for pictures
-    hr: NDArray[np.generic]  # (s h, s w, C), the same type
+    lr: Image  # (h, w, C), uint8 for pictures
+    hr: Image  # (s h, s w, C), the same type
 
     def __post_init__(self) -> None:
         lr, hr = self.lr.shape, self.hr.shape
@@ -71,10 +73,18 @@ class PairFiles:
 
     def read(self, scale: int) -> Pair:
         """The pair at this scale. Raises ShapeMismatch if its files are of another, SourceError if one is broken."""
-        hr = read_image(self.hr)
+        return self._pair(scale, read_image, reduce_image)
+
+    def blank(self, scale: int) -> Pair:
+        """Zeros of the shapes and type of the pair, from the headers of its files; raises as read does."""
+        return self._pair(scale, blank_image, lambda hr, scale: hr[::scale, ::scale])
+
+    def _pair(self, scale: int, read: Callable[[Path], Image], reduce: Callable[[Image, int], Image]) -> Pair:
+        hr = read(self.hr)
         if self.lr is None:
-            return pair_from_hr(self.name, hr, scale)
-        pair = Pair(self.name, read_image(self.lr), hr)
+            hr = cut_to_scale(self.name, hr, scale)
+            return Pair(self.name, reduce(hr, scale), hr)
+        pair = Pair(self.name, read(self.lr), hr)
         if pair.scale != scale:
             raise ShapeMismatch(
                 f"{self.name}: GT is {pair.scale} times as large as LR, and {scale} times is asked for."
@@ -103,19 +113,24 @@ def read_pairs(
             pool.shutdown(cancel_futures=True)
 
 
-def pair_from_hr(name: str, hr: NDArray[np.generic], scale: int) -> Pair:
+def pair_from_hr(name: str, hr: Image, scale: int) -> Pair:
     """The pair of a large image alone: cut at the top left to a multiple of the scale, reduced by MATLAB's bicubic.
 
     hr: (H, W, C); integers are rounded to their own type again, half up, floats stay as computed.
     """
-    rows, columns = (length // scale * scale for length in hr.shape[:2])
-    if 0 in (rows, columns):
-        raise ShapeMismatch(f"{name}: {hr.shape[0]}x{hr.shape[1]} pixels are too few to be reduced {scale} times.")
-    hr = hr[:rows, :columns]
+    hr = cut_to_scale(name, hr, scale)
     return Pair(name, reduce_image(hr, scale), hr)
 
 
-def reduce_image(hr: NDArray[np.generic], scale: int) -> NDArray[np.generic]:
+def cut_to_scale(name: str, hr: Image, scale: int) -> Image:
+    """The upper left part of (H, W, C) whose sides are the largest multiples of the scale. Raises ShapeMismatch."""
+    rows, columns = (length // scale * scale for length in hr.shape[:2])
+    if 0 in (rows, columns):
+        raise ShapeMismatch(f"{name}: {hr.shape[0]}x{hr.shape[1]} pixels are too few to be reduced {scale} times.")
+    return hr[:rows, :columns]
+
+
+def reduce_image(hr: Image, scale: int) -> Image:
     """MATLAB's bicubic reduction of (H, W, C) in the type of hr: integers clipped and rounded half up."""
     if hr.dtype == np.uint8:
         return to_uint8(imresize(hr.astype(np.float64) / 255.0, 1 / scale))

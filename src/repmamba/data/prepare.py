@@ -25,9 +25,9 @@ from PIL import Image
 
 from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_originals
 from repmamba.data.degradations import Chain, Stage, generator_for
-from repmamba.data.images import read_file, read_image, read_size, write_errors, write_png
+from repmamba.data.images import blank_image, read_file, read_image, write_errors, write_png
 from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
-from repmamba.errors import CorruptSource, JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
+from repmamba.errors import JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
 from repmamba.pixels.resize import imresize, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -296,8 +296,8 @@ def _large_enough(originals: Sequence[Original], edge: int, source: Path) -> tup
     fit, unfit = [], []
     for original in originals:
         try:
-            height, width = read_size(original.path)
-        except CorruptSource as error:
+            height, width = blank_image(original.path).shape[:2]
+        except SourceError as error:
             unfit.append(Skipped(_relative(original, source), str(error)))
             continue
         if min(height, width) < edge:

@@ -114,12 +114,21 @@ def results(folder: Path) -> Method:
         raise SourceError(f"{folder} has no result for {image}; results have the names of the pairs.")
 
     def enlarge(pair: Pair) -> Image:
-        return _checked(read_image(find(pair.name, pair.scale)), pair)
+        return checked(read_image(find(pair.name, pair.scale)), pair)
 
     origin = Path(os.path.abspath(folder))  # "." has no name of its own
     return Method(
         origin.name, f"images found in the folder {origin.name}, as they are", enlarge, origin=origin, find=find
     )
+
+
+def checked(sr: Image, pair: Pair) -> Image:
+    """A result read from a file, as it is. Raises ShapeMismatch unless it has the shape and type of the pair's GT."""
+    if sr.shape != pair.hr.shape or sr.dtype != pair.hr.dtype:
+        raise ShapeMismatch(
+            f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of {pair.hr.dtype}."
+        )
+    return sr
 
 
 def told_apart(methods: Sequence[Method]) -> list[Method]:
@@ -176,11 +185,3 @@ def _origin(weights: str) -> Path | None:
     if weights in {entry.name for entry in packaged_weights()} or not Path(weights).exists():
         return None
     return Path(os.path.abspath(weights))
-
-
-def _checked(sr: Image, pair: Pair) -> Image:
-    if sr.shape != pair.hr.shape or sr.dtype != pair.hr.dtype:
-        raise ShapeMismatch(
-            f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of {pair.hr.dtype}."
-        )
-    return sr

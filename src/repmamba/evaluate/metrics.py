@@ -128,10 +128,9 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
     """The value of each metric by its name.
 
     sr: (s h, s w, C) of the pair: unit floats as a network gives them, not clipped, or values in the type of hr.
-    Two metrics that measure the same are computed once. Raises ShapeMismatch if sr does not fit, UsageError if a metric
-    is not defined for this number of bands or type.
+    Two metrics that measure the same are computed once. Raises ShapeMismatch if sr does not fit or is too small,
+    UsageError if a metric is not defined for this number of bands or type.
     """
-    _same_shape(sr, pair.hr)
     values: dict[Callable[[Image, Pair], float], float] = {}
     for metric in metrics:
         if metric.bands is not None and (pair.hr.shape[2] != metric.bands or pair.hr.dtype != np.uint8):
@@ -140,7 +139,10 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
                 f"{metric.bands} of uint8; take the rule bands."
             )
         if metric.measure not in values:
-            values[metric.measure] = metric.measure(sr, pair)
+            try:
+                values[metric.measure] = metric.measure(sr, pair)
+            except ShapeMismatch as fault:
+                raise ShapeMismatch(f"{pair.name}: {fault}") from fault
     return {metric.name: values[metric.measure] for metric in metrics}
 
 

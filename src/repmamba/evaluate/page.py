@@ -182,7 +182,7 @@ def _differences(scores: Scores) -> str:
                     f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of {paired.count}</td></tr>"
                 )
     note = (
-        f'<p class="note">Each method less {escape(other)}, image by image, with the {CONFIDENCE:.0%} interval of '
+        f'<p class="note">Each method against {escape(other)}, image by image, with the {CONFIDENCE:.0%} interval of '
         f"{RESAMPLES:,} bootstrap samples of the images.</p>"
     )
     texts = "<th>set</th><th class=text>method</th><th class=text>metric</th>"

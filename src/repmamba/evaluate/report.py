@@ -201,7 +201,7 @@ def _differences(scores: Scores) -> str:
                 difference = difference_text(paired, metric.unit)
                 rows.append([one.name, method.name, metric.name, difference, f"{paired.better} of {paired.count}"])
     interval = f"the {CONFIDENCE:.0%} interval of {RESAMPLES:,} bootstrap samples"
-    heading = f"Less {_harmless(other)} on the same images, with {interval}"
+    heading = f"Difference from {_harmless(other)} on the same images, with {interval}"
     return "\n".join([heading, *_aligned(rows)])
 
 

@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.images import RASTERS, read_image, whole_file, write_png
+from repmamba.data.images import RASTERS, blank_image, read_image, whole_file, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
 from repmamba.errors import ShapeMismatch, UsageError
-from repmamba.evaluate.methods import Method, distinct_names
+from repmamba.evaluate.methods import Method, checked, distinct_names
 from repmamba.evaluate.metrics import Metric, average, class_means, in_levels, peak_of, score
 
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 500  # of a benchmark of 1000 images that is 4 MB
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
+ENOUGH = 48  # pixels on a side that every metric is defined for, a multiple of each scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ def evaluate(
                 )
             if method.find:
                 _find_all(method.find, one)
+        _check_images(one, methods, metrics)
     if save:
         _refuse_own_results(save, sets)
     values: dict[tuple[str, str, str], dict[str, float]] = {
@@ -283,6 +285,20 @@ def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
                 f"{path} is the only result for {taken[path]} and for {files.name}; give each a result of its name."
             )
         taken[path] = files.name
+
+
+def _check_images(one: ImageSet, methods: Sequence[Method], metrics: Sequence[Metric]) -> None:
+    """Raise now what headers tell: files that are broken or do not fit, images that a metric is not defined for."""
+    scored = set()
+    for files in one.files:
+        pair = files.blank(one.scale)
+        for method in methods:
+            if method.find:
+                checked(blank_image(method.find(files.name, one.scale)), pair)
+        part = pair.hr[:ENOUGH, :ENOUGH]
+        if (part.shape, part.dtype) not in scored:
+            score(part, Pair(pair.name, part[:: one.scale, :: one.scale], part), metrics)
+            scored.add((part.shape, part.dtype))
 
 
 def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:

@@ -93,7 +93,7 @@ class Judge:
             try:
                 score(pair.hr, pair, self.metrics)
             except UsageError as fault:
-                raise RecipeError(f"validation.rule is {rule}, and {pair.name} cannot be judged: {fault}") from fault
+                raise RecipeError(f"validation.rule is {rule}, and an image cannot be judged: {fault}") from fault
 
 
 @torch.inference_mode()
