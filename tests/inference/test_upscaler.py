@@ -1,5 +1,7 @@
 """Upscaler: arrays of every kind, and a result that depends on nothing but array, weights and plan."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,31 @@ def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler):
     assert (result[6:8, 10:12, 0] == np.inf).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscaler, dtype):
+    numbers = (random.random((40, 44, 3)) * (1 if dtype == "float32" else 3000)).astype(dtype)
+    masked = np.zeros(numbers.shape, bool)
+    masked[20:22, 30:33] = masked[3, 5, 0] = True
+    expected = masked.repeat(2, axis=0).repeat(2, axis=1)
+    results = []
+    for below in (-9999, 7):  # what lies under a mask is no measurement
+        image = np.ma.masked_array(np.where(masked, below, numbers).astype(dtype), masked, fill_value=-9999)
+        results.append(upscaler.upscale(image, tile=32))
+        assert isinstance(results[-1], np.ma.MaskedArray)
+        assert results[-1].dtype == dtype
+        assert results[-1].flags.c_contiguous
+        assert results[-1].fill_value == -9999
+        np.testing.assert_array_equal(results[-1].mask, expected)
+        assert (results[-1].data[expected] == below).all()
+    np.testing.assert_array_equal(results[0].data[~expected], results[1].data[~expected])
+    one_band = upscaler.upscale(np.ma.masked_equal(numbers[..., 0], numbers[1, 2, 0]))
+    assert one_band.shape == (80, 88)
+    assert one_band.mask[2:4, 4:6].all()
+    plain = upscaler.upscale(np.ma.masked_array(numbers))
+    np.testing.assert_array_equal(plain.data, upscaler.upscale(numbers))
+    assert not plain.mask.any()
+
+
 def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscaler):
     image = random.random((60, 60)).astype(np.float32)
     spiked = image.copy()
@@ -139,11 +166,59 @@ def test_equal_networks_have_equal_digests_whatever_their_files(small_weights, t
     assert load(copy).name == "renamed"
 
 
-def test_tile_and_halo_come_from_the_weights(tmp_path):
+@pytest.mark.parametrize("halo", [24, 0])
+def test_tile_and_halo_come_from_the_weights(tmp_path, halo):
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
-    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training={"tile": 192, "halo": 24}))
+    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training={"tile": 192, "halo": halo}))
     upscaler = load(tmp_path / "own.safetensors")
-    assert (upscaler.tile, upscaler.halo) == (192, 24)
+    assert (upscaler.tile, upscaler.halo) == (192, halo)
+
+
+@pytest.mark.parametrize("facts", [{"tile": True}, {"tile": 10**12}, {"tile": 7}, {"halo": True}, {"halo": -2}])
+def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
+    network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training=facts))
+    with pytest.raises(CheckpointError, match=r"own says .*; an even number of pixels from"):
+        load(tmp_path / "own.safetensors")
+
+
+def test_weights_of_another_value_range_are_refused(tmp_path):
+    checkpoint = Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
+    write_checkpoint(tmp_path / "own.safetensors", replace(checkpoint, value_range=(0.0, 255.0)))
+    with pytest.raises(CheckpointError, match="values go from 0 to 255; only those of 0 to 1"):
+        load(tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"tile": 0}, {"tile": True}, {"tile": 16.0}, {"halo": -1}, {"workers": "2"}, {"value_range": "0,1"}],
+    ids=str,
+)
+def test_an_option_without_a_meaning_is_one_line(upscaler, option):
+    with pytest.raises(UsageError) as refused:
+        upscaler.upscale(np.zeros((8, 8)), **option)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_weights_of_the_hub_are_those_of_the_revision(small_weights, tmp_path, monkeypatch, revision):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options["revision"], options["allow_patterns"]))
+        (tmp_path / "model.safetensors").write_bytes(small_weights.read_bytes())
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    upscaler = load("someone/repmamba-x2", revision=revision)
+    assert (upscaler.name, upscaler.scale) == ("someone/repmamba-x2", 2)
+    assert asked == [("someone/repmamba-x2", revision, ["config.json", "model.safetensors"])]
+
+
+def test_a_revision_of_what_is_here_is_refused(small_weights):
+    for weights in ("x4", small_weights):
+        with pytest.raises(UsageError, match="is here and has no revision 'v1'"):
+            load(weights, revision="v1")
 
 
 def test_the_trained_and_the_fused_network_agree(small_weights, upscaler):

@@ -347,7 +347,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, pu
         assert words in refusal(tmp_path / name), name
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "no regular file" in refusal(tmp_path / "pipe")
@@ -598,6 +598,29 @@ def test_a_hub_repository_without_weights_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
     with pytest.raises(CheckpointError, match=r"has no weights: neither model\.safetensors nor"):
         from_pretrained("someone/empty")
+
+
+def test_whatever_the_hub_raises_is_one_line(monkeypatch):
+    def snapshot_download(name, **options):
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=r"had from the hub \(RuntimeError: no route\)") as refused:
+        from_pretrained("someone/repmamba-x2")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_revision_of_a_folder_is_refused(network, tmp_path):
+    folder = save_pretrained(network, tmp_path / "weights")
+    with pytest.raises(UsageError, match="is here and has no revision 'v1'"):
+        from_pretrained(folder, revision="v1")
+
+
+def test_the_only_weights_of_a_folder_are_taken_whatever_their_name(published, network, tmp_path):
+    torch.save(published, tmp_path / "model_best_x2.pth")
+    assert same_weights(from_pretrained(tmp_path).state_dict(), network.state_dict())
+    torch.save(published, tmp_path / "model_last_x2.pth")
+    assert "2 files of weights: model_best_x2.pth, model_last_x2.pth. Name one" in refusal(tmp_path)
 
 
 def test_the_bounds_on_strangers_leave_room_for_the_largest_network(shaken, tmp_path):

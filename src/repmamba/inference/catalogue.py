@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from repmamba.errors import CheckpointError, MissingExtra
+from repmamba.errors import CheckpointError, UsageError
+from repmamba.network.checkpoint import fetch, is_hub_name
 
 FOLDER = Path(__file__).parent / "weights"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +51,23 @@ def packaged_weights() -> tuple[PackagedWeights, ...]:
     return tuple(PackagedWeights(**entry) for entry in tomllib.loads(table.read_text("utf-8"))["weights"])
 
 
-def find_weights(weights: str | os.PathLike[str]) -> FoundWeights:
-    """The file or folder that a name, a path or a hub id means. Raises CheckpointError."""
+def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None) -> FoundWeights:
+    """The file or folder that a name, a path or a hub id means. revision: branch, tag or commit, of a hub id alone.
+
+    Raises CheckpointError, UsageError, MissingExtra.
+    """
     text = os.fspath(weights)
     packaged = {entry.name: entry for entry in packaged_weights()}
+    path = Path(text)
+    is_here = text in packaged or path.exists()
+    if is_here and revision is not None:
+        raise UsageError(f"{text} is here and has no revision '{revision}': leave it out, or name a hub repository.")
     if text in packaged:
         return FoundWeights(text, _checked(packaged[text]))
-    path = Path(text)
-    if path.exists():
+    if is_here:
         return FoundWeights(path.stem if path.is_file() else path.resolve().name, path)
-    if isinstance(weights, str) and _HUB_ID.fullmatch(text) and path.suffix not in (".safetensors", ".pth"):
-        return FoundWeights(text, _from_hub(text))
+    if isinstance(weights, str) and is_hub_name(text):
+        return FoundWeights(text, fetch(text, revision=revision))
     known = ", ".join(packaged) or "none yet"
     raise CheckpointError(f"There are no weights '{text}': it is no file or folder, and the packaged ones are {known}.")
 
@@ -73,17 +78,3 @@ def _checked(entry: PackagedWeights) -> Path:
     if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.digest:
         raise CheckpointError(f"The packaged weights {entry.name} are not those of the table; install repmamba again.")
     return entry.path
-
-
-def _from_hub(repository: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as missing:
-        raise MissingExtra("Weights of the hub need huggingface_hub: pip install huggingface_hub.") from missing
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.safetensors", "*.pth", "*.bin", "config.json"]))
-    except Exception as failure:  # the hub's client raises errors of several libraries, all of which mean this
-        raise CheckpointError(
-            f"The weights '{repository}' are no file or folder here, and the hub does not give them "
-            f"({type(failure).__name__}). Check the name and the connection, or download them and name the folder."
-        ) from failure

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
-from repmamba.inference.catalogue import find_weights
+from repmamba.inference.catalogue import FoundWeights, find_weights
 from repmamba.inference.confidence import Calibration, read_calibration
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
+from repmamba.inference.options import OF_ARRAYS, checked
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -37,6 +38,8 @@ from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
+
+MEASURED = {"tile": (2, 4096), "halo": (0, 512)}  # lr pixels that a file of weights may ask for: memory grows with them
 
 Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
 
@@ -85,7 +88,8 @@ class Upscaler:
     ) -> Image:
         """Enlarge an image; the result is of the same kind, type and device.
 
-        numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped.
+        numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped. What a
+        masked array masks is missing: it touches nothing else, and is masked in the result, its numbers as they were.
         torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
         xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
@@ -94,14 +98,20 @@ class Upscaler:
         tile, halo: lr pixels, the weights' own unless given.  workers: tiles side by side; no result depends on it.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
-        side = choose_workers(workers, self.device)
-        cut = _Cut(tile or self.tile, self.halo if halo is None else halo, side, value_range)
+        given = {"value_range": value_range, "tile": tile, "halo": halo, "workers": workers}
+        asked = {"tile": self.tile, "halo": self.halo} | checked(given, OF_ARRAYS)
+        cut = _Cut(
+            asked["tile"],
+            asked["halo"],
+            choose_workers(asked.get("workers"), self.device),
+            asked.get("value_range"),
+        )
         result: Any
         if isinstance(array, Tensor):
             result = self._upscale_tensor(array, cut)
         elif is_dataarray(array):
             planes, nodata = planes_of(array)
-            result = like(array, self._upscale_planes(planes, cut, nodata), self.scale)
+            result = like(array, self._upscale_planes(planes, cut, nodata=nodata), self.scale)
         elif isinstance(array, np.ndarray):
             result = self._upscale_numpy(array, cut)
         else:
@@ -145,8 +155,13 @@ class Upscaler:
                 f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
             )
         planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
-        result = self._upscale_planes(planes, cut)
-        return result[0] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, 0, 2))
+        if isinstance(planes, np.ma.MaskedArray):
+            masked = np.ma.getmaskarray(planes)
+            numbers = self._upscale_planes(planes.data, cut, masked=masked)
+            result: NDArray[Any] = np.ma.array(numbers, mask=enlarged(masked, self.scale), fill_value=planes.fill_value)
+        else:
+            result = self._upscale_planes(planes, cut)
+        return result[0] if array.ndim == 2 else np.moveaxis(result, 0, 2).copy()
 
     def _upscale_tensor(self, tensor: Tensor, cut: _Cut) -> Tensor:
         if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
@@ -159,8 +174,18 @@ class Upscaler:
         result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
         return result.to(tensor.device, tensor.dtype)
 
-    def _upscale_planes(self, planes: NDArray[Any], cut: _Cut, nodata: float | None = None) -> NDArray[Any]:
-        """planes: (bands, h, w) -> (bands, scale h, scale w), same type; missing where all bands are nodata."""
+    def _upscale_planes(
+        self,
+        planes: NDArray[Any],
+        cut: _Cut,
+        *,
+        nodata: float | None = None,
+        masked: NDArray[np.bool_] | None = None,
+    ) -> NDArray[Any]:
+        """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
+
+        Missing where all bands are nodata, and where masked, (bands, h, w), says so.
+        """
         bands, height, width = planes.shape
         radiometry = Radiometry.of_type(planes.dtype.name, bands)
         if cut.value_range is not None:
@@ -173,6 +198,8 @@ class Upscaler:
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
             raw = planes[:, *tile.read.slices]
             known = usable(raw, ~(raw == nodata).all(0))  # nodata that is NaN or None equals nothing
+            if masked is not None:
+                known = known & ~masked[:, *tile.read.slices]
             sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
             numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
             if not known.all():
@@ -210,16 +237,17 @@ def load(
     precision: str | None = None,
     fuse: bool = True,
     ensemble: bool = False,
+    revision: str | None = None,
 ) -> Upscaler:
     """The Upscaler of a name (x4), a file, a folder or a hub id; ours or a published checkpoint.
 
     weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
     refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
     trained form has twice; False keeps the network as it was trained.  ensemble: results are means over the eight flips
-    and rotations of what is enlarged, which is eight times the work.
+    and rotations of what is enlarged, which is eight times the work.  revision: branch, tag or commit of a hub id.
     Raises CheckpointError, UsageError.
     """
-    found = find_weights(weights if weights is not None else f"x{scale or 4}")
+    found = find_weights(weights if weights is not None else f"x{scale or 4}", revision=revision)
     checkpoint = read_checkpoint(found.path)
     config = checkpoint.config
     if config.scale < 2:
@@ -227,6 +255,12 @@ def load(
     if scale is not None and scale != config.scale:
         raise CheckpointError(
             f"{found.name} is an x{config.scale} checkpoint, and x{scale} was asked for: name x{scale} weights."
+        )
+    if checkpoint.value_range != (0.0, 1.0):
+        low, high = checkpoint.value_range
+        raise CheckpointError(
+            f"{found.name} is of a network whose values go from {low:g} to {high:g}; only those of 0 to 1 are run "
+            "here: from_pretrained gives the network, to be run by a program that knows its range."
         )
     network: nn.Module = checkpoint.network()
     if fuse:
@@ -244,8 +278,8 @@ def load(
         runner=TorchRunner(network, config.scale, config.in_chans, place, numbers),
         name=found.name,
         digest=digest,
-        tile=_measured(checkpoint, "tile", TILE),
-        halo=_measured(checkpoint, "halo", HALO),
+        tile=_measured(checkpoint, found, "tile", TILE),
+        halo=_measured(checkpoint, found, "halo", HALO),
         device=place,
         precision=str(numbers).removeprefix("torch."),
         backend=scan,
@@ -254,10 +288,15 @@ def load(
     )
 
 
-def _measured(checkpoint: Checkpoint, name: str, usual: int) -> int:
-    """What was measured to be best for these weights, where they say so."""
-    value = checkpoint.training.get(name)
-    return value if isinstance(value, int) and value > 0 else usual
+def _measured(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int) -> int:
+    """What was measured to be best for these weights, where they say so. Raises CheckpointError for what is no size."""
+    value = checkpoint.training.get(name, usual)
+    least, most = MEASURED[name]
+    if type(value) is not int or value % 2 or not least <= value <= most:
+        raise CheckpointError(
+            f"{found.name} says {name} {value!r:.40}; an even number of pixels from {least} to {most} is expected."
+        )
+    return value
 
 
 def _digest(checkpoint: Checkpoint) -> str:

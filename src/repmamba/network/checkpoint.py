@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,12 @@ METADATA = "repmamba"
 
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 """What the weights are called in a folder, ours and the published, in the order in which they are looked for."""
+
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+"""How the names of files of weights end. Alone in a folder, one is taken whatever its name."""
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""A repository of the Hugging Face hub: owner/name."""
 
 KEPT_IN_FLOAT32 = ("A_log", "dt_weight", "dt_bias", "x_proj")
 """Last parts of the names that float16 storage leaves alone, beside all vectors: the scan raises e to their power."""
@@ -151,22 +158,33 @@ def from_pretrained(
 ) -> RepMamba:
     """The network in a folder or file, or of a repository of the Hugging Face hub named owner/name.
 
-    A folder or file that exists is never asked of the hub, so that it opens offline. revision: branch, tag or commit.
-    local_files_only: take the hub's files from its cache on this machine alone. Raises CheckpointError, MissingExtra.
+    A folder or file that exists is never asked of the hub, so that it opens offline. revision: branch, tag or commit of
+    the repository.  local_files_only: take the hub's files from its cache on this machine alone.
+    Raises CheckpointError, MissingExtra.
     """
     if Path(source).exists():
+        if revision is not None:
+            raise UsageError(f"{source} is here and has no revision '{revision}': leave it out.")
         return read_checkpoint(source).network()
     name = os.fspath(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).suffix in (".pth", ".safetensors"):
+    if not is_hub_name(name):
         raise CheckpointError(f"{name} is no file or folder, and no name of a hub repository (owner/name) either.")
-    return read_checkpoint(_fetch(name, revision, local_files_only)).network()
+    return read_checkpoint(fetch(name, revision=revision, local_files_only=local_files_only)).network()
 
 
-def _fetch(name: str, revision: str | None, local_files_only: bool) -> Path:
-    """The folder of a hub repository's configuration and weights on this machine, downloaded if need be."""
+def is_hub_name(text: str) -> bool:
+    """Whether it reads as the name of a repository of the Hugging Face hub, owner/name, and not as that of a file."""
+    return HUB_NAME.fullmatch(text) is not None and not text.endswith(WEIGHTS_ENDINGS)
+
+
+def fetch(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder on this machine with a hub repository's configuration and weights, downloaded if need be.
+
+    Nothing else of the repository is downloaded. revision: branch, tag or commit.  local_files_only: from the hub's
+    cache on this machine alone. Raises CheckpointError, MissingExtra.
+    """
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
     except ImportError as missing:
         raise MissingExtra("Weights of the hub need huggingface_hub: pip install huggingface_hub.") from missing
     for weights in WEIGHTS_NAMES:
@@ -175,18 +193,31 @@ def _fetch(name: str, revision: str | None, local_files_only: bool) -> Path:
             folder = Path(
                 snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=local_files_only)
             )
-        except (OSError, HFValidationError) as failure:  # the hub's own errors are OSErrors
-            first_line = next(iter(str(failure).splitlines()), type(failure).__name__)
-            raise CheckpointError(f"{name} could not be had from the hub: {first_line}") from failure
+        except Exception as failure:  # the hub's client raises errors of several libraries, all of which mean this
+            reason = next(iter(str(failure).splitlines()), "no reason given").rstrip(".: ")
+            raise CheckpointError(
+                f"{name} could not be had from the hub ({type(failure).__name__}: {reason}). Check name, revision "
+                "and connection, or download the weights and name their file."
+            ) from failure
         if (folder / weights).is_file():
             return folder
-    raise CheckpointError(f"The hub repository {name} has no weights: neither {' nor '.join(WEIGHTS_NAMES)}.")
+    raise CheckpointError(
+        f"The hub repository {name} has no weights: neither {' nor '.join(WEIGHTS_NAMES)}. "
+        "Where they have another name, download them and name their file."
+    )
 
 
 def _weights_in(folder: Path) -> Path:
+    """The weights by their usual name, or the only ones."""
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
+    others = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS) and path.is_file())
+    if len(others) == 1:
+        return others[0]
+    if others:
+        some = ", ".join(path.name for path in others[:3]) + ", ..." * (len(others) > 3)
+        raise CheckpointError(f"{folder} is a folder of {len(others)} files of weights: {some}. Name one of them.")
     raise CheckpointError(f"{folder} is a folder without weights: neither {' nor '.join(WEIGHTS_NAMES)} is in it.")
 
 

@@ -1,0 +1,76 @@
+"""Options by keyword: what each takes, checked in one place, so that a wrong one is one line and not a traceback.
+
+A table of kinds says it; the scene room has a larger one of its own (scene/arguments.py). Whether a value makes sense
+is asked where it is used.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from repmamba.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an option takes."""
+
+    words: str  # as an error says it
+    taken: Callable[[Any], Any]  # a value in plain Python types; raises TypeError or ValueError where it is none
+
+
+def checked(given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None) -> Any:
+    """The options given, those that are None left out, in plain Python types.
+
+    hints: for names that one might expect, the name here. Raises UsageError for other names and for wrong types.
+    """
+    for name in given:
+        if name not in kinds:
+            hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
+            raise UsageError(f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}.")
+    return {name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None}
+
+
+def _taken(name: str, value: Any, kind: Kind) -> Any:
+    try:
+        return kind.taken(value)
+    except (TypeError, ValueError) as wrong:
+        raise UsageError(f"{name} is {' '.join(f'{value!r:.80}'.split())}; it takes {kind.words}.") from wrong
+
+
+def whole(value: Any) -> int:
+    """An integer of Python or NumPy; True is none."""
+    if isinstance(value, bool):
+        raise TypeError("True and False are no numbers.")
+    return operator.index(value)
+
+
+def number(value: Any) -> float:
+    """A real number of Python or NumPy."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError("This is no number.")
+    return float(value)
+
+
+def several(taken: Callable[[Any], Any], count: int | None = None) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
+    """Values of one kind, one after the other; as many as count, where it is given."""
+
+    def read(values: Iterable[Any]) -> tuple[Any, ...]:
+        found = tuple(taken(value) for value in values)
+        if count is not None and len(found) != count:
+            raise ValueError(f"{len(found)} in place of {count}")
+        return found
+
+    return read
+
+
+WHOLE = Kind("a whole number", whole)
+PIXELS = Kind("a whole number of pixels", whole)
+RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
+
+OF_ARRAYS = {"value_range": RANGE, "tile": PIXELS, "halo": PIXELS, "workers": WHOLE}
+"""What Upscaler.upscale takes."""
