@@ -1,4 +1,4 @@
-"""What all tests share: where the reference data is, and the end of the run that says what was skipped and why."""
+"""What all tests share: an environment of their own, where the reference data is, and what may be skipped."""
 
 import logging
 import os
@@ -7,8 +7,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+GOOD_REASONS = (  # how the reason of a skip may begin; CONTRIBUTING.md says the same
+    "no CUDA device",
+    "the reference data is not here",
+    "no right to",
+    "this system has no",
+    "this processor has no",
+)
+
+# What the caller's shell says to repmamba, to a launcher's processes or to curl is not said to the tests.
+for name in list(os.environ):
+    ours = name.startswith("REPMAMBA_") and name != "REPMAMBA_REFERENCE"
+    if ours or name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE"):
+        del os.environ[name]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+
+settings.register_profile("no limit of time", deadline=None)  # a busy machine is no failure
+settings.load_profile("no limit of time")
+
+gpu_is_available = torch.cuda.is_available
+gpu_is_available()  # CUDA reads which GPUs it may see once, now, before the variable is emptied for other tests
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def pytest_configure() -> None:
+    """A folder that was named and is not the reference data is a slip, and no reason to skip."""
+    if "REPMAMBA_REFERENCE" in os.environ and not (reference_folder() / "golden" / "README.md").is_file():
+        raise pytest.UsageError(f"REPMAMBA_REFERENCE is {reference_folder()}; there is no golden/README.md in it.")
 
 
 def reference_folder() -> Path:
@@ -45,18 +75,42 @@ def _repmambas_logger_as_it_was() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu"):
-        import torch
+    """There is a GPU for tests marked gpu alone; the others, and the processes that they start, are about the CPU."""
+    if item.get_closest_marker("gpu") is None:
+        torch.cuda.is_available = lambda: False
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    torch.cuda.is_available = gpu_is_available
+    if VISIBLE_GPUS is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
+    if not gpu_is_available():
+        pytest.skip("no CUDA device")
 
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was skipped for another than a good reason was not tested: the run has failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and session.exitstatus == pytest.ExitCode.OK and not all(map(is_good, reasons(reporter))):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tests were skipped, and why: a count for each reason, so that none hides behind a green line."""
-    reasons = Counter(
-        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")
-    )
-    terminalreporter.section(f"{reasons.total()} skipped")
-    for reason, count in reasons.most_common():
-        terminalreporter.line(f"{count:4d}  {reason}")
+    counts = reasons(terminalreporter)
+    terminalreporter.section(f"{counts.total()} skipped")
+    for reason, count in counts.most_common():
+        terminalreporter.line(
+            f"{count:4d}  {reason}{'' if is_good(reason) else '  NO GOOD REASON: see CONTRIBUTING.md'}"
+        )
+
+
+def reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
+    """Why tests were skipped, and how many for each reason."""
+    return Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reporter.getreports("skipped"))
+
+
+def is_good(reason: str) -> bool:
+    """Whether a test may be skipped for this reason."""
+    return reason.startswith(GOOD_REASONS)

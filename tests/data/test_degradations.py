@@ -34,7 +34,7 @@ def test_every_degradation_keeps_shape_and_type_and_repeats_with_its_seed(name):
     assert not np.array_equal(lr, degraded())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=integers(0, 2**32), order=sampled_from([("blur", "noise", "jpeg"), ("jpeg", "noise"), ("noise", "blur")]))
 def test_chains_repeat_with_their_seed(seed, order):
     stages = [Stage(name, *RANGES[name]) for name in order]

@@ -32,7 +32,7 @@ def laid(image: np.ndarray, row: int, col: int, size: int, sample: Sample) -> np
     return patch.transpose(1, 0, 2) if sample.transposed else patch
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=integers(2, 12),
     width=integers(2, 12),
@@ -58,7 +58,7 @@ def test_a_patch_is_what_numpy_cuts_flips_and_transposes_whatever_the_shape(
     np.testing.assert_array_equal((hr[0] * 255).permute(1, 2, 0).numpy(), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=integers(2, 12), width=integers(2, 12), size=integers(2, 9), seed=integers(0, 99))
 def test_lr_and_hr_show_the_same_ground_even_where_a_patch_is_larger_than_its_image(height, width, size, seed):
     lr = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)

@@ -142,7 +142,7 @@ def test_more_noise_is_worse(metric):
     assert (little > much) == metric.higher_is_better
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=integers(0, 1000), scale=integers(2, 4))
 def test_8_bit_results_score_the_same_as_the_same_values_in_unit(seed, scale):
     sr, hr = images(seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repmamba.inference.bands import enlarge_groups, group_bands
@@ -15,7 +15,6 @@ def three_bands_mixed(unit: torch.Tensor) -> torch.Tensor:
     return mixed.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 200), data=st.data())
 def test_every_band_is_in_exactly_one_group(count, data):
     colours = st.permutations(range(count)).map(lambda places: tuple(places[:3]))

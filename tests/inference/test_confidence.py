@@ -56,7 +56,7 @@ def test_doubt_of_a_turned_picture_is_the_turned_doubt():
     torch.testing.assert_close(turned, doubt(picture, variance).mT.flip(-1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pixels=integers(1, 3000), levels=integers(1, 400), seed=integers(0, 2**32 - 1))
 def test_a_fitted_table_never_falls_and_keeps_the_mean_error(pixels, levels, seed):
     rng = np.random.default_rng(seed)

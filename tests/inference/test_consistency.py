@@ -10,7 +10,7 @@ from repmamba.inference.consistency import consistent
 from repmamba.pixels.resize import imresize_torch
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), scale=st.sampled_from([2, 3, 4]), seed=st.integers(0, 999))
 def test_the_result_reduces_to_its_input(height, width, scale, seed):
     torch.manual_seed(seed)

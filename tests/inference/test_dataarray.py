@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401  # arrays have .rio
+import xarray
 from affine import Affine
 
 from repmamba import load
 from repmamba.errors import ShapeMismatch
-
-xarray = pytest.importorskip("xarray")
-pytest.importorskip("rioxarray")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,6 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 @pytest.mark.usefixtures("two_threads_of_the_caller")
 @pytest.mark.parametrize(("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)])
 def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(small_weights, monkeypatch, workers, count, threads):
-    pytest.importorskip("numba")
     network, noted = load(small_weights).network, []
 
     class Noted(inference_cpu.Passes):

@@ -32,7 +32,7 @@ def relative_difference(result, expected):
     return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24)
 @given(
     config=sampled_from(CONFIGS),
     dtype=sampled_from([torch.float32, torch.float64]),

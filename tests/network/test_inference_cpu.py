@@ -18,8 +18,6 @@ from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import fuse
 from repmamba.network.repmamba import RepMamba
 
-pytest.importorskip("numba")
-
 CONFIGS = (
     NetworkConfig(depths=(1,)),
     NetworkConfig(depths=(1,), scale=3, mlp_ratio=1.5),
@@ -66,7 +64,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     config=sampled_from(CONFIGS),
     seed=integers(0, 1 << 30),

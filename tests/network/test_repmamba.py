@@ -56,7 +56,7 @@ SMALL = {
 }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=integers(1, 9), width=integers(1, 9), scale=sampled_from([1, 2, 3, 4]))
 def test_odd_sizes_are_the_even_ones_with_the_last_row_and_column_repeated_and_cut(shaken, height, width, scale):
     network = shaken(SMALL[scale])

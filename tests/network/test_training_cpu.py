@@ -13,8 +13,6 @@ from repmamba.network.config import RMB_WIDTHS, WIDTH, NetworkConfig
 from repmamba.network.lpfm import LPFM
 from repmamba.network.rmb import RMB
 
-pytest.importorskip("numba")
-
 ZERO_IN_EXACT_ARITHMETIC = ("dw1x1.bias", "inner_bn.bias")
 """Their gradient: the normalisation after them takes them out with the mean. Here it is 0."""
 
@@ -62,7 +60,7 @@ def assert_trains_as_in_float64(module: nn.Module, x: Tensor, gradient: Tensor, 
         assert close(buffer, expected.double(), bound), name
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(batch=integers(2, 3), width=sampled_from(RMB_WIDTHS), height=integers(1, 4), columns=integers(1, 4))
 def test_an_rmb_trains_as_in_float64(batch: int, width: int, height: int, columns: int) -> None:
     torch.manual_seed(height * 10 + columns)
@@ -73,7 +71,7 @@ def test_an_rmb_trains_as_in_float64(batch: int, width: int, height: int, column
     assert_trains_as_in_float64(rmb, x, gradient)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(batch=integers(2, 3), height=integers(1, 3), columns=integers(1, 3))
 def test_a_block_trains_as_in_float64(batch: int, height: int, columns: int) -> None:
     torch.manual_seed(height * 10 + columns)

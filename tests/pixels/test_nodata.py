@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repmamba.pixels.nodata import enlarged, filled, usable
@@ -16,7 +16,6 @@ def tiles_with_holes(draw: st.DrawFn):
     return random.random(shape, np.float32), known
 
 
-@settings(deadline=None)
 @given(tile=tiles_with_holes(), rubbish=st.sampled_from([np.nan, np.inf, -1e30, 255.0]))
 def test_what_stands_in_a_missing_pixel_has_no_influence(tile, rubbish):
     unit, known = tile
@@ -24,7 +23,6 @@ def test_what_stands_in_a_missing_pixel_has_no_influence(tile, rubbish):
     np.testing.assert_array_equal(filled(spoilt, known), filled(unit, known))
 
 
-@settings(deadline=None)
 @given(tile=tiles_with_holes())
 def test_known_values_stay_and_filled_ones_lie_between_them(tile):
     unit, known = tile
@@ -46,7 +44,6 @@ def test_a_hole_in_a_gradient_is_filled_close_to_the_gradient():
     assert np.abs(filled(gradient, known) - gradient).max() < 0.08
 
 
-@settings(deadline=None)
 @given(tile=tiles_with_holes(), scale=st.sampled_from([2, 3, 4]))
 def test_an_enlarged_mask_is_the_scaled_footprint(tile, scale):
     _, mask = tile

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -42,7 +42,6 @@ def test_results_are_clipped_to_the_type_and_to_nothing_else(dtype):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@settings(deadline=None)
 @given(exact=hnp.arrays(np.float64, (1, 4, 4), elements=st.floats(-5, 260)), nodata=st.integers(0, 127))
 def test_a_valid_integer_never_equals_nodata_and_moves_by_one(dtype, exact, nodata):
     radiometry = Radiometry(dtype, (0.0,), (1.0,))
@@ -101,7 +100,6 @@ def test_percentiles_of_a_stream_are_those_of_the_whole(dtype, percent):
     np.testing.assert_allclose([low, high], expected, rtol=1 / 1000, atol=1)
 
 
-@settings(deadline=None)
 @given(values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32)), cut=st.integers(0, 60))
 def test_a_histogram_does_not_depend_on_order_or_cuts(values, cut):
     one, other = ValueHistogram(), ValueHistogram()

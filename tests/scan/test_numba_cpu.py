@@ -58,12 +58,12 @@ def work_of_a_fork() -> int:
     return numba_cpu._pool(os.getpid()).submit(sum, [1, 2]).result()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_starts_threads_of_its_own_and_does_not_wait_for_its_parents():
     assert work_of_a_fork() == 3
     with multiprocessing.get_context("fork").Pool(1) as forked:
-        assert forked.apply_async(work_of_a_fork).get(timeout=30) == 3
+        assert forked.apply_async(work_of_a_fork).get(timeout=600) == 3
 
 
 @pytest.mark.parametrize(("channel", "rank"), [(3, 1), (17, 2)])
@@ -109,8 +109,11 @@ def test_the_whole_graph_compiles_and_gives_the_same_values_and_gradients(map_ca
 
 
 FIRST_USE_IN_AN_EXPORT = """
-import torch
+import torch, warnings
+from repmamba.errors import BackendFallback
 from repmamba.scan.selective import scan_map
+
+warnings.simplefilter("error", BackendFallback)
 
 class Map(torch.nn.Module):
     def forward(self, p, projected):
@@ -132,7 +135,7 @@ for size in ((5, 6), (9, 4), (1, 1)):
 def test_an_exported_program_holds_the_operator_and_serves_other_sizes():
     """In a fresh process: torch.export replaces builtins while it traces, and numba is first imported in the middle."""
     process = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:repmamba", "-c", FIRST_USE_IN_AN_EXPORT],
+        [sys.executable, "-c", FIRST_USE_IN_AN_EXPORT],
         capture_output=True,
         text=True,
         check=False,
@@ -201,7 +204,7 @@ for found, expected in zip(*results, strict=True):
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other processors are of this family")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="this processor has no AVX2")
 @pytest.mark.long
 @pytest.mark.parametrize(("lanes", "features"), [(8, "+avx2,+fma"), (4, "+sse4.2")], ids=["AVX2", "SSE"])
 def test_code_for_lesser_processors_agrees_with_the_definition_too(lanes, features, tmp_path):

@@ -66,7 +66,7 @@ def test_backend_agrees_with_the_definition_where_decays_vanish_and_where_they_a
 
 
 @pytest.mark.parametrize("backend", FASTER)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     batch=integers(1, 3),
     channel=integers(1, 40),

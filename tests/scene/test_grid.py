@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
@@ -34,7 +34,6 @@ def in_pixels(transform: Affine, points, others) -> float:
     return max(np.abs(np.subtract(~transform * a, ~transform * b)).max() for a, b in zip(points, others, strict=True))
 
 
-@settings(deadline=None)
 @given(transform=transforms, height=st.integers(1, 5000), width=st.integers(1, 5000), scale=scales)
 def test_the_corners_stay_also_of_rotated_and_sheared_rasters(transform, height, width, scale):
     grid = Grid(width, height, transform, None)
@@ -45,7 +44,6 @@ def test_the_corners_stay_also_of_rotated_and_sheared_rasters(transform, height,
     assert in_pixels(refined.transform, grid.corners(), refined.corners()) < allowed
 
 
-@settings(deadline=None)
 @given(transform=transforms, row=st.integers(0, 99), col=st.integers(0, 99), scale=scales)
 def test_cutting_and_refining_commute(transform, row, col, scale):
     grid, window = Grid(200, 150, transform, None), Window(row, col, 51, 101)

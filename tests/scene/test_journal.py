@@ -58,7 +58,7 @@ def test_a_file_is_identified_by_its_content(tmp_path, size):
     assert identify_file(path) != before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_tile_comes_back_as_it_was_recorded(tmp_path_factory, data):
     dtype = data.draw(st.sampled_from(["uint8", "uint16", "int32", "float32", "float64"]))

@@ -137,7 +137,7 @@ def write_in_threads(scene: MadeScene, target: Path) -> None:
         writer.finish()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repmamba.errors import UsageError
@@ -22,7 +22,6 @@ def scenes_with_windows(draw: st.DrawFn) -> tuple[int, int, Window]:
     return height, width, Window(row, col, draw(st.integers(1, height - row)), draw(st.integers(1, width - col)))
 
 
-@settings(deadline=None)
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
 def test_every_output_pixel_is_written_exactly_once(height, width, tile, halo, scale):
     written = np.zeros((scale * height, scale * width), np.uint8)
@@ -31,7 +30,6 @@ def test_every_output_pixel_is_written_exactly_once(height, width, tile, halo, s
     assert (written == 1).all()
 
 
-@settings(deadline=None)
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
 def test_every_pixel_of_a_window_is_written_exactly_once(scene, tile, halo, scale):
     height, width, window = scene
@@ -41,7 +39,6 @@ def test_every_pixel_of_a_window_is_written_exactly_once(scene, tile, halo, scal
     assert (written == 1).all()
 
 
-@settings(deadline=None)
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
 def test_every_read_lies_in_the_scene_and_has_its_whole_halo_except_at_the_scenes_edge(
     height, width, tile, halo, scale
@@ -58,7 +55,6 @@ def test_every_read_lies_in_the_scene_and_has_its_whole_halo_except_at_the_scene
         assert right == scale * halo or step.read.col + step.read.width == width
 
 
-@settings(deadline=None)
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
 def test_what_is_kept_is_the_ground_that_is_written(height, width, tile, halo, scale):
     for step in plan_tiles(height, width, scale, tile=tile, halo=halo):
@@ -67,7 +63,6 @@ def test_what_is_kept_is_the_ground_that_is_written(height, width, tile, halo, s
         assert step.write.seen_from(hr_read) == step.keep
 
 
-@settings(deadline=None)
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
 def test_a_window_reads_only_tiles_of_the_whole_plan(scene, tile, halo, scale):
     height, width, window = scene
@@ -76,7 +71,6 @@ def test_a_window_reads_only_tiles_of_the_whole_plan(scene, tile, halo, scale):
         assert step.read in whole
 
 
-@settings(deadline=None)
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
 def test_a_window_holds_the_same_pixels_as_the_whole(scene, tile, halo, scale):
     """Each tile's result is stood for by numbers that no other tile's result has, so a wrong cut cannot hide."""

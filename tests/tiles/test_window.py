@@ -1,7 +1,7 @@
 """Window: what its operations promise."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repmamba.tiles.window import Window
@@ -9,7 +9,6 @@ from repmamba.tiles.window import Window
 windows = st.builds(Window, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 60), st.integers(1, 60))
 
 
-@settings(deadline=None)
 @given(a=windows, b=windows)
 def test_the_shared_part_is_the_same_from_either_side_and_lies_in_both(a, b):
     shared = a.clipped(b)
@@ -19,14 +18,12 @@ def test_the_shared_part_is_the_same_from_either_side_and_lies_in_both(a, b):
         assert b.contains(shared)
 
 
-@settings(deadline=None)
 @given(window=windows, margin=st.integers(0, 30))
 def test_a_grown_window_contains_the_window(window, margin):
     assert window.grown(margin).contains(window)
     assert window.grown(margin).grown(-margin) == window
 
 
-@settings(deadline=None)
 @given(window=windows, other=windows, scale=st.sampled_from([2, 3, 4]))
 def test_scaling_and_counting_from_another_window_commute(window, other, scale):
     assert window.seen_from(other).scaled(scale) == window.scaled(scale).seen_from(other.scaled(scale))
