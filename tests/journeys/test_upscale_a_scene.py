@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -195,23 +199,36 @@ def listed(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become a user without rights")
-def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path, weights, capsys):
-    (tmp_path / "closed").mkdir(mode=0o555)
-    target = tmp_path / "closed" / "out.png"
-    source = image(tmp_path / "in.png")
-    for folder in (tmp_path, *tmp_path.parents):
-        if not os.access(folder, os.X_OK) or folder.stat().st_mode & 0o001 == 0:
-            folder.chmod(folder.stat().st_mode | 0o111)
-    weights.parent.chmod(0o755)
-    os.seteuid(65534)
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, which those above tmp_path do not let them."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, who may write everywhere; another user stays who they are."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
     try:
-        code = run(["upscale", str(source), "-o", str(target), "--weights", str(weights), "-q"])
+        yield
     finally:
-        os.seteuid(0)
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_written_is_one_clear_line(open_folder, weights, capsys):
+    (open_folder / "closed").mkdir(mode=0o555)
+    source, network = image(open_folder / "in.png"), shutil.copy(weights, open_folder)
+    arguments = ["upscale", str(source), "--weights", str(network), "-q", "-o"]
+    assert run([*arguments, str(open_folder / "out.png")]) == 0  # and what it imports has been read
+    with as_nobody():
+        code = run([*arguments, str(open_folder / "closed" / "out.png")])
     assert code == FAILED
     assert "cannot be written to" in capsys.readouterr().err
-    assert not list((tmp_path / "closed").iterdir())
+    assert not list((open_folder / "closed").iterdir())
 
 
 @pytest.fixture
@@ -223,7 +240,7 @@ def full_filesystem(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip("this machine does not let the tests mount a filesystem")
+        pytest.skip("no right to mount a filesystem")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
