@@ -25,7 +25,7 @@ help:  ## what can be made
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed: .venv/made pyproject.toml constraints.txt
+.venv/installed: .venv/made pyproject.toml constraints.txt src/repmamba/__init__.py  # the version is in the last one
 	@echo "Installing into .venv; torch is large, so this may take some minutes."
 	$(PIP) --editable .
 	@touch $@
