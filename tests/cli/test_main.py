@@ -139,7 +139,7 @@ def test_a_closed_pipe_ends_the_command_quietly():
             text=True,
             check=False,
         )
-    assert process.stderr == ""
+    assert (process.stderr, process.returncode) == ("", 1)
 
 
 def test_a_warning_of_ours_is_one_line_and_those_of_libraries_stay_silent(verb_that, capsys):
