@@ -412,7 +412,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     """Predicted against true error by tenths, with the quartiles; and sparsification."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     reliable, sparse = figure.subplots(1, 2)
     rows = [row for row in found["reliability"] if not row["consistent"] and row["set"] in TEST]
     for place, row in enumerate(rows):
