@@ -18,7 +18,20 @@ def test_a_run_that_made_nothing_has_failed(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("0 images made, 23 left out; manifest.json lists them.")
     assert len(said) == NAMED + 2
-    assert said[-1] == "and 3 more, which manifest.json names."
+    assert said[-1] == "  and 3 more, which manifest.json names."
+
+
+def test_a_seed_beside_a_manifest_that_has_one_is_refused(tmp_path, capsys):
+    command = ["prepare", "folder", "images", "pairs", "--scale", "4", "--seed", "0", "--manifest", "manifest.json"]
+    assert run(command) == 2
+    assert "leave out --seed, or the manifest" in capsys.readouterr().err
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("repmamba.train.counting.LINES_EVERY", 0.0)
+    write_png(tmp_path / "images" / "good.png", np.zeros((8, 8, 3), np.uint8))
+    assert run(["prepare", "folder", str(tmp_path / "images"), str(tmp_path / "pairs"), "--scale", "4"]) == 0
+    assert "Preparing: 1 of 1." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["made", "kept from before"])

@@ -92,6 +92,19 @@ def test_aid_is_drawn_by_class_for_training_and_for_test(aid):
         draw_plan(aid, settings("aid"))
 
 
+def test_images_held_out_for_validation_are_in_no_other_part_and_move_none(aid, originals):
+    drawn, held = (draw_plan(aid, settings("aid", drawn=(1, 1), val=val))[0] for val in (None, 1))
+    assert [item for item in held if item.part != "val"] == drawn
+    assert {Path(item.name).parent.name for item in held if item.part == "val"} == set(AID_CLASSES)
+    assert len({item.source for item in held}) == len(held) == 3 * len(AID_CLASSES)
+    items, _ = draw_plan(originals, settings(val=2))
+    assert sorted(item.part for item in items) == ["train"] * 8 + ["val"] * 4
+    assert len({item.source for item in items}) == 12
+    for others in ({"count": 5, "val": 2}, {"val": 6}):
+        with pytest.raises(UsageError, match="7 are to be drawn; ask for fewer by --count or --val"):
+            draw_plan(originals, settings(**others))
+
+
 @pytest.mark.parametrize(("scale", "edge"), [(4, 512), (3, 510)])
 def test_aid_is_cut_from_row_and_column_43(tmp_path, aid, scale, edge):
     items, _ = draw_plan(aid, settings("aid", drawn=(1, 1)))
@@ -107,11 +120,55 @@ def test_a_manifest_repeats_a_choice_at_another_scale(tmp_path, originals):
     first, second, again = (tmp_path / name for name in ("first", "second", "again"))
     prepare(originals, first, settings(count=2))
     prepare(originals, second, settings(count=2, seed=1))
-    prepare(originals, again, settings(scale=3, seed=1), manifest=first / "manifest.json")
+    prepare(originals, again, settings(scale=3), manifest=first / "manifest.json")
     names = [[pair.name for pair in find_pairs(folder)] for folder in (first, second, again)]
     assert names[0] != names[1]
     assert names[0] == names[2]
     assert find_pairs(again)[0].read(3).hr.shape == (33, 45, 3)
+
+
+def test_the_manifest_of_a_repeated_draw_records_that_draw_and_no_other(tmp_path, originals):
+    prepare(originals, tmp_path / "first", settings(count=2, val=1, seed=5), workers=1)
+    first = tmp_path / "first" / "manifest.json"
+    prepare(originals, tmp_path / "again", settings(scale=3), manifest=first, workers=1)
+    before, again = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "again"))
+    assert (again["count"], again["val"], again["seed"], again["scale"]) == (2, 1, 5, 3)
+    assert again["images_sha256"] == before["images_sha256"]
+    for others, text in (({"count": 2}, "leave out --count"), ({"val": 1}, "leave out --val")):
+        with pytest.raises(UsageError, match=text):
+            prepare(originals, tmp_path / "more", settings(**others), manifest=first)
+    with pytest.raises(UsageError, match=r"manifest.json is of 'folder', and nwpu is to be prepared"):
+        prepare(originals, tmp_path / "more", settings("nwpu"), manifest=first)
+
+
+def test_pixels_that_are_not_those_of_the_manifest_are_said(tmp_path, originals):
+    prepare(originals, tmp_path / "first", settings(), workers=1)
+    manifest = tmp_path / "first" / "manifest.json"
+    assert prepare(originals, tmp_path / "again", settings(), manifest=manifest, workers=1).other == ()
+    listed = json.loads(manifest.read_text())
+    listed["images"][3]["lr_sha256"] = "0"
+    manifest.write_text(json.dumps(listed))
+    prepared = prepare(originals, tmp_path / "other", settings(), manifest=manifest, workers=1)
+    assert prepared.other == ("a/03",)
+    assert "other pixels than in the manifest given: 1, a/03 the first" in prepared.summary()
+    assert prepare(originals, tmp_path / "x3", settings(scale=3), manifest=manifest, workers=1).other == ()
+
+
+@pytest.mark.parametrize("inside", [".", "GT", "a/GT"])
+def test_pairs_are_not_taken_for_originals(tmp_path, originals, inside):
+    if inside == "a/GT":
+        (originals / "a").rename(originals / "GT")
+        (originals / "a").mkdir()
+        (originals / "GT").rename(originals / "a" / "GT")
+        source, expected = originals, originals / "a" / "GT"
+    else:
+        prepare(originals, tmp_path / "pairs", settings(), workers=1)
+        source, expected = tmp_path / "pairs" / inside, tmp_path / "pairs" / "GT"
+    if inside == "GT":
+        assert prepare(source, tmp_path / "more", settings(scale=2), workers=1).made == 12
+        return
+    with pytest.raises(UsageError, match=f"holds pairs already.*give {expected}"):
+        prepare(source, tmp_path / "more", settings())
 
 
 def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals):
@@ -131,6 +188,7 @@ def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals)
 @pytest.mark.parametrize(("key", "text"), [("name", "../../x"), ("source", "/etc/passwd"), ("part", ".."), ("name", 3)])
 def test_a_manifest_cannot_lead_out_of_its_folders(tmp_path, originals, key, text):
     entry = {"part": "", "name": "x", "source": "a/00.png", "source_sha256": "0"} | {key: text}
+    entry |= {"cut": [0, 0, 4, 4], "gt_sha256": "0", "lr_sha256": "0"}
     (tmp_path / "evil.json").write_text(json.dumps({"images": [entry]}))
     with pytest.raises(SourceError, match="does not stay inside its folder"):
         prepare(originals, tmp_path / "pairs", settings(), manifest=tmp_path / "evil.json")

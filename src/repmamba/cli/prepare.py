@@ -1,5 +1,6 @@
 """`repmamba prepare`: the pairs of a benchmark from its originals."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +22,20 @@ def _range(name: str, text: str) -> Callable[[Command], Command]:
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @click.option("--scale", type=click.IntRange(2, 4), required=True, help="How many times smaller LR is.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of every random choice.  [default: 0]")
 @click.option("--split", "part", metavar="NAME", help="One split of the archive alone: train, val, test or trainval.")
 @click.option("--count", type=click.IntRange(min=1), help="Images drawn, of each class folder where there are some.")
 @click.option("--drawn", nargs=2, type=int, metavar="TRAIN TEST", help="AID: images of each class.  [default: 100 30]")
 @click.option(
+    "--val",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images held out for validation, in val/; of each class folder where there are some.  [default: none]",
+)
+@click.option(
     "--manifest",
     type=click.Path(path_type=Path),
-    help="Repeat the choice of images of an earlier run, proved by digest.",
+    help="Repeat the draw of an earlier run, its seed included; its originals are proved by digest.",
 )
 @_range("blur", "Gaussian blur of GT before it is reduced, sigma in its pixels.")
 @_range("noise", "Normal noise on LR, standard deviation in levels of 255.")
@@ -40,10 +47,11 @@ def prepare(
     source: Path,
     target: Path,
     scale: int,
-    seed: int,
+    seed: int | None,
     part: str | None,
     count: int | None,
     drawn: tuple[int, int] | None,
+    val: int | None,
     manifest: Path | None,
     blur: tuple[float, float] | None,
     noise: tuple[float, float] | None,
@@ -57,32 +65,31 @@ def prepare(
     MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes on where it stood. A broken image is
     named, counted and left out; where no image is left, the exit code is 1.
 
+    With --val, what a network learns from, is chosen by and is tested on are other images each: train/, val/ and test/.
+
     \b
     Examples:
-      repmamba prepare aid AID/ aid_x4 --scale 4
+      repmamba prepare aid AID/ aid_x4 --scale 4 --val 10
       repmamba prepare aid AID/ aid_x2 --scale 2 --manifest aid_x4/manifest.json
       repmamba prepare dota DOTA/ dota_x4 --scale 4 --split val --count 900 --seed 1
       repmamba prepare folder pictures/ pairs --scale 4 --blur 0.5 2 --noise 0 5 --jpeg 60 95
     """
-    from tqdm import tqdm
-
     from repmamba.data.benchmarks import BENCHMARKS
     from repmamba.data.degradations import Stage
     from repmamba.data.prepare import Settings
     from repmamba.data.prepare import prepare as prepare_pairs
+    from repmamba.errors import UsageError
+    from repmamba.train.counting import counting
 
+    if manifest and seed is not None:
+        raise UsageError(f"The seed is that of {manifest}; leave out --seed, or the manifest.")
     stages = tuple(
         Stage(name, *limits) for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg)) if limits
     )
-    settings = Settings(BENCHMARKS[benchmark], scale, seed, count, part, drawn, stages)
-    with tqdm(unit="image", disable=True if quiet else None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=show)
+    settings = Settings(BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages)
+    with counting("Preparing", bar=not quiet and sys.stderr.isatty()) as progress:
+        prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=progress)
     for line in prepared.summary().splitlines():
-        click.echo(printable(line))
+        click.echo(line[: len(line) - len(line.lstrip())] + printable(line))
     if prepared.made + prepared.kept == 0:
         raise click.exceptions.Exit(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from repmamba.data.images import find_images
+from repmamba.data.pairs import HR_FOLDER
 from repmamba.errors import SourceError, UsageError
 
 AID_CLASSES = (
@@ -119,6 +120,13 @@ def _find_folder(source: Path, part: str | None) -> list[Original]:
     originals = [Original(path.relative_to(source).with_suffix("").as_posix(), path) for path in find_images(source)]
     if not originals:
         raise _unknown_layout(source, "images, flat or in folders")
+    inside = [f"/{one.name}".partition(f"/{HR_FOLDER}/") for one in originals]
+    pairs = sorted({source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found})
+    if pairs:  # their LR and Bicubic would be taken for originals, and one picture be three
+        raise UsageError(
+            f"{source} holds pairs already: evaluate and train take them as they are. To make others of the same "
+            f"images, give {pairs[0]}."
+        )
     return originals
 
 

@@ -13,8 +13,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 MANIFEST, JOURNAL = "manifest.json", ".prepare.jsonl"
 FORMAT = 1
 NAMED = 20  # images left out that a summary names; the manifest has them all
+DRAW_OPTIONS = {"count": "--count", "part": "--split", "drawn": "--drawn", "val": "--val"}  # settings of a draw
 WORTH_WORKERS = 8  # images; below that, starting processes takes longer than the work
 
 
@@ -48,6 +50,7 @@ class Settings:
     count: int | None = None  # images drawn, of each class folder where there are some; None takes all
     part: str | None = None  # one of the benchmark's own splits
     drawn: tuple[int, int] | None = None  # for training and for test, of each class; None takes the benchmark's rule
+    val: int | None = None  # held out of both for validation, of each class; None holds out none
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class Settings:
             raise UsageError(f"The seed is {self.seed}; it must be 0 or more.")
         if self.count is not None and self.count < 1:
             raise UsageError(f"The count is {self.count}; it must be 1 or more.")
+        if self.val is not None and self.val < 1:
+            raise UsageError(f"{self.val} images for validation cannot be held out; give 1 or more.")
         if self.benchmark.drawn and self.count is not None:
             raise UsageError(f"{self.benchmark.title} is drawn for training and test; give those numbers, not a count.")
         if self.drawn is not None and (not self.benchmark.drawn or min(self.drawn) < 0 or max(self.drawn) < 1):
@@ -80,6 +85,7 @@ class Settings:
             "count": self.count,
             "part": self.part,
             "drawn": list(self.drawn or self.benchmark.drawn or ()) or None,
+            "val": self.val,
             "degradations": [asdict(stage) for stage in self.stages],
             "rule": self.rule,
             "terms": self.benchmark.terms,
@@ -90,7 +96,7 @@ class Settings:
 class Item:
     """One image of the plan."""
 
-    part: str  # "train", "test", or "" where the benchmark is not divided
+    part: str  # "train", "test", "val", or "" where the benchmark is not divided
     name: str  # inside GT, LR and Bicubic, no suffix
     source: str  # below the folder of originals, "/" between its parts
     sha256: str | None = None  # of the source's bytes, where a manifest demands them
@@ -126,12 +132,18 @@ class Prepared:
     made: int
     kept: int  # there already, from a run before
     skipped: tuple[Skipped, ...]
+    other: tuple[str, ...] = ()  # GT or LR whose pixels are not those that the manifest given has, by name
 
     def summary(self) -> str:
         """One line, and one for each image left out, up to NAMED of them."""
         kept = f", {self.kept} kept from before" if self.kept else ""
         left_out = f", {len(self.skipped)} left out" if self.skipped else ""
         lines = [f"{self.target}: {self.made} images made{kept}{left_out}; {self.manifest.name} lists them."]
+        if self.other:
+            lines.append(
+                f"  other pixels than in the manifest given: {len(self.other)}, {self.other[0]} the first; another "
+                "library may have decoded or another version reduced them."
+            )
         lines += [f"  left out {one.source}: {one.reason}" for one in self.skipped[:NAMED]]
         if len(self.skipped) > NAMED:
             lines.append(f"  and {len(self.skipped) - NAMED} more, which {self.manifest.name} names.")
@@ -149,15 +161,21 @@ def prepare(
 ) -> Prepared:
     """Make GT, LR and Bicubic of a benchmark's originals in target, and its manifest.
 
-    manifest: one of an earlier run, whose images are taken in place of a draw. workers: processes; default one a core.
-    progress: called with the number of images done and that of all. Raises SourceError where the layout is not known,
-    UsageError where images are too few, JobChanged where target holds a result of other settings, VerificationError
-    where an original is not the manifest's.
+    manifest: one of an earlier run, whose draw is taken, seed included; the settings then have none.
+    workers: processes; default one a core.  progress: called with the number of images done and that of all.
+    Raises SourceError where the layout is not known, UsageError where images are too few or a manifest is of another
+    draw, JobChanged where target holds a result of other settings, VerificationError where an original is not the
+    manifest's.
     """
     source, target = source.resolve(), target.resolve()
     if target == source or target in source.parents or source in target.parents:
         raise UsageError(f"{target} and {source} lie in each other; prepare into a folder beside the originals.")
-    items, unfit = read_plan(manifest, source) if manifest else draw_plan(source, settings)
+    listed = read_manifest(manifest) if manifest else None
+    if manifest and listed:
+        items, unfit = read_plan(listed, manifest, source), list[Skipped]()
+        settings = drawn_before(settings, listed, manifest)
+    else:
+        items, unfit = draw_plan(source, settings)
     with write_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     heading = settings.record() | {"images_sha256": _plan_digest(items)}
@@ -179,8 +197,9 @@ def prepare(
             logger.debug("left out %s: %s", outcome.source, outcome.reason)
         if progress:
             progress(len(kept) + done, len(items))
-    path = journal.close(sorted(kept + made, key=lambda one: (one.part, one.name)), skipped)
-    return Prepared(target, path, len(made), len(kept), tuple(skipped))
+    whole = sorted(kept + made, key=lambda one: (one.part, one.name))
+    path = journal.close(whole, skipped)
+    return Prepared(target, path, len(made), len(kept), tuple(skipped), _other_pixels(whole, heading, listed))
 
 
 def draw_plan(source: Path, settings: Settings) -> tuple[list[Item], list[Skipped]]:
@@ -193,30 +212,34 @@ def draw_plan(source: Path, settings: Settings) -> tuple[list[Item], list[Skippe
     unfit: list[Skipped] = []
     if settings.count is not None and benchmark.cut is not None:
         originals, unfit = _large_enough(originals, benchmark.cut, source)
-    train, test = settings.drawn or benchmark.drawn or (0, 0)
     items = []
     for group in sorted({original.group for original in originals}):
         members = [original for original in originals if original.group == group]
-        if benchmark.drawn:
-            drawn = _drawn(members, train + test, settings.seed, group, benchmark)
-            # The training images lie in one folder, as the published code reads them; their names tell their class.
-            items += [_item("train", Path(one.name).name, one, source) for one in drawn[:train]]
-            items += [_item("test", one.name, one, source) for one in drawn[train:]]
-        else:
-            count = len(members) if settings.count is None else settings.count
+        counts = _counts(settings, len(members))
+        drawn = iter(_drawn(members, sum(counts.values()), group, settings))
+        for part, count in counts.items():
+            # AID's training images lie in one folder, as the published code reads them; their names tell their class.
+            flat = part == "train" and benchmark.drawn
             items += [
-                _item("", one.name, one, source) for one in _drawn(members, count, settings.seed, group, benchmark)
+                _item(part, Path(one.name).name if flat else one.name, one, source) for one in islice(drawn, count)
             ]
     return sorted(items, key=lambda item: (item.part, item.name)), unfit
 
 
-def read_plan(manifest: Path, source: Path) -> tuple[list[Item], list[Skipped]]:
-    """The plan that a manifest holds. Raises SourceError if it is none, or if an original is not in source."""
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """What a manifest says. Raises SourceError if prepare has not written it."""
     try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))
-        items = [Item(one["part"], one["name"], one["source"], one["source_sha256"]) for one in listed["images"]]
+        listed: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        for one in listed["images"]:
+            Made(**one)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{manifest} is not a manifest that prepare has written ({error!r:.80}).") from error
+    return listed
+
+
+def read_plan(listed: dict[str, Any], manifest: Path, source: Path) -> list[Item]:
+    """The plan that a manifest holds. Raises SourceError if an original is not in source, or would not be."""
+    items = [Item(one["part"], one["name"], one["source"], one["source_sha256"]) for one in listed["images"]]
     for item in items:
         for text in (item.part, item.name, item.source):
             inside = isinstance(text, str) and not PurePosixPath(text).is_absolute()
@@ -225,7 +248,27 @@ def read_plan(manifest: Path, source: Path) -> tuple[list[Item], list[Skipped]]:
     missing = [item.source for item in items if not (source / item.source).is_file()]
     if missing:
         raise SourceError(f"{source} lacks {len(missing)} images of {manifest.name}, {missing[0]} among them.")
-    return items, []
+    return items
+
+
+def drawn_before(settings: Settings, listed: dict[str, Any], manifest: Path) -> Settings:
+    """The settings with the draw that a manifest records. Raises UsageError where they have one, or another benchmark.
+
+    Raises SourceError if what the manifest records is no draw.
+    """
+    given = [option for key, option in DRAW_OPTIONS.items() if getattr(settings, key) is not None]
+    if given:
+        raise UsageError(f"The draw is that of {manifest}; leave out {', '.join(given)}, or the manifest.")
+    if listed.get("benchmark") != settings.benchmark.name:
+        raise UsageError(
+            f"{manifest} is of {listed.get('benchmark')!r:.40}, and {settings.benchmark.name} is to be prepared; "
+            "give its own benchmark."
+        )
+    try:
+        draw: dict[str, Any] = {key: listed.get(key) for key in DRAW_OPTIONS}
+        return replace(settings, **draw | {"drawn": draw["drawn"] and tuple(draw["drawn"]), "seed": listed["seed"]})
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{manifest} is not a manifest that prepare has written ({error!r:.80}).") from error
 
 
 def make_item(item: Item, source: Path, target: Path, settings: Settings) -> Made | Skipped:
@@ -307,16 +350,28 @@ def _large_enough(originals: Sequence[Original], edge: int, source: Path) -> tup
     return fit, unfit
 
 
-def _drawn(members: Sequence[Original], count: int, seed: int, group: str, benchmark: Benchmark) -> list[Original]:
+def _counts(settings: Settings, members: int) -> dict[str, int]:
+    """How many images of a class each part gets, in the order in which they are drawn: one more part moves no other."""
+    val = settings.val or 0
+    if settings.benchmark.drawn:
+        train, test = settings.drawn or settings.benchmark.drawn
+        counts = {"train": train, "test": test}
+    else:  # where all are taken, all but those held out, and at least one
+        counts = {"train" if val else "": max(members - val, 1) if settings.count is None else settings.count}
+    return counts | ({"val": val} if val else {})
+
+
+def _drawn(members: Sequence[Original], count: int, group: str, settings: Settings) -> list[Original]:
+    benchmark = settings.benchmark
     if len(members) < count:
         where = f"{group} of {benchmark.title}" if group else benchmark.title
         raise UsageError(
             f"{where} has {len(members)} images that fit, and {count} are to be drawn; ask for fewer by "
-            f"{'--drawn' if benchmark.drawn else '--count'}."
+            f"{'--drawn' if benchmark.drawn else '--count'}{' or --val' * bool(settings.val)}."
         )
-    if len(members) == count and not benchmark.drawn:
+    if len(members) == count and not benchmark.drawn and not settings.val:
         return list(members)
-    order = generator_for(seed, group).permutation(len(members))
+    order = generator_for(settings.seed, group).permutation(len(members))
     return [members[index] for index in order[:count]]
 
 
@@ -331,6 +386,18 @@ def _relative(original: Original, source: Path) -> str:
 def _paths(target: Path, part: str, name: str) -> tuple[Path, Path, Path]:
     hr, lr, bicubic = (target / part / folder / f"{name}.png" for folder in (HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER))
     return hr, lr, bicubic
+
+
+def _other_pixels(made: Sequence[Made], heading: dict[str, Any], listed: dict[str, Any] | None) -> tuple[str, ...]:
+    """The images whose pixels are not those of a manifest that was made in the same way."""
+    if listed is None or any(listed.get(key) != heading[key] for key in ("scale", "degradations", "rule")):
+        return ()
+    before = {(one["part"], one["name"]): (one["gt_sha256"], one["lr_sha256"]) for one in listed["images"]}
+    return tuple(
+        PurePosixPath(one.part, one.name).as_posix()
+        for one in made
+        if before[one.part, one.name] != (one.gt_sha256, one.lr_sha256)
+    )
 
 
 def _pixel_digest(image: NDArray[np.uint8]) -> str:
