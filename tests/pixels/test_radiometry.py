@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rasterio.io import MemoryFile
 
 from repmamba.errors import UsageError
 from repmamba.pixels.radiometry import DTYPES, Radiometry, ValueHistogram, type_range
@@ -28,6 +29,12 @@ def test_numbers_far_outside_the_range_come_back_to_the_precision_of_unit(dtype)
         radiometry.from_unit(radiometry.to_unit(raw)).astype(float), raw.astype(float), rtol=1e-5, atol=1e-5
     )
     assert radiometry.to_unit(raw).ravel()[[1, 3]].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("number", [-3.4e38, 1e300, -np.inf])
+def test_every_number_has_a_unit_of_which_four_add_up_in_float32(number):
+    unit = Radiometry("float64", (0.0,), (0.1,)).to_unit(np.full((1, 2, 2), number))
+    assert np.isfinite(unit.sum(dtype=np.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,15 +75,33 @@ def test_a_nodata_that_is_a_numpy_number_does_not_wrap_around():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("nodata", [0.0, -9999.0, "lowest", "highest"])
-def test_a_valid_float_moves_to_the_next_float(dtype, nodata):
+@pytest.mark.parametrize("nodata", [0.0, -9999.0, 0.1, "lowest", "highest"])
+def test_a_valid_float_moves_to_the_next_float_that_is_not_taken_for_nodata(dtype, nodata):
     if isinstance(nodata, str):
         nodata = type_range(dtype)[nodata == "highest"]
     result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(np.full((1, 1, 1), nodata), nodata=nodata)
     value = result[0, 0, 0]
-    assert value != nodata
+    assert value != np.dtype(dtype).type(nodata)
     assert np.isfinite(value)
-    assert abs(float(value) - nodata) <= abs(nodata) * 2e-7 + 1e-37
+    assert abs(float(value) - nodata) <= abs(nodata) * 7e-7 + 1e-37
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nodata", [0.0, -9999.0, 0.1, 1.0, -32768.0, 1e-20])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_gdal_takes_no_valid_float_for_nodata(dtype, nodata):
+    place = np.dtype(dtype).type(nodata)
+    around = np.concatenate(
+        [place * (1 + np.linspace(-1e-6, 1e-6, 401)), place + np.spacing(place) * np.arange(-9, 10), [0.5 * place]]
+    )
+    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(around[None, None].astype(float), nodata=nodata)
+    profile = {"driver": "GTiff", "width": around.size, "height": 1, "count": 1, "dtype": dtype, "nodata": nodata}
+    with MemoryFile() as memory:
+        with memory.open(**profile) as file:
+            file.write(result)
+        with memory.open() as file:
+            assert file.dataset_mask().all()
+    np.testing.assert_allclose(result[0, 0], around, rtol=1e-6, atol=1e-40)
 
 
 def test_nan_stays_and_a_nan_nodata_moves_nothing():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from repmamba.errors import UsageError
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 ROBUST_PERCENT = (0.5, 99.5)  # of the valid values: a few clouds, glints or dead pixels must not set the contrast
 
+MISTAKEN = 4.5 * 2.0**-23  # of nodata: GDAL takes a float that is nearer to it for missing, float64 too
+LARGEST = 2.0**125  # of unit: four of them still add up in float32
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
 
 
@@ -51,16 +54,20 @@ class Radiometry:
         return Radiometry(self.dtype, low, high)
 
     def to_unit(self, raw: NDArray[np.generic]) -> NDArray[np.float32]:
-        """raw: (bands, h, w) in the source's type -> unit, same shape; NaN and infinities stay what they are."""
+        """raw: (bands, h, w) in the source's type -> unit, same shape, at most LARGEST in size; NaN stays NaN."""
         low, width = self._columns()
-        unit: NDArray[np.float32] = ((raw.astype(np.float64) - low) / width).astype(np.float32)
-        return unit
+        unit = raw.astype(np.float64)  # what follows is done in place, since a tile has megabytes of them
+        unit -= low
+        with np.errstate(over="ignore"):
+            unit /= width
+        np.clip(unit, -LARGEST, LARGEST, out=unit)
+        return unit.astype(np.float32)
 
     def from_unit(self, unit: NDArray[np.floating], *, nodata: float | None = None) -> NDArray[np.generic]:
         """unit: (bands, h, w) -> the source's type: rounded to nearest for integers, clipped to the type's range.
 
-        nodata: a number that no result may equal, since all results are valid; such a one moves to its nearest
-        neighbour among the type's numbers, on the side that the unrounded value lies.
+        nodata: a number that no result may be taken for, since all results are valid; such a one moves to the nearest
+        of the type's numbers that is not, on the side that the unrounded value lies.
         """
         low, width = self._columns()
         numbers = unit * width  # float64; what follows is done in place, since a tile has 25 MB of them
@@ -70,8 +77,8 @@ class Radiometry:
             np.rint(numbers, out=numbers)
         result: NDArray[np.generic] = numbers.astype(self.dtype)
         if nodata is not None and not np.isnan(nodata):
-            taken = result == np.asarray(nodata)
-            if taken.any():  # a NumPy number would wrap around beside its type's ends; a float does not
+            taken = _mistaken(result, float(nodata))  # a NumPy number would wrap around beside its type's ends
+            if taken.any():
                 result[taken] = _beside(float(nodata), self.dtype, (unit * width + low)[taken])
         return result
 
@@ -87,17 +94,24 @@ def type_range(dtype: str) -> tuple[float, float]:
     return float(limits.min), float(limits.max)
 
 
+def _mistaken(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+    """Where numbers are nodata to GDAL: equal to it, as the type holds it, and floats also very near."""
+    if result.dtype.kind != "f" or not np.isfinite(nodata):
+        return np.asarray(result == np.asarray(nodata))
+    with np.errstate(over="ignore"):
+        here = result.dtype.type(nodata)
+        return np.asarray(np.abs(result - here) <= MISTAKEN * np.abs(here))
+
+
 def _beside(nodata: float, dtype: str, exact: NDArray[np.float64]) -> NDArray[np.generic]:
-    """For results that equal nodata: the type's next number, upwards where the exact value is not below nodata."""
+    """For results taken for nodata: the next number that is not, upwards where the exact value is not below nodata."""
     smallest, largest = type_range(dtype)
     if np.dtype(dtype).kind in "iu":
-        below, above = nodata - 1, nodata + 1
+        step = 1.0
     else:
-        here = np.array(nodata, dtype)
-        with np.errstate(over="ignore"):  # the neighbour of the largest float is infinity, and is not taken
-            below, above = (float(np.nextafter(here, here.dtype.type(limit))) for limit in (-np.inf, np.inf))
-    upwards = (exact >= nodata) & (above <= largest) | (below < smallest)
-    return np.where(upwards, above, below).astype(dtype)
+        step = max(5 * 2.0**-23 * abs(nodata), float(np.finfo(dtype).smallest_subnormal))
+    upwards = (exact >= nodata) & (nodata + step <= largest) | (nodata - step < smallest)
+    return np.where(upwards, nodata + step, nodata - step).astype(dtype)
 
 
 class ValueHistogram:

@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from repmamba.errors import OutOfMemory
 from repmamba.inference.confidence import doubt
 from repmamba.inference.consistency import consistent
-from repmamba.inference.upscaler import Upscaler, restored
+from repmamba.inference.upscaler import SEEN, Upscaler, restored
 from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
+
+SPIKE = (-4.0, 5.0)  # unit; beyond it are dead pixels and undeclared nodata, to which nothing around is made to fit
 
 
 class TileResult(NamedTuple):
@@ -94,13 +97,19 @@ def _group(
     Where one of the bands is unknown, so is the error of their mean: NaN.
     """
     known = usable(raw, valid)
-    unit = filled(radiometry.to_unit(raw), known)
+    whole = radiometry.to_unit(raw)
+    spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
+    # A spike is cut off before anything is made of it, and what was cut off put back where it was.
+    unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)
     if plan.calibration is None:
         sr, variance = upscaler.enlarge(unit, (tuple(range(len(raw))),)), None
     else:
         sr, variance = upscaler.enlarge_with_variance(unit)
     if plan.consistent:
-        sr = consistent(sr, torch.from_numpy(unit), torch.from_numpy(np.array(known)), plan.scale)
+        sr = consistent(sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), plan.scale)
+    if spike.any():
+        beyond = torch.from_numpy(np.where(spike, whole - unit, np.float32(0)))
+        sr = sr + F.interpolate(beyond[None], scale_factor=plan.scale, mode="bilinear")[0]
     numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=plan.nodata)
     if not known.all():
         numbers = restored(numbers, raw, known, tile, plan.scale)
