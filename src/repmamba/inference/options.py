@@ -23,7 +23,9 @@ class Kind:
     taken: Callable[[Any], Any]  # a value in plain Python types; raises TypeError or ValueError where it is none
 
 
-def checked(given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None) -> Any:
+def checked(
+    given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The options given, those that are None left out, in plain Python types.
 
     hints: for names that one might expect, the name here. Raises UsageError for other names and for wrong types.

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
+from repmamba.scene.arguments import Arguments, checked_arguments
 from repmamba.scene.confidence import ConfidencePlan, SceneWriters, disk_needs, files_written, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
@@ -26,11 +27,13 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.journal import other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
-from repmamba.scene.plan import SceneOptions, ScenePlan, ValueRange, plan_scene
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.receipt import receipt_path
 from repmamba.scene.space import check_space
 from repmamba.scene.stored import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
+from repmamba.scene.writer import read_beside
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -87,32 +90,6 @@ class SceneResult:
             "corrupt_pixels": self.corrupt_pixels,
             "confidence": None if self.confidence is None else str(self.confidence),
         }
-
-
-class Arguments(TypedDict, total=False):
-    """What upscale_file and plan_file can be told by keyword; what is left out follows from weights and scene."""
-
-    scale: int | None  # only to be sure: weights of another one are refused
-    device: str | None  # cpu, cuda, mps
-    backend: str | None  # of the scan
-    precision: str | None  # float32 or bfloat16
-    ensemble: bool  # the mean over the eight flips and rotations, for eight times the work
-    confidence: str | os.PathLike[str] | None  # a raster of the error to expect in each pixel; brings ensemble with it
-    tile: int | None  # edge of the kept part of a tile, lr pixels, even
-    halo: int | None  # what is read around it, lr pixels, even
-    window: Window | None  # only this part, lr pixels
-    bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None  # only these, by their numbers in the file, from 1
-    rgb: tuple[int, int, int] | None  # the numbers of red, green and blue; as the file says unless given
-    value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
-    consistent: bool | None  # back-projection; on where the scene has a place unless given
-    format: str | None  # a name of scene.formats; by the target's ending unless given
-    creation: Mapping[str, str] | None  # GDAL's creation options
-    workers: int | None  # tiles side by side; the number of CPU cores unless given; changes no byte
-    untrusted: bool  # read as a stranger's file
-    max_pixels: int | None  # allow a source of so many
-    on_corrupt: Literal["error", "fill"]  # fill: blocks that cannot be read are missing pixels
-    expand_palette: bool  # enlarge the colours of a palette even where they are classes
 
 
 def upscale_file(
@@ -198,8 +175,8 @@ def _planned(
     restart: bool,
 ) -> Iterator[tuple[Raster, Upscaler, ScenePlan, ConfidencePlan | None, Estimate]]:
     """The source, open, with all that was decided about it; what cannot be done is refused."""
-    check_targets(source, target, arguments.get("confidence"), overwrite=overwrite)
-    given: dict[str, Any] = dict(arguments)
+    given = checked_arguments(arguments)
+    check_targets(source, target, given.get("confidence"), overwrite=overwrite)
     network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
     network["ensemble"] = given.pop("ensemble", False)
     how = Reading(
@@ -213,19 +190,34 @@ def _planned(
     options = SceneOptions(**given)
     with open_raster(source, how) as raster:
         for output in (target, *([] if second is None else [Path(second)])):
-            _refuse_what_is_read(output, raster)
-        upscaler = weights if isinstance(weights, Upscaler) else load(weights, **network)
+            _refuse_what_is_read(output, [output], raster)
+        upscaler = _loaded(weights, network)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
         plan, confidence = plan_scene(raster, target, upscaler, options, how), None
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
+        for file, profile, _ in files_written(target, plan, confidence):
+            _refuse_what_is_read(file, [*read_beside(file, profile), receipt_path(file)], raster)
         taken = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
         check_memory(taken, raster, plan)
         if not restart:
             for file, _, job in files_written(target, plan, confidence):
                 refuse_to_continue_unknown(job.source, work_folder(file, job.id))
         yield raster, upscaler, plan, confidence, taken
+
+
+def _loaded(weights: Weights, network: dict[str, Any]) -> Upscaler:
+    """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
+    if not isinstance(weights, Upscaler):
+        return load(weights, **network)
+    scale = network.pop("scale") or weights.scale
+    if scale != weights.scale:
+        raise UsageError(f"The Upscaler {weights.name} is of x{weights.scale}, and x{scale} was asked for.")
+    asked = [name for name, value in network.items() if value]
+    if asked:
+        raise UsageError(f"The Upscaler {weights.name} is made already: give {', '.join(asked)} to load.")
+    return weights
 
 
 def check_targets(
@@ -261,11 +253,15 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
 
 
-def _refuse_what_is_read(target: Path, raster: Raster) -> None:
-    """Raise UsageError for an output that the input is read from: a part of a virtual raster, say."""
+def _refuse_what_is_read(output: Path, replaced: Sequence[Path], raster: Raster) -> None:
+    """Raise UsageError where the input is read from a file that an output replaces: a part, or a world file, say."""
     for file in map(file_behind, raster.facts.read_from):
-        if file is not None and target.exists() and target.samefile(file):
-            raise UsageError(f"{target} is a part of the input {raster.facts.name}: give the output another name.")
+        for name in replaced:
+            if file is not None and name.exists() and name.samefile(file):
+                with_it = "" if name == output else f", which goes with {output},"
+                raise UsageError(
+                    f"{name}{with_it} is a part of the input {raster.facts.name}: give the output another name."
+                )
 
 
 def _was_left_by_a_stopped_run(target: Path) -> bool:
