@@ -1,6 +1,8 @@
 """`import repmamba`: what it offers, and that version, metadata and CHANGELOG agree."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -15,6 +17,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def test_every_name_of_the_front_door_opens(name: str):
     assert getattr(repmamba, name) is not None
     assert name in dir(repmamba)
+
+
+def test_the_errors_are_there_before_anything_else_is_imported():
+    code = "import repmamba; print(repmamba.errors.RepmambaError.__name__)"
+    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert process.stdout.strip() == "RepmambaError", process.stderr
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -1,10 +1,13 @@
 """repmamba: super-resolution of satellite and aerial scenes with Rep-Mamba.
 
-The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor rasterio.
+The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor rasterio; errors,
+which import nothing, are there at once.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from repmamba import errors
 
 __version__ = "0.1.0"
 
@@ -13,12 +16,15 @@ _HOME = {  # name -> the module it lives in
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
     "fuse": "repmamba.network.fusion",
+    "from_pretrained": "repmamba.network.checkpoint",
+    "save_pretrained": "repmamba.network.checkpoint",
 }
 
-__all__ = ["Upscaler", "__version__", "fuse", "load", "upscale_file"]
+__all__ = ["Upscaler", "__version__", "errors", "from_pretrained", "fuse", "load", "save_pretrained", "upscale_file"]
 
 if TYPE_CHECKING:
     from repmamba.inference.upscaler import Upscaler, load
+    from repmamba.network.checkpoint import from_pretrained, save_pretrained
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
 

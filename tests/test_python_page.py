@@ -1,0 +1,71 @@
+"""docs/python.md: its examples run, in their order, and its tables have every argument there is."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+import repmamba
+from repmamba.scene.arguments import KINDS
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "python.md").read_text("utf-8")
+
+
+@pytest.fixture
+def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that the page names, and a hub that has its repository."""
+    from repmamba.network.config import NetworkConfig
+    from repmamba.network.repmamba import RepMamba
+
+    network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+    folder = repmamba.save_pretrained(network, tmp_path / "on the hub")
+    (tmp_path / "mine.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
+    numbers = np.random.default_rng(0).integers(0, 4000, (4, 40, 60)).astype(np.uint16)
+    numbers[:, :5, :5] = 0
+    place = {"crs": "EPSG:32633", "transform": from_origin(500000, 4100000, 10, 10), "nodata": 0}
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", driver="GTiff", count=4, height=40, width=60, dtype="uint16", **place
+    ) as scene:
+        scene.write(numbers)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("where_the_examples_run")
+def test_the_examples_run_one_after_the_other():
+    pytest.importorskip("rioxarray")
+    names: dict[str, object] = {}
+    for example in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
+        exec(example, names)
+    assert isinstance(names["masked"], np.ma.MaskedArray)
+    for result in ("scene_x4.tif", "part.cog.tif", "from_xarray.tif", "ours/model.safetensors"):
+        assert Path(result).is_file()
+
+
+def arguments_in(section: str) -> set[str]:
+    """What the tables of a section have in their first column."""
+    text = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (found,) = [part for part in text if part.startswith(section)]
+    rows = re.findall(r"^\| (`[^|]*) \|", found, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_tables_have_every_argument_and_no_other():
+    def of(function: Callable[..., object], *, but: set[str]) -> set[str]:
+        return set(inspect.signature(function).parameters) - but
+
+    assert arguments_in("Weights: load") == of(repmamba.load, but=set())
+    assert arguments_in("Arrays: Upscaler.upscale") == of(repmamba.Upscaler.upscale, but={"self", "array"})
+    of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})
+    assert arguments_in("Files: upscale_file") == of_files | set(KINDS)
+
+
+def test_the_page_names_every_name_of_the_front_door_and_every_error():
+    errors = {name for name, found in vars(repmamba.errors).items() if isinstance(found, type)}
+    for name in {*repmamba.__all__, *errors} - {"__version__"}:
+        assert f"`{name}`" in PAGE, name
