@@ -55,6 +55,27 @@ def test_backend_agrees_with_the_definition_at_one_step_around_a_segment_and_at_
     assert_backend_is_the_definition(backend, map_case(1, 8, *size, 1), torch.float32)
 
 
+@pytest.mark.parametrize("backend", FASTER)
+def test_second_derivatives_are_refused_rather_than_wrong(backend, map_case):
+    inputs = [x.float().requires_grad_() for x in map_case(1, 8, 3, 4, 1)]
+    gradients = torch.autograd.grad(scan_map(*inputs, backend=backend).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|no autograd formula"):
+        gradients[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", FASTER)
+def test_what_torch_makes_by_default_changes_nothing(backend, map_case):
+    inputs = [x.float() for x in map_case(1, 8, 3, 4, 1)]
+    expected = scan_map(*inputs, backend=backend)
+    with torch.device("meta"):
+        assert torch.equal(scan_map(*inputs, backend=backend), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(scan_map(*inputs, backend=backend), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", FASTER)
 def test_backend_agrees_with_the_definition_where_decays_vanish_and_where_they_are_one(backend, dtype, map_case):

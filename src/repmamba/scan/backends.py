@@ -5,20 +5,16 @@ REPMAMBA_SCAN, puts another one first. One that cannot serve (another device, or
 next, with one BackendFallback warning for each reason in the life of the process.
 """
 
-import builtins
-import importlib
-import math
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from repmamba.errors import BackendFallback, UsageError
+from repmamba.errors import UsageError
+from repmamba.scan.compiled import CACHE_ADVICE, in_words, start, warn_once
 
 VARIABLE = "REPMAMBA_SCAN"
 
@@ -72,7 +68,6 @@ BACKENDS = (  # in order of preference
 )
 
 _LOADED: dict[str, Loaded] = {}  # those that have started
-_PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
 
 
 def choose(device: torch.device, requested: str | None = None) -> Loaded:
@@ -88,7 +83,7 @@ def choose(device: torch.device, requested: str | None = None) -> Loaded:
 def _name(device: str, requested: str | None) -> str:
     loaded, _, failures = _first_that_serves(device, _wanted(requested))
     for failure in failures:
-        _warn_once(f"{failure} The scan runs on '{loaded.backend.name}' instead.")
+        warn_once(f"{failure} The scan runs on '{loaded.backend.name}' instead.")
     return loaded.backend.name
 
 
@@ -141,33 +136,10 @@ def _first_that_serves(device: str, wanted: tuple[str | None, str]) -> tuple[Loa
 def _start(backend: Backend) -> Loaded | str:
     """The backend's functions, or why it cannot start. Asked once in a process."""
     try:
-        with _plain_builtins():
-            module = importlib.import_module(backend.module)
-            if hasattr(module, "start"):
-                module.start()
+        module = start(backend.module)
     except Exception as fault:  # whatever a compiler or a missing library raises, the next backend works
-        reason = " ".join(str(fault).split()) or "no reason given"
-        return f"The scan '{backend.name}' cannot start ({type(fault).__name__}: {reason})."
+        advice = f" {CACHE_ADVICE}" if backend.name == "numba" and not isinstance(fault, ImportError) else ""
+        return f"The scan '{backend.name}' cannot start ({in_words(fault)}).{advice}"
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)
     return _LOADED[backend.name]
-
-
-@contextmanager
-def _plain_builtins() -> Iterator[None]:
-    """Python's own min, max and pow. torch.export replaces them while it traces, and a scan may be first used there:
-    numba, imported in the middle of it, would take the replacements for what it has to compile.
-    """
-    found = [getattr(module, name) for module, name, _ in _PLAIN]
-    for module, name, plain in _PLAIN:
-        setattr(module, name, plain)
-    try:
-        yield
-    finally:
-        for (module, name, _), replaced in zip(_PLAIN, found, strict=True):
-            setattr(module, name, replaced)
-
-
-@cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, BackendFallback, stacklevel=2)

@@ -209,7 +209,7 @@ def _in_threads(way: str, units: int, problem: _Problem, outputs: list[np.ndarra
     size = _kernels().scratch_size(problem.rank)
 
     def run(first: int, last: int) -> None:
-        kernel(first, last, *arguments, _array(torch.empty(size, dtype=problem.u.dtype)))
+        kernel(first, last, *arguments, _array(problem.u.new_empty(size)))
 
     bounds = [units * thread // threads for thread in range(threads + 1)]
     others = [_pool(os.getpid()).submit(run, *span) for span in pairwise(bounds[1:])] if threads > 1 else []

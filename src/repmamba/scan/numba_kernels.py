@@ -27,11 +27,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and vector code runs compiled or not at all")
 
 STATE = 16
 AT_ONCE = 4  # blocks that go through a segment after one another
@@ -67,9 +70,13 @@ HAS_PAIRS = LANES == AVX512_LANES and "+avx512bf16" in FEATURES
 VERSION = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=4).hexdigest()
 
 
-def under_the_name_of_this_version(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, named so that numba's cache keeps what is compiled of it apart for every version of this file."""
-    function.__qualname__ += f"_with_vectors_{VERSION}"
+def under_the_name_of_this_version(function: Callable[..., Any], *constants: object) -> Callable[..., Any]:
+    """The function, named so that numba's cache keeps what is compiled of it apart for every version of this file.
+
+    constants: what the compiled code holds of still other files.
+    """
+    of_others = hashlib.blake2b(repr(constants).encode(), digest_size=4).hexdigest()
+    function.__qualname__ += f"_with_vectors_{VERSION}_{of_others}"
     return function
 
 
