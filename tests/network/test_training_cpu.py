@@ -134,7 +134,10 @@ def test_the_number_of_threads_changes_no_bit_of_what_the_passes_compute() -> No
             assert (other - found[0][name]).abs().max() <= bound, name
 
 
-@pytest.mark.parametrize("why", ["no Numba", "evaluation", "float64", "synchronised statistics", "float16"])
+REASONS = ("no Numba", "evaluation", "float64", "synchronised statistics", "float16", "frozen statistics", "a hook")
+
+
+@pytest.mark.parametrize("why", REASONS)
 def test_torchs_own_operations_run_where_the_passes_do_not_serve(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
     assert training_cpu.serves(x, rmb)
@@ -147,10 +150,66 @@ def test_torchs_own_operations_run_where_the_passes_do_not_serve(why: str, monke
             rmb, x = rmb.double(), x.double()
         elif why == "synchronised statistics":
             setattr(rmb, "bn", nn.SyncBatchNorm(8))  # noqa: B010  # of another type, as conversion does
+        elif why == "frozen statistics":
+            rmb.bn.eval()
+        elif why == "a hook":
+            rmb.ss2d.out_norm.register_full_backward_hook(lambda *arguments: None)
         assert not training_cpu.serves(x, rmb)
     if why == "no Numba":
         rmb(x).sum().backward()
         assert all(parameter.grad is not None for parameter in rmb.parameters())
+
+
+def test_frozen_statistics_stay_and_are_what_is_normalised_by() -> None:
+    rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
+    for norm in rmb.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            norm.running_mean.uniform_(-1, 1)
+            norm.eval()
+    expected, before = copy.deepcopy(rmb).eval()(x), copy.deepcopy(rmb.state_dict())
+    assert close(rmb(x), expected.double(), 1e-6)
+    assert all(torch.equal(values, before[name]) for name, values in rmb.state_dict().items())
+
+
+def test_hooks_of_all_layers_of_a_block_are_called() -> None:
+    block, called = LPFM(NetworkConfig()).train(), set()
+    for name, part in block.named_modules():
+        part.register_forward_hook(lambda *arguments, name=name: called.add(name))
+    block(torch.rand(2, WIDTH, 4, 4))
+    assert called > {"norm", "ffn", "ffn.dw5x5", "cssp.m8.norm", "cssp.m8.ss2d.conv.inner_bn", "cssp.m64.bn"}
+    only_norm = LPFM(NetworkConfig()).train()
+    only_norm.norm.register_forward_hook(lambda *arguments: called.clear())
+    only_norm(torch.rand(2, WIDTH, 4, 4))
+    assert not called
+
+
+@pytest.mark.parametrize("module", [RMB(WIDTH), LPFM(NetworkConfig())], ids=["RMB", "LPFM"])
+def test_second_derivatives_are_refused_rather_than_wrong(module: nn.Module) -> None:
+    x = torch.randn(2, WIDTH, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module.train()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("default", ["type", "device"])
+def test_what_torch_makes_by_default_changes_nothing(default: str) -> None:
+    torch.manual_seed(0)
+    block, (x, gradient) = LPFM(NetworkConfig()), maps(2, WIDTH, 4, 14)
+    shake(block)
+    found = []
+    for changed in (True, False):
+        x.grad = None
+        torch.set_default_dtype(torch.float64 if changed and default == "type" else torch.float32)
+        try:
+            with torch.device("meta" if changed and default == "device" else "cpu"):
+                result = block(x)
+                result.backward(gradient)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert x.grad is not None
+        found.append((result, x.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_hidden_width_that_does_not_fill_registers_trains() -> None:

@@ -62,7 +62,7 @@ class LPFM(nn.Module):
         """t and result: (B, 64, H, W)."""
         a = t + self.cssp(t)
         ffn = self.ffn
-        if training_cpu.serves(a, ffn) and ffn.fc1.out_features % training_cpu.LANES == 0:
+        if training_cpu.serves(a, self.norm, ffn) and ffn.fc1.out_features % training_cpu.LANES == 0:
             return training_cpu.feed_forward(a, self.norm, ffn.fc1, ffn.dw5x5, ffn.fc2)
         result: Tensor = a + to_map(ffn(self.norm(to_tokens(a))))
         return result

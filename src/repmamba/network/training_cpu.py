@@ -4,7 +4,7 @@ In torch each operation of a block reads and writes a whole map, and again on th
 that. Here what lies between two matrix products, or between a product and the scan, is one compiled pass
 (training_numba.py), and the gradient of each function is written out beside it. The network asks `serves` and takes
 torch's own operations where that says no: off the CPU, in other types than float32 and bfloat16 under autocast, in
-evaluation mode, and without Numba. The numbers are the same.
+evaluation mode, with statistics that are frozen, with hooks, and without Numba. The numbers are the same.
 
 A working map is one that enters or leaves a matrix product: bfloat16 under autocast, float32 otherwise. All other maps
 are float32, and the coefficients of the normalisations float64.
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -24,8 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from repmamba.network.onlookers import hooked, watched
 from repmamba.network.repconv import RepConv, to_map, to_tokens
+from repmamba.scan.compiled import started
 
 Array = NDArray[Any]
 Gradients = tuple[Tensor | None, ...]
@@ -36,19 +38,21 @@ LANES = 8
 """The passes take maps with a multiple of so many channels."""
 
 
-def serves(x: Tensor, module: nn.Module) -> bool:
-    """Whether the passes below may compute a module of the network on this map (B, C, H, W), C that of the module."""
+def serves(x: Tensor, *modules: nn.Module) -> bool:
+    """Whether the passes below may compute modules of the network on this map (B, C, H, W), C that of the modules."""
+    parts = [part for module in modules for part in module.modules()]
     return (
-        module.training
+        all(module.training for module in modules)
         and x.device.type == "cpu"
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _working() == torch.bfloat16))
         and (not torch.is_autocast_enabled("cpu") or _working() == torch.bfloat16)
-        and not torch.compiler.is_compiling()
+        and not watched()
         and x.shape[1] % LANES == 0
-        and all(parameter.dtype == torch.float32 for parameter in module.parameters())
+        and all(parameter.dtype == torch.float32 for module in modules for parameter in module.parameters())
+        and not any(hooked(part) for part in parts)
         and all(
-            type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.affine
-            for norm in module.modules()
+            type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.affine
+            for norm in parts
             if isinstance(norm, nn.modules.batchnorm._BatchNorm)
         )
         and _kernels() is not None
@@ -107,20 +111,21 @@ class _Enter(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens = _tokens(v)
         *shape, width = tokens.shape
-        n = torch.empty(*shape, width, dtype=_working())
+        n = tokens.new_empty(tokens.shape, dtype=_working())
         _run("normalise", tokens, _rows(scale, shift), n)
         xz = _product(n, in_proj.t())
         x, z = xz.tensor_split(2, dim=-1)
         branches = _Branches.of(x, conv)
-        s = torch.empty(*shape, 2 * width)
+        s = tokens.new_empty(*shape, 2 * width)
         _run("convolve_silu", x, _nothing(x), *branches.folded(), s)
-        pooled = torch.empty(shape[0], shape[1] // 2, shape[2] // 2, width)
+        pooled = tokens.new_empty(shape[0], shape[1] // 2, shape[2] // 2, width)
         _run("pool", s[..., :width], pooled)
         ctx.save_for_backward(v, scale, shift, in_proj, n, xz)
         ctx.branches = branches
         return v, s, to_map(pooled), z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         v, scale, shift, in_proj, n, xz = ctx.saved_tensors
         branches: _Branches = ctx.branches
@@ -134,7 +139,7 @@ class _Enter(torch.autograd.Function):
         dxz[..., 2 * width :] = dz
 
         dn = _product(dxz, in_proj)
-        dv = torch.empty(n.shape)
+        dv = v.new_empty(n.shape)
         found = np.empty((len(v), 2, width))
         _run("normalise_back", _tokens(v), _rows(scale, shift), dn, _tokens(direct), dv, found)
         dscale, dshift = found.sum(0)
@@ -171,19 +176,20 @@ class _Leave(torch.autograd.Function):
         projected = _product(gated, out_proj.t())
 
         outlet = _Outlet.of(_tokens(v), projected, dw1x1, bn)
-        result = torch.empty(projected.shape)
+        result = v.new_empty(projected.shape)
         _run("sum_scale", _tokens(v), projected, outlet.affine(bn_bias), result)
         ctx.save_for_backward(v, s, z, scale, shift, out_proj, merged, gated, projected)
         ctx.branches, ctx.outlet = branches, outlet
         return to_map(result)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         v, s, z, scale, shift, out_proj, merged, gated, projected = ctx.saved_tensors
         branches: _Branches = ctx.branches
         outlet: _Outlet = ctx.outlet
         batch, width, height, columns = v.shape
-        dv, dprojected = torch.empty(projected.shape), torch.empty_like(projected)
+        dv, dprojected = v.new_empty(projected.shape), torch.empty_like(projected)
         dgain, dbn_weight, dbn_bias = outlet.gradients(_tokens(v), projected, _tokens(gradient), dv, dprojected)
 
         dgated = _product(dprojected, out_proj)
@@ -192,7 +198,7 @@ class _Leave(torch.autograd.Function):
         _run("gate_back", merged, _rows(scale, shift), z, dgated, dz, ds, found)
         dscale, dshift = found.sum(0)
 
-        dscanned, dpooled = (torch.empty(batch, height // 2, columns // 2, width) for _ in range(2))
+        dscanned, dpooled = (v.new_empty(batch, height // 2, columns // 2, width) for _ in range(2))
         _run("merge_back", ds[..., :width], dscanned, dpooled)
         high, dhigh = s[..., width:], ds[..., width:]
         sums = branches.sums("gradient_sums", high, dhigh)
@@ -220,18 +226,19 @@ class _FeedForward(torch.autograd.Function):
         bias2: Tensor,
     ) -> Tensor:
         tokens = _tokens(a)
-        n = torch.empty(tokens.shape, dtype=_working())
+        n = tokens.new_empty(tokens.shape, dtype=_working())
         _run("normalise", tokens, _rows(scale, shift), n)
         x = _product(n, weight1.t())
         convolved, h = torch.empty_like(x), torch.empty_like(x)
         _run("feed", x, _rows(bias1), _taps(weight5), _rows(bias5), convolved, h)
         added = _product(h, weight2.t())
-        result = torch.empty(tokens.shape)
+        result = tokens.new_empty(tokens.shape)
         _run("sum_scale", tokens, added, _rows(torch.ones_like(bias2), bias2), result)
         ctx.save_for_backward(a, scale, shift, weight1, bias1, weight5, weight2, n, x, convolved, h)
         return to_map(result)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         a, scale, shift, weight1, bias1, weight5, weight2, n, x, convolved, h = ctx.saved_tensors
         direct = _tokens(gradient)
@@ -242,7 +249,7 @@ class _FeedForward(torch.autograd.Function):
         _run("feed_back", x, _rows(bias1), _taps(weight5), convolved, dh, dx, taps, biases)
         dbias5, dbias1 = biases.sum(0)
 
-        da, found = torch.empty(n.shape), np.empty((batch, 2, n.shape[3]))
+        da, found = a.new_empty(n.shape), np.empty((batch, 2, n.shape[3]))
         _run("normalise_back", _tokens(a), _rows(scale, shift), _product(dx, weight1), direct, da, found)
         dscale, dshift = found.sum(0)
         return (
@@ -346,7 +353,7 @@ class _Branches:
 
         taps = np.empty((len(x), 9, x.shape[3]))
         _run("branches_back", x, _nothing(x), self.weight, gradient, _float32(*dy, *(k * du)), dx, taps)
-        nothing = torch.zeros(len(k))  # the outer normalisation takes both biases out with the mean
+        nothing = _parameter(np.zeros(len(k)))  # the outer normalisation takes both biases out with the mean
         return (
             _parameter(taps.sum(0).T).view(-1, 1, 3, 3),
             _parameter(sum_dux).view(-1, 1, 1, 1),
@@ -462,7 +469,7 @@ def _array(tensor: Tensor) -> Array:
 
 @cache
 def _zeros(columns: int, channels: int, dtype: torch.dtype) -> Array:
-    return _seen(torch.zeros(columns, channels, dtype=dtype))
+    return _seen(torch.zeros(columns, channels, dtype=dtype, device="cpu"))
 
 
 def _nothing(x: Tensor) -> Array:
@@ -498,9 +505,5 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-training")
 
 
-@cache
 def _kernels() -> ModuleType | None:
-    try:
-        return import_module("repmamba.network.training_numba")
-    except ImportError:
-        return None
+    return started("repmamba.network.training_numba", "training")

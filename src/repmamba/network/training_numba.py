@@ -704,10 +704,15 @@ def _kernel(arguments: str) -> Callable[[Callable[..., None]], Callable[..., Non
     f float32, d float64."""
 
     def enter(function: Callable[..., None]) -> Callable[..., None]:
-        _KERNELS[function.__name__] = under_the_name_of_this_version(function), arguments
+        _KERNELS[function.__name__] = under_the_name_of_this_version(function, EPS), arguments
         return function
 
     return enter
+
+
+def start() -> None:
+    """Compile a kernel, or load it from numba's cache. Raises whatever stands in the way."""
+    kernel("normalise", half=False)
 
 
 @cache
