@@ -1,6 +1,7 @@
 """The compiled passes of the fused network against its own operations in torch, which are what fusion.py says."""
 
 import copy
+import gc
 import threading
 import time
 import weakref
@@ -11,12 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis.strategies import integers, sampled_from
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from repmamba.network import inference_cpu, inference_stages
 from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
+from repmamba.network.fusion import ShiftedNorm, fuse
 from repmamba.network.repmamba import RepMamba
+from repmamba.scan.backends import VARIABLE
+from repmamba.scan.numba_kernels import under_the_name_of_this_version
 
 CONFIGS = (
     NetworkConfig(depths=(1,)),
@@ -142,6 +146,20 @@ def test_changed_weights_are_seen(shaken, monkeypatch):
     fused.load_state_dict(fuse(shaken(CONFIGS[0])).state_dict())
     with torch.no_grad():
         assert torch.equal(fused(image), before)
+    for values in [*fused.parameters(), *fused.buffers()]:
+        values.data.mul_(0.9)  # which no version of theirs tells
+    with torch.no_grad():
+        assert torch.equal(fused(image), after)
+
+
+def test_changed_weights_that_have_no_versions_are_seen(shaken):
+    image = torch.rand(1, 3, 6, 10)
+    with torch.inference_mode():
+        fused, other = (fuse(shaken(CONFIGS[0], seed=seed)) for seed in (0, 1))
+        before, expected = fused(image), other(image)
+        fused.load_state_dict(other.state_dict())
+        assert torch.equal(fused(image), expected)
+    assert not torch.allclose(before, expected)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -155,6 +173,9 @@ def test_what_is_watched_or_of_another_kind_runs_in_torch(shaken, passes):
     with torch.no_grad():
         torch.jit.trace(fused, (image,), check_trace=False)
         copy.deepcopy(fused).double()(image.double())
+        of_others = copy.deepcopy(fused)
+        of_others.groups[0].blocks[0].ffn.fc1.__class__ = Linear
+        of_others(image)
     for changed in (fused.groups[0].conv, fused):
         hook = changed.register_forward_hook(lambda *arguments: None)
         with torch.no_grad():
@@ -164,6 +185,52 @@ def test_what_is_watched_or_of_another_kind_runs_in_torch(shaken, passes):
     with torch.no_grad():
         fused(image)
     assert passes
+
+
+class Linear(nn.Linear):
+    """A layer of somebody else, as quantisation puts in the place of torch's."""
+
+
+def test_transforms_of_torch_see_its_own_operations(shaken):
+    fused, image = fuse(shaken(CONFIGS[0])), torch.rand(1, 3, 4, 6)
+    served = []
+
+    def seen(image: Tensor) -> Tensor:
+        served.append(inference_cpu.serves(fused, image))
+        return image
+
+    torch.func.vmap(seen)(image[None])
+    torch.func.jvp(seen, (image,), (image,))
+    with forward_ad.dual_level():
+        seen(forward_ad.make_dual(image, image))
+    assert served == [False] * 3
+
+
+def test_an_image_that_is_negative_by_a_bit_alone_is_seen_so(shaken):
+    fused, image = fuse(shaken(CONFIGS[0])), torch.complex(torch.zeros(1, 3, 4, 6), torch.rand(1, 3, 4, 6)).conj().imag
+    assert image.is_neg()
+    with torch.no_grad():
+        assert torch.equal(fused(image), fused(image.resolve_neg()))
+
+
+@pytest.mark.parametrize("default", ["type", "device"])
+def test_what_torch_makes_by_default_changes_nothing(shaken, default):
+    fused, image = fuse(shaken(CONFIGS[0])), torch.rand(1, 3, 4, 6)
+    torch.set_default_dtype(torch.float64 if default == "type" else torch.float32)
+    try:
+        with torch.device("meta" if default == "device" else "cpu"), torch.no_grad():
+            result = fused(image)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        assert torch.equal(result, fused(image))
+
+
+def test_where_another_scan_is_chosen_no_kernels_are_loaded(shaken, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "chunked")
+    monkeypatch.setattr(inference_cpu, "_kernels", lambda: pytest.fail("They take time to compile."))
+    with torch.no_grad():
+        fuse(shaken(CONFIGS[0]))(torch.rand(1, 3, 4, 6))
 
 
 def test_another_scan_is_called_by_torch(shaken, passes):
@@ -222,6 +289,26 @@ def test_a_failure_in_another_thread_is_raised_and_not_waited_for(shaken, monkey
         assert fused(image).isfinite().all()
 
 
+def test_an_interrupted_call_ends_when_no_thread_writes_into_its_maps_any_more(shaken, monkeypatch):
+    fused = fuse(shaken(CONFIGS[0]))
+    torch.set_num_threads(2)
+    caller, begun, ended = threading.get_ident(), threading.Event(), []
+
+    def interrupted(*arguments):
+        if threading.get_ident() == caller:
+            begun.wait()
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.1)
+        ended.append(True)
+
+    monkeypatch.setattr(inference_stages, "_share", interrupted)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        fused(torch.rand(1, 3, 70, 70))
+    assert ended == [True]
+    assert not inference_cpu._memory.passes
+
+
 def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
     fused = fuse(shaken(CONFIGS[0]))
     image = torch.rand(1, 3, 70, 70)
@@ -266,7 +353,7 @@ def test_a_product_of_pairs_is_that_of_the_rounded_factors(inputs, outputs):
 
     if not kernels.HAS_PAIRS:  # then there is nothing to multiply pairs, and bfloat16 is left to torch
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-            assert not inference_cpu.serves(torch.zeros(1, 3, 4, 4))
+            assert not inference_cpu.serves(fuse(RepMamba(CONFIGS[0])), torch.zeros(1, 3, 4, 4))
         return
     x, weight, result = torch.randn(13, inputs), torch.randn(inputs, outputs), torch.empty(13, outputs)
     pairs = inference_cpu._pairs(weight.numpy())
@@ -316,6 +403,46 @@ def test_kernels_with_vector_code_of_another_file_are_cached_under_its_version()
     named = {kernel.__name__: kernel.py_func.__qualname__ for kernel in compiled if kernel.__name__ not in plain}
     assert set(named) > {"front", "tail", "feed_forward", "convolution", "first_convolution", "product", "claimed"}
     assert [name for name, full in named.items() if VERSION not in full] == []
+
+
+def test_constants_of_other_files_are_in_the_name_of_what_is_cached():
+    names = []
+    for constant in (1e-5, 1e-6):
+
+        def kernel() -> None:
+            """Nothing."""
+
+        names.append(under_the_name_of_this_version(kernel, constant).__qualname__)
+    assert len(set(names)) == 2
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_width_that_is_normalised_has_its_code(config):
+    from repmamba.network import inference_numba as kernels
+
+    fused = fuse(RepMamba(config))
+    widths = {norm.width for norm in fused.modules() if isinstance(norm, ShiftedNorm)}
+    widths |= {norm.normalized_shape[0] for norm in fused.modules() if isinstance(norm, nn.LayerNorm)}
+    assert widths <= set(kernels.WIDTHS)
+
+
+def test_maps_go_with_their_network(shaken):
+    fused = fuse(shaken(CONFIGS[0]))
+    with torch.no_grad():
+        fused(torch.rand(1, 3, 6, 10))
+    (_, passes), *others = inference_cpu._memory.passes.values()
+    there = weakref.ref(passes)
+    assert others == []
+    del passes, fused
+    gc.collect()
+    assert there() is None
+
+
+def test_many_maps_do_not_stay_until_the_next_call(shaken, monkeypatch):
+    monkeypatch.setattr(inference_cpu, "LARGEST_KEPT", 1000)
+    with torch.no_grad():
+        fuse(shaken(CONFIGS[0]))(torch.rand(1, 3, 6, 10))
+    assert not inference_cpu._memory.passes
 
 
 def test_what_one_shape_took_is_given_back_before_another_takes_its_own(monkeypatch):

@@ -4,20 +4,20 @@ Between two layers of a block there is little arithmetic and much memory: in tor
 whole map. Here an RMB is two passes with the scan between them, a ConvFFN one, and a 3x3 convolution one
 (inference_numba.py). The modules of fusion.py write down their passes (`Passes`) beside their operations of torch, and
 what was written down for a shape is run again and again by threads of our own (inference_stages.py). `compute` says
-no, and the operations of torch are taken: while gradients are wanted or a program is traced, with hooks, in other types
-than float32, on other devices, with another scan, and without Numba.
+no, and the operations of torch are taken: while gradients are wanted or a program is traced, with hooks, with parts of
+somebody else, in other types than float32, on other devices, with another scan, and without Numba.
 
 Under torch's autocast to bfloat16 the factors of the large matrix products are rounded to it, two to a number, and all
 else stays float32: where the processor multiplies such pairs (avx512_bf16), and by operations of torch elsewhere.
 
 Threads: as many as torch.get_num_threads() says, or `share_passes`; the result is the same, bit by bit, for any number.
 No operation of torch runs meanwhile: its threads would keep the cores for a while after each. Maps and scratch are kept
-from call to call, one set for each thread that calls: allocated anew, their page faults would cost a third of the time.
+from call to call, for each thread those of its last shape: allocated anew, their page faults would cost a third of the
+time.
 """
 
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.inference_stages import Stage, run
+from repmamba.network.onlookers import hooked, watched
 from repmamba.scan.backends import choose
+from repmamba.scan.compiled import started
 
 Array = NDArray[np.float32]
 """A map, (pixels, channels): the pixels of all images of a batch, row by row; channels side by side."""
@@ -40,8 +42,8 @@ Array = NDArray[np.float32]
 WORK_FOR_THREADS = 1 << 14
 """Numbers of a map below which a second thread costs more than it saves."""
 
-LARGEST_KEPT = 1 << 26
-"""Numbers of a map that is kept from call to call; a larger one goes back when its call ends."""
+LARGEST_KEPT = 1 << 28
+"""Numbers of all maps of a shape that are kept from call to call, of 750 x 750 pixels, say; more go back at its end."""
 
 SCAN = "numba"
 """The backend of the scan that the passes call."""
@@ -78,24 +80,23 @@ def compute(network: Folded, image: Tensor) -> Tensor | None:
     with H' and W' the even numbers from H and W on.
     """
     assert isinstance(network, nn.Module)
-    if not serves(image):
+    if not serves(network, image) or (state := _state(network)) is None:
         return None
-    state = _state(network)
-    if state is None or any(choose(image.device, name).backend.name != SCAN for name in _scans(network)):
-        return None
-    in_pairs = torch.is_autocast_enabled("cpu")
-    threads = getattr(_memory, "threads", None) or torch.get_num_threads()
+    threads, in_pairs = _memory.threads or torch.get_num_threads(), torch.is_autocast_enabled("cpu")
     key = (state, tuple(image.shape), threads, in_pairs)
-    known: tuple[Any, Any, Passes] | None = getattr(_memory, "passes", None)
-    if known is None or known[0]() is not network or known[1] != key:
-        known = _memory.passes = None  # what another shape took is given back before this one takes its own
+    # Taken out while they run: what is left in the middle is not run again.
+    known = _memory.passes.pop(network, None)
+    if known is None or known[0] != key:
+        known = None  # what another shape took is given back before this one takes its own
+        _memory.passes.clear()
         passes = Passes(image, threads, in_pairs=in_pairs)
         network.write(passes)
-        if passes.kept:
-            _memory.passes = weakref.ref(network), key, passes
     else:
-        passes = known[2]
-    return passes.run(image)
+        passes = known[1]
+    result = passes.run(image)
+    if passes.kept:
+        _memory.passes[network] = key, passes
+    return result
 
 
 def share_passes(threads: int) -> None:
@@ -103,37 +104,27 @@ def share_passes(threads: int) -> None:
     _memory.threads = threads
 
 
-def serves(image: Tensor) -> bool:
-    """Whether compiled passes may compute on this image, as things are."""
+def serves(network: nn.Module, image: Tensor) -> bool:
+    """Whether compiled passes may compute on this image, as things are; what is in the network, `_state` looks at."""
+    autocast = torch.is_autocast_enabled("cpu")
     return (
-        not _watched()
+        not watched()
         and type(image) in (Tensor, nn.Parameter)
         and image.device.type == "cpu"
         and image.dtype == torch.float32
         and not (torch.is_grad_enabled() and image.requires_grad)
+        and (not autocast or torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        and all(choose(image.device, name).backend.name == SCAN for name in _scans(network))
         and (kernels := _kernels()) is not None
-        and (not torch.is_autocast_enabled("cpu") or (_autocasts_to_bfloat16() and kernels.HAS_PAIRS))
+        and (not autocast or kernels.HAS_PAIRS)
     )
 
 
-def _autocasts_to_bfloat16() -> bool:
-    return torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-
-def _watched() -> bool:
-    """Whether torch records operations: it compiles, exports or traces a program, or counts what is done."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
-def _state(network: nn.Module) -> tuple[object, ...] | None:
+def _state(network: nn.Module) -> int | None:
     """What changes when a weight does; None where passes do not do for a network in this state."""
-    found: list[object] = []
+    found: list[Tensor] = []
     for module in _parts(network):
-        if module._forward_hooks or module._forward_pre_hooks:
+        if not _is_known(type(module).__module__) or hooked(module):
             return None
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
@@ -143,10 +134,25 @@ def _state(network: nn.Module) -> tuple[object, ...] | None:
                 or tensor.device.type != "cpu"
                 or tensor.dtype != torch.float32
                 or (tensor.requires_grad and torch.is_grad_enabled())
+                or not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last))
             ):
                 return None
-            found.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
-    return tuple(found)
+            found.append(tensor)
+    return _digest(found)
+
+
+@cache
+def _is_known(file: str) -> bool:
+    """Whether modules of this Python file are ours or torch's plain ones; quantisation, say, has others."""
+    return file.startswith(("repmamba.", "torch.nn.modules."))
+
+
+def _digest(tensors: Iterable[Tensor]) -> int:
+    """Of what is in memory: the version of a tensor does not tell what was written past it, as through `.data`."""
+    kernels = _kernels()
+    assert kernels is not None, "serves() is asked first"
+    places = [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
+    return int(kernels.digest(np.array(places, np.int64).reshape(-1, 2)))
 
 
 def _scans(network: nn.Module) -> set[Any]:
@@ -173,14 +179,18 @@ class Passes:
         self.batch, bands, rows, columns = image.shape
         self.height, self.width = rows + rows % 2, columns + columns % 2
         self.threads, self.in_pairs = threads, in_pairs
-        self.kept = True
         self._stages: list[Stage] = []
         self._free: dict[tuple[int, int], list[Array]] = {}
-        self._maps = 0
+        self._numbers = 0
         self._result: tuple[int, ...] = ()
         self.image = self.map(bands)
 
     # Maps
+
+    @property
+    def kept(self) -> bool:
+        """Whether the maps stay from call to call."""
+        return self._numbers <= LARGEST_KEPT
 
     def map(self, channels: int, pixels: int | None = None) -> Array:
         """A map of undefined content, of all pixels unless told."""
@@ -188,9 +198,8 @@ class Passes:
         free = self._free.setdefault((pixels, channels), [])
         if free:
             return free.pop()
-        self.kept &= pixels * channels <= LARGEST_KEPT
-        self._maps += 1
-        return _buffer(f"map {self._maps}", pixels * channels).reshape(pixels, channels)
+        self._numbers += pixels * channels
+        return _empty(pixels * channels).reshape(pixels, channels)
 
     def free(self, *maps: Array) -> None:
         """Let maps be used again by what is written down later."""
@@ -295,7 +304,7 @@ class Passes:
 
     def _scan(self, module: FoldedRMB, pooled: Array, projected: Array, y: NDArray[np.float32]) -> None:
         scan = import_module("repmamba.scan.numba_cpu").map_pass
-        weights = (module.dt_weight, module.dt_bias, module.A, module.D)
+        weights = self._packed(module, _scan_weights)
         kernel, units, arguments, scratch = scan(pooled, projected, self.height // 2, self.width // 2, *weights, y)
         self._add(kernel, units, pooled.shape[1], arguments, scratch)
 
@@ -312,15 +321,15 @@ class Passes:
         """The result for an image of the shape that this was written down for."""
         rows, columns = image.shape[2:]
         seen = self.image.reshape(self.batch, self.height, self.width, -1)
-        seen[:, :rows, :columns] = image.detach().permute(0, 2, 3, 1).numpy()
+        seen[:, :rows, :columns] = image.detach().resolve_neg().permute(0, 2, 3, 1).numpy()
         seen[:, rows:, :columns] = seen[:, rows - 1 : rows, :columns]
         seen[:, :, columns:] = seen[:, :, columns - 1 : columns]
-        result = torch.empty(self._result)
+        result = torch.empty(self._result, dtype=image.dtype, device=image.device)
         *stages, last = self._stages
         shuffles = last.arguments[-1] is None
         if shuffles:
             last = replace(last, arguments=(*last.arguments[:-1], result.numpy()))
-        run((*stages, last), self.kernels, lambda size: _buffer("scratch", size))
+        run((*stages, last), self.kernels, _scratch)
         if shuffles:
             return result
         result.numpy()[:] = self._given.reshape(self._result)
@@ -358,6 +367,10 @@ def _rmb_weights(module: FoldedRMB, in_pairs: bool) -> dict[str, Array]:
         "out_bias": _whole_registers(_row(module.out_proj.bias)),
         "gain": _row(module.gain),
     }
+
+
+def _scan_weights(module: FoldedRMB, in_pairs: bool) -> tuple[Tensor, ...]:
+    return tuple(weight.detach().clone() for weight in (module.dt_weight, module.dt_bias, module.A, module.D))
 
 
 def _ffn_weights(ffn: ConvFFN, in_pairs: bool) -> tuple[Array, ...]:
@@ -426,7 +439,7 @@ def _bias(conv: nn.Conv2d) -> Array:
 
 def _row(values: Tensor | None) -> Array:
     assert values is not None, "every folded layer has its bias"
-    return values.detach().reshape(1, -1).contiguous().numpy()
+    return _aligned(values.detach().numpy().reshape(1, -1))
 
 
 @cache
@@ -450,19 +463,17 @@ def _everywhere_zero(pixels: int, channels: int) -> Array:
 
 
 Packing = Callable[[Any, bool], Any]
-_packings: "WeakKeyDictionary[nn.Module, tuple[object, Any]]" = WeakKeyDictionary()
+_packings: "WeakKeyDictionary[nn.Module, dict[Packing, tuple[tuple[bool, int], Any]]]" = WeakKeyDictionary()
 
 
 def _packed(module: object, pack: Packing, in_pairs: bool) -> Any:
-    """The weights of a module for its passes, made again when one of them has changed."""
+    """The weights of a module for its passes, all of them copies, made again when one of them has changed."""
     assert isinstance(module, nn.Module)
-    tensors = [*module.parameters(), *module.buffers()]
-    versions = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    state = (in_pairs, *versions)
-    known = _packings.get(module)
+    state = in_pairs, _digest([*module.parameters(), *module.buffers()])
+    packings = _packings.setdefault(module, {})
+    known = packings.get(pack)
     if known is None or known[0] != state:
-        known = state, pack(module, in_pairs)
-        _packings[module] = known
+        known = packings[pack] = state, pack(module, in_pairs)
     return known[1]
 
 
@@ -470,19 +481,6 @@ def _packed(module: object, pack: Packing, in_pairs: bool) -> Any:
 
 ALIGNMENT = 64
 """Bytes: a register of AVX-512 and a line of the cache; a load across two lines takes twice the time."""
-
-_memory = threading.local()
-
-
-def _buffer(name: str, count: int) -> Array:
-    """Uninitialised memory of the calling thread, the same at every call of the name that it suffices for."""
-    if count > LARGEST_KEPT:
-        return _empty(count)
-    kept: Array | None = getattr(_memory, name, None)
-    if kept is None or kept.size < count:
-        kept = _empty(count)
-        setattr(_memory, name, kept)
-    return kept[:count]
 
 
 def _empty(count: int) -> Array:
@@ -497,6 +495,25 @@ def _aligned(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return copy
 
 
+class _Memory(threading.local):
+    """Of a thread: the passes of the network that it called last, which go with the network; scratch for any."""
+
+    def __init__(self) -> None:
+        self.passes: WeakKeyDictionary[nn.Module, tuple[object, Passes]] = WeakKeyDictionary()
+        self.scratch = _empty(0)
+        self.threads: int | None = None  # that share its passes, where not as many as torch's operations
+
+
+_memory = _Memory()
+
+
+def _scratch(count: int) -> Array:
+    """Uninitialised memory of the calling thread, the same at every call that it suffices for."""
+    if _memory.scratch.size < count:
+        _memory.scratch = _empty(count)
+    return _memory.scratch[:count]
+
+
 def _lanes() -> int:
     kernels = _kernels()
     assert kernels is not None
@@ -504,9 +521,5 @@ def _lanes() -> int:
     return lanes
 
 
-@cache
 def _kernels() -> ModuleType | None:
-    try:
-        return import_module("repmamba.network.inference_numba")
-    except ImportError:
-        return None
+    return started("repmamba.network.inference_numba", "inference")

@@ -20,8 +20,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH
+from repmamba.network.repconv import EPS
 from repmamba.scan.numba_kernels import (
     HAS_PAIRS,
+    I32,
     I64,
     LANES,
     LOG2_E,
@@ -33,8 +36,7 @@ from repmamba.scan.numba_kernels import (
     under_the_name_of_this_version,
 )
 
-EPS = 1e-5
-WIDTHS = (8, 16, 32, 64, 128)
+WIDTHS = tuple(sorted({times * width for width in (*RMB_WIDTHS, *SPLIT, WIDTH) for times in (1, 2)}))
 """Channels of what is normalised: a network's widths, and twice that."""
 
 REGISTERS = 24 if LANES == 16 else 12
@@ -505,6 +507,18 @@ def _seen(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
     return types.int64(counters, place), emit
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _bits(typing: Any, address: Any, place: Any) -> tuple[Any, Any]:
+    """Of the float32 that lies so many places behind an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, place = args
+        number = builder.gep(builder.inttoptr(address, I32.as_pointer()), [place])
+        return builder.zext(builder.load(number), I64)
+
+    return types.uint64(types.int64, types.int64), emit
+
+
 # Passes
 
 _COUNTERS = types.Array(types.int64, 1, "C")
@@ -519,7 +533,8 @@ def _once(*arguments: Any) -> Any:
 
 def _compiled_for(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     def compiled(function: Callable[..., Any]) -> Any:
-        return njit([signature], nogil=True, cache=True, **options)(under_the_name_of_this_version(function))
+        named = under_the_name_of_this_version(function, EPS, WIDTHS)
+        return njit([signature], nogil=True, cache=True, **options)(named)
 
     return compiled
 
@@ -536,6 +551,17 @@ def reached(counters, place, wanted, looks):  # type: ignore[no-untyped-def]
     while looks and _seen(counters, place) < wanted:
         looks -= 1
     return looks > 0
+
+
+@_compiled_for(types.uint64(types.Array(types.int64, 2, "C")))
+def digest(places):  # type: ignore[no-untyped-def]
+    """A number that changes when a float32 in memory does. places: (n, 2), an address and how many are there."""
+    total, before = np.uint64(0), 0
+    for place in range(places.shape[0]):
+        for number in range(places[place, 1]):
+            total += _bits(places[place, 0], number) * np.uint64(2 * (before + number) + 1)
+        before += places[place, 1]
+    return total
 
 
 @njit

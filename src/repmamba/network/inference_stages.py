@@ -8,7 +8,7 @@ between two stages a thread waits for the shares in work alone. What a share wri
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -61,9 +61,11 @@ def run(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], ND
     others = [_pool(os.getpid()).submit(take_part) for _ in range(helpers)]
     try:
         take_part()
-    except RuntimeError:
-        for other in others:
-            other.result()
+    except BaseException as fault:
+        wait(others)  # until then they write into what the next call may take
+        if isinstance(fault, RuntimeError):
+            for other in others:
+                other.result()
         raise
 
 
