@@ -13,7 +13,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.grid import Grid, lacking_rpcs, refined_gcps, refined_rpcs
+from repmamba.scene.grid import Grid, lacking_rpcs, refined_gcps, refined_geolocation, refined_rpcs
 from repmamba.tiles.window import Window
 
 scales = st.sampled_from([2, 3, 4])
@@ -126,3 +126,23 @@ def test_rpcs_that_tell_no_place_are_left_out_with_a_warning(
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.rpcs is None
     assert f"RPCs without {', '.join(lacking)}" in caplog.text
+
+
+@given(scale=scales, row=st.integers(0, 99), col=st.integers(0, 99), entry=st.integers(0, 50))
+def test_an_entry_of_arrays_of_positions_is_that_of_the_same_ground(scale, row, col, entry):
+    tags = {"X_DATASET": "lon.tif", "LINE_OFFSET": "2", "LINE_STEP": "4", "PIXEL_OFFSET": "0.5", "PIXEL_STEP": "8.0"}
+    refined = refined_geolocation(tags, scale, Window(row, col, 10, 10))
+    assert refined["X_DATASET"] == "lon.tif"
+    for axis, first, before in (("LINE", row, 2 + 4 * entry), ("PIXEL", col, 0.5 + 8 * entry)):
+        after = float(refined[f"{axis}_OFFSET"]) + float(refined[f"{axis}_STEP"]) * entry
+        assert after == scale * (before - first)
+
+
+def test_tags_of_positions_that_hold_no_numbers_stay(write_raster, smooth, tmp_path, bicubic):
+    path = write_raster("in.tif", smooth(1, 40, 40), crs=None, transform=None)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="GEOLOCATION", LINE_OFFSET="1", LINE_STEP="2", PIXEL_STEP="two", SRS="EPSG:4326")
+    upscale_file(path, tmp_path / "out.tif", bicubic, window=Window(10, 0, 20, 40))
+    with rasterio.open(tmp_path / "out.tif") as file:
+        expected = {"LINE_OFFSET": "-18.0", "LINE_STEP": "4.0", "PIXEL_STEP": "two", "SRS": "EPSG:4326"}
+        assert file.tags(ns="GEOLOCATION") == expected

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
+from affine import Affine
 from PIL import Image
 
 from repmamba.errors import CorruptSource, NoSpace, SourceError, UsageError
 from repmamba.scene.admission import Limits, Reading
+from repmamba.scene.engine import upscale_file
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.plan import plan_tiles
 from repmamba.tiles.window import Window
@@ -127,6 +130,90 @@ def test_a_nodata_that_no_pixel_can_have_says_nothing(tmp_path, write_raster, sm
     )
     with open_raster(vrt) as raster:
         assert (raster.facts.missing, raster.facts.nodata) == ("", None)
+
+
+def virtual(path: Path, sources: list[Path], inside: str = "", of_bands: tuple[str, ...] = (), size: int = 20) -> Path:
+    """A virtual raster with a band of each source; XML goes inside it, and inside its bands."""
+    bands = [
+        f'<VRTRasterBand dataType="Byte" band="{number}">{says}<SimpleSource><SourceFilename>{source}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, (source, says) in enumerate(zip(sources, of_bands or ("",) * len(sources), strict=True), start=1)
+    ]
+    path.write_text(f'<VRTDataset rasterXSize="{size}" rasterYSize="{size}">{inside}{"".join(bands)}</VRTDataset>')
+    return path
+
+
+def a_cube(folder: Path, write_raster) -> Path:
+    data = np.full((1, 20, 20), 9, np.uint8)
+    data[0, :5] = 0
+    rasterio.shutil.copy(write_raster("in.tif", data, nodata=0), folder / "in.cub", driver="ISIS3")
+    return folder / "in.cub"
+
+
+def a_mask_for_each_band(folder: Path, write_raster) -> Path:
+    sources, masks = [], []
+    for number, rows in enumerate((5, 8)):
+        mask = np.full((1, 20, 20), 255, np.uint8)
+        mask[0, :rows] = 0
+        inside = write_raster(f"mask{number}.tif", mask)
+        masks.append(
+            f'<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource><SourceFilename>{inside}</SourceFilename>'
+            "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></MaskBand>"
+        )
+        sources.append(write_raster(f"in{number}.tif", np.full((1, 20, 20), 9, np.uint8)))
+    return virtual(folder / "in.vrt", sources, of_bands=tuple(masks))
+
+
+def a_nodata_that_gdal_rounds(folder: Path, write_raster) -> Path:
+    data = np.full((1, 20, 20), 9, np.uint8)
+    data[0, :5] = 0
+    return virtual(folder / "in.vrt", [write_raster("in.tif", data)], of_bands=("<NoDataValue>0.5</NoDataValue>",))
+
+
+@pytest.mark.parametrize(
+    ("make", "suffix"),
+    [(a_cube, "tif"), (a_cube, "png"), (a_mask_for_each_band, "tif"), (a_nodata_that_gdal_rounds, "tif")],
+)
+def test_whatever_makes_gdals_mask_tells_of_missing_pixels(tmp_path, write_raster, bicubic, make, suffix):
+    path, target = make(tmp_path, write_raster), tmp_path / f"out.{suffix}"
+    with open_raster(path) as raster:
+        assert (raster.facts.missing, raster.facts.nodata) == ("mask", None)
+    upscale_file(path, target, bicubic)
+    with rasterio.open(target) as file:
+        expected = np.ones((40, 40), bool)
+        expected[:10] = False
+        np.testing.assert_array_equal(file.dataset_mask() != 0, expected)
+
+
+@pytest.mark.parametrize("nodata", [("", "0"), ("0", ""), ("-9999", "0")])
+def test_where_one_band_has_no_missing_pixels_none_is_missing(tmp_path, write_raster, nodata):
+    sources = [write_raster(f"in{number}.tif", np.zeros((1, 20, 20), np.uint8)) for number in range(2)]
+    declared = tuple(f"<NoDataValue>{number}</NoDataValue>" if number else "" for number in nodata)
+    with open_raster(virtual(tmp_path / "in.vrt", sources, of_bands=declared)) as raster:
+        assert raster.facts.missing == ""
+        assert raster.read(raster.whole)[1].all()
+
+
+@pytest.mark.parametrize(
+    ("inside", "transform"),
+    [
+        ("", None),
+        ("<SRS>EPSG:32633</SRS><GeoTransform>0, 1, 0, 0, 0, 1</GeoTransform>", Affine.identity()),
+        (
+            "<GeoTransform>0.000004, 1.000004, 0, 0, 0, 1.000002</GeoTransform>",
+            Affine(1.000004, 0, 4e-6, 0, 1.000002, 0),
+        ),
+    ],
+)
+def test_a_transform_counts_also_where_it_is_nearly_none(tmp_path, write_raster, smooth, bicubic, inside, transform):
+    source = write_raster("in.tif", smooth(1, 20, 20), crs=None, transform=None)
+    path, target = virtual(tmp_path / "in.vrt", [source], inside), tmp_path / "out.tif"
+    with open_raster(path) as raster:
+        assert raster.grid.transform == transform
+        assert raster.facts.has_place == (transform is not None)
+    upscale_file(path, target, bicubic)
+    with rasterio.open(target) as file:
+        assert file.transform == (transform @ Affine.scale(0.5) if transform else Affine.identity())
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -293,7 +380,22 @@ def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(
         assert raster.facts.tags[""]["ACQUIRED"] == "2021-05-01"
         assert raster.facts.tags["mission"] == {"name": "one"}
         assert not [name for name in raster.facts.tags[""] if name.startswith(("EXIF", "STATISTICS"))]
-        assert raster.facts.band_tags == ({"wavelength": "665"},)
+        assert raster.facts.band_tags == ({"": {"wavelength": "665"}},)
+
+
+def test_of_a_source_s_own_header_what_tells_of_its_grid_and_its_bytes_is_not_among_the_tags(tmp_path, smooth):
+    path = tmp_path / "in.img"
+    with rasterio.open(path, "w", driver="ENVI", width=30, height=20, count=3, dtype="uint8", crs="EPSG:32633") as file:
+        file.write(smooth(3, 20, 30))
+    header = path.with_suffix(".hdr")
+    more = "sensor type = AVIRIS\nx start = 5\npixel size = {10, 10}\nwavelength = {0.4, 0.5, 0.6}\nfwhm = {1, 2, 3}\n"
+    header.write_text(f"{header.read_text().rstrip()}\nwavelength units = Micrometers\n{more}")
+    with open_raster(path) as raster:
+        assert raster.facts.tags["ENVI"].keys() == {"description", "sensor_type", "wavelength_units"}
+        assert raster.facts.band_tags[1]["IMAGERY"]["CENTRAL_WAVELENGTH_UM"] == "0.500"
+    rasterio.shutil.copy(path, tmp_path / "in.cub", driver="ISIS3")
+    with open_raster(tmp_path / "in.cub") as raster:
+        assert [space for space in raster.facts.tags if space] == []
 
 
 def test_several_rasters_in_one_file_are_listed(geotiffs):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 from rasterio.enums import ColorInterp
 
 from repmamba.errors import TargetError, UsageError
@@ -171,3 +171,69 @@ def test_overviews_and_masks_are_no_pages(write_raster, smooth, caplog):
         file.build_overviews([2, 4])
     open_raster(path).__exit__(None, None, None)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("dtype", "bits", "white"), [("uint8", 8, 255), ("uint8", 4, 255), ("uint16", 12, 4095)])
+def test_a_picture_whose_white_is_0_is_no_negative(write_raster, tmp_path, bicubic, dtype, bits, white):
+    largest = 2**bits - 1
+    numbers = np.linspace(0, largest, 400).round().astype(dtype).reshape(1, 20, 20)
+    options = {"photometric": "MINISWHITE", "nbits": bits, "crs": None, "transform": None}
+    path = write_raster("in.tif", numbers, **options)
+    with open_raster(path) as raster:
+        raw, _ = raster.read(raster.whole)
+        assert (raster.facts.dtype, raster.facts.colorinterp) == (dtype, ("gray",))
+    np.testing.assert_array_equal(raw, (largest - numbers) * (white // largest))
+    for name in ("out.tif", "out.png"):
+        upscale_file(path, tmp_path / name, bicubic)
+        with Image.open(tmp_path / name) as image:
+            shown = np.asarray(image)
+        assert shown[0, 0] > shown[-1, -1]
+
+
+def test_numbers_of_which_0_is_white_stay_what_they_are_where_there_is_a_place(write_raster, smooth):
+    data = smooth(1, 20, 20)
+    with open_raster(write_raster("in.tif", data, photometric="MINISWHITE")) as raster:
+        np.testing.assert_array_equal(raster.read(raster.whole)[0], data)
+
+
+def test_a_page_of_a_tiff_is_turned_as_it_asks_itself(tmp_path):
+    path = tmp_path / "pages.tif"
+    with TiffImagePlugin.AppendingTiffWriter(str(path), new=True) as file:
+        for turn in (6, 1, 8):
+            Image.fromarray(np.zeros((20, 30), np.uint8)).save(file, "TIFF", tiffinfo={0x0112: turn})
+            file.newFrame()
+    for page, size in ((1, (30, 20)), (2, (20, 30)), (3, (30, 20))):
+        with open_raster(f"GTIFF_DIR:{page}:{path}") as raster:
+            assert (raster.grid.height, raster.grid.width) == size
+    with open_raster(f"GTIFF_DIR:off:8:{path}") as raster:
+        assert raster.grid.width == 30
+
+
+def painted(folder: Path, dtype: str, entries: int) -> Path:
+    """A virtual raster with a palette, over the numbers from 0 to 255."""
+    with rasterio.open(
+        folder / "numbers.tif", "w", driver="GTiff", width=16, height=16, count=1, dtype="uint8"
+    ) as file:
+        file.write(np.arange(256, dtype=np.uint8).reshape(1, 16, 16))
+    table = "".join(f'<Entry c1="{n % 256}" c2="{n // 256}" c3="7" c4="255"/>' for n in range(entries))
+    (folder / "painted.vrt").write_text(
+        f'<VRTDataset rasterXSize="16" rasterYSize="16"><VRTRasterBand dataType="{dtype}" band="1"><ColorInterp>Palette'
+        f"</ColorInterp><ColorTable>{table}</ColorTable><SimpleSource><SourceFilename>{folder}/numbers.tif"
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    return folder / "painted.vrt"
+
+
+@pytest.mark.parametrize("dtype", ["Byte", "UInt16"])
+def test_entries_of_a_palette_that_no_pixel_can_have_are_left_out(tmp_path, dtype):
+    with open_raster(painted(tmp_path, dtype, 300)) as raster:
+        raw, _ = raster.read(raster.whole)
+        assert raster.facts.colorinterp == ("red", "green", "blue")
+    np.testing.assert_array_equal(raw[0].ravel(), np.arange(256))
+    assert (raw[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["Int16", "UInt32", "Int32", "Float32"])
+def test_a_palette_for_other_numbers_than_palettes_have_is_refused(tmp_path, dtype):
+    with pytest.raises(UsageError, match=r"palette for numbers of type \w+, and palettes are of uint8 or uint16"):
+        open_raster(painted(tmp_path, dtype, 4))

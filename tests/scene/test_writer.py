@@ -213,7 +213,7 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
         nodata=7.0, colorinterp=("gray", "undefined"), descriptions=("B04", None), scales=(0.01, 1.0),
         offsets=(5.0, 0.0), units=("m", None),
         tags={"": {"AREA_OR_POINT": "Point", "SENSOR": "x"}, "OWN": {"a": "b"}},
-        band_tags=({"WAVELENGTH": "665"}, {}), gcps=(points, CRS.from_epsg(4326)),
+        band_tags=({"": {"WAVELENGTH": "665"}, "IMAGERY": {"FWHM_UM": "0.1"}}, {}), gcps=(points, CRS.from_epsg(4326)),
     )  # fmt: skip
     for format_name, name in (("GTiff", "scene.tif"), ("COG", "scene.cog.tif")):
         scene = Described(replace(profile, format=format_name))
@@ -224,6 +224,8 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
             assert (file.scales, file.offsets, file.units) == ((0.01, 1.0), (5.0, 0.0), ("m", None))
             own = file.tags(ns="OWN").get("a") or file.tags().get("OWN.a")  # a COG has one namespace
             assert (file.tags()["SENSOR"], own, file.tags(1)["WAVELENGTH"]) == ("x", "b", "665")
+            of_band = file.tags(1, ns="IMAGERY").get("FWHM_UM") or file.tags(1).get("IMAGERY.FWHM_UM")
+            assert (of_band, file.tags(2).get("WAVELENGTH")) == ("0.1", None)
             assert tuple((p.row, p.col, p.x, p.y) for p in file.gcps[0]) == places  # in spite of Point
             assert file.gcps[1] == CRS.from_epsg(4326)
 

@@ -291,11 +291,12 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
             # GDAL 3.10 moves control points by a pixel between writing and reading when AREA_OR_POINT is Point.
             tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
         dataset.update_tags(**({"ns": namespace} if namespace else {}), **tags)
-    for band, (text, tags) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
+    for band, (text, spaces) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
         if text is not None:
             dataset.set_band_description(band, text)
-        if tags:
-            dataset.update_tags(band, **tags)
+        for namespace, tags in (spaces if profile.format == "GTiff" else _folded(spaces)).items():
+            if tags:
+                dataset.update_tags(band, **({"ns": namespace} if namespace else {}), **tags)
     if set(profile.scales) != {1.0} or set(profile.offsets) != {0.0}:
         dataset.scales, dataset.offsets = profile.scales, profile.offsets
     if any(profile.units):

@@ -1,13 +1,14 @@
 """Grid: how many pixels a raster has and where on the ground they lie, and what of that changes with resolution.
 
-Three ways to say where a raster lies survive an enlargement, each by its own rule: the affine transform, which counts
-from pixel corners; ground control points, likewise; and RPCs, which count from pixel centres.
+Four ways to say where a raster lies survive an enlargement, each by its own rule: the affine transform, which counts
+from pixel corners; ground control points, likewise; RPCs, which count from pixel centres; and arrays of positions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from affine import Affine
@@ -75,6 +76,19 @@ def refined_rpcs(rpcs: Mapping[str, str], scale: int, window: Window) -> dict[st
         offset, extent = float(refined[f"{axis}_OFF"]), float(refined[f"{axis}_SCALE"])
         refined[f"{axis}_OFF"] = repr(scale * (offset - first + 0.5) - 0.5)
         refined[f"{axis}_SCALE"] = repr(scale * extent)
+    return refined
+
+
+def refined_geolocation(tags: Mapping[str, str], scale: int, window: Window) -> dict[str, str]:
+    """GEOLOCATION tags (as GDAL names them) on the refined grid of a window.
+
+    They lead to arrays of positions, of which entry n is that of line LINE_OFFSET + n LINE_STEP; likewise for pixels.
+    """
+    refined = dict(tags)
+    for axis, first in (("LINE", window.row), ("PIXEL", window.col)):
+        for name, start in ((f"{axis}_OFFSET", first), (f"{axis}_STEP", 0)):
+            with suppress(KeyError, ValueError):  # of such, GDAL makes no place before and after
+                refined[name] = repr(scale * (float(tags[name]) - start))
     return refined
 
 

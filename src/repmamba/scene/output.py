@@ -34,7 +34,7 @@ class OutputProfile:
     offsets: tuple[float, ...] = ()
     units: tuple[str | None, ...] = ()
     tags: Mapping[str, Tags] = field(default_factory=dict)  # namespace -> tags; "" is GDAL's default one
-    band_tags: tuple[Tags, ...] = ()
+    band_tags: tuple[Mapping[str, Tags], ...] = ()  # of each the same
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None = None
     rpcs: Tags | None = None  # GDAL's RPC tags, LINE_OFF and so on
     creation: tuple[tuple[str, str], ...] = ()  # creation options that the user asked for

@@ -264,7 +264,7 @@ def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) 
 
 def _warn_of_radar(facts: RasterFacts) -> None:
     """Warn where the metadata say that a scene is radar, which no weights of ours have seen."""
-    texts = [text for tags in (*facts.tags.values(), *facts.band_tags) for text in tags.values()]
+    texts = [text for spaces in (facts.tags, *facts.band_tags) for tags in spaces.values() for text in tags.values()]
     said = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
     sign = next((sign for sign in RADAR_SIGNS if sign in said), None)
     if sign is not None:

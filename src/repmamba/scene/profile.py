@@ -12,7 +12,7 @@ from typing import Any
 
 from repmamba import __version__
 from repmamba.scene.formats import FORMATS, check_fit
-from repmamba.scene.grid import refined_gcps, refined_rpcs
+from repmamba.scene.grid import refined_gcps, refined_geolocation, refined_rpcs
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.raster import RasterFacts
 from repmamba.scene.trial import check_options
@@ -91,7 +91,10 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
-    return {**facts.tags, "": own}
+    spaces = {**facts.tags, "": own}
+    if "GEOLOCATION" in spaces:
+        spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)
+    return spaces
 
 
 def _times(number: str, scale: int) -> str:

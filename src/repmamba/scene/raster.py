@@ -28,13 +28,21 @@ from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
 from repmamba.scene.origin import file_behind, names_read
-from repmamba.scene.stored import Pixels, StoredPixels, reading, stored_pixels
+from repmamba.scene.stored import Pixels, StoredPixels, is_placed, reading, stored_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
 DROPPED_TAGS = ("STATISTICS_", "OVR_", "EXIF_", "NODATA_VALUES", "INTERLEAVE", "COMPRESSION")
-DROPPED_NAMESPACES = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF")
+DROPPED_NAMESPACES = (
+    *("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF"),
+    *("NITF_METADATA", "TRE"),  # the file's own header, with its size and place
+)
+DROPPED_TEXTS = ("xml:", "json:")  # namespaces of one text, such as XMP and headers
+DROPPED_OF_ENVI = (  # the header's lists, of bands and places, beside these
+    *("samples", "lines", "bands", "header_offset", "file_type", "data_type", "interleave", "byte_order"),
+    *("data_ignore_value", "x_start", "y_start"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class RasterFacts:
     offsets: tuple[float, ...]
     units: tuple[str | None, ...]
     tags: Mapping[str, Mapping[str, str]]  # namespace -> tags
-    band_tags: tuple[Mapping[str, str], ...]
+    band_tags: tuple[Mapping[str, Mapping[str, str]], ...]  # of each the same
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None
     rpcs: Mapping[str, str] | None
     read_from: tuple[str, ...]  # files, members of archives, addresses, by GDAL's names
@@ -193,7 +201,6 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         order = [0] * count
     missing, nodata = _missing(dataset, pixels)
     height, width = pixels.size
-    transform = None if dataset.transform.is_identity else dataset.transform
     gcps, gcps_crs = dataset.gcps
     rpcs = dataset.tags(ns="RPC")
     if rpcs and (lacking := lacking_rpcs(rpcs)):
@@ -202,8 +209,8 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
     return RasterFacts(
         name=name,
         driver=dataset.driver,
-        grid=Grid(width, height, transform, dataset.crs),
-        dtype="uint8" if pixels.lookup is not None else dataset.dtypes[0],
+        grid=Grid(width, height, dataset.transform if is_placed(dataset) else None, dataset.crs),
+        dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         nodata=nodata,
         missing=missing,
         numbers=pixels.bands if pixels.lookup is None else tuple(range(1, count + 1)),
@@ -213,7 +220,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         offsets=_each(dataset.offsets, order),
         units=tuple(unit or None for unit in _each(dataset.units, order)),
         tags=_tags(dataset),
-        band_tags=tuple(_kept(dataset.tags(place + 1)) for place in order) if count == dataset.count else ({},) * count,
+        band_tags=tuple(_tags(dataset, place + 1) for place in order) if count == dataset.count else ({},) * count,
         gcps=(tuple(gcps), gcps_crs) if gcps else None,
         rpcs=rpcs or None,
         read_from=names,
@@ -236,27 +243,42 @@ def _missing(dataset: Any, pixels: StoredPixels) -> tuple[str, float | None]:
         return "alpha", None
     if MaskFlags.per_dataset in flags:
         return "mask", dataset.nodata if MaskFlags.nodata not in flags else None
-    if MaskFlags.nodata not in flags or not _is_number_of(dataset.dtypes[0], dataset.nodata):
+    nodata = dataset.nodata if MaskFlags.nodata in flags else None
+    if any(MaskFlags.all_valid in each for each in dataset.mask_flag_enums):
+        return "", None  # a pixel is missing where it is in all bands
+    if nodata is not None and not _is_within(dataset.dtypes[0], nodata):
         return "", None
     one_for_all = len(set(map(str, dataset.nodatavals))) == 1
-    return ("nodata", dataset.nodata) if one_for_all else ("mask", None)
+    if nodata is not None and one_for_all and _is_number_of(dataset.dtypes[0], nodata):
+        return "nodata", nodata
+    return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
+
+
+def _is_within(dtype: str, nodata: float) -> bool:
+    """Whether a pixel can have about this value: some files declare -9999 for unsigned ones."""
+    low, high = type_range(dtype)
+    return np.dtype(dtype).kind == "f" or low <= nodata <= high
 
 
 def _is_number_of(dtype: str, nodata: float) -> bool:
-    """Whether a pixel can have this value at all: some files declare -9999 for unsigned ones."""
-    if np.dtype(dtype).kind == "f":
-        return True
-    low, high = type_range(dtype)
-    return float(nodata).is_integer() and low <= nodata <= high
+    return np.dtype(dtype).kind == "f" or float(nodata).is_integer()
 
 
-def _tags(dataset: Any) -> dict[str, dict[str, str]]:
-    spaces = {"": dataset.tags()} | {
-        space: dataset.tags(ns=space)
-        for space in dataset.tag_namespaces()
-        if space not in DROPPED_NAMESPACES and not space.startswith("xml:")
+def _tags(dataset: Any, band: int = 0) -> dict[str, dict[str, str]]:
+    """The tags of a dataset, or of a band of it: namespace -> tags, those that still hold of a result."""
+    spaces = {"": dataset.tags(band)} | {
+        space: dataset.tags(band, ns=space)
+        for space in dataset.tag_namespaces(band)
+        if space not in DROPPED_NAMESPACES and not space.startswith(DROPPED_TEXTS)
     }
+    if "ENVI" in spaces:
+        spaces["ENVI"] = {name: text for name, text in spaces["ENVI"].items() if _holds_of_a_result(name, text)}
     return {space: kept for space, tags in spaces.items() if (kept := _kept(tags))}
+
+
+def _holds_of_a_result(name: str, text: str) -> bool:
+    """Whether this entry of an ENVI header tells neither of grid and storage nor of each band, which GDAL tells too."""
+    return name not in DROPPED_OF_ENVI and (name == "description" or not text.startswith("{"))
 
 
 def _kept(tags: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ rows of the last one are kept. Errors of the libraries below become one line her
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
@@ -31,6 +33,7 @@ Pixels = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w) in the sour
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GTiff")  # formats whose files may ask to be turned before they are shown
 TURNED_ROWS = 128  # of the file, decoded and turned at once
+_PAGE = re.compile(r"GTIFF_DIR:(\d+):", re.IGNORECASE)  # of a TIFF, from 1, in GDAL's name for it
 
 
 @contextmanager
@@ -70,7 +73,7 @@ class StoredPixels:
     fill_corrupt: bool
     bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
     alpha_tells: bool = False  # what is missing is where the last of the bands is 0
-    lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey of few bits
+    lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey that is not shown as it stands
     turn: int = 1  # how the picture asks to be turned, as in EXIF
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
@@ -208,7 +211,7 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
     colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
     flags = dataset.mask_flag_enums[colours[0] - 1]
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    grey = _grey_of_few_bits(dataset)
+    grey = _grey_as_shown(dataset)
     return StoredPixels(
         name=name,
         dataset=dataset,
@@ -237,61 +240,74 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
             f"{name} has a palette in band {palettes[0]} beside other bands, and numbers of a palette cannot be "
             "enlarged as imagery. Write the bands that are imagery into a file of their own: gdal_translate -b."
         )
-    entries = dataset.colormap(1)
-    size = 1 << (8 * np.dtype(dataset.dtypes[0]).itemsize)
-    colours = np.zeros((size, 4), np.uint8)
-    for index, colour in entries.items():
-        colours[index] = colour
+    dtype = np.dtype(dataset.dtypes[0])
+    if dtype not in (np.uint8, np.uint16):
+        raise UsageError(
+            f"{name} has a palette for numbers of type {dtype}, and palettes are of uint8 or uint16: gdal_translate "
+            "-colorinterp gray takes it away, -ot Byte and -ot UInt16 change the numbers."
+        )
+    colours = np.zeros((np.iinfo(dtype).max + 1, 4), np.uint8)
+    entries = {number: colour for number, colour in dataset.colormap(1).items() if number < len(colours)}
+    for number, colour in entries.items():
+        colours[number] = colour
     used = colours[list(entries)]
     return colours if (used[:, 3] != 255).any() and not has_alpha else colours[:, :3]
 
 
-def _grey_of_few_bits(dataset: Any) -> NDArray[Any] | None:
-    """The greys of a picture of one, two or four bits, (256, 1): its white is 1, 3 or 15, and is shown as 255.
+def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
+    """What a picture shows for each of its numbers, (numbers, 1), where that is another one than the number itself.
 
+    White is 1, 3 or 15 where there are one, two or four bits, and shown as 255; it is 0 where the file says MINISWHITE.
     None for all others, and for what has a place on a map: its numbers mean something.
     """
-    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
-    if (
-        bits not in ("1", "2", "4")
-        or dataset.colorinterp[0].name != "gray"
-        or dataset.count != 1
-        or _is_placed(dataset)
-    ):
+    dtype, colour = np.dtype(dataset.dtypes[0]), dataset.colorinterp[0].name
+    if dataset.count != 1 or dtype not in (np.uint8, np.uint16) or colour == "palette" or is_placed(dataset):
         return None
-    white = (1 << int(bits)) - 1
-    return (np.minimum(np.arange(256), white) * (255 // white)).astype(np.uint8)[:, None]
+    inverted = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * dtype.itemsize))
+    few = bits in (1, 2, 4)
+    if not inverted and not (few and colour == "gray"):
+        return None
+    largest = (1 << bits) - 1
+    numbers = np.minimum(np.arange(np.iinfo(dtype).max + 1), largest)
+    shown = (largest - numbers if inverted else numbers) * (255 // largest if few else 1)
+    return shown.astype(dtype)[:, None]
 
 
 def _is_classes(dataset: Any) -> bool:
     """A palette with a place on a map is a legend; one without is a way to store a picture."""
-    return _is_placed(dataset)
+    return is_placed(dataset)
 
 
-def _is_placed(dataset: Any) -> bool:
-    return dataset.crs is not None or not dataset.transform.is_identity
+def is_placed(dataset: Any) -> bool:
+    """Whether a dataset has a transform, which GDAL tells as the identity where it has none, or a CRS."""
+    return dataset.crs is not None or dataset.transform != Affine.identity()
 
 
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
-    if dataset.driver not in PICTURES or not files or _is_placed(dataset):
+    by_offset = dataset.name.upper().startswith("GTIFF_DIR:OFF:")  # nobody says which page that is
+    if dataset.driver not in PICTURES or not files or by_offset or is_placed(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):
         return 1
     asked = dataset.tags().get("EXIF_Orientation")
     if asked is None and dataset.driver != "JPEG":  # GDAL tells of it for JPEG alone
-        asked = _orientation_by_pillow(files[0])
+        page = _PAGE.match(dataset.name)
+        asked = _orientation_by_pillow(files[0], 1 if page is None else int(page[1]))
     return int(asked) if str(asked).isdigit() and 1 <= int(asked) <= 8 else 1
 
 
-def _orientation_by_pillow(path: Path) -> str | None:
+def _orientation_by_pillow(path: Path, page: int) -> str | None:
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
             with Image.open(path) as image:
+                if page > 1:
+                    image.seek(page - 1)
                 # The getexif of PNG decodes the whole picture, to look behind it.
                 return str(Image.Image.getexif(image).get(0x0112))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
