@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repmamba.errors import VerificationError
+import numpy as np
+
+from repmamba.errors import UsageError, VerificationError
 from repmamba.scene import durable
+from repmamba.scene.formats import FORMATS
 from repmamba.scene.job import Json, canonical_json
 from repmamba.tiles.window import Window
 
 VERSION = 1
 SUFFIX = ".receipt.json"
+_KINDS: dict[str, type] = {  # of the fields of a Receipt
+    **dict.fromkeys(("file", "format", "sha256", "dtype"), str),
+    **dict.fromkeys(("bytes", "count"), int),
+    **dict.fromkeys(("mask", "lossless"), bool),
+    **dict.fromkeys(("job", "sidecars"), dict),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +110,63 @@ def read_receipt(path: Path) -> Receipt:
             )
             for level in values.pop("levels")
         )
-        return Receipt(levels=levels, **values)
+        receipt = Receipt(levels=levels, **values)
+        _check(receipt)
+        return receipt
     except FileNotFoundError as missing:
         raise VerificationError(f"There is no receipt {path}; only results that repmamba wrote have one.") from missing
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as damage:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as damage:
         if isinstance(damage, VerificationError):
             raise
-        raise VerificationError(f"{path} is no receipt that can be read ({type(damage).__name__}).") from damage
+        raise VerificationError(
+            f"{path} is no receipt that can be read ({type(damage).__name__}: {damage})."
+        ) from damage
+
+
+def _check(receipt: Receipt) -> None:
+    """Raise TypeError or ValueError where a receipt says what no writer says: it may be damaged, or of anybody."""
+    for name, kind in _KINDS.items():
+        _check_kind(name, getattr(receipt, name), kind)
+    if receipt.format not in FORMATS:
+        raise ValueError(f"format {receipt.format}")
+    for name, digest in receipt.sidecars.items():
+        _check_kind("a side-car", digest, str)
+        if name != Path(name).name:
+            raise ValueError(f"side-car {name}")
+    if not receipt.levels:
+        raise ValueError("no levels")
+    for level in receipt.levels:
+        for piece in level.pieces:
+            window = piece.window
+            for number in (level.width, level.height, window.row, window.col, window.height, window.width):
+                _check_kind("a size", number, int)
+            for mean in piece.means:
+                _check_kind("a mean", mean, float)
+        check_cover([piece.window for piece in level.pieces], level.width, level.height)
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:  # True is no number here
+        raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+
+
+def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
+    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the windows."""
+    inside = all(
+        not tile.is_empty and tile.row >= 0 and tile.col >= 0 and tile.row + tile.height <= height
+        and tile.col + tile.width <= width
+        for tile in tiles
+    )  # fmt: skip
+    rows = sorted({0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)})
+    cols = sorted({0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)})
+    times = np.zeros((len(rows), len(cols)), np.int64)
+    if inside:
+        for tile in tiles:
+            top, bottom = np.searchsorted(rows, [tile.row, tile.row + tile.height])
+            left, right = np.searchsorted(cols, [tile.col, tile.col + tile.width])
+            times[top:bottom, left:right] += 1
+    if not inside or not (times[:-1, :-1] == 1).all():
+        raise UsageError(f"The tiles do not cover each pixel of {width} x {height} exactly once.")
 
 
 def file_sha256(path: Path) -> str:

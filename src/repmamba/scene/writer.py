@@ -26,7 +26,7 @@ from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, work
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import Progress
-from repmamba.scene.receipt import Receipt, file_sha256, read_receipt, receipt_path
+from repmamba.scene.receipt import Receipt, check_cover, file_sha256, read_receipt, receipt_path
 from repmamba.scene.space import SLACK, bytes_to_begin, check_space
 from repmamba.scene.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
@@ -34,6 +34,13 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 _GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")  # what GDAL would read as part of the result, added to its name
+
+
+def read_beside(target: Path, profile: OutputProfile) -> list[Path]:
+    """The files that a reader takes for parts of the result: a writer puts them in place, replaces or removes them."""
+    world = FORMATS[profile.format].world
+    names = [target.with_name(target.name + suffix) for suffix in _GDAL_SIDECARS]
+    return names if world is None else [*names, target.with_suffix(world)]
 
 
 class SceneWriter:
@@ -167,16 +174,11 @@ class SceneWriter:
         if self.target.exists():
             raise TargetExists(f"{self.target} exists already; --overwrite replaces it when the new result is whole.")
         if sidecars:  # in a resumed run they may be ours, and are compared when they are replaced
-            for path in self._sidecar_names():
+            for path in read_beside(self.target, self.profile):
                 if path.exists():
                     raise TargetExists(
                         f"{path} is of another file and would be read as part of the result; remove it, or --overwrite."
                     )
-
-    def _sidecar_names(self) -> list[Path]:
-        world = FORMATS[self.profile.format].world
-        names = [self.target.with_name(self.target.name + suffix) for suffix in _GDAL_SIDECARS]
-        return names if world is None else [*names, self.target.with_suffix(world)]
 
     def _check_space_to_assemble(self) -> None:
         stored = self._journal.stored_bytes()
@@ -204,7 +206,7 @@ class SceneWriter:
         """The last steps, in an order in which a stop between any two leaves nothing half and can be continued."""
         durable.write_durable(self.folder / "receipt.json", receipt.as_text().encode())
         new = {path.name: path for path in whole.sidecars}
-        for path in self._sidecar_names():
+        for path in read_beside(self.target, self.profile):
             if path.name in new:
                 self._place_sidecar(new.pop(path.name), path)
             elif path.exists():
@@ -244,22 +246,3 @@ def _whole_path(target: Path) -> Path:
     if not path.parent.is_dir():
         raise TargetError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
     return path
-
-
-def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
-    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the windows."""
-    inside = all(
-        not tile.is_empty and tile.row >= 0 and tile.col >= 0 and tile.row + tile.height <= height
-        and tile.col + tile.width <= width
-        for tile in tiles
-    )  # fmt: skip
-    rows = sorted({0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)})
-    cols = sorted({0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)})
-    times = np.zeros((len(rows), len(cols)), np.int64)
-    if inside:
-        for tile in tiles:
-            top, bottom = np.searchsorted(rows, [tile.row, tile.row + tile.height])
-            left, right = np.searchsorted(cols, [tile.col, tile.col + tile.width])
-            times[top:bottom, left:right] += 1
-    if not inside or not (times[:-1, :-1] == 1).all():
-        raise UsageError(f"The tiles do not cover each pixel of {width} x {height} exactly once.")
