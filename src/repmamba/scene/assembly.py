@@ -8,8 +8,9 @@ equal bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,11 +48,14 @@ from repmamba.scene.receipt import Level, Piece
 from repmamba.scene.tile_file import TilePixels
 from repmamba.tiles.window import Window
 
+logger = logging.getLogger(__name__)
+
 WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
 WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
 CACHE = 48 << 20  # bytes of decoded tiles kept there
 LOSSY_ERROR = 24.0  # grey levels by which a lossy format may differ on average; a lost block differs by more
+NOT_WRITABLE = {"bidx", "ns"}  # names of tags
 ALMOST_FULL = 16 << 20  # bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
 
 
@@ -290,13 +294,13 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
         if profile.gcps is not None and namespace == "":
             # GDAL 3.10 moves control points by a pixel between writing and reading when AREA_OR_POINT is Point.
             tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
-        dataset.update_tags(**({"ns": namespace} if namespace else {}), **tags)
+        _tell(dataset, 0, namespace, tags)
     for band, (text, spaces) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
         if text is not None:
             dataset.set_band_description(band, text)
         for namespace, tags in (spaces if profile.format == "GTiff" else _folded(spaces)).items():
             if tags:
-                dataset.update_tags(band, **({"ns": namespace} if namespace else {}), **tags)
+                _tell(dataset, band, namespace, tags)
     if set(profile.scales) != {1.0} or set(profile.offsets) != {0.0}:
         dataset.scales, dataset.offsets = profile.scales, profile.offsets
     if any(profile.units):
@@ -306,6 +310,14 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
         dataset.gcps = (list(points), crs)
     if profile.rpcs is not None:
         dataset.update_tags(ns="RPC", **profile.rpcs)
+
+
+def _tell(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> None:
+    """Write tags of a band, or with 0 of the whole; those named like an argument of rasterio's cannot be."""
+    if lost := sorted(NOT_WRITABLE & tags.keys()):
+        logger.warning("The tags named %s are left out: they cannot be written.", " and ".join(lost))
+    where = {"ns": namespace} if namespace else {}
+    dataset.update_tags(band, **where, **{name: text for name, text in tags.items() if name not in NOT_WRITABLE})
 
 
 def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
@@ -424,9 +436,9 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
         said = {
             "bands": (dataset.count, profile.count),
             "type": (dataset.dtypes[0], profile.dtype),
-            "nodata": (str(dataset.nodata), str(profile.nodata if profile.nodata is None else float(profile.nodata))),
+            "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
             "CRS": (dataset.crs is not None or dataset.gcps[1] is not None, grid.crs is not None or _gcp_crs(profile)),
-            "control points": (_places(dataset.gcps[0]), _places(profile.gcps[0] if profile.gcps else ())),
+            "control points": (_lie_at(profile.gcps[0] if profile.gcps else (), dataset.gcps[0]), True),
             "transform": (
                 transform is None or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
                 True,
@@ -437,8 +449,18 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
         raise VerificationError(f"{path.name} does not say what it was told to say: {'; '.join(wrong)}.")
 
 
-def _places(points: Iterable[GroundControlPoint]) -> list[tuple[float, ...]]:
-    return [tuple(round(float(number), 6) for number in (point.row, point.col, point.x, point.y)) for point in points]
+def _as_held(nodata: float | None, dtype: str) -> float | None:
+    """Nodata as pixels of this type can have it: -3.40282e+38 is not a float32."""
+    return None if nodata is None else float(np.dtype(dtype).type(nodata))
+
+
+def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlPoint]) -> bool:
+    """Whether control points came back, as exactly as a side-car has them: 4 decimals of a pixel, 13 digits of x, y."""
+    return len(points) == len(found) and all(
+        np.allclose((one.row, one.col), (other.row, other.col), rtol=0, atol=1e-4)
+        and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
+        for one, other in zip(points, found, strict=True)
+    )
 
 
 def _gcp_crs(profile: OutputProfile) -> bool:

@@ -1,0 +1,66 @@
+"""What a file says of itself, where GDAL or a format holds it in another form than it was told."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from repmamba.scene.grid import Grid
+from repmamba.scene.output import OutputProfile
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_scene import PLACE, MadeScene
+
+SMALL = Grid(140, 130, PLACE.transform, PLACE.crs)
+FILES = {"GTiff": "scene.tif", "COG": "scene.cog.tif", "PNG": "scene.png", "JPEG": "scene.jpg"}
+
+
+class Described(MadeScene):
+    """A made scene with a profile of its own."""
+
+    def __init__(self, profile: OutputProfile) -> None:
+        super().__init__(profile.format, profile.count, profile.dtype, grid=profile.grid, tile=64)
+        object.__setattr__(self, "given", profile)
+
+    @property
+    def profile(self) -> OutputProfile:
+        return self.given
+
+
+@pytest.mark.parametrize("name", ["GTiff", "COG"])
+def test_a_nodata_that_the_type_rounds_is_declared_rounded(tmp_path, name):
+    scene = Described(OutputProfile(name, SMALL, 1, "float32", nodata=-3.40282e38))  # as ENVI headers have it
+    scene.write(tmp_path / FILES[name])
+    with rasterio.open(tmp_path / FILES[name]) as file:
+        assert file.nodata == pytest.approx(-3.40282e38, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_control_points_between_pixels_are_kept_as_exactly_as_the_format_can(tmp_path, name):
+    points = (
+        GroundControlPoint(1.23456, 2.34567, 10000123.1234567, 50),
+        GroundControlPoint(30.111119, 2.1, 10000923.7654321, 50.123456789),
+        GroundControlPoint(2, 39.3333333, 10000123.1234567, 51),
+    )
+    crs = CRS.from_epsg(32733)
+    profile = OutputProfile(name, Grid(140, 130), 1, "uint8", gcps=(points, crs))
+    Described(profile).write(tmp_path / FILES[name])
+    with rasterio.open(tmp_path / FILES[name]) as file:
+        for before, after in zip(points, file.gcps[0], strict=True):
+            assert (after.row, after.col) == pytest.approx((before.row, before.col), abs=1e-4)
+            assert (after.x, after.y) == pytest.approx((before.x, before.y), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["GTiff", "COG"])
+def test_tags_that_cannot_be_written_are_left_out_with_a_warning_and_the_others_stay(tmp_path, caplog, name):
+    tags = {"ns": "one", "bidx": "2", "SENSOR": "x"}
+    profile = OutputProfile(name, SMALL, 1, "uint8", tags={"": tags}, band_tags=({"": tags | {"SENSOR": "of a band"}},))
+    Described(profile).write(tmp_path / FILES[name])
+    with rasterio.open(tmp_path / FILES[name]) as file:
+        assert (file.tags()["SENSOR"], file.tags(1)["SENSOR"]) == ("x", "of a band")
+        assert not {"ns", "bidx"} & (file.tags().keys() | file.tags(1).keys())
+        assert "one" not in file.tag_namespaces()
+    assert "named bidx and ns are left out" in caplog.text
