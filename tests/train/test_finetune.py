@@ -1,5 +1,6 @@
 """Finetuning: what is learnt from, what is judged on, and when the old weights stay."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from rasterio.transform import from_origin
 
 from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
+from repmamba.evaluate.run import Paired
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner
-from repmamba.train.finetune import FEWEST, blocks_of, finetune, scored, share_ground, split
+from repmamba.train.finetune import FEWEST, FinetuneResult, blocks_of, finetune, scored, share_ground, split
+from repmamba.train.run import FitResult
 
 PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)}
 
@@ -55,6 +58,8 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole
     assert result.weights == str(tmp_path / "finetuned.safetensors")
     assert "a gain; the new weights are" in result.summary()
     kept = read_checkpoint(result.weights)
+    assert "peak 1, border of s pixels cut" in kept.training["gain_rule"]
+    assert kept.training["gain_rule"] in result.summary()
     assert kept.training["begun_from"] == {"weights": old, "training": read_checkpoint(old).training}
     assert "stripes.tif" in kept.origin
     assert load(result.weights).scale == 2
@@ -67,6 +72,15 @@ def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, whole_ru
     assert result.weights == old
     assert "no gain that this supports; the old weights stay" in result.summary()
     assert not (tmp_path / "finetuned.safetensors").exists()
+
+
+@pytest.mark.parametrize(("low", "improved"), [(0.02, True), (0.0, False), (-0.1, False)])
+def test_a_gain_counts_where_its_whole_interval_lies_above_zero(tmp_path, low, improved):
+    run = FitResult(tmp_path / "best.safetensors", 20, True, None, 0, "esr-rgb")
+    result = FinetuneResult(run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0))
+    assert result.improved == improved
+    assert ("; the new weights are old" in result.summary()) == improved
+    assert ("no gain that this supports; the old weights stay: old" in result.summary()) != improved
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +163,12 @@ def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared
     assert share_ground(first, blocks_of(paths[0], upscaler)[0]), "a scene given twice is one ground"
 
 
+def test_blocks_of_a_scene_are_not_said_to_be_made_consistent(scene, upscaler, caplog):
+    with caplog.at_level("INFO", logger="repmamba"):
+        blocks_of(scene, upscaler)
+    assert ": made consistent with its input" not in caplog.text
+
+
 def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(upscaler, tmp_path):
     bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16") + 1
     bands[:, 60:70, 60:200] = 0
@@ -179,4 +199,4 @@ def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
     arguments = ["finetune", str(scene), "--weights", str(whole_run / "last.safetensors"), "-o", str(tmp_path / "run")]
     result = CliRunner().invoke(cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation())
     assert result.exit_code == 0, result.output
-    assert "held-back blocks, 95 % interval" in result.output
+    assert re.search(r"held-back blocks \(PSNR of unit values, .*\), 95 % interval", result.output)

@@ -1,7 +1,9 @@
 """Recipes: read, refused in one line, counted in steps."""
 
+import errno
 import math
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -99,7 +101,11 @@ def test_a_wrong_key_or_value_is_one_line_that_names_it_and_what_is_allowed(sett
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_missing_or_no_toml_is_said(tmp_path):
+def refused(path, encoding):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypatch):
     file = tmp_path / "mine.toml"
     file.write_text('name = "mine"')
     with pytest.raises(RecipeError, match="steps is missing"):
@@ -107,7 +113,14 @@ def test_what_is_missing_or_no_toml_is_said(tmp_path):
     file.write_text("name = ")
     with pytest.raises(RecipeError, match=r"mine.toml is not TOML"):
         read_recipe(file)
-    with pytest.raises(RecipeError, match="neither a file nor a packaged recipe; those are published, x2, x3, x4"):
+    file.write_bytes(b'name = "\xff"')
+    with pytest.raises(RecipeError, match=r"mine.toml is not TOML: 'utf-8' codec"):
+        read_recipe(file)
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(RecipeError, match=r"mine.toml cannot be read: Permission denied"):
+        read_recipe(file)
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match=f"neither a file nor a packaged recipe; those are {', '.join(packaged())}"):
         read_recipe(tmp_path / "yours.toml")
 
 
@@ -142,6 +155,16 @@ def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind):
     recipe = Recipe("r", steps, schedule=schedule, optimiser=Optimiser(lr=0.5))
     rates = [recipe.rate(step) for step in range(steps)]
     assert all(0 < rate <= 0.5 for rate in rates)
+
+
+def test_what_a_run_is_too_short_for_is_named():
+    short = ["steps=300", "schedule.warmup=300", "data.patches=[{start=0}, {start=299}, {start=400}]"]
+    assert read_recipe("x4", short).never_reached() == ["schedule.warmup: 300", "data.patches.start: 400"]
+    assert read_recipe("published").never_reached() == []
+    assert read_recipe("published", ["steps=900"]).never_reached() == [
+        "schedule.milestones: 900",
+        "schedule.milestones: 950",
+    ]
 
 
 def test_a_cosine_begins_at_the_rate_and_ends_near_its_floor():
