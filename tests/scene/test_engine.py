@@ -503,6 +503,16 @@ def test_a_plan_that_memory_does_not_hold_is_refused_with_the_tile_that_fits(
     upscale_file(path, tmp_path / "out.tif", bicubic, tile=fitting, workers=1)
 
 
+def test_workers_beyond_the_number_of_tiles_take_no_memory(write_raster, smooth, tmp_path, bicubic):
+    path, window = write_raster("in.tif", smooth(1, 300, 200)), Window(100, 0, 200, 200)  # rows 0, 1 and 2 of tiles
+    five, six, many = (
+        plan_file(path, tmp_path / "out.tif", bicubic, tile=128, workers=workers, window=window, bands=(1,))
+        for workers in (5, 6, 64)
+    )
+    assert six.tiles == 6
+    assert five.memory_bytes < six.memory_bytes == many.memory_bytes
+
+
 def test_memory_that_ends_on_the_way_stops_the_run_with_one_line(write_raster, smooth, tmp_path):
     from dataclasses import replace
 

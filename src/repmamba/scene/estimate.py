@@ -23,6 +23,7 @@ from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.raster import Raster
+from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,15 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
     computing = network + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
     if plan.calibration is not None:
         computing += hr * VARIANCE_BYTES_PER_PIXEL
+    workers = min(workers, _tiles(plan.tiles.window, tile))
     return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
+
+
+def _tiles(window: Window, tile: int) -> int:
+    """How many tiles of this edge a window of the scene touches; both in lr pixels."""
+    rows = -(-(window.row + window.height) // tile) - window.row // tile
+    cols = -(-(window.col + window.width) // tile) - window.col // tile
+    return rows * cols
 
 
 def _in_passes(plan: ScenePlan) -> bool:
