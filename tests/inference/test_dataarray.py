@@ -7,7 +7,7 @@ import xarray
 from affine import Affine
 
 from repmamba import load
-from repmamba.errors import ShapeMismatch
+from repmamba.errors import ShapeMismatch, UsageError
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +63,17 @@ def test_more_dimensions_than_bands_are_refused(upscaler):
     array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
     with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):
         upscaler.upscale(array)
+
+
+def test_a_dataset_is_refused_with_what_to_give(upscaler):
+    with pytest.raises(UsageError, match=r"several arrays: give one"):
+        upscaler.upscale(xarray.Dataset({"scene": scene(np.zeros((3, 8, 8), np.uint8))}))
+
+
+def test_dimensions_of_other_names_are_refused_until_they_are_named(upscaler):
+    values = np.random.default_rng(2).integers(0, 256, (8, 11)).astype(np.uint8)
+    array = xarray.DataArray(values, dims=("lat", "lon"))
+    with pytest.raises(UsageError, match=r"dimensions lat, lon .*set_spatial_dims"):
+        upscaler.upscale(array)
+    named = upscaler.upscale(array.rio.set_spatial_dims(x_dim="lon", y_dim="lat"))
+    assert (named.dims, named.shape) == (("lat", "lon"), (16, 22))

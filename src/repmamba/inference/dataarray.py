@@ -10,18 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import MissingExtra, ShapeMismatch
+from repmamba.errors import MissingExtra, ShapeMismatch, UsageError
 
 
 def is_dataarray(array: object) -> bool:
-    """Whether it is an xarray.DataArray, found without importing xarray."""
-    return type(array).__module__.partition(".")[0] == "xarray" and hasattr(array, "dims")
+    """Whether it is an xarray.DataArray, found without importing xarray. Raises UsageError for an xarray.Dataset."""
+    if type(array).__module__.partition(".")[0] != "xarray":
+        return False
+    if hasattr(array, "data_vars"):
+        raise UsageError(
+            f"A {type(array).__name__} holds several arrays: give one, dataset[name] or dataset.to_array()."
+        )
+    return hasattr(array, "dims")
 
 
 def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
     """The numbers of a DataArray as (bands, h, w), and its nodata. One dimension beside y and x may hold bands."""
     place = _rioxarray(array)
-    rows, cols = place.y_dim, place.x_dim
+    rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     if len(others) > 1 or 0 in array.shape:
         raise ShapeMismatch(
@@ -37,7 +43,7 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     from affine import Affine
 
     place = _rioxarray(array)
-    rows, cols = place.y_dim, place.x_dim
+    rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
     transform = place.transform() * Affine.scale(1 / scale)
@@ -55,6 +61,19 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     elif place.nodata is not None:
         result = result.rio.write_nodata(place.nodata)
     return result.transpose(*array.dims)
+
+
+def _spatial(array: Any) -> tuple[Any, Any]:
+    """The names of the dimensions of rows and columns."""
+    from rioxarray.exceptions import DimensionError
+
+    try:
+        return array.rio.y_dim, array.rio.x_dim
+    except DimensionError as unknown:
+        raise UsageError(
+            f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns cannot be told: say so by "
+            "array.rio.set_spatial_dims(x_dim=..., y_dim=...)."
+        ) from unknown
 
 
 def _rioxarray(array: Any) -> Any:
