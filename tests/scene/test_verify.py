@@ -133,3 +133,47 @@ def test_a_result_that_was_moved_is_checked_against_the_receipt_named(tmp_path):
     assert (said.exit_code, said.output) == (0, "")
     said = CliRunner().invoke(verify, [str(moved), str(moved), "--receipt", str(receipt_path(tmp_path / name))])
     assert said.exit_code == 2
+
+
+def test_a_link_to_a_result_is_checked_where_it_leads(tmp_path):
+    name, scene = SCENES["PNG"]  # with a side-car
+    (tmp_path / "there").mkdir()
+    scene.write(tmp_path / "there" / name)
+    (tmp_path / "link.png").symlink_to(tmp_path / "there" / name)
+    said = CliRunner().invoke(verify, [str(tmp_path / "link.png")])
+    assert (said.exit_code, said.stdout) == (0, f"{tmp_path / 'link.png'}: OK, 9 tiles as written\n")
+
+
+def test_of_several_results_those_at_fault_are_named_and_the_others_checked(tmp_path):
+    name, scene = SCENES["GTiff"]
+    scene.write(tmp_path / name)
+    said = CliRunner().invoke(verify, [str(tmp_path / "none.tif"), str(tmp_path / name), str(tmp_path / "no.tif")])
+    assert said.exit_code == 1
+    assert said.stdout == f"{tmp_path / name}: OK, 9 tiles as written\n"
+    assert said.stderr.count("Error: There is no receipt") == 2
+    assert str(said.exception).startswith("2 of 3 files are not what was written")
+
+
+DAMAGES = {
+    "unknown format": lambda values: values.update(format="XYZ"),
+    "no side-cars": lambda values: values.update(sidecars=None),
+    "no levels": lambda values: values.update(levels=[]),
+    "no pieces": lambda values: values["levels"][0].update(pieces=[]),
+    "a piece left out": lambda values: values["levels"][0]["pieces"].pop(),
+    "a side-car elsewhere": lambda values: values.update(sidecars={"../x": "00"}),
+    "text in a window": lambda values: values["levels"][0]["pieces"][0][0].__setitem__(0, "a"),
+    "text for bytes": lambda values: values.update(bytes="1"),
+    "a number for the digest": lambda values: values.update(sha256=1),
+    "text for a mean": lambda values: values["levels"][0]["pieces"][0].__setitem__(3, ["a"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_receipt_is_one_line_and_never_ok(tmp_path, damage):
+    name, scene = SCENES["JPEG"]
+    scene.write(tmp_path / name)
+    values = json.loads(receipt_path(tmp_path / name).read_text())
+    DAMAGES[damage](values)
+    receipt_path(tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(VerificationError, match=r"no receipt that can be read"):
+        read_receipt(receipt_path(tmp_path / name))

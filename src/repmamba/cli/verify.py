@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
 
 from repmamba.cli import options
-from repmamba.cli.terminal import printable
+from repmamba.cli.terminal import printable, say_error
+from repmamba.errors import VerificationError
 
 
 @click.command()
@@ -27,7 +29,8 @@ def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_j
     """Check results against the receipts that were written beside them.
 
     Every tile and every overview is decoded and compared, then the file as a whole. Exit code 0: all of it is what was
-    written. 1: something is not, and the line on stderr names the first tile at fault. 2: called wrongly.
+    written. 1: something is not, and a line on stderr names the first tile at fault; other FILEs are checked all the
+    same. 2: called wrongly.
 
     \b
     Examples:
@@ -35,19 +38,34 @@ def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_j
       repmamba verify results/*.tif
       repmamba verify moved/scene_x4.tif --receipt scene_x4.tif.receipt.json
     """
+    if receipt_file is not None and len(files) > 1:
+        raise click.UsageError("--receipt is the receipt of one result; name one FILE.")
+    failed = []
+    for file in files:
+        try:
+            _verify(file, receipt_file, quiet=quiet, as_json=as_json)
+        except VerificationError as fault:
+            if len(files) == 1:
+                raise
+            say_error(fault if str(file) in str(fault) else f"{file}: {fault}")
+            failed.append(str(file))
+    if failed:
+        raise VerificationError(f"{len(failed)} of {len(files)} files are not what was written: {', '.join(failed)}.")
+
+
+def _verify(file: Path, receipt_file: Path | None, *, quiet: bool, as_json: bool) -> None:
+    """Check one result and say what was found. Raises VerificationError."""
     from repmamba.scene.readback import verify_result
     from repmamba.scene.receipt import read_receipt, receipt_path
 
-    if receipt_file is not None and len(files) > 1:
-        raise click.UsageError("--receipt is the receipt of one result; name one FILE.")
-    for file in files:
-        receipt = read_receipt(receipt_file or receipt_path(file))
-        shows_bar = sys.stderr.isatty() and not quiet
-        with click.progressbar(length=100, label=printable(file.name), file=sys.stderr, hidden=not shows_bar) as bar:
-            checked = verify_result(file, receipt, lambda done: bar.update(max(0, int(100 * done) - bar.pos)))
-        tiles, overviews = len(receipt.levels[0].pieces), len(receipt.levels) - 1
-        if as_json:
-            click.echo(json.dumps({"path": str(file), "ok": True, "tiles": tiles, "pieces": checked}))
-        elif not quiet:
-            of = f" and {overviews} overview{'s' * (overviews > 1)}" if overviews else ""
-            click.echo(f"{printable(file)}: OK, {tiles} tile{'s' * (tiles != 1)}{of} as written")
+    path = Path(os.path.realpath(file))  # receipt and side-cars lie where a link leads
+    receipt = read_receipt(receipt_file or receipt_path(path))
+    shows_bar = sys.stderr.isatty() and not quiet
+    with click.progressbar(length=100, label=printable(file.name), file=sys.stderr, hidden=not shows_bar) as bar:
+        checked = verify_result(path, receipt, lambda done: bar.update(max(0, int(100 * done) - bar.pos)))
+    tiles, overviews = len(receipt.levels[0].pieces), len(receipt.levels) - 1
+    if as_json:
+        click.echo(json.dumps({"path": str(file), "ok": True, "tiles": tiles, "pieces": checked}))
+    elif not quiet:
+        of = f" and {overviews} overview{'s' * (overviews > 1)}" if overviews else ""
+        click.echo(f"{printable(file)}: OK, {tiles} tile{'s' * (tiles != 1)}{of} as written")
