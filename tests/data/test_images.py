@@ -72,6 +72,13 @@ def test_a_picture_of_16_bit_is_refused_rather_than_crushed(tmp_path):
         read_image(tmp_path / "deep.png")
 
 
+def test_a_fourth_band_that_gdal_takes_for_alpha_is_a_band(tmp_path):
+    values = np.full((4, 8, 9), 50, np.uint8)
+    values[3, 2:4, :3] = 0
+    write_tiff(tmp_path / "a.tif", values)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.moveaxis(values, 0, -1))
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     values = np.ones((1, 5, 6), np.float32)
     values[0, 1:3, :2] = np.nan, np.inf

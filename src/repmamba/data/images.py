@@ -149,9 +149,13 @@ def _picture(path: Path) -> Iterator[Image.Image]:
 
 
 def _read_raster(path: Path) -> NDArray[np.generic]:
+    from rasterio.enums import MaskFlags
+
     with _raster(path) as raster:
         bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
-        missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask())
+        # Alpha is a band among the others here, and GDAL calls many a fourth band so.
+        tells = MaskFlags.alpha not in raster.mask_flag_enums[0]
+        missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask()) if tells else 0
     if bands.dtype.kind not in "uif":
         raise SourceError(f"{path.name} is of type {bands.dtype}, and integers or floats are expected.")
     if missing:  # what stands there is no measurement, and would be learnt and scored as one
