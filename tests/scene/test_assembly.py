@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
+from repmamba.scene.engine import upscale_file
 from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_scene import PLACE, MadeScene
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 SMALL = Grid(140, 130, PLACE.transform, PLACE.crs)
 FILES = {"GTiff": "scene.tif", "COG": "scene.cog.tif", "PNG": "scene.png", "JPEG": "scene.jpg"}
@@ -64,3 +68,28 @@ def test_tags_that_cannot_be_written_are_left_out_with_a_warning_and_the_others_
         assert not {"ns", "bidx"} & (file.tags().keys() | file.tags(1).keys())
         assert "one" not in file.tag_namespaces()
     assert "named bidx and ns are left out" in caplog.text
+
+
+GCP_LIST = """<GCPList Projection="EPSG:4326"><GCP Id="1" Pixel="0" Line="0" X="10" Y="50"/>
+  <GCP Id="2" Pixel="40" Line="0" X="11" Y="50"/><GCP Id="3" Pixel="0" Line="40" X="10" Y="49"/></GCPList>"""
+BAND = """<VRTRasterBand dataType="Byte" band="1"><SimpleSource>
+  <SourceFilename relativeToVRT="1">in.tif</SourceFilename></SimpleSource></VRTRasterBand>"""
+TRANSFORM = "<GeoTransform>500000,10,0,4100000,0,-10</GeoTransform>"
+
+
+@pytest.mark.parametrize("place", ["<SRS>EPSG:32633</SRS>" + TRANSFORM, TRANSFORM, "<SRS>EPSG:32633</SRS>", ""])
+@pytest.mark.parametrize("name", ["out.tif", "out.cog.tif", "out.png"])
+def test_of_a_transform_and_control_points_the_transform_is_kept_with_a_warning(
+    write_raster, smooth, tmp_path, bicubic, caplog, name, place
+):
+    write_raster("in.tif", smooth(1, 40, 40), crs=None, transform=None)
+    vrt = tmp_path / "in.vrt"
+    vrt.write_text(f'<VRTDataset rasterXSize="40" rasterYSize="40">{place}{GCP_LIST}{BAND}</VRTDataset>')
+    upscale_file(vrt, tmp_path / name, bicubic)
+    with rasterio.open(tmp_path / name) as file:
+        if TRANSFORM in place:
+            assert file.transform.almost_equals(Affine(5, 0, 500000, 0, -5, 4100000))
+            assert not file.gcps[0]
+        else:
+            assert [(point.row, point.col) for point in file.gcps[0]] == [(0, 0), (0, 80), (80, 0)]
+    assert ("control points beside its transform" in caplog.text) == (TRANSFORM in place)

@@ -202,6 +202,9 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
     missing, nodata = _missing(dataset, pixels)
     height, width = pixels.size
     gcps, gcps_crs = dataset.gcps
+    if gcps and not dataset.transform.is_identity:
+        logger.warning("%s has control points beside its transform, which is kept alone: files hold one of them.", name)
+        gcps = []
     rpcs = dataset.tags(ns="RPC")
     if rpcs and (lacking := lacking_rpcs(rpcs)):
         logger.warning("%s has RPCs without %s: they tell no place, and are left out.", name, ", ".join(lacking))
@@ -209,7 +212,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
     return RasterFacts(
         name=name,
         driver=dataset.driver,
-        grid=Grid(width, height, dataset.transform if is_placed(dataset) else None, dataset.crs),
+        grid=Grid(width, height, dataset.transform if is_placed(dataset) and not gcps else None, dataset.crs),
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         nodata=nodata,
         missing=missing,
