@@ -50,15 +50,15 @@ def recipe_text(recipe: Recipe) -> str:
 def _parse(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file() and str(source) in packaged():
-        text = (files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
+        return tomllib.loads((files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8"))
+    if not path.is_file():
         raise RecipeError(f"{source} is neither a file nor a packaged recipe; those are {', '.join(packaged())}.")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as fault:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
         raise RecipeError(f"{source} is not TOML: {fault}.") from fault
+    except OSError as fault:
+        raise RecipeError(f"{source} cannot be read: {fault.strerror}.") from fault
 
 
 def _set(table: dict[str, Any], setting: str) -> None:
