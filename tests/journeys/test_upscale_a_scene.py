@@ -96,7 +96,7 @@ def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_st
 def test_a_dry_run_tells_the_plan_and_does_nothing(tmp_path, picture, weights, capsys):
     target = tmp_path / "out.png"
     assert run(["upscale", str(picture), "-o", str(target), "--weights", str(weights), "--dry-run"]) == 0
-    assert "1 tiles of 256 + 8 input pixels" in capsys.readouterr().out
+    assert "1 tile of 256 + 8 input pixels" in capsys.readouterr().out
     assert not target.exists()
 
 

@@ -536,6 +536,9 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(write_raster, smooth, t
     assert made.seconds is not None
     for word in ("400 x 600", "6 tiles of 128 + 8", "disk", "memory", "time"):
         assert word in made.summary()
+    one = plan_file(path, tmp_path / "out.tif", bicubic, bands=(1,), window=Window(0, 0, 64, 64)).summary()
+    assert "1 band of" in one
+    assert "1 tile of" in one
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 
 

@@ -66,12 +66,14 @@ class Estimate:
         """A few lines for people."""
         lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
+        bands = f"{self.bands} band{'s' * (self.bands > 1)}"
+        tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
             f"{self.source} -> {self.target}{second}\n"
-            f"  output   {self.width} x {self.height} pixels, {self.bands} bands of {self.dtype}, {self.format}, "
+            f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
-            f"  plan     {self.tiles} tiles of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
+            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
             f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent\n"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)}{took}"
