@@ -20,7 +20,15 @@ from PIL import Image
 from repmamba.data.pairs import find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import load_stock
-from repmamba.errors import JobChanged, MissingExtra, NoSpace, RecipeError, TargetError, TrainingStopped
+from repmamba.errors import (
+    JobChanged,
+    MissingExtra,
+    NoSpace,
+    RecipeError,
+    RepmambaWarning,
+    TargetError,
+    TrainingStopped,
+)
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
 from repmamba.train.batches import open_stock, training_files
@@ -58,7 +66,7 @@ def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[
 
 
 def ended(child: subprocess.Popen[str]) -> str:
-    _, errors = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors
     return errors
 
@@ -124,25 +132,39 @@ def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, se
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp_path, whole_run, seen, kills):
-    """A life lasts a seeded time, up to about that of the whole run; what is left then is done here."""
+    """A life lasts until a seeded step is saved, and a moment more; what is left then is done here."""
     draw = np.random.default_rng(17)
-    runs = 0
-    while kills:
-        runs += 1
-        folder = tmp_path / f"run{runs}"
+    killed = 0
+    for run in range(5 * kills):
+        folder = tmp_path / f"run{run}"
         for _ in range(4):
             child = started(tiny_file, folder)
-            assert child.stdout.readline() == "begun\n"
-            time.sleep(draw.uniform(0.0, 1.5))
-            child.send_signal(signal.SIGKILL)
-            child.communicate(timeout=120)
-            kills -= child.returncode == -signal.SIGKILL
-            if child.returncode == 0 or not kills:
+            try:
+                assert child.stdout.readline() == "begun\n"
+                wait_until_saved(child, folder, draw.integers(0, 8))
+                time.sleep(draw.uniform(0, 0.3))
+            finally:
+                child.kill()
+                _, errors = child.communicate(timeout=600)
+            assert child.returncode in (0, -signal.SIGKILL), errors
+            killed += child.returncode == -signal.SIGKILL
+            if child.returncode == 0 or killed == kills:
                 break
         fit(tiny(), folder, log_every=1)
         assert seen(folder) == seen(whole_run)
         assert same_weights(folder, whole_run)
         assert same_weights(folder, whole_run, "best.safetensors")
+        if killed == kills:
+            break
+    assert killed == kills
+
+
+def wait_until_saved(child: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Until the child has saved this step or a later one, or has ended."""
+    end = time.monotonic() + 600
+    while max(saved_steps(folder / "saves"), default=0) < step and child.poll() is None:
+        assert time.monotonic() < end, "no save comes"
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -292,6 +314,20 @@ def test_of_several_processes_the_first_one_alone_draws_a_bar(tiny, capsys):
         assert ("Reading" in capsys.readouterr().err) == (rank == 0)
 
 
+@pytest.mark.parametrize(
+    ("batch_norm", "said"), [("process", "of each one alone"), ("synchronised", "over all of them")]
+)
+def test_several_processes_say_over_what_batch_norm_is_taken(tiny, batch_norm, said):
+    recipe = tiny(step={"batch_norm": batch_norm})
+    assert f"one of 2 processes, BatchNorm {said})" in heading(recipe, torch.device("cpu"), Processes(0, 2))[1]
+    assert "BatchNorm" not in heading(recipe, torch.device("cpu"), Processes())[1]
+
+
+def test_a_run_too_short_for_its_recipe_warns_before_it_begins(tiny, tmp_path):
+    with pytest.warns(RepmambaWarning, match=r"ends after 4 steps, before .*\(data.patches.start: 5\)"):
+        fit(tiny(steps=4, data={"val": []}), tmp_path)
+
+
 def test_the_weight_of_a_loss_is_shown_as_it_is(tiny):
     losses = [{"name": "l1", "weight": 0.1}, {"name": "fft"}]
     first, _ = heading(tiny(losses=losses), torch.device("cpu"), Processes())
@@ -386,9 +422,23 @@ def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_
     with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
         fit(recipe, tmp_path / "without", tensorboard=True)
     monkeypatch.undo()
-    pytest.importorskip("tensorboard")
     fit(recipe, tmp_path / "with", tensorboard=True)
     assert list((tmp_path / "with").glob("events.out.tfevents.*"))
+
+
+def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):  # killed at step 6, its last save was of step 3
+        monitor = Monitor(tmp_path, tiny(), begun, writes=True, bar=False, tensorboard=True)
+        with monitor:
+            for step in range(begun + 1, last + 1):
+                monitor.log(step, loss, 0.0, 0.0)
+        time.sleep(1)  # the files are read in the order of their names, which count seconds
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(one.step, one.value) for one in events.Scalars("step/loss")] == [
+        (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)
+    ]  # fmt: skip
 
 
 def test_a_run_without_matplotlib_does_not_fail_for_its_picture(tiny, tmp_path, monkeypatch):

@@ -25,20 +25,35 @@ def test_a_packaged_recipe_is_read_and_survives_being_written(name):
     assert build(recipe.to_dict()) == recipe
 
 
+def runs(training):
+    """What the file of weights says of their training, and of the trainings that they began from, the last first."""
+    while training:
+        yield training
+        training = training.get("begun_from", {}).get("training")
+
+
 @pytest.mark.parametrize("name", [weights.name for weights in packaged_weights()])
-def test_the_recipe_of_packaged_weights_is_what_their_file_says_of_their_training(name):
-    facts, recipe = read_checkpoint(find_weights(name).path).training, read_recipe(name)
-    if "recipe" in facts:
-        different = {line.partition(":")[0] for line in recipe.differences(build(facts["recipe"]))}
+def test_the_recipes_of_packaged_weights_are_what_their_file_says_of_their_training(name):
+    *later, first = runs(read_checkpoint(find_weights(name).path).training)
+    if "recipe" in first:
+        later.append(first)
+    else:
+        assert_of_x4_before_a_checkpoint_carried_its_recipe(first)
+    for facts in later:
+        packaged_one = read_recipe(facts["recipe"]["name"])
+        different = {line.partition(":")[0] for line in packaged_one.differences(build(facts["recipe"]))}
         assert different <= {"data.train", "data.val", "data.cache", "start.weights"}  # places, which no sample sees
-    else:  # of weights trained before a checkpoint carried its recipe
-        (phase,) = recipe.data.patches
-        told = (facts["steps"], facts["batch"], facts["patch"], facts["clip"], facts["ema"], facts["start"])
-        assert told == (recipe.steps, phase.batch, phase.size, recipe.step.clip, recipe.step.ema, recipe.start.kind)
-        assert facts["optimiser"] == "AdamW 8e-4, betas 0.9 and 0.99, weight decay 1e-4"
-        assert recipe.optimiser == Optimiser(lr=8e-4, betas=(0.9, 0.99), weight_decay=1e-4, decay="all")
-        assert facts["schedule"] == "warm-up 300 steps, cosine to 2 %"
-        assert recipe.schedule == Schedule(kind="cosine", warmup=300, floor=0.02)
+
+
+def assert_of_x4_before_a_checkpoint_carried_its_recipe(facts):
+    recipe = read_recipe("x4")
+    (phase,) = recipe.data.patches
+    told = (facts["steps"], facts["batch"], facts["patch"], facts["clip"], facts["ema"], facts["start"])
+    assert told == (recipe.steps, phase.batch, phase.size, recipe.step.clip, recipe.step.ema, recipe.start.kind)
+    assert facts["optimiser"] == "AdamW 8e-4, betas 0.9 and 0.99, weight decay 1e-4"
+    assert recipe.optimiser == Optimiser(lr=8e-4, betas=(0.9, 0.99), weight_decay=1e-4, decay="all")
+    assert facts["schedule"] == "warm-up 300 steps, cosine to 2 %"
+    assert recipe.schedule == Schedule(kind="cosine", warmup=300, floor=0.02)
 
 
 def test_the_published_recipe_is_that_of_the_specification():

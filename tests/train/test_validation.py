@@ -9,10 +9,11 @@ import rasterio
 import torch
 from PIL import Image
 
-from repmamba.errors import RecipeError
+from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.batches import training_files
 from repmamba.train.loop import fit
-from repmamba.train.validation import Judge
+from repmamba.train.validation import Judge, warn_of_shared
 
 
 def picture(path: Path, seed: int, side: int = 32) -> Path:
@@ -61,7 +62,9 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
     def recipe(rule: str):
         return tiny(steps=2, network={"in_chans": bands}, data=data, validation={"rule": rule})
 
-    with pytest.raises(RecipeError, match=r"rule is esr-rgb, and .*images/\d cannot be.* take the rule bands"):
+    with pytest.raises(
+        RecipeError, match=r"rule is esr-rgb, and an image cannot be judged: .*images/\d has .* take the rule bands"
+    ):
         fit(recipe("esr-rgb"), tmp_path / "run")
     result = fit(recipe("bands"), tmp_path / "run")  # nothing had begun: the folder takes the mended recipe
     assert result.finished
@@ -72,8 +75,57 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
 def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, tmp_path):
     picture(tmp_path / "val" / "large.png", seed=0)
     picture(tmp_path / "val" / "small.png", seed=0, side=12)
-    with pytest.raises(RecipeError, match="val/small cannot be judged: SSIM has windows of 11x11"):
+    with pytest.raises(RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"):
         Judge(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
+
+
+NOISY = [{"name": "noise", "low": 20, "high": 20}, {"name": "jpeg", "low": 60, "high": 60}]
+
+
+def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(tiny, tmp_path):
+    picture(tmp_path / "val" / "0.png", seed=0)
+    data = {"val": [str(tmp_path / "val")]}
+    plain, first, again, other = (
+        Judge(recipe, tmp_path).pairs[0]
+        for recipe in (
+            tiny(data=data),
+            tiny(data=data | {"degradations": NOISY}),
+            tiny(data=data | {"degradations": NOISY}),
+            tiny(data=data | {"degradations": NOISY}, seed=5),
+        )
+    )
+    assert np.array_equal(first.hr, plain.hr)
+    assert np.array_equal(first.lr, again.lr)
+    assert not np.array_equal(first.lr, plain.lr)
+    assert not np.array_equal(first.lr, other.lr)
+
+
+def test_an_lr_that_is_there_is_judged_as_it_is_even_where_the_recipe_degrades(tiny, tmp_path):
+    picture(tmp_path / "val" / "GT" / "0.png", seed=0)
+    lr = picture(tmp_path / "val" / "LR" / "0.png", seed=1, side=16)
+    judge = Judge(tiny(data={"val": [str(tmp_path / "val")], "degradations": NOISY}), tmp_path)
+    assert np.array_equal(judge.pairs[0].lr, np.asarray(Image.open(lr)))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize(("bands", "dtype", "text"), [(3, "uint16", "of uint16"), (4, "uint8", "one or three bands")])
+def test_images_that_cannot_be_degraded_are_refused_before_training_begins(tiny, tmp_path, part, bands, dtype, text):
+    raster(tmp_path / "images" / "0.tif", bands, dtype)
+    data = {part: [str(tmp_path / "images")], "degradations": NOISY}
+    with pytest.raises(RecipeError, match=f"images/0.*cannot be degraded: .*{text}"):
+        fit(tiny(data=data, network={"in_chans": bands}, validation={"rule": "bands"}), tmp_path / "run")
+
+
+def test_images_that_are_learnt_from_and_judged_on_are_said(tiny, tmp_path, recwarn):
+    picture(tmp_path / "val" / "0.png", seed=0)
+    (tmp_path / "val" / "1.png").symlink_to(Path(tiny().data.train[0]) / "1.png")
+    recipe = tiny(data={"val": [str(tmp_path / "val")]})
+    with pytest.warns(RepmambaWarning, match=r"1 images are in data.train and in data.val, .*1.png the first"):
+        warn_of_shared(training_files(recipe), recipe)
+    recwarn.clear()
+    warn_of_shared(training_files(recipe), tiny())
+    assert not recwarn.list
 
 
 def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_path):

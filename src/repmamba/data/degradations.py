@@ -57,7 +57,7 @@ class Chain:
     scale: int
     stages: tuple[Stage, ...] = ()
 
-    def __call__(self, hr: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    def __call__(self, hr: NDArray[np.generic], generator: np.random.Generator) -> NDArray[np.uint8]:
         """hr (s h, s w, C) uint8 -> lr (h, w, C) uint8. Without stages the plain reduction. Raises ShapeMismatch."""
         if hr.ndim != 3 or hr.dtype != np.uint8 or hr.shape[0] % self.scale or hr.shape[1] % self.scale:
             raise ShapeMismatch(
@@ -74,7 +74,7 @@ class Chain:
             ]
             for place in ("hr", "lr")
         )
-        reduced = imresize(_applied(hr_stages, hr / 255.0, generator), 1 / self.scale)
+        reduced = imresize(_applied(hr_stages, hr.astype(np.float64) / 255, generator), 1 / self.scale)
         if not lr_stages:
             return to_uint8(reduced)
         return to_uint8(_applied(lr_stages, to_uint8(reduced) / 255.0, generator))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
-from repmamba.errors import JobChanged, RecipeError
+from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
 from repmamba.train.counting import counting
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
@@ -29,6 +30,26 @@ def training_files(recipe: Recipe) -> list[PairFiles]:
     if not files:
         raise RecipeError("data.train is empty; name at least one folder of images.")
     return files
+
+
+def chain_of(recipe: Recipe) -> Chain | None:
+    """What makes lr from hr in place of the plain reduction, where the recipe degrades."""
+    return Chain(recipe.network.scale, recipe.data.degradations) if recipe.data.degradations else None
+
+
+def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
+    """Raise RecipeError now, and not at the first batch, where images of this kind cannot be degraded.
+
+    The first one speaks for all: a stock holds one kind.
+    """
+    chain = chain_of(recipe)
+    if chain and files:
+        edge = 2 * chain.scale
+        hr = files[0].blank(chain.scale).hr[:edge, :edge]
+        try:
+            chain(hr, np.random.default_rng(0))
+        except ShapeMismatch as fault:
+            raise RecipeError(f"data.degradations are set, and {files[0].hr} cannot be degraded: {fault}") from fault
 
 
 def counted_in_steps(recipe: Recipe, images: int) -> Recipe:
@@ -111,7 +132,7 @@ def batches(
     stock: Stock, sampler: Sampler, recipe: Recipe, step: int, processes: Processes, device: torch.device, workers: int
 ) -> Iterator[Batch]:
     """This process's share of the batch of every step from `step` on, on the device, prepared ahead by some threads."""
-    chain = Chain(recipe.network.scale, recipe.data.degradations) if recipe.data.degradations else None
+    chain = chain_of(recipe)
 
     def prepared(step: int) -> Batch:
         samples = sampler.samples(step)

@@ -7,14 +7,16 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
 from repmamba.data.stock import Stock
-from repmamba.errors import JobChanged, TargetError
+from repmamba.errors import JobChanged, RepmambaWarning, TargetError
 from repmamba.train.batches import (
     batches,
+    check_degradations,
     check_images,
     checksums,
     counted_in_steps,
@@ -29,7 +31,7 @@ from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import FitResult, Progress, Run
 from repmamba.train.saves import newest_save, replace_durably, saved_steps
-from repmamba.train.validation import Judge
+from repmamba.train.validation import Judge, warn_of_shared
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,11 @@ def fit(
     with joined(processes, place):
         files = [] if stock else training_files(recipe)
         recipe = counted_in_steps(recipe, len(stock.sizes) if stock else len(files))
+        check_degradations(recipe, files)
         claim(folder, recipe, processes)
+        if processes.first:
+            warn_of_shared(files, recipe)
+            warn_of_the_end(recipe)
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
@@ -96,6 +102,17 @@ def fit(
                     break
         run.close()
         return run.result()
+
+
+def warn_of_the_end(recipe: Recipe) -> None:
+    """Warn where the run is too short for what the recipe has in it."""
+    if unreached := recipe.never_reached():
+        warnings.warn(
+            f"The run ends after {recipe.steps} steps, before what the recipe has later ({', '.join(unreached)}); set "
+            "these as well.",
+            RepmambaWarning,
+            stacklevel=2,
+        )
 
 
 def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:

@@ -29,7 +29,8 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     network = f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
     losses = " + ".join(term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
-    shared = f", one of {processes.world} processes" if processes.world > 1 else ""
+    norm = "over all of them" if recipe.step.batch_norm == "synchronised" else "of each one alone"
+    shared = f", one of {processes.world} processes, BatchNorm {norm}" if processes.world > 1 else ""
     return [
         f"{recipe.name}: {network}; {recipe.steps:,} {recipe.unit}s of {patches}, loss {losses}, "
         f"learning rate up to {recipe.optimiser.lr:g}.",
@@ -46,7 +47,7 @@ class Monitor:
     def __init__(self, folder: Path, recipe: Recipe, step: int, *, writes: bool, bar: bool, tensorboard: bool) -> None:
         self._curve = Curve(folder / "curve.jsonl", step) if writes else None
         self._bar = tqdm(total=recipe.steps, initial=step, desc=recipe.name, unit="step", disable=not (bar and writes))
-        self._events = event_writer(folder) if tensorboard and writes else None
+        self._events = event_writer(folder, step) if tensorboard and writes else None
         self._shown: dict[str, str] = {}
         self._says_steps = writes and not bar
         self._step, self._first, self._steps = step, step, recipe.steps
@@ -118,10 +119,10 @@ class Monitor:
         self._bar.set_postfix(self._shown, refresh=False)
 
 
-def event_writer(folder: Path) -> Any:
-    """TensorBoard's writer into the folder. Raises MissingExtra."""
+def event_writer(folder: Path, step: int) -> Any:
+    """TensorBoard's writer into the folder, where nothing after `step` steps counts any more. Raises MissingExtra."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as missing:
         raise MissingExtra("TensorBoard's files need tensorboard: pip install 'repmamba[train]'.") from missing
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step + 1)

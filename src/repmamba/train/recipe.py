@@ -244,6 +244,15 @@ class Recipe:
             ),
         )
 
+    def never_reached(self) -> list[str]:
+        """What begins only when the run is over, one `key: value` each."""
+        starts = [("data.patches.start", phase.start) for phase in self.data.patches]
+        milestones = [
+            ("schedule.milestones", one) for one in self.schedule.milestones if self.schedule.kind == "constant"
+        ]
+        named = [("schedule.warmup", self.schedule.warmup), *starts, *milestones]
+        return [f"{key}: {value}" for key, value in named if value >= self.steps]
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0; of a recipe that counts in steps."""
         schedule = self.schedule

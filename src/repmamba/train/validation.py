@@ -1,6 +1,7 @@
 """How good a network is while it learns: the validation pairs, whole, by one named rule, and a picture of crops."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from repmamba.data.degradations import generator_for
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs, read_pairs
-from repmamba.errors import RecipeError, TargetError, UsageError
+from repmamba.errors import RecipeError, RepmambaWarning, ShapeMismatch, TargetError, UsageError
 from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.batches import chain_of
 from repmamba.train.counting import counting
 from repmamba.train.recipe import Recipe
 
@@ -41,6 +44,7 @@ class Judgement:
 class Judge:
     """The validation pairs of a recipe, in memory, and where its pictures go.
 
+    Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr that is there stays.
     bar: on stderr while they are read. Raises SourceError, UsageError; RecipeError for a pair that cannot be judged.
     """
 
@@ -52,7 +56,8 @@ class Judge:
         if files:
             logger.info("Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val))
         with counting("Reading", bar=bar) as progress:
-            self.pairs = list(read_pairs(files, recipe.network.scale, progress=progress))
+            pairs = zip(files, read_pairs(files, recipe.network.scale, progress=progress), strict=True)
+            self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
     def judge(self, network: RepMamba, step: int) -> Judgement:
@@ -96,6 +101,32 @@ class Judge:
                 raise RecipeError(f"validation.rule is {rule}, and an image cannot be judged: {fault}") from fault
 
 
+def degraded(pair: Pair, recipe: Recipe) -> Pair:
+    """The pair with its lr made as the recipe makes those to learn from. Raises RecipeError where that cannot be."""
+    chain = chain_of(recipe)
+    if chain is None:
+        return pair
+    try:
+        return replace(pair, lr=chain(pair.hr, generator_for(recipe.seed, pair.name)))
+    except ShapeMismatch as fault:
+        raise RecipeError(
+            f"data.degradations are set, and {pair.name}, of data.val, cannot be degraded: {fault}"
+        ) from fault
+
+
+def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
+    """Warn where images are both learnt from and judged on: the best weights are then those that know them best."""
+    learnt = {one.hr.resolve() for one in files}
+    shared = [one.hr for one in _found(recipe) if one.hr.resolve() in learnt]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} images are in data.train and in data.val, {shared[0]} the first: the validation says "
+            "nothing of other images, and the best weights are chosen by it. Hold some out, as prepare --val does.",
+            RepmambaWarning,
+            stacklevel=2,
+        )
+
+
 @torch.inference_mode()
 def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
     """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
@@ -117,11 +148,13 @@ def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uin
     return np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
-def _spread(recipe: Recipe) -> list[PairFiles]:
+def _found(recipe: Recipe) -> list[PairFiles]:
     # Under the name of its folder too: two folders may hold files of one name.
-    files = [
-        replace(one, name=f"{folder}/{one.name}") for folder in recipe.data.val for one in find_pairs(Path(folder))
-    ]
+    return [replace(one, name=f"{folder}/{one.name}") for folder in recipe.data.val for one in find_pairs(Path(folder))]
+
+
+def _spread(recipe: Recipe) -> list[PairFiles]:
+    files = _found(recipe)
     count = min(recipe.validation.images or len(files), len(files))
     chosen: list[int] = np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
     return [files[index] for index in chosen]
