@@ -40,13 +40,13 @@ LANES = 8
 
 def serves(x: Tensor, *modules: nn.Module) -> bool:
     """Whether the passes below may compute modules of the network on this map (B, C, H, W), C that of the modules."""
+    if watched() or not all(module.training for module in modules):
+        return False
     parts = [part for module in modules for part in module.modules()]
     return (
-        all(module.training for module in modules)
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _working() == torch.bfloat16))
         and (not torch.is_autocast_enabled("cpu") or _working() == torch.bfloat16)
-        and not watched()
         and x.shape[1] % LANES == 0
         and all(parameter.dtype == torch.float32 for module in modules for parameter in module.parameters())
         and not any(hooked(part) for part in parts)
