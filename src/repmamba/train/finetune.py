@@ -21,7 +21,7 @@ from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.data.patches import Phase
 from repmamba.data.stock import stock_of
 from repmamba.errors import UsageError
-from repmamba.evaluate.metrics import METRICS, psnr
+from repmamba.evaluate.metrics import Metric, psnr
 from repmamba.evaluate.run import Paired, paired_difference
 from repmamba.inference.catalogue import find_weights
 from repmamba.inference.upscaler import SEEN, Upscaler, load
@@ -89,7 +89,7 @@ class FinetuneResult:
         """One line for the user."""
         if self.gain is None:
             return self.run.summary()
-        seen = f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks, "
+        seen = f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks ({JUDGED.how}), "
         interval = f"95 % interval {self.gain.low:+.3f} to {self.gain.high:+.3f}"
         verdict = (
             "a gain; the new weights are" if self.improved else "no gain that this supports; the old weights stay:"
@@ -141,11 +141,11 @@ def finetune(
     if not run.finished:
         return FinetuneResult(run, weights, None)
     new = read_checkpoint(run.weights)
-    gain = paired_difference(scored(new.network(), judged), scored(checkpoint.network(), judged), METRICS["bands.psnr"])
+    gain = paired_difference(scored(new.network(), judged), scored(checkpoint.network(), judged), JUDGED)
     result = FinetuneResult(run, weights, gain)
     if not result.improved:
         return result
-    facts = {**new.training, "gain_db": [gain.low, gain.difference, gain.high]}
+    facts = {**new.training, "gain_db": [gain.low, gain.difference, gain.high], "gain_rule": JUDGED.how}
     origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
     kept = write_checkpoint(Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts))
     return FinetuneResult(run, str(kept), gain)
@@ -158,7 +158,7 @@ def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
     of 8 bit, otherwise unit float32.
     """
     with open_raster(scene) as raster:
-        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions())
+        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions(consistent=False))
         for edge in EDGES:
             blocks = list(_blocks(raster, plan, edge, upscaler.bands))
             if len(blocks) >= FEWEST:
@@ -201,15 +201,26 @@ def share_ground(one: Block, other: Block) -> bool:
 
 
 def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
-    """PSNR in dB of each block by its name, the mean over its pairs.
+    """PSNR in dB of each block by its name, the mean over its pairs, each as JUDGED has it."""
+    return {
+        block.name: float(np.mean([JUDGED.measure(enlarged(network, pair), pair) for pair in block.pairs]))
+        for block in blocks
+    }
 
-    Of a pair: all bands, unit with peak 1, a border of scale pixels left out.
-    """
-    return {block.name: float(np.mean([_psnr(network, pair) for pair in block.pairs])) for block in blocks}
+
+def _unit_psnr(sr: NDArray[np.generic], pair: Pair) -> float:
+    return psnr(sr, _unit(pair.hr), peak=1.0, crop=pair.scale)
 
 
-def _psnr(network: RepMamba, pair: Pair) -> float:
-    return psnr(enlarged(network, pair), _unit(pair.hr), peak=1.0, crop=pair.scale)
+JUDGED = Metric(
+    "finetune.psnr",
+    "dB",
+    True,
+    "images",
+    "PSNR of unit values, neither rounded nor clipped, peak 1, border of s pixels cut, the mean over groups of bands",
+    _unit_psnr,
+)
+"""What a gain is measured by. None of METRICS: the scene's own range is the unit, whatever its type."""
 
 
 def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Block]:
