@@ -10,10 +10,8 @@ import os
 import random
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from repmamba.scene.receipt import read_receipt, receipt_path
 from repmamba.scene.writer import SceneWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
+from killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of
 from made_scene import PLACE, SCENES, MadeScene
 
 PROGRAM = Path(__file__).with_name("made_scene.py")
@@ -71,31 +70,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MadeSce
 # ---- kills
 
 
-def run_and_kill(target: Path, name: str, after: float) -> bool:
-    """Start the program and kill it after some seconds, unless it has ended by then; whether it was killed."""
-    process = subprocess.Popen([sys.executable, PROGRAM, target, name, "pause=0.03"])
-    try:
-        assert process.wait(after) == 0
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    return process.returncode == -signal.SIGKILL
-
-
 def kill_until_done(folder: Path, name: str, kills: int, seed: int) -> None:
     """Kill runs at moments spread over a whole one, begin anew after each that got to its end; let the last finish."""
     target = folder / SCENES[name][0]
-    start = time.monotonic()
-    run_and_kill(target, name, 60)
-    whole_run = time.monotonic() - start
+    command = [sys.executable, PROGRAM, target, name, "pause=0.03"]
     rng, killed = random.Random(seed), 0
-    while killed < kills:
+    for _ in range(10 * kills):
         if is_whole(target) and not any(folder.glob(".*")):
             for path in folder.iterdir():
                 path.unlink()
-        killed += run_and_kill(target, name, rng.uniform(0.15, 1.05) * whole_run)
+        tiles = min(tiles_of(target) + rng.randint(0, 6), len(SCENES[name][1].windows))
+        killed += killed_at(command, target, tiles, rng.uniform(0, LONGEST_DELAY))
+        if killed == kills:
+            break
+    assert killed == kills
     if not is_whole(target) or any(folder.glob(".*")):
-        run_and_kill(target, name, 60)
+        subprocess.run(command, check=True, timeout=DEADLINE)
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG", "PNG"])
@@ -226,8 +216,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
         try:
             subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as refused:
-            pytest.skip(f"no right to mount a small filesystem here ({refused})")
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no right to mount a filesystem")
         mounted.append(folder)
         return folder
 

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,11 @@ from repmamba.network.repmamba import RepMamba
 from repmamba.scene.readback import verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of, wait_until
+
+TILES = 16
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -31,11 +35,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "scene.png", folder / "tiny.safetensors"
 
 
-def start(inputs: tuple[Path, Path], target: Path) -> subprocess.Popen[bytes]:
+def command(inputs: tuple[Path, Path], target: Path) -> list[str]:
     source, weights = inputs
     options = ["--weights", weights, "--tile", "24", "--halo", "4", "--backend", "chunked", "--workers", "2", "--quiet"]
-    command = [sys.executable, "-m", "repmamba.cli", "upscale", source, "-o", target, *options]
-    return subprocess.Popen([str(part) for part in command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return [str(part) for part in (sys.executable, "-m", "repmamba.cli", "upscale", source, "-o", target, *options)]
+
+
+def start(inputs: tuple[Path, Path], target: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(inputs, target), env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def whole(target: Path) -> bool:
@@ -50,25 +57,22 @@ def whole(target: Path) -> bool:
 def test_the_command_killed_at_any_moment_leaves_nothing_half_and_goes_on(tmp_path, inputs, kills):
     first = tmp_path / "uninterrupted" / "scene.cog.tif"
     first.parent.mkdir()
-    begun = time.monotonic()
-    assert start(inputs, first).wait() == 0
-    seconds = time.monotonic() - begun
+    assert start(inputs, first).wait(DEADLINE) == 0
     folder = tmp_path / "killed"
     folder.mkdir()
     target, rng, killed = folder / first.name, random.Random(20240), 0
-    while killed < kills:
+    for _ in range(10 * kills):
         if whole(target) and not any(folder.glob(".*")):
             assert target.read_bytes() == first.read_bytes()
             for path in folder.iterdir():
                 path.unlink()
-        process = start(inputs, target)
-        try:
-            assert process.wait(rng.uniform(0.3, 1.1) * seconds) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+        tiles = min(tiles_of(target) + rng.randint(0, 10), TILES)
+        killed += killed_at(command(inputs, target), target, tiles, rng.uniform(0, LONGEST_DELAY))
+        if killed == kills:
+            break
+    assert killed == kills
     if not whole(target) or any(folder.glob(".*")):
-        assert start(inputs, target).wait() == 0
+        assert start(inputs, target).wait(DEADLINE) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in first.parent.iterdir()
     }
@@ -77,14 +81,16 @@ def test_the_command_killed_at_any_moment_leaves_nothing_half_and_goes_on(tmp_pa
 def test_ctrl_c_leaves_the_tiles_and_verify_finds_what_is_done_to_the_result_later(tmp_path, inputs):
     target = tmp_path / "scene.tif"
     process = start(inputs, target)
-    while not list(tmp_path.glob(".scene.tif.*/*.tile")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() in (0, 130)
+    try:
+        wait_until(lambda: tiles_of(target) > 0, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) in (0, 130)
+    finally:
+        process.kill()
     assert target.exists() == (process.returncode == 0)
     if process.returncode:
-        assert list(tmp_path.glob(".scene.tif.*/*.tile"))
-        assert start(inputs, target).wait() == 0
+        assert tiles_of(target) > 0
+        assert start(inputs, target).wait(DEADLINE) == 0
     assert verify(target).returncode == 0
     content = bytearray(target.read_bytes())
     content[len(content) // 2] ^= 1

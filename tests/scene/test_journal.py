@@ -1,8 +1,6 @@
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from repmamba.scene.readback import squares
 from repmamba.scene.tile_file import Layout, decode_tile, encode_tile, read_header, tile_pixels
 
 sys.path.insert(0, str(Path(__file__).parent))
+from killing import wait_until, writer_of
 from made_scene import JOB, PLACE, MadeScene
 
 SCENE = MadeScene(grid=replace(PLACE, width=150, height=130), tile=64, mask=True)
@@ -143,12 +142,13 @@ def test_two_processes_do_not_work_on_one_target_and_a_dead_one_holds_nothing(tm
     program = Path(__file__).with_name("made_scene.py")
     process = subprocess.Popen([sys.executable, program, target, "GTiff", "pause=30"])
     lock = TargetLock(target)
-    while not lock.path.exists() or not lock.path.read_text():
-        time.sleep(0.02)
-    with pytest.raises(TargetError, match=f"process {process.pid} on .* is writing"):
-        lock.acquire()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_until(lambda: writer_of(target) != "", process)
+        with pytest.raises(TargetError, match=f"process {process.pid} on .* is writing"):
+            lock.acquire()
+    finally:
+        process.kill()
+        process.wait()
     assert lock.path.exists()
     lock.acquire()
     lock.release()
