@@ -71,7 +71,7 @@ def test_a_network_takes_other_bands_and_types_and_refuses_another_scale(upscale
 
 def test_tiles_are_named_and_change_little(upscaler):
     tiled = network(upscaler, tile=8)
-    assert "tiles of 8" in tiled.how
+    assert "tiles of 8 lr pixels, values over the type's whole range, without back-projection" in tiled.how
     wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)  # so wide that no tile reads all of it
     change = np.abs(tiled.enlarge(wide) - network(upscaler).enlarge(wide))
     assert change.shape == wide.hr.shape

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from repmamba.cli.evaluate import evaluate as command
 from repmamba.data.images import write_png
 from repmamba.data.pairs import pair_from_hr
-from repmamba.errors import OutOfMemory, SourceError, TargetError
+from repmamba.errors import OutOfMemory, SourceError, TargetError, UsageError
 from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import cost_of
 from repmamba.evaluate.methods import bicubic, nearest, results
@@ -220,6 +220,22 @@ def test_charts_hold_their_marks_inside_and_escape_their_labels():
     assert "bicubic" in plot
 
 
+@pytest.mark.parametrize("values", [(30.0, 30.0 + 1e-12), (0.0, 1e-12), (25.0, 25.0)])
+def test_values_that_digits_do_not_tell_apart_are_drawn(values):
+    low, high = values
+    assert "<circle" in scatter([Point(low, high, "a")], "x", "y")
+    assert "<rect" in bars({"one": {"m": low}, "two": {"m": high}}, "dB")
+
+
+def test_a_page_says_that_it_marks_some_images_of_many(scores, monkeypatch):
+    assert "one mark an image" in page(scores, {}, pictures=False)
+    monkeypatch.setattr("repmamba.evaluate.charts.LARGEST_SCATTER", 1)
+    text = page(scores, {}, pictures=False)
+    count = len(scores.sets[0].files)
+    assert f"one image in {count} of {count} marked" in text
+    assert "one mark an image" not in text
+
+
 def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tmp_path):
     path = tmp_path / "others.csv"
     path.write_text('# measured elsewhere\nIMDN, 18.18, 27.98\n"A, B", 5, 26\n')
@@ -338,6 +354,21 @@ def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
     methods = json.loads((tmp_path / "values.json").read_text())["methods"]
     assert set(methods) == {"one/best", "two/best"}
     assert all(method["cost"]["parameters"] for method in methods.values())
+
+
+def test_other_networks_without_a_page_are_refused_rather_than_left_out(tmp_path):
+    folder = make_pairs(tmp_path, ["1"])
+    result = CliRunner().invoke(command, [str(folder), "--method", "bicubic", "-q", "--others", "others.csv"])
+    assert isinstance(result.exception, UsageError)
+    assert "name it by --report" in str(result.exception)
+
+
+def test_without_a_terminal_lines_say_how_far_an_evaluation_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("repmamba.train.counting.LINES_EVERY", 0.0)
+    folder = make_pairs(tmp_path, ["1", "2"])
+    with caplog.at_level("INFO", logger="repmamba"):
+        CliRunner().invoke(command, [str(folder), "--method", "bicubic"], catch_exceptions=False)
+    assert "Scoring: 2 of 2." in caplog.text
 
 
 def test_a_command_without_a_method_says_what_to_name(tmp_path):

@@ -1,6 +1,7 @@
 """`repmamba evaluate`: methods scored against the truth, by named rules."""
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -84,8 +85,6 @@ def evaluate(
       repmamba evaluate rsscn7 ucmerced --scale 4 --weights mine.safetensors --weights x4
       repmamba evaluate pairs --sr results_of_another_network --method bicubic --csv values.csv
     """
-    from tqdm import tqdm
-
     from repmamba.data.images import RASTERS
     from repmamba.errors import UsageError
     from repmamba.evaluate import methods, run
@@ -93,7 +92,10 @@ def evaluate(
     from repmamba.evaluate.metrics import metrics_of
     from repmamba.evaluate.page import page, read_others
     from repmamba.evaluate.report import check_target, table, to_csv, to_json, write_text
+    from repmamba.train.counting import counting
 
+    if others and not report:
+        raise UsageError("--others are drawn in the page alone; name it by --report, or leave them out.")
     chosen: list[methods.Method] = []
     for name in weights:
         from repmamba.inference.upscaler import load
@@ -123,8 +125,8 @@ def evaluate(
                 if cost
                 else counted
             )
-    with tqdm(unit="image", total=sum(len(one.files) for one in sets), disable=True if quiet else None) as bar:
-        scores = run.evaluate(sets, chosen, metrics, save=save, progress=lambda done, total: bar.update(done - bar.n))
+    with counting("Scoring", bar=not quiet and sys.stderr.isatty()) as progress:
+        scores = run.evaluate(sets, chosen, metrics, save=save, progress=progress)
     click.echo(table(scores, costs))
     if json_file:
         write_text(json_file, json.dumps(to_json(scores, costs), indent=1) + "\n")

@@ -12,6 +12,7 @@ from html import escape
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#8c959f"  # of what was not measured here
 LARGEST_SCATTER = 2000  # points; beyond, drawing helps nobody
+SMALLEST_SPAN = 1e-9  # of values on an axis; the digits of its ticks tell less apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,17 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
     return _svg(width, height, parts, "Means of the classes")
 
 
+def drawn_of(count: int) -> int:
+    """Of how many points each one is drawn in a scatter of so many: 1 where all are."""
+    return max(1, math.ceil(count / LARGEST_SCATTER))
+
+
 def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
-    """One mark for each image, square, both axes alike, with the line on which the two methods are equal."""
-    if len(points) > LARGEST_SCATTER:
-        points = points[:: math.ceil(len(points) / LARGEST_SCATTER)]
+    """A mark for each point, square, both axes alike, with the line on which the two methods are equal.
+
+    Of more than LARGEST_SCATTER points one in `drawn_of(their number)` has a mark.
+    """
+    points = points[:: drawn_of(len(points))]
     ticks = _ticks(min(min(p.x, p.y) for p in points), max(max(p.x, p.y) for p in points))
     low, high = ticks[0], ticks[-1]
     left, top, inner = 70, 16, 400
@@ -161,7 +169,7 @@ def _axis_titles(left: float, top: float, width: float, height: float, x_title: 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Four to nine round numbers that span low to high, with room below the smallest."""
-    span = (high - low) or abs(high) or 1.0
+    span = next(one for one in (high - low, abs(high), 1.0) if one >= SMALLEST_SPAN)
     step = 10.0 ** math.floor(math.log10(span))
     while span / step < 4:
         step /= 2 if step / 10.0 ** math.floor(math.log10(step)) != 5 else 2.5

@@ -4,6 +4,7 @@ Multiply-adds are counted from the configuration, the scan included, and not fro
 the scan, and count or leave out normalisations as they like. How it is counted is part of the answer (COUNTED).
 """
 
+import platform
 import statistics
 import sys
 import time
@@ -13,12 +14,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmamba.errors import OutOfMemory, UsageError
 from repmamba.network.config import RMB_WIDTHS, SPLIT, STATE, WIDTH, NetworkConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from repmamba.inference.upscaler import Upscaler
 
 COUNTED = (
@@ -124,7 +128,7 @@ def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | N
         seconds_least=passes * least,
         peak_memory=most,
         memory_of=whose,
-        device=f"{upscaler.device}, {upscaler.precision}",
+        device=f"{upscaler.device} ({_processor(upscaler.device)}), {upscaler.precision}",
     )
 
 
@@ -186,6 +190,19 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
             f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process was ended from "
             "outside or had too little memory; take a smaller --cost-size, or leave --cost out."
         ) from error
+
+
+def _processor(device: "torch.device") -> str:
+    """The name of a GPU; of a CPU its model, and how many threads of it are used."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name, described = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if described.is_file():  # Linux has no other place that names the model
+        lines = [line for line in described.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else platform.machine()
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -60,7 +60,7 @@ CLASSICS = {"nearest": nearest, "bicubic": bicubic}
 def network(
     upscaler: "Upscaler", weights: str | None = None, *, ensemble: bool = False, tile: int | None = None
 ) -> Method:
-    """A network, its output neither clipped nor rounded.
+    """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the back-projection.
 
     weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations.  tile: lr pixels
     kept of each tile; default one pass over the whole image, as the published evaluation has it.
@@ -80,6 +80,7 @@ def network(
         return mean_of_eight(once, lr) if ensemble else once(lr)
 
     how = "one pass over the whole image" if tile is None else f"tiles of {tile} lr pixels"
+    how += ", values over the type's whole range, without back-projection"
     return Method(
         upscaler.name + "+" * ensemble,
         f"network {upscaler.digest[:12]}, {upscaler.precision}, {how}" + ", mean of 8 flips and rotations" * ensemble,

@@ -242,7 +242,9 @@ def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> li
         ]
         if points:
             titles = (f"{last}, {_heading(metric)}", f"{first}, {_heading(metric)}")
-            parts += [f"<h3>{escape(first)} against {escape(last)}, one mark an image</h3>"]
+            drawn = charts.drawn_of(len(points))
+            marks = "one mark an image" if drawn == 1 else f"one image in {drawn} of {len(points):,} marked"
+            parts += [f"<h3>{escape(first)} against {escape(last)}, {marks}</h3>"]
             parts += [charts.scatter(points, *titles)]
     if pictures:
         for title, files in _ends(scores, one, metric):
