@@ -77,6 +77,31 @@ def test_bands_have_the_numbers_that_upscale_takes(facts_of, tmp_path: Path):
     assert list(bands) == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.parametrize(
+    ("bands", "told"),
+    [
+        (2, None),
+        (3, "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"),
+        (4, "bands 1, 2, 3, 4 each alone as grey (4 passes); if the first three are colours: --rgb 1,2,3"),
+    ],
+)
+def test_bands_that_go_alone_are_told_where_they_may_be_colours(facts_of, tmp_path: Path, bands: int, told: str | None):
+    file = tmp_path / "deep.tif"
+    shape = {"width": 8, "height": 6, "count": bands, "dtype": "uint16", "photometric": "MINISBLACK"}
+    with rasterio.open(file, "w", driver="GTiff", **shape) as raster:
+        raster.write(np.ones((bands, 6, 8), np.uint16))
+    assert facts_of(file).get("through the network") == told
+
+
+def test_of_colours_and_further_bands_those_that_go_alone_are_told(facts_of, tmp_path: Path):
+    assert "through the network" not in facts_of(SCENE)
+    file = tmp_path / "six.tif"
+    shape = {"width": 8, "height": 6, "count": 6, "dtype": "uint8", "photometric": "RGB", "alpha": "NO"}
+    with rasterio.open(file, "w", driver="GTiff", **shape) as raster:
+        raster.write(np.ones((6, 6, 8), np.uint8))
+    assert facts_of(file)["through the network"] == "bands 4, 5, 6 each alone as grey (3 passes)"
+
+
 @pytest.mark.parametrize("name", ["product.SAFE", "product.zarr"])
 def test_a_folder_that_is_a_raster_is_not_taken_for_a_checkpoint(capsys, tmp_path: Path, name: str):
     (tmp_path / name).mkdir()
@@ -149,3 +174,8 @@ def test_what_a_file_says_of_itself_cannot_steer_the_terminal(capsys, tmp_path: 
     shown = capsys.readouterr().out
     assert "owned" in shown
     assert "\x1b" not in shown
+
+
+def test_a_name_longer_than_any_file_s_is_one_line(capsys):
+    assert run(["info", "a" * 300]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

@@ -2,7 +2,9 @@
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -134,3 +136,26 @@ def test_on_a_terminal_a_bar_shows_megapixels_a_second_and_the_time_left(monkeyp
     assert "scene.tif" in said
     assert "MP" in said
     assert "25%" in said
+
+
+@dataclass(frozen=True)
+class Planned:
+    target: Path
+
+    def summary(self) -> str:
+        return f"would write {self.target.name}"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_dry_run_says_what_it_found_even_when_it_is_quiet(monkeypatch, capsys, tmp_path, quiet):
+    monkeypatch.setattr("repmamba.inference.upscaler.load", lambda **network: SimpleNamespace(scale=4))
+    monkeypatch.setattr("repmamba.scene.engine.plan_file", lambda source, target, upscaler, **how: Planned(target))
+    assert run(["upscale", "in.tif", "-o", str(tmp_path / "out.tif"), "--dry-run", *["-q"] * quiet]) == 0
+    assert capsys.readouterr().out == "would write out.tif\n"
+
+
+def test_an_output_name_longer_than_any_file_s_is_one_line(capsys, tmp_path):
+    assert run(["upscale", "in.tif", "-o", str(tmp_path / ("a" * 300)), "--scale", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "has 300 bytes" in said
+    assert said.count("\n") == 1

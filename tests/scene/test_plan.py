@@ -1,5 +1,6 @@
 """The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.scene.admission import Reading
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.engine import plan_file
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.window import Window
 
@@ -210,3 +212,18 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_ra
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job.id)
     assert len({usual, *others}) == 1 + len(others)
+
+
+def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass_each(
+    write_raster, smooth, tmp_path, bicubic, caplog
+):
+    path = write_raster("in.tif", smooth(3, 30, 30, "uint16"), photometric="MINISBLACK")
+    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"
+    with caplog.at_level(logging.INFO, "repmamba"):
+        assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
+        assert f"through the network: {said}" in caplog.text
+        caplog.clear()
+        assert "as grey" not in plan_file(path, tmp_path / "out.tif", bicubic, rgb=(1, 2, 3)).summary()
+        assert "as grey" not in caplog.text
+    assert said_of_bands_alone([[1], [2]]) is None
+    assert said_of_bands_alone([[4, 3, 2], [1], [5], [6]]) == "bands 1, 5, 6 each alone as grey (3 passes)"

@@ -216,6 +216,20 @@ def test_a_transform_counts_also_where_it_is_nearly_none(tmp_path, write_raster,
         assert file.transform == (transform @ Affine.scale(0.5) if transform else Affine.identity())
 
 
+def test_a_crs_beside_rpcs_or_control_points_makes_no_transform(tmp_path, geotiffs, write_raster, smooth):
+    shutil.copy(geotiffs / "test_rpcs.tif", tmp_path / "rpcs.tif")
+    with rasterio.open(tmp_path / "rpcs.tif", "r+") as file:
+        file.crs = "EPSG:4326"
+    source = write_raster("in.tif", smooth(1, 20, 20), crs=None, transform=None)
+    corners = ((0, 0), (20, 0), (0, 20))
+    points = "".join(f'<GCP Id="{x} {y}" Pixel="{x}" Line="{y}" X="{10 + x}" Y="{50 - y}"/>' for x, y in corners)
+    inside = f'<SRS>EPSG:4326</SRS><GCPList Projection="EPSG:4326">{points}</GCPList>'
+    for path in (tmp_path / "rpcs.tif", virtual(tmp_path / "in.vrt", [source], inside)):
+        with open_raster(path) as raster:
+            assert raster.grid.transform is None
+            assert raster.facts.gcps or raster.facts.rpcs
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_a_picture_is_turned_as_it_asks(tmp_path, turn, suffix):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -112,12 +113,13 @@ def checkpoint_facts(weights: str) -> Facts:
 
 def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
+    from repmamba.scene.plan import said_of_bands_alone, usual_groups
     from repmamba.scene.raster import open_raster
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
         facts = raster.facts
-    grid = facts.grid
+    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts))
     return {
         "raster": facts.name,
         "format": facts.driver,
@@ -126,6 +128,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         "type": facts.dtype,
         "missing pixels": _missing(facts),
         "place": _place(facts),
+        **({} if alone is None else {"through the network": alone}),
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
@@ -198,5 +201,5 @@ def _names_weights(file: str) -> bool:
 
     path = Path(file)
     packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()
-    folder = path.is_dir() and path.suffix.upper() not in RASTER_FOLDERS
+    folder = os.path.isdir(file) and path.suffix.upper() not in RASTER_FOLDERS
     return packaged or folder or path.suffix.lower() in CHECKPOINT_SUFFIXES

@@ -74,7 +74,8 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "--rgb",
     metavar="R,G,B",
     callback=_numbers(int, 3),
-    help="Which bands are red, green and blue.  [default: as the file says]",
+    help="Which bands are red, green and blue. Each other band goes through the network alone, at the cost "
+    "of a whole pass.  [default: as the file says]",
 )
 @click.option(
     "--range",
@@ -110,8 +111,8 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @click.option(
     "--untrusted",
     is_flag=True,
-    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at most 268,435,456 pixels, "
-    "200 bands, blocks of 64 MiB and 4,000 pixels a byte.",
+    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at most 268,435,456 "
+    "pixels, 200 bands, blocks of 64 MiB and 4,000 pixels a byte.",
 )
 @click.option(
     "--max-pixels",
@@ -173,8 +174,8 @@ def upscale(
         shown: Any
         if dry_run:
             # A run makes the folder for several results; before it is there, nothing in it can be in the way.
-            new = len(sources) > 1 and not output.parent.exists()
-            place = next(folder for folder in output.parents if folder.is_dir()) / output.name if new else output
+            new = len(sources) > 1 and not os.path.exists(output.parent)
+            place = next(filter(os.path.isdir, output.parents)) / output.name if new else output
             how: Any = {"overwrite": overwrite or new, "restart": restart or new}
             shown = replace(plan_file(source, place, upscaler, **how, **settings), target=output)
         else:
@@ -188,7 +189,7 @@ def upscale(
                 shown = upscale_file(source, output, upscaler, **how, **settings)
         if as_json:
             click.echo(json.dumps(shown.as_json()))
-        elif not quiet:
+        elif dry_run or not quiet:
             click.echo(shown.summary())
 
     one_by_one(enlarge, sources, targets)
@@ -211,9 +212,9 @@ def one_by_one(enlarge: Callable[[str, Path], None], sources: Sequence[str], tar
 
 def outputs(sources: Sequence[str], target: Path, scale: int, *, dry_run: bool) -> list[Path]:
     """Where each result goes: the target for one input; a folder, made if need be, for several."""
-    if len(sources) == 1 and not target.is_dir():
+    if len(sources) == 1 and not os.path.isdir(target):
         return [target]
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):
         raise UsageError(f"{target} is a file, and there are {len(sources)} inputs: give a folder.")
     names = [named_larger(source, scale) for source in sources]
     twice = {name for name in names if names.count(name) > 1}

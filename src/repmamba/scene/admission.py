@@ -6,6 +6,7 @@ files of four formats, known by their first bytes, without side-cars, and small.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ STRANGERS_DRIVERS = {  # first bytes -> the only driver that is tried
 }
 
 
+VIRTUAL = "<VRTDataset"  # begins a virtual raster, which may also stand in the place of a name
 RASTER_FOLDERS = (".SAFE", ".ZARR", ".GDB")  # endings of folders that GDAL reads as one raster
 
 
@@ -75,11 +77,11 @@ class Reading:
 
 def check_file(name: str, how: Reading) -> str | None:
     """Look at the file before GDAL does; the driver to open it with, None for whichever takes it."""
-    path = Path(name)
-    named_elsewhere = "://" in name or name.startswith("/vsi") or (":" in name and not path.exists())
+    path, there = Path(name), os.path.exists(name)  # a whole virtual raster may stand there, too long for a file's name
+    named_elsewhere = "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
     if named_elsewhere and not how.untrusted:
         return None
-    if not path.exists():
+    if not there:
         raise SourceError(f"{name} does not exist: check the path.")
     if path.is_dir() and (how.untrusted or path.suffix.upper() not in RASTER_FOLDERS):
         raise SourceError(f"{name} is a folder: name the files in it.")
@@ -127,7 +129,7 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         rows, cols = dataset.block_shapes[0]
         raise SourceError(f"{name} has blocks of {cols} x {rows} pixels, more than may be decoded at once.")
     path = Path(name)
-    if path.is_file() and pixels > limits.pixels_per_byte * path.stat().st_size:
+    if os.path.isfile(name) and pixels > limits.pixels_per_byte * path.stat().st_size:
         raise SourceError(
             f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} bytes, which no image "
             "needs so few for; raise --max-pixels if that is meant."

@@ -24,7 +24,7 @@ from repmamba.scene.confidence import ConfidencePlan, SceneWriters, disk_needs, 
 from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
-from repmamba.scene.journal import other_jobs, refuse_changed_job, work_folder
+from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
@@ -239,12 +239,13 @@ def check_targets(
 
 def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
     """Refuse an output that cannot be. Raises UsageError, TargetError."""
-    if target.exists() and Path(source).exists() and target.samefile(source):
+    check_name(target)
+    if not os.path.isdir(target.parent):  # Path.is_dir raises for a name too long to be that of any
+        raise TargetError(f"The folder {target.parent} does not exist: make it first.")
+    if target.exists() and os.path.exists(source) and target.samefile(source):
         raise UsageError(f"{target} is the input: give the output another name.")
     if target.is_dir():
         raise TargetError(f"{target} is a folder: name a file in it.")
-    if not target.parent.is_dir():
-        raise TargetError(f"The folder {target.parent} does not exist: make it first.")
     # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
     if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
         raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")

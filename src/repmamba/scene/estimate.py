@@ -21,7 +21,7 @@ from repmamba.inference.workers import IN_FLIGHT
 from repmamba.scene.confidence import ConfidencePlan, disk_needs
 from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
-from repmamba.scene.plan import ScenePlan
+from repmamba.scene.plan import ScenePlan, said_of_bands_alone
 from repmamba.scene.raster import Raster
 from repmamba.tiles.window import Window
 
@@ -60,6 +60,7 @@ class Estimate:
     free_bytes: int  # where the output goes
     memory_bytes: int  # above that of the program itself
     confidence: Path | None = None  # the second raster, where one is wanted
+    bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
 
     def summary(self) -> str:
@@ -68,13 +69,14 @@ class Estimate:
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
+        alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
             f"{self.source} -> {self.target}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
-            f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent\n"
+            f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent{alone}\n"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)}{took}"
         )
@@ -117,6 +119,7 @@ def estimate(
         free_bytes=free_bytes(target.parent),
         memory_bytes=_memory(raster, plan, plan.tiles.tile, workers),
         confidence=None if confidence is None else confidence.target,
+        bands_alone=said_of_bands_alone(plan.job.settings["together"]),
     )
 
 

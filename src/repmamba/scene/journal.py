@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from repmamba.errors import JobChanged, VerificationError
+from repmamba.errors import JobChanged, TargetError, VerificationError
 from repmamba.scene import durable
 from repmamba.scene.job import JobIdentity, Json, canonical_json, differences
 from repmamba.scene.tile_file import Layout, TilePixels, decode_tile, encode_tile, read_header
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the working folder and its files; a folder of another one is another job's
 SUFFIX = ".repmamba"
+LONGEST_NAME = 255  # bytes, on the usual filesystems
 
 
 class Journal:
@@ -119,6 +120,22 @@ class Journal:
 def work_folder(target: Path, job_id: str) -> Path:
     """The working folder of a job at a target: hidden, beside it, on the same filesystem."""
     return target.with_name(f".{target.name}.{job_id[:16]}{SUFFIX}")
+
+
+def check_name(target: Path) -> None:
+    """Raise TargetError for a name that no file can have, or that leaves no room for its working folder's."""
+    try:
+        path = Path(os.path.realpath(target))
+        longest = len(work_folder(path, "0" * 16).name.encode())
+        os.fspath(path).encode()
+    except ValueError as error:
+        raise TargetError(f"{target} is no name in UTF-8, as GDAL wants it ({error}): choose another one.") from error
+    if longest > LONGEST_NAME:
+        length = len(path.name.encode())
+        raise TargetError(
+            f"The name of the output, {path.name}, has {length} bytes, and at most {LONGEST_NAME - longest + length} "
+            "leave room for that of its working folder: choose a shorter one."
+        )
 
 
 def other_jobs(target: Path, job_id: str) -> list[Path]:

@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import rasterio
 
 from repmamba.errors import JobChanged, SourceError
+from repmamba.scene.admission import VIRTUAL
 from repmamba.scene.job import JobIdentity, Json, identify_file
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ _AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
 _OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
 _OF_SEVERAL = re.compile(r"[A-Za-z]\w*:")  # stands before one of several rasters in a file: NETCDF:"a.nc":heat
 _QUOTED = re.compile(r'"([^"]+)"')
-_VIRTUAL = "<VRTDataset"  # within the first bytes of a virtual raster, which may also stand in the place of a name
 ADDRESS_SECONDS = 20  # for which a server may be silent
 ASKED_SIDE_BY_SIDE = 16
 
@@ -48,14 +48,14 @@ def names_read(dataset: Any) -> tuple[str, ...]:
             except rasterio.errors.RasterioIOError as failure:  # reading it says so
                 logger.debug("%s cannot be looked into: %s", name, failure)
         read[name] = None
-    return tuple(name for name in read if _VIRTUAL not in name)  # such a text is a part of what it stands in
+    return tuple(name for name in read if VIRTUAL not in name)  # such a text is a part of what it stands in
 
 
 def _is_virtual(name: str) -> bool:
     if not os.path.isfile(name):
-        return name.startswith("vrt://") or ".vrt" in name.lower() or _VIRTUAL in name
+        return name.startswith("vrt://") or ".vrt" in name.lower() or VIRTUAL in name
     with Path(name).open("rb") as file:
-        return _VIRTUAL.encode() in file.read(1024)
+        return VIRTUAL.encode() in file.read(1024)
 
 
 def file_behind(name: str) -> Path | None:
@@ -95,7 +95,7 @@ def source_identity(name: str, read_from: Sequence[str]) -> dict[str, Json]:
     elsewhere = [part for part in parts if file_behind(part) is None]
     said = _said_of(elsewhere)
     identity: dict[str, Json] = {"files": [identify_file(path) for path in files]}
-    if not Path(name).is_file():  # which member of an archive, or which raster of several in a file
+    if not os.path.isfile(name):  # which member of an archive, or which raster of several in a file
         identity["name"] = name
     if addresses := {part: told for part, told in said.items() if told is not None}:
         identity["addresses"] = addresses

@@ -135,13 +135,16 @@ def plan_scene(
     radiometry = _radiometry(raster, places, groups, options)
     consistent = facts.has_place if options.consistent is None else options.consistent
     logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
+    together = _numbered(facts, places, groups)
+    if (alone := said_of_bands_alone(together)) is not None:
+        logger.info("%s: through the network: %s.", facts.name, alone)
     settings = {
         "scale": upscaler.scale,
         "tile": tiles.tile,
         "halo": tiles.halo,
         "window": [tiles.window.col, tiles.window.row, tiles.window.width, tiles.window.height],
         "bands": [facts.numbers[place] for place in places],
-        "together": [[facts.numbers[places[band]] for band in group] for group in groups],
+        "together": together,
         "low": list(radiometry.low),
         "high": list(radiometry.high),
         "consistent": consistent,
@@ -167,6 +170,31 @@ def plan_scene(
         profile=profile,
         job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
     )
+
+
+def usual_groups(facts: RasterFacts, network_bands: int = 3) -> list[list[int]]:
+    """The numbers of the bands that go through a network together, where nothing else is asked for."""
+    places = _places(facts, None)
+    return _numbered(facts, places, group_bands(len(places), _rgb(facts, places, None), network_bands))
+
+
+def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
+    """What a user should know where three bands or more go through a network alone, and may be colours for all that.
+
+    together: the numbers of bands that go through it together.
+    """
+    alone = [numbers[0] for numbers in together if len(numbers) == 1]
+    if len(alone) < 3:
+        return None
+    said = f"bands {_listed(alone)} each alone as grey ({len(alone)} passes)"
+    if len(alone) < len(together):  # the colours are known
+        return said
+    who = "they" if len(alone) == 3 else "the first three"
+    return f"{said}; if {who} are colours: --rgb {','.join(map(str, alone[:3]))}"
+
+
+def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list[list[int]]:
+    return [[facts.numbers[places[band]] for band in group] for group in groups]
 
 
 def _places(facts: RasterFacts, bands: Sequence[int] | None) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
@@ -209,10 +210,12 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
     if rpcs and (lacking := lacking_rpcs(rpcs)):
         logger.warning("%s has RPCs without %s: they tell no place, and are left out.", name, ", ".join(lacking))
         rpcs = {}
+    # Beside those, which GDAL takes only while there is no transform, an identity is none, be there a CRS or not.
+    told_otherwise = gcps or (rpcs and dataset.transform == Affine.identity()) or not is_placed(dataset)
     return RasterFacts(
         name=name,
         driver=dataset.driver,
-        grid=Grid(width, height, dataset.transform if is_placed(dataset) and not gcps else None, dataset.crs),
+        grid=Grid(width, height, None if told_otherwise else dataset.transform, dataset.crs),
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         nodata=nodata,
         missing=missing,
