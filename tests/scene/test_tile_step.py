@@ -52,7 +52,7 @@ def test_numbers_moderately_outside_the_range_stay_consistent(write_raster, smoo
     from repmamba.pixels.resize import imresize
 
     data = smooth(1, 128, 128, "float32", 0, 1)
-    data[0, 50, 50] = 4
+    data[0, 50, 50] = 30
     upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic)
     with rasterio.open(tmp_path / "out.tif") as file:
-        np.testing.assert_allclose(imresize(file.read(1), 0.5)[8:-8, 8:-8], data[0, 8:-8, 8:-8], atol=1e-4)
+        np.testing.assert_allclose(imresize(file.read(1), 0.5)[8:-8, 8:-8], data[0, 8:-8, 8:-8], atol=1e-3)
