@@ -27,7 +27,7 @@ NO_FORMAT = r"none of the formats"
 TOO_MANY = r"declares .* pixels|which no image"
 MOST_MEMORY = 6 << 30  # of address space: torch alone maps three gigabytes of libraries
 MOST_SECONDS = 1200  # of CPU
-SECONDS_OF_ONE = 5  # of the clock, also on a busy machine
+SECONDS_OF_ONE = 5  # of CPU, since a clock goes on while other programs run
 TYPES = {"byte": (1, "B"), "short": (3, "H"), "long": (4, "I")}
 
 
@@ -251,7 +251,7 @@ def check_table(folder: Path) -> Iterator[str]:
     for hostile in all_files():
         path = folder / "upload"
         path.write_bytes(hostile.content())
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             with open_raster(path, Reading(untrusted=True)) as raster:
                 for strip in raster.strips():
@@ -262,8 +262,8 @@ def check_table(folder: Path) -> Iterator[str]:
                 yield f"{hostile.name}: {error}"
         except Exception as error:
             yield f"{hostile.name}: {error!r}"
-        if time.monotonic() - begun > SECONDS_OF_ONE:
-            yield f"{hostile.name}: took {time.monotonic() - begun:.1f} s"
+        if (took := time.process_time() - begun) > SECONDS_OF_ONE:
+            yield f"{hostile.name}: took {took:.1f} s"
 
 
 def check_mutations(folder: Path, seed: int, count: int) -> Iterator[str]:
@@ -305,7 +305,8 @@ def main(arguments: list[str]) -> int:
     import tempfile
 
     for limit, most in ((resource.RLIMIT_AS, MOST_MEMORY), (resource.RLIMIT_CPU, MOST_SECONDS)):
-        resource.setrlimit(limit, (most, most))
+        _, hard = resource.getrlimit(limit)
+        resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     with tempfile.TemporaryDirectory() as folder:
         if arguments[0] == "table":
             lines = list(check_table(Path(folder)))
