@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers, sampled_from
 from torch import Tensor
 
-from repmamba.errors import ShapeMismatch
+from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.scan.backends import BACKENDS
 from repmamba.scan.selective import scan_map, selective_scan
 
@@ -61,6 +61,13 @@ def test_second_derivatives_are_refused_rather_than_wrong(backend, map_case):
     gradients = torch.autograd.grad(scan_map(*inputs, backend=backend).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|no autograd formula"):
         gradients[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", FASTER)
+def test_derivatives_in_forward_mode_are_refused_rather_than_zero(backend, map_case):
+    p, *others = map_case(1, 8, 3, 4, 1)
+    with pytest.raises((UsageError, RuntimeError), match=r"forward mode|functorch transforms"):
+        torch.func.jvp(lambda p: scan_map(p, *others, backend=backend), (p,), (p,))
 
 
 @pytest.mark.parametrize("backend", FASTER)

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
+from repmamba.errors import UsageError
 from repmamba.scan.directions import DIRECTIONS, visits
 from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
 
@@ -81,6 +83,9 @@ def map_pass(
 
 
 def _wants_gradients(*tensors: Tensor) -> bool:
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        # torch would drop the tangents without a word.
+        raise UsageError("The scan 'numba' has no derivatives in forward mode: choose the scan 'definition' for them.")
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
