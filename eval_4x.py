@@ -11,6 +11,7 @@ from repmamba.cli.main import main
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="folder with GT/ and LR/ in it")
-    parser.add_argument("--weights", default="x4", help="packaged weights by name, or a checkpoint (default: x4)")
+    parser.add_argument("--weights", action="append", help="packaged weights by name, or a checkpoint (default: x4)")
     options, others = parser.parse_known_args()
-    main(["evaluate", options.data_dir, "--weights", options.weights, "--rule", "published", *others])
+    weights = [part for name in options.weights or ["x4"] for part in ("--weights", name)]
+    main(["evaluate", options.data_dir, *weights, "--rule", "published", *others])

@@ -28,11 +28,15 @@ def test_eval_4x_scores_gt_and_lr_by_the_published_rule(tmp_path):
             picture = draw.integers(0, 256, (side, side, 3)).astype(np.uint8)
             Image.fromarray(picture).save(tmp_path / "data" / folder / f"{number:03d}.png")
     network = RepMamba(NetworkConfig(scale=4, depths=(1,)))
-    weights = write_checkpoint(tmp_path / "mine.safetensors", Checkpoint.of(network))
+    names = [
+        str(write_checkpoint(tmp_path / f"{name}.safetensors", Checkpoint.of(network))) for name in ("mine", "yours")
+    ]
+    both = [part for name in names for part in ("--weights", name)]
 
-    scored = run(str(CHECKOUT / "eval_4x.py"), "--data_dir", str(tmp_path / "data"), "--weights", str(weights))
+    scored = run(str(CHECKOUT / "eval_4x.py"), "--data_dir", str(tmp_path / "data"), *both)
 
     assert scored.returncode == 0, scored.stderr
+    assert all(f"  {name} " in scored.stdout for name in ("mine", "yours"))
     assert "published" in scored.stdout
     assert "PSNR" in scored.stdout.upper()
 
