@@ -2,8 +2,9 @@
 
 import logging
 import os
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def golden(reference: Path) -> Path:
 @pytest.fixture(scope="session")
 def geotiffs(reference: Path) -> Path:
     return reference / "data" / "geotiff"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A filesystem of so many kB, of its own kind and really full when it is; skips where none can be mounted."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk{size}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no right to mount a filesystem")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=False)
 
 
 @pytest.fixture(autouse=True)

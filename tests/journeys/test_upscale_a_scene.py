@@ -231,24 +231,10 @@ def test_a_folder_that_may_not_be_written_is_one_clear_line(open_folder, weights
     assert not list((open_folder / "closed").iterdir())
 
 
-@pytest.fixture
-def full_filesystem(tmp_path):
-    """A real filesystem of 192 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no right to mount a filesystem")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_full_disk_is_one_clear_line_and_leaves_no_result(full_filesystem, tmp_path, weights, capsys):
+def test_a_full_disk_is_one_clear_line_and_leaves_no_result(small_disk, tmp_path, weights, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "in.png")
-    target = full_filesystem / "out.tif"
+    target = small_disk(192) / "out.tif"
     arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target), "--weights", str(weights), "-q"]
     assert run(arguments) == FAILED
     assert "Make room" in capsys.readouterr().err

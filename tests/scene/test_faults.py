@@ -205,27 +205,6 @@ def test_a_limit_on_file_sizes_is_one_line_and_no_result(tmp_path, uninterrupted
     assert contents(tmp_path) == reference
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A filesystem of so many kB, of its own kind and really full when it is; skips where none can be mounted."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        folder = tmp_path / f"disk{size}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("no right to mount a filesystem")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=False)
-
-
 @pytest.mark.parametrize("name", ["GTiff", "COG", "PNG", "JPEG"])
 def test_a_full_disk_is_no_space_at_every_size_and_no_result(small_disk, monkeypatch, uninterrupted, name):
     file, scene = SCENES[name]
