@@ -38,7 +38,6 @@ def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("where_the_examples_run")
 def test_the_examples_run_one_after_the_other():
-    pytest.importorskip("rioxarray")
     names: dict[str, object] = {}
     for example in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         exec(example, names)

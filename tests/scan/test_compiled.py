@@ -10,8 +10,6 @@ from repmamba.errors import BackendFallback
 from repmamba.scan import compiled
 from repmamba.scan.backends import VARIABLE
 
-pytest.importorskip("numba")
-
 # What numba says where it finds no folder for its cache: a package that cannot be written to, and no home.
 WITHOUT_A_PLACE = """
 from numba.core.dispatcher import Dispatcher
