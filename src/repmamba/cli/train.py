@@ -55,7 +55,8 @@ def train(
     tensorboard: bool,
     quiet: bool,
 ) -> None:
-    """Train a network by RECIPE, a TOML file or one of the packaged: published, x4, x3, x2.
+    """Train a network by RECIPE, a TOML file or one of the packaged: published, x4, x4-further,
+    x4-open, x3, x2.
 
     Stopped at any moment, the same command goes on from the last save. Several processes, as torchrun or SLURM start
     them, share one run.
