@@ -7,17 +7,17 @@ than changed: two machines would then give two results.
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
-from repmamba.inference.workers import IN_FLIGHT
+from repmamba.inference.workers import IN_FLIGHT, side_by_side
 from repmamba.scene.confidence import ConfidencePlan, disk_needs
 from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
@@ -124,19 +124,17 @@ def estimate(
 
 
 def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler) -> Estimate:
-    """The estimate with the time that a small tile took, scaled up; the second of two, since the first compiles."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        sample = np.zeros((len(plan.places), SAMPLE, SAMPLE), np.float32)
-        upscaler.enlarge(sample, plan.groups)
+    """The estimate with the time that small tiles took, side by side as the scene's own, scaled up."""
+    sample = np.zeros((len(plan.places), SAMPLE, SAMPLE), np.float32)
+
+    def timed(_: int) -> float:
         begun = time.perf_counter()
         upscaler.enlarge(sample, plan.groups)
-        seconds = time.perf_counter() - begun
-    finally:
-        torch.set_num_threads(threads)
+        return time.perf_counter() - begun
+
     side = min(made.workers, made.tiles)
-    return replace(made, seconds=seconds * plan.tiles.pixels_read / SAMPLE**2 / side)
+    seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]  # the first of each worker compiles
+    return replace(made, seconds=statistics.median(seconds) * plan.tiles.pixels_read / SAMPLE**2 / side)
 
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
