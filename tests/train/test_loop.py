@@ -37,6 +37,7 @@ from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes
+from repmamba.train.recipe_file import recipe_text
 from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
@@ -457,8 +458,6 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
     """Of the samples that one process would see, each takes every second; the gradient is the mean of theirs."""
     recipe = tiny(steps=1, data={"patches": [{"size": 8, "batch": 5}], "val": []}, step={"ema": 0.0, "clip": 0.0})
     file = tmp_path / "recipe.toml"
-    from repmamba.train.recipe_file import recipe_text
-
     file.write_text(recipe_text(recipe))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [started(file, tmp_path / "run", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
@@ -493,3 +492,42 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
         clear = grad.abs() > 1e-5
         torch.testing.assert_close(state[name][clear], parameter.detach()[clear], atol=2e-5, rtol=0)
     assert json.loads((tmp_path / "run" / "saves" / "step-00000001" / "digests.json").read_text())
+
+
+def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(tiny, tmp_path, seen):
+    """By torchrun's own command; where one process is killed, it ends the others."""
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    ended(by_torchrun(file, whole))
+    launcher = by_torchrun(file, stopped)
+    try:
+        wait_until_saved(launcher, stopped, 4)
+        os.kill(children(launcher.pid)[0], signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=600)
+    finally:
+        launcher.kill()
+    assert launcher.returncode, errors
+    assert saved_steps(stopped / "saves")[-1] < 30
+    ended(by_torchrun(file, stopped))
+    assert seen(stopped) == seen(whole)
+    assert same_weights(stopped, whole)
+
+
+def by_torchrun(recipe: Path, folder: Path) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    verb = ["-m", "repmamba.cli", "train", str(recipe), "-o", str(folder), "--log-every", "1", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launcher, *verb], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def children(parent: int) -> list[int]:
+    found = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return sorted(int(entry.name) for entry in found if f"\nPPid:\t{parent}\n" in status_of(entry))
+
+
+def status_of(process: Path) -> str:
+    try:
+        return (process / "status").read_text()
+    except OSError:  # it ended meanwhile
+        return ""
