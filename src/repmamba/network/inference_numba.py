@@ -27,7 +27,6 @@ from repmamba.scan.numba_kernels import (
     I32,
     I64,
     LANES,
-    LOG2_E,
     Vectors,
     counting,
     element_of,
@@ -50,17 +49,6 @@ TILES = 64
 
 AT_ONCE = 4
 """Pixels that a stencil computes at once, from what is loaded once."""
-
-# The normal distribution's tail beyond x >= 0 is exp(-x^2 / 2) t poly(t) with t = 1 / (1 + TAIL x), within 4e-9 / x.
-TAIL = 0.28
-TAIL_POLYNOMIAL = (
-    0.11711906506669244,
-    0.0637222643650924,
-    0.27837123603337927,
-    -0.24877396869464297,
-    0.397162292892567,
-    -0.10760095996915225,
-)
 
 
 # Vector code
@@ -85,21 +73,13 @@ def _in_pieces(builder: Any, count: Any, size: int) -> Iterator[tuple[Any, int]]
 
 def _sigmoid_times(v: Vectors, x: Any) -> Any:
     """SiLU."""
-    b, one = v.builder, v.constant(1)
-    positive = b.fcmp_ordered(">", x, v.constant(0))
-    z = v.exp2(b.fmul(b.select(positive, b.fneg(x), x), v.constant(LOG2_E)))  # exp(-|x|), which cannot overflow
-    return b.fdiv(b.fmul(x, b.select(positive, one, z)), b.fadd(one, z))
+    return v.builder.fmul(x, v.sigmoid(x))
 
 
 def _normal_times(v: Vectors, x: Any) -> Any:
     """GELU, x times the normal distribution below x."""
-    b = v.builder
-    positive = b.fcmp_ordered(">", x, v.constant(0))
-    magnitude = b.select(positive, x, b.fneg(x))
-    t = b.fdiv(v.constant(1), v.fma(magnitude, v.constant(TAIL), v.constant(1)))
-    density = v.exp2(b.fmul(b.fmul(x, x), v.constant(-LOG2_E / 2)))
-    tail = b.fmul(b.fmul(density, t), v.polynomial(t, TAIL_POLYNOMIAL))
-    return b.fsub(b.select(positive, x, v.constant(0)), b.fmul(magnitude, tail))
+    below, _ = v.normal(x)
+    return v.builder.fmul(x, below)
 
 
 def _as_it_is(v: Vectors, x: Any) -> Any:
@@ -289,11 +269,11 @@ def _normalised(typing: Any, count: Any, width: Any, x: Any, scale: Any, shift: 
                 with counting(builder, count) as pixel:
                     values = [v.load(x.at(pixel, place)) for place in places]
                     mean = builder.fmul(v.sum(_total(builder, values)), number(1 / size))
-                    values = [builder.fsub(value, _everywhere(v, mean)) for value in values]
+                    values = [builder.fsub(value, v.everywhere(mean)) for value in values]
                     squares = [builder.fmul(value, value) for value in values]
                     variance = builder.fmul(v.sum(_total(builder, squares)), number(1 / size))
                     deviation = builder.call(root, [builder.fadd(variance, number(EPS))])
-                    inverse = _everywhere(v, builder.fdiv(number(1), deviation))
+                    inverse = v.everywhere(builder.fdiv(number(1), deviation))
                     for place, value, factor, added in zip(places, values, scales, shifts, strict=True):
                         v.store(v.fma(builder.fmul(value, inverse), factor, added), result.at(pixel, place))
         return context.get_dummy_value()
@@ -306,11 +286,6 @@ def _total(builder: Any, values: list[Any]) -> Any:
     while len(values) > 1:
         values = [builder.fadd(first, second) for first, second in zip(values[::2], values[1::2], strict=True)]
     return values[0]
-
-
-def _everywhere(v: Vectors, number: Any) -> Any:
-    first = v.builder.insert_element(ir.Constant(v.type, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    return v.builder.shuffle_vector(first, first, ir.Constant(v.bits, [0] * v.lanes))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -458,7 +433,7 @@ def _tiles_made(
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tiles, channels, x, bias, skip0, skip1, result0, result1, slope = rows_of(context, builder, signature, args)
         v = Vectors(builder, LANES)
-        below = _everywhere(v, slope)
+        below = v.everywhere(slope)
         with counting(builder, tiles) as tile, _strips(builder, v, channels) as first:
             left, start = builder.mul(tile, I64(2)), v.load(bias.at(0, first))
             rows = []

@@ -26,18 +26,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from repmamba.network.repconv import EPS
-from repmamba.scan.numba_kernels import I64, LANES, LOG2_E, Vectors, counting, under_the_name_of_this_version
+from repmamba.scan.numba_kernels import I64, LANES, Vectors, counting, under_the_name_of_this_version
 
-# The normal distribution's tail beyond x >= 0 is exp(-x^2 / 2) t poly(t) with t = 1 / (1 + TAIL x), within 4e-9 / x.
-TAIL = 0.28
-TAIL_POLYNOMIAL = (
-    0.11711906506669244,
-    0.0637222643650924,
-    0.27837123603337927,
-    -0.24877396869464297,
-    0.397162292892567,
-    -0.10760095996915225,
-)
 DENSITY_AT_0 = 0.3989422804014327
 
 I16, I32 = ir.IntType(16), ir.IntType(32)
@@ -194,32 +184,17 @@ class Total:
         return self.v.builder.load(self.place)
 
 
-def everywhere(v: Vectors, number: Any) -> Any:
-    """A number in every lane."""
-    first = v.builder.insert_element(ir.Constant(v.type, ir.Undefined), number, I32(0))
-    return v.builder.shuffle_vector(first, first, ir.Constant(v.bits, [0] * v.lanes))
-
-
 def silu(v: Vectors, x: Any) -> tuple[Any, Any]:
     """x times its sigmoid, and the derivative."""
-    b, one = v.builder, v.constant(1)
-    positive = b.fcmp_ordered(">", x, v.constant(0))
-    z = v.exp2(b.fmul(b.select(positive, b.fneg(x), x), v.constant(LOG2_E)))  # exp(-|x|), which cannot overflow
-    sigmoid = b.fdiv(b.select(positive, one, z), b.fadd(one, z))
+    b, sigmoid = v.builder, v.sigmoid(x)
     value = b.fmul(x, sigmoid)
-    return value, v.fma(value, b.fsub(one, sigmoid), sigmoid)
+    return value, v.fma(value, b.fsub(v.constant(1), sigmoid), sigmoid)
 
 
 def gelu(v: Vectors, x: Any) -> tuple[Any, Any]:
     """x times the normal distribution below it, and the derivative."""
-    b, one = v.builder, v.constant(1)
-    positive = b.fcmp_ordered(">", x, v.constant(0))
-    magnitude = b.select(positive, x, b.fneg(x))
-    t = b.fdiv(one, v.fma(magnitude, v.constant(TAIL), one))
-    density = v.exp2(b.fmul(b.fmul(x, x), v.constant(-LOG2_E / 2)))
-    tail = b.fmul(b.fmul(density, t), v.polynomial(t, TAIL_POLYNOMIAL))
-    below = b.select(positive, b.fsub(one, tail), tail)
-    return b.fmul(x, below), v.fma(b.fmul(x, v.constant(DENSITY_AT_0)), density, below)
+    b, (below, bell) = v.builder, v.normal(x)
+    return b.fmul(x, below), v.fma(b.fmul(x, v.constant(DENSITY_AT_0)), bell, below)
 
 
 # Vector code: the rows of the passes
@@ -232,7 +207,7 @@ def _normal(v: Vectors, x: Tokens, pixel: Any) -> tuple[Any, Any]:
     total = Total(v)
     with strips(v, x) as (channels,):
         total.add(channels.load(pixel))
-    mean = everywhere(v, b.fmul(v.sum(total.value()), share))
+    mean = v.everywhere(b.fmul(v.sum(total.value()), share))
     squares = Total(v)
     with strips(v, x) as (channels,):
         distance = b.fsub(channels.load(pixel), mean)
@@ -240,7 +215,7 @@ def _normal(v: Vectors, x: Tokens, pixel: Any) -> tuple[Any, Any]:
     variance = b.fmul(v.sum(squares.value()), share)
     root = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.FloatType(), [ir.FloatType()]), "llvm.sqrt.f32")
     deviation = b.call(root, [b.fadd(variance, ir.Constant(ir.FloatType(), float(np.float32(EPS))))])
-    return mean, everywhere(v, b.fdiv(ir.Constant(ir.FloatType(), 1.0), deviation))
+    return mean, v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), deviation))
 
 
 @vector_code
@@ -258,7 +233,7 @@ def _normalise_back_row(
     v: Vectors, x: Tokens, affine: Tokens, gradient: Tokens, direct: Tokens, dx: Tokens, sums: Tokens
 ) -> None:
     b = v.builder
-    share = everywhere(v, b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
+    share = v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
         total, along = Total(v), Total(v)
@@ -270,8 +245,8 @@ def _normalise_back_row(
             scaled = b.fmul(gradient_here, scale_shift.load(0))
             total.add(scaled)
             along.add_product(scaled, normal)
-        mean_scaled = b.fmul(everywhere(v, v.sum(total.value())), share)
-        mean_along = b.fmul(everywhere(v, v.sum(along.value())), share)
+        mean_scaled = b.fmul(v.everywhere(v.sum(total.value())), share)
+        mean_along = b.fmul(v.everywhere(v.sum(along.value())), share)
         with strips(v, x, affine, gradient, direct, dx) as (values, scale_shift, g, straight, out):
             normal = b.fmul(b.fsub(values.load(pixel), mean), inverse)
             scaled = b.fsub(b.fmul(g.load(pixel), scale_shift.load(0)), mean_scaled)
@@ -294,7 +269,7 @@ def _gate_back_row(
     v: Vectors, x: Tokens, affine: Tokens, z: Tokens, gradient: Tokens, dz: Tokens, dx: Tokens, sums: Tokens
 ) -> None:
     b = v.builder
-    share = everywhere(v, b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
+    share = v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
         total, along = Total(v), Total(v)
@@ -311,8 +286,8 @@ def _gate_back_row(
             out.store(scaled, pixel)
             total.add(scaled)
             along.add_product(scaled, normal)
-        mean_scaled = b.fmul(everywhere(v, v.sum(total.value())), share)
-        mean_along = b.fmul(everywhere(v, v.sum(along.value())), share)
+        mean_scaled = b.fmul(v.everywhere(v.sum(total.value())), share)
+        mean_along = b.fmul(v.everywhere(v.sum(along.value())), share)
         with strips(v, x, dx) as (values, out):
             normal = b.fmul(b.fsub(values.load(pixel), mean), inverse)
             scaled = b.fsub(out.load(pixel), mean_scaled)

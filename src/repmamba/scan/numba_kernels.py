@@ -52,6 +52,12 @@ LN_2 = 0.6931471805599453
 EXP2 = (0.6931469776146085, 0.24022242082764403, 0.05550733727942721, 0.009671512761332228, 0.0013264730964927358)
 # log(1 + z) for 0 <= z <= 1 is s * poly(s**2) with s = z / (2 + z), within 4e-9.
 LOG1P = (2.0000000079208777, 0.6666631468540538, 0.40024910199809216, 0.27960603195802536, 0.2817833530517101)
+# The normal distribution's tail beyond x >= 0 is exp(-x^2 / 2) t poly(t) with t = 1 / (1 + TAIL x), within 4e-9 / x.
+TAIL = 0.28
+TAIL_POLYNOMIAL = (
+    *(0.11711906506669244, 0.0637222643650924, 0.27837123603337927),
+    *(-0.24877396869464297, 0.397162292892567, -0.10760095996915225),
+)
 # Added to x, this leaves round(x) + 127 in the low bits of the sum, the exponent field of 2**round(x).
 ROUNDING = 1.5 * 2**23 + 127
 SOFTPLUS_LINEAR = 20.0  # softplus(v) is v beyond, as published
@@ -129,7 +135,11 @@ class Vectors:
 
     def splat(self, address: Any) -> Any:
         """One float32 from memory, in every lane."""
-        first = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), self.scalar(address), I32(0))
+        return self.everywhere(self.scalar(address))
+
+    def everywhere(self, number: Any) -> Any:
+        """A float32 in every lane."""
+        first = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), number, I32(0))
         return self.builder.shuffle_vector(first, first, ir.Constant(self.bits, [0] * self.lanes))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
@@ -194,6 +204,24 @@ class Vectors:
         slope = b.fdiv(b.select(positive, one, z), b.fadd(one, z))
         linear = b.fcmp_ordered(">", v, self.constant(SOFTPLUS_LINEAR))
         return b.select(linear, v, value), b.select(linear, one, slope)
+
+    def sigmoid(self, x: Any) -> Any:
+        """1 / (1 + e**-x)."""
+        b, one = self.builder, self.constant(1)
+        positive = b.fcmp_ordered(">", x, self.constant(0))
+        magnitude = b.select(positive, x, b.fneg(x))
+        z = self.exp2(b.fmul(magnitude, self.constant(-LOG2_E)))  # exp(-|x|), which cannot overflow
+        return b.fdiv(b.select(positive, one, z), b.fadd(one, z))
+
+    def normal(self, x: Any) -> tuple[Any, Any]:
+        """The normal distribution below x, and exp(-x**2 / 2)."""
+        b, one = self.builder, self.constant(1)
+        positive = b.fcmp_ordered(">", x, self.constant(0))
+        magnitude = b.select(positive, x, b.fneg(x))
+        t = b.fdiv(one, self.fma(magnitude, self.constant(TAIL), one))
+        bell = self.exp2(b.fmul(b.fmul(x, x), self.constant(-LOG2_E / 2)))
+        tail = b.fmul(b.fmul(bell, t), self.polynomial(t, TAIL_POLYNOMIAL))
+        return b.select(positive, b.fsub(one, tail), tail), bell
 
     def sum(self, vector: Any) -> Any:
         """The sum of the lanes, a scalar, added in the order of a fixed tree."""
