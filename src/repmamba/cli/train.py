@@ -56,7 +56,7 @@ def train(
     quiet: bool,
 ) -> None:
     """Train a network by RECIPE, a TOML file or one of the packaged: published, x4, x4-further,
-    x4-open, x3, x2.
+    x4-open, x3, x3-further, x2, x2-further.
 
     Stopped at any moment, the same command goes on from the last save. Several processes, as torchrun or SLURM start
     them, share one run.
