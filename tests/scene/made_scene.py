@@ -94,6 +94,18 @@ class MadeScene:
             return writer.finish()
 
 
+class Described(MadeScene):
+    """A made scene with a profile of its own."""
+
+    def __init__(self, profile: OutputProfile) -> None:
+        super().__init__(profile.format, profile.count, profile.dtype, grid=profile.grid, tile=64)
+        object.__setattr__(self, "given", profile)
+
+    @property
+    def profile(self) -> OutputProfile:
+        return self.given  # type: ignore[attr-defined,no-any-return]
+
+
 SCENES = {
     "GTiff": ("scene.tif", MadeScene(mask=True)),
     "COG": ("scene.cog.tif", MadeScene("COG", mask=True, creation=(("BLOCKSIZE", "128"),))),

@@ -14,24 +14,12 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 
 sys.path.insert(0, str(Path(__file__).parent))
-from made_scene import PLACE, MadeScene
+from made_scene import PLACE, Described
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 SMALL = Grid(140, 130, PLACE.transform, PLACE.crs)
 FILES = {"GTiff": "scene.tif", "COG": "scene.cog.tif", "PNG": "scene.png", "JPEG": "scene.jpg"}
-
-
-class Described(MadeScene):
-    """A made scene with a profile of its own."""
-
-    def __init__(self, profile: OutputProfile) -> None:
-        super().__init__(profile.format, profile.count, profile.dtype, grid=profile.grid, tile=64)
-        object.__setattr__(self, "given", profile)
-
-    @property
-    def profile(self) -> OutputProfile:
-        return self.given
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])

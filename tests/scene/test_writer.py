@@ -23,12 +23,11 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.overviews import halved
 from repmamba.scene.readback import squares
-from repmamba.scene.receipt import receipt_path
-from repmamba.scene.writer import check_cover
+from repmamba.scene.receipt import check_cover, receipt_path
 from repmamba.tiles.window import Window
 
 sys.path.insert(0, str(Path(__file__).parent))
-from made_scene import JOB, PLACE, SCENES, MadeScene
+from made_scene import JOB, PLACE, SCENES, Described, MadeScene
 
 SMALL = MadeScene(grid=Grid(150, 130, PLACE.transform, PLACE.crs), tile=64)
 UNPLACED = Grid(150, 130)
@@ -228,18 +227,6 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
             assert (of_band, file.tags(2).get("WAVELENGTH")) == ("0.1", None)
             assert tuple((p.row, p.col, p.x, p.y) for p in file.gcps[0]) == places  # in spite of Point
             assert file.gcps[1] == CRS.from_epsg(4326)
-
-
-class Described(MadeScene):
-    """A made scene with a profile of its own."""
-
-    def __init__(self, profile: OutputProfile) -> None:
-        super().__init__(profile.format, profile.count, profile.dtype, grid=profile.grid, tile=64)
-        object.__setattr__(self, "given", profile)
-
-    @property
-    def profile(self) -> OutputProfile:
-        return self.given  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
