@@ -26,7 +26,7 @@ def enlarged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]
     scale: int = request.param
     with rasterio.open(SCENE) as lr:
         pixels = lr.read().repeat(scale, axis=1).repeat(scale, axis=2)
-        place = {"crs": lr.crs, "transform": lr.transform * rasterio.Affine.scale(1 / scale)}
+        place = {"crs": lr.crs, "transform": lr.transform @ rasterio.Affine.scale(1 / scale)}
     shape = {"count": 3, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": "uint8"}
     with rasterio.open(tmp_path / "sr.tif", "w", driver="GTiff", **shape, **place) as sr:
         sr.write(pixels)

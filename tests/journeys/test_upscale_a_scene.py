@@ -59,7 +59,7 @@ def test_a_real_scene_comes_back_four_times_larger_in_its_place(geotiffs, tmp_pa
         assert after.crs == before.crs
         assert after.dtypes == before.dtypes
         for right, down in ((0, 0), (width, 0), (0, height), (width, height)):
-            found = ~before.transform * (after.transform * (4 * right, 4 * down))
+            found = ~before.transform @ (after.transform @ (4 * right, 4 * down))
             np.testing.assert_allclose(found, (col + right, row + down), rtol=0, atol=1e-6)
         mask = before.dataset_mask(window=((row, row + height), (col, col + width))) != 0
         np.testing.assert_array_equal(after.dataset_mask() != 0, mask.repeat(4, 0).repeat(4, 1))

@@ -100,4 +100,4 @@ def test_a_window_is_columns_first_as_on_the_command_line_and_in_rasterio(write_
     path = write_raster("in.tif", np.arange(3 * 20 * 24, dtype=np.uint16).reshape(3, 20, 24))
     result = upscale_file(path, tmp_path / "out.tif", bicubic, window=window)
     assert (result.grid.width, result.grid.height) == (8 * bicubic.scale, 6 * bicubic.scale)
-    assert result.grid.transform * (0, 0) == (500040, 4099980)
+    assert result.grid.transform @ (0, 0) == (500040, 4099980)

@@ -56,7 +56,7 @@ def test_a_real_raster_keeps_place_type_bands_missing_pixels_and_tags(geotiffs, 
         assert after.crs == before.crs
         for col, row in ((0, 0), (before.width, 0), (0, before.height), (before.width, before.height)):
             if not before.transform.is_identity:
-                found = ~before.transform * (after.transform * (2 * col, 2 * row))
+                found = ~before.transform @ (after.transform @ (2 * col, 2 * row))
                 np.testing.assert_allclose(found, (col, row), rtol=0, atol=1e-6)
         assert after.transform.is_identity == before.transform.is_identity
         mask = before.dataset_mask() != 0
@@ -169,7 +169,7 @@ def test_a_window_holds_the_same_pixels_as_the_whole(write_raster, smooth, tmp_p
         upscale_file(path, target, bicubic, window=window)
         with rasterio.open(target) as file:
             np.testing.assert_array_equal(file.read(), whole[:, *window.scaled(2).slices])
-            np.testing.assert_allclose(file.transform * (0, 0), transform * (2 * window.col, 2 * window.row))
+            np.testing.assert_allclose(file.transform @ (0, 0), transform @ (2 * window.col, 2 * window.row))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -607,7 +607,7 @@ def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_pa
     for row in (0, 64):
         for col in (0, 80):
             name = f"part{row}-{col}.tif"
-            shift = place * Affine.translation(col, row)
+            shift = place @ Affine.translation(col, row)
             write_raster(name, data[:, row : row + 64, col : col + 80], transform=shift)
             parts.append((name, row, col))
     bands = "".join(

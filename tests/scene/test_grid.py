@@ -19,7 +19,7 @@ from repmamba.tiles.window import Window
 scales = st.sampled_from([2, 3, 4])
 transforms = st.builds(
     lambda west, north, pixel, angle, shear: (
-        Affine.translation(west, north) * Affine.rotation(angle) * Affine.shear(shear) * Affine.scale(pixel, -pixel)
+        Affine.translation(west, north) @ Affine.rotation(angle) @ Affine.shear(shear) @ Affine.scale(pixel, -pixel)
     ),
     st.floats(-2e7, 2e7),
     st.floats(-2e7, 2e7),
@@ -31,7 +31,7 @@ transforms = st.builds(
 
 def in_pixels(transform: Affine, points, others) -> float:
     """The largest distance between points of the ground, in pixels of the transform."""
-    return max(np.abs(np.subtract(~transform * a, ~transform * b)).max() for a, b in zip(points, others, strict=True))
+    return max(np.abs(np.subtract(~transform @ a, ~transform @ b)).max() for a, b in zip(points, others, strict=True))
 
 
 @given(transform=transforms, height=st.integers(1, 5000), width=st.integers(1, 5000), scale=scales)

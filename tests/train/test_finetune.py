@@ -118,8 +118,8 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
 @pytest.mark.parametrize("turned", [0, 30], ids=["north up", "turned"])
 def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(upscaler, tmp_path, shift, turned):
     june_bands, july_bands = (ground(48 * 8, 48 * 9, 3, top, "uint8") for top in (255, 130))
-    june = PLACE["transform"] * Affine.rotation(turned)
-    july = june * Affine.translation(shift, shift)
+    june = PLACE["transform"] @ Affine.rotation(turned)
+    july = june @ Affine.translation(shift, shift)
     scenes = [
         written(tmp_path / "june.tif", june_bands, photometric="RGB", transform=june),
         written(tmp_path / "july.tif", july_bands, photometric="RGB", transform=july),

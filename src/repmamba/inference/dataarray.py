@@ -46,7 +46,7 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
-    transform = place.transform() * Affine.scale(1 / scale)
+    transform = place.transform() @ Affine.scale(1 / scale)
     if transform.b == transform.d == 0:  # else no row has one y, and the transform alone says where pixels are
         coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
         coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)

@@ -34,19 +34,19 @@ class Grid:
 
     def refined(self, scale: int) -> Grid:
         """The grid with scale x scale pixels for each: the corners stay, rotated and sheared ones too."""
-        transform = None if self.transform is None else self.transform * Affine.scale(1 / scale)
+        transform = None if self.transform is None else self.transform @ Affine.scale(1 / scale)
         return Grid(scale * self.width, scale * self.height, transform, self.crs)
 
     def cut(self, window: Window) -> Grid:
         """The part of the grid that a window (of its pixels) covers, where it was."""
-        transform = None if self.transform is None else self.transform * Affine.translation(window.col, window.row)
+        transform = None if self.transform is None else self.transform @ Affine.translation(window.col, window.row)
         return Grid(window.width, window.height, transform, self.crs)
 
     def corners(self) -> tuple[tuple[float, float], ...]:
         """The outer corners, clockwise from the first pixel's, in the CRS; in pixels where there is no transform."""
         place = self.transform or Affine.identity()
         ends = ((0, 0), (self.width, 0), (self.width, self.height), (0, self.height))
-        return tuple(place * end for end in ends)
+        return tuple(place @ end for end in ends)
 
 
 def refined_gcps(gcps: Sequence[GroundControlPoint], scale: int, window: Window) -> list[GroundControlPoint]:
