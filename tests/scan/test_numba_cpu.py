@@ -7,8 +7,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from numba import njit, types
+from numba.extending import intrinsic
 from torch import Tensor, nn
 
 from repmamba.scan import numba_cpu
@@ -27,6 +30,46 @@ def many_pixels(map_case) -> list[Tensor]:
     inputs = [x.float() for x in map_case(3, 24, 40, 41, 1)]
     assert inputs[0].numel() > numba_cpu.WORK_FOR_THREADS
     return inputs
+
+
+@pytest.fixture(scope="module")
+def power_of_two():
+    """2**x of float32 numbers, as the kernels compute it."""
+    kernels = numba_cpu._kernels()
+
+    @intrinsic
+    def rows(typing, x, result):
+        def emit(context, builder, signature, args):
+            x, result = kernels.rows_of(context, builder, signature, args)
+            v = kernels.Vectors(builder, kernels.LANES)
+            with kernels.counting(builder, x.count) as row:
+                v.store(v.exp2(v.load(x.at(row))), result.at(row))
+            return context.get_dummy_value()
+
+        return types.void(x, result), emit
+
+    @njit
+    def run(x, result):
+        rows(x, result)
+
+    def power_of_two(x):
+        result = np.empty_like(x).reshape(-1, kernels.LANES)
+        run(x.reshape(result.shape), result)
+        return result.reshape(x.shape)
+
+    return power_of_two
+
+
+def test_powers_of_two_are_right_to_the_last_digits_and_slow_decays_to_the_very_last(power_of_two):
+    x = -np.linspace(0, 125, 1 << 16, dtype=np.float32)
+    exact = np.exp2(x.astype(np.float64))
+    assert np.abs(power_of_two(x) / exact - 1).max() < 4e-7
+    slow = -np.geomspace(1e-8, 1e-3, 1 << 10, dtype=np.float32)
+    assert np.abs(power_of_two(slow) - np.exp2(slow.astype(np.float64))).max() < 6.1e-8
+
+
+def test_what_has_decayed_beyond_all_numbers_is_0(power_of_two):
+    assert (power_of_two(-np.geomspace(151, 1e20, 1 << 10, dtype=np.float32)) == 0).all()
 
 
 def test_any_number_of_threads_gives_the_same_bits_and_stays_as_it_was_set(many_pixels):

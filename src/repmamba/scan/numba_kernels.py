@@ -60,6 +60,12 @@ TAIL_POLYNOMIAL = (
 )
 # Added to x, this leaves round(x) + 127 in the low bits of the sum, the exponent field of 2**round(x).
 ROUNDING = 1.5 * 2**23 + 127
+# 2**f for |f| <= 1/64, within 2.2e-7; not the best such polynomial, but exact where a decay is slow.
+EXP2_NEAR_0 = (1.0, LN_2, LN_2**2 / 2)
+# The powers between 1 and 2 that such an f leads on from. Added to x, ROUNDING_TO_POWERS leaves POWERS x, rounded, in
+# the low bits of the sum, and so in the last five the place of a power in the table.
+POWERS = 32
+ROUNDING_TO_POWERS = 1.5 * 2**23 / POWERS
 SOFTPLUS_LINEAR = 20.0  # softplus(v) is v beyond, as published
 
 
@@ -172,15 +178,28 @@ class Vectors:
         return value
 
     def exp2(self, x: Any) -> Any:
-        """2**x for x <= 0, within 1e-7 relative; 0 for what is far below the normal numbers."""
-        return self._exp2_by_avx512(x) if self.lanes == AVX512_LANES else self._exp2_by_exponent_bits(x)
+        """2**x for x <= 0, within 4e-7 relative; 0 for what is far below the normal numbers."""
+        return self.exp2_of_product(x, self.constant(1))
 
-    def _exp2_by_avx512(self, x: Any) -> Any:
-        """With the instruction that scales by a power of two: a quarter less time for the scan than the bits."""
-        whole = self._call(f"llvm.rint.v{self.lanes}f32", x)
-        mantissa = self.polynomial(self.builder.fsub(x, whole), (1.0, *EXP2))
+    def exp2_of_product(self, a: Any, b: Any) -> Any:
+        """2**(a b), as `exp2`."""
+        if self.lanes == AVX512_LANES:
+            return self._exp2_by_avx512(a, b)
+        return self._exp2_by_exponent_bits(self.builder.fmul(a, b))
+
+    def _exp2_by_avx512(self, a: Any, b: Any) -> Any:
+        """By a table and the instruction that scales by a power of two: eight operations with the product's own."""
+        builder = self.builder
+        rounded = self.fma(a, b, self.constant(ROUNDING_TO_POWERS))
+        exponent = builder.fsub(rounded, self.constant(ROUNDING_TO_POWERS))
+        beyond = self.polynomial(self.fma(a, b, builder.fneg(exponent)), EXP2_NEAR_0)
+        powers = [float(np.float32(2 ** (n / POWERS))) for n in range(POWERS)]
+        low, high = (ir.Constant(self.type, powers[n : n + AVX512_LANES]) for n in (0, AVX512_LANES))
+        power = self._call("llvm.x86.avx512.vpermi2var.ps.512", low, builder.bitcast(rounded, self.bits), high)
+        mantissa = builder.fmul(beyond, power)
         every_lane, rounding_as_set = ir.Constant(ir.IntType(16), -1), I32(4)
-        return self._call("llvm.x86.avx512.mask.scalef.ps.512", mantissa, whole, mantissa, every_lane, rounding_as_set)
+        scale = "llvm.x86.avx512.mask.scalef.ps.512"  # by 2**floor(exponent)
+        return self._call(scale, mantissa, exponent, mantissa, every_lane, rounding_as_set)
 
     def _exp2_by_exponent_bits(self, x: Any) -> Any:
         b = self.builder
@@ -352,7 +371,7 @@ def step_sizes(
 def _step(v: Vectors, n: int, h: Any, size: Any, drive: Any, row: Any, rank: Any, constants: Rows) -> tuple[Any, Any]:
     """h <- exp(dt A) h + (dt u) B for state n of a block; the decay and the new h."""
     builder = v.builder
-    decay = v.exp2(builder.fmul(size, v.load(constants.at(n))))
+    decay = v.exp2_of_product(size, v.load(constants.at(n)))
     added = builder.fmul(drive, v.splat(element_of(builder, row, builder.add(rank, I64(n)))))
     return decay, v.fma(decay, h, added)
 
