@@ -78,6 +78,16 @@ def test_tiles_are_named_and_change_little(upscaler):
     assert 0 < change.max() < 0.1
 
 
+def test_an_odd_image_goes_through_in_one_pass_and_an_odd_tile_is_refused(upscaler):
+    odd = pair_from_hr("x", HR[:14, :22], 2)  # lr 7 x 11
+    with torch.no_grad():
+        unit = torch.from_numpy(odd.lr / 255.0).float().permute(2, 0, 1)[None]
+        expected = upscaler.network(unit)[0].permute(1, 2, 0).numpy()
+    assert np.abs(network(upscaler).enlarge(odd) - expected).max() < 1e-5
+    with pytest.raises(UsageError, match="tile=31: give an even number"):
+        network(upscaler, tile=31)
+
+
 def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
     method = network(upscaler, ensemble=True)
     lr = (pair.lr / 255.0).astype(np.float32)

@@ -182,6 +182,13 @@ def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
         load(tmp_path / "own.safetensors")
 
 
+@pytest.mark.parametrize(("name", "length", "least"), [("tile", 31, 2), ("tile", 0, 2), ("halo", 7, 0)])
+def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, length, least):
+    for asked, option in ((upscaler, {name: length}), (replace(upscaler, **{name: length}), {})):
+        with pytest.raises(UsageError, match=f"{name}={length}: give an even number of pixels from {least} on"):
+            asked.upscale(np.zeros((8, 8)), **option)
+
+
 def test_weights_of_another_value_range_are_refused(tmp_path):
     checkpoint = Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
     write_checkpoint(tmp_path / "own.safetensors", replace(checkpoint, value_range=(0.0, 255.0)))

@@ -49,7 +49,8 @@ from repmamba.cli import options
     "--tile",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Enlarge in tiles that keep this edge, in LR pixels.  [default: one pass over the whole image, as published]",
+    help="Enlarge in tiles that keep this edge, in LR pixels, an even number.  [default: one pass over the whole "
+    "image, as published]",
 )
 @options.quiet
 def evaluate(

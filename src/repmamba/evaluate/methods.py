@@ -17,6 +17,7 @@ from repmamba.data.images import find_images, read_image
 from repmamba.data.pairs import Pair
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.evaluate.metrics import peak_of
+from repmamba.inference.options import check_cut
 from repmamba.pixels.resize import imresize
 
 if TYPE_CHECKING:
@@ -63,12 +64,15 @@ def network(
     """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the back-projection.
 
     weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations.  tile: lr pixels
-    kept of each tile; default one pass over the whole image, as the published evaluation has it.
+    kept of each tile, even; default one pass over the whole image, as the published evaluation has it.
+    Raises UsageError.
     """
+    check_cut(tile, None)
 
     def once(lr: NDArray[np.float32]) -> NDArray[np.float32]:
         if tile is None:
-            return upscaler.upscale(lr, tile=max(lr.shape[:2]), halo=0)
+            edge = max(lr.shape[:2])
+            return upscaler.upscale(lr, tile=edge + edge % 2, halo=0)
         return upscaler.upscale(lr, tile=tile)
 
     def enlarge(pair: Pair) -> Image:

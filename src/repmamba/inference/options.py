@@ -14,6 +14,8 @@ from typing import Any
 
 from repmamba.errors import UsageError
 
+LEAST = {"tile": 2, "halo": 0}  # lr pixels
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -68,6 +70,21 @@ def several(taken: Callable[[Any], Any], count: int | None = None) -> Callable[[
         return found
 
     return read
+
+
+def check_cut(tile: int | None, halo: int | None) -> None:
+    """Raise UsageError for a tile or a halo by which no image can be cut; None is left to the weights."""
+    for name, length in (("tile", tile), ("halo", halo)):
+        if length is not None and not cuts(name, length):
+            raise UsageError(
+                f"{name}={length}: give an even number of pixels from {LEAST[name]} on, since the network pools two by "
+                "two."
+            )
+
+
+def cuts(name: str, length: int) -> bool:
+    """Whether a "tile" or a "halo" may have so many lr pixels: cut at an odd place, other pixels would be pooled."""
+    return length % 2 == 0 and length >= LEAST[name]
 
 
 WHOLE = Kind("a whole number", whole)

@@ -25,7 +25,7 @@ from repmamba.inference.confidence import Calibration, read_calibration
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
-from repmamba.inference.options import OF_ARRAYS, checked
+from repmamba.inference.options import LEAST, OF_ARRAYS, check_cut, checked, cuts
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -39,7 +39,7 @@ from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
 
-MEASURED = {"tile": (2, 4096), "halo": (0, 512)}  # lr pixels that a file of weights may ask for: memory grows with them
+MOST = {"tile": 4096, "halo": 512}  # lr pixels that a file of weights may ask for: memory grows with them
 
 Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
 
@@ -95,11 +95,12 @@ class Upscaler:
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
         value_range: what is black and white instead of the type's range; nothing is clipped to it.
-        tile, halo: lr pixels, the weights' own unless given.  workers: tiles side by side; no result depends on it.
+        tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side, changes no result.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
         given = {"value_range": value_range, "tile": tile, "halo": halo, "workers": workers}
         asked = {"tile": self.tile, "halo": self.halo} | checked(given, OF_ARRAYS)
+        check_cut(asked["tile"], asked["halo"])
         cut = _Cut(
             asked["tile"],
             asked["halo"],
@@ -291,10 +292,10 @@ def load(
 def _measured(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int) -> int:
     """What was measured to be best for these weights, where they say so. Raises CheckpointError for what is no size."""
     value = checkpoint.training.get(name, usual)
-    least, most = MEASURED[name]
-    if type(value) is not int or value % 2 or not least <= value <= most:
+    if type(value) is not int or not cuts(name, value) or value > MOST[name]:
         raise CheckpointError(
-            f"{found.name} says {name} {value!r:.40}; an even number of pixels from {least} to {most} is expected."
+            f"{found.name} says {name} {value!r:.40}; an even number of pixels from {LEAST[name]} to {MOST[name]} is "
+            "expected."
         )
     return value
 

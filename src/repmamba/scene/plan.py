@@ -18,6 +18,7 @@ from repmamba import __version__
 from repmamba.errors import OutsideTraining, UsageError
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.confidence import Calibration
+from repmamba.inference.options import check_cut
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
@@ -70,10 +71,7 @@ class SceneOptions:
             raise UsageError(f"The bbox {' '.join(map(str, self.bbox))} is no box: give four finite numbers.")
         if self.window is not None and self.bbox is not None:
             raise UsageError("A window and a bbox say the same in two ways; give one of them.")
-        for name in ("tile", "halo"):
-            length = getattr(self, name)
-            if length is not None and (length % 2 or length < 0 or (name == "tile" and length == 0)):
-                raise UsageError(f"{name}={length}: give an even number of pixels, since the network pools two by two.")
+        check_cut(self.tile, self.halo)
 
 
 @dataclass(frozen=True, slots=True)
