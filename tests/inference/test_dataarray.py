@@ -48,6 +48,35 @@ def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims)
         np.testing.assert_array_equal(after.transpose("y", "x", "band").values, upscaler.upscale(as_numpy))
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda array: array[::2, ::2],
+        lambda array: array.coarsen(x=2, y=2).mean(),
+        lambda array: array.sortby("y"),
+        lambda array: array[:, ::-1],
+        lambda array: array[::3, 4:5],
+    ],
+    ids=["every second", "means of blocks", "south up", "east first", "one column"],
+)
+def test_what_was_chosen_of_a_raster_lies_where_its_coordinates_say(upscaler, chosen):
+    """rioxarray keeps the transform of the file through all of these."""
+    before = chosen(scene(np.random.default_rng(3).random((8, 12), np.float32), ("y", "x")))
+    after = upscaler.upscale(before)
+    for axis, step in (("x", 10), ("y", -10)):
+        np.testing.assert_allclose(after[axis].values.reshape(-1, 2).mean(1), before[axis].values)
+        if before.sizes[axis] > 1:
+            step = float(before[axis][1] - before[axis][0])
+        np.testing.assert_allclose(np.diff(after[axis].values), step / 2)
+    corner = after.rio.transform() @ (0.5, 0.5)
+    assert corner == pytest.approx((after.x.values[0], after.y.values[0]))
+
+
+def test_one_column_without_a_transform_lies_where_its_coordinate_says(upscaler):
+    array = xarray.DataArray(np.zeros((8, 1), np.float32), dims=("y", "x"), coords={"y": np.arange(8.0), "x": [3.0]})
+    assert upscaler.upscale(array).x.values == pytest.approx([2.75, 3.25])
+
+
 def test_missing_pixels_stay_missing_and_touch_nothing(upscaler):
     values = np.random.default_rng(1).integers(50, 200, (3, 20, 20)).astype(np.uint16)
     values[:, 5:8, 5:8] = 0

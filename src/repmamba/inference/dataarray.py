@@ -46,7 +46,7 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
-    transform = place.transform() @ Affine.scale(1 / scale)
+    transform = _transform(array, rows, cols) @ Affine.scale(1 / scale)
     if transform.b == transform.d == 0:  # else no row has one y, and the transform alone says where pixels are
         coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
         coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
@@ -61,6 +61,31 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     elif place.nodata is not None:
         result = result.rio.write_nodata(place.nodata)
     return result.transpose(*array.dims)
+
+
+def _transform(array: Any, rows: Any, cols: Any) -> Any:
+    """Where pixels lie: as the coordinates say, since what selects or sorts leaves the transform of a file as it was.
+
+    That transform counts where there are no coordinates, for the step of an axis of one pixel, and in rotated rasters.
+    """
+    from affine import Affine
+
+    kept = array.rio.transform()
+    if kept.b or kept.d:
+        return kept
+    left, width = _first_edge(array, cols, kept.c, kept.a)
+    top, height = _first_edge(array, rows, kept.f, kept.e)
+    return Affine(width, 0, left, 0, height, top)
+
+
+def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float, float]:
+    """Where an axis begins, and how far it is from pixel to pixel; edge and step where no coordinates tell."""
+    if name not in array.coords:
+        return edge, step
+    centres = array.coords[name].values.astype(np.float64)
+    if len(centres) > 1:
+        step = (centres[-1] - centres[0]) / (len(centres) - 1)
+    return centres[0] - step / 2, step
 
 
 def _spatial(array: Any) -> tuple[Any, Any]:
