@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
-from repmamba.evaluate.methods import bicubic, distinct_names, mean_of_eight, nearest, network, results, told_apart
+from repmamba.evaluate.methods import bicubic, distinct_names, nearest, network, results, told_apart
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
@@ -102,10 +103,11 @@ def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
     assert (method.name, method.passes) == ("small+", 8)
 
 
-def test_an_enlargement_that_commutes_with_turns_is_left_as_it_is():
-    lr = np.random.default_rng(7).random((5, 8, 3)).astype(np.float32)
-    same = mean_of_eight(lambda image: image.repeat(2, 0).repeat(2, 1), lr)
-    assert np.abs(same - lr.repeat(2, 0).repeat(2, 1)).max() < 1e-6
+def test_an_ensemble_in_tiles_is_that_of_upscale(upscaler):
+    wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)
+    lr = (wide.lr / 255.0).astype(np.float32)
+    asked = replace(upscaler, ensemble=True, halo=4).upscale(lr, tile=8)
+    assert np.array_equal(network(replace(upscaler, halo=4), ensemble=True, tile=8).enlarge(wide), asked)
 
 
 @pytest.mark.parametrize("name", ["Airport/a_1.png", "a_1.png", "Airport/a_1_x2.png", "a_1_x2.png"])

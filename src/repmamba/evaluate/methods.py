@@ -63,17 +63,12 @@ def network(
 ) -> Method:
     """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the back-projection.
 
-    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations.  tile: lr pixels
-    kept of each tile, even; default one pass over the whole image, as the published evaluation has it.
-    Raises UsageError.
+    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations, of each tile as
+    in `upscale`.  tile: lr pixels kept of each, even; default one pass over the whole image, as the published
+    evaluation has it. Raises UsageError.
     """
     check_cut(tile, None)
-
-    def once(lr: NDArray[np.float32]) -> NDArray[np.float32]:
-        if tile is None:
-            edge = max(lr.shape[:2])
-            return upscaler.upscale(lr, tile=edge + edge % 2, halo=0)
-        return upscaler.upscale(lr, tile=tile)
+    asked = replace(upscaler, ensemble=ensemble)
 
     def enlarge(pair: Pair) -> Image:
         if pair.scale != upscaler.scale:
@@ -81,7 +76,10 @@ def network(
                 f"{pair.name} is an x{pair.scale} pair, and {upscaler.name} enlarges x{upscaler.scale}."
             )
         lr = in_unit(pair.lr).astype(np.float32)
-        return mean_of_eight(once, lr) if ensemble else once(lr)
+        if tile is None:
+            edge = max(lr.shape[:2])
+            return asked.upscale(lr, tile=edge + edge % 2, halo=0)
+        return asked.upscale(lr, tile=tile)
 
     how = "one pass over the whole image" if tile is None else f"tiles of {tile} lr pixels"
     how += ", values over the type's whole range, without back-projection"
@@ -166,21 +164,6 @@ def in_unit(image: Image) -> NDArray[np.float64]:
     if np.issubdtype(image.dtype, np.integer):
         return image.astype(np.float64) / peak_of(image)
     return image.astype(np.float64)
-
-
-def mean_of_eight(
-    enlarge: Callable[[NDArray[np.float32]], NDArray[np.float32]], lr: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """The mean of an enlargement over the eight flips and rotations of lr (h, w, C), each turned back."""
-    total: NDArray[np.float64] | None = None
-    for turns in range(4):
-        for mirrored in (False, True):
-            turned = np.rot90(lr[:, ::-1] if mirrored else lr, turns)
-            back = np.rot90(enlarge(np.ascontiguousarray(turned)), -turns)
-            back = back[:, ::-1] if mirrored else back
-            total = back.astype(np.float64) if total is None else total + back
-    assert total is not None
-    return (total / 8).astype(np.float32)
 
 
 def _origin(weights: str) -> Path | None:
