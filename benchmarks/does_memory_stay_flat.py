@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+import answers
+
 LAYOUTS = {"tiles": {"tiled": True, "blockxsize": 512, "blockysize": 512}, "rows": {"blockysize": 16}}
 LIMIT = 1.5e9
 GROWTH = 0.05
@@ -41,12 +43,11 @@ class Case:
 
 def main() -> None:
     """One line a scene, and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.options(__doc__)
     parser.add_argument("--edge", type=int, default=8192, help="rows and columns of the larger scenes")
     parser.add_argument(
         "--folder", type=Path, help="where scenes and results are written; a temporary folder by default"
     )
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "does_memory_stay_flat.json")
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)  # the fresh process of one scene
     options = parser.parse_args()
     if options.one is not None:
@@ -66,8 +67,7 @@ def main() -> None:
         print(f"| {case.height} x {case.width} | {case.layout} | {case.ending} | {numbers} |", flush=True)
     growth = rows[1]["megabytes"] / rows[0]["megabytes"] - 1
     print(f"Twice the scene takes {growth:+.1%} memory.")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"growth": growth, "rows": rows}, indent=1) + "\n")
+    answers.write(options.json, threads=rows[0]["workers"], growth=growth, rows=rows)
     if growth > GROWTH or max(row["megabytes"] for row in rows) * 1e6 > LIMIT:
         sys.exit("Not as predicted.")
 

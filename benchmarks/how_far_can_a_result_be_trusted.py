@@ -18,19 +18,17 @@ Intervals are 95 %, by bootstrap over the images, of paired differences.
 Rule, fixed before test/ was read: the predictor is shipped if, in all three sets of test/, its rank correlation image
 by image exceeds that of the best contrast and that of the best two contrasts with intervals above 0.
 
-    python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--to FILE]
+    python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--json FILE]
         [--calibration FILE] [--keep FOLDER]
 
-It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are measured already.
+It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are measured already. The
+plot lies beside the JSON.
 --calibration writes the table that `--confidence` reads, to be put beside the weights. The answer is in
 docs/confidence.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import pickle
 import sys
 import time
@@ -47,6 +45,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+import answers
 from repmamba.data.pairs import Pair, find_pairs
 from repmamba.evaluate.metrics import METRICS
 from repmamba.inference.confidence import Calibration, doubt
@@ -55,7 +54,6 @@ from repmamba.inference.ensemble import mean_and_variance
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.pixels.resize import imresize_torch, to_uint8
 
-ROOT = Path(__file__).parents[1]
 VALIDATION = {"val/ucmerced": 30, "val/rsscn7": 30}  # pictures taken, or all if there are fewer
 TEST = {"test/ucmerced": 60, "test/rsscn7": 40, "test/epfl_road": 15}
 GREY = {"test/ucmerced": 20}  # also with their green band alone, as any other band goes through the network
@@ -77,16 +75,11 @@ class Measured:
 
 def main() -> None:
     """Measure, print the tables, write the JSON, the plot and the calibration."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="x4")
-    reference = Path(os.environ.get("REPMAMBA_REFERENCE", ROOT.parent / "shared"))
-    parser.add_argument("--reference", type=Path, default=reference)
-    parser.add_argument("--to", type=Path, default=ROOT / "docs" / "decisions" / "how-far-can-a-result-be-trusted")
+    parser = answers.options_on_imagery(__doc__)
+    parser.set_defaults(json=answers.ROOT / "docs" / "decisions" / "how-far-can-a-result-be-trusted.json")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    if not options.reference.is_dir():
-        sys.exit(f"{options.reference} does not exist: name the reference data with --reference.")
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     data = options.reference / "data"
@@ -121,9 +114,9 @@ def main() -> None:
         "calibration": {"doubt": list(calibration.doubt), "error": list(calibration.error)},
         "sparsification": {name: curve.tolist() for name, curve in sparsification(tests, shown).items()},
     }
-    options.to.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    answers.write(options.json, threads=1, clock="cpu", **found)
     print_tables(found)
-    plot(found, options.to.with_suffix(".png"))
+    plot(found, options.json.with_suffix(".png"))
 
 
 # What is measured of an image

@@ -14,16 +14,13 @@ reduction by imresize, for which there is a ground truth, and itself, which is l
 has none. To save time, only some tiles on the diagonal of the grid are computed, and compared on what they keep: up to
 three that are cut on all four sides, or the first, which is cut on two, where the reduction has no such tile.
 
-    python benchmarks/how_large_a_halo.py [--weights x4] [--reference FOLDER] [--to docs/decisions/how-large-a-halo]
+    python benchmarks/how_large_a_halo.py [--weights x4] [--reference FOLDER] [--json FILE]
 
-Writes TO.json and TO.png. The answer is docs/decisions/0005-how-large-a-halo.md.
+The plot lies beside the JSON. The answer is docs/decisions/0005-how-large-a-halo.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import answers
 from repmamba.inference.consistency import consistent
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.pixels.resize import imresize, to_uint8
@@ -66,16 +64,9 @@ class Scene:
 
 def main() -> None:
     """Measure, print the table, write the JSON and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="x4")
-    root = Path(__file__).parents[1]
-    parser.add_argument(
-        "--reference", type=Path, default=Path(os.environ.get("REPMAMBA_REFERENCE", root.parent / "shared"))
-    )
-    parser.add_argument("--to", type=Path, default=root / "docs" / "decisions" / "how-large-a-halo")
+    parser = answers.options_on_imagery(__doc__)
+    parser.set_defaults(json=answers.ROOT / "docs" / "decisions" / "how-large-a-halo.json")
     options = parser.parse_args()
-    if not options.reference.is_dir():
-        sys.exit(f"{options.reference} does not exist: name the reference data with --reference.")
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     begun = time.process_time()
@@ -96,10 +87,9 @@ def main() -> None:
         "tiled": rows,
         "blended": blended,
     }
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    answers.write(options.json, threads=1, clock="cpu", **found)
     print_tables(rows, blended)
-    plot(rows, options.to.with_suffix(".png"))
+    plot(rows, options.json.with_suffix(".png"))
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:

@@ -5,18 +5,16 @@ of Conv2d(64, 64, 3) on 1x64x128x128 in the same process; data that others publi
 """
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+import answers
 
 Run = Callable[[], object]
 Times = dict[str, list[float]]
@@ -36,12 +34,10 @@ def start(description: str | None, *, rounds: int) -> argparse.Namespace:
     """
     if not ALLOCATOR.keys() <= os.environ.keys() and sys.platform == "linux":
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    name = Path(sys.argv[0]).stem
+    parser = answers.options(description)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is busy")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / f"{name}.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -112,31 +108,5 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def write(options: argparse.Namespace, **results: Any) -> None:
-    """The results as JSON, with the machine and the versions they were measured with."""
-    machine = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": options.threads,
-        "clock": options.clock,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    versions = {name: _version(name) for name in ("repmamba", "torch", "numba", "numpy", "transformers")}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "versions": versions, **results}, indent=1) + "\n")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    description = Path("/proc/cpuinfo")
-    if description.is_file():
-        lines = [line for line in description.read_text().splitlines() if line.startswith("model name")]
-        return lines[0].partition(":")[2].strip() if lines else platform.machine()
-    return platform.processor() or platform.machine()
+    """The results as JSON, where the options say."""
+    answers.write(options.json, threads=options.threads, clock=options.clock, **results)

@@ -33,9 +33,10 @@ def main() -> None:
     for name in QUESTIONS:
         if result := results.get(name):
             write_between_marks(PAGE, name, markdown(result))
-    networks = plots.networks(results["how_far_from_its_own_arithmetic"])
-    write_between_marks(PAGE, "accuracy_x4", standing(networks))
-    write_between_marks(EVALUATION, "accuracy_x4", accuracy(networks))
+    if time := results.get("how_far_from_its_own_arithmetic"):
+        networks = plots.networks(time)
+        write_between_marks(PAGE, "accuracy_x4", standing(networks))
+        write_between_marks(EVALUATION, "accuracy_x4", accuracy(networks))
 
 
 def write_between_marks(page: Path, name: str, text: str) -> None:

@@ -15,10 +15,6 @@ The answer is in docs/what-is-kept.md, under "Consistency, in numbers".
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +23,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+import answers
 from repmamba.data.images import find_images, read_image
 from repmamba.evaluate.metrics import psnr
 from repmamba.inference.consistency import consistent
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.pixels.resize import imresize, to_uint8
 
-ROOT = Path(__file__).parents[1]
-
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="x4")
-    parser.add_argument(
-        "--reference", type=Path, default=Path(os.environ.get("REPMAMBA_REFERENCE", ROOT.parent / "shared"))
-    )
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "what_does_consistency_change.json"
-    )
-    options = parser.parse_args()
+    options = answers.options_on_imagery(__doc__).parse_args()
     pictures = options.reference / "data" / "val"
-    if not pictures.is_dir():
-        sys.exit(f"{pictures} does not exist: name the reference data with --reference.")
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     rows = [row for folder in sorted(pictures.iterdir()) for row in of_set(folder, upscaler)]
@@ -59,9 +44,8 @@ def main() -> None:
         way = "consistent" if row["consistent"] else "as it came"
         numbers = f"{row['psnr']:.3f} dB | {row['mean_difference']:.3f} | {row['within_one']:.2%}"
         print(f"| {row['set']} ({row['pictures']}) | {way} | {numbers} |")
-    found = {"weights": {"name": upscaler.name, "digest": upscaler.digest}, "rows": rows}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    weights = {"name": upscaler.name, "digest": upscaler.digest}
+    answers.write(options.json, threads=1, weights=weights, rows=rows)
 
 
 def of_set(folder: Path, upscaler: Upscaler) -> list[dict[str, Any]]:

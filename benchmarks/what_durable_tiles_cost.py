@@ -7,10 +7,9 @@ the processor's time, which a busy machine disturbs less:
     hopeful   GDAL alone, each tile written as it comes (GeoTIFF), or a GeoTIFF and GDAL's own COG driver and overviews
     durable   the scene writer: put() of every tile, then finish(): assembled, read back, compared, renamed
 
-    python benchmarks/what_durable_tiles_cost.py [PICTURE] [--edge 4096] [--rounds 3] [--folder DIR]
+    python benchmarks/what_durable_tiles_cost.py [PICTURE] [--edge 4096] [--rounds 3] [--folder DIR] [--json FILE]
 """
 
-import argparse
 import time
 import zlib
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from rasterio.crs import CRS
 from rasterio.shutil import copy
 from rasterio.windows import Window as GdalWindow
 
+import answers
 from repmamba.scene.formats import creation_options
 from repmamba.scene.grid import Grid
 from repmamba.scene.job import JobIdentity, digest
@@ -91,16 +91,18 @@ def least(rounds: int, run: Callable[[], dict[str, float]]) -> dict[str, float]:
     return {name: min(result[name] for result in results) for name in results[0]}
 
 
-def tile_costs(data: NDArray[np.uint8]) -> None:
+def tile_costs(data: NDArray[np.uint8]) -> dict[str, float]:
+    """Seconds of processor time for a tile of the picture, by what is done to it; printed."""
     payload = np.ascontiguousarray(data[:, :TILE, :TILE]).tobytes()
     works: dict[str, Callable[[], Any]] = {
         "SHA-256": lambda: digest(payload),
         "zlib 1": lambda: zlib.compress(payload, 1),
     }
-    for name, work in works.items():
-        seconds = least(5, partial(timed, work))["cpu"]
+    found = {name: least(5, partial(timed, work))["cpu"] for name, work in works.items()}
+    for name, seconds in found.items():
         print(f"| {name} of a tile | {1000 * seconds:.1f} ms | {len(payload) / seconds / 1e6:.0f} MB/s |")
     print(f"zlib 1 leaves {len(zlib.compress(payload, 1)) / len(payload):.2f} of a tile")
+    return found
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -110,22 +112,26 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Time, print the tables, write the JSON."""
+    parser = answers.options(__doc__)
     parser.add_argument("picture", type=Path, nargs="?", default=EXAMPLE)
     parser.add_argument("--edge", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder unless given")
-    choice = parser.parse_args()
-    data = picture_of(choice.picture, choice.edge)
-    tile_costs(data)
-    print(f"\n{data.nbytes / 1e6:.0f} MB of pixels, {len(squares(choice.edge, choice.edge, TILE))} tiles")
+    options = parser.parse_args()
+    data = picture_of(options.picture, options.edge)
+    tiles = tile_costs(data)
+    rows = []
+    print(f"\n{data.nbytes / 1e6:.0f} MB of pixels, {len(squares(options.edge, options.edge, TILE))} tiles")
     print("\n| format | hopeful, s (CPU) | durable, s (CPU) | of it put | of it finish |\n|---|---|---|---|---|")
     for name in ("GTiff", "COG"):
-        with TemporaryDirectory(dir=choice.folder) as folder:
-            plain = least(choice.rounds, partial(hopeful, Path(folder), name, data))
-            sure = least(choice.rounds, partial(durable, Path(folder), name, data))
+        with TemporaryDirectory(dir=options.folder) as folder:
+            plain = least(options.rounds, partial(hopeful, Path(folder), name, data))
+            sure = least(options.rounds, partial(durable, Path(folder), name, data))
+        rows.append({"format": name, "hopeful": plain, "durable": sure})
         both = " | ".join(f"{way['all']:.1f} ({way['cpu']:.1f})" for way in (plain, sure))
         print(f"| {name} | {both} | {sure['put']:.2f} | {sure['finish']:.1f} |")
+    answers.write(options.json, threads=1, bytes=data.nbytes, tiles=tiles, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ The answer is in docs/decisions/0002-one-compute-thread-a-tile.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import threading
 import time
@@ -30,6 +27,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
+import answers
 from repmamba.inference.runners import Runner
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers
@@ -37,7 +35,6 @@ from repmamba.scene import engine
 from repmamba.scene.raster import Raster
 from repmamba.scene.writer import SceneWriter
 
-ROOT = Path(__file__).parents[1]
 LIMIT, OVERLAP = 0.15, 0.9
 SCENES: dict[str, tuple[str, str, dict[str, Any]]] = {  # file of the reference data -> what it is, the ending, options
     "rgb_lzw.tif": ("RGB uint8", ".tif", {}),
@@ -106,18 +103,8 @@ def watched(clock: Clock) -> Iterator[None]:
 
 def main() -> None:
     """One line a scene, and the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="x4")
-    parser.add_argument(
-        "--reference", type=Path, default=Path(os.environ.get("REPMAMBA_REFERENCE", ROOT.parent / "shared"))
-    )
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "what_the_engine_costs_beside_the_network.json"
-    )
-    options = parser.parse_args()
+    options = answers.options_on_imagery(__doc__).parse_args()
     folder = options.reference / "data" / "geotiff"
-    if not folder.is_dir():
-        sys.exit(f"{folder} does not exist: name the reference data with --reference.")
     upscaler = load(options.weights)
     first, (_, ending, how) = next(iter(SCENES.items()))
     costs(folder / first, ending, upscaler, how)  # compiles, and loads what is loaded once; not counted
@@ -131,9 +118,8 @@ def main() -> None:
         cells = [f"{name} ({kind})", ending, f"{row['tiles']}", *(f"{row[step]:.3f}" for step in ("network", "engine"))]
         cells += [f"{row['ratio']:.1%}", *(f"{row[step]:.3f}" for step in ("read", "tile", "put", "rest"))]
         print(f"| {' | '.join(cells)} | {row['overlap']:.0%} |", flush=True)
-    found = {"weights": {"name": upscaler.name, "digest": upscaler.digest}, "rows": rows}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    weights = {"name": upscaler.name, "digest": upscaler.digest}
+    answers.write(options.json, threads=rows[0]["workers"], clock="cpu", weights=weights, rows=rows)
     if any(row["ratio"] > LIMIT or row["overlap"] < OVERLAP for row in rows):
         sys.exit("Not as predicted.")
 

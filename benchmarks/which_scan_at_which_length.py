@@ -12,21 +12,17 @@ once, so ratios are taken pair by pair within a round; shown are medians, and th
     python benchmarks/which_scan_at_which_length.py [--rounds 15] [--json FILE]
 """
 
-import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+import answers
 from repmamba.scan.directions import visits
 from repmamba.scan.selective import scan_map
 
@@ -141,24 +137,10 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
     return rows
 
 
-def processor() -> str:
-    """The name of the processor, as the system tells it."""
-    description = Path("/proc/cpuinfo")
-    if description.is_file():
-        names = [
-            line.partition(":")[2] for line in description.read_text().splitlines() if line.startswith("model name")
-        ]
-        return names[0].strip() if names else platform.machine()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Time, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = answers.options(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--json", type=Path, default=Path(__file__).parent / "results" / "which_scan_at_which_length.json"
-    )
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -175,18 +157,7 @@ def main() -> None:
             f"{row['pixels']:>7} {row['channels']:>8}  {row['scan']:<18} {row['pass']:<15} {row['ms']:>9.2f} "
             f"{low:>8.2f}-{high:<8.2f} {row['times_numba']:>8.2f}"
         )
-    machine = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    answers.write(options.json, threads=1, clock="cpu", results=results)
 
 
 if __name__ == "__main__":
