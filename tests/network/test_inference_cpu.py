@@ -176,6 +176,9 @@ def test_what_is_watched_or_of_another_kind_runs_in_torch(shaken, passes):
         of_others = copy.deepcopy(fused)
         of_others.groups[0].blocks[0].ffn.fc1.__class__ = Linear
         of_others(image)
+        of_another_eps = copy.deepcopy(fused)
+        of_another_eps.embed_norm.eps = 1.0
+        of_another_eps(image)
     for changed in (fused.groups[0].conv, fused):
         hook = changed.register_forward_hook(lambda *arguments: None)
         with torch.no_grad():

@@ -135,6 +135,55 @@ def test_the_number_of_threads_changes_no_bit_of_what_the_passes_compute() -> No
 
 
 REASONS = ("no Numba", "evaluation", "float64", "synchronised statistics", "float16", "frozen statistics", "a hook")
+OF_SOMEBODY_ELSE = (
+    *("norm", "bn", "dw1x1", "ss2d", "ss2d.in_proj", "ss2d.out_norm", "ss2d.out_proj"),
+    *("ss2d.conv", "ss2d.conv.dw3x3", "ss2d.conv.inner_bn", "ss2d.high_conv.dw1x1", "ss2d.high_conv.outer_bn"),
+)
+
+
+@pytest.mark.parametrize("name", OF_SOMEBODY_ELSE)
+def test_an_adapter_in_the_place_of_any_layer_is_called_and_learns(name: str) -> None:
+    rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
+    layer = rmb.get_submodule(name)
+    plain = type(layer)
+
+    class Adapted(plain):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = super().forward(x)
+            return result + self.adapter * result.sin()
+
+    layer.register_parameter("adapter", nn.Parameter(torch.ones(())))
+    layer.__class__ = Adapted
+    rmb(x).square().sum().backward()
+    assert layer.adapter.grad is not None
+
+
+@pytest.mark.parametrize("name", ["norm", "ss2d.out_norm"])
+def test_a_normalisation_of_another_eps_is_that_of_torch(name: str) -> None:
+    rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
+    assert training_cpu.serves(x, rmb)
+    norm = rmb.get_submodule(name)
+    assert isinstance(norm, nn.LayerNorm)
+    norm.eps = 1.0
+    assert not training_cpu.serves(x, rmb)
+
+
+@pytest.mark.parametrize("name", ["ss2d.in_proj", "ss2d.out_proj"])
+def test_a_bias_that_a_layer_of_ours_has_not_is_added_and_learns(name: str) -> None:
+    rmb, x = RMB(8).train(), torch.randn(2, 8, 4, 4)
+    layer = rmb.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+    rmb(x).square().sum().backward()
+    assert layer.bias.grad is not None
+
+
+def test_a_forward_that_is_set_on_a_layer_is_called() -> None:
+    rmb, x, called = RMB(8).train(), torch.randn(2, 8, 4, 4), []
+    layer, of_torch = rmb.ss2d.out_proj, rmb.ss2d.out_proj.forward
+    layer.forward = lambda x: called.append(x) or of_torch(x)  # type: ignore[func-returns-value]
+    rmb(x)
+    assert called
 
 
 @pytest.mark.parametrize("why", REASONS)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.inference_stages import Stage, run
-from repmamba.network.onlookers import hooked, watched
+from repmamba.network.onlookers import plain, watched
 from repmamba.scan.backends import choose
 from repmamba.scan.compiled import started
 
@@ -124,7 +124,7 @@ def _state(network: nn.Module) -> int | None:
     """What changes when a weight does; None where passes do not do for a network in this state."""
     found: list[Tensor] = []
     for module in _parts(network):
-        if not _is_known(type(module).__module__) or hooked(module):
+        if not plain(module):
             return None
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
@@ -139,12 +139,6 @@ def _state(network: nn.Module) -> int | None:
                 return None
             found.append(tensor)
     return _digest(found)
-
-
-@cache
-def _is_known(file: str) -> bool:
-    """Whether modules of this Python file are ours or torch's plain ones; quantisation, say, has others."""
-    return file.startswith(("repmamba.", "torch.nn.modules."))
 
 
 def _digest(tensors: Iterable[Tensor]) -> int:

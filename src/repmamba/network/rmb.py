@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from repmamba.network import training_cpu
 from repmamba.network.config import STATE
+from repmamba.network.onlookers import plain
 from repmamba.network.repconv import EPS, RepConv, depthwise3x3, to_map, to_tokens
 from repmamba.scan.selective import scan_map
 
@@ -54,16 +55,25 @@ class SS2D(nn.Module):
 
     def forward(self, n: Tensor) -> Tensor:
         """n: normalised tokens (B, H, W, width); result of the same shape."""
-        weight_x, weight_z = self.in_proj.weight.chunk(2)
-        x = F.silu(self.conv(to_map(F.linear(n, weight_x))))  # (B, 2 width, H, W)
+        x, z = self._halves(n)
+        x = F.silu(self.conv(to_map(x)))  # (B, 2 width, H, W)
         low, high = x.chunk(2, dim=1)
         pooled = F.avg_pool2d(low, 2)  # (B, width, H/2, W/2)
         residue = low - F.interpolate(pooled, scale_factor=2, mode="nearest")
         scanned = self.scan(pooled).to(residue.dtype)
         low = F.interpolate(scanned, scale_factor=2, mode="bilinear", align_corners=False) + residue
         y = self.out_norm(to_tokens(torch.cat([low, self.high_conv(high)], dim=1)))
-        result: Tensor = self.out_proj(y * F.silu(F.linear(n, weight_z)))
+        result: Tensor = self.out_proj(y * F.silu(z))
         return result
+
+    def _halves(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """The two halves of in_proj(n), (B, H, W, 2 width) each."""
+        if not plain(self.in_proj) or self.in_proj.bias is not None:
+            x, z = self.in_proj(n).tensor_split(2, dim=-1)
+            return x, z
+        # Two products: a half that is cut out of one would have to be copied for the convolution.
+        weight_x, weight_z = self.in_proj.weight.chunk(2)
+        return F.linear(n, weight_x), F.linear(n, weight_z)
 
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
@@ -87,9 +97,11 @@ class RMB(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """v and result: (B, width, H, W)."""
-        conv, high_conv = self.ss2d.conv, self.ss2d.high_conv
-        if isinstance(conv, RepConv) and isinstance(high_conv, RepConv) and training_cpu.serves(v, self):
-            return self._in_passes(v, conv, high_conv)
+        ss2d, (conv, high_conv) = self.ss2d, (self.ss2d.conv, self.ss2d.high_conv)
+        if isinstance(conv, RepConv) and isinstance(high_conv, RepConv):
+            unbiased = (ss2d.in_proj, ss2d.out_proj, self.dw1x1, conv.dw3x3, high_conv.dw3x3)
+            if training_cpu.serves(v, self, unbiased=unbiased):
+                return self._in_passes(v, conv, high_conv)
         tokens = to_tokens(v)
         residual = v + to_map(self.ss2d(self.norm(tokens)))
         result: Tensor = self.bn(self.dw1x1(residual))

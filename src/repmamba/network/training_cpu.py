@@ -4,7 +4,8 @@ In torch each operation of a block reads and writes a whole map, and again on th
 that. Here what lies between two matrix products, or between a product and the scan, is one compiled pass
 (training_numba.py), and the gradient of each function is written out beside it. The network asks `serves` and takes
 torch's own operations where that says no: off the CPU, in other types than float32 and bfloat16 under autocast, in
-evaluation mode, with statistics that are frozen, with hooks, and without Numba. The numbers are the same.
+evaluation mode, with statistics that are frozen, with hooks, with parts of somebody else, and without Numba. The
+numbers are the same.
 
 A working map is one that enters or leaves a matrix product: bfloat16 under autocast, float32 otherwise. All other maps
 are float32, and the coefficients of the normalisations float64.
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from repmamba.network.onlookers import hooked, watched
+from repmamba.network.onlookers import plain, watched
 from repmamba.network.repconv import RepConv, to_map, to_tokens
 from repmamba.scan.compiled import started
 
@@ -38,8 +39,11 @@ LANES = 8
 """The passes take maps with a multiple of so many channels."""
 
 
-def serves(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether the passes below may compute modules of the network on this map (B, C, H, W), C that of the modules."""
+def serves(x: Tensor, *modules: nn.Module, unbiased: tuple[nn.Module, ...] = ()) -> bool:
+    """Whether the passes below may compute modules of the network on this map (B, C, H, W), C that of the modules.
+
+    unbiased: parts whose weight is all that the passes read.
+    """
     if watched() or not all(module.training for module in modules):
         return False
     parts = [part for module in modules for part in module.modules()]
@@ -49,11 +53,12 @@ def serves(x: Tensor, *modules: nn.Module) -> bool:
         and (not torch.is_autocast_enabled("cpu") or _working() == torch.bfloat16)
         and x.shape[1] % LANES == 0
         and all(parameter.dtype == torch.float32 for module in modules for parameter in module.parameters())
-        and not any(hooked(part) for part in parts)
+        and all(plain(part) for part in parts)
+        and all(part.bias is None for part in unbiased)
         and all(
-            type(norm) is nn.BatchNorm2d and norm.training and norm.track_running_stats and norm.affine
+            norm.training and norm.track_running_stats and norm.affine
             for norm in parts
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            if isinstance(norm, nn.BatchNorm2d)
         )
         and _kernels() is not None
     )
