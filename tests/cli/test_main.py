@@ -17,6 +17,7 @@ from repmamba.cli import options
 from repmamba.cli.main import VERBS, Verb, cli, run
 from repmamba.cli.terminal import printable
 from repmamba.errors import CheckpointError, OutsideTraining, TargetExists, UsageError
+from repmamba.inference.catalogue import packaged_weights
 
 
 @pytest.fixture
@@ -189,6 +190,21 @@ def test_the_shell_gets_the_names_of_the_verbs():
         [sys.executable, "-m", "repmamba.cli"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
     )
     assert "completion" in process.stdout
+
+
+@pytest.mark.parametrize("verb", ["upscale", "bench", "evaluate", "finetune"])
+def test_the_shell_gets_the_names_of_all_packaged_weights(verb: str):
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    weights = next(option for option in command.params if option.name == "weights")
+    offered = {item.value for item in weights.shell_complete(click.Context(command), "x")}
+    assert {entry.name for entry in packaged_weights()} <= offered
+
+
+def test_the_names_of_packaged_weights_are_known_without_torch():
+    code = "import sys; from repmamba.inference import catalogue; catalogue.packaged_weights(); print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch" not in process.stdout.split()
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -12,7 +12,11 @@ from repmamba.cli import options
 @click.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--weights", multiple=True, metavar="NAME|FILE|FOLDER", help="A network: a packaged one, or a checkpoint."
+    "--weights",
+    multiple=True,
+    metavar="NAME|FILE|FOLDER",
+    type=options.PackagedWeightsOrPath(),
+    help="A network: a packaged one, or a checkpoint.",
 )
 @click.option(
     "--method", "classics", multiple=True, type=click.Choice(["nearest", "bicubic"]), help="A method without a network."

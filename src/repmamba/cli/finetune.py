@@ -11,7 +11,14 @@ from repmamba.cli.train import one_voice
 
 @click.command()
 @click.argument("scenes", metavar="SCENE...", nargs=-1, required=True, type=click.Path(path_type=str))
-@click.option("--weights", default="x4", show_default=True, metavar="NAME|FILE|FOLDER", help="What to begin from.")
+@click.option(
+    "--weights",
+    default="x4",
+    show_default=True,
+    metavar="NAME|FILE|FOLDER",
+    type=options.PackagedWeightsOrPath(),
+    help="What to begin from.",
+)
 @click.option(
     "-o",
     "--output",

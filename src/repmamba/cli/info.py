@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
 
 
@@ -197,9 +196,10 @@ def _words(value: Any) -> str:
 
 def _names_weights(file: str) -> bool:
     from repmamba.inference.catalogue import packaged_weights
+    from repmamba.network.checkpoint import WEIGHTS_ENDINGS
     from repmamba.scene.admission import RASTER_FOLDERS
 
     path = Path(file)
     packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()
     folder = os.path.isdir(file) and path.suffix.upper() not in RASTER_FOLDERS
-    return packaged or folder or path.suffix.lower() in CHECKPOINT_SUFFIXES
+    return packaged or folder or file.lower().endswith(WEIGHTS_ENDINGS)

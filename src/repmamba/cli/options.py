@@ -28,13 +28,16 @@ def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
 
 
-class _PackagedWeightsOrPath(click.Path):
+class PackagedWeightsOrPath(click.Path):
     """A name of the catalogue or a path; completes to both."""
 
     name = "weights"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        names = [name for name in ("x2", "x3", "x4") if name.startswith(incomplete)]
+        """The names that begin so, then the paths."""
+        from repmamba.inference.catalogue import packaged_weights
+
+        names = [entry.name for entry in packaged_weights() if entry.name.startswith(incomplete)]
         return [click.shell_completion.CompletionItem(name) for name in names] + super().shell_complete(
             ctx, param, incomplete
         )
@@ -53,7 +56,7 @@ target = click.option(
 weights = click.option(
     "--weights",
     metavar="NAME|FILE|FOLDER",
-    type=_PackagedWeightsOrPath(),
+    type=PackagedWeightsOrPath(),
     help="Packaged weights by name (x4), a checkpoint of ours or a published one.  [default: those of --scale]",
 )
 scale = click.option(

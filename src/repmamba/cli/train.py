@@ -12,7 +12,18 @@ import click
 from repmamba.cli import options
 
 
-@click.command()
+class _NamesRecipes(click.Command):
+    """A command whose help has the names of the packaged recipes in the place of RECIPES."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click has it, with the names."""
+        from repmamba.train.recipe_file import packaged
+
+        self.help = (self.help or "").replace("RECIPES", ", ".join(packaged()))
+        super().format_help_text(ctx, formatter)
+
+
+@click.command(cls=_NamesRecipes)
 @click.argument("recipe", metavar="RECIPE")
 @click.option(
     "-o",
@@ -55,8 +66,7 @@ def train(
     tensorboard: bool,
     quiet: bool,
 ) -> None:
-    """Train a network by RECIPE, a TOML file or one of the packaged: published, x4, x4-further,
-    x4-open, x3, x3-further, x2, x2-further.
+    """Train a network by RECIPE, a TOML file or one of the packaged: RECIPES.
 
     Stopped at any moment, the same command goes on from the last save. Several processes, as torchrun or SLURM start
     them, share one run.

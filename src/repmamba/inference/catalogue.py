@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repmamba.errors import CheckpointError, UsageError
-from repmamba.network.checkpoint import fetch, is_hub_name
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -56,6 +55,8 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
 
     Raises CheckpointError, UsageError, MissingExtra.
     """
+    from repmamba.network.checkpoint import fetch, is_hub_name  # here: the names alone, for a shell, need no torch
+
     text = os.fspath(weights)
     packaged = {entry.name: entry for entry in packaged_weights()}
     path = Path(text)
