@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from rasterio.io import MemoryFile
 
 from repmamba.errors import UsageError
-from repmamba.pixels.radiometry import DTYPES, Radiometry, ValueHistogram, type_range
+from repmamba.pixels.radiometry import DTYPES, FEW, Radiometry, ValueHistogram, type_range
 
 INTEGERS = [dtype for dtype in DTYPES if np.dtype(dtype).kind in "iu"]
 
@@ -142,6 +142,65 @@ def test_a_scene_of_one_value_still_has_a_range(value):
     low, high = histogram.range()
     Radiometry("float64", (low,), (high,))
     assert abs(low - value) <= abs(value) / 1000
+
+
+def range_of(values):
+    histogram = ValueHistogram()
+    histogram.add(values)
+    low, high = histogram.range()
+    return low, high, histogram.spikes(low, high)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1, 400])
+@pytest.mark.parametrize("usual", [0, 1, -3])
+@pytest.mark.parametrize("count", [FEW + 1, 40])
+def test_the_range_of_a_scene_that_is_nearly_all_one_value_is_that_of_the_others(size, usual, count):
+    values = np.full(10_000, usual * size)
+    values[:count] = size * np.linspace(2, 5, count)
+    low, high, spikes = range_of(values)
+    assert low == pytest.approx(usual * size, rel=1e-3)
+    assert 2 * size * 0.999 <= high <= 5 * size
+    assert spikes == 0
+
+
+@pytest.mark.parametrize("spike", [-3.4028235e38, 1e20, -9999.0])
+@pytest.mark.parametrize("count", [1, FEW, 40])
+@pytest.mark.parametrize("others", [0, 20])
+def test_single_spikes_and_a_nodata_that_nobody_declared_make_no_range(spike, count, others):
+    values = np.full(10_000, 0.25)
+    values[1000 : 1000 + others] = np.linspace(0.5, 1, others)
+    values[:count] = spike
+    low, high, spikes = range_of(values)
+    assert (low, spikes) == (0.25, count)
+    assert high <= 1.25
+
+
+def test_what_little_differs_in_a_scene_of_one_value_is_no_spike():
+    for usual, other in ((0, 1e-8), (5, 6), (0.25, 0.5)):
+        assert range_of(np.array([usual] * 1000 + [other]))[2] == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_tail_of_values_is_no_spike_while_the_contrast_of_the_others_is_not_drowned(sign):
+    random = np.random.default_rng(0)
+    values = random.normal(0.2, 0.02, 9216)
+    assert range_of(sign * values)[1] == pytest.approx(0.25 if sign == 1 else -0.15, abs=0.02)
+    values[:25] = random.uniform(20, 80, 25)
+    low, high, spikes = range_of(sign * values)
+    assert spikes == 0
+    assert high - low < 2.5  # eighty, by forty
+    values[:FEW] = 1e4
+    assert range_of(sign * values)[2] == FEW
+    values[:25] = random.uniform(1e4, 1e5, 25)
+    assert range_of(sign * values)[2] == 25
+
+
+def test_one_far_number_that_many_pixels_have_widens_no_range():
+    values = np.random.default_rng(0).normal(100, 3, 10_000)
+    values[:40] = -9999
+    low, high, spikes = range_of(values)
+    assert 90 < low < high < 110
+    assert spikes == 40
 
 
 def test_nothing_counted_is_no_range():

@@ -20,6 +20,12 @@ from repmamba.errors import UsageError
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 ROBUST_PERCENT = (0.5, 99.5)  # of the valid values: a few clouds, glints or dead pixels must not set the contrast
 
+# Unit; beyond it are dead pixels and undeclared nodata, to which nothing around is made to fit. What is measured comes
+# to 33 in the reference rasters: a tail of bright pixels, which stays consistent.
+SPIKE = (-40.0, 41.0)
+FEW = 3  # values of a scene of which no range is made, wherever they lie
+DROWNING = 100.0  # a range so many times wider than a scene's contrast would leave of it what a network errs by
+
 MISTAKEN = 4.5 * 2.0**-23  # of nodata: GDAL takes a float that is nearer to it for missing, float64 too
 LARGEST = 2.0**125  # of unit: four of them still add up in float32
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
@@ -135,18 +141,79 @@ class ValueHistogram:
         self.counts += np.bincount(keys, minlength=self.counts.size)
 
     def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
-        """The values at two percentages, widened where they coincide; None where nothing was counted."""
-        reached = np.cumsum(self.counts)
-        if reached[-1] == 0:
+        """The values at two percentages; None where nothing was counted.
+
+        Where nearly all values are one, the range is that of the others. Where a tail of values would be spikes, it is
+        widened until they are none. Neither looks at FEW values, nor at one number that more of them have: those are
+        spikes, and undeclared nodata.
+        """
+        values, counts = self._values()
+        if counts.size == 0:
             return None
-        first, last = (int(np.searchsorted(reached, max(1.0, reached[-1] * p / 100))) for p in percent)
-        low, high = _value_of_key(first), _value_of_key(last)
-        # A scene of one value has no contrast to keep; any width will do that does not vanish beside the value.
-        return (low, high) if low < high else (low, low + max(1.0, abs(low) / 1024))
+        low, high = (_at_rank(values, counts, max(1.0, counts.sum() * p / 100)) for p in percent)
+        if low == high:
+            low, high = _of_sparse(values, counts, low, (percent[1] - percent[0]) / 100)
+        return _with_tail(values, counts, low, high)
+
+    def spikes(self, low: float, high: float) -> int:
+        """How many values are spikes in a scene of this range."""
+        values, counts = self._values()
+        return int(counts[_widths_beyond(values, low, high) > -SPIKE[0]].sum())
+
+    def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The values that occur, ascending, and how often: of each bin the one nearest to zero."""
+        keys = np.flatnonzero(self.counts)
+        bits = (keys << (32 - _KEY_BITS)).astype(np.uint32)
+        negative = keys >> (_KEY_BITS - 1) == 0
+        bits = np.where(negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF))
+        return bits.view(np.float32).astype(np.float64), self.counts[keys]
 
 
-def _value_of_key(key: int) -> float:
-    """The smallest float32 of a bin, taken towards zero for negative ones."""
-    bits = key << (32 - _KEY_BITS)
-    bits = bits & 0x7FFFFFFF if bits >> 31 else ~bits & 0xFFFFFFFF & ~((1 << (32 - _KEY_BITS)) - 1)
-    return float(np.array(bits, np.uint32).view(np.float32))
+def _at_rank(values: NDArray[np.float64], counts: NDArray[np.int64], rank: float) -> float:
+    """The value at a rank, from 1, among ascending values that occur so often."""
+    return float(values[np.searchsorted(np.cumsum(counts), rank)])
+
+
+def _telling(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How often the values chosen occur, without the commonest where more than FEW have it; 0 for all others."""
+    counts = np.where(chosen, counts, 0)
+    commonest = counts.argmax()
+    if counts[commonest] > FEW:
+        counts[commonest] = 0  # a nodata that nobody declared, or as good as one
+    return counts
+
+
+def _of_sparse(
+    values: NDArray[np.float64], counts: NDArray[np.int64], usual: float, share: float
+) -> tuple[float, float]:
+    """The range of a scene nearly all of whose values are the usual one: it, and a share of the others."""
+    distances = np.abs(values - usual)
+    others = _telling(counts, distances > 0)
+    total = int(others.sum())
+    if total > FEW:
+        order = np.argsort(distances)
+        reach = _at_rank(distances[order], others[order], min(total - FEW, total * share))
+        near = values[distances <= reach]
+        return float(near[0]), float(near[-1])
+    # There is no contrast to keep; a width will do that does not vanish beside the value, nor hide what little differs.
+    nearest = distances[distances > 0].min(initial=np.inf if usual == 0 or counts.size > 1 else 0)
+    return usual, usual + max(min(1.0, float(nearest)), abs(usual) / 1024)
+
+
+def _widths_beyond(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """How far values lie outside a range, in units of its width; negative inside."""
+    return np.maximum(low - values, values - high) / (high - low)
+
+
+def _with_tail(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float) -> tuple[float, float]:
+    """The range, widened where more than FEW values would be spikes; at most DROWNING times."""
+    beyond = _widths_beyond(values, low, high)
+    tail = _telling(counts, (beyond > -SPIKE[0]) & (beyond < -SPIKE[0] * DROWNING))
+    total = int(tail.sum())
+    if total <= FEW:
+        return low, high
+    order = np.argsort(beyond)
+    reach = 2 * _at_rank(beyond[order], tail[order], total - FEW)  # FEW are left out where they are far from the rest
+    reach = float(beyond[(tail > 0) & (beyond <= reach)].max())
+    wider = reach / -SPIKE[0] * (1 + 2.0**-10)  # by what a value may exceed that of its bin
+    return low, low + (high - low) * wider

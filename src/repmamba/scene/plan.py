@@ -275,7 +275,11 @@ def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> l
         for histogram, group in zip(histograms, groups, strict=True):
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
-    return [histogram.range() for histogram in histograms]
+    ranges = [histogram.range() for histogram in histograms]
+    spikes = sum(each.spikes(*found) for each, found in zip(histograms, ranges, strict=True) if found is not None)
+    if spikes:
+        logger.info("%s: spikes, enlarged smoothly and left out of consistency: %d.", raster.facts.name, spikes)
+    return ranges
 
 
 def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:

@@ -14,14 +14,10 @@ from repmamba.inference.confidence import doubt
 from repmamba.inference.consistency import consistent
 from repmamba.inference.upscaler import SEEN, Upscaler, restored
 from repmamba.pixels.nodata import enlarged, filled, usable
-from repmamba.pixels.radiometry import Radiometry
+from repmamba.pixels.radiometry import SPIKE, Radiometry
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
-
-# Unit; beyond it are dead pixels and undeclared nodata, to which nothing around is made to fit. What is measured comes
-# to 33 in the reference rasters: a tail of bright pixels, which stays consistent.
-SPIKE = (-40.0, 41.0)
 
 
 class TileResult(NamedTuple):
