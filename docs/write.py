@@ -62,7 +62,8 @@ def help_of(command: click.Command) -> str:
 
 def rooms() -> str:
     """The package as a tree, with the first line of every module."""
-    lines = ["src/repmamba/", _line(PACKAGE / "__init__.py", 2), _line(PACKAGE / "errors.py", 2)]
+    beside = sorted(PACKAGE.glob("[!_]*.py"))
+    lines = ["src/repmamba/", *(_line(file, 2) for file in (PACKAGE / "__init__.py", *beside))]
     for room, purpose, needs in ROOMS:
         lines += ["", f"  {room + '/':<22}{purpose}  [{needs}]"]
         lines += [_line(file, 4) for file in sorted((PACKAGE / room).glob("[!_]*.py"))]

@@ -86,6 +86,21 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", folder], check=False)
 
 
+@pytest.fixture
+def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is synced ("fsync"), renamed ("replace") and removed ("unlink") from now on, each with its (new) name."""
+    events: list[tuple[str, str]] = []
+    fsync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def noted(event: str, path: str | os.PathLike[str]) -> None:
+        events.append((event, Path(path).name))
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (noted("fsync", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda source, target: (noted("replace", target), replace(source, target)))
+    monkeypatch.setattr(os, "unlink", lambda path, **options: (noted("unlink", path), unlink(path, **options)))
+    return events
+
+
 @pytest.fixture(autouse=True)
 def _repmambas_logger_as_it_was() -> Iterator[None]:
     """A verb sets the level of repmamba's logger for its process, which is here that of the next test, too."""

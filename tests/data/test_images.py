@@ -1,13 +1,10 @@
-import errno
-import os
-
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
 
-from repmamba.data.images import blank_image, find_images, read_image, write_errors, write_png
-from repmamba.errors import CorruptSource, NoSpace, SourceError, TargetError, UsageError
+from repmamba.data.images import blank_image, find_images, is_whole_png, read_image, write_png
+from repmamba.errors import CorruptSource, SourceError, UsageError
 
 
 @pytest.fixture
@@ -141,16 +138,14 @@ def test_images_are_found_in_order_without_hidden_ones(tmp_path, picture):
     assert find_images(tmp_path, deep=False) == [tmp_path / "a.tif"]
 
 
-@pytest.mark.parametrize(
-    ("number", "kind", "advice"),
-    [
-        (errno.ENOSPC, NoSpace, True),
-        (errno.EDQUOT, NoSpace, True),
-        (errno.EFBIG, NoSpace, False),
-        (errno.EROFS, TargetError, False),
-    ],
-)
-def test_room_is_asked_for_only_where_room_would_help(tmp_path, number, kind, advice):
-    with pytest.raises(kind, match="cannot be written") as caught, write_errors(tmp_path / "a.png"):
-        raise OSError(number, os.strerror(number))
-    assert ("Free some space." in str(caught.value)) == advice
+def test_a_png_that_lacks_bytes_or_has_others_is_not_whole(tmp_path):
+    path = tmp_path / "a.png"
+    write_png(path, np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8))
+    whole = path.read_bytes()
+    assert is_whole_png(path)
+    hole = whole[:500] + bytes(1000) + whole[1500:]
+    for content in (b"", whole[:-13], whole[: len(whole) // 2], hole):
+        path.write_bytes(content)
+        assert not is_whole_png(path)
+    path.unlink()
+    assert not is_whole_png(path)

@@ -284,6 +284,37 @@ def test_a_second_run_keeps_what_is_there_and_mends_what_is_missing(tmp_path, or
     assert contents(tmp_path / "pairs") == before
 
 
+def empty(content):
+    return b""
+
+
+def cut_short(content):
+    return content[:-20]
+
+
+def with_a_hole(content):
+    return content[:100] + bytes(100) + content[200:]
+
+
+@pytest.mark.parametrize("harm", [empty, cut_short, with_a_hole], ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize("folder", ["GT", "LR", "Bicubic"])
+def test_what_a_power_cut_has_taken_of_an_image_is_made_again(tmp_path, originals, folder, harm):
+    prepare(originals, tmp_path / "pairs", settings(), workers=1)
+    before = contents(tmp_path / "pairs")
+    harmed = tmp_path / "pairs" / folder / "a" / "02.png"
+    harmed.write_bytes(harm(harmed.read_bytes()))
+    prepared = prepare(originals, tmp_path / "pairs", settings(), workers=1)
+    assert (prepared.made, prepared.kept) == (1, 11)
+    assert contents(tmp_path / "pairs") == before
+
+
+def test_the_manifest_is_on_the_disk_before_the_journal_goes(tmp_path, originals, disk_events):
+    prepare(originals, tmp_path / "pairs", settings(), workers=1)
+    (synced, draft), *others = disk_events[-4:]
+    assert (synced, draft.startswith(".manifest.json")) == ("fsync", True)
+    assert others == [("replace", "manifest.json"), ("fsync", "pairs"), ("unlink", ".prepare.jsonl")]
+
+
 def test_other_settings_or_other_originals_never_mix(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings())
     with pytest.raises(JobChanged, match="another scale"):

@@ -117,6 +117,17 @@ def test_a_cache_that_could_not_be_written_leaves_nothing_and_is_one_line(tmp_pa
         load_stock(find_pairs(pictures(tmp_path / "others")), 2, cache=tmp_path / "others" / "0.png" / "cache")
 
 
+def test_the_index_of_a_cache_has_its_name_when_all_else_is_on_the_disk(tmp_path, disk_events):
+    load_stock(find_pairs(pictures(tmp_path / "images", 1)), 2, cache=tmp_path / "cache")
+    named = [name for event, name in disk_events if event == "replace"]
+    assert [Path(name).suffix for name in named] == [".lr", ".hr", ".json"]
+    before = disk_events[: disk_events.index(("replace", named[2]))]
+    synced = [name for event, name in before if event == "fsync"]
+    assert [name.removesuffix(".part").rpartition(".")[0] for name in synced[:3]] == named
+    assert before[-1] == ("fsync", "cache")
+    assert [event for event in disk_events if event[0] != "unlink"][-1] == ("fsync", "cache")
+
+
 def test_a_changed_file_is_decoded_again(tmp_path):
     folder = pictures(tmp_path / "images", 1)
     first = load_stock(find_pairs(folder), 2, cache=tmp_path / "cache")

@@ -5,12 +5,10 @@ their own type. Georeferencing, missing pixels and windows are the scene's affai
 memory.
 """
 
-import errno
-import os
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repmamba.errors import CorruptSource, NoSpace, RepmambaError, SourceError, TargetError, UsageError
+from repmamba.durable import whole_file
+from repmamba.errors import CorruptSource, SourceError, UsageError
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -88,7 +87,8 @@ def blank_image(path: Path) -> NDArray[np.generic]:
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is whole.
 
-    Folders above it are made. Raises UsageError for other shapes and types, NoSpace or TargetError if that fails.
+    Folders above it are made. Not synced: after a power cut, is_whole_png tells. Raises UsageError for other shapes and
+    types, NoSpace or TargetError if that fails.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise UsageError(
@@ -99,34 +99,14 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         picture.save(unfinished, "PNG", compress_level=3)  # aerial pictures gain little from the slow levels
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes path when the block ends well and goes when it does not.
-
-    Folders above it are made. Raises as write_errors.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with write_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield unfinished
-            unfinished.replace(path)
-        finally:
-            with suppress(OSError):  # the folder may not be there, or not ours
-                unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says while path is written into NoSpace or TargetError, each one line."""
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG file is there with all its bytes, by the checksums in it; no pixel is decoded."""
     try:
-        yield
-    except OSError as error:
-        if isinstance(error, RepmambaError):
-            raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # and where a file is too large, room does not help
-        kind = NoSpace if full or error.errno == errno.EFBIG else TargetError
-        raise kind(f"{path} cannot be written: {error.strerror or error}.{' Free some space.' * full}") from error
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
+    except BROKEN:
+        return False
+    return True
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

@@ -26,8 +26,9 @@ from PIL import Image
 
 from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_originals
 from repmamba.data.degradations import Chain, Stage, generator_for
-from repmamba.data.images import blank_image, read_file, read_image, write_errors, write_png
+from repmamba.data.images import blank_image, is_whole_png, read_file, read_image, write_png
 from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
+from repmamba.durable import write_durable, write_errors
 from repmamba.errors import JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
 from repmamba.pixels.resize import imresize, to_uint8
 
@@ -182,7 +183,8 @@ def prepare(
     journal = _Journal(target, heading)
     for unfinished in target.rglob(".*.part"):  # of a run that was killed
         unfinished.unlink()
-    kept = [made for made in journal.made() if all(path.is_file() for path in _paths(target, made.part, made.name))]
+    # Syncing each of many small files would cost more than making it: what a power cut has taken is found here instead.
+    kept = [made for made in journal.made() if all(map(is_whole_png, _paths(target, made.part, made.name)))]
     finished = {(made.part, made.name) for made in kept}
     remaining = [item for item in items if (item.part, item.name) not in finished]
     logger.info("%s: %d images to make, %d there already", target, len(remaining), len(kept))
@@ -458,15 +460,13 @@ class _Journal:
         self._append(asdict(made))
 
     def close(self, made: Sequence[Made], skipped: Sequence[Skipped]) -> Path:
-        """Write the manifest; the journal is not needed any more."""
+        """Write the manifest, on the disk before the journal goes, which is not needed any more."""
         whole = self.heading | {
             "images": [asdict(one) for one in made],
             "skipped": [asdict(one) for one in skipped],
         }
-        draft = self.manifest.with_name(MANIFEST + ".part")
         with write_errors(self.manifest):
-            draft.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-            draft.replace(self.manifest)
+            write_durable(self.manifest, (json.dumps(whole, indent=1) + "\n").encode())
             self.lines.unlink()
         return self.manifest
 

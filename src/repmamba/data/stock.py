@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.images import write_errors
 from repmamba.data.pairs import Pair, PairFiles, read_pairs
 from repmamba.data.patches import Sample, generator
+from repmamba.durable import move_durable, sync_file, write_errors, write_synced
 from repmamba.errors import ShapeMismatch, UsageError
 
 if TYPE_CHECKING:
@@ -172,12 +172,11 @@ def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
                 index.add(pair)
                 lr_file.write(_stored(pair.lr).tobytes())
                 hr_file.write(_stored(pair.hr).tobytes())
-            for file in (lr_file, hr_file):
-                file.flush()
-                os.fsync(file.fileno())
-        parts[2].write_text(json.dumps(index.to_dict()))
+        for part in parts[:2]:
+            sync_file(part)
+        write_synced(parts[2], json.dumps(index.to_dict()).encode())
         for part, path in zip(parts, paths, strict=True):  # the index last: where it is, the pixels are whole
-            part.replace(path)
+            move_durable(part, path, replace=True)
 
 
 def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:

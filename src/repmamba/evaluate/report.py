@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from repmamba import __version__
-from repmamba.data.images import whole_file, write_errors
+from repmamba.durable import write_durable, write_errors
 from repmamba.errors import TargetError
 from repmamba.evaluate.cost import COUNTED, Cost
 from repmamba.evaluate.metrics import Metric
@@ -163,9 +163,10 @@ def to_csv(scores: Scores) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a report; the name appears when it is whole. Raises TargetError, NoSpace."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not Unicode
+    """Write a report, folders above it too; the name appears when it is whole. Raises TargetError, NoSpace."""
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durable(path, text.encode(errors="backslashreplace"))  # names that are not Unicode
 
 
 def check_target(path: Path) -> None:

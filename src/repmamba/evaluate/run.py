@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.data.images import RASTERS, blank_image, read_image, whole_file, write_png
+from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
+from repmamba.durable import whole_file
 from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.evaluate.methods import Method, checked, distinct_names
 from repmamba.evaluate.metrics import Metric, average, class_means, in_levels, peak_of, score

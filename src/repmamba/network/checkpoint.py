@@ -9,12 +9,10 @@ Written here rather than with the hub's mixin, because that would make every imp
 because neither it nor safetensors looks at what a stranger's file may hold: names twice, shapes of 2^60, NaN.
 """
 
-import errno
 import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from repmamba import __version__
+from repmamba.durable import FULL, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import (
@@ -129,15 +128,15 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, st
     _check_values(stored, "The checkpoint to be written")
     facts = _facts(checkpoint)
     if path.suffix == ".safetensors":
-        _write_atomically(path, _safetensors_bytes(stored, facts))
+        _write(path, _safetensors_bytes(stored, facts))
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise TargetError(f"The folder {path} cannot be made: {failure.strerror}.") from failure
     # The weights carry all facts themselves and come last: whatever stops this, the folder is whole or has no weights.
-    _write_atomically(path / "config.json", json.dumps(facts, indent=2, sort_keys=True).encode())
-    _write_atomically(path / WEIGHTS_NAMES[0], _safetensors_bytes(stored, facts))
+    _write(path / "config.json", json.dumps(facts, indent=2, sort_keys=True).encode())
+    _write(path / WEIGHTS_NAMES[0], _safetensors_bytes(stored, facts))
     return path / WEIGHTS_NAMES[0]
 
 
@@ -341,30 +340,10 @@ def _words(config: NetworkConfig) -> str:
     return f"the x{config.scale} network ({config.upsampler}, {config.resi_connection}, {config.in_chans} bands)"
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name beside the path, make it durable, then give it its name."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+def _write(path: Path, content: bytes) -> None:
     try:
-        try:
-            with partial.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _fsync_folder(path.parent)
+        write_durable(path, content)
     except OSError as failure:
-        if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"No space left for {path} ({len(data)} bytes).") from failure
+        if failure.errno in FULL:
+            raise NoSpace(f"No space left for {path} ({readable(len(content))}): {failure.strerror}.") from failure
         raise TargetError(f"{path} cannot be written: {failure.strerror or failure}.") from failure
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

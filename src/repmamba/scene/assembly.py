@@ -24,8 +24,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy as gdal_copy
 
+from repmamba import durable
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
-from repmamba.scene import durable
 from repmamba.scene.formats import FORMATS, creation_options, is_lossless, raw_bytes
 from repmamba.scene.journal import Journal
 from repmamba.scene.output import OutputProfile

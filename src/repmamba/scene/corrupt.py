@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from repmamba.scene import durable
-from repmamba.scene.journal import read_note
+from repmamba import durable
+from repmamba.scene.journal import read_note, storage_errors
 from repmamba.tiles.window import Window
 
 
@@ -26,7 +26,7 @@ class CorruptBlocks:
         if new := set(blocks) - self._met:
             self._met |= new
             noted = sorted([block.row, block.col, block.height, block.width] for block in self._met)
-            with durable.storage_errors(self._note):
+            with storage_errors(self._note):
                 durable.write_durable(self._note, json.dumps(noted).encode())
 
     @property

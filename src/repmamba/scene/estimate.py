@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, side_by_side
 from repmamba.scene.confidence import ConfidencePlan, disk_needs
-from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan, said_of_bands_alone
 from repmamba.scene.raster import Raster

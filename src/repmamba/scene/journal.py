@@ -12,10 +12,11 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from repmamba import durable
 from repmamba.errors import JobChanged, TargetError, VerificationError
-from repmamba.scene import durable
 from repmamba.scene.job import JobIdentity, Json, canonical_json, differences
 from repmamba.scene.tile_file import Layout, TilePixels, decode_tile, encode_tile, read_header
 
@@ -37,7 +38,7 @@ class Journal:
 
     def open(self, job: JobIdentity) -> None:
         """Make the folder, or take up what a stopped run of the same job left in it. Raises JobChanged."""
-        with durable.storage_errors(self.folder):
+        with storage_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             durable.sync_folder(self.folder.parent)
             for draft in self.folder.glob("*.part"):
@@ -69,7 +70,7 @@ class Journal:
         header, payload = encode_tile(self.layout, index, pixels)
         path = self.path(index)
         draft = path.with_name(f"{path.name}.{threading.get_ident()}.part")
-        with durable.storage_errors(path):
+        with storage_errors(path):
             try:
                 durable.write_synced(draft, header, payload)
                 with self._guard:
@@ -115,6 +116,11 @@ class Journal:
             durable.remove(path)
             return False
         return True
+
+
+def storage_errors(path: Path) -> AbstractContextManager[None]:
+    """What the system says while a file of a run is written, as NoSpace or TargetError; and that the run goes on."""
+    return durable.write_errors(path, "What is finished is kept: the same command continues once this is mended.")
 
 
 def work_folder(target: Path, job_id: str) -> Path:

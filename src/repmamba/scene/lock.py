@@ -7,8 +7,8 @@ import os
 import socket
 from pathlib import Path
 
+from repmamba import durable
 from repmamba.errors import TargetError
-from repmamba.scene import durable
 from repmamba.scene.journal import SUFFIX
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from repmamba import durable
 from repmamba.errors import UsageError, VerificationError
-from repmamba.scene import durable
 from repmamba.scene.formats import FORMATS
 from repmamba.scene.job import Json, canonical_json
 from repmamba.tiles.window import Window

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from repmamba.durable import free_bytes, readable
 from repmamba.errors import NoSpace
-from repmamba.scene.durable import free_bytes, readable
 from repmamba.scene.formats import FORMATS, raw_bytes
 from repmamba.scene.output import OutputProfile
 

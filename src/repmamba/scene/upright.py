@@ -15,8 +15,8 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba import durable
 from repmamba.errors import NoSpace
-from repmamba.scene import durable
 from repmamba.tiles.window import Window
 
 Strip: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w); valid (h, w)

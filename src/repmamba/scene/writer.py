@@ -17,12 +17,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba import durable
 from repmamba.errors import TargetError, TargetExists, UsageError, VerificationError
-from repmamba.scene import durable
 from repmamba.scene.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.formats import FORMATS, check_fit, is_lossless
 from repmamba.scene.job import JobIdentity
-from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, work_folder
+from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, storage_errors, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import Progress
@@ -71,7 +71,7 @@ class SceneWriter:
         layout = Layout(job.id, tuple(tiles), profile.count, profile.dtype, profile.mask)
         self._journal = Journal(self.folder, layout)
         self._lock = TargetLock(self.target)
-        with durable.storage_errors(self.target):
+        with storage_errors(self.target):
             self._lock.acquire()
         try:
             self._landed = self._open(restart, keep_finished)
@@ -130,7 +130,7 @@ class SceneWriter:
         if self._landed is None:
             if missing := self.remaining():
                 raise UsageError(f"{len(missing)} of the tiles are not done yet (the first is {missing[0]}).")
-            with durable.storage_errors(self.target):
+            with storage_errors(self.target):
                 self._check_space_to_assemble()
                 whole = assemble(
                     self.folder, self.target.name, self.profile, self._journal, progress or (lambda done: None)
@@ -142,7 +142,7 @@ class SceneWriter:
 
     def clear(self) -> None:
         """Put the receipt of the landed result beside it, remove the working folder. Raises NoSpace, TargetError."""
-        with durable.storage_errors(self.target):
+        with storage_errors(self.target):
             self._clear()
 
     def abandon(self) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from repmamba.data.images import write_errors
+from repmamba.durable import write_durable, write_errors
 from repmamba.errors import MissingExtra
-from repmamba.train.saves import replace_durably
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ class Curve:
         self.path = path
         kept = [line for line in read_curve(path) if line["step"] <= step]
         with write_errors(path):
-            replace_durably(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_durable(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
         """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""
@@ -79,5 +78,5 @@ def plot_curve(path: Path, target: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png")
     with write_errors(target):
-        replace_durably(target, picture.getvalue())
+        write_durable(target, picture.getvalue())
     return target

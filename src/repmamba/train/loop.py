@@ -13,6 +13,7 @@ from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
 from repmamba.data.stock import Stock
+from repmamba.durable import write_durable
 from repmamba.errors import JobChanged, RepmambaWarning, TargetError
 from repmamba.train.batches import (
     batches,
@@ -30,7 +31,7 @@ from repmamba.train.processes import Processes, find_processes, joined, settle, 
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import FitResult, Progress, Run
-from repmamba.train.saves import newest_save, replace_durably, saved_steps
+from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.validation import Judge, warn_of_shared
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
         if not begun or not kept.is_file():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                replace_durably(kept, recipe_text(recipe).encode())
+                write_durable(kept, recipe_text(recipe).encode())
             except OSError as fault:
                 raise TargetError(f"{kept} cannot be written: {fault.strerror}. Take another folder.") from fault
         if differences := read_recipe(kept).differences(recipe):

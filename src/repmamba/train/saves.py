@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from repmamba.data.images import write_errors
+from repmamba.durable import sync_folder, write_durable, write_errors, write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +47,12 @@ def write_save(folder: Path, step: int, state: State) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            write_durably(part / STATE, content)
-            write_durably(part / DIGESTS, json.dumps(digests).encode())
+            write_synced(part / STATE, content)
+            write_synced(part / DIGESTS, json.dumps(digests).encode())
             sync_folder(part)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
-            replace_durably(folder / LATEST, target.name.encode())
+            write_durable(folder / LATEST, target.name.encode())
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return target
@@ -89,36 +88,6 @@ def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> Non
                 shutil.rmtree(folder / f"{PREFIX}{step:08d}")
             except OSError as fault:
                 logger.warning("The old save of step %d could not be removed: %s.", step, fault.strerror or fault)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """The content at the path, on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, content: bytes) -> None:
-    """The content at the path, or what was there before: a reader never sees half of it. Raises OSError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_durably(part, content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """The folder's own entries on the disk, where the system can be asked for it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

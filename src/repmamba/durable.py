@@ -1,14 +1,17 @@
-"""Files that survive a crash: the one place from which the scene room writes, syncs and renames.
+"""Files that survive a crash: how every room writes what others rely on, and what it says when that fails.
 
-A file is written under a temporary name, synced, given its name, and then the folder is synced, so that after a power
-cut a name either leads to all of its bytes or is not there. Python's own file objects and shutil hide the moments at
-which that can fail; here each is one call of `os` that a test can make fail.
+There are two promises. `write_durable` and `move_durable`: a file is written under a temporary name, synced, given its
+name, and then the folder is synced, so that after a power cut a name either leads to all of its bytes or is not there.
+`whole_file`: the same without syncing, which holds for readers and kills alone; for files that are many and can be made
+again. Python's own file objects and shutil hide the moments at which syncing can fail; here each is one call of `os`
+that a test can make fail.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,28 +19,27 @@ from pathlib import Path
 
 from repmamba.errors import NoSpace, RepmambaError, TargetError
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # a full disk, a used-up quota, a limit on file size
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # a full disk, a used-up quota
+FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where room does not help
 PIECE = 1 << 20  # bytes read at once where a whole file passes through
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says while path is written into NoSpace or TargetError, each one line."""
+def write_errors(path: Path, after: str = "") -> Iterator[None]:
+    """Turn what the system says while path is written into NoSpace or TargetError, each one line.
+
+    after: a sentence for the end of that line.
+    """
     try:
         yield
     except RepmambaError:
         raise
     except OSError as error:
-        if error.errno in FULL:
-            raise NoSpace(
-                f"No space left while {path} was written ({error.strerror}; {readable(free_bytes(path.parent))} free). "
-                "What is finished is kept: make room and run the same command again."
-            ) from error
-        raise TargetError(
-            f"{path} cannot be written: {error.strerror or error}. "
-            "What is finished is kept: the same command continues once this is mended."
-        ) from error
+        kind = NoSpace if error.errno in FULL else TargetError
+        found = f"{path} cannot be written: {error.strerror or error}."
+        advice = "Free some space." if error.errno in NO_ROOM else ""
+        raise kind(" ".join(filter(None, (found, advice, after)))) from error
 
 
 def write_synced(path: Path, *parts: bytes) -> None:
@@ -55,14 +57,31 @@ def write_synced(path: Path, *parts: bytes) -> None:
 
 def write_durable(path: Path, *parts: bytes) -> None:
     """The parts as the content of path, which appears (or changes) at once and for good; OSError if it does not."""
-    draft = path.with_name(path.name + ".part")
+    draft = _draft(path)
     try:
         write_synced(draft, *parts)
         os.replace(draft, path)
-    except OSError:
+    except BaseException:
         remove(draft)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name to write to, which becomes path when the block ends well and goes when it does not; not synced.
+
+    Folders above it are made. Raises as write_errors.
+    """
+    draft = _draft(path)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            os.replace(draft, path)
+        except BaseException:
+            remove(draft)
+            raise
 
 
 def sync_file(path: Path) -> None:
@@ -94,22 +113,6 @@ def move_durable(source: Path, target: Path, *, replace: bool) -> None:
     sync_folder(target.parent)
 
 
-def _move_to_free_name(source: Path, target: Path) -> None:
-    # A link fails where the name is taken, in one step; a rename would silently replace what came there meanwhile.
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
-            raise
-        if target.exists():  # a filesystem without links (FAT, some network drives)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
-        os.rename(source, target)
-    else:
-        os.unlink(source)
-
-
 def remove(path: Path) -> None:
     """Remove a file or a whole folder if it is there; what cannot be removed stays, for the next run to see."""
     if path.is_dir() and not path.is_symlink():
@@ -133,3 +136,24 @@ def readable(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _draft(path: Path) -> Path:
+    """A hidden name beside the path that no other thread or process takes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _move_to_free_name(source: Path, target: Path) -> None:
+    # A link fails where the name is taken, in one step; a rename would silently replace what came there meanwhile.
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        if target.exists():  # a filesystem without links (FAT, some network drives)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.rename(source, target)
+    else:
+        os.unlink(source)
