@@ -3,7 +3,8 @@
 The network's scan reaches over the whole of what it is shown, so no halo makes a tiled result equal to that of one pass
 over the whole image. Measured is what is left: decibels lost against the ground truth, how many pixels are within one
 grey level of the one pass (in every band), and the largest difference; and what a halo costs, as times the work:
-(tile + 2 halo)^2 / tile^2. The same with `--consistent`, and with overlaps blended linearly in place of kept middles.
+(tile + 2 halo)^2 / tile^2. The same with `--consistent`, and with overlaps blended linearly in place of kept middles;
+and whether a seam is there to be seen: by how much the difference steps where tiles meet, and at lines inside them.
 
 Prediction: the difference falls with the halo at first, by the reach of the convolutions, and then stops falling, since
 the scan's memory of far pixels is lost however large the halo is; larger tiles lose less. Blending hides the step at a
@@ -73,12 +74,14 @@ def main() -> None:
     scenes: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     blended: list[dict[str, Any]] = []
+    seams: list[dict[str, Any]] = []
     for name, (shows, place) in SCENES.items():
         pixels = read_pixels(options.reference / name)
         for scene in (reduced(shows, pixels, upscaler), itself(shows, pixels, place, upscaler)):
             scenes.append({"shows": shows, "truth": scene.hr is not None, "lr": list(scene.lr.shape)})
             rows += measure(scene, upscaler)
         blended += compare_blending(scene, upscaler)
+        seams += look_for_a_seam(scene, upscaler)
         print(f"{shows}: done after {time.process_time() - begun:.0f} s of CPU time", file=sys.stderr)
     found = {
         "weights": {"name": upscaler.name, "digest": upscaler.digest},
@@ -86,9 +89,10 @@ def main() -> None:
         "scenes": scenes,
         "tiled": rows,
         "blended": blended,
+        "seams": seams,
     }
     answers.write(options.json, threads=1, clock="cpu", **found)
-    print_tables(rows, blended)
+    print_tables(rows, blended, seams)
     plot(rows, options.json.with_suffix(".png"))
 
 
@@ -219,6 +223,33 @@ def ramps(read: Window, scene: Window, halo: int, scale: int) -> NDArray[np.floa
     return weight
 
 
+def look_for_a_seam(scene: Scene, upscaler: Upscaler) -> Iterator[dict[str, Any]]:
+    """By how much the difference to the one pass steps up or down where two tiles meet, and at lines inside them.
+
+    A step is that of the means of 4 x 64 result pixels on both sides of a line; four inner tiles as by default.
+    """
+    scale = upscaler.scale
+    plan = plan_tiles(*scene.lr.shape[1:], scale)
+    edge = plan[0].write.width
+    four = [tile for tile in plan if {tile.write.row // edge, tile.write.col // edge} <= {1, 2}]
+    difference = np.zeros((2 * edge, 2 * edge))
+    for tile in four:
+        sr = both_ways(*of_tile(scene, tile, upscaler), scale)[False][:, *tile.keep.slices].astype(float)
+        row, col = tile.write.row - edge, tile.write.col - edge
+        there = (slice(row, row + edge), slice(col, col + edge))
+        difference[there] = (sr - scene.whole[False][:, *tile.write.slices]).mean(0)
+    for where, lines in (("where tiles meet", (edge,)), ("inside tiles", (edge // 2, 3 * edge // 2))):
+        steps = np.concatenate([_steps(way, line) for line in lines for way in (difference, difference.T)])
+        found = {"root_mean_square": float(np.sqrt(np.mean(steps**2))), "largest": float(np.abs(steps).max())}
+        yield {"scene": scene.shows, "where": where, **found}
+
+
+def _steps(difference: NDArray[np.float64], line: int) -> NDArray[np.float64]:
+    before, after = (difference[:, line + side : line + side + 4].mean(1) for side in (-4, 0))
+    steps: NDArray[np.float64] = (after - before)[: len(difference) // 64 * 64].reshape(-1, 64).mean(1)
+    return steps
+
+
 def worst(rows: list[dict[str, Any]], tile: int, halo: int, way: bool) -> tuple[float, float, int]:
     """Of three scenes: dB lost by the reductions; within one level, and the largest step, of the scenes themselves."""
     these = [r for r in rows if (r["tile"], r["halo"], r["consistent"]) == (tile, halo, way)]
@@ -227,7 +258,7 @@ def worst(rows: list[dict[str, Any]], tile: int, halo: int, way: bool) -> tuple[
     return lost, min(row["within_one"] for row in large), max(row["largest"] for row in large)
 
 
-def print_tables(rows: list[dict[str, Any]], blended: list[dict[str, Any]]) -> None:
+def print_tables(rows: list[dict[str, Any]], blended: list[dict[str, Any]], seams: list[dict[str, Any]]) -> None:
     """The worst of the scenes for each tile and halo, without and with consistency; then middles against blends."""
     print(
         "| tile | halo | work | dB lost | within one level | largest | dB lost, consistent | within one, consistent |"
@@ -243,6 +274,10 @@ def print_tables(rows: list[dict[str, Any]], blended: list[dict[str, Any]]) -> N
     for row in blended:
         numbers = f"{row['within_one']:.3%} | {row['largest']}"
         print(f"| {row['scene']} | {row['halo']} | {row['joined']} | {numbers} |")
+    print("\n| scene | steps of the difference | root mean square | largest |")
+    print("| --- | --- | ---: | ---: |")
+    for row in seams:
+        print(f"| {row['scene']} | {row['where']} | {row['root_mean_square']:.3f} | {row['largest']:.3f} |")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
