@@ -1,29 +1,36 @@
 """The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
+from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.admission import Reading
 from repmamba.scene.engine import plan_file
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.window import Window
 
+from .conftest import BicubicRunner
+
 
 @pytest.fixture
 def plan(bicubic, tmp_path):
-    """Plan a file with options."""
+    """Plan a file with options, for the stand-in or one that differs from it."""
 
-    def make(path: Path, target: str = "out.tif", *, how: Reading | None = None, **options) -> ScenePlan:
+    def make(
+        path: Path, target: str = "out.tif", *, how: Reading | None = None, network: Upscaler = bicubic, **options
+    ) -> ScenePlan:
         with open_raster(path, how or Reading()) as raster:
-            return plan_scene(raster, tmp_path / target, bicubic, SceneOptions(**options), how)
+            return plan_scene(raster, tmp_path / target, network, SceneOptions(**options), how)
 
     return make
 
@@ -191,13 +198,22 @@ def test_tags_say_what_the_result_is(tmp_path, smooth, plan):
     assert tags["SUPER_RESOLUTION_SOFTWARE"].startswith("repmamba ")
 
 
-def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_raster, smooth, plan):
-    path = write_raster("a.tif", smooth(3, 40, 40, "uint16"))
-    usual = plan(path).job.id
-    assert plan(path).job.id == usual
-    assert plan(path, "other.tif", creation={"COMPRESS": "LZW"}).job.id == usual
-    others = [
-        plan(path, **options).job.id
+def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_raster, smooth, plan, bicubic):
+    path = write_raster("a.tif", smooth(3, 40, 40, "uint16"), mask=np.ones((40, 40), bool))
+    usual = plan(path).job
+    assert plan(path).job.id == usual.id
+    assert plan(path, "other.tif", creation={"COMPRESS": "LZW"}).job.id == usual.id
+    networks = [
+        {"digest": "1" * 32},
+        {"runner": BicubicRunner(3)},
+        {"precision": "bfloat16"},
+        {"backend": "chunked"},
+        {"ensemble": True},
+        {"device": torch.device("cuda")},
+    ]
+    others = [plan(path, network=replace(bicubic, **changes)).job for changes in networks]
+    others += [
+        plan(path, **options).job
         for options in (
             {"tile": 32},
             {"halo": 4},
@@ -206,12 +222,15 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_ra
             {"rgb": (1, 2, 3)},
             {"value_range": "type"},
             {"consistent": False},
+            {"target": "out.png"},  # has no mask: alpha tells of missing pixels
         )
     ]
-    others.append(plan(path, how=Reading(fill_corrupt=True)).job.id)
+    others += [plan(path, how=how).job for how in (Reading(fill_corrupt=True), Reading(expand_palette=True))]
     path.write_bytes(path.read_bytes() + b"\0")
-    others.append(plan(path).job.id)
-    assert len({usual, *others}) == 1 + len(others)
+    others.append(plan(path).job)
+    assert len({usual.id, *(other.id for other in others)}) == 1 + len(others)
+    varied = {key for key, value in usual.settings.items() if any(other.settings[key] != value for other in others)}
+    assert usual.settings.keys() - varied == {"compute_threads_of_a_tile", "tiles_in_one_pass"}  # constants
 
 
 def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass_each(
