@@ -155,7 +155,7 @@ def test_pairs_are_read_ahead_in_their_order_and_counted(tmp_path, count):
 def test_a_reader_that_is_slow_does_not_have_a_whole_benchmark_in_memory(tmp_path, monkeypatch):
     for number in range(40):
         write_png(tmp_path / f"{number:02}.png", np.zeros((8, 8, 3), np.uint8))
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3})
     read: list[str] = []
     plain = PairFiles.read
     monkeypatch.setattr(PairFiles, "read", lambda self, scale: read.append(self.name) or plain(self, scale))

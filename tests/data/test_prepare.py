@@ -266,6 +266,13 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, originals):
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
+def test_no_process_is_started_where_one_core_alone_may_be_used(tmp_path, originals, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
+    monkeypatch.setattr("repmamba.data.prepare.ProcessPoolExecutor", lambda *_, **__: pytest.fail("started"))
+    assert prepare(originals, tmp_path / "pairs", settings()).made == 12
+
+
 def test_degradations_change_lr_alone_and_the_manifest_says_so(tmp_path, originals):
     prepare(originals, tmp_path / "plain", settings())
     prepare(originals, tmp_path / "noisy", settings(stages=(Stage("noise", 5, 5),)))

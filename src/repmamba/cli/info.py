@@ -61,8 +61,9 @@ def environment_facts(device: str | None = None) -> Facts:
     import rasterio
     import torch
 
+    from repmamba.cores import available_cores
     from repmamba.inference.catalogue import packaged_weights
-    from repmamba.inference.device import available_cores, choose_device
+    from repmamba.inference.device import choose_device
     from repmamba.scan.backends import explain, survey
 
     place = choose_device(device)

@@ -5,7 +5,6 @@ or with class folders inside or around them. A folder that has neither holds lar
 then made as the benchmarks make them. Files are paired by name, never by position.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba.cores import available_cores
 from repmamba.data.images import blank_image, find_images, read_image
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, to_uint8
@@ -95,11 +95,11 @@ class PairFiles:
 def read_pairs(
     files: Sequence[PairFiles], scale: int, *, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Pair]:
-    """The pairs of these files at a scale, in their order, read ahead by as many threads as there are cores.
+    """The pairs of these files at a scale, in their order, read ahead by a thread for each core that may be used.
 
     progress: called with the number of pairs read and that of all. Raises what PairFiles.read does.
     """
-    workers, coming = os.cpu_count() or 1, iter(files)
+    workers, coming = available_cores(), iter(files)
     with ThreadPoolExecutor(workers) as pool:
         # A few at a time: whoever writes them may be slower, and a whole benchmark is not to wait in memory.
         waiting = deque(pool.submit(one.read, scale) for one in islice(coming, 2 * workers))

@@ -9,7 +9,6 @@ digests, that they are the same.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repmamba.cores import available_cores
 from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_originals
 from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.data.images import blank_image, is_whole_png, read_file, read_image, write_png
@@ -414,7 +414,7 @@ def _plan_digest(items: Sequence[Item]) -> str:
 def _in_parallel(
     work: Callable[[Item], Made | Skipped], items: Sequence[Item], workers: int | None
 ) -> Iterator[Made | Skipped]:
-    workers = min(workers or os.cpu_count() or 1, len(items))
+    workers = min(workers or available_cores(), len(items))
     if workers < 2 or len(items) < WORTH_WORKERS:
         yield from map(work, items)
         return

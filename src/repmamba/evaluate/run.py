@@ -5,7 +5,6 @@ here but the results that the caller asks to keep.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba.cores import available_cores
 from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
 from repmamba.durable import whole_file
@@ -184,7 +184,7 @@ def evaluate(
     }
     total = sum(len(one.files) for one in sets)
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         waiting: list[tuple[ImageSet, str, str, Future[dict[str, float]]]] = []
         for one in sets:
             for files in one.files:

@@ -5,8 +5,6 @@ Never from free memory or from how busy a machine is: what can change a pixel mu
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from repmamba.errors import UsageError
@@ -38,10 +36,3 @@ def choose_precision(asked: str | None = None) -> torch.dtype:
     if name not in PRECISIONS:
         raise UsageError(f"There is no precision '{asked}'; choose float32 or bfloat16.")
     return PRECISIONS[name]
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

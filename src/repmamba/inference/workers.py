@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from repmamba.cores import available_cores
 from repmamba.errors import UsageError
-from repmamba.inference.device import available_cores
 from repmamba.network.inference_cpu import share_passes
 
 Item = TypeVar("Item")
