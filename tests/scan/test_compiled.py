@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import warnings
 
+import numba
 import pytest
+from numba import types
 
 from repmamba.errors import BackendFallback
-from repmamba.scan import compiled
+from repmamba.network import inference_numba, training_numba
+from repmamba.scan import compiled, numba_kernels
 from repmamba.scan.backends import VARIABLE
 
 # What numba says where it finds no folder for its cache: a package that cannot be written to, and no home.
@@ -62,6 +66,30 @@ def test_networks_infer_and_train_where_numba_cannot_compile(before, environment
         assert line.startswith("BackendFallback The ")
         assert f"{what} cannot start" in line
         assert why in line
+
+
+def twice(x):
+    """What stands for a pass of inference, whose own take long to compile."""
+    return 2 * x
+
+
+KERNELS = {
+    "scan": lambda: numba_kernels.kernel.__wrapped__("forward", "float64"),
+    "training": lambda: training_numba.kernel.__wrapped__("pool", half=False),
+    "inference": lambda: inference_numba._compiled_for(types.float32(types.float32))(twice),
+}
+
+
+@pytest.mark.parametrize("load", KERNELS.values(), ids=KERNELS)
+def test_a_damaged_cache_entry_is_told_of_and_its_kernel_compiled_without_it(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(inference_numba, "under_the_name_of_this_version", lambda function, *constants: function)
+    monkeypatch.setattr(compiled, "warn_once", lambda text: warnings.warn(text, BackendFallback, stacklevel=2))
+    (signature,) = load().signatures
+    (entry,) = tmp_path.glob("**/*.nbc")
+    entry.write_bytes(entry.read_bytes()[:100])
+    with pytest.warns(BackendFallback, match=r"cannot be loaded from Numba's cache.*NUMBA_CACHE_DIR"):
+        assert load().signatures == [signature]
 
 
 def test_a_damaged_cache_is_told_of_once_and_not_asked_again(monkeypatch):

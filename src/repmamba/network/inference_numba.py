@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH
 from repmamba.network.repconv import EPS
+from repmamba.scan.compiled import load
 from repmamba.scan.numba_kernels import (
     HAS_PAIRS,
     I32,
@@ -509,7 +510,7 @@ def _once(*arguments: Any) -> Any:
 def _compiled_for(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     def compiled(function: Callable[..., Any]) -> Any:
         named = under_the_name_of_this_version(function, EPS, WIDTHS)
-        return njit([signature], nogil=True, cache=True, **options)(named)
+        return load(named, signature, **options)
 
     return compiled
 
@@ -635,16 +636,16 @@ def normalised(count, width, x, scale, shift, result):  # type: ignore[no-untype
     _normalised(count, width, x, scale, shift, result)
 
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+_in_passes = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
 
-@_compiled
+@_in_passes
 def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
     """The front of a scratch array as (rows, columns), and the rest."""
     return scratch[: rows * columns].reshape(rows, columns), scratch[rows * columns :]
 
 
-@_compiled
+@_in_passes
 def shuffled_rows(rows, width, result):  # type: ignore[no-untyped-def]
     """Two rows of pixels (2 width, channels), each pixel's channels as scale x scale pixels of (bands, ., .)."""
     scale = result.shape[2] // width

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from repmamba.network.repconv import EPS
+from repmamba.scan.compiled import load
 from repmamba.scan.numba_kernels import I64, LANES, Vectors, counting, under_the_name_of_this_version
 
 DENSITY_AT_0 = 0.3989422804014327
@@ -700,8 +701,7 @@ def kernel(name: str, half: bool) -> Callable[..., None]:
     dtypes = {"w": types.uint16 if half else types.float32, "f": types.float32, "d": types.float64}
     arrays = [types.Array(dtypes[argument[0]], int(argument[1]), "A") for argument in arguments.split()]
     signature = types.void(types.int64, types.int64, *arrays)
-    compiled: Callable[..., None] = njit([signature], nogil=True, cache=True)(function)
-    return compiled
+    return load(function, signature)
 
 
 @_kernel("f4 f2 w4")

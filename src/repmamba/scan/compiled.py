@@ -1,13 +1,17 @@
-"""Modules of compiled code: each is started once in a process; one that cannot start is told of and done without."""
+"""Modules of compiled code: each is started once in a process; one that cannot start is told of and done without.
+
+And their kernels, each compiled once on a machine; where that cannot be read back, it is told of and compiled again.
+"""
 
 import builtins
 import importlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 from repmamba.errors import BackendFallback
 
@@ -43,6 +47,29 @@ def started(name: str, purpose: str) -> ModuleType | None:
             f"take longer. {CACHE_ADVICE}"
         )
         return None
+
+
+def load(function: Callable[..., Any], signature: Any, **options: Any) -> Callable[..., Any]:
+    """The function, compiled by Numba for one signature, or loaded from its cache; it runs without Python's lock.
+
+    Warns (BackendFallback) where what the cache holds cannot be read, and compiles without it. Raises what Numba does
+    where a cache has no place at all, or where the function does not compile.
+    """
+    from numba import njit
+
+    loaded = njit(nogil=True, cache=True, **options)(function)
+    try:
+        loaded.compile(signature)
+    except Exception as fault:  # whatever a damaged file makes of unpickling
+        warn_once(
+            f"Compiled code cannot be loaded from Numba's cache, or not be kept there ({in_words(fault)}). It is "
+            f"compiled anew in every process, which takes its time. {CACHE_ADVICE}"
+        )
+        loaded = njit(nogil=True, **options)(function)
+        loaded.compile(signature)
+    loaded.disable_compile()
+    result: Callable[..., Any] = loaded
+    return result
 
 
 def in_words(fault: Exception) -> str:

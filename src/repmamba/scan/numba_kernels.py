@@ -33,6 +33,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from repmamba.scan.compiled import load
+
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and vector code runs compiled or not at all")
 
@@ -535,7 +537,7 @@ def step_sizes_backward(
     return types.void(visits, rows, rank, constants, dsizes, slopes, drows, dconstants), emit
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def block_constants(constants, rank, dt_weight, dt_bias, A, D, first):  # type: ignore[no-untyped-def]
     """What a block of channels needs of the parameters of one direction, lane by lane; 0 beyond the last channel."""
     constants[:] = 0
@@ -550,7 +552,7 @@ def block_constants(constants, rank, dt_weight, dt_bias, A, D, first):  # type: 
                 constants[WEIGHT_ROWS + j, lane] = dt_weight[channel, j]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def segment_sizes(visits, dt, rows, rank, constants, sizes, slopes):  # type: ignore[no-untyped-def]
     """The dt of a segment: computed from r, or, with rank 0, gathered from the given ones; slopes may have no rows."""
     if rank:
@@ -561,7 +563,7 @@ def segment_sizes(visits, dt, rows, rank, constants, sizes, slopes):  # type: ig
                 sizes[t, lane] = dt[visits[t], lane]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
     """The front of a scratch array as (rows, columns), and the rest."""
     return scratch[: rows * columns].reshape(rows, columns), scratch[rows * columns :]
@@ -682,7 +684,7 @@ def backward(  # type: ignore[no-untyped-def]
                             ddt[b, k, segment[step], lo:hi] = dsizes[step]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def size_float64(row, rank, weight, bias, given):  # type: ignore[no-untyped-def]
     """dt of one pixel and channel, and its derivative: softplus(W r + bias), or with rank 0 the given one."""
     if rank == 0:
@@ -786,7 +788,7 @@ def backward_float64(  # type: ignore[no-untyped-def]
 
 _SHARED = "int64, int64, int64, int64[:,:], {4}, {4}, {4}, int64, {3}, {2}, {3}, {2}, {6}, "
 _FORWARD, _BACKWARD = _SHARED + "{4}, {1}", _SHARED + "{4}, {4}, {4}, {4}, {5}, {1}"
-_KERNELS = {
+_KERNELS: dict[tuple[str, str], tuple[Callable[..., None], str]] = {
     ("forward", "float32"): (forward, _FORWARD),
     ("forward", "float64"): (forward_float64, _FORWARD),
     ("backward", "float32"): (backward, _BACKWARD),
@@ -803,5 +805,4 @@ def kernel(way: str, dtype: str) -> Callable[..., None]:
     function, arguments = _KERNELS[way, dtype]
     arrays = {axes: f"{dtype}[{','.join(':' * axes)}]" for axes in range(2, 7)} | {1: f"{dtype}[::1]"}
     signature = arguments.format(None, *(arrays[axes] for axes in range(1, 7)))
-    compiled: Callable[..., None] = njit(f"void({signature})", nogil=True, cache=True)(function)
-    return compiled
+    return load(function, f"void({signature})")
