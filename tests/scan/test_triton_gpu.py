@@ -165,6 +165,15 @@ def test_the_operators_keep_the_rules_of_torch(ask, map_case):
 
 
 @needs_triton
+@pytest.mark.parametrize("operator", ["scan_map", "scan_sequences"])
+def test_derivatives_in_forward_mode_are_refused_rather_than_lost(operator, ask, map_case):
+    u, B = torch.rand(1, 2, 3), torch.randn(1, 2, 16, 3)
+    sequences = [u, u + 1, -torch.rand(2, 16), B, B + 1, torch.rand(2)]
+    inputs = sequences if operator == "scan_sequences" else [x.float() for x in map_case(1, 2, 1, 2, 1)]
+    assert "'triton' has no derivatives in forward mode" in ask("said_of_a_tangent", operator, inputs)
+
+
+@needs_triton
 def test_the_whole_graph_compiles_and_gives_the_same_values_and_gradients(ask, map_case):
     compiled, plain = ask("compiled_and_plain", [x.float() for x in map_case(1, 4, 2, 2, 1)])
     assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))

@@ -17,7 +17,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import triton.runtime.interpreter as interpreter
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from repmamba.errors import UsageError
 from repmamba.scan import backends, triton_gpu
 from repmamba.scan.selective import scan_map, selective_scan
 
@@ -37,6 +39,17 @@ def value(inputs: list[Tensor]) -> Tensor:
     """The result of scan_map where no gradient is asked for, under autocast."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         return scan_map(*inputs, backend="triton")
+
+
+def said_of_a_tangent(operator: str, inputs: list[Tensor]) -> str:
+    """The fault of an entry whose first input has a tangent."""
+    first, *others = inputs
+    try:
+        with forward_ad.dual_level():
+            getattr(triton_gpu, operator)(forward_ad.make_dual(first, first), *others)
+    except UsageError as fault:
+        return str(fault)
+    return "nothing"
 
 
 def keeps_the_rules_of_torch(operator: str, inputs: list[Tensor]) -> None:

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
-from repmamba.errors import UsageError
 from repmamba.scan.directions import DIRECTIONS, visits
 from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
+from repmamba.scan.operators import wants_gradients
 
 STATE = 16
 MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
@@ -38,14 +37,14 @@ def start() -> None:
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
     tensors = (u, dt, A, B, C, D)
-    y: Tensor = torch.ops.repmamba.scan_sequences(*tensors, _wants_gradients(*tensors))[0]
+    y: Tensor = torch.ops.repmamba.scan_sequences(*tensors, wants_gradients("numba", *tensors))[0]
     return y
 
 
 def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
     """The four-directional scan of a map; arguments and result as `repmamba.scan.selective.scan_map`."""
     tensors = (p, projected, dt_weight, dt_bias, A, D)
-    y: Tensor = torch.ops.repmamba.scan_map(*tensors, _wants_gradients(*tensors))[0]
+    y: Tensor = torch.ops.repmamba.scan_map(*tensors, wants_gradients("numba", *tensors))[0]
     return y
 
 
@@ -80,13 +79,6 @@ def map_pass(
     units = batch * MAP_SLABS * (channel // lanes)
     arguments = (*problem.arrays(), nothing_kept, y)
     return kernels.kernel("forward", "float32"), units, arguments, kernels.scratch_size(rank)
-
-
-def _wants_gradients(*tensors: Tensor) -> bool:
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # torch would drop the tangents without a word.
-        raise UsageError("The scan 'numba' has no derivatives in forward mode: choose the scan 'definition' for them.")
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache

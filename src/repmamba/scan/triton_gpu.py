@@ -15,6 +15,7 @@ from torch import Tensor
 
 from repmamba.scan.directions import DIRECTIONS
 from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
+from repmamba.scan.operators import wants_gradients
 
 STATE = 16
 CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
@@ -41,7 +42,7 @@ def start() -> None:
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
     tensors = (u, dt, A, B, C, D)
-    y: Tensor = torch.ops.repmamba.scan_sequences_triton(*tensors, _wants_gradients(*tensors))[0]
+    y: Tensor = torch.ops.repmamba.scan_sequences_triton(*tensors, wants_gradients("triton", *tensors))[0]
     return y
 
 
@@ -51,12 +52,8 @@ def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A
     p and projected may be of any floating type; the others, and the result, are float32, or all are float64.
     """
     tensors = (p, projected, dt_weight, dt_bias, A, D)
-    y: Tensor = torch.ops.repmamba.scan_map_triton(*tensors, _wants_gradients(*tensors))[0]
+    y: Tensor = torch.ops.repmamba.scan_map_triton(*tensors, wants_gradients("triton", *tensors))[0]
     return y
-
-
-def _wants_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache
