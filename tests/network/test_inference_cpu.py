@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from repmamba.errors import ShapeMismatch
 from repmamba.network import inference_cpu, inference_stages
 from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import ShiftedNorm, fuse
@@ -427,6 +428,11 @@ def test_every_width_that_is_normalised_has_its_code(config):
     widths = {norm.width for norm in fused.modules() if isinstance(norm, ShiftedNorm)}
     widths |= {norm.normalized_shape[0] for norm in fused.modules() if isinstance(norm, nn.LayerNorm)}
     assert widths <= set(kernels.WIDTHS)
+
+
+def test_a_width_without_code_is_refused_rather_than_left_unwritten():
+    with pytest.raises(ShapeMismatch, match="has 24 channels"):
+        inference_cpu._affine(ShiftedNorm(24), 24)
 
 
 def test_maps_go_with_their_network(shaken):

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from repmamba.errors import ShapeMismatch
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.inference_stages import Stage, run
 from repmamba.network.onlookers import plain, watched
@@ -265,7 +266,7 @@ class Passes:
         weights = self._packed(ffn, _ffn_weights)
         C, hidden = t.shape[1], weights[0].shape[1]
         result = self.map(C)
-        arrays = (t, c, _ones(C), _zeros(1, C), *weights, _ones(C), result)
+        arrays = (t, c, *_affine(None, C), *weights, _ones(C), result)
         self._over_rows("feed_forward", C, arrays, C, hidden)
         return result
 
@@ -342,10 +343,10 @@ def _rmb_weights(module: FoldedRMB, in_pairs: bool) -> dict[str, Array]:
     assert isinstance(module.conv, nn.Conv2d)
     assert isinstance(module.high_conv, nn.Conv2d)
     width = module.gain.numel()
-    out_scale, out_shift = _affine(module.out_norm, 2 * width)
+    (scale, shift), (out_scale, out_shift) = _affine(None, width), _affine(module.out_norm, 2 * width)
     return {
-        "scale": _ones(width),
-        "shift": _zeros(1, width),
+        "scale": scale,
+        "shift": shift,
         "in_x": _matrix(module.in_x.weight, in_pairs),
         "bias_x": _row(module.in_x.bias),
         "conv": _taps(module.conv),
@@ -393,11 +394,18 @@ def _filters(conv: nn.Conv2d, in_pairs: bool) -> tuple[NDArray[np.float32], Arra
     return _aligned(_pairs(elements) if in_pairs else elements), _whole_registers(_bias(conv))
 
 
-def _affine(norm: nn.Module, width: int) -> tuple[Array, Array]:
-    """Scale and shift of a layer normalisation, or of one that has a shift or nothing."""
+def _affine(norm: nn.Module | None, width: int) -> tuple[Array, Array]:
+    """Scale and shift of a layer normalisation, or of one that has a shift or nothing. Raises ShapeMismatch."""
+    kernels = _kernels()
+    assert kernels is not None
+    if width not in kernels.WIDTHS:  # the kernel would write nothing
+        raise ShapeMismatch(
+            f"A layer normalisation has {width} channels, and the compiled passes know those of our networks, "
+            f"{', '.join(map(str, kernels.WIDTHS))}: choose another scan than '{SCAN}', and torch computes all."
+        )
     if isinstance(norm, nn.LayerNorm):
         return _row(norm.weight), _row(norm.bias)
-    shift = norm.shift
+    shift = None if norm is None else norm.shift
     return _ones(width), _row(shift) if isinstance(shift, Tensor) else _zeros(1, width)
 
 
