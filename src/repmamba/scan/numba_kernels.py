@@ -1,6 +1,7 @@
 """The CPU kernels of the scan: which channels, which steps, and the vector code of one step, forward and backward.
 
-Imported by `numba_cpu` when that backend starts, and by nothing else: this is the only room's file that needs numba.
+Imported by `numba_cpu` when that backend starts, and by the network's compiled passes (`network.inference_numba`,
+`network.training_numba`), which are written with the same `Vectors`: all of them need numba.
 
 Lanes are channels. A block of LANES channels keeps its 16 states in 16 registers; B_t[n] and C_t[n] are broadcast to
 all lanes, so that y needs no sum across lanes. Maps are channels-last, (pixels, channels), and a direction is a table
@@ -15,6 +16,18 @@ LLVM does not turn these loops into vector code by itself, so a step is written 
 changes, and would not see a change in another: all of the scan stands in this one file, and kernels elsewhere that use
 its vector code carry its digest in their name (`under_the_name_of_this_version`). The cache keeps processors apart by
 itself.
+
+Shapes, as the code of a segment's steps reads them; lanes are those of a block, steps at most SEGMENT:
+
+| visits | (steps): pixels |
+| u, dt, dy, du, y | (pixels, lanes) |
+| rows, drows | (pixels, rank + 32): r, B, C |
+| constants | (18 + rank, lanes): A log2(e), D, dt_bias, dt_weight |
+| dconstants | the same: the gradients of A, D, dt_bias, dt_weight |
+| sizes, slopes, dsizes | (steps or more, lanes): dt, its derivative after that of softplus's argument, its gradient |
+| h, adjoint | (16, lanes) |
+| states | (steps + 1 or more, 16 lanes): before each step, and after the last |
+| decays | (steps or more, 16 lanes): exp(dt A) |
 """
 
 import hashlib
