@@ -631,3 +631,9 @@ def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_pa
     with rasterio.open(tmp_path / "mosaic.tif") as mosaic, rasterio.open(tmp_path / "whole.tif") as whole:
         np.testing.assert_array_equal(mosaic.read(), whole.read())
         assert mosaic.transform == whole.transform
+
+
+def test_an_upscaler_of_another_scale_is_refused_with_what_to_do(write_raster, smooth, tmp_path, bicubic):
+    path = write_raster("in.tif", smooth(1, 20, 20))
+    with pytest.raises(UsageError, match="is of x2, and x3 was asked for: load weights of x3, or leave the scale out"):
+        upscale_file(path, tmp_path / "out.tif", bicubic, scale=3)

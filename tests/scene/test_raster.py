@@ -560,7 +560,16 @@ class TestStrangersFiles:
         with rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, sparse_ok=True, **edge):
             pass
         assert Limits.for_strangers().block_bytes < 9600 * 9600
-        with pytest.raises(SourceError, match="more than may be decoded at once"):
+        told = r"9600 x 9600 pixels and 92\.2 MB, more than may be decoded at once \(67\.1 MB\).*TILED=YES, or"
+        with pytest.raises(SourceError, match=told):
+            open_raster(path, self.stranger)
+
+    def test_more_bands_than_are_allowed_are_refused_with_what_to_do(self, write_raster):
+        path = write_raster("bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8))
+        with open_raster(path) as raster:
+            assert raster.facts.count == 201
+        told = "201 bands, and 200 are allowed; write those .* of their own, or leave out --untrusted"
+        with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from repmamba.durable import readable
 from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
@@ -116,7 +117,7 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         raise SourceError(f"{name} has bands of several types ({', '.join(types)}); give them one type first.")
     if types[0] not in DTYPES:
         raise SourceError(f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}.")
-    limits = how.limits
+    limits, or_trust = how.limits, ", or leave out --untrusted if you trust its maker" if how.untrusted else ""
     pixels = dataset.width * dataset.height
     if pixels > limits.pixels:
         raise SourceError(
@@ -124,10 +125,16 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
             "raise --max-pixels if that is meant."
         )
     if dataset.count > limits.bands:
-        raise SourceError(f"{name} declares {dataset.count} bands, and {limits.bands} are allowed.")
-    if block_bytes(dataset) > limits.block_bytes:
+        raise SourceError(
+            f"{name} declares {dataset.count} bands, and {limits.bands} are allowed; "
+            f"write those that are to be enlarged to a file of their own{or_trust}."
+        )
+    if (size := block_bytes(dataset)) > limits.block_bytes:
         rows, cols = dataset.block_shapes[0]
-        raise SourceError(f"{name} has blocks of {cols} x {rows} pixels, more than may be decoded at once.")
+        raise SourceError(
+            f"{name} has blocks of {cols} x {rows} pixels and {readable(size)}, more than may be decoded at once "
+            f"({readable(limits.block_bytes)}); write it anew in tiles, with gdal_translate -co TILED=YES{or_trust}."
+        )
     path = Path(name)
     if os.path.isfile(name) and pixels > limits.pixels_per_byte * path.stat().st_size:
         raise SourceError(

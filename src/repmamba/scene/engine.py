@@ -213,7 +213,10 @@ def _loaded(weights: Weights, network: dict[str, Any]) -> Upscaler:
         return load(weights, **network)
     scale = network.pop("scale") or weights.scale
     if scale != weights.scale:
-        raise UsageError(f"The Upscaler {weights.name} is of x{weights.scale}, and x{scale} was asked for.")
+        raise UsageError(
+            f"The Upscaler {weights.name} is of x{weights.scale}, and x{scale} was asked for: "
+            f"load weights of x{scale}, or leave the scale out."
+        )
     asked = [name for name, value in network.items() if value]
     if asked:
         raise UsageError(f"The Upscaler {weights.name} is made already: give {', '.join(asked)} to load.")
