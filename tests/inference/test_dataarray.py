@@ -88,6 +88,15 @@ def test_missing_pixels_stay_missing_and_touch_nothing(upscaler):
     assert after.rio.nodata == 0
 
 
+def test_a_float_that_is_nodata_is_missing_in_its_band_alone(upscaler):
+    values = np.random.default_rng(4).random((2, 24, 24), np.float32)
+    values[1, :8] = -9999
+    after = upscaler.upscale(scene(values, nodata=-9999)).values
+    assert (after[1, :16] == -9999).all()
+    assert np.abs(after[0]).max() < 3
+    assert np.abs(after[1, 16:]).max() < 3
+
+
 def test_more_dimensions_than_bands_are_refused(upscaler):
     array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
     with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):

@@ -65,3 +65,13 @@ def test_a_number_that_is_not_finite_is_unusable_in_its_own_band_alone(bad):
     assert known[0, 0, 0]
     assert not known[:, 2, 2].any()
     assert known.sum() == 15
+
+
+@pytest.mark.parametrize(("nodata", "missing"), [(-9999.0, 2), (np.nan, 0), (None, 0), (-1.7976931348623157e308, 0)])
+def test_a_float_that_is_nodata_is_unusable_in_its_own_band_alone(nodata, missing):
+    raw = np.ones((2, 3, 3), np.float32)
+    raw[:, 0, 0] = raw[1, 0, 1] = -9999
+    known = usable(raw, np.ones((3, 3), bool), (None, nodata))
+    assert known[0].all()
+    assert (~known[1]).sum() == missing
+    assert usable(raw.astype(np.int16), np.ones((3, 3), bool), (None, nodata)).all()

@@ -185,7 +185,7 @@ class Upscaler:
     ) -> NDArray[Any]:
         """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
-        Missing where all bands are nodata, and where masked, (bands, h, w), says so.
+        Missing where all bands are nodata, a float also in one band alone, and where masked, (bands, h, w), says so.
         """
         bands, height, width = planes.shape
         radiometry = Radiometry.of_type(planes.dtype.name, bands)
@@ -198,7 +198,8 @@ class Upscaler:
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
             raw = planes[:, *tile.read.slices]
-            known = usable(raw, ~(raw == nodata).all(0))  # nodata that is NaN or None equals nothing
+            valid = ~(raw == nodata).all(0)  # nodata that is NaN or None equals nothing
+            known = usable(raw, valid, (nodata,) * bands)
             if masked is not None:
                 known = known & ~masked[:, *tile.read.slices]
             sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)

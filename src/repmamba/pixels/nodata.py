@@ -7,20 +7,31 @@ missing is the raster's (GDAL's dataset mask); here a mask is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba.pixels.radiometry import mistaken
+
 Number = TypeVar("Number", bound=np.generic)
 
 
-def usable(raw: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """raw: (bands, h, w), valid: (h, w) -> (bands, h, w), True where a band's number is valid and finite."""
+def usable(
+    raw: NDArray[np.generic], valid: NDArray[np.bool_], nodata: Sequence[float | None] = ()
+) -> NDArray[np.bool_]:
+    """raw: (bands, h, w), valid: (h, w) -> (bands, h, w), True where a band's number is valid, finite and not nodata.
+
+    nodata: of each band; of floats alone, since an integer that is nodata in one band may well be data, as black is.
+    """
     if raw.dtype.kind != "f":
         return np.broadcast_to(valid, raw.shape)
-    both: NDArray[np.bool_] = valid & np.isfinite(raw)
-    return both
+    known: NDArray[np.bool_] = valid & np.isfinite(raw)
+    for band, number in enumerate(nodata):
+        if number is not None:
+            known[band] &= ~mistaken(raw[band], number)
+    return known
 
 
 def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:

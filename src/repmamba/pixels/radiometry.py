@@ -83,7 +83,7 @@ class Radiometry:
             np.rint(numbers, out=numbers)
         result: NDArray[np.generic] = numbers.astype(self.dtype)
         if nodata is not None and not np.isnan(nodata):
-            taken = _mistaken(result, float(nodata))  # a NumPy number would wrap around beside its type's ends
+            taken = mistaken(result, float(nodata))  # a NumPy number would wrap around beside its type's ends
             if taken.any():
                 result[taken] = _beside(float(nodata), self.dtype, (unit * width + low)[taken])
         return result
@@ -100,12 +100,14 @@ def type_range(dtype: str) -> tuple[float, float]:
     return float(limits.min), float(limits.max)
 
 
-def _mistaken(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+def mistaken(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
     """Where numbers are nodata to GDAL: equal to it, as the type holds it, and floats also very near."""
-    if result.dtype.kind != "f" or not np.isfinite(nodata):
+    if result.dtype.kind != "f":
         return np.asarray(result == np.asarray(nodata))
     with np.errstate(over="ignore"):
         here = result.dtype.type(nodata)
+        if not np.isfinite(here):  # a double that float32 has not, among others
+            return np.asarray(result == here)
         return np.asarray(np.abs(result - here) <= MISTAKEN * np.abs(here))
 
 

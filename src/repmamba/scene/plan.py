@@ -84,6 +84,7 @@ class ScenePlan:
     groups: Groups  # of those bands, counted from 0 among them
     consistent: bool
     nodata: float | None  # stands in missing pixels, and no valid result may equal it; None: what lies there stays
+    band_nodata: tuple[float | None, ...]  # of the bands in `places`; a float that equals it is missing there alone
     alpha: str  # the last band of the output: "source" enlarged by nearest, "made" from the mask, or "" for none
     profile: OutputProfile
     job: JobIdentity
@@ -164,6 +165,7 @@ def plan_scene(
         groups=groups,
         consistent=consistent,
         nodata=nodata,
+        band_nodata=tuple(facts.band_nodata[place] for place in places),
         alpha="source" if facts.has_alpha else "made" if told == "alpha" else "",
         profile=profile,
         job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
@@ -268,13 +270,24 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
 
 def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> list[tuple[float, float] | None]:
     """The range of nearly all values of each group, from one pass over the whole scene, whatever the window."""
+    nodata = raster.facts.band_nodata
     histograms = [ValueHistogram() for _ in groups]
+    doubtful = 0
     for strip in raster.strips():
         raw, valid = raster.read(strip)
-        known = usable(raw, valid)
+        known = usable(raw, valid, nodata)
+        if raw.dtype.kind != "f":
+            doubtful += sum(int((known[place] & (raw[place] == nodata[place])).sum()) for place in places)
         for histogram, group in zip(histograms, groups, strict=True):
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
+    if doubtful:
+        logger.warning(
+            "%s: %d numbers are nodata in one band where others have data, and count as data: integers may be both. "
+            "If they are missing, enlarge each band from a file of its own (gdal_translate -b).",
+            raster.facts.name,
+            doubtful,
+        )
     ranges = [histogram.range() for histogram in histograms]
     spikes = sum(each.spikes(*found) for each, found in zip(histograms, ranges, strict=True) if found is not None)
     if spikes:

@@ -55,6 +55,7 @@ class RasterFacts:
     grid: Grid
     dtype: str
     nodata: float | None  # where it alone tells what is missing
+    band_nodata: tuple[float | None, ...]  # what is missing in one band alone, where no mask or alpha tells
     missing: str  # how missing pixels are told: "mask", "alpha" (the last band), "nodata", or "" for not at all
     numbers: tuple[int, ...]  # of the bands in the file, from 1
     colorinterp: tuple[str, ...]
@@ -218,6 +219,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         grid=Grid(width, height, None if told_otherwise else dataset.transform, dataset.crs),
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         nodata=nodata,
+        band_nodata=_each(_band_nodata(dataset), order),
         missing=missing,
         numbers=pixels.bands if pixels.lookup is None else tuple(range(1, count + 1)),
         colorinterp=colours,
@@ -258,6 +260,12 @@ def _missing(dataset: Any, pixels: StoredPixels) -> tuple[str, float | None]:
     if nodata is not None and one_for_all and _is_number_of(dataset.dtypes[0], nodata):
         return "nodata", nodata
     return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
+
+
+def _band_nodata(dataset: Any) -> tuple[float | None, ...]:
+    """The nodata of each band of the file, where that tells what is missing."""
+    told = zip(dataset.nodatavals, dataset.mask_flag_enums, strict=True)
+    return tuple(nodata if MaskFlags.nodata in flags else None for nodata, flags in told)
 
 
 def _is_within(dtype: str, nodata: float) -> bool:

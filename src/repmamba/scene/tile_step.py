@@ -74,7 +74,8 @@ def _colours(
     if footprint.any():
         for place, group in enumerate(plan.groups):
             radiometry = plan.radiometry.of_bands(group)
-            found, expected = _group(raw[list(group)], valid, radiometry, tile, plan, upscaler)
+            known = usable(raw[list(group)], valid, [plan.band_nodata[band] for band in group])
+            found, expected = _group(raw[list(group)], known, radiometry, tile, plan, upscaler)
             for band, enlarged_band in zip(group, found, strict=True):
                 np.copyto(numbers[band], enlarged_band, where=footprint)
             if errors is not None and expected is not None:
@@ -84,7 +85,7 @@ def _colours(
 
 def _group(
     raw: NDArray[Any],
-    valid: NDArray[np.bool_],
+    known: NDArray[np.bool_],
     radiometry: Radiometry,
     tile: Tile,
     plan: ScenePlan,
@@ -92,9 +93,8 @@ def _group(
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
     """Bands that go through the network together: (bands, h, w) of tile.read -> the same of tile.write; errors (h, w).
 
-    Where one of the bands is unknown, so is the error of their mean: NaN.
+    Where one of the bands is not known, so is the error of their mean: NaN.
     """
-    known = usable(raw, valid)
     whole = radiometry.to_unit(raw)
     spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
     # A spike is cut off before anything is made of it, and what was cut off put back where it was.
