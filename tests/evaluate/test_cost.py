@@ -120,6 +120,14 @@ def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(
     assert cost.peak_memory > 0
 
 
+def test_the_seconds_of_several_passes_are_so_many_times_those_of_one(small, monkeypatch):
+    monkeypatch.setattr("repmamba.evaluate.cost.measure", lambda *arguments: (0.5, 0.25))
+    monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
+    ours = upscaler.load(small, device="cpu")
+    cost = measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8, passes=8), ours, small, passes=8)
+    assert (cost.seconds, cost.seconds_least) == (4, 2)
+
+
 def test_a_measuring_process_that_is_killed_is_one_clear_line(small, monkeypatch):
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", Killed)
     cost = cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8)
