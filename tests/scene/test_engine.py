@@ -480,11 +480,12 @@ def test_an_output_that_cannot_be_is_refused(write_raster, smooth, tmp_path, bic
         upscale_file(write_raster("in.tif", smooth(1, 9, 9)), tmp_path / target, bicubic)
 
 
-def test_a_source_that_changes_meanwhile_leaves_no_result(write_raster, smooth, tmp_path, bicubic):
+@pytest.mark.parametrize("all_are_read", [False, True])
+def test_a_source_that_changes_meanwhile_leaves_no_result(write_raster, smooth, tmp_path, bicubic, all_are_read):
     path = write_raster("in.tif", smooth(1, 200, 200))
 
     def touch(done: int, total: int) -> None:
-        if done:
+        if done == total if all_are_read else done:
             os.utime(path, ns=(1, 1))
 
     with pytest.raises(SourceError, match="changed while it was read"):
