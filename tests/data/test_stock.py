@@ -1,5 +1,6 @@
 """A batch is cut as NumPy would cut it, wherever the pixels are."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "0.png")
     assert first.sizes == ((10, 15),)
     assert load_stock(find_pairs(folder), 2, cache=tmp_path / "cache").sizes == ((20, 20),)
+
+
+def test_a_file_of_other_bytes_and_the_same_length_is_decoded_again(tmp_path):
+    path, lengths, levels = pictures(tmp_path / "images", 1) / "0.png", set(), []
+    for level in (10, 200):
+        Image.fromarray(np.full((40, 40, 3), level, np.uint8)).save(path, compress_level=0)
+        os.utime(path, ns=(level, level))
+        lengths.add(path.stat().st_size)
+        stock = load_stock(find_pairs(path.parent), 2, cache=tmp_path / "cache")
+        _, hr = stock.batch([Sample(0, 0, 0, False, False, False, (0, 0, 0))], 4)
+        levels.append(round(255 * hr.max().item()))
+    assert (len(lengths), levels) == (1, [10, 200])
 
 
 def test_a_degraded_patch_depends_on_its_sample_and_not_on_its_batch():
