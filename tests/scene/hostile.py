@@ -24,7 +24,8 @@ from PIL import Image
 
 UNREADABLE = r"cannot be read|corrupt or truncated"
 NO_FORMAT = r"none of the formats"
-TOO_MANY = r"declares .* pixels|which no image"
+TOO_LARGE = r"declares \d+ x \d+ pixels, and \d+ are allowed"
+TOO_EMPTY = r"declares \d+ x \d+ pixels in \d+ bytes, which no image"
 MOST_MEMORY = 6 << 30  # of address space: torch alone maps three gigabytes of libraries
 MOST_SECONDS = 1200  # of CPU
 SECONDS_OF_ONE = 5  # of CPU, since a clock goes on while other programs run
@@ -163,15 +164,15 @@ def all_files() -> Iterator[Hostile]:
     yield Hostile("tiff: directory that is itself", lambda: b"II*\0" + struct.pack("<IHI", 8, 0, 8), UNREADABLE)
     yield Hostile("tiff: no tags", lambda: tiff({}), UNREADABLE)
     yield Hostile("tiff: zero width", lambda: strips(0, 8), UNREADABLE)
-    yield Hostile("tiff: 2^31 wide", lambda: strips(2**31 - 1, 2**31 - 1), UNREADABLE + "|" + TOO_MANY)
-    yield Hostile("tiff: 40000 x 40000 in 64 bytes", lambda: strips(40000, 40000), TOO_MANY)
-    yield Hostile("tiff: 9000 x 9000 in 64 bytes", lambda: strips(9000, 9000), r"declares|blocks of|which no image")
-    yield Hostile("tiff: one tile of 32768 x 32768", lambda: tiles(32768, 32768, 32768), TOO_MANY + "|blocks of")
-    yield Hostile("tiff: one tile of 16384 for 64 pixels", lambda: tiles(64, 64, 16384), r"blocks of|" + UNREADABLE)
+    yield Hostile("tiff: 2^31 wide", lambda: strips(2**31 - 1, 2**31 - 1), TOO_LARGE)
+    yield Hostile("tiff: 40000 x 40000 in 64 bytes", lambda: strips(40000, 40000), TOO_LARGE)
+    yield Hostile("tiff: 9000 x 9000 in 64 bytes", lambda: strips(9000, 9000), TOO_EMPTY)
+    yield Hostile("tiff: one tile of 32768 x 32768", lambda: tiles(32768, 32768, 32768), TOO_LARGE)
+    yield Hostile("tiff: one tile of 16384 for 64 pixels", lambda: tiles(64, 64, 16384), r"blocks of")
     yield Hostile("tiff: tiles of zero", lambda: tiles(64, 64, 0), UNREADABLE)
-    yield Hostile("tiff: 60000 samples", lambda: strips(8, 8, samples=("short", [60000])), r"bands|" + UNREADABLE)
+    yield Hostile("tiff: 60000 samples", lambda: strips(8, 8, samples=("short", [60000])), r"declares 60000 bands")
     yield Hostile("tiff: no samples", lambda: strips(8, 8, samples=("short", [0])), UNREADABLE)
-    yield Hostile("tiff: 77 bits", lambda: strips(8, 8, bits=("short", [77])), r"type|" + UNREADABLE)
+    yield Hostile("tiff: 77 bits", lambda: strips(8, 8, bits=("short", [77])), UNREADABLE)
     yield Hostile("tiff: unknown compression", lambda: strips(8, 8, compression=("short", [31337])), UNREADABLE)
     yield Hostile("tiff: lzw of rubbish", lambda: strips(99, 99, compression=("short", [5])), UNREADABLE)
     yield Hostile("tiff: deflate of rubbish", lambda: strips(99, 99, compression=("short", [8])), UNREADABLE)
@@ -182,22 +183,20 @@ def all_files() -> Iterator[Hostile]:
         "tiff: complex numbers", lambda: strips(2, 2, bits=("short", [64]), format=("short", [6])), r"type complex"
     )
     yield Hostile("png: zero size", lambda: png(0, 0), UNREADABLE)
-    yield Hostile("png: 2^31 wide", lambda: png(2**31 - 1, 2**31 - 1), UNREADABLE + "|" + TOO_MANY)
-    yield Hostile("png: 60000 x 60000 in 100 bytes", lambda: png(60000, 60000), TOO_MANY)
-    yield Hostile("png: 5000 x 5000 in 100 bytes", lambda: png(5000, 5000), TOO_MANY)
+    yield Hostile("png: 2^31 wide", lambda: png(2**31 - 1, 2**31 - 1), UNREADABLE)
+    yield Hostile("png: 60000 x 60000 in 100 bytes", lambda: png(60000, 60000), TOO_LARGE)
+    yield Hostile("png: 5000 x 5000 in 100 bytes", lambda: png(5000, 5000), TOO_EMPTY)
     yield Hostile("png: less data than pixels", lambda: png(200, 200), UNREADABLE)
     yield Hostile("png: data of rubbish", lambda: png(20, 20, data=b"\xa5" * 90), UNREADABLE)
     yield Hostile("png: wrong checksums", lambda: png(20, 20, spoil=1), UNREADABLE)
     yield Hostile("png: 3 bits a sample", lambda: png(20, 20, bits=3), UNREADABLE)
     yield Hostile("png: colour type 5", lambda: png(20, 20, colour=5), UNREADABLE)
     yield Hostile("png: half of it", lambda: encoded("PNG")[:20000], UNREADABLE)
-    yield Hostile("jpeg: 65500 x 65500 in 20 kB", lambda: jpeg_sized(65500, 65500), TOO_MANY)
-    yield Hostile("jpeg: 12000 x 12000 in 20 kB", lambda: jpeg_sized(12000, 12000), TOO_MANY + "|" + UNREADABLE)
+    yield Hostile("jpeg: 65500 x 65500 in 20 kB", lambda: jpeg_sized(65500, 65500), TOO_LARGE)
+    yield Hostile("jpeg: 12000 x 12000 in 20 kB", lambda: jpeg_sized(12000, 12000), TOO_EMPTY)
     yield Hostile("jpeg: half of it", lambda: encoded("JPEG")[:6000], UNREADABLE)
     yield Hostile("jpeg: zero size", lambda: jpeg_sized(0, 0), UNREADABLE)
-    yield Hostile(
-        "jpeg 2000: 60000 x 60000 in 30 kB", lambda: jpeg2000_sized(60000, 60000), TOO_MANY + "|" + UNREADABLE
-    )
+    yield Hostile("jpeg 2000: 60000 x 60000 in 30 kB", lambda: jpeg2000_sized(60000, 60000), UNREADABLE)
     yield Hostile("jpeg 2000: half of it", lambda: encoded("JPEG2000")[:9000], UNREADABLE)
     yield Hostile("jpeg 2000: header alone", lambda: encoded("JPEG2000")[:90], UNREADABLE)
 

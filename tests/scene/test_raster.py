@@ -498,6 +498,20 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(write_raster, smooth):
             raster.read(Window(8, 8, 8, 8))
 
 
+def test_bands_of_several_types_are_refused(tmp_path, write_raster, smooth):
+    write_raster("one.tif", smooth(1, 8, 8))
+    write_raster("two.tif", smooth(1, 8, 8, "uint16"))
+    vrt = tmp_path / "both.vrt"
+    bands = [
+        f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource><SourceFilename relativeToVRT="1">{name}'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, (kind, name) in enumerate((("Byte", "one.tif"), ("UInt16", "two.tif")), start=1)
+    ]
+    vrt.write_text(f'<VRTDataset rasterXSize="8" rasterYSize="8">{"".join(bands)}</VRTDataset>')
+    with pytest.raises(SourceError, match=r"bands of several types \(uint16, uint8\)"):
+        open_raster(vrt)
+
+
 class TestStrangersFiles:
     """What --untrusted closes. Each is tried on the user's own files too, where it is allowed."""
 
@@ -563,6 +577,20 @@ class TestStrangersFiles:
         told = r"9600 x 9600 pixels and 92\.2 MB, more than may be decoded at once \(67\.1 MB\).*TILED=YES, or"
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
+
+    def test_a_block_of_all_bands_together_counts_with_all_of_them(self, write_raster):
+        path = write_raster("block.tif", np.zeros((1, 4, 4), np.uint8))
+        edge = {"width": 4096, "height": 4096, "blockxsize": 4096, "blockysize": 4096}
+        for interleave, refused in (("band", False), ("pixel", True)):
+            layout = {"count": 5, "dtype": "uint8", "tiled": True, "interleave": interleave}
+            with rasterio.open(path, "w", driver="GTiff", sparse_ok=True, **edge, **layout) as file:
+                file.write(np.random.default_rng(0).integers(0, 256, (4096, 4096), np.uint8), 1)
+            if refused:
+                with pytest.raises(SourceError, match=r"4096 x 4096 pixels and 83\.9 MB, more than may be decoded"):
+                    open_raster(path, self.stranger)
+            else:
+                with open_raster(path, self.stranger) as raster:
+                    assert raster.facts.count == 5
 
     def test_more_bands_than_are_allowed_are_refused_with_what_to_do(self, write_raster):
         path = write_raster("bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8))
