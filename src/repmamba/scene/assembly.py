@@ -35,7 +35,7 @@ from repmamba.scene.readback import (
     OWN_FILES,
     Look,
     Overlaps,
-    Progress,
+    TellPart,
     band_means,
     gdal_window,
     measure,
@@ -111,7 +111,7 @@ class Assembled:
     levels: tuple[Level, ...]
 
 
-def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: Progress) -> Assembled:
+def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: TellPart) -> Assembled:
     """Write the result under its name into a folder inside folder, bring it to the disk, and check all of it.
 
     Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the finished tiles stay.
@@ -174,13 +174,13 @@ def _reason(error: BaseException) -> str:
 # ---- writing
 
 
-def _write_gtiff(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+def _write_gtiff(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
     options = creation_options(profile)
     _write_tiff(path, profile, options, mosaic, progress)
     return (_base_level(profile, mosaic),)
 
 
-def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
     options = creation_options(profile)
     parts = path.parent.parent / PARTS
     parts.mkdir()
@@ -201,7 +201,7 @@ def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Pro
     return tuple(levels)
 
 
-def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Progress) -> tuple[Level, ...]:
+def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
     parts = path.parent.parent / PARTS
     parts.mkdir()
     base = parts / "level.tif"
@@ -249,7 +249,7 @@ def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
 
 
 def _write_tiff(
-    path: Path, profile: OutputProfile, options: Mapping[str, str], mosaic: Mosaic, progress: Progress
+    path: Path, profile: OutputProfile, options: Mapping[str, str], mosaic: Mosaic, progress: TellPart
 ) -> None:
     grid = profile.grid
     place = {name: value for name, value in (("transform", grid.transform), ("crs", grid.crs)) if value is not None}
@@ -378,7 +378,7 @@ def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile
 
 
 def _checked(
-    path: Path, profile: OutputProfile, expected: Sequence[Level], mosaic: Mosaic, progress: Progress
+    path: Path, profile: OutputProfile, expected: Sequence[Level], mosaic: Mosaic, progress: TellPart
 ) -> tuple[Level, ...]:
     """The levels as a second reader finds them. Raises VerificationError where they are not what was to be written."""
     chosen, lossless = FORMATS[profile.format], is_lossless(profile)

@@ -20,7 +20,7 @@ from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
-from repmamba.scene.confidence import ConfidencePlan, SceneWriters, disk_needs, files_written, with_confidence
+from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
@@ -29,16 +29,17 @@ from repmamba.scene.lock import TargetLock
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.readback import TellPart
 from repmamba.scene.receipt import receipt_path
 from repmamba.scene.space import check_space
 from repmamba.scene.stored import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
-from repmamba.scene.writer import read_beside
+from repmamba.scene.writer import SceneWriters, disk_needs, files_written, read_beside
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # output pixels finished, of how many
+TellPixels = Callable[[int, int], None]  # output pixels finished, of how many
 NO_JOB = "0" * 32  # the id of none, so that all working folders are those of others
 Weights = str | os.PathLike[str] | Upscaler | None
 
@@ -99,8 +100,8 @@ def upscale_file(
     *,
     overwrite: bool = False,
     restart: bool = False,
-    progress: Progress | None = None,
-    assembling: Progress | None = None,
+    progress: TellPixels | None = None,
+    assembling: TellPixels | None = None,
     **arguments: Unpack[Arguments],
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
@@ -113,13 +114,14 @@ def upscale_file(
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory.
     """
     begun = time.monotonic()
-    target, how = Path(target), {"overwrite": overwrite, "restart": restart}
-    with _planned(source, target, weights, arguments, **how) as (raster, upscaler, plan, confidence, taken):
-        writers = SceneWriters(target, plan, confidence, **how)
+    target = Path(target)
+    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+        plan, upscaler, confidence = planned.plan, planned.upscaler, planned.confidence
+        writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
         with _stopping_cleanly(writers):
             remaining, corrupt = writers.remaining(), CorruptBlocks(writers.folder)
-            _compute(raster, plan, upscaler, writers, remaining, corrupt, taken.workers, progress)
-            raster.check_unchanged()
+            _compute(planned, writers, remaining, corrupt, progress)
+            planned.raster.check_unchanged()
             check_addresses(plan.job)
             writers.finish(_in_pixels(assembling, plan.profile.grid))
     result = SceneResult(
@@ -153,15 +155,27 @@ def plan_file(
     Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
     the lock, or that side-car files of another raster lie at the target.
     """
-    target, how = Path(target), {"overwrite": overwrite, "restart": restart}
-    with _planned(source, target, weights, arguments, **how) as (_, upscaler, plan, confidence, taken):
+    target = Path(target)
+    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+        plan, confidence = planned.plan, planned.confidence
         # What the writers of a run look at themselves.
         for file, _, job in files_written(target, plan, confidence):
             others = other_jobs(file, job.id)
             if others and not restart and not work_folder(file, job.id).is_dir():
                 refuse_changed_job(file, job, others)
         check_space(disk_needs(target, plan, confidence))
-        return with_time(taken, plan, upscaler)
+        return with_time(planned.estimate, plan, planned.upscaler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A scene about to be computed."""
+
+    raster: Raster  # open
+    upscaler: Upscaler
+    plan: ScenePlan
+    confidence: ConfidencePlan | None  # where that is wanted
+    estimate: Estimate
 
 
 @contextmanager
@@ -173,13 +187,13 @@ def _planned(
     *,
     overwrite: bool,
     restart: bool,
-) -> Iterator[tuple[Raster, Upscaler, ScenePlan, ConfidencePlan | None, Estimate]]:
+) -> Iterator[_Planned]:
     """The source, open, with all that was decided about it; what cannot be done is refused."""
     given = checked_arguments(arguments)
     check_targets(source, target, given.get("confidence"), overwrite=overwrite)
-    network = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
-    network["ensemble"] = given.pop("ensemble", False)
-    how = Reading(
+    load_options = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
+    load_options["ensemble"] = given.pop("ensemble", False)
+    reading = Reading(
         untrusted=given.pop("untrusted", False),
         max_pixels=given.pop("max_pixels", None),
         fill_corrupt=given.pop("on_corrupt", "error") == "fill",
@@ -188,36 +202,36 @@ def _planned(
     workers = given.pop("workers", None)
     second = given.pop("confidence", None)
     options = SceneOptions(**given)
-    with open_raster(source, how) as raster:
+    with open_raster(source, reading) as raster:
         for output in (target, *([] if second is None else [Path(second)])):
             _refuse_what_is_read(output, [output], raster)
-        upscaler = _loaded(weights, network)
+        upscaler = _loaded(weights, load_options)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, how), None
+        plan, confidence = plan_scene(raster, target, upscaler, options, reading), None
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):
             _refuse_what_is_read(file, [*read_beside(file, profile), receipt_path(file)], raster)
-        taken = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
-        check_memory(taken, raster, plan)
+        expected = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
+        check_memory(expected, raster, plan)
         if not restart:
             for file, _, job in files_written(target, plan, confidence):
                 refuse_to_continue_unknown(job.source, work_folder(file, job.id))
-        yield raster, upscaler, plan, confidence, taken
+        yield _Planned(raster, upscaler, plan, confidence, expected)
 
 
-def _loaded(weights: Weights, network: dict[str, Any]) -> Upscaler:
+def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
     """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
     if not isinstance(weights, Upscaler):
-        return load(weights, **network)
-    scale = network.pop("scale") or weights.scale
+        return load(weights, **load_options)
+    scale = load_options.pop("scale") or weights.scale
     if scale != weights.scale:
         raise UsageError(
             f"The Upscaler {weights.name} is of x{weights.scale}, and x{scale} was asked for: "
             f"load weights of x{scale}, or leave the scale out."
         )
-    asked = [name for name, value in network.items() if value]
+    asked = [name for name, value in load_options.items() if value]
     if asked:
         raise UsageError(f"The Upscaler {weights.name} is made already: give {', '.join(asked)} to load.")
     return weights
@@ -274,18 +288,15 @@ def _was_left_by_a_stopped_run(target: Path) -> bool:
 
 
 def _compute(
-    raster: Raster,
-    plan: ScenePlan,
-    upscaler: Upscaler,
+    planned: _Planned,
     writers: SceneWriters,
     remaining: list[int],
     corrupt: CorruptBlocks,
-    workers: int,
-    progress: Progress | None,
+    progress: TellPixels | None,
 ) -> None:
     """Read, compute and write the remaining tiles. Reading and writing go on here while the workers compute."""
-    grid = plan.profile.grid
-    total = grid.width * grid.height
+    raster, plan, upscaler = planned.raster, planned.plan, planned.upscaler
+    total = plan.profile.grid.width * plan.profile.grid.height
     done = total - sum(_area(plan.tiles[index].write) for index in remaining)
     if progress is not None:
         progress(done, total)
@@ -298,7 +309,7 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
-    with closing(side_by_side(step, pieces(), workers, len(remaining))) as results:
+    with closing(side_by_side(step, pieces(), planned.estimate.workers, len(remaining))) as results:
         for index, result in results:
             corrupt.add(raster.corrupt_blocks)
             writers.put(index, result)
@@ -308,7 +319,7 @@ def _compute(
                 progress(done, total)
 
 
-def _in_pixels(progress: Progress | None, grid: Grid) -> Callable[[float], None] | None:
+def _in_pixels(progress: TellPixels | None, grid: Grid) -> TellPart | None:
     """A progress in parts of the whole, 0 to 1, told in pixels."""
     if progress is None:
         return None

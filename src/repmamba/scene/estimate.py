@@ -19,10 +19,11 @@ from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, side_by_side
-from repmamba.scene.confidence import ConfidencePlan, disk_needs
+from repmamba.scene.confidence import ConfidencePlan
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan, said_of_bands_alone
 from repmamba.scene.raster import Raster
+from repmamba.scene.writer import disk_needs
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ READING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_
 STRIP = 64  # rows read at once from formats that only go from top to bottom
 LOSSY_DRIFT = 1.0  # grey levels by which the mean of a piece may differ between two decoders of the same JPEG
 
-Progress = Callable[[float], None]
+TellPart = Callable[[float], None]  # the part done, 0 to 1
 Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]  # window, rows (h, count, w), mask (h, w)
 
 
@@ -122,7 +122,7 @@ def measure(
     lossless: bool,
     one_pass: bool,
     look: Look | None = None,
-    progress: Progress | None = None,
+    progress: TellPart | None = None,
 ) -> Iterator[Piece]:
     """What each window of an open raster holds, in their order. Raises VerificationError if it cannot be read.
 
@@ -204,7 +204,7 @@ def _block_shape(dataset: Any, band: int, level: int) -> tuple[int, int]:
     return height, width
 
 
-def check_levels(path: Path, receipt: Receipt, progress: Progress | None = None) -> int:
+def check_levels(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
     """Decode every piece of every level of a result and compare; how many there are. Raises VerificationError."""
     chosen, checked = FORMATS[receipt.format], 0
     total = sum(len(level.pieces) for level in receipt.levels)
@@ -268,7 +268,7 @@ def _where(index: int, piece: Piece, name: str) -> str:
     )
 
 
-def verify_result(path: Path, receipt: Receipt, progress: Progress | None = None) -> int:
+def verify_result(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
     """Check every piece, every level, every byte of a result; the number of pieces. Raises VerificationError."""
     checked = check_levels(path, receipt, progress)
     if path.stat().st_size != receipt.bytes or file_sha256(path) != receipt.sha256:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Pixels = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w) in the source's type; valid (h, w)
 
-PICTURES = ("JPEG", "PNG", "WEBP", "GTiff")  # formats whose files may ask to be turned before they are shown
+MAY_BE_TURNED = ("JPEG", "PNG", "WEBP", "GTiff")  # formats whose files may ask for it before they are shown
 TURNED_ROWS = 128  # of the file, decoded and turned at once
 _PAGE = re.compile(r"GTIFF_DIR:(\d+):", re.IGNORECASE)  # of a TIFF, from 1, in GDAL's name for it
 
@@ -287,7 +287,7 @@ def is_placed(dataset: Any) -> bool:
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
     by_offset = dataset.name.upper().startswith("GTIFF_DIR:OFF:")  # nobody says which page that is
-    if dataset.driver not in PICTURES or not files or by_offset or is_placed(dataset):
+    if dataset.driver not in MAY_BE_TURNED or not files or by_offset or is_placed(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):
         return 1

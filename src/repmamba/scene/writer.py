@@ -3,6 +3,8 @@
 Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to a whole result; and
 the same command continues with the tiles that are done. Where each promise is kept: durable.py (bytes on the disk),
 journal.py (what is done), lock.py (one process at a time), assembly.py (the file), readback.py (the second reader).
+SceneWriters write a result and its confidence, in such an order that each is absent or whole, and the same command ends
+with both.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +27,16 @@ from repmamba.scene.job import JobIdentity
 from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, storage_errors, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
-from repmamba.scene.readback import Progress
+from repmamba.scene.readback import TellPart
 from repmamba.scene.receipt import Receipt, check_cover, file_sha256, read_receipt, receipt_path
 from repmamba.scene.space import SLACK, bytes_to_begin, check_space
 from repmamba.scene.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
+
+if TYPE_CHECKING:  # they are made with torch, which writing has no need of
+    from repmamba.scene.confidence import ConfidencePlan
+    from repmamba.scene.plan import ScenePlan
+    from repmamba.scene.tile_step import TileResult
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,24 @@ def read_beside(target: Path, profile: OutputProfile) -> list[Path]:
     world = FORMATS[profile.format].world
     names = [target.with_name(target.name + suffix) for suffix in _GDAL_SIDECARS]
     return names if world is None else [*names, target.with_suffix(world)]
+
+
+def files_written(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
+) -> list[tuple[Path, OutputProfile, JobIdentity]]:
+    """What a plan puts in place, links followed: the result, then its confidence where one is wanted."""
+    files = [(Path(os.path.realpath(target)), plan.profile, plan.job)]
+    if confidence is not None:
+        files.append((Path(os.path.realpath(confidence.target)), confidence.profile, confidence.job))
+    return files
+
+
+def disk_needs(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None) -> list[tuple[Path, int]]:
+    """The files that a plan puts in place, and the bytes that each may still take on the disk."""
+    return [
+        (file, bytes_to_begin(profile, work_folder(file, job.id)))
+        for file, profile, job in files_written(target, plan, confidence)
+    ]
 
 
 class SceneWriter:
@@ -115,13 +140,13 @@ class SceneWriter:
         """
         self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
 
-    def finish(self, progress: Progress | None = None) -> Receipt:
+    def finish(self, progress: TellPart | None = None) -> Receipt:
         """Put the whole result in place and tidy up: land, then clear."""
         receipt = self.land(progress)
         self.clear()
         return receipt
 
-    def land(self, progress: Progress | None = None) -> Receipt:
+    def land(self, progress: TellPart | None = None) -> Receipt:
         """Assemble, check every pixel, put the result in place; harmless twice.
 
         progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists, VerificationError; the
@@ -238,6 +263,69 @@ class SceneWriter:
         self._lock.release()
 
 
+class SceneWriters:
+    """The writer of a result, and that of its confidence where one is wanted, as one."""
+
+    def __init__(
+        self,
+        target: Path,
+        plan: ScenePlan,
+        confidence: ConfidencePlan | None,
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+    ) -> None:
+        windows = [tile.write for tile in plan.tiles]
+        if confidence is not None:  # each writer looks for its own room alone
+            check_space(disk_needs(target, plan, confidence))
+        self._writers = [SceneWriter(target, plan.profile, plan.job, windows, overwrite=overwrite, restart=restart)]
+        if confidence is not None:
+            try:
+                self._writers.append(
+                    SceneWriter(
+                        confidence.target,
+                        confidence.profile,
+                        confidence.job,
+                        windows,
+                        overwrite=overwrite,
+                        restart=restart,
+                        keep_finished=True,
+                    )
+                )
+            except BaseException:
+                self.abandon()
+                raise
+        self._lacking = [set(writer.remaining()) for writer in self._writers]
+
+    @property
+    def folder(self) -> Path:
+        """The working folder of the result, which is the last to go."""
+        return self._writers[0].folder
+
+    def remaining(self) -> list[int]:
+        """The indices of the tiles that either lacked when it was opened."""
+        return sorted(set().union(*self._lacking))
+
+    def put(self, index: int, tile: TileResult) -> None:
+        """Make a tile durable wherever it was lacking. See SceneWriter.put."""
+        planes = [tile.numbers] if tile.expected_error is None else [tile.numbers, tile.expected_error]
+        for writer, lacking, data in zip(self._writers, self._lacking, planes, strict=True):
+            if index in lacking:
+                writer.put(index, data, tile.valid)
+
+    def finish(self, progress: TellPart | None = None) -> None:
+        """Put both in place, then tidy up, the result's folder last: while it is there, the same call ends the job."""
+        for place, writer in enumerate(self._writers):
+            writer.land(None if progress is None else _part(progress, place, len(self._writers)))
+        for writer in reversed(self._writers):
+            writer.clear()
+
+    def abandon(self) -> None:
+        """Leave everything for a later run of the same job. Harmless twice."""
+        for writer in self._writers:
+            writer.abandon()
+
+
 def _whole_path(target: Path) -> Path:
     """The target with its folder spelt out; a link is followed, so that it stays one. Raises TargetError."""
     path = Path(os.path.realpath(target))
@@ -246,3 +334,8 @@ def _whole_path(target: Path) -> Path:
     if not path.parent.is_dir():
         raise TargetError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
     return path
+
+
+def _part(progress: TellPart, place: int, parts: int) -> TellPart:
+    """The progress of one of some equal parts, told as that of the whole."""
+    return lambda done: progress((place + done) / parts)
