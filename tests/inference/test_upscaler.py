@@ -1,5 +1,6 @@
 """Upscaler: arrays of every kind, and a result that depends on nothing but array, weights and plan."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from repmamba import load
-from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
+from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
@@ -128,6 +129,30 @@ def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscale
     far = np.ones(result.shape, bool)
     far[40:82, 40:82] = False
     assert np.abs(result - plain)[far].max() < 0.1
+
+
+def test_floats_far_outside_0_to_1_are_warned_of_unless_their_range_is_told(upscaler):
+    image = random.random((20, 20)).astype(np.float32)
+    image[0, 0] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upscaler.upscale(image)  # a spike
+        upscaler.upscale(4000 * image, value_range=(0, 4000))
+        upscaler.upscale(np.ma.masked_greater(4000 * image, 1))
+    with pytest.warns(OutsideTraining, match=r"100% of these lie far outside.*value_range"):
+        upscaler.upscale(4000 * image + 10)
+
+
+def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler):
+    image = (random.random((40, 40, 4)) * [4000, 4000, 4000, 90]).astype(np.uint16)
+    image[3, 3, 0] = 65535
+    result = upscaler.upscale(image, value_range="robust")
+    colours, other = (np.percentile(image[..., bands], (0.5, 99.5)) for bands in (slice(3), slice(3, 4)))
+    for bands, found in ((slice(3), colours), (slice(3, 4), other)):
+        given = upscaler.upscale(image[..., bands], value_range=tuple(found))
+        np.testing.assert_allclose(result[..., bands].astype(float), given, atol=0.01 * found[1])
+    with pytest.raises(UsageError, match="'robust'"):
+        upscaler.upscale(image, value_range="type")
 
 
 @pytest.mark.parametrize("image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)])

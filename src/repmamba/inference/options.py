@@ -91,5 +91,15 @@ WHOLE = Kind("a whole number", whole)
 PIXELS = Kind("a whole number of pixels", whole)
 RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
 
-OF_ARRAYS = {"value_range": RANGE, "tile": PIXELS, "halo": PIXELS, "workers": WHOLE}
+
+def _range(value: Any) -> Any:
+    return value if isinstance(value, str) and value == "robust" else RANGE.taken(value)
+
+
+OF_ARRAYS = {
+    "value_range": Kind(f"{RANGE.words}, or 'robust'", _range),
+    "tile": PIXELS,
+    "halo": PIXELS,
+    "workers": WHOLE,
+}
 """What Upscaler.upscale takes."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repmamba.errors import CheckpointError, ShapeMismatch, UsageError
+from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import FoundWeights, find_weights
 from repmamba.inference.confidence import Calibration, read_calibration
@@ -33,14 +34,16 @@ from repmamba.network.fusion import FusedRMB
 from repmamba.network.fusion import fuse as fused
 from repmamba.network.rmb import SS2D
 from repmamba.pixels.nodata import enlarged, filled, usable
-from repmamba.pixels.radiometry import Radiometry
+from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
 
 MOST = {"tile": 4096, "halo": 512}  # lr pixels that a file of weights may ask for: memory grows with them
+UNSEEN = 0.01  # of an array's numbers, that may lie outside SEEN without a word
 
+ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
 Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
 
 
@@ -81,7 +84,7 @@ class Upscaler:
         self,
         array: Image,
         *,
-        value_range: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
         tile: int | None = None,
         halo: int | None = None,
         workers: int | None = None,
@@ -94,7 +97,8 @@ class Upscaler:
         xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
-        value_range: what is black and white instead of the type's range; nothing is clipped to it.
+        value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
+        the image; nothing is clipped to it. Floats far outside [0, 1] that come without it give a warning.
         tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side, changes no result.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
@@ -188,20 +192,21 @@ class Upscaler:
         Missing where all bands are nodata, a float also in one band alone, and where masked, (bands, h, w), says so.
         """
         bands, height, width = planes.shape
-        radiometry = Radiometry.of_type(planes.dtype.name, bands)
-        if cut.value_range is not None:
-            low, high = cut.value_range
-            radiometry = replace(radiometry, low=(low,) * bands, high=(high,) * bands)
         groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
+
+        def known_of(window: tuple[slice, slice]) -> NDArray[np.bool_]:
+            raw = planes[:, *window]
+            valid = ~(raw == (np.nan if nodata is None else nodata)).all(0)  # NaN equals nothing
+            known = usable(raw, valid, (nodata,) * bands)
+            return known if masked is None else known & ~masked[:, *window]
+
+        radiometry = _radiometry(planes, known_of((slice(None), slice(None))), groups, cut.value_range)
         plan = plan_tiles(height, width, self.scale, tile=cut.tile, halo=cut.halo)
         result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
             raw = planes[:, *tile.read.slices]
-            valid = ~(raw == nodata).all(0)  # nodata that is NaN or None equals nothing
-            known = usable(raw, valid, (nodata,) * bands)
-            if masked is not None:
-                known = known & ~masked[:, *tile.read.slices]
+            known = known_of(tile.read.slices)
             sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
             numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
             if not known.all():
@@ -219,7 +224,41 @@ class _Cut:
     tile: int
     halo: int
     workers: int
-    value_range: tuple[float, float] | None
+    value_range: ValueRange | None
+
+
+def _radiometry(
+    planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, value_range: ValueRange | None
+) -> Radiometry:
+    """The linear map of each band of an array. Warns of floats that the network is not shown as they are."""
+    bands = len(planes)
+    usual = Radiometry.of_type(planes.dtype.name, bands)
+    if value_range is None:
+        if planes.dtype.kind == "f":
+            _warn_of_unseen(planes[known])
+        return usual
+    if value_range != "robust":
+        return replace(usual, low=(value_range[0],) * bands, high=(value_range[1],) * bands)
+    low, high = list(usual.low), list(usual.high)
+    for group in groups:
+        histogram = ValueHistogram()
+        for band in group:
+            histogram.add(planes[band][known[band]])
+        if (found := histogram.range()) is not None:
+            for band in group:
+                low[band], high[band] = found
+    return replace(usual, low=tuple(low), high=tuple(high))
+
+
+def _warn_of_unseen(numbers: NDArray[np.floating[Any]]) -> None:
+    unseen = np.count_nonzero((numbers < SEEN[0]) | (numbers > SEEN[1]))
+    if unseen > UNSEEN * numbers.size:
+        warnings.warn(
+            f"Floats are taken as [0, 1], and {unseen / numbers.size:.0%} of these lie far outside: the network sees "
+            "nothing in them, and they are enlarged bilinearly. Give value_range=(low, high) or value_range='robust'.",
+            OutsideTraining,
+            stacklevel=4,
+        )
 
 
 def restored(
