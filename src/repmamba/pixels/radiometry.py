@@ -9,7 +9,7 @@ fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Radiometry:
     dtype: str  # numpy name, of source and result
     low: tuple[float, ...]  # one a band, in the source's numbers
     high: tuple[float, ...]
+    largest: float | None = None  # that a result may be, where a file has fewer bits than its type
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -49,15 +50,15 @@ class Radiometry:
                 )
 
     @classmethod
-    def of_type(cls, dtype: str, bands: int) -> Radiometry:
-        """The whole range of an integer type; [0, 1] for floats."""
+    def of_type(cls, dtype: str, bands: int, largest: float | None = None) -> Radiometry:
+        """The whole range of an integer type, up to largest where that is given; [0, 1] for floats."""
         low, high = type_range(dtype) if np.dtype(dtype).kind in "iu" else (0.0, 1.0)
-        return cls(dtype, (low,) * bands, (high,) * bands)
+        return cls(dtype, (low,) * bands, (high if largest is None else largest,) * bands, largest)
 
     def of_bands(self, bands: Sequence[int]) -> Radiometry:
         """The map of some of the bands, counted from 0."""
         low, high = (tuple(ends[band] for band in bands) for ends in (self.low, self.high))
-        return Radiometry(self.dtype, low, high)
+        return replace(self, low=low, high=high)
 
     def to_unit(self, raw: NDArray[np.generic]) -> NDArray[np.float32]:
         """raw: (bands, h, w) in the source's type -> unit, same shape, at most LARGEST in size; NaN stays NaN."""
@@ -70,7 +71,7 @@ class Radiometry:
         return unit.astype(np.float32)
 
     def from_unit(self, unit: NDArray[np.floating], *, nodata: float | None = None) -> NDArray[np.generic]:
-        """unit: (bands, h, w) -> the source's type: rounded to nearest for integers, clipped to the type's range.
+        """unit: (bands, h, w) -> the source's type: rounded to nearest for integers, clipped to what it can hold.
 
         nodata: a number that no result may be taken for, since all results are valid; such a one moves to the nearest
         of the type's numbers that is not, on the side that the unrounded value lies.
@@ -78,15 +79,19 @@ class Radiometry:
         low, width = self._columns()
         numbers = unit * width  # float64; what follows is done in place, since a tile has 25 MB of them
         numbers += low
-        np.clip(numbers, *type_range(self.dtype), out=numbers)
+        np.clip(numbers, *self._limits(), out=numbers)
         if np.dtype(self.dtype).kind in "iu":
             np.rint(numbers, out=numbers)
         result: NDArray[np.generic] = numbers.astype(self.dtype)
         if nodata is not None and not np.isnan(nodata):
             taken = mistaken(result, float(nodata))  # a NumPy number would wrap around beside its type's ends
             if taken.any():
-                result[taken] = _beside(float(nodata), self.dtype, (unit * width + low)[taken])
+                result[taken] = _beside(float(nodata), self.dtype, self._limits(), (unit * width + low)[taken])
         return result
+
+    def _limits(self) -> tuple[float, float]:
+        smallest, largest = type_range(self.dtype)
+        return smallest, largest if self.largest is None else self.largest
 
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         low = np.array(self.low, np.float64)[:, None, None]
@@ -111,9 +116,9 @@ def mistaken(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
         return np.asarray(np.abs(result - here) <= MISTAKEN * np.abs(here))
 
 
-def _beside(nodata: float, dtype: str, exact: NDArray[np.float64]) -> NDArray[np.generic]:
+def _beside(nodata: float, dtype: str, limits: tuple[float, float], exact: NDArray[np.float64]) -> NDArray[np.generic]:
     """For results taken for nodata: the next number that is not, upwards where the exact value is not below nodata."""
-    smallest, largest = type_range(dtype)
+    smallest, largest = limits
     if np.dtype(dtype).kind in "iu":
         step = 1.0
     else:

@@ -252,7 +252,7 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
 def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions) -> Radiometry:
     """The linear map of each band. Bands that go through the network together share theirs, or colours would shift."""
     dtype, asked = raster.facts.dtype, options.value_range
-    usual = Radiometry.of_type(dtype, len(places))
+    usual = Radiometry.of_type(dtype, len(places), raster.facts.largest)
     if asked is None:
         asked = "type" if dtype == "uint8" else "robust"
     if asked == "type":

@@ -54,6 +54,7 @@ class RasterFacts:
     driver: str
     grid: Grid
     dtype: str
+    largest: float | None  # number that a pixel can have, where the file has fewer bits than its type (NBITS)
     nodata: float | None  # where it alone tells what is missing
     band_nodata: tuple[float | None, ...]  # what is missing in one band alone, where no mask or alpha tells
     missing: str  # how missing pixels are told: "mask", "alpha" (the last band), "nodata", or "" for not at all
@@ -218,6 +219,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         driver=dataset.driver,
         grid=Grid(width, height, None if told_otherwise else dataset.transform, dataset.crs),
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
+        largest=_largest(dataset) if pixels.lookup is None else None,
         nodata=nodata,
         band_nodata=_each(_band_nodata(dataset), order),
         missing=missing,
@@ -260,6 +262,15 @@ def _missing(dataset: Any, pixels: StoredPixels) -> tuple[str, float | None]:
     if nodata is not None and one_for_all and _is_number_of(dataset.dtypes[0], nodata):
         return "nodata", nodata
     return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
+
+
+def _largest(dataset: Any) -> float | None:
+    """The largest number of unsigned integers of fewer bits than their type has."""
+    dtype = np.dtype(dataset.dtypes[0])
+    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "")
+    if dtype.kind != "u" or not bits.isdecimal() or not 1 <= int(bits) < 8 * dtype.itemsize:
+        return None
+    return float((1 << int(bits)) - 1)
 
 
 def _band_nodata(dataset: Any) -> tuple[float | None, ...]:
