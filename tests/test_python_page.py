@@ -1,19 +1,23 @@
-"""docs/python.md: its examples run, in their order, and its tables have every argument there is."""
+"""docs/python.md and the README: their examples run, in their order, and tables have every argument there is."""
 
 import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from rasterio.transform import from_origin
 
 import repmamba
 from repmamba.scene.arguments import KINDS
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "python.md").read_text("utf-8")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "python.md").read_text("utf-8")
+EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -39,11 +43,20 @@ def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("where_the_examples_run")
 def test_the_examples_run_one_after_the_other():
     names: dict[str, object] = {}
-    for example in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
+    for example in EXAMPLE.findall(PAGE):
         exec(example, names)
     assert isinstance(names["masked"], np.ma.MaskedArray)
     for result in ("scene_x4.tif", "part.cog.tif", "from_xarray.tif", "ours/model.safetensors"):
         assert Path(result).is_file()
+
+
+@pytest.mark.usefixtures("where_the_examples_run")
+def test_the_example_of_the_readme_runs():
+    (example,) = EXAMPLE.findall((DOCS.parent / "README.md").read_text("utf-8"))
+    names: dict[str, Any] = {"array": np.zeros((9, 8, 3), np.uint8), "tensor": torch.zeros(1, 3, 9, 8)}
+    exec(example, names)
+    assert Path("scene_x4.tif").is_file()
+    assert names["large"].shape == (1, 3, 36, 32)
 
 
 def arguments_in(section: str) -> set[str]:
