@@ -46,7 +46,7 @@ test: .venv/installed-dev  ## the tests, in under ten minutes on two cores
 	$(PYTEST)
 
 test-long: .venv/installed-dev  ## the full counts of kills, mutated files and random cases
-	$(PYTEST) -m long
+	$(PYTEST) -m long -o faulthandler_timeout=3600
 
 check: .venv/installed-dev  ## lint, format and types
 	$(BIN)/ruff check

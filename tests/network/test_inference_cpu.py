@@ -34,6 +34,8 @@ CONFIGS = (
     NetworkConfig(depths=(1,), upsampler="nearest+conv", in_chans=4),
 )
 
+MOST_SECONDS = 60.0  # that a thread is waited for, which never takes a second
+
 
 @pytest.fixture(autouse=True)
 def threads_as_before():
@@ -121,8 +123,9 @@ def test_calls_from_several_threads_do_not_meet(shaken):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(MOST_SECONDS)
     assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_buffers_kept_between_calls_carry_nothing_over(shaken):
@@ -300,7 +303,7 @@ def test_an_interrupted_call_ends_when_no_thread_writes_into_its_maps_any_more(s
 
     def interrupted(*arguments):
         if threading.get_ident() == caller:
-            begun.wait()
+            assert begun.wait(MOST_SECONDS)
             raise KeyboardInterrupt
         begun.set()
         time.sleep(0.1)
