@@ -388,12 +388,13 @@ def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(
     path = write_raster("file.tif", smooth(1, 8, 8))
     with rasterio.open(path, "r+") as file:
         file.update_tags(ACQUIRED="2021-05-01", EXIF_GPSLatitude="47 N", STATISTICS_MEAN="3")
+        file.update_tags(TIFFTAG_MINSAMPLEVALUE="1", TIFFTAG_MAXSAMPLEVALUE="9")
         file.update_tags(1, STATISTICS_MAXIMUM="200", wavelength="665")
         file.update_tags(ns="mission", name="one")
     with open_raster(path) as raster:
         assert raster.facts.tags[""]["ACQUIRED"] == "2021-05-01"
         assert raster.facts.tags["mission"] == {"name": "one"}
-        assert not [name for name in raster.facts.tags[""] if name.startswith(("EXIF", "STATISTICS"))]
+        assert not [name for name in raster.facts.tags[""] if name.startswith(("EXIF", "STATISTICS", "TIFFTAG_M"))]
         assert raster.facts.band_tags == ({"": {"wavelength": "665"}},)
 
 

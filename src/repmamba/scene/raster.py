@@ -34,7 +34,10 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-DROPPED_TAGS = ("STATISTICS_", "OVR_", "EXIF_", "NODATA_VALUES", "INTERLEAVE", "COMPRESSION")
+DROPPED_TAGS = (
+    *("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE"),
+    *("OVR_", "EXIF_", "NODATA_VALUES", "INTERLEAVE", "COMPRESSION"),
+)
 DROPPED_NAMESPACES = (
     *("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF"),
     *("NITF_METADATA", "TRE"),  # the file's own header, with its size and place
