@@ -28,7 +28,7 @@ def test_a_seed_beside_a_manifest_that_has_one_is_refused(tmp_path, capsys):
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("repmamba.train.counting.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.cli.progress.LINES_EVERY", 0.0)
     write_png(tmp_path / "images" / "good.png", np.zeros((8, 8, 3), np.uint8))
     assert run(["prepare", "folder", str(tmp_path / "images"), str(tmp_path / "pairs"), "--scale", "4"]) == 0
     assert "Preparing: 1 of 1." in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """repmamba upscale: where results go, what is said while it runs, and how options are read."""
 
-import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,31 +109,6 @@ def test_lists_that_are_none_are_refused(option, text):
 def read(option: str, text: str) -> object:
     parameter = next(entry for entry in command.upscale.params if entry.name == option)
     return parameter.callback(click.Context(command.upscale), parameter, text)
-
-
-def test_without_a_terminal_ten_lines_at_most_are_logged(caplog):
-    with caplog.at_level(logging.INFO, "repmamba"), command.progress_bar("scene.tif", quiet=False) as progress:
-        for done in range(1001):
-            progress(done * 1000, 1_000_000)
-    assert 5 <= len(caplog.messages) <= 11
-    assert caplog.messages[-1] == "scene.tif: 100 % of 1.0 megapixels"
-
-
-def test_quiet_is_quiet():
-    with command.progress_bar("scene.tif", quiet=True) as progress:
-        assert progress is None
-
-
-def test_on_a_terminal_a_bar_shows_megapixels_a_second_and_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with command.progress_bar(Path("scene.tif").name, quiet=False) as progress:
-        progress(500_000, 2_000_000)  # finished by an earlier run
-        progress(1_000_000, 2_000_000)
-        progress(2_000_000, 2_000_000)
-    said = capsys.readouterr().err
-    assert "scene.tif" in said
-    assert "MP" in said
-    assert "25%" in said
 
 
 @dataclass(frozen=True)

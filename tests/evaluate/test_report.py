@@ -364,7 +364,7 @@ def test_other_networks_without_a_page_are_refused_rather_than_left_out(tmp_path
 
 
 def test_without_a_terminal_lines_say_how_far_an_evaluation_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("repmamba.train.counting.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.cli.progress.LINES_EVERY", 0.0)
     folder = make_pairs(tmp_path, ["1", "2"])
     with caplog.at_level("INFO", logger="repmamba"):
         CliRunner().invoke(command, [str(folder), "--method", "bicubic"], catch_exceptions=False)

@@ -31,7 +31,6 @@ from repmamba.errors import (
 )
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
-from repmamba.train.batches import open_stock, training_files
 from repmamba.train.curves import read_curve
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
@@ -258,17 +257,18 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
 
 
 def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(tiny, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("repmamba.train.monitor.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(), tmp_path, log_every=2, cache=tmp_path / "shared")
         fit(tiny(), tmp_path)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("Image ")]
+    assert "Image 4 of 5." in caplog.messages
     assert lines[0].startswith("tiny: x2 network of ")
     assert "from a bilinear start; 8 steps of 2 patches of 8x8 LR pixels, 3 of 10x10 from 5 on, loss l1" in lines[0]
     assert lines[1] == "On cpu (threads: 1), in float32."
     assert lines[2].startswith("Reading 2 images to be judged by: ")
     assert lines[3].startswith("Reading 5 images to learn from: ")
-    assert re.fullmatch(r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; 00:\d\d left\.", lines[7])
+    assert re.fullmatch(r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; \d\d:\d\d left\.", lines[7])
     assert re.fullmatch(
         r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.", lines[8]
     )
@@ -307,12 +307,19 @@ def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny,
         assert said in run._fault(7, "the loss is nan")
 
 
-def test_of_several_processes_the_first_one_alone_draws_a_bar(tiny, capsys):
-    recipe = tiny()
-    files = training_files(recipe)
-    for rank in (0, 1):
-        open_stock(files, recipe, None, torch.device("cpu"), Processes(rank, 2), bar=True)
-        assert ("Reading" in capsys.readouterr().err) == (rank == 0)
+def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
+    told = []
+    with caplog.at_level(logging.INFO, "repmamba.train"):
+        fit(tiny(steps=6), tmp_path, log_every=2, progress=told.append)
+    assert [(one.what, one.done, one.total) for one in told] == [
+        *(("Reading to judge", done, 2) for done in (1, 2)),
+        *(("Reading to learn", done, 5) for done in (1, 2, 3, 4, 5)),
+        *(("tiny", done, 6) for done in (1, 2, 3, 4, 5, 6)),
+    ]
+    assert told[-1].values.keys() == {"loss", "lr", "img_s", "psnr"}
+    assert told[-1].seconds_left == 0
+    assert not any(record.getMessage().startswith(("Step", "Image")) for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +438,7 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):  # killed at step 6, its last save was of step 3
-        monitor = Monitor(tmp_path, tiny(), begun, writes=True, bar=False, tensorboard=True)
+        monitor = Monitor(tmp_path, tiny(), begun, writes=True, tensorboard=True, tell=lambda reached: None)
         with monitor:
             for step in range(begun + 1, last + 1):
                 monitor.log(step, loss, 0.0, 0.0)

@@ -1,12 +1,12 @@
 """`repmamba evaluate`: methods scored against the truth, by named rules."""
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import counting
 
 
 @click.command()
@@ -97,7 +97,6 @@ def evaluate(
     from repmamba.evaluate.metrics import metrics_of
     from repmamba.evaluate.page import page, read_others
     from repmamba.evaluate.report import check_target, table, to_csv, to_json, write_text
-    from repmamba.train.counting import counting
 
     if others and not report:
         raise UsageError("--others are drawn in the page alone; name it by --report, or leave them out.")
@@ -130,7 +129,7 @@ def evaluate(
                 if cost
                 else counted
             )
-    with counting("Scoring", bar=not quiet and sys.stderr.isatty()) as progress:
+    with counting("Scoring", quiet=quiet) as progress:
         scores = run.evaluate(sets, chosen, metrics, save=save, progress=progress)
     click.echo(table(scores, costs))
     if json_file:

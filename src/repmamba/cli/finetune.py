@@ -1,11 +1,11 @@
 """repmamba finetune: weights trained further on scenes of one's own, kept only where held-back ground shows a gain."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import training
 from repmamba.cli.train import one_voice
 
 
@@ -62,7 +62,7 @@ def finetune(
     """
     from repmamba.train.finetune import finetune as train_further
 
-    with one_voice(quiet=quiet) as say:
+    with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
         result = train_further(
             scenes,
             folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
@@ -74,6 +74,6 @@ def finetune(
             threads=threads,
             nice=nice,
             minutes=minutes,
-            bar=not quiet and sys.stderr.isatty(),
+            progress=progress,
         )
         say(result.summary())

@@ -1,6 +1,5 @@
 """`repmamba prepare`: the pairs of a benchmark from its originals."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import counting
 from repmamba.cli.terminal import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -79,7 +79,6 @@ def prepare(
     from repmamba.data.prepare import Settings
     from repmamba.data.prepare import prepare as prepare_pairs
     from repmamba.errors import UsageError
-    from repmamba.train.counting import counting
 
     if manifest and seed is not None:
         raise UsageError(f"The seed is that of {manifest}; leave out --seed, or the manifest.")
@@ -87,7 +86,7 @@ def prepare(
         Stage(name, *limits) for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg)) if limits
     )
     settings = Settings(BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages)
-    with counting("Preparing", bar=not quiet and sys.stderr.isatty()) as progress:
+    with counting("Preparing", quiet=quiet) as progress:
         prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=progress)
     for line in prepared.summary().splitlines():
         click.echo(line[: len(line) - len(line.lstrip())] + printable(line))

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import training
 
 
 class _NamesRecipes(click.Command):
@@ -81,7 +81,7 @@ def train(
     from repmamba.train.recipe_file import read_recipe
 
     read = read_recipe(recipe, settings)
-    with one_voice(quiet=quiet) as say:
+    with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
         result = fit(
             read,
             folder or Path("runs") / read.name,
@@ -91,7 +91,7 @@ def train(
             workers=workers,
             log_every=log_every,
             minutes=minutes,
-            bar=not quiet and sys.stderr.isatty(),
+            progress=progress,
             tensorboard=tensorboard,
             cache=cache,
         )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,9 @@ from typing import Any
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import megapixels, shows_bars
 from repmamba.cli.terminal import say_error
 from repmamba.errors import RepmambaError, TargetError, UsageError
-
-logger = logging.getLogger("repmamba.cli.upscale")
-
-LOG_EVERY = 0.1  # of the work: a line each where there is no terminal for a bar
 
 
 def _numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -180,11 +174,8 @@ def upscale(
             shown = replace(plan_file(source, place, upscaler, **how, **settings), target=output)
         else:
             name = Path(source).name
-            unseen = quiet or not sys.stderr.isatty()  # in a log, the lines of the computing are enough
-            with (
-                progress_bar(name, quiet=quiet) as progress,
-                progress_bar(f"{name}, written", quiet=unseen) as assembling,
-            ):
+            unseen = not shows_bars(quiet=quiet)  # in a log, the lines of the computing are enough
+            with megapixels(name, quiet=quiet) as progress, megapixels(f"{name}, written", quiet=unseen) as assembling:
                 how = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
                 shown = upscale_file(source, output, upscaler, **how, **settings)
         if as_json:
@@ -260,47 +251,3 @@ def named_larger(source: str, scale: int) -> str:
     if ending is None:
         return f"{Path(name).stem}_x{scale}.tif"
     return f"{name[: -len(ending)]}_x{scale}{name[-len(ending) :]}"
-
-
-@contextmanager
-def progress_bar(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr with output megapixels a second and the time left; a few log lines where there is no terminal."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with _bar(name) as progress:
-            yield progress
-    else:
-        yield _log_lines(name)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    line = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
-    bars: list[Any] = []
-
-    def progress(done: int, total: int) -> None:
-        if not bars:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
-            start = {"total": total / 1e6, "initial": done / 1e6}
-            bars.append(tqdm(desc=name, unit="MP", bar_format=line, leave=False, dynamic_ncols=True, **start))
-        bars[0].update(done / 1e6 - bars[0].n)
-
-    try:
-        yield progress
-    finally:
-        for bar in bars:
-            bar.close()
-
-
-def _log_lines(name: str) -> Callable[[int, int], None]:
-    said = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        if done / total >= said + LOG_EVERY or (done == total and said < 1):
-            said = done / total
-            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * said, total / 1e6)
-
-    return progress

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
 
 from repmamba.cli import options
+from repmamba.cli.progress import parts
 from repmamba.cli.terminal import printable, say_error
 from repmamba.errors import VerificationError
 
@@ -60,9 +60,8 @@ def _verify(file: Path, receipt_file: Path | None, *, quiet: bool, as_json: bool
 
     path = Path(os.path.realpath(file))  # receipt and side-cars lie where a link leads
     receipt = read_receipt(receipt_file or receipt_path(path))
-    shows_bar = sys.stderr.isatty() and not quiet
-    with click.progressbar(length=100, label=printable(file.name), file=sys.stderr, hidden=not shows_bar) as bar:
-        checked = verify_result(path, receipt, lambda done: bar.update(max(0, int(100 * done) - bar.pos)))
+    with parts(printable(file.name), quiet=quiet) as progress:
+        checked = verify_result(path, receipt, progress)
     tiles, overviews = len(receipt.levels[0].pieces), len(receipt.levels) - 1
     if as_json:
         click.echo(json.dumps({"path": str(file), "ok": True, "tiles": tiles, "pieces": checked}))

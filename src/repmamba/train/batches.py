@@ -16,7 +16,6 @@ from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
-from repmamba.train.counting import counting
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
@@ -64,19 +63,18 @@ def open_stock(
     device: torch.device,
     processes: Processes,
     *,
-    bar: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Stock:
     """The images to learn from, where the recipe wants them.
 
-    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  bar: on stderr, of the
-    first process.
+    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  progress: called with
+    how many of how many images are read.
     """
     if cache and not processes.first:
         processes.wait()
     logger.info("Reading %d images to learn from: %s.", len(files), ", ".join(recipe.data.train))
     place = device if recipe.data.cache == "device" else None
-    with counting("Reading", bar=bar and processes.first) as progress:
-        stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
+    stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
     if cache and processes.first:
         processes.wait()
     return stock

@@ -32,6 +32,7 @@ from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 from repmamba.train.loop import fit
+from repmamba.train.reached import Tell
 from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule, Start, Step
 from repmamba.train.run import FitResult
 from repmamba.train.validation import enlarged
@@ -109,7 +110,7 @@ def finetune(
     threads: int | None = None,
     nice: int = 0,
     minutes: float | None = None,
-    bar: bool = False,
+    progress: Tell | None = None,
 ) -> FinetuneResult:
     """Train weights further on scenes, in a folder where a stopped run goes on.
 
@@ -137,7 +138,9 @@ def finetune(
         checkpoints=Checkpoints(every=50),
         start=Start(weights=weights),
     )
-    run = fit(recipe, folder, stock=stock, device=device, threads=threads, nice=nice, minutes=minutes, bar=bar)
+    run = fit(
+        recipe, folder, stock=stock, device=device, threads=threads, nice=nice, minutes=minutes, progress=progress
+    )
     if not run.finished:
         return FinetuneResult(run, weights, None)
     new = read_checkpoint(run.weights)

@@ -28,6 +28,7 @@ from repmamba.train.batches import (
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
+from repmamba.train.reached import Tell, log_lines, reading
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import FitResult, Progress, Run
@@ -47,7 +48,7 @@ def fit(
     workers: int = 1,
     log_every: int = 50,
     minutes: float | None = None,
-    bar: bool = False,
+    progress: Tell | None = None,
     tensorboard: bool = False,
     cache: Path | None = None,
     stock: Stock | None = None,
@@ -56,10 +57,10 @@ def fit(
 
     device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
     batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
-    return after so long, to be gone on with.  bar: on stderr; without it, log lines say how far the run is.
-    tensorboard: write its files, too.  cache: a folder that keeps the decoded images for this run and others; default
-    the run's own where data.cache is "disk", else none.  None of these changes a sample; another device or number of
-    threads changes the last digits of a loss.
+    return after so long, to be gone on with.  progress: called with how far the run is, by the first process; without
+    it, log lines say so.  tensorboard: write its files, too.  cache: a folder that keeps the decoded images for this
+    run and others; default the run's own where data.cache is "disk", else none.  None of these changes a sample;
+    another device or number of threads changes the last digits of a loss.
     stock: images that are in memory already, to be learnt from in place of those that data.train names.
     Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
     finite or diverges, RecipeError, SourceError, TargetError.
@@ -67,6 +68,7 @@ def fit(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settle(threads, nice)
     processes = find_processes(os.environ)
+    tell = (progress or log_lines()) if processes.first else lambda reached: None
     place = processes.device(device)
     folder = Path(folder)
     with joined(processes, place):
@@ -80,12 +82,19 @@ def fit(
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
-        judge = Judge(recipe, folder, bar=bar) if processes.first else None
-        stock = stock or open_stock(files, recipe, cache_of(recipe, folder, cache), place, processes, bar=bar)
+        judge = Judge(recipe, folder, progress=reading("Reading to judge", tell)) if processes.first else None
+        stock = stock or open_stock(
+            files,
+            recipe,
+            cache_of(recipe, folder, cache),
+            place,
+            processes,
+            progress=reading("Reading to learn", tell),
+        )
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
         run = resumed(Run(recipe, folder, learner, processes, images), files)
-        monitor = Monitor(folder, recipe, run.step, writes=processes.first, bar=bar, tensorboard=tensorboard)
+        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tensorboard=tensorboard, tell=tell)
         with monitor, stop_signals() as stopped:
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))

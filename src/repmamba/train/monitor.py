@@ -1,4 +1,4 @@
-"""What a run shows: what it is going to do, then its curve, a bar or log lines on stderr, TensorBoard's files."""
+"""What a run shows: what it is going to do, then its curve, how far it is, TensorBoard's files."""
 
 import logging
 import time
@@ -7,13 +7,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from tqdm import tqdm
 
 from repmamba.errors import MissingExtra
 from repmamba.evaluate.cost import parameters
-from repmamba.train.counting import LINES_EVERY
 from repmamba.train.curves import Curve
 from repmamba.train.processes import Processes
+from repmamba.train.reached import Reached, Tell
 from repmamba.train.recipe import Recipe
 from repmamba.train.validation import Judgement
 
@@ -39,20 +38,20 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
 
 
 class Monitor:
-    """The lines, the bar and the events of one run, from `step` steps on; used as a context.
+    """The curve and the events of one run, from `step` steps on, and who is told of each step; used as a context.
 
     writes: False for all but the first process, which then shows nothing at all.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, *, writes: bool, bar: bool, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, step: int, *, writes: bool, tensorboard: bool, tell: Tell) -> None:
         self._curve = Curve(folder / "curve.jsonl", step) if writes else None
-        self._bar = tqdm(total=recipe.steps, initial=step, desc=recipe.name, unit="step", disable=not (bar and writes))
         self._events = event_writer(folder, step) if tensorboard and writes else None
         self._shown: dict[str, str] = {}
-        self._says_steps = writes and not bar
-        self._step, self._first, self._steps = step, step, recipe.steps
+        self._tell = tell
+        self._name, self._steps = recipe.name, recipe.steps
+        self._step, self._first = step, step
         self._images = 0
-        self._begun = self._since = self._paused = self._said = time.monotonic()
+        self._begun = self._since = self._paused = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +59,6 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
         if self._events is not None:
             self._events.close()
 
@@ -68,11 +66,8 @@ class Monitor:
         """One step more, of so many images over all processes."""
         self._images += images
         self._step += 1
-        self._bar.update()
-        if self._says_steps and time.monotonic() > self._said + LINES_EVERY:
-            self._said = time.monotonic()
-            shown = "".join(f", {name} {value}" for name, value in self._shown.items())
-            logger.info("Step %d of %d%s; %s left.", self._step, self._steps, shown, self._time_left())
+        left = (self._steps - self._step) * (time.monotonic() - self._begun) / (self._step - self._first)
+        self._tell(Reached(self._name, "step", self._step, self._steps, dict(self._shown), left))
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
         """A line of what happened since the last one; the speed is measured from there, too."""
@@ -81,7 +76,7 @@ class Monitor:
         self._images, self._since = 0, now
         values = {"loss": loss, "lr": rate, "grad_norm": gradient_norm, "images_per_s": round(speed, 2)}
         self._write("step", step, values)
-        self._show(loss=f"{loss:.5f}", lr=f"{rate:.2e}", img_s=f"{speed:.1f}")
+        self._shown |= {"loss": f"{loss:.5f}", "lr": f"{rate:.2e}", "img_s": f"{speed:.1f}"}
 
     def judged(self, judgement: Judgement, *, best: bool) -> None:
         """A line of a validation; the time that it took does not count as training."""
@@ -90,7 +85,7 @@ class Monitor:
         self._begun += pause
         values = {"psnr": judgement.psnr, "ssim": judgement.ssim, "rule": judgement.rule, "images": judgement.images}
         self._write("validation", judgement.step, values | {"best": best})
-        self._show(psnr=f"{judgement.psnr:.3f}{'*' if best else ''}")
+        self._shown["psnr"] = f"{judgement.psnr:.3f}{'*' if best else ''}"
         logger.info("%s%s", judgement.summary(), "; the best so far." if best else ".")
 
     def pause(self) -> None:
@@ -101,11 +96,6 @@ class Monitor:
         """A line of something out of the ordinary."""
         self._write("note", step, {"text": text})
 
-    def _time_left(self) -> str:
-        """Hours, minutes and seconds of training at the speed of this call so far, validations left out."""
-        each = (time.monotonic() - self._begun) / (self._step - self._first)
-        return str(tqdm.format_interval((self._steps - self._step) * each))
-
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._curve is not None:
             self._curve.add(kind, step, **values)
@@ -113,10 +103,6 @@ class Monitor:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
-
-    def _show(self, **values: str) -> None:
-        self._shown |= values
-        self._bar.set_postfix(self._shown, refresh=False)
 
 
 def event_writer(folder: Path, step: int) -> Any:

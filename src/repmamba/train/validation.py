@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from repmamba.errors import RecipeError, RepmambaWarning, ShapeMismatch, TargetE
 from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
 from repmamba.network.repmamba import RepMamba
 from repmamba.train.batches import chain_of
-from repmamba.train.counting import counting
 from repmamba.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -45,19 +44,19 @@ class Judge:
     """The validation pairs of a recipe, in memory, and where its pictures go.
 
     Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr that is there stays.
-    bar: on stderr while they are read. Raises SourceError, UsageError; RecipeError for a pair that cannot be judged.
+    progress: called with how many of how many are read.
+    Raises SourceError, UsageError; RecipeError for a pair that cannot be judged.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, bar: bool = False) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
         self.metrics = metrics_of([f"{recipe.validation.rule}.psnr", f"{recipe.validation.rule}.ssim"])
         files = _spread(recipe)
         if files:
             logger.info("Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val))
-        with counting("Reading", bar=bar) as progress:
-            pairs = zip(files, read_pairs(files, recipe.network.scale, progress=progress), strict=True)
-            self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
+        pairs = zip(files, read_pairs(files, recipe.network.scale, progress=progress), strict=True)
+        self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
     def judge(self, network: RepMamba, step: int) -> Judgement:

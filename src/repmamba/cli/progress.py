@@ -1,0 +1,127 @@
+"""How far a verb is, on stderr: a bar where there is a terminal, elsewhere log lines; with --quiet nothing.
+
+The rooms call back with what is done and of how much; what that looks like is decided here, for all verbs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repmamba.train.reached import Reached
+
+logger = logging.getLogger(__name__)
+
+LINES_EVERY = 30.0  # seconds between log lines of images
+LOG_EVERY = 0.1  # of the work: a line each of megapixels
+
+MEGAPIXELS = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
+PARTS = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+
+
+def shows_bars(*, quiet: bool) -> bool:
+    """Whether somebody watches and wants to."""
+    return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """What is to be called with how many of how many images are done."""
+    if shows_bars(quiet=quiet):
+        with _bar(what, unit="image") as progress:
+            yield progress
+    else:
+        yield _lines_of_images(what)
+
+
+@contextmanager
+def megapixels(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What is to be called with how many of how many output pixels are done; the bar has their speed."""
+    if quiet:
+        yield None
+    elif shows_bars(quiet=quiet):
+        with _bar(name, unit="MP", bar_format=MEGAPIXELS) as progress:
+            yield lambda done, total: progress(done / 1e6, total / 1e6)
+    else:
+        yield _lines_of_megapixels(name)
+
+
+@contextmanager
+def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+    """What is to be called with the part that is done, 0 to 1; without a bar there is nothing to be called."""
+    if not shows_bars(quiet=quiet):
+        yield None
+        return
+    with _bar(name, unit="", bar_format=PARTS) as progress:
+        yield lambda done: progress(done, 1)
+
+
+@contextmanager
+def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
+    """What fit and finetune are to call, a bar for each thing that they do; None where they log by themselves."""
+    if not shows_bars(quiet=quiet):
+        yield None
+        return
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+    with ExitStack() as shown:
+
+        def progress(reached: Reached) -> None:
+            if reached.what not in bars:
+                shown.close()  # what came before is done
+                learns = reached.unit == "step"  # and its bar stays
+                start = {"total": reached.total, "initial": reached.done}
+                bar = tqdm(desc=reached.what, unit=reached.unit, leave=learns, **start)
+                bars[reached.what] = shown.enter_context(bar)
+            bar = bars[reached.what]
+            bar.set_postfix(reached.values, refresh=False)
+            bar.update(reached.done - bar.n)
+
+        yield progress
+
+
+@contextmanager
+def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
+    """A bar that begins at the first call, and goes when all is done."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+    with ExitStack() as shown:
+
+        def progress(done: float, total: float) -> None:
+            if not bars:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
+                start = {"total": total, "initial": done}
+                bars.append(shown.enter_context(tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)))
+            bars[0].update(done - bars[0].n)
+
+        yield progress
+
+
+def _lines_of_images(what: str) -> Callable[[int, int], None]:
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() > said + LINES_EVERY:
+            said = time.monotonic()
+            logger.info("%s: %d of %d.", what, done, total)
+
+    return progress
+
+
+def _lines_of_megapixels(name: str) -> Callable[[int, int], None]:
+    said = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done / total >= said + LOG_EVERY or (done == total and said < 1):
+            said = done / total
+            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * said, total / 1e6)
+
+    return progress
