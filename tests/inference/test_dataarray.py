@@ -97,6 +97,20 @@ def test_a_float_that_is_nodata_is_missing_in_its_band_alone(upscaler):
     assert np.abs(after[1, 16:]).max() < 3
 
 
+def test_statistics_of_pixels_that_are_no_more_are_left_out(upscaler):
+    before = scene(np.zeros((8, 8), np.uint8), ("y", "x")).assign_attrs(STATISTICS_MAXIMUM=200, wavelength=665)
+    assert {"sensor", "wavelength"} == set(upscaler.upscale(before).attrs)
+
+
+def test_an_array_without_coordinates_gets_none(upscaler):
+    values = np.zeros((8, 10), np.float32)
+    assert not upscaler.upscale(xarray.DataArray(values, dims=("y", "x"))).coords
+    placed = xarray.DataArray(values, dims=("y", "x")).rio.write_transform(Affine(10, 0, 500, 0, -10, 400))
+    after = upscaler.upscale(placed)
+    assert set(after.coords) == {"spatial_ref"}
+    assert after.rio.transform() == Affine(5, 0, 500, 0, -5, 400)
+
+
 def test_more_dimensions_than_bands_are_refused(upscaler):
     array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
     with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):

@@ -39,7 +39,10 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
 
 
 def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
-    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array."""
+    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array.
+
+    Coordinates along rows and columns come along where they are these dimensions' own; statistics of pixels do not.
+    """
     from affine import Affine
 
     place = _rioxarray(array)
@@ -48,12 +51,17 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
     coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
     transform = _transform(array, rows, cols) @ Affine.scale(1 / scale)
     if transform.b == transform.d == 0:  # else no row has one y, and the transform alone says where pixels are
-        coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
-        coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
+        if cols in array.coords:
+            coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
+        if rows in array.coords:
+            coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
+    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith("STATISTICS_")}
     result = type(array)(
-        planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=array.attrs
+        planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=attrs
     )
-    result = result.rio.set_spatial_dims(x_dim=cols, y_dim=rows).rio.write_transform(transform)
+    result = result.rio.set_spatial_dims(x_dim=cols, y_dim=rows)
+    if {rows, cols} & set(coords) or place.transform() != Affine.identity():
+        result = result.rio.write_transform(transform)
     if place.crs is not None:
         result = result.rio.write_crs(place.crs)
     if place.encoded_nodata is not None:
