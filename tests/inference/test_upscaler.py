@@ -161,7 +161,9 @@ def test_what_is_no_image_is_refused(upscaler, image):
         upscaler.upscale(image)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), complex), [[1, 2], [3, 4]], np.zeros((4, 4), bool)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), complex), [[1, 2], [3, 4]], np.zeros((4, 4), bool), np.matrix([[1, 2], [3, 4]])]
+)
 def test_types_without_a_meaning_are_refused(upscaler, image):
     with pytest.raises(UsageError):
         upscaler.upscale(image)

@@ -117,7 +117,7 @@ class Upscaler:
         elif is_dataarray(array):
             planes, nodata = planes_of(array)
             result = like(array, self._upscale_planes(planes, cut, nodata=nodata), self.scale)
-        elif isinstance(array, np.ndarray):
+        elif isinstance(array, np.ndarray) and not isinstance(array, np.matrix):
             result = self._upscale_numpy(array, cut)
         else:
             raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
