@@ -208,6 +208,14 @@ def test_numbers_that_are_not_finite_are_not_hidden(map_case):
     assert not y[0, 4].isnan().any()
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kernels_are_cached_under_the_constants_that_stand_in_another_file(way, dtype):
+    """Numba's cache looks at the file of a kernel alone, and would serve what was compiled for another size of h."""
+    kernel = numba_cpu._kernels().kernel(way, dtype)
+    assert f"_with_vectors_{numba_cpu._kernels().VERSION}_" in kernel.py_func.__qualname__
+
+
 @pytest.mark.long
 def test_a_second_process_finds_the_compiled_kernel_in_a_cache_of_the_users_choice(tmp_path):
     """With NUMBA_CACHE_DIR, as where the package's own folder cannot be written."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from repmamba.errors import UsageError
+from repmamba.scan.sizes import STATE
 
 WIDTH = 64
 """Channels of the residual stream. Fixed: the split of CSSP and the widths of its four RMBs follow from it."""
@@ -15,9 +16,6 @@ SPLIT = (8, 8, 16, 32)
 
 RMB_WIDTHS = (8, 16, 32, 64)
 """Widths of the four chained RMBs: the running sums of SPLIT."""
-
-STATE = 16
-"""Size of the scan's state."""
 
 UPSAMPLERS = {  # name -> the scales it has
     "pixelshuffledirect": (2, 3, 4),
@@ -130,3 +128,8 @@ PUBLISHED = {
     "x4-nearest+conv": NetworkConfig(scale=4, upsampler="nearest+conv"),
 }
 """The published network at each scale, and its two heavier upsamplers."""
+
+
+def dt_rank(width: int) -> int:
+    """Rank of the step size's projection in an RMB: from half the width, not from the inner width."""
+    return math.ceil(width / 2 / STATE)

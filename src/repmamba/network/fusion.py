@@ -33,8 +33,9 @@ from repmamba.network.inference_cpu import Array, Passes
 from repmamba.network.lpfm import CSSP, LPFM, SideBySide
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
 from repmamba.network.repmamba import Group, PixelShuffleDirect, RepMamba, check_input, even
-from repmamba.network.rmb import DIRECTIONS, RMB
+from repmamba.network.rmb import RMB
 from repmamba.scan.selective import scan_map
+from repmamba.scan.sizes import DIRECTIONS
 
 LARGEST_SHIFT = 1e3
 """Of a layer normalisation's bias over its weight: beyond it, the sum of normalised value and shift loses digits."""

@@ -7,17 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmamba.network import training_cpu
-from repmamba.network.config import STATE
+from repmamba.network.config import dt_rank
 from repmamba.network.onlookers import plain
 from repmamba.network.repconv import EPS, RepConv, depthwise3x3, to_map, to_tokens
 from repmamba.scan.selective import scan_map
-
-DIRECTIONS = 4
-
-
-def dt_rank(width: int) -> int:
-    """Rank of the step size's projection: from half the width, not from the inner width."""
-    return math.ceil(width / 2 / STATE)
+from repmamba.scan.sizes import DIRECTIONS, STATE
 
 
 class SS2D(nn.Module):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from repmamba.scan.directions import DIRECTIONS
-from repmamba.scan.selective import STATE, scan_map_as_sequences
+from repmamba.scan.selective import scan_map_as_sequences
+from repmamba.scan.sizes import DIRECTIONS, STATE
 
 LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
 CPU_BLOCK = 2**19  # values of the state in a block: 2 MiB, which stay in the caches of two cores

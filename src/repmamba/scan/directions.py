@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DIRECTIONS = 4
-
 
 def to_sequences(maps: Tensor) -> Tensor:
     """Each direction's map in its own order of visits.

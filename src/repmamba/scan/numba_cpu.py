@@ -1,9 +1,9 @@
 """The selective scan on the CPU, compiled when first used: no compiler has to be installed, no binary is shipped.
 
-The kernels are in `numba_kernels`; here they become operators of torch, with gradients, which torch.compile and
-torch.export take as they are. Work is cut into units that own what they write, so the result is the same, bit by bit,
-for any number of threads. The threads are a pool of ours, used within torch.get_num_threads(): numba's own layers
-share an OpenMP library with torch and undo its setting.
+The kernels are in `numba_kernels`; here they get their arguments, and `operators` makes operators of torch of them.
+Work is cut into units that own what they write, so the result is the same, bit by bit, for any number of threads. The
+threads are a pool of ours, used within torch.get_num_threads(): numba's own layers share an OpenMP library with torch
+and undo its setting.
 """
 
 import os
@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from repmamba.scan.directions import DIRECTIONS, visits
-from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
-from repmamba.scan.operators import wants_gradients
+from repmamba.scan.directions import visits
+from repmamba.scan.layout import own, pixels, steps_first
+from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
+from repmamba.scan.sizes import DIRECTIONS, STATE
 
-STATE = 16
-MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
 WORK_FOR_THREADS = 2**15  # steps times channels below which a second thread costs more than it brings
 
 
@@ -154,27 +153,16 @@ def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
     kernels = _kernels()
     batch, groups, length, channels = problem.sizes
     blocks = channels // kernels.LANES
-    segments = -(-length // kernels.SEGMENT) if keep and problem.u.dtype == torch.float32 else 0
-    kept = problem.u.new_empty(batch, groups, segments, blocks, STATE, kernels.LANES)
+    kept = problem.u.new_empty(_kept_shape(batch, groups, length if keep else 0, channels, problem.u.dtype))
     y = problem.u.new_empty(batch, problem.slabs, length, channels)
     _in_threads("forward", batch * problem.slabs * blocks, problem, [_array(kept), _array(y)])
     return y, kept
 
 
-@dataclass(frozen=True, slots=True)
-class _Gradients:
-    u: Tensor  # (batch, slabs, length, channels)
-    dt: Tensor  # (batch, groups, length, channels); of rank 0
-    rows: Tensor  # as the rows
-    dt_weight: Tensor
-    dt_bias: Tensor
-    A: Tensor
-    D: Tensor
-
-
-def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
-    """dy: (batch, groups, length, channels)."""
-    kernels = _kernels()
+def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
+    kernels, of_map = _kernels(), dy.ndim == 3
+    dy = _whole_blocks(dy)
+    dy = dy.unsqueeze(1).expand(-1, DIRECTIONS, -1, -1) if of_map else dy
     batch, groups, length, channels = problem.sizes
     blocks, channel = channels // kernels.LANES, problem.A.shape[1]
     du = dy.new_zeros(batch, problem.slabs, length, channels)
@@ -186,10 +174,10 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
     outputs = (kept, dy, du, ddt, drows, dconstants)
     _in_threads("backward", batch * problem.slabs, problem, [_array(tensor) for tensor in outputs])
     by_line = dconstants.sum(0).transpose(1, 2).reshape(groups, lines, channels)[..., :channel]
-    return _Gradients(
+    return Gradients(
         u=du,
         dt=ddt,
-        rows=drows,
+        rows=drows.transpose(1, 2).flatten(2) if of_map else drows,
         dt_weight=own(by_line[:, kernels.WEIGHT_ROWS :].transpose(1, 2)),
         dt_bias=own(by_line[:, kernels.BIAS_ROW]),
         A=own(by_line[:, :STATE].transpose(1, 2)).view(-1, STATE),
@@ -221,109 +209,11 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-scan")
 
 
-@torch.library.custom_op("repmamba::scan_map", mutates_args=(), device_types="cpu")
-def _scan_map(
-    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
-    return image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
-
-
-@_scan_map.register_fake
-def _(
-    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    batch, channel, height, width = p.shape
-    y = p.new_empty(batch, height, width, channel).permute(0, 3, 1, 2)
-    return y, _fake_kept(p, DIRECTIONS, channel, height * width, keep)
-
-
-@torch.library.custom_op("repmamba::scan_map_backward", mutates_args=(), device_types="cpu")
-def _scan_map_backward(
-    dy: Tensor,
-    kept: Tensor,
-    p: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = _map_problem(p, projected, dt_weight, dt_bias, A, D)
-    dy = _whole_blocks(pixels(dy)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
-    gradients = _backward(problem, kept, dy)
-    dp = image((gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]], *p.shape[2:])
-    dprojected = image(gradients.rows.transpose(1, 2).flatten(2), *p.shape[2:])
-    return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
-
-
-@_scan_map_backward.register_fake
-def _(
-    dy: Tensor,
-    kept: Tensor,
-    p: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
-    dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
-    return dp, dprojected, dweight, dbias, dA, dD
-
-
-@torch.library.custom_op("repmamba::scan_sequences", mutates_args=(), device_types="cpu")
-def _scan_sequences(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
-    return channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
-
-
-@_scan_sequences.register_fake
-def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), _fake_kept(u, B.shape[1], u.shape[1] // B.shape[1], u.shape[2], keep)
-
-
-@torch.library.custom_op("repmamba::scan_sequences_backward", mutates_args=(), device_types="cpu")
-def _scan_sequences_backward(
-    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    groups, channel = B.shape[1], u.shape[1] // B.shape[1]
-    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, _whole_blocks(steps_first(dy, groups)))
-    du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
-    dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
-    return du, ddt, gradients.A, dB, dC, gradients.D
-
-
-@_scan_sequences_backward.register_fake
-def _(
-    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
-    return du, ddt, dA, dB, dC, dD
-
-
-def _fake_kept(like: Tensor, groups: int, channel: int, length: int, keep: bool) -> Tensor:
+def _kept_shape(batch: int, groups: int, length: int, channel: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Of the states before every segment, by blocks of channels; those of float64 are computed again from the first."""
     kernels = _kernels()
-    segments = -(-length // kernels.SEGMENT) if keep and like.dtype == torch.float32 else 0
-    blocks = -(-channel // kernels.LANES)
-    return like.new_empty(like.shape[0], groups, segments, blocks, STATE, kernels.LANES)
+    segments = -(-length // kernels.SEGMENT) if dtype == torch.float32 else 0
+    return batch, groups, segments, -(-channel // kernels.LANES), STATE, kernels.LANES
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *inputs[:-1])
-
-
-def _map_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.repmamba.scan_map_backward(dy, *ctx.saved_tensors), None)
-
-
-def _sequence_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.repmamba.scan_sequences_backward(dy, *ctx.saved_tensors), None)
-
-
-_scan_map.register_autograd(_map_gradients, setup_context=_remember)
-_scan_sequences.register_autograd(_sequence_gradients, setup_context=_remember)
+register(Scan(_map_problem, _sequence_problem, _forward, _backward, _kept_shape), device="cpu")

@@ -47,11 +47,11 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from repmamba.scan.compiled import load
+from repmamba.scan.sizes import STATE
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and vector code runs compiled or not at all")
 
-STATE = 16
 AT_ONCE = 4  # blocks that go through a segment after one another
 CACHE_LINE = 16  # float32 numbers
 AHEAD = 6  # steps at which a pixel is asked for before its turn: down a column, each lies far from the one before
@@ -807,6 +807,8 @@ _KERNELS: dict[tuple[str, str], tuple[Callable[..., None], str]] = {
     ("backward", "float32"): (backward, _BACKWARD),
     ("backward", "float64"): (backward_float64, _BACKWARD),
 }
+for _function, _ in _KERNELS.values():
+    under_the_name_of_this_version(_function, STATE)
 
 
 @cache

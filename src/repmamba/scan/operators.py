@@ -1,10 +1,55 @@
-"""What the compiled scans share as operators of torch."""
+"""What makes operators of torch of a compiled scan: seen by torch.compile and torch.export, with gradients.
+
+A backend says in a `Scan` how it lays out its arguments and runs its kernels; `register` makes its two entries of that,
+each with a backward pass that is an operator of its own. They take the arguments of `selective.scan_map` and of
+`definition.scan_by_definition`, and at the end whether states are kept for the backward pass; they give the result, and
+these states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
 from repmamba.errors import UsageError
+from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
+from repmamba.scan.sizes import DIRECTIONS, STATE
+
+MAP_SLABS = 2
+"""Partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second."""
+
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Of what the kernels read. Channels may be more than there are."""
+
+    u: Tensor  # (batch, slabs, length, channels)
+    dt: Tensor  # (batch, groups, length, channels); of sequences
+    rows: Tensor  # of a map (batch, length, 4 (R + 32)), of sequences (batch, groups, length, 32)
+    dt_weight: Tensor  # as the argument, and so the following
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A backend's own part; a problem is whatever it makes of the arguments."""
+
+    map_problem: Callable[..., Any]
+    sequence_problem: Callable[..., Any]
+    forward: Callable[[Any, bool], tuple[Tensor, Tensor]]
+    """(problem, keep) -> y of each slab, (batch, slabs, length, channels), and the kept states."""
+    backward: Callable[[Any, Tensor, Tensor], Gradients]
+    """(problem, kept, dy): dy of a map (batch, length, channel), of sequences (batch, groups, length, channel)."""
+    kept_shape: Callable[..., tuple[int, ...]]
+    """(batch, groups, length, channel, dtype) -> of the kept states; of length 0 where none are."""
 
 
 def wants_gradients(backend: str, *tensors: Tensor) -> bool:
@@ -15,3 +60,106 @@ def wants_gradients(backend: str, *tensors: Tensor) -> bool:
             f"The scan '{backend}' has no derivatives in forward mode: choose the scan 'definition' for them."
         )
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def register(scan: Scan, suffix: str = "", device: str | None = None) -> None:
+    """Make a scan the operators scan_map and scan_sequences, and the same with _backward, of torch.ops.repmamba.
+
+    suffix: at the end of the two names.  device: the kind of device for which they are; None for any.
+    """
+    _register_map(scan, f"repmamba::scan_map{suffix}", device)
+    _register_sequences(scan, f"repmamba::scan_sequences{suffix}", device)
+
+
+def _register_map(scan: Scan, name: str, device: str | None) -> None:
+    @torch.library.custom_op(name, mutates_args=(), device_types=device)
+    def forward(
+        p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        y, kept = scan.forward(scan.map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
+        return image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
+
+    @forward.register_fake
+    def _(
+        p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        batch, channel, height, width = p.shape
+        kept = scan.kept_shape(batch, DIRECTIONS, height * width if keep else 0, channel, A.dtype)
+        return A.new_empty(batch, height, width, channel).permute(0, 3, 1, 2), A.new_empty(kept)
+
+    @torch.library.custom_op(f"{name}_backward", mutates_args=(), device_types=device)
+    def backward(
+        dy: Tensor,
+        kept: Tensor,
+        p: Tensor,
+        projected: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor,
+        A: Tensor,
+        D: Tensor,
+    ) -> Six:
+        problem = scan.map_problem(p, projected, dt_weight, dt_bias, A, D)
+        gradients = scan.backward(problem, kept, pixels(dy))
+        u = (gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]]
+        dp, dprojected = (image(of.to(x.dtype), *p.shape[2:]) for of, x in ((u, p), (gradients.rows, projected)))
+        return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
+
+    @backward.register_fake
+    def _(
+        dy: Tensor,
+        kept: Tensor,
+        p: Tensor,
+        projected: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor,
+        A: Tensor,
+        D: Tensor,
+    ) -> Six:
+        dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
+        dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
+        return dp, dprojected, dweight, dbias, dA, dD
+
+    _differentiate(forward, backward)
+
+
+def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
+    @torch.library.custom_op(name, mutates_args=(), device_types=device)
+    def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        y, kept = scan.forward(scan.sequence_problem(u, dt, A, B, C, D), keep)
+        return channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
+
+    @forward.register_fake
+    def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        batch, rows, length = u.shape
+        groups = B.shape[1]
+        kept = scan.kept_shape(batch, groups, length if keep else 0, rows // groups, A.dtype)
+        return A.new_empty(u.shape), A.new_empty(kept)
+
+    @torch.library.custom_op(f"{name}_backward", mutates_args=(), device_types=device)
+    def backward(dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Six:
+        groups, channel = B.shape[1], u.shape[1] // B.shape[1]
+        problem = scan.sequence_problem(u, dt, A, B, C, D)
+        gradients = scan.backward(problem, kept, steps_first(dy, groups))
+        du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
+        dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+        return du, ddt, gradients.A, dB, dC, gradients.D
+
+    @backward.register_fake
+    def _(dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Six:
+        du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
+        return du, ddt, dA, dB, dC, dD
+
+    _differentiate(forward, backward)
+
+
+def _differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
+    """Let the backward operator give the gradients of the forward one."""
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs[:-1])
+
+    def gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*backward(dy, *ctx.saved_tensors), None)
+
+    forward.register_autograd(gradients, setup_context=remember)

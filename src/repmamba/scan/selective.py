@@ -13,9 +13,8 @@ from torch.nn.functional import softplus
 
 from repmamba.errors import ShapeMismatch
 from repmamba.scan.backends import choose
-from repmamba.scan.directions import DIRECTIONS, to_image, to_sequences
-
-STATE = 16
+from repmamba.scan.directions import to_image, to_sequences
+from repmamba.scan.sizes import DIRECTIONS, STATE
 
 
 def selective_scan(

@@ -1,8 +1,8 @@
 """The selective scan on a GPU, by Triton, which a torch made for CUDA brings with it. Its launcher wants a C compiler.
 
-The kernels are in `triton_kernels`; here they become operators of torch, with gradients, which torch.compile and
-torch.export take as they are. Half-precision maps are read as they are; states, results and the gradients of all but
-the maps are float32. The backward pass computes the states again, from one in SEGMENT that the forward pass keeps.
+The kernels are in `triton_kernels`; here they get their arguments, and `operators` makes operators of torch of them.
+Half-precision maps are read as they are; states, results and the gradients of all but the maps are float32. The
+backward pass computes the states again, from one in SEGMENT that the forward pass keeps.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repmamba.scan.directions import DIRECTIONS
-from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
-from repmamba.scan.operators import wants_gradients
+from repmamba.scan.layout import own, pixels, steps_first
+from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
+from repmamba.scan.sizes import STATE
 
-STATE = 16
 CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
-MAP_SLABS = 2  # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
 # Positions of a chunk: short enough that the 64 x 64 pooled map of one 128 x 128 tile is 1,024 programs of the widest
 # scan; the states at the ends of chunks are then 16 / 32 of a map each direction.
 STEPS = 32
@@ -188,26 +186,14 @@ def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
     """y of each slab, (batch, slabs, length, channel), and the kept states, none unless asked for."""
     starts = _at_chunks(problem, problem.u, adjoint=False)
     y = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
-    segments = -(-problem.length // SEGMENT) if keep else 0
-    kept = problem.new(problem.batch, problem.groups, segments, STATE, problem.channel)
+    length = problem.length if keep else 0
+    kept = problem.new(*_kept_shape(problem.batch, problem.groups, length, problem.channel, problem.A.dtype))
     tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
     problem.launch("outputs", problem.slabs, (*tensors, starts, y, kept), KEEP=keep, SEGMENT=SEGMENT)
     return y, kept
 
 
-@dataclass(frozen=True, slots=True)
-class _Gradients:
-    u: Tensor  # (batch, slabs, length, channel)
-    dt: Tensor  # as dt; of rank 0
-    rows: Tensor  # as the rows
-    dt_weight: Tensor
-    dt_bias: Tensor
-    A: Tensor
-    D: Tensor
-
-
-def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
-    """dy: as u."""
+def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     ends = _at_chunks(problem, dy, adjoint=True)
     du = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
     ddt = problem.new(*problem.dt.shape) if problem.rank == 0 else du
@@ -217,7 +203,7 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
     tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
     problem.launch("gradients", problem.slabs, (*tensors, kept, ends, dy, du, ddt, drows, dconstants), SEGMENT=SEGMENT)
     by_line = dconstants.sum((0, 1))
-    return _Gradients(
+    return Gradients(
         u=du,
         dt=ddt,
         rows=drows.sum(0),
@@ -228,105 +214,9 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> _Gradients:
     )
 
 
-@torch.library.custom_op("repmamba::scan_map_triton", mutates_args=())
-def _scan_map(
-    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    y, kept = _forward(_map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
-    return image(y[:, 0] + y[:, 1], *p.shape[2:]), kept
+def _kept_shape(batch: int, groups: int, length: int, channel: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Of the states before every segment."""
+    return batch, groups, -(-length // SEGMENT), STATE, channel
 
 
-@_scan_map.register_fake
-def _(
-    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    batch, channel, height, width = p.shape
-    y = A.new_empty(batch, height, width, channel).permute(0, 3, 1, 2)
-    return y, _fake_kept(A, batch, DIRECTIONS, height * width, channel, keep)
-
-
-@torch.library.custom_op("repmamba::scan_map_triton_backward", mutates_args=())
-def _scan_map_backward(
-    dy: Tensor,
-    kept: Tensor,
-    p: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _backward(_map_problem(p, projected, dt_weight, dt_bias, A, D), kept, pixels(dy))
-    dp = image((gradients.u[:, 0] + gradients.u[:, 1]).to(p.dtype), *p.shape[2:])
-    dprojected = image(gradients.rows.to(projected.dtype), *p.shape[2:])
-    return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
-
-
-@_scan_map_backward.register_fake
-def _(
-    dy: Tensor,
-    kept: Tensor,
-    p: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
-    dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
-    return dp, dprojected, dweight, dbias, dA, dD
-
-
-@torch.library.custom_op("repmamba::scan_sequences_triton", mutates_args=())
-def _scan_sequences(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    y, kept = _forward(_sequence_problem(u, dt, A, B, C, D), keep)
-    return channels_first(y), kept
-
-
-@_scan_sequences.register_fake
-def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    groups = B.shape[1]
-    return A.new_empty(u.shape), _fake_kept(A, u.shape[0], groups, u.shape[2], u.shape[1] // groups, keep)
-
-
-@torch.library.custom_op("repmamba::scan_sequences_triton_backward", mutates_args=())
-def _scan_sequences_backward(
-    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    groups = B.shape[1]
-    gradients = _backward(_sequence_problem(u, dt, A, B, C, D), kept, steps_first(dy, groups))
-    du, ddt = channels_first(gradients.u), channels_first(gradients.dt)
-    dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
-    return du, ddt, gradients.A, dB, dC, gradients.D
-
-
-@_scan_sequences_backward.register_fake
-def _(
-    dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
-    return du, ddt, dA, dB, dC, dD
-
-
-def _fake_kept(like: Tensor, batch: int, groups: int, length: int, channel: int, keep: bool) -> Tensor:
-    return like.new_empty(batch, groups, -(-length // SEGMENT) if keep else 0, STATE, channel)
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *inputs[:-1])
-
-
-def _map_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.repmamba.scan_map_triton_backward(dy, *ctx.saved_tensors), None)
-
-
-def _sequence_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.repmamba.scan_sequences_triton_backward(dy, *ctx.saved_tensors), None)
-
-
-_scan_map.register_autograd(_map_gradients, setup_context=_remember)
-_scan_sequences.register_autograd(_sequence_gradients, setup_context=_remember)
+register(Scan(_map_problem, _sequence_problem, _forward, _backward, _kept_shape), "_triton")

@@ -32,9 +32,11 @@ Everything is computed in the type of A, whatever the type of the maps. Shapes, 
 import triton
 import triton.language as tl
 
+from repmamba.scan import sizes
+
 INTERPRETED = triton.knobs.runtime.interpret  # on any device, step by step in Python: for tests
 
-STATE = tl.constexpr(16)
+STATE = tl.constexpr(sizes.STATE)
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 is an instruction of the processor; exp is exp2 and a product
 SOFTPLUS_LINEAR = tl.constexpr(20.0)  # softplus(v) is v beyond, as published
 # Lines of a chunk's gradients of constants: 16 of A, then D, dt_bias, and RANK of dt_weight.
