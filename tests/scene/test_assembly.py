@@ -1,8 +1,5 @@
 """What a file says of itself, where GDAL or a format holds it in another form than it was told."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import rasterio
 from affine import Affine
@@ -13,8 +10,7 @@ from repmamba.scene.engine import upscale_file
 from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 
-sys.path.insert(0, str(Path(__file__).parent))
-from made_scene import PLACE, Described
+from .made_scene import PLACE, Described
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -18,8 +18,7 @@ from repmamba.network.repmamba import RepMamba
 from repmamba.scene.readback import verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of, wait_until
+from .killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of, wait_until
 
 TILES = 16
 

@@ -17,9 +17,8 @@ from repmamba.scene.lock import TargetLock
 from repmamba.scene.readback import squares
 from repmamba.scene.tile_file import Layout, decode_tile, encode_tile, read_header, tile_pixels
 
-sys.path.insert(0, str(Path(__file__).parent))
-from killing import wait_until, writer_of
-from made_scene import JOB, PLACE, MadeScene
+from .killing import wait_until, writer_of
+from .made_scene import JOB, PLACE, MadeScene
 
 SCENE = MadeScene(grid=replace(PLACE, width=150, height=130), tile=64, mask=True)
 

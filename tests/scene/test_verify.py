@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ from repmamba.errors import VerificationError
 from repmamba.scene.readback import missing_block, open_level, verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from made_scene import SCENES
+from .made_scene import SCENES
 
 
 @pytest.fixture(params=SCENES)

@@ -1,6 +1,5 @@
 import itertools
 import struct
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,7 @@ from repmamba.scene.readback import squares
 from repmamba.scene.receipt import check_cover, receipt_path
 from repmamba.tiles.window import Window
 
-sys.path.insert(0, str(Path(__file__).parent))
-from made_scene import JOB, PLACE, SCENES, Described, MadeScene
+from .made_scene import JOB, PLACE, SCENES, Described, MadeScene
 
 SMALL = MadeScene(grid=Grid(150, 130, PLACE.transform, PLACE.crs), tile=64)
 UNPLACED = Grid(150, 130)
