@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from repmamba.scan.backends import BACKENDS
 from repmamba.scan.selective import selective_scan
 
+from ..near import DOUBLE, GRADIENT, VALUE, assert_near
+
 INPUTS = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 ON_CPU = [backend.name for backend in BACKENDS if backend.serves(torch.device("cpu"))]
-BOUNDS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-9)}  # value, gradient; of the tensor's largest value
+BOUNDS = {torch.float32: (VALUE, GRADIENT), torch.float64: (DOUBLE, DOUBLE)}
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -32,7 +34,3 @@ def test_the_scan_meets_the_golden_numbers_in_value_and_gradient(backend, kind, 
     assert_near(y, numbers["y"], value)
     for name, found in zip(INPUTS, gradients, strict=True):
         assert_near(found, numbers[f"grad_{name}"], gradient)  # exactly zero for A at L = 1
-
-
-def assert_near(found: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
-    assert (found.double() - expected).abs().max() <= bound * expected.abs().max()

@@ -10,16 +10,11 @@ from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.scan.backends import BACKENDS
 from repmamba.scan.selective import scan_map, selective_scan
 
+from ..near import DOUBLE, GRADIENT, VALUE, assert_near
+
 ON_CPU = [backend.name for backend in BACKENDS if backend.serves(torch.device("cpu"))]
 FASTER = [name for name in ON_CPU if name != "definition"]
 MAP_TENSORS = ("p", "projected", "dt_weight", "dt_bias", "A", "D")
-VALUE, GRADIENT, DOUBLE = 1e-5, 1e-4, 1e-9  # of the largest value of the tensor: the bounds of the golden numbers
-
-
-def assert_near(found: Tensor, expected: Tensor, bound: float, name: str) -> None:
-    assert found.shape == expected.shape, name
-    largest = expected.abs().max().item()
-    assert (found.double() - expected).abs().max().item() <= bound * largest + 1e-300, name
 
 
 def assert_backend_is_the_definition(backend: str, inputs: list[Tensor], dtype: torch.dtype) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 from repmamba.scan import triton_gpu
 from repmamba.scan.selective import scan_map, selective_scan
 
-VALUE, GRADIENT, DOUBLE = 1e-5, 1e-4, 1e-9  # of the largest value of the tensor: the bounds of the golden numbers
+from ..near import DOUBLE, GRADIENT, VALUE, assert_near
+
 MAP_TENSORS = ("p", "projected", "dt_weight", "dt_bias", "A", "D")
 SCRIPT = Path(__file__).with_name("triton_interpreter.py")
 Ask = Callable[..., Any]
@@ -51,11 +52,6 @@ def ask() -> Iterator[Ask]:
     yield call
     process.stdin.close()
     assert process.wait(timeout=30) == 0
-
-
-def assert_near(found: Tensor, expected: Tensor, bound: float, name: str) -> None:
-    assert found.shape == expected.shape, name
-    assert (found.double() - expected).abs().max() <= bound * expected.abs().max() + 1e-300, name
 
 
 def assert_is_the_definition(ask: Ask, inputs: list[Tensor], *, steps: int = 4, segment: int = 2) -> None:
