@@ -9,10 +9,9 @@ import itertools
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +26,8 @@ from repmamba.scene.readback import squares, verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
 from repmamba.scene.writer import SceneWriter
 
-sys.path.insert(0, str(Path(__file__).parent))
-from killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of
-from made_scene import PLACE, SCENES, MadeScene
+from .killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of
+from .made_scene import PLACE, SCENES, MadeScene
 
 PROGRAM = Path(__file__).with_name("made_scene.py")
 
@@ -230,14 +228,6 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_tile(small_disk):
     assert list(folder.iterdir()) == []
 
 
-@pytest.fixture
-def limit_file_size() -> Iterator[Callable[[int], None]]:
-    """Limits the size of every file that this process writes, until the test ends."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
 def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatch, limit_file_size, name):
     """The counter-proof: tiles written across blocks, nothing read back: for some limit GDAL does not say a word."""
@@ -249,9 +239,9 @@ def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatc
     for size in range(300_000, 1_200_000, 30_000):
         folder = tmp_path / str(size)
         folder.mkdir()
-        limit_file_size(size)
         try:
-            receipt = scene.write(folder / file)
+            with limit_file_size(size):
+                receipt = scene.write(folder / file)
         except RepmambaError:
             continue
         try:

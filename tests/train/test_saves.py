@@ -3,9 +3,7 @@
 import errno
 import logging
 import os
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,17 +107,6 @@ def test_latest_names_the_newest_and_may_be_pointed_back(tmp_path):
     assert newest_save(tmp_path)[1]["step"] == 1
 
 
-@contextmanager
-def disk_of(size: int):
-    """No file may grow beyond this: the fault of a full disk, without one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
     (tmp_path / "saves").write_text("in the way")
     with pytest.raises(TargetError, match=r"step-00000002 cannot be written: File exists"):
@@ -140,9 +127,9 @@ def test_a_save_that_cannot_be_removed_is_said_aloud_and_stays(tmp_path, monkeyp
     assert saved_steps(tmp_path) == [1, 2, 3]
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_save_before(tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_the_save_before(tmp_path, limit_file_size):
     write_save(tmp_path, 1, state(1))
-    with disk_of(1000), pytest.raises(NoSpace, match="step-00000002 cannot be written"):
+    with limit_file_size(1000), pytest.raises(NoSpace, match="step-00000002 cannot be written"):
         write_save(tmp_path, 2, state(2))
     assert newest_save(tmp_path)[1]["step"] == 1
     assert not list(tmp_path.glob(".*"))
