@@ -81,7 +81,8 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @click.option(
     "--consistent/--no-consistent",
     default=None,
-    help="Let the result, made small again, be the input.  [default: on where the input has a place on the map]",
+    help="Let the result, made small again, be the input, but for spikes and what the type's ends clip.  "
+    "[default: on where the input has a place on the map]",
 )
 @click.option(
     "--ensemble",
