@@ -48,6 +48,11 @@ def test_without_a_file_it_tells_versions_device_and_the_scan_with_its_reason(fa
     assert facts["scan"]["why"]
 
 
+def test_the_processor_is_named_as_where_costs_are_measured(facts_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("repmamba.evaluate.timing.processor", lambda device: f"A maker's {device} of 64 cores")
+    assert facts_of("--device", "cpu")["device"]["name"] == "A maker's cpu of 64 cores"
+
+
 def test_the_scan_that_was_asked_for_is_the_one_it_tells(facts_of, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("REPMAMBA_SCAN", "definition")
     scan = facts_of("--device", "cpu")["scan"]

@@ -59,9 +59,9 @@ def info(file: str | None, scale: int, device: str | None, as_json: bool) -> Non
 def environment_facts(device: str | None = None) -> Facts:
     """Versions, the device, the scan that runs there and why, and the packaged weights."""
     import rasterio
-    import torch
 
     from repmamba.cores import available_cores
+    from repmamba.evaluate.timing import processor
     from repmamba.inference.catalogue import packaged_weights
     from repmamba.inference.device import choose_device
     from repmamba.scan.backends import explain, survey
@@ -75,7 +75,7 @@ def environment_facts(device: str | None = None) -> Facts:
         "libraries": {name: version(name) for name in LIBRARIES} | {"GDAL": rasterio.__gdal_version__},
         "device": {
             "chosen": str(place),
-            "name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "CPU",
+            "name": processor(place),
             "cores": available_cores(),
         },
         "scan": {"backend": scan.name, "why": scan.why, "there are": survey(place)},

@@ -4,26 +4,21 @@ Multiply-adds are counted from the configuration, the scan included, and not fro
 the scan, and count or leave out normalisations as they like. How it is counted is part of the answer (COUNTED).
 """
 
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmamba.errors import OutOfMemory, UsageError
+from repmamba.evaluate.timing import process_memory, processor, seconds_of
 from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH, NetworkConfig, dt_rank
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
 if TYPE_CHECKING:
-    import torch
-
     from repmamba.inference.upscaler import Upscaler
 
 COUNTED = (
@@ -128,7 +123,7 @@ def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | N
         seconds_least=passes * least,
         peak_memory=most,
         memory_of=whose,
-        device=f"{upscaler.device} ({_processor(upscaler.device)}), {upscaler.precision}",
+        device=f"{upscaler.device} ({_place(upscaler)}), {upscaler.precision}",
     )
 
 
@@ -137,7 +132,7 @@ def measure(upscaler: "Upscaler", height: int, width: int, *, passes: int = 5) -
     import torch
 
     unit = torch.rand(1, upscaler.bands, height, width, generator=torch.Generator().manual_seed(0))
-    taken = [_seconds(lambda: upscaler.run(unit)) for _ in range(passes + 1)][1:]
+    taken = seconds_of(upscaler, unit, passes)
     return statistics.median(taken), min(taken)
 
 
@@ -170,12 +165,8 @@ def _peak_in_this_process(
     upscaler.run(torch.rand(1, upscaler.bands, height, width))
     if upscaler.device.type == "cuda":
         return torch.cuda.max_memory_allocated(upscaler.device), "given out on the GPU"
-    if sys.platform == "win32":
-        return None, ""
-    import resource
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024), "resident in a fresh process, libraries included"
+    memory = process_memory()
+    return memory, "" if memory is None else "resident in a fresh process, libraries included"
 
 
 @contextmanager
@@ -192,23 +183,12 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
         ) from error
 
 
-def _processor(device: "torch.device") -> str:
+def _place(upscaler: "Upscaler") -> str:
     """The name of a GPU; of a CPU its model, and how many threads of it are used."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name, described = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if described.is_file():  # Linux has no other place that names the model
-        lines = [line for line in described.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else platform.machine()
-    return f"{name}, threads: {torch.get_num_threads()}"
-
-
-def _seconds(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()  # a result on the CPU: a GPU has finished when it is there
-    return time.perf_counter() - start
+    name = processor(upscaler.device)
+    return name if upscaler.device.type == "cuda" else f"{name}, threads: {torch.get_num_threads()}"
 
 
 def _widths(config: NetworkConfig) -> tuple[int, ...]:

@@ -1,0 +1,42 @@
+"""Timings: what they say of a network, from Python; how fast anything is, benchmarks say."""
+
+import pytest
+import torch
+
+from repmamba.evaluate.timing import process_memory, processor, seconds_of, time_network
+from repmamba.inference.upscaler import load
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+
+@pytest.fixture(scope="module")
+def upscaler(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    return load(write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))), device="cpu")
+
+
+def test_the_first_pass_which_compiles_is_not_counted():
+    class Counting:
+        bands = 3
+        passes = 0
+
+        def run(self, unit):
+            self.passes += 1
+
+    counting = Counting()
+    assert len(seconds_of(counting, torch.zeros(1, 3, 8, 8), 4)) == 4
+    assert counting.passes == 5
+
+
+def test_a_timing_is_made_by_one_call(upscaler):
+    timing = time_network(upscaler, size=8, batch=2, passes=3, backend="chunked")
+    assert (timing.weights, timing.scale, timing.backend) == ("small", 2, "chunked")
+    assert timing.output_megapixels == pytest.approx(2 * 16 * 16 / 1e6)
+    assert 0 < timing.fastest <= timing.median
+
+
+def test_a_process_has_memory_and_a_processor_a_name():
+    memory = process_memory()
+    assert memory is None or memory > 10e6
+    assert processor(torch.device("cpu"))
