@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -199,18 +198,16 @@ def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_on
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(tiny, tmp_path, whole_run, seen, caplog):
+def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
+    tiny, tmp_path, whole_run, seen, caplog, limit_file_size
+):
     fit(tiny(), tmp_path, log_every=1, minutes=0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    try:
-        with (
-            caplog.at_level(logging.WARNING, "repmamba"),
-            pytest.raises(NoSpace, match="step-00000008 cannot be written"),
-        ):
-            fit(tiny(), tmp_path, log_every=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        limit_file_size(60_000),
+        caplog.at_level(logging.WARNING, "repmamba"),
+        pytest.raises(NoSpace, match="step-00000008 cannot be written"),
+    ):
+        fit(tiny(), tmp_path, log_every=1)
     assert "step-00000002 cannot be written" in caplog.text
     assert "Training goes on; what was there before stays." in caplog.text
     assert "No picture of the curve: " in caplog.text
