@@ -2,7 +2,7 @@
 
 Each table of a recipe file is one dataclass here; its docstring says what each key means and in which unit, and a key
 that the file leaves out has the field's default. What is not in a recipe cannot change a sample of a run: threads,
-niceness, who is told how far it is and how often are arguments of `fit`. recipe_file.py reads and writes recipes as TOML.
+niceness, and who is told how far it is, are arguments of `fit`. recipe_file.py reads and writes recipes as TOML.
 """
 
 import json
