@@ -13,7 +13,11 @@ from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
-random = np.random.default_rng(11)
+
+@pytest.fixture
+def random():
+    """The same numbers for a test, whichever ran before it."""
+    return np.random.default_rng(11)
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +27,14 @@ def upscaler(small_weights):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(7, 9), (8, 6, 1), (5, 5, 3), (6, 7, 4), (1, 1, 13)])
-def test_an_array_comes_back_larger_and_of_its_type(upscaler, dtype, shape):
+def test_an_array_comes_back_larger_and_of_its_type(upscaler, dtype, shape, random):
     image = (random.random(shape) * (1 if dtype.startswith("f") else 200)).astype(dtype)
     result = upscaler.upscale(image)
     assert result.dtype == dtype
     assert result.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
 
 
-def test_integers_are_the_whole_range_of_their_type(upscaler):
+def test_integers_are_the_whole_range_of_their_type(upscaler, random):
     eight = random.integers(0, 256, (12, 10, 3)).astype(np.uint8)
     unit = eight / np.float64(255)
     from_floats = upscaler.upscale(unit)
@@ -39,7 +43,7 @@ def test_integers_are_the_whole_range_of_their_type(upscaler):
     np.testing.assert_allclose(sixteen / 65535, from_floats.clip(0, 1), atol=1e-5)
 
 
-def test_floats_are_not_clamped(upscaler):
+def test_floats_are_not_clamped(upscaler, random):
     result = upscaler.upscale(np.where(random.random((16, 16, 3)) < 0.5, 0.0, 1.0))
     assert result.min() < 0 or result.max() > 1
 
@@ -52,7 +56,7 @@ def test_a_tensor_comes_back_larger_and_of_its_type(upscaler, shape, dtype):
     assert result.shape == (*shape[:-2], 2 * shape[-2], 2 * shape[-1])
 
 
-def test_tensors_arrays_and_the_network_itself_agree(upscaler):
+def test_tensors_arrays_and_the_network_itself_agree(upscaler, random):
     image = random.random((10, 12, 3)).astype(np.float32)
     tensor = torch.from_numpy(image).movedim(2, 0)
     by_array = upscaler.upscale(image)
@@ -64,7 +68,7 @@ def test_tensors_arrays_and_the_network_itself_agree(upscaler):
 
 
 @pytest.mark.parametrize("tile", [64, 96])  # four tiles, which workers share, and one, which threads do
-def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile):
+def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile, random):
     image = random.random((90, 70, 4)).astype(np.float32)
     before, results = torch.get_num_threads(), []
     try:
@@ -84,7 +88,7 @@ def test_tiles_meet_without_a_seam(upscaler):
     assert np.ptp(places, axis=(0, 2)).max() < 0.02
 
 
-def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler):
+def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler, random):
     image = random.random((40, 40, 3)).astype(np.float32)
     image[20, 20, 1], image[3, 5, 0] = np.nan, np.inf
     result = upscaler.upscale(image)
@@ -96,7 +100,7 @@ def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
-def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscaler, dtype):
+def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscaler, dtype, random):
     numbers = (random.random((40, 44, 3)) * (1 if dtype == "float32" else 3000)).astype(dtype)
     masked = np.zeros(numbers.shape, bool)
     masked[20:22, 30:33] = masked[3, 5, 0] = True
@@ -120,7 +124,7 @@ def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscale
     assert not plain.mask.any()
 
 
-def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscaler):
+def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscaler, random):
     image = random.random((60, 60)).astype(np.float32)
     spiked = image.copy()
     spiked[30, 30] = 1e6
@@ -131,7 +135,7 @@ def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscale
     assert np.abs(result - plain)[far].max() < 0.1
 
 
-def test_floats_far_outside_0_to_1_are_warned_of_unless_their_range_is_told(upscaler):
+def test_floats_far_outside_0_to_1_are_warned_of_unless_their_range_is_told(upscaler, random):
     image = random.random((20, 20)).astype(np.float32)
     image[0, 0] = 1e6
     with warnings.catch_warnings():
@@ -143,7 +147,7 @@ def test_floats_far_outside_0_to_1_are_warned_of_unless_their_range_is_told(upsc
         upscaler.upscale(4000 * image + 10)
 
 
-def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler):
+def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, random):
     image = (random.random((40, 40, 4)) * [4000, 4000, 4000, 90]).astype(np.uint16)
     image[3, 3, 0] = 65535
     result = upscaler.upscale(image, value_range="robust")
@@ -255,7 +259,7 @@ def test_a_revision_of_what_is_here_is_refused(small_weights):
             load(weights, revision="v1")
 
 
-def test_the_trained_and_the_fused_network_agree(small_weights, upscaler):
+def test_the_trained_and_the_fused_network_agree(small_weights, upscaler, random):
     image = random.random((20, 22, 3)).astype(np.float32)
     np.testing.assert_allclose(load(small_weights, fuse=False).upscale(image), upscaler.upscale(image), atol=1e-5)
 
@@ -267,7 +271,7 @@ def test_a_device_or_precision_that_is_not_there_is_refused(small_weights, optio
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse):
+def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse, random):
     from repmamba.network import fusion, rmb
 
     asked = []
@@ -284,7 +288,7 @@ def test_an_unknown_backend_is_refused(small_weights):
         load(small_weights, backend="abacus")
 
 
-def test_a_range_can_be_given_and_nothing_is_clipped_to_it(upscaler):
+def test_a_range_can_be_given_and_nothing_is_clipped_to_it(upscaler, random):
     unit = random.random((9, 11, 3))
     reflectance = (unit * 4000).astype(np.float32)
     result = upscaler.upscale(reflectance, value_range=(0, 4000))
