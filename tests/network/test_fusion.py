@@ -11,7 +11,8 @@ from repmamba.errors import UsageError
 from repmamba.network import inference_cpu
 from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import FusedRepMamba, fuse
-from repmamba.network.repconv import RepConv
+from repmamba.network.repconv import EPS, RepConv
+from repmamba.network.repmamba import RepMamba
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIGS = (
@@ -102,6 +103,25 @@ def test_a_network_in_training_mode_is_fused_as_in_evaluation(shaken):
 def test_another_module_is_refused():
     with pytest.raises(UsageError, match="fuse got a Linear; it takes a RepMamba"):
         fuse(nn.Linear(2, 2))
+
+
+class Adapted(nn.Linear):
+    """What an adapter makes of a layer: its weight is no longer all that it computes."""
+
+    def forward(self, x):
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+def test_a_layer_of_another_kind_or_another_eps_is_refused_rather_than_lost():
+    network = RepMamba(NetworkConfig(depths=(1,)))
+    block = network.groups[0].blocks[0]
+    block.norm.eps = 1.0
+    with pytest.raises(UsageError, match=r"whose groups\.0\.blocks\.0\.norm is not the network's own .* Merge"):
+        fuse(network)
+    block.norm.eps = EPS
+    block.ffn.fc2 = Adapted(block.ffn.fc2.in_features, 64)
+    with pytest.raises(UsageError, match=r"whose groups\.0\.blocks\.0\.ffn\.fc2 is not the network's own \(Adapted"):
+        fuse(network)
 
 
 def test_fused_has_fewer_operations_and_no_normalisation_over_batches(shaken):

@@ -31,6 +31,7 @@ from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.inference_cpu import Array, Passes
 from repmamba.network.lpfm import CSSP, LPFM, SideBySide
+from repmamba.network.onlookers import known
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
 from repmamba.network.repmamba import Group, PixelShuffleDirect, RepMamba, check_input, even
 from repmamba.network.rmb import RMB
@@ -45,12 +46,19 @@ def fuse(network: nn.Module) -> "FusedRepMamba":
     """A copy of a RepMamba for inference: equal results, fewer operations, no gradients of weights.
 
     The network given is left as it is, and stands for its evaluation mode whatever mode it is in. A network that is
-    fused already comes back as a copy. Foldings are computed in float64. Raises UsageError for any other module.
+    fused already comes back as a copy. Foldings are computed in float64. Raises UsageError for any other module, and
+    for a network with a layer of another kind in the place of its own, of which no weight says what it computes.
     """
     if isinstance(network, FusedRepMamba):
         return copy.deepcopy(network)
     if not isinstance(network, RepMamba):
         raise UsageError(f"fuse got a {type(network).__name__}; it takes a RepMamba.")
+    for name, module in network.named_modules():
+        if module is not network and not known(module):
+            raise UsageError(
+                f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds what weights say and "
+                "nothing else. Merge an adapter into its layer first, or use the network as it is."
+            )
     with torch.no_grad():
         fused = FusedRepMamba(network).requires_grad_(False).eval()
         return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

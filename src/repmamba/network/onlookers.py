@@ -32,7 +32,12 @@ def watched() -> bool:
 
 
 def plain(module: nn.Module) -> bool:
-    """Whether a module is what the passes take it for: ours or torch's own, with no hooks and no forward set on it.
+    """Whether a module is what the passes take it for: known, and with no hooks."""
+    return known(module) and not hooked(module)
+
+
+def known(module: nn.Module) -> bool:
+    """Whether a module is ours or torch's own, with no forward set on it: whether its weights say what it computes.
 
     Adapters, parametrisations and quantisation put parts of somebody else in its place, of types derived from it.
     """
@@ -40,7 +45,6 @@ def plain(module: nn.Module) -> bool:
     return (
         (kind in LAYERS or kind.__module__.startswith("repmamba."))
         and "forward" not in vars(module)
-        and not hooked(module)
         and (not isinstance(module, nn.LayerNorm) or (module.eps == EPS and isinstance(module.bias, nn.Parameter)))
     )
 
