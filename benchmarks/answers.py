@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from repmamba.evaluate.timing import processor
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("repmamba", "torch", "numba", "numpy", "rasterio", "transformers")
 
@@ -58,12 +60,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The name of the processor, as the system tells it."""
-    description = Path("/proc/cpuinfo")
-    if description.is_file():
-        lines = [line for line in description.read_text().splitlines() if line.startswith("model name")]
-        return lines[0].partition(":")[2].strip() if lines else platform.machine()
-    return platform.processor() or platform.machine()
