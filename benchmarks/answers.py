@@ -42,7 +42,7 @@ def _existing(name: str | Path) -> Path:
 def write(path: Path, *, threads: int, clock: str = "wall", **results: Any) -> None:
     """The results as JSON, with the machine and the versions they were measured with. clock: "wall" or "cpu"."""
     machine = {
-        "processor": processor(),
+        "processor": processor(torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": threads,
         "clock": clock,
