@@ -182,6 +182,12 @@ def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(upscal
         assert pair.lr.shape == (24, 24, 3)
 
 
+def test_blocks_that_a_band_of_floats_lacks_are_left_out(upscaler, tmp_path):
+    bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16").astype(np.float32) + 1
+    bands[3, 60:70, 60:200] = -9999
+    assert len(blocks_of(written(tmp_path / "holes.tif", bands, nodata=-9999), upscaler)) == 26
+
+
 def test_a_scene_that_is_too_small_is_refused(whole_run, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
     with pytest.raises(UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"):

@@ -231,7 +231,7 @@ def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[
     for number, window in enumerate(_windows(grid.height, grid.width, edge)):
         raw, valid = raster.read(window)
         raw = raw[list(plan.places)]
-        if not usable(raw, valid).all():
+        if not usable(raw, valid, plan.band_nodata).all():
             continue
         name = f"{scene}, block {number}"
         seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*SEEN)
