@@ -120,6 +120,12 @@ def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(autouse=True)
+def _the_same_numbers_every_time() -> None:
+    """What a test draws from torch depends neither on those before it nor on the run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _repmambas_logger_as_it_was() -> Iterator[None]:
     """A verb sets the level of repmamba's logger for its process, which is here that of the next test, too."""
     logger = logging.getLogger("repmamba")
