@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def golden(reference: Path) -> Path:
 @pytest.fixture(scope="session")
 def geotiffs(reference: Path) -> Path:
     return reference / "data" / "geotiff"
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Weights of one block, drawn by their seed, as a user would save them: small.safetensors, one file for each."""
+    from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+    from repmamba.network.config import NetworkConfig
+    from repmamba.network.repmamba import RepMamba
+
+    @cache
+    def weights(scale: int = 2, seed: int = 0) -> Path:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = RepMamba(NetworkConfig(scale=scale, depths=(1,)))
+        return write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", Checkpoint.of(network))
+
+    return weights
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """repmamba bench: what it reports, not how fast anything is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from repmamba.cli.main import run
-from repmamba.network.checkpoint import Checkpoint, write_checkpoint
-from repmamba.network.config import NetworkConfig
-from repmamba.network.repmamba import RepMamba
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    network = RepMamba(NetworkConfig(scale=3, depths=(1,)))
-    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", Checkpoint.of(network)))
+def weights(tiny_weights: Callable[..., Path]) -> str:
+    return str(tiny_weights(scale=3))
 
 
 def test_the_rates_are_pixels_of_output_over_time(weights: str, capsys: pytest.CaptureFixture[str]):

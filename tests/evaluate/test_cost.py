@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from repmamba.errors import OutOfMemory
 from repmamba.evaluate.cost import cost_of, measured, multiply_adds, parameters
 from repmamba.inference import upscaler
-from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import PUBLISHED, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
@@ -101,10 +100,8 @@ class Killed(InThisProcess):
 
 
 @pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "small.safetensors"
-    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
-    return str(path)
+def small(tiny_weights):
+    return str(tiny_weights())
 
 
 def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(small, monkeypatch):

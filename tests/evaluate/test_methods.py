@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,32 +11,23 @@ from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.evaluate.methods import bicubic, distinct_names, nearest, network, results, told_apart
 from repmamba.inference.upscaler import load
-from repmamba.network.checkpoint import Checkpoint, write_checkpoint
-from repmamba.network.config import NetworkConfig
-from repmamba.network.repmamba import RepMamba
 from repmamba.pixels.resize import imresize
 
 HR = np.random.default_rng(5).integers(0, 256, (16, 24, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def upscaler(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
-    return load(path, device="cpu")
+def upscaler(tiny_weights):
+    return load(tiny_weights(), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory):
+def two_runs(tmp_path_factory, tiny_weights):
     """The weights of two runs, both of the name that every run gives them."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
-        torch.manual_seed(seed)
         (folder / f"run{seed}").mkdir()
-        write_checkpoint(
-            folder / f"run{seed}" / "best.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
-        )
+        shutil.copy(tiny_weights(seed=seed), folder / f"run{seed}" / "best.safetensors")
     return [str(folder / f"run{seed}" / "best.safetensors") for seed in (1, 2)]
 
 

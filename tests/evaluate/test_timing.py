@@ -5,15 +5,11 @@ import torch
 
 from repmamba.evaluate.timing import process_memory, processor, seconds_of, time_network
 from repmamba.inference.upscaler import load
-from repmamba.network.checkpoint import Checkpoint, write_checkpoint
-from repmamba.network.config import NetworkConfig
-from repmamba.network.repmamba import RepMamba
 
 
 @pytest.fixture(scope="module")
-def upscaler(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    return load(write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))), device="cpu")
+def upscaler(tiny_weights):
+    return load(tiny_weights(), device="cpu")
 
 
 def test_the_first_pass_which_compiles_is_not_counted():

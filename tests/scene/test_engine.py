@@ -181,10 +181,10 @@ def test_any_number_of_workers_gives_the_same_bytes(write_raster, smooth, tmp_pa
     assert len(contents) == 1
 
 
-def test_a_scene_by_an_ensemble_is_the_array_by_one(write_raster, smooth, tmp_path, small_upscaler):
+def test_a_scene_by_an_ensemble_is_the_array_by_one(write_raster, smooth, tmp_path, tiny_weights, small_upscaler):
     data = smooth(3, 20, 26)
     path = write_raster("in.tif", data, photometric="RGB")
-    weights = tmp_path / "one.safetensors"
+    weights = tiny_weights(seed=3)
     upscale_file(path, tmp_path / "out.tif", weights, ensemble=True, consistent=False)
     expected = load(weights, ensemble=True).upscale(np.moveaxis(data, 0, 2))
     with rasterio.open(tmp_path / "out.tif") as file:
@@ -193,17 +193,9 @@ def test_a_scene_by_an_ensemble_is_the_array_by_one(write_raster, smooth, tmp_pa
 
 
 @pytest.fixture
-def small_upscaler(tmp_path):
+def small_upscaler(tiny_weights):
     """A real network of one block, so that sums have an order that threads could change."""
-    import torch
-
-    from repmamba.network.checkpoint import Checkpoint, write_checkpoint
-    from repmamba.network.config import NetworkConfig
-    from repmamba.network.repmamba import RepMamba
-
-    torch.manual_seed(3)
-    write_checkpoint(tmp_path / "one.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
-    return load(tmp_path / "one.safetensors")
+    return load(tiny_weights(seed=3))
 
 
 @pytest.mark.parametrize("told", ["nodata", "mask", "alpha", "nan"])
