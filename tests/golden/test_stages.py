@@ -98,8 +98,8 @@ def _noted_scan(calls, *args, **backend):
 
 
 def _sort_calls(name, calls, scans, found):
-    linear = [result for function, _, result in calls if function == "linear"]
-    found[f"{name}.in_proj"] = to_map(torch.cat([linear[0], linear[-1]], dim=-1))
+    x, z, *_ = (result for function, _, result in calls if function == "linear")
+    found[f"{name}.in_proj"] = to_map(torch.cat([x, z], dim=-1))
     found[f"{name}.act"] = next(result for function, _, result in calls if function == "silu")
     (low, *_), found[f"{name}.pooled"] = next((args, result) for function, args, result in calls if "pool" in function)
     nearest, bilinear = (result for function, _, result in calls if function == "interpolate")
