@@ -295,11 +295,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             outside = [100 * (1 - within) for _, within, _ in found]
             shares.plot(HALOS, outside, line, color=colour, label=label)
     losses.axhline(0.02, color="grey", linewidth=0.8)
-    losses.set(xlabel="halo (input pixels)", ylabel="dB lost, worst of three reductions", ylim=(-0.002, 0.04))
+    losses.set(xlabel="halo (input pixels)", ylabel="dB lost, worst of three reductions")
     shares.axhline(0.1, color="grey", linewidth=0.8)
     shares.set(xlabel="halo (input pixels)", ylabel="% of pixels more than a level off, worst", yscale="log")
-    shares.set_ylim(0.03, 20)
-    shares.legend(fontsize=8)
+    shares.legend(fontsize=8, loc="center right")
     figure.savefig(path, dpi=110)
 
 
