@@ -5,16 +5,16 @@ or with class folders inside or around them. A folder that has neither holds lar
 then made as the benchmarks make them. Files are paired by name, never by position.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import blank_image, find_images, read_image
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
@@ -99,18 +99,16 @@ def read_pairs(
 
     progress: called with the number of pairs read and that of all. Raises what PairFiles.read does.
     """
-    workers, coming = available_cores(), iter(files)
-    with ThreadPoolExecutor(workers) as pool:
-        # A few at a time: whoever writes them may be slower, and a whole benchmark is not to wait in memory.
-        waiting = deque(pool.submit(one.read, scale) for one in islice(coming, 2 * workers))
-        try:
-            for done in range(1, len(files) + 1):
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(one.read, scale) for one in islice(coming, 1))
-                if progress:
-                    progress(done, len(files))
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def read(one: PairFiles) -> Pair:
+        return one.read(scale)
+
+    workers = available_cores()
+    with ThreadPoolExecutor(workers) as pool, closing(ahead(pool, read, files, 2 * workers)) as pairs:
+        for done, pair in enumerate(pairs, start=1):
+            yield pair
+            if progress:
+                progress(done, len(files))
 
 
 def pair_from_hr(name: str, hr: Image, scale: int) -> Pair:

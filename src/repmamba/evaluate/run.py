@@ -6,13 +6,15 @@ here but the results that the caller asks to keep.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
@@ -182,25 +184,16 @@ def evaluate(
     values: dict[tuple[str, str, str], dict[str, float]] = {
         (one.name, method, metric.name): {} for one in sets for method in names for metric in metrics
     }
-    total = sum(len(one.files) for one in sets)
-    done = 0
-    with ThreadPoolExecutor(available_cores()) as pool:
-        waiting: list[tuple[ImageSet, str, str, Future[dict[str, float]]]] = []
-        for one in sets:
-            for files in one.files:
-                pair = files.read(one.scale)
-                for method in methods:
-                    sr = method.enlarge(pair)
-                    waiting.append((one, files.name, method.name, pool.submit(score, sr, pair, metrics)))
-                    if save:
-                        write_result(save / one.name / method.name, files, sr, pair)
-                while len(waiting) > 4 * len(methods):  # so that a whole benchmark is never in memory
-                    _take(waiting.pop(0), values)
-                done += 1
-                if progress:
-                    progress(done, total)
-        for entry in waiting:
-            _take(entry, values)
+
+    def measured(result: _Result) -> tuple[str, str, str, dict[str, float]]:
+        return result.image_set, result.pair.name, result.method, score(result.sr, result.pair, metrics)
+
+    results = _enlarged(sets, methods, save, progress)
+    in_hand = 4 * len(methods)  # so that a whole benchmark is never in memory
+    with ThreadPoolExecutor(available_cores()) as pool, closing(ahead(pool, measured, results, in_hand)) as scored:
+        for image_set, image, method_name, by_metric in scored:
+            for metric_name, value in by_metric.items():
+                values[image_set, method_name, metric_name][image] = value
     return Scores(tuple(sets), tuple(methods), tuple(metrics), values)
 
 
@@ -265,12 +258,33 @@ def in_type(sr: NDArray[np.generic], hr: NDArray[np.generic]) -> NDArray[np.gene
     return levels.astype(hr.dtype)
 
 
-def _take(
-    entry: tuple[ImageSet, str, str, "Future[dict[str, float]]"], values: dict[tuple[str, str, str], dict[str, float]]
-) -> None:
-    one, image, method, future = entry
-    for metric, value in future.result().items():
-        values[one.name, method, metric][image] = value
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a method made of an image."""
+
+    image_set: str
+    method: str
+    pair: Pair
+    sr: NDArray[np.generic]  # as for `score`
+
+
+def _enlarged(
+    sets: Sequence[ImageSet],
+    methods: Sequence[Method],
+    save: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[_Result]:
+    """Image by image what each method makes of it, kept in save; parameters as for `evaluate`."""
+    images = [(one, files) for one in sets for files in one.files]
+    for done, (one, files) in enumerate(images, start=1):
+        pair = files.read(one.scale)
+        for method in methods:
+            sr = method.enlarge(pair)
+            yield _Result(one.name, method.name, pair, sr)
+            if save:
+                write_result(save / one.name / method.name, files, sr, pair)
+        if progress:
+            progress(done, len(images))
 
 
 def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:

@@ -9,14 +9,14 @@ torch and our kernels let go of Python's lock while they compute.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.errors import UsageError
 from repmamba.network.inference_cpu import share_passes
@@ -49,14 +49,8 @@ def side_by_side(
     comes from function, from items or, by the generator's close, from the caller; what has not begun is never computed.
     """
     side = workers if count is None else max(1, min(workers, count))
-    waiting: deque[Future[Result]] = deque()
     with _pool(side) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= side + IN_FLIGHT:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ahead(pool, function, items, side + IN_FLIGHT)
 
 
 @contextmanager

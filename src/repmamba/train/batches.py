@@ -2,15 +2,15 @@
 
 import logging
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from repmamba.ahead import ahead
 from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
@@ -129,7 +129,10 @@ def sampler_of(recipe: Recipe, stock: Stock) -> Sampler:
 def batches(
     stock: Stock, sampler: Sampler, recipe: Recipe, step: int, processes: Processes, device: torch.device, workers: int
 ) -> Iterator[Batch]:
-    """This process's share of the batch of every step from `step` on, on the device, prepared ahead by some threads."""
+    """This process's share of the batch of every step from `step` on, on the device.
+
+    workers: threads, each of which prepares two batches ahead; 0 prepares each batch when it is due.
+    """
     chain = chain_of(recipe)
 
     def prepared(step: int) -> Batch:
@@ -141,7 +144,12 @@ def batches(
         lr, hr = stock.batch(mine or samples[:1], size, seed=recipe.seed, degrade=chain)
         return Batch(sent(lr, device), sent(hr, device), weight)
 
-    yield from ahead(prepared, range(step, recipe.steps), workers)
+    steps = range(step, recipe.steps)
+    if workers == 0:
+        yield from map(prepared, steps)
+        return
+    with ThreadPoolExecutor(workers, "batches") as pool:
+        yield from ahead(pool, prepared, steps, 2 * workers + 1)
 
 
 def sent(patches: Tensor, device: torch.device) -> Tensor:
@@ -149,21 +157,3 @@ def sent(patches: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and patches.device.type == "cpu":
         patches = patches.pin_memory()
     return patches.to(device, non_blocking=True)
-
-
-def ahead(function: Callable[[int], Batch], steps: range, workers: int) -> Iterator[Batch]:
-    """The function's value for each step in order, up to two a worker computed ahead; each when due without workers."""
-    if workers == 0:
-        yield from map(function, steps)
-        return
-    waiting: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(workers, "batches") as pool:
-        try:
-            for step in steps:
-                waiting.append(pool.submit(function, step))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,90 @@
+"""Computing ahead: in order, few in hand, and nothing more computed once it has ended."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+
+from repmamba.ahead import ahead
+
+
+@pytest.fixture(params=[1, 3])
+def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(request.param) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_results_come_in_the_order_of_their_items(pool, count, most):
+    assert list(ahead(pool, lambda item: item * item, range(count), most)) == [item * item for item in range(count)]
+
+
+def test_the_first_is_waited_for_while_later_ones_are_finished():
+    second_is_done = threading.Event()
+
+    def computed(item: int) -> int:
+        if item == 1:
+            second_is_done.set()
+        assert second_is_done.wait(10)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(ahead(pool, computed, range(2), 2)) == [0, 1]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_no_more_are_in_hand_than_asked_for(pool, most):
+    drawn, taken = 0, 0
+
+    def items() -> Iterator[int]:
+        nonlocal drawn
+        for item in range(30):
+            drawn += 1
+            assert drawn - taken <= most
+            yield item
+
+    for _ in ahead(pool, lambda item: item, items(), most):
+        assert drawn - taken == min(most, 30 - taken)
+        taken += 1
+    assert taken == 30
+
+
+def test_items_are_drawn_by_the_thread_that_takes_the_results(pool):
+    def items() -> Iterator[str]:
+        for _ in range(5):
+            yield threading.current_thread().name
+
+    assert set(ahead(pool, lambda name: name, items(), 2)) == {threading.current_thread().name}
+
+
+@pytest.mark.parametrize("fault", ["function", "items", "caller"])
+def test_whoever_ends_it_what_has_not_begun_is_never_computed(fault):
+    computed: list[int] = []
+    ended = threading.Event()
+
+    def compute(item: int) -> int:
+        computed.append(item)
+        if item == 1:  # the only thread is held until all is cancelled
+            assert ended.wait(10)
+        if item == 0 and fault == "function":
+            raise ValueError("function")
+        return item
+
+    def items() -> Iterator[int]:
+        yield from range(4)
+        raise ValueError("items")
+
+    with ThreadPoolExecutor(1) as pool:
+        results = ahead(pool, compute, items() if fault == "items" else range(9), 4)
+        if fault == "caller":
+            with closing(results):
+                assert next(results) == 0
+        else:
+            with pytest.raises(ValueError, match=fault):
+                list(results)
+        ended.set()
+        assert pool.submit(lambda: "open").result() == "open"
+    assert set(computed) <= {0, 1}
