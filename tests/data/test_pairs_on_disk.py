@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, find_pairs, pair_from_hr, read_pairs
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
+from repmamba.pixels.resize import imresize, to_uint8
 
 HR = np.random.default_rng(2).integers(0, 256, (12, 18, 3), np.uint8)
 
@@ -35,6 +37,19 @@ def test_every_layout_gives_the_same_pair(tmp_path, layout):
     assert (found.name, found.group, pair.name, pair.group, pair.scale) == (name, group, name, group, 2)
     assert np.array_equal(pair.hr, HR)
     assert np.array_equal(pair.lr, pair_from_hr("x", HR, 2).lr)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.9])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_a_reduced_pair_is_that_of_the_reduced_image(tmp_path, share, scale):
+    write_pair(tmp_path / "GT" / "0.png", tmp_path / "LR" / "0.png", scale=1)
+    (found,) = find_pairs(tmp_path)
+    reduced = replace(found, lr=None, reduction=share)
+    pair, expected = reduced.read(scale), pair_from_hr("0", to_uint8(imresize(HR / 255.0, share)), scale)
+    assert np.array_equal(pair.hr, expected.hr)
+    assert np.array_equal(pair.lr, expected.lr)
+    blank = reduced.blank(scale)
+    assert (blank.hr.shape, blank.lr.shape) == (pair.hr.shape, pair.lr.shape)
 
 
 def test_the_published_pair_is_found(reference):

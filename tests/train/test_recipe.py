@@ -86,6 +86,8 @@ def test_the_published_recipe_is_that_of_the_specification():
         ("validation.rule=psnr", "validation.rule is 'psnr'; it must be one of published, ttst-y"),
         ("data.augment=flips", "data.augment is 'flips'; it must be a list"),
         ('data.augment=["flip"]', "data.augment is 'flip'; it must be one of flips, transpose, rotations"),
+        ("data.reductions=[0.5, 1.0]", r"data.reductions is \(0.5, 1.0\); it must be between 0 and 1"),
+        ("data.reductions=[0.5, 0.5]", r"data.reductions is \(0.5, 0.5\); it must be different from each other"),
         ("data.patches=[{start=3}]", r"data.patches.start is \[3\]; it must be 0 for the first phase"),
         ("data.patches=[{size=1}]", "data.patches.size is 1; it must be at least 2"),
         ("data.patches=[{batch=3}]", "data.patches.batch is 3; it must be a multiple of step.accumulate, 2"),

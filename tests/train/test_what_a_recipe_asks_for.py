@@ -1,5 +1,6 @@
 """What a recipe asks for is what happens: each key against the same done by hand, and against its being ignored."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -117,6 +118,19 @@ def test_degradations_change_what_goes_in_and_not_what_is_to_come_out(tiny: Reci
     plain, noisy = first(), first(degradations=[{"name": "noise", "low": 5, "high": 5}])
     assert torch.equal(noisy.hr, plain.hr)
     assert 0.01 < float((noisy.lr - plain.lr).std()) < 0.03  # of a standard deviation of 5 of 255
+
+
+def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(tiny: Recipes, stock: Stock, tmp_path):
+    def opened(*shares: float) -> Stock:
+        recipe = tiny(data={"reductions": list(shares)})
+        return open_stock(training_files(recipe), recipe, tmp_path, CPU, Processes())
+
+    sizes = stock.sizes
+    reduced = tuple((math.ceil(1.5 * height) // 2, math.ceil(1.5 * width) // 2) for height, width in sizes)
+    assert all(min(size) >= 10 for size in reduced)  # the recipe's largest patch
+    assert opened(0.75).sizes == sizes + reduced
+    assert opened(0.9).sizes not in (sizes, sizes + reduced)
+    assert opened().sizes == opened(0.1).sizes == sizes
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import blank_image, find_images, read_image
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
-from repmamba.pixels.resize import imresize, to_uint8
+from repmamba.pixels.resize import imresize, resized_length, to_uint8
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
 SPLITS = ("train", "trainval", "val", "test")
@@ -60,11 +60,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """Where a pair lies. Without lr, it is made from hr when the pair is read."""
+    """Where a pair lies. Without lr, it is made from hr when the pair is read.
+
+    reduction: sides of hr as shares of those of its file, from which it is reduced by imresize; 1 where there is an lr.
+    """
 
     name: str  # as in Pair
     hr: Path
     lr: Path | None
+    reduction: float = 1.0
 
     @property
     def group(self) -> str:
@@ -77,12 +81,12 @@ class PairFiles:
 
     def blank(self, scale: int) -> Pair:
         """Zeros of the shapes and type of the pair, from the headers of its files; raises as read does."""
-        return self._pair(scale, blank_image, lambda hr, scale: hr[::scale, ::scale])
+        return self._pair(scale, blank_image, _blank_reduced)
 
-    def _pair(self, scale: int, read: Callable[[Path], Image], reduce: Callable[[Image, int], Image]) -> Pair:
+    def _pair(self, scale: int, read: Callable[[Path], Image], reduce: Callable[[Image, float], Image]) -> Pair:
         hr = read(self.hr)
         if self.lr is None:
-            hr = cut_to_scale(self.name, hr, scale)
+            hr = cut_to_scale(self.name, hr if self.reduction == 1 else reduce(hr, 1 / self.reduction), scale)
             return Pair(self.name, reduce(hr, scale), hr)
         pair = Pair(self.name, read(self.lr), hr)
         if pair.scale != scale:
@@ -128,8 +132,8 @@ def cut_to_scale(name: str, hr: Image, scale: int) -> Image:
     return hr[:rows, :columns]
 
 
-def reduce_image(hr: Image, scale: int) -> Image:
-    """MATLAB's bicubic reduction of (H, W, C) in the type of hr: integers clipped and rounded half up."""
+def reduce_image(hr: Image, scale: float) -> Image:
+    """MATLAB's bicubic reduction of (H, W, C) by the scale in the type of hr: integers clipped and rounded half up."""
     if hr.dtype == np.uint8:
         return to_uint8(imresize(hr.astype(np.float64) / 255.0, 1 / scale))
     reduced = imresize(hr, 1 / scale)
@@ -200,3 +204,8 @@ def _matched(folder: Path, hr: dict[str, Path], lr: dict[str, Path]) -> list[Pai
     if not hr:
         raise SourceError(f"{folder} has {HR_FOLDER} and {LR_FOLDER}, and no image in them.")
     return [PairFiles(name, hr[name], lr[name]) for name in sorted(hr)]
+
+
+def _blank_reduced(hr: Image, scale: float) -> Image:
+    rows, columns = (resized_length(length, 1 / scale) for length in hr.shape[:2])
+    return hr[:rows, :columns]

@@ -180,8 +180,8 @@ def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
 
 
 def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
-    paths = [path for one in files for path in (one.hr, one.lr) if path is not None]
-    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    paths = [(path, one.reduction) for one in files for path in (one.hr, one.lr) if path is not None]
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, share) for path, share in paths]
     return hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
 
 

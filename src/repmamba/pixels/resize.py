@@ -80,8 +80,7 @@ def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArr
     """
     if not (math.isfinite(scale) and scale > 0):
         raise UsageError(f"A scale of {scale} cannot be resized to; give a positive number, 4 or 1/4 say.")
-    # 1/3 is not a binary fraction: without the allowance, a length that it divides could gain a pixel.
-    resized = math.ceil(scale * length - 1e-9)
+    resized = resized_length(length, scale)
     width = 4 / min(scale, 1.0)
     centre = np.arange(1, resized + 1) / scale + 0.5 * (1 - 1 / scale)  # counted from 1, as MATLAB counts
     taps = np.floor(centre - width / 2) + np.arange(math.ceil(width) + 2)[:, None]
@@ -92,6 +91,12 @@ def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArr
     sources = np.where(mirrored < length, mirrored, 2 * length - 1 - mirrored)
     needed = (weights != 0).any(1)
     return np.ascontiguousarray(weights[needed]), np.ascontiguousarray(sources[needed])
+
+
+def resized_length(length: int, scale: float) -> int:
+    """Pixels of an axis of `length` pixels after imresize, ceil(scale length)."""
+    # 1/3 is not a binary fraction: without the allowance, a length that it divides could gain a pixel.
+    return math.ceil(scale * length - 1e-9)
 
 
 def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:

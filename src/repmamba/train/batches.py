@@ -4,6 +4,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
+from repmamba.pixels.resize import resized_length
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
@@ -24,11 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 def training_files(recipe: Recipe) -> list[PairFiles]:
-    """The files of all images to learn from. Raises RecipeError, SourceError, UsageError."""
+    """The files of all images to learn from, as they are and reduced. Raises RecipeError, SourceError, UsageError."""
     files = [one for source in recipe.data.train for one in find_pairs(Path(source))]
     if not files:
         raise RecipeError("data.train is empty; name at least one folder of images.")
-    return files
+    return files + [one for share in recipe.data.reductions for one in _reduced(files, share, recipe)]
+
+
+def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterator[PairFiles]:
+    """These files' images reduced to a share of their sides, where the largest patches still fit into them."""
+    scale, patch = recipe.network.scale, max(phase.size for phase in recipe.data.patches)
+    for one in files:
+        if min(resized_length(length, share) for length in one.blank(scale).hr.shape[:2]) >= scale * patch:
+            yield replace(one, lr=None, reduction=share)
 
 
 def chain_of(recipe: Recipe) -> Chain | None:

@@ -33,7 +33,8 @@ class Data:
     short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
     cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
     degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
-    plain reduction.
+    plain reduction.  reductions: shares of its sides to which each training image is reduced besides, sharper then, as
+    far as the largest patch fits into it.
     """
 
     train: tuple[str, ...] = ()
@@ -44,8 +45,12 @@ class Data:
     short_batch: Literal["keep", "fill"] = "fill"
     cache: Literal["memory", "disk", "device"] = "memory"
     degradations: tuple[Stage, ...] = ()
+    reductions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        must(all(0 < share < 1 for share in self.reductions), "data.reductions", self.reductions, "between 0 and 1")
+        distinct = len(set(self.reductions)) == len(self.reductions)
+        must(distinct, "data.reductions", self.reductions, "different from each other")
         for phase in self.patches:
             at_least("data.patches.size", phase.size, 2)
             at_least("data.patches.batch", phase.batch, 1)
