@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -382,11 +383,18 @@ def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkey
     fit(recipe, tmp_path / "bf16")
 
 
-def test_a_compiled_network_takes_the_same_steps_and_keeps_its_names(tiny, monkeypatch):
-    """Traced by Dynamo and AOTAutograd, as on any device; Inductor, which takes minutes, is left out."""
+INDUCTOR = pytest.param(
+    "inductor",
+    marks=[pytest.mark.long, pytest.mark.skipif(not shutil.which("g++"), reason="this system has no compiler of C++")],
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+def test_a_compiled_network_takes_the_same_steps_and_keeps_its_names(tiny, monkeypatch, backend):
+    """Traced by Dynamo and AOTAutograd, as on any device; Inductor takes minutes."""
     torch._dynamo.reset()
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
     draw = torch.Generator().manual_seed(0)
     lr, hr = (torch.rand(2, 3, side, side, generator=draw) for side in (8, 16))
     seen, names = [], []
