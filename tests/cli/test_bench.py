@@ -1,6 +1,7 @@
 """repmamba bench: what it reports, not how fast anything is."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from repmamba.cli.main import run
+from repmamba.evaluate.timing import processor
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,20 @@ def test_it_says_what_ran(weights: str, capsys: pytest.CaptureFixture[str]):
     assert (timing["weights"], timing["scale"], timing["precision"]) == ("small", 3, "float32")
     assert (timing["device"], timing["backend"]) == ("cpu", "chunked")
     assert timing["threads"] == torch.get_num_threads()
+    assert timing["processor"] == processor(torch.device("cpu"))
+    assert timing["versions"]["torch"] == torch.__version__
     assert run(command) == 0
     shown = capsys.readouterr().out
     assert "chunked" in shown
+    assert timing["processor"] in shown
     assert "8 x 8 pixels, 1 pass\n" in shown
+
+
+def test_a_slow_network_has_a_speed_other_than_zero(weights: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "--weights", weights, "--size", "1", "--passes", "1"]) == 0
+    speed = re.search(r"^speed +(\S+) megapixels", capsys.readouterr().out, re.M)
+    assert speed
+    assert float(speed[1]) > 0
 
 
 def test_unknown_weights_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):

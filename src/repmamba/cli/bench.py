@@ -35,6 +35,7 @@ def bench(
     """Time a network on this machine.
 
     Prints megapixels of output per second, the memory taken and what runs: device, scan backend, precision, threads.
+    As JSON, times are in seconds and memory in MB (10^6 bytes).
 
     \b
     Examples:

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class Timing:
     process_memory: float | None  # highest so far, libraries and weights included; None where the system does not tell
     device_memory: float | None  # highest that torch took on a CUDA device; None elsewhere
     device: str
+    processor: str  # its name
     backend: str
     why_backend: str
     precision: str
@@ -39,8 +41,9 @@ class Timing:
         return self.batch * (self.scale * self.size) ** 2 / 1e6
 
     def to_dict(self) -> dict[str, object]:
-        """The fields and the two rates, for JSON."""
+        """The fields, the two rates and what was installed, for JSON."""
         return asdict(self) | {
+            "versions": {name: version(name) for name in ("repmamba", "torch", "numba")},
             "megapixels_per_second": self.output_megapixels / self.fastest,
             "megapixels_per_second_median": self.output_megapixels / self.median,
         }
@@ -49,13 +52,13 @@ class Timing:
         memory = [f"{self.process_memory:.0f} MB in the process"] if self.process_memory is not None else []
         memory += [f"{self.device_memory:.0f} MB on the device"] if self.device_memory is not None else []
         lines = {
-            "network": f"{self.weights}, x{self.scale}, {self.precision}",
+            "network": f"weights {self.weights}, scale {self.scale}, {self.precision}",
             "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} pass{'es' * (self.passes > 1)}",
-            "device": f"{self.device}, {self.threads} thread{'s' * (self.threads > 1)}",
+            "device": f"{self.device} ({self.processor}), {self.threads} thread{'s' * (self.threads > 1)}",
             "scan": f"{self.backend}: {self.why_backend}",
             "time": f"{1e3 * self.fastest:.1f} ms at the fastest, {1e3 * self.median:.1f} ms median",
-            "speed": f"{self.output_megapixels / self.fastest:.2f} megapixels of output per second "
-            f"({self.output_megapixels / self.median:.2f} median)",
+            "speed": f"{self.output_megapixels / self.fastest:.3g} megapixels of output per second "
+            f"({self.output_megapixels / self.median:.3g} median)",
             "memory": " and ".join(memory) + ", at the highest" if memory else "not told by this system",
         }
         return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
@@ -81,7 +84,8 @@ def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, ba
         median=statistics.median(seconds),
         process_memory=None if memory is None else memory / 1e6,
         device_memory=torch.cuda.max_memory_allocated(upscaler.device) / 1e6 if on_cuda else None,
-        device=torch.cuda.get_device_name(upscaler.device) if on_cuda else str(upscaler.device),
+        device=str(upscaler.device),
+        processor=processor(upscaler.device),
         backend=choice.name,
         why_backend=choice.why,
         precision=upscaler.precision,
