@@ -13,6 +13,7 @@ import torch
 from rasterio.transform import from_origin
 
 import repmamba
+from repmamba.data.images import write_png
 from repmamba.scene.arguments import KINDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -37,6 +38,8 @@ def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         tmp_path / "scene.tif", "w", driver="GTiff", count=4, height=40, width=60, dtype="uint16", **place
     ) as scene:
         scene.write(numbers)
+    for part, edge in (("GT", 32), ("LR", 16)):
+        write_png(tmp_path / "pairs" / part / "1.png", np.full((edge, edge, 3), 90, np.uint8))
     monkeypatch.chdir(tmp_path)
 
 
@@ -46,7 +49,7 @@ def test_the_examples_run_one_after_the_other():
     for example in EXAMPLE.findall(PAGE):
         exec(example, names)
     assert isinstance(names["masked"], np.ma.MaskedArray)
-    for result in ("scene_x4.tif", "part.cog.tif", "from_xarray.tif", "ours/model.safetensors"):
+    for result in ("scene_x4.tif", "part.cog.tif", "from_xarray.tif", "evaluation.html", "ours/model.safetensors"):
         assert Path(result).is_file()
 
 
@@ -73,6 +76,7 @@ def test_the_tables_have_every_argument_and_no_other():
 
     assert arguments_in("Weights: load") == of(repmamba.load, but=set())
     assert arguments_in("Arrays: Upscaler.upscale") == of(repmamba.Upscaler.upscale, but={"self", "array"})
+    assert arguments_in("Benchmarks: evaluate_folders") == of(repmamba.evaluate_folders, but=set())
     of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})
     assert arguments_in("Files: upscale_file") == of_files | set(KINDS)
 

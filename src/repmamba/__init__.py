@@ -15,14 +15,26 @@ _HOME = {  # name -> the module it lives in
     "load": "repmamba.inference.upscaler",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
+    "evaluate_folders": "repmamba.evaluate.evaluation",
     "fuse": "repmamba.network.fusion",
     "from_pretrained": "repmamba.network.checkpoint",
     "save_pretrained": "repmamba.network.checkpoint",
 }
 
-__all__ = ["Upscaler", "__version__", "errors", "from_pretrained", "fuse", "load", "save_pretrained", "upscale_file"]
+__all__ = [
+    "Upscaler",
+    "__version__",
+    "errors",
+    "evaluate_folders",
+    "from_pretrained",
+    "fuse",
+    "load",
+    "save_pretrained",
+    "upscale_file",
+]
 
 if TYPE_CHECKING:
+    from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.inference.upscaler import Upscaler, load
     from repmamba.network.checkpoint import from_pretrained, save_pretrained
     from repmamba.network.fusion import fuse

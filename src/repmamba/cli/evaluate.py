@@ -90,51 +90,40 @@ def evaluate(
       repmamba evaluate rsscn7 ucmerced --scale 4 --weights mine.safetensors --weights x4
       repmamba evaluate pairs --sr results_of_another_network --method bicubic --csv values.csv
     """
-    from repmamba.data.images import RASTERS
     from repmamba.errors import UsageError
-    from repmamba.evaluate import methods, run
-    from repmamba.evaluate.cost import config_of, cost_of, measured
-    from repmamba.evaluate.metrics import metrics_of
-    from repmamba.evaluate.page import page, read_others
-    from repmamba.evaluate.report import check_target, table, to_csv, to_json, write_text
+    from repmamba.evaluate.evaluation import evaluate_folders
+    from repmamba.evaluate.page import read_others
+    from repmamba.evaluate.report import check_target, write_text
 
     if others and not report:
         raise UsageError("--others are drawn in the page alone; name it by --report, or leave them out.")
-    chosen: list[methods.Method] = []
-    for name in weights:
-        from repmamba.inference.upscaler import load
-
-        upscaler = load(name, device=device, backend=backend, precision=precision)
-        chosen += [methods.network(upscaler, name, tile=tile)]
-        chosen += [methods.network(upscaler, name, tile=tile, ensemble=True)] if ensemble else []
-    chosen += [methods.results(folder) for folder in folders_of_results]
-    chosen += [methods.CLASSICS[name]() for name in classics]
-    if not chosen:
-        raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
-    chosen = methods.told_apart(chosen)
-    sets = run.find_sets(folders, scale or next((method.scale for method in chosen if method.scale), None))
-    tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
+    # What may fail comes before the scores, which take long; the page, which reads the images again, after the rest.
     elsewhere = read_others(others) if others else []
-    metrics = metrics_of(rules or (["bands", "consistency"] if tiffs else ["esr-rgb", "published"]))
     for target in (report, json_file, csv_file):
         if target:
             check_target(target)
-    # What may fail comes before the scores, which take long; the page, which reads the images again, after the rest.
-    costs = {}
-    for method in chosen:
-        if method.upscaler and method.weights:
-            counted = cost_of(config_of(method.upscaler), cost_size, cost_size, passes=method.passes)
-            costs[method.name] = (
-                measured(counted, method.upscaler, method.weights, backend=backend, passes=method.passes)
-                if cost
-                else counted
-            )
     with counting("Scoring", quiet=quiet) as progress:
-        scores = run.evaluate(sets, chosen, metrics, save=save, progress=progress)
-    click.echo(table(scores, costs))
+        evaluation = evaluate_folders(
+            folders,
+            weights=weights,
+            sr=folders_of_results,
+            methods=classics,
+            ensemble=ensemble,
+            rules=rules,
+            scale=scale,
+            tile=tile,
+            save=save,
+            cost=cost,
+            cost_size=cost_size,
+            device=device,
+            backend=backend,
+            precision=precision,
+            progress=progress,
+        )
+    click.echo(evaluation.table())
     if json_file:
-        write_text(json_file, json.dumps(to_json(scores, costs), indent=1) + "\n")
+        write_text(json_file, json.dumps(evaluation.as_json(), indent=1) + "\n")
     if csv_file:
-        write_text(csv_file, to_csv(scores))
+        write_text(csv_file, evaluation.as_csv())
     if report:
-        write_text(report, page(scores, costs, pictures=not no_pictures, others=elsewhere))
+        write_text(report, evaluation.as_html(pictures=not no_pictures, others=elsewhere))

@@ -36,7 +36,7 @@ class ImageSet:
 
     name: str
     folder: Path
-    files: tuple[PairFiles, ...]
+    files: tuple[PairFiles, ...] = field(repr=False)
     scale: int
 
     @property

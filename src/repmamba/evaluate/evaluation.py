@@ -1,0 +1,155 @@
+"""Folders of pairs, weights and other methods -> Evaluation: scores and costs, and what is printed and written of them.
+
+The whole of an evaluation in one call, `evaluate_folders`: what the command line offers, and what the front door does.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from repmamba.data.images import RASTERS
+from repmamba.errors import UsageError
+from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
+from repmamba.evaluate.methods import Method
+
+RULES_OF_PICTURES = ["esr-rgb", "published"]
+RULES_OF_RASTERS = ["bands", "consistency"]
+
+Text: TypeAlias = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a run has found. Its last method is the one that the others are compared with."""
+
+    scores: run.Scores
+    costs: dict[str, cost.Cost]  # by the name of the method; of networks alone
+
+    def table(self) -> str:
+        """Means, paired differences, costs and the rules behind the numbers, for a terminal."""
+        return report.table(self.scores, self.costs)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values; infinities are the text "inf"."""
+        return report.to_json(self.scores, self.costs)
+
+    def as_csv(self) -> str:
+        """One line for each value of each image."""
+        return report.to_csv(self.scores)
+
+    def as_html(self, *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
+        """One page that needs nothing beside it: tables, charts, and the pictures of largest gain and loss.
+
+        pictures: excerpts of these images, which are read and enlarged again for them; False leaves them out.
+        others: networks measured elsewhere, for the plot of cost, as `page.read_others` reads them.
+        Raises what reading and enlarging raise.
+        """
+        return page.page(self.scores, self.costs, pictures=pictures, others=others)
+
+
+def evaluate_folders(
+    folders: Text | Iterable[Text],
+    *,
+    weights: Text | Iterable[Text] = (),
+    sr: Text | Iterable[Text] = (),
+    methods: str | Method | Iterable[str | Method] = (),
+    ensemble: bool = False,
+    rules: str | Iterable[str] = (),
+    scale: int | None = None,
+    tile: int | None = None,
+    save: Text | None = None,
+    cost: bool = False,
+    cost_size: int = 128,
+    device: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score networks and other methods on the pairs in folders, by named rules. One value will do for several.
+
+    folders: each with GT and LR inside, flat or in class folders, or with large images alone, which are then reduced as
+    the benchmarks do.  weights: networks, as `load` takes them.  sr: folders of results made elsewhere, which have the
+    names of the pairs.  methods: "nearest", "bicubic", or a Method of one's own. Compared in this order, with the last.
+    ensemble: each network also as the mean over the eight flips and rotations.  rules: of metrics.RULES, or single
+    measures of metrics.METRICS; esr-rgb and published unless given, bands and consistency for TIFFs.  scale: 2, 3 or 4,
+    of folders without LR; that of weights or LR unless given.  tile: lr pixels kept of each tile, even; one pass over
+    the whole image unless given.  save: a folder that gets each result, below its set and method.
+    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels; memory is
+    measured in a process of its own, so in a script the call belongs below `if __name__ == "__main__"`.
+    device, backend, precision: as for `load`.  progress: called with the number of images done and that of all.
+    What can fail does so before the first image is scored. Raises UsageError, ShapeMismatch, SourceError,
+    CheckpointError, OutOfMemory; TargetError and NoSpace where results are saved.
+    """
+    if scale not in (None, 2, 3, 4):
+        raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
+    if cost_size < 1:
+        raise UsageError(f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more.")
+    chosen = _chosen(
+        weights, sr, methods, ensemble=ensemble, tile=tile, device=device, backend=backend, precision=precision
+    )
+    shared = scale or next((method.scale for method in chosen if method.scale), None)
+    sets = run.find_sets([Path(folder) for folder in _texts(folders)], shared)
+    measures = metrics.metrics_of(_texts(rules) or _usual_rules(sets))
+    costs = _costs(chosen, cost_size, backend, measure=cost)
+    scores = run.evaluate(sets, chosen, measures, save=Path(save) if save else None, progress=progress)
+    return Evaluation(scores, costs)
+
+
+def _chosen(
+    weights: Text | Iterable[Text],
+    sr: Text | Iterable[Text],
+    others: str | Method | Iterable[str | Method],
+    *,
+    ensemble: bool,
+    tile: int | None,
+    device: str | None,
+    backend: str | None,
+    precision: str | None,
+) -> list[Method]:
+    """The methods in their order, by names that differ; parameters as for `evaluate_folders`."""
+    found: list[Method] = []
+    for name in _texts(weights):
+        from repmamba.inference.upscaler import load
+
+        upscaler = load(name, device=device, backend=backend, precision=precision)
+        found += [methods.network(upscaler, name, tile=tile)]
+        found += [methods.network(upscaler, name, tile=tile, ensemble=True)] if ensemble else []
+    found += [methods.results(Path(folder)) for folder in _texts(sr)]
+    found += [_method(one) for one in ([others] if isinstance(others, str | Method) else others)]
+    if not found:
+        raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
+    return methods.told_apart(found)
+
+
+def _method(given: str | Method) -> Method:
+    if isinstance(given, Method):
+        return given
+    if given not in methods.CLASSICS:
+        raise UsageError(f"There is no method {given!r:.60}; choose among {', '.join(methods.CLASSICS)}.")
+    return methods.CLASSICS[given]()
+
+
+def _usual_rules(sets: Sequence[run.ImageSet]) -> list[str]:
+    tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
+    return RULES_OF_RASTERS if tiffs else RULES_OF_PICTURES
+
+
+def _costs(chosen: Sequence[Method], size: int, backend: str | None, *, measure: bool) -> dict[str, cost.Cost]:
+    """What each network costs, by the method's name: counted, and measured where that is asked for."""
+    costs = {}
+    for method in chosen:
+        if method.upscaler and method.weights:
+            counted = cost.cost_of(cost.config_of(method.upscaler), size, size, passes=method.passes)
+            costs[method.name] = (
+                cost.measured(counted, method.upscaler, method.weights, backend=backend, passes=method.passes)
+                if measure
+                else counted
+            )
+    return costs
+
+
+def _texts(given: Text | Iterable[Text]) -> tuple[str, ...]:
+    """One or several, as text."""
+    return tuple(os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given))

@@ -1,0 +1,124 @@
+"""The whole of an evaluation in one call, as the front door and the command line make it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from repmamba import evaluate_folders, load
+from repmamba.cli.evaluate import evaluate as command
+from repmamba.data.images import write_png
+from repmamba.data.pairs import pair_from_hr
+from repmamba.errors import UsageError
+from repmamba.evaluate.methods import Method, network
+from repmamba.network.checkpoint import Checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
+from repmamba.network.repmamba import RepMamba
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Two folders of pairs, results for them, and two checkpoints, x2."""
+    place = tmp_path_factory.mktemp("evaluation")
+    draw = np.random.default_rng(14)
+    for folder, names in (("towns", ["a/1", "b/2"]), ("fields", ["3"])):
+        for name in names:
+            pair = pair_from_hr(name, draw.integers(0, 256, (32, 40, 3), np.uint8), 2)
+            write_png(place / folder / "GT" / f"{name}.png", pair.hr)
+            write_png(place / folder / "LR" / f"{name}.png", pair.lr)
+            write_png(place / "theirs" / f"{name}.png", pair.hr // 2)
+    for run in ("one", "two"):
+        (place / run).mkdir()
+        network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+        write_checkpoint(place / run / "best.safetensors", Checkpoint.of(network))
+    return place
+
+
+def test_folders_networks_results_and_methods_are_scored_side_by_side(place, tmp_path):
+    seen: list[tuple[int, int]] = []
+    evaluation = evaluate_folders(
+        [place / "towns", str(place / "fields")],
+        weights=[place / "one" / "best.safetensors", str(place / "two" / "best.safetensors")],
+        sr=[place / "theirs"],
+        methods=["nearest", "bicubic"],
+        ensemble=True,
+        rules=["esr-rgb", "published.psnr"],
+        tile=8,
+        save=tmp_path / "saved",
+        cost_size=64,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    names = ["one/best", "one/best+", "two/best", "two/best+", "theirs", "nearest", "bicubic"]
+    assert [method.name for method in evaluation.scores.methods] == names
+    assert [one.name for one in evaluation.scores.sets] == ["towns", "fields"]
+    assert [metric.name for metric in evaluation.scores.metrics] == ["esr-rgb.psnr", "esr-rgb.ssim", "published.psnr"]
+    assert {name: (cost.height, cost.seconds) for name, cost in evaluation.costs.items()} == dict.fromkeys(
+        names[:4], (64, None)
+    )
+    assert evaluation.costs["one/best+"].multiply_adds == 8 * evaluation.costs["one/best"].multiply_adds
+    assert (tmp_path / "saved" / "fields" / "one/best+" / "3.png").is_file()
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert "tiles of 8 lr pixels" in evaluation.scores.methods[0].how
+
+
+def test_the_call_says_what_the_command_line_says(place, tmp_path):
+    weights = place / "one" / "best.safetensors"
+    outputs = {name: tmp_path / f"values.{name}" for name in ("json", "csv", "report")}
+    arguments = [str(place / "towns"), "--weights", str(weights), "--method", "bicubic", "-q", "--no-pictures"]
+    result = CliRunner().invoke(command, [*arguments, *(f"--{name}={path}" for name, path in outputs.items())])
+    assert result.exit_code == 0, result.output
+    evaluation = evaluate_folders(place / "towns", weights=weights, methods="bicubic")
+    assert result.stdout == f"{evaluation.table()}\n"
+    assert json.loads(outputs["json"].read_text()) == evaluation.as_json()
+    assert outputs["csv"].read_text() == evaluation.as_csv()
+    assert outputs["report"].read_text() == evaluation.as_html(pictures=False)
+    assert len(evaluation.as_html()) > 2 * len(evaluation.as_html(pictures=False))
+
+
+def test_one_value_does_for_several(place):
+    one = evaluate_folders(str(place / "towns"), sr=str(place / "theirs"), methods="bicubic", rules="esr-rgb.psnr")
+    several = evaluate_folders([place / "towns"], sr=[place / "theirs"], methods=["bicubic"], rules=["esr-rgb.psnr"])
+    assert list(one.scores.rows()) == list(several.scores.rows())
+
+
+def test_a_method_of_ones_own_is_scored_beside_the_others(place):
+    def repeated(pair):
+        return pair.lr.repeat(2, axis=0).repeat(2, axis=1)
+
+    ours = [Method("twice", "repeated", repeated), network(load(place / "one" / "best.safetensors"))]
+    scores = evaluate_folders(place / "towns", methods=[*ours, "nearest"], rules="esr-rgb.psnr").scores
+    twice, nearest = (scores.of("towns", name, "esr-rgb.psnr") for name in ("twice", "nearest"))
+    assert twice == nearest
+    assert scores.of("towns", "best", "esr-rgb.psnr")
+    assert evaluate_folders(place / "towns", methods=ours[0]).scores.methods == (ours[0],)
+
+
+def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tmp_path):
+    shutil.copytree(place / "towns" / "GT", tmp_path / "large")
+    (one,) = evaluate_folders(tmp_path / "large", methods="bicubic", scale=4).scores.sets
+    assert one.scale == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "nothing to evaluate"),
+        ({"methods": "lanczos"}, "There is no method 'lanczos'; choose among nearest, bicubic"),
+        ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
+        ({"methods": "bicubic", "scale": 5}, "A scale of 5 is not evaluated; take 2, 3 or 4"),
+        ({"methods": "bicubic", "cost_size": 0}, "LR image of 0 pixels"),
+    ],
+    ids=str,
+)
+def test_what_means_nothing_is_refused(place, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        evaluate_folders(place / "towns", **wrong)
+
+
+def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):
+    evaluation = evaluate_folders(place / "towns", methods="bicubic")
+    assert "towns" in repr(evaluation)
+    assert ".png" not in repr(evaluation)
