@@ -61,10 +61,15 @@ format: .venv/installed-dev  ## write the format that `make check` asks for
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
-# One that lacks what it needs, or ends otherwise than predicted, says so in a line, and the next one follows.
-bench: .venv/installed-bench  ## the benchmarks, one after the other; those on real imagery need the reference data
+# One that lacks what it needs, or ends otherwise than predicted, says so in a line, and the next one follows. The pages
+# show what is in benchmarks/results, so the answers of another machine go elsewhere.
+RESULTS ?= runs/bench
+
+bench: .venv/installed-bench  ## the benchmarks, one after the other; their answers go into runs/bench, or RESULTS=FOLDER
 	@for question in $(BENCHMARKS); do \
-	  echo; echo "== $$question"; $(BIN)/python "benchmarks/$$question.py" || echo "$$question: no answer, or not the predicted one"; \
+	  echo; echo "== $$question"; \
+	  $(BIN)/python "benchmarks/$$question.py" --json "$(RESULTS)/$$question.json" \
+	  || echo "$$question: no answer, or not the predicted one"; \
 	done
 
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
