@@ -52,11 +52,6 @@ class Pair:
         """How many times larger hr is."""
         return int(self.hr.shape[0] // self.lr.shape[0])
 
-    @property
-    def group(self) -> str:
-        """The class folder, empty for a flat set."""
-        return self.name.rpartition("/")[0]
-
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
