@@ -106,6 +106,7 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
     ("wrong", "said"),
     [
         ({}, "nothing to evaluate"),
+        ({"methods": "bicubic", "folders": []}, "no folder to evaluate on"),
         ({"methods": "lanczos"}, "There is no method 'lanczos'; choose among nearest, bicubic"),
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
         ({"methods": "bicubic", "scale": 5}, "A scale of 5 is not evaluated; take 2, 3 or 4"),
@@ -115,7 +116,7 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
 )
 def test_what_means_nothing_is_refused(place, wrong, said):
     with pytest.raises(UsageError, match=said):
-        evaluate_folders(place / "towns", **wrong)
+        evaluate_folders(**{"folders": place / "towns"} | wrong)
 
 
 def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):

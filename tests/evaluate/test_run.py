@@ -1,5 +1,4 @@
 import errno
-import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from repmamba.data.pairs import PairFiles, pair_from_hr
 from repmamba.errors import NoSpace, ShapeMismatch, SourceError, TargetError, UsageError
 from repmamba.evaluate.methods import Method, bicubic, nearest, results
 from repmamba.evaluate.metrics import METRICS, metrics_of
-from repmamba.evaluate.run import evaluate, find_sets, paired_difference, summarise, write_result
+from repmamba.evaluate.run import evaluate, find_sets, write_result
 
 PSNR, BY_CLASS = METRICS["esr-rgb.psnr"], METRICS["published.psnr"]
 
@@ -206,48 +205,3 @@ def test_an_lr_as_large_as_its_gt_is_refused(tmp_path):
         write_png(tmp_path / part / "a.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ShapeMismatch, match="GT and LR of a have one size; LR must be 2, 3 or 4 times smaller"):
         find_sets([tmp_path], None)
-
-
-def test_an_infinite_psnr_is_counted_and_not_averaged():
-    summary = summarise({"1": 30.0, "2": math.inf, "3": 32.0}, PSNR)
-    assert (summary.mean, summary.count, summary.infinite) == (31.0, 3, 1)
-    assert math.isnan(summarise({"1": math.inf}, PSNR).mean)
-
-
-def test_a_paired_difference_leaves_out_what_has_none():
-    ours = {"1": 31.0, "2": math.inf, "3": math.inf, "4": 30.0}
-    theirs = {"1": 30.0, "2": 40.0, "3": math.inf, "4": 30.5}
-    paired = paired_difference(ours, theirs, PSNR)
-    assert paired.difference == pytest.approx((1.0 + 0.0 - 0.5) / 3)
-    assert (paired.better, paired.count, paired.left_out) == (1, 3, 1)
-
-
-def test_less_is_better_where_the_metric_says_so():
-    paired = paired_difference({"1": 1.0, "2": 3.0}, {"1": 2.0, "2": 2.0}, METRICS["bands.sam"])
-    assert paired.better == 1
-
-
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
-    rng = np.random.default_rng(11)
-    covered = 0
-    for _ in range(100):
-        values = {str(index): float(value) for index, value in enumerate(rng.normal(0.3, 1.0, 40))}
-        paired = paired_difference(values, dict.fromkeys(values, 0.0), PSNR)
-        covered += paired.low <= 0.3 <= paired.high
-    assert 88 <= covered <= 99
-
-
-def test_the_interval_agrees_with_scipys_bootstrap():
-    from scipy.stats import bootstrap
-
-    rng = np.random.default_rng(12)
-    values = rng.normal(0.2, 0.5, 60)
-    paired = paired_difference({str(i): float(v) for i, v in enumerate(values)}, {str(i): 0.0 for i in range(60)}, PSNR)
-    theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
-    assert (paired.low, paired.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
-
-
-def test_classes_are_resampled_within_themselves_where_their_means_are_averaged():
-    values = {f"a/{n}": 1.0 for n in range(5)} | {f"b/{n}": 3.0 for n in range(50)}
-    paired = paired_difference(values, dict.fromkeys(values, 0.0), BY_CLASS)
-    assert (paired.difference, paired.low, paired.high) == pytest.approx((2.0, 2.0, 2.0))

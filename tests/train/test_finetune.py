@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 
 from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
-from repmamba.evaluate.run import Paired
+from repmamba.evaluate.scores import Paired
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner

@@ -84,10 +84,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     parts = []
     for tick in ticks:
         parts.append(_grid_line(across(tick), top, top + inner, _tick_text(tick, ""), top + inner + 16))
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{left + inner}" y1="{upwards(tick):.1f}" y2="{upwards(tick):.1f}"/>'
-            f'<text x="{left - 8}" y="{upwards(tick) + 4:.1f}" text-anchor="end">{_tick_text(tick, "")}</text>'
-        )
+        parts.append(_level_line(upwards(tick), left, left + inner, _tick_text(tick, "")))
     parts.append(
         f'<line class="equal" x1="{across(low)}" y1="{upwards(low)}" x2="{across(high)}" y2="{upwards(high)}"/>'
     )
@@ -120,12 +117,7 @@ def complexity(points: Sequence[Point], lines: Mapping[str, float], x_title: str
     for exponent in range(first, last + 1):
         x = across(10.0**exponent)
         parts.append(_grid_line(x, top, top + inner_height, f"{10.0**exponent:g}", top + inner_height + 16))
-    for tick in ticks:
-        y = upwards(tick)
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_tick_text(tick, "")}</text>'
-        )
+    parts += [_level_line(upwards(tick), left, left + inner_width, _tick_text(tick, "")) for tick in ticks]
     for name, value in lines.items():
         y = upwards(value)
         parts.append(
@@ -155,6 +147,13 @@ def _grid_line(x: float, top: float, bottom: float, text: str, text_y: float) ->
     return (
         f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
         f'<text x="{x:.1f}" y="{text_y}" text-anchor="middle">{text}</text>'
+    )
+
+
+def _level_line(y: float, left: float, right: float, text: str) -> str:
+    return (
+        f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
     )
 
 

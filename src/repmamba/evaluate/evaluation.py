@@ -13,6 +13,7 @@ from repmamba.data.images import RASTERS
 from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
+from repmamba.evaluate.scores import ImageSet, Scores
 
 RULES_OF_PICTURES = ["esr-rgb", "published"]
 RULES_OF_RASTERS = ["bands", "consistency"]
@@ -24,7 +25,7 @@ Text: TypeAlias = str | os.PathLike[str]
 class Evaluation:
     """What a run has found. Its last method is the one that the others are compared with."""
 
-    scores: run.Scores
+    scores: Scores
     costs: dict[str, cost.Cost]  # by the name of the method; of networks alone
 
     def table(self) -> str:
@@ -91,6 +92,8 @@ def evaluate_folders(
     )
     shared = scale or next((method.scale for method in chosen if method.scale), None)
     sets = run.find_sets([Path(folder) for folder in _texts(folders)], shared)
+    if not sets:
+        raise UsageError("There is no folder to evaluate on; name one or several.")
     measures = metrics.metrics_of(_texts(rules) or _usual_rules(sets))
     costs = _costs(chosen, cost_size, backend, measure=cost)
     scores = run.evaluate(sets, chosen, measures, save=Path(save) if save else None, progress=progress)
@@ -131,7 +134,7 @@ def _method(given: str | Method) -> Method:
     return methods.CLASSICS[given]()
 
 
-def _usual_rules(sets: Sequence[run.ImageSet]) -> list[str]:
+def _usual_rules(sets: Sequence[ImageSet]) -> list[str]:
     tiffs = any(files.hr.suffix.lower() in RASTERS for one in sets for files in one.files)
     return RULES_OF_RASTERS if tiffs else RULES_OF_PICTURES
 

@@ -27,17 +27,21 @@ from repmamba.evaluate.cost import Cost
 from repmamba.evaluate.metrics import Metric, in_levels
 from repmamba.evaluate.report import (
     CLASS_MEANS,
+    COST_COLUMNS,
     class_mean_rows,
     cost_lines,
+    cost_rows,
     difference_text,
     mean_text,
     number,
     rule_lines,
 )
-from repmamba.evaluate.run import CONFIDENCE, RESAMPLES, ImageSet, Scores, in_type
+from repmamba.evaluate.run import in_type
+from repmamba.evaluate.scores import CONFIDENCE, RESAMPLES, ImageSet, Scores
 
 EXCERPT = 96  # hr pixels on each side
 SHOWN = 2  # images at either end of the order
+ENDS_OF_GAINS, ENDS_OF_VALUES = ("Largest", "Smallest"), ("Best", "Worst")
 ERROR_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # magma's: 0 is dark
 
 SCRIPT = (
@@ -163,7 +167,7 @@ def _summary(scores: Scores, one: ImageSet) -> str:
     by_class = class_mean_rows(scores, one)
     if by_class:
         rows.append(f"<tr><th colspan={1 + len(scores.metrics)}>{CLASS_MEANS}</th></tr>")
-        rows += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in by_class]
+        rows += [_row(cells) for cells in by_class]
     heads = "".join(f"<th>{escape(_heading(metric))}</th>" for metric in scores.metrics)
     title = f"<h3>{escape(one.heading)}</h3>"
     return f'{title}<div class="wide"><table><tr><th>method</th>{heads}</tr>{"".join(rows)}</table></div>'
@@ -173,14 +177,12 @@ def _differences(scores: Scores) -> str:
     other = scores.methods[-1].name
     rows = []
     for one in scores.sets:
-        for method in scores.methods[:-1]:
-            for metric in scores.metrics:
-                paired = scores.paired(one.name, method.name, other, metric)
-                rows.append(
-                    f"<tr><td>{escape(one.name)}</td><td class=text>{escape(method.name)}</td>"
-                    f"<td class=text>{escape(_heading(metric))}</td>"
-                    f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of {paired.count}</td></tr>"
-                )
+        for method, metric, paired in scores.differences(one.name):
+            rows.append(
+                f"<tr><td>{escape(one.name)}</td><td class=text>{escape(method.name)}</td>"
+                f"<td class=text>{escape(_heading(metric))}</td>"
+                f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of {paired.count}</td></tr>"
+            )
     note = (
         f'<p class="note">Each method against {escape(other)}, image by image, with the {CONFIDENCE:.0%} interval of '
         f"{RESAMPLES:,} bootstrap samples of the images.</p>"
@@ -191,15 +193,8 @@ def _differences(scores: Scores) -> str:
 
 
 def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]) -> str:
-    heads = ("network", "parameters", "RepConvs folded", "10⁹ multiply-adds", "of these scan", "ms", "peak MB")
-    rows = [
-        f"<tr><td>{escape(name)}</td><td>{cost.parameters:,}</td><td>{cost.parameters_folded:,}</td>"
-        f"<td>{cost.multiply_adds / 1e9:.3f}</td><td>{cost.scan_multiply_adds / 1e9:.3f}</td>"
-        f"<td>{'–' if cost.seconds is None else f'{1000 * cost.seconds:.0f}'}</td>"
-        f"<td>{'–' if cost.peak_memory is None else f'{cost.peak_memory / 1e6:.0f}'}</td></tr>"
-        for name, cost in costs.items()
-    ]
-    table = f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
+    heads = "".join(f"<th>{head.replace('10^9', '10⁹')}</th>" for head in COST_COLUMNS)
+    table = f"<table><tr>{heads}</tr>{''.join(_row(cells) for cells in cost_rows(costs))}</table>"
     note = "".join(f'<p class="note">{escape(line.strip())}</p>' for line in cost_lines(costs))
     one = scores.sets[0]
     means = {method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods}
@@ -248,7 +243,7 @@ def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> li
             parts += [charts.scatter(points, *titles)]
     if pictures:
         for title, files in _ends(scores, one, metric):
-            parts.append(f"<h3>{title}</h3>")
+            parts.append(f"<h3>{escape(title)}</h3>")
             parts += [_excerpt(excerpt(scores, one, entry, metric)) for entry in files]
     return parts
 
@@ -281,23 +276,24 @@ def excerpt(scores: Scores, one: ImageSet, files: PairFiles, metric: Metric) -> 
 def _ends(scores: Scores, one: ImageSet, metric: Metric) -> list[tuple[str, list[PairFiles]]]:
     """The images at both ends: by the gain over the last method, or by the value where there is one method."""
     first, last = scores.methods[0].name, scores.methods[-1].name
-    ours, theirs = scores.of(one.name, first, metric.name), scores.of(one.name, last, metric.name)
+    ours = scores.of(one.name, first, metric.name)
+    if len(scores.methods) > 1:
+        theirs, titles = scores.of(one.name, last, metric.name), [f"{end} gain over {last}" for end in ENDS_OF_GAINS]
+    else:
+        theirs, titles = dict.fromkeys(ours, 0.0), [f"{end} {metric.name}" for end in ENDS_OF_VALUES]
     sign = 1 if metric.higher_is_better else -1
     gains = {
-        name: sign * (value - theirs[name] if len(scores.methods) > 1 else value)
+        name: sign * (value - theirs[name])
         for name, value in ours.items()
-        if math.isfinite(value) and (len(scores.methods) == 1 or math.isfinite(theirs[name]))
+        if math.isfinite(value) and math.isfinite(theirs[name])
     }
     order = sorted(gains, key=lambda name: (-gains[name], name))
     by_name = {files.name: files for files in one.files}
     best = order[:SHOWN]
     worst = [name for name in order[::-1][:SHOWN] if name not in best]
-    what = f"gain over {escape(last)}" if len(scores.methods) > 1 else escape(metric.name)
-    ends = (
-        (f"Largest {what}" if len(scores.methods) > 1 else f"Best {what}", best),
-        (f"Smallest {what}" if len(scores.methods) > 1 else f"Worst {what}", worst),
-    )
-    return [(title, [by_name[name] for name in names]) for title, names in ends if names]
+    return [
+        (title, [by_name[name] for name in names]) for title, names in zip(titles, (best, worst), strict=True) if names
+    ]
 
 
 def _excerpt(shown: Excerpt) -> str:
@@ -321,6 +317,10 @@ def _excerpt(shown: Excerpt) -> str:
         f'<p class="ends note"><span>{escape(left[0])}</span><span>{escape(right[0])}</span></p></div>'
     )
     return "".join(parts)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _figure(picture: NDArray[np.uint8], caption: str) -> str:

@@ -17,10 +17,11 @@ from repmamba.durable import write_durable, write_errors
 from repmamba.errors import TargetError
 from repmamba.evaluate.cost import COUNTED, Cost
 from repmamba.evaluate.metrics import Metric
-from repmamba.evaluate.run import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, ImageSet, Paired, Scores, Summary
+from repmamba.evaluate.scores import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, ImageSet, Paired, Scores, Summary
 
 DIGITS = {"dB": 4, "degrees": 4, "": 5}
 CLASS_MEANS = "mean of the class means"
+COST_COLUMNS = ("network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan", "ms", "peak MB")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -37,20 +38,23 @@ def table(scores: Scores, costs: dict[str, Cost]) -> str:
 
 def cost_table(costs: dict[str, Cost]) -> str:
     """Parameters, multiply-adds, time and memory of each network."""
-    rows = [["network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan", "ms", "peak MB"]]
-    for name, cost in costs.items():
-        rows.append(
-            [
-                name,
-                f"{cost.parameters:,}",
-                f"{cost.parameters_folded:,}",
-                f"{cost.multiply_adds / 1e9:.3f}",
-                f"{cost.scan_multiply_adds / 1e9:.3f}",
-                "-" if cost.seconds is None else f"{1000 * cost.seconds:.0f}",
-                "-" if cost.peak_memory is None else f"{cost.peak_memory / 1e6:.0f}",
-            ]
-        )
-    return "\n".join(["Cost", *_aligned(rows), *cost_lines(costs)])
+    return "\n".join(["Cost", *_aligned([list(COST_COLUMNS), *cost_rows(costs)]), *cost_lines(costs)])
+
+
+def cost_rows(costs: dict[str, Cost]) -> list[list[str]]:
+    """The COST_COLUMNS of each network; "-" for what was not measured."""
+    return [
+        [
+            name,
+            f"{cost.parameters:,}",
+            f"{cost.parameters_folded:,}",
+            f"{cost.multiply_adds / 1e9:.3f}",
+            f"{cost.scan_multiply_adds / 1e9:.3f}",
+            "-" if cost.seconds is None else f"{1000 * cost.seconds:.0f}",
+            "-" if cost.peak_memory is None else f"{cost.peak_memory / 1e6:.0f}",
+        ]
+        for name, cost in costs.items()
+    ]
 
 
 def cost_lines(costs: dict[str, Cost]) -> list[str]:
@@ -140,10 +144,8 @@ def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
                     for method in scores.methods
                 },
                 "paired": [
-                    {"method": method.name, "other": scores.methods[-1].name, "metric": metric.name}
-                    | _paired(scores.paired(one.name, method.name, scores.methods[-1].name, metric))
-                    for method in scores.methods[:-1]
-                    for metric in scores.metrics
+                    {"method": method.name, "other": scores.methods[-1].name, "metric": metric.name} | _paired(paired)
+                    for method, metric, paired in scores.differences(one.name)
                 ],
             }
             for one in scores.sets
@@ -196,11 +198,9 @@ def _differences(scores: Scores) -> str:
     other = scores.methods[-1].name
     rows = [["set", "method", "metric", "difference", "better on"]]
     for one in scores.sets:
-        for method in scores.methods[:-1]:
-            for metric in scores.metrics:
-                paired = scores.paired(one.name, method.name, other, metric)
-                difference = difference_text(paired, metric.unit)
-                rows.append([one.name, method.name, metric.name, difference, f"{paired.better} of {paired.count}"])
+        for method, metric, paired in scores.differences(one.name):
+            difference = difference_text(paired, metric.unit)
+            rows.append([one.name, method.name, metric.name, difference, f"{paired.better} of {paired.count}"])
     interval = f"the {CONFIDENCE:.0%} interval of {RESAMPLES:,} bootstrap samples"
     heading = f"Difference from {_harmless(other)} on the same images, with {interval}"
     return "\n".join([heading, *_aligned(rows)])

@@ -22,7 +22,7 @@ from repmamba.data.patches import Phase
 from repmamba.data.stock import stock_of
 from repmamba.errors import UsageError
 from repmamba.evaluate.metrics import Metric, psnr
-from repmamba.evaluate.run import Paired, paired_difference
+from repmamba.evaluate.scores import Paired, paired_difference
 from repmamba.inference.catalogue import find_weights
 from repmamba.inference.upscaler import SEEN, Upscaler, load
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
