@@ -4,7 +4,7 @@ Question: one 128x128 input at x4, float32: our fused network beside Swin2SR as 
 light form (embed_dim 60, four stages of six, window 8, pixelshuffledirect; random weights), in one run.
 Prediction: at least four times faster.
 
-    pip install '.[bench]'
+    pip install -e '.[bench]'
     python benchmarks/against_a_light_window_transformer.py [--threads 2] [--clock wall] [--rounds 9] [--json FILE]
 """
 
@@ -13,9 +13,7 @@ import sys
 import torch
 
 import measuring
-from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
-from repmamba.network.repmamba import RepMamba
+from network import fused
 
 OURS, THEIRS = "RepMamba, fused", "Swin2SR, light"
 
@@ -28,7 +26,7 @@ def swin2sr() -> torch.nn.Module:
             Swin2SRForImageSuperResolution,
         )
     except ImportError:
-        sys.exit("This question needs the transformers package: pip install 'repmamba[bench]'.")
+        sys.exit("This question needs the transformers package: pip install -e '.[bench]'.")
 
     settings = Swin2SRConfig(
         image_size=64,
@@ -47,7 +45,7 @@ def swin2sr() -> torch.nn.Module:
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=9)
-    ours, theirs, image = fuse(RepMamba(NetworkConfig())), swin2sr(), torch.rand(1, 3, 128, 128)
+    ours, theirs, image = fused(), swin2sr(), torch.rand(1, 3, 128, 128)
     with torch.inference_mode():
         times = measuring.measure(
             {

@@ -13,11 +13,11 @@ docs/decisions/0002-one-compute-thread-a-tile.md.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import answers
+from repmamba.evaluate.timing import process_memory
 
 LAYOUTS = {"tiles": {"tiled": True, "blockxsize": 512, "blockysize": 512}, "rows": {"blockysize": 16}}
 LIMIT = 1.5e9
@@ -44,15 +45,21 @@ class Case:
 def main() -> None:
     """One line a scene, and the JSON."""
     parser = answers.options(__doc__)
-    parser.add_argument("--edge", type=int, default=8192, help="rows and columns of the larger scenes")
     parser.add_argument(
-        "--folder", type=Path, help="where scenes and results are written; a temporary folder by default"
+        "--edge",
+        type=answers.count,
+        metavar="N",
+        default=8192,
+        help="rows and columns of the largest scene [%(default)s]",
     )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="for scenes and results [a temporary one]")
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)  # the fresh process of one scene
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(one(*options.one)))
         return
+    if process_memory() is None:
+        sys.exit("This question needs a system that tells how much memory a process took: Linux or macOS.")
     edge = options.edge
     cases = [Case(edge // 2, edge, "tiles", ".tif"), Case(edge, edge, "tiles", ".tif"),
              Case(edge // 2, edge, "rows", ".cog.tif")]  # fmt: skip
@@ -85,6 +92,7 @@ def write_scene(path: Path, case: Case) -> None:
     """Soft noise, written 512 rows at a time."""
     import rasterio
 
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # it has no place, and needs none
     profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32633", **LAYOUTS[case.layout]}
     random = np.random.default_rng(0)
     with rasterio.open(path, "w", height=case.height, width=case.width, **profile) as file:
@@ -115,13 +123,13 @@ def one(source: Path, target: Path) -> dict[str, Any]:
             spent.append(time.perf_counter() - begun)
             return result
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = process_memory()
     upscaler = Upscaler(torch.nn.Identity(), Bicubic(), "bicubic", "0" * 32)
     result = upscale_file(source, target, upscaler)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = process_memory()
     return {
-        "megabytes": (after - before) * 1024 / 1e6,
-        "megabytes_of_imports": before * 1024 / 1e6,
+        "megabytes": (after - before) / 1e6,
+        "megabytes_of_imports": before / 1e6,
         "result_bytes": target.stat().st_size,
         "tiles": result.tiles,
         "seconds": result.seconds,

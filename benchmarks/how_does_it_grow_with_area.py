@@ -16,9 +16,7 @@ from functools import partial
 import torch
 
 import measuring
-from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
-from repmamba.network.repmamba import RepMamba
+from network import fused
 
 SIDES = (64, 128, 256, 512)
 PEAK = """
@@ -49,7 +47,7 @@ def peak_memory(side: int, threads: int) -> float:
     """
     environment = {name: value for name, value in os.environ.items() if name not in measuring.ALLOCATOR}
     command = [sys.executable, "-c", PEAK, str(side), str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     memory: float = json.loads(done.stdout)
     return memory
 
@@ -57,7 +55,7 @@ def peak_memory(side: int, threads: int) -> float:
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=9)
-    network = fuse(RepMamba(NetworkConfig()))
+    network = fused()
     images = {f"{side} x {side}": torch.rand(1, 3, side, side) for side in SIDES}
     candidates = {measuring.CONVOLUTION: measuring.convolution()}
     candidates |= {name: partial(network, image) for name, image in images.items()}

@@ -4,26 +4,23 @@ Question: inputs of 128x128 at x4, float32: one call on 1 to all cores, and one 
 scene's tiles are computed.
 Prediction: two threads 1.7 times one; two images side by side as much as two calls of one thread, so 1.9 times.
 
-    python benchmarks/how_does_it_grow_with_threads.py [--rounds 15] [--json FILE]
+    python benchmarks/how_does_it_grow_with_threads.py [--clock wall] [--rounds 15] [--json FILE]
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 
 import measuring
-from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
-from repmamba.network.repmamba import RepMamba
+from network import fused
 
 
 def main() -> None:
     """Time, print the table, write the JSON."""
-    options = measuring.start(__doc__, rounds=15)
-    options.threads = cores = os.cpu_count() or 1
-    network, image = fuse(RepMamba(NetworkConfig())), torch.rand(1, 3, 128, 128)
+    options = measuring.start(__doc__, rounds=15, threads=None)
+    cores = options.threads
+    network, image = fused(), torch.rand(1, 3, 128, 128)
     counts = sorted({1 << power for power in range(cores.bit_length())} | {cores})
 
     def on_threads(count: int) -> torch.Tensor:
@@ -34,7 +31,7 @@ def main() -> None:
     with ThreadPoolExecutor(cores) as pool:
         candidates: dict[str, measuring.Run] = {measuring.CONVOLUTION: measuring.convolution()}
         candidates |= {f"one image, {count} thread{'s' * (count > 1)}": partial(on_threads, count) for count in counts}
-        beside = f"{cores} images, a thread each"
+        beside = f"{cores} image{'s' * (cores > 1)}, a thread each"
         candidates[beside] = lambda: list(pool.map(on_threads, [1] * cores))
         with torch.inference_mode():
             times = measuring.measure(candidates, options)

@@ -19,7 +19,7 @@ Rule, fixed before test/ was read: the predictor is shipped if, in all three set
 by image exceeds that of the best contrast and that of the best two contrasts with intervals above 0.
 
     python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--json FILE]
-        [--calibration FILE] [--keep FOLDER]
+        [--calibration FILE] [--keep FOLDER] [--images N]
 
 It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are measured already. The
 plot lies beside the JSON.
@@ -75,25 +75,28 @@ class Measured:
 
 def main() -> None:
     """Measure, print the tables, write the JSON, the plot and the calibration."""
-    parser = answers.options_on_imagery(__doc__)
-    parser.set_defaults(json=answers.ROOT / "docs" / "decisions" / "how-far-can-a-result-be-trusted.json")
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--keep", type=Path)
+    parser = answers.options_on_imagery(__doc__, Path("docs", "decisions", "how-far-can-a-result-be-trusted.json"))
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="where to write the table of --confidence")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="what was measured of each image, for a run that goes on"
+    )
+    parser.add_argument("--images", type=answers.count, metavar="N", help="of each set at most, to try it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     data = options.reference / "data"
 
     def images_of(name: str, count: int, *, grey: bool = False) -> list[Measured]:
-        return list(measured(data / name, count, upscaler, options.keep, grey=grey))
+        return list(measured(data / name, min(count, options.images or count), upscaler, options.keep, grey=grey))
 
-    validation = [image for name, count in VALIDATION.items() for image in images_of(name, count)]
+    sets = {name: images_of(name, count) for name, count in VALIDATION.items()}
+    validation = [image for images in sets.values() for image in images]
     chosen = chosen_contrasts(validation)
     calibration = Calibration.fitted(
         np.concatenate([image.predictors[TOGETHER] for image in validation]) / 255,
         np.concatenate([image.error for image in validation]) / 255,
         network=upscaler.digest,
-        measured_on=", ".join(f"{count} of {name}" for name, count in VALIDATION.items()),
+        measured_on=", ".join(f"{len(images)} of {name}" for name, images in sets.items()),
     )
     if options.calibration is not None:
         options.calibration.write_text(calibration.as_text(), "utf-8")
@@ -102,7 +105,7 @@ def main() -> None:
     grey = {f"{name}, one band": images_of(name, count, grey=True) for name, count in GREY.items()}
     shown = list(dict.fromkeys([SPREAD, *chosen.values(), TOGETHER]))
     found = {
-        "weights": {"name": upscaler.name, "digest": upscaler.digest},
+        "weights": answers.weights(upscaler),
         "chosen_on_validation": chosen,
         "validation": {name: correlation(validation, name) for name in validation[0].predictors},
         "correlation": [row for name, images in tests.items() for row in correlations(name, images, shown)],
@@ -140,7 +143,10 @@ def measured(
             kept.write_bytes(pickle.dumps(image))
         yield image
     seconds = time.process_time() - begun
-    print(f"{folder.name}{', one band' * grey}: done after {seconds:.0f} s of CPU time", file=sys.stderr)
+    print(
+        f"{folder.parent.name}/{folder.name}{', one band' * grey}: done after {seconds:.0f} s of CPU time",
+        file=sys.stderr,
+    )
 
 
 def of_image(pair: Pair, upscaler: Upscaler, *, grey: bool) -> Measured:
@@ -391,7 +397,8 @@ def print_tables(found: dict[str, Any]) -> None:
         measures = ("correlation", "correlation_of_all_pixels", "sparsification")
         numbers = " | ".join("{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[measure]) for measure in measures)
         print(f"| {row['set']} | {row['predictor']} | {row['against']} | {numbers} |")
-    print("\n| set | consistent | correlation | predicted, by tenths | true |\n| --- | --- | ---: | --- | --- |")
+    print("\n| set | consistent | correlation | predicted error by tenths, levels | true, levels |")
+    print("| --- | --- | ---: | --- | --- |")
     for row in found["reliability"]:
         numbers = " | ".join(" ".join(f"{value:.1f}" for value in row[which]) for which in ("predicted", "true"))
         print(f"| {row['set']} ({row['images']}) | {row['consistent']} | {row['correlation']:.3f} | {numbers} |")

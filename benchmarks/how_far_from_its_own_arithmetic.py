@@ -9,31 +9,20 @@ not fused with the scan as it is defined, step by step; bfloat16 1.4 times faste
 """
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from types import ModuleType
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import measuring
-from repmamba.network import fusion, inference_cpu, inference_stages
-from repmamba.network.config import NetworkConfig
-from repmamba.network.inference_cpu import Array
+from network import fused, in_the_scan, not_fused, stages_timed, without_passes
 from repmamba.network.inference_stages import Stage
-from repmamba.network.repmamba import RepMamba
-from repmamba.network.rmb import SS2D
+from repmamba.scan.numba_kernels import HAS_PAIRS
 
 PASSES, PAIRS = "fused, compiled passes", "fused, compiled passes, bfloat16"
 TORCH, BF16 = "fused, operations of torch", "fused, operations of torch, bfloat16"
 UNFUSED, STEPS = "not fused, compiled scan", "not fused, scan step by step"
-
-
-def without_passes() -> AbstractContextManager[object]:
-    """The fused network by operations of torch alone."""
-    return patch.object(inference_cpu, "serves", lambda *tensors: False)
 
 
 def in_bfloat16() -> AbstractContextManager[object]:
@@ -57,14 +46,11 @@ def share_of_the_scan(network: nn.Module, image: Tensor, clock: Callable[[], flo
     """The median share of the passes' time that is spent in the scan, each stage timed by itself."""
     seconds = {True: 0.0, False: 0.0}
 
-    def stage_by_stage(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
-        for stage in stages:
-            begin = clock()
-            inference_stages.run((stage,), kernels, memory)
-            seconds[stage.kernel.__module__ == "repmamba.scan.numba_kernels"] += clock() - begin
+    def tell(stage: Stage, taken: float) -> None:
+        seconds[in_the_scan(stage)] += taken
 
     shares = []
-    with patch.object(inference_cpu, "run", stage_by_stage):
+    with stages_timed(clock, tell):
         for _ in range(rounds):
             seconds.update({True: 0.0, False: 0.0})
             network(image)
@@ -75,30 +61,21 @@ def share_of_the_scan(network: nn.Module, image: Tensor, clock: Callable[[], flo
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=15)
-    network = RepMamba(NetworkConfig()).eval()
-    fused, image = fusion.fuse(network), torch.rand(1, 3, 128, 128)
-    by_steps = RepMamba(NetworkConfig()).eval()
-    for module in by_steps.modules():
-        if isinstance(module, SS2D):
-            module.backend = "definition"
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    network, image = fused(), torch.rand(1, 3, 128, 128)
+    candidates = {measuring.CONVOLUTION: measuring.convolution(), PASSES: called(network, image)}
+    if HAS_PAIRS:  # elsewhere the passes leave bfloat16 to torch
+        candidates[PAIRS] = called(network, image, in_bfloat16)
+    candidates |= {
+        TORCH: called(network, image, without_passes),
+        BF16: called(network, image, without_passes, in_bfloat16),
+        UNFUSED: called(not_fused().eval(), image),
+        STEPS: called(not_fused("definition").eval(), image),
+    }
     with torch.inference_mode():
-        times = measuring.measure(
-            {
-                measuring.CONVOLUTION: measuring.convolution(),
-                PASSES: called(fused, image),
-                PAIRS: called(fused, image, in_bfloat16),
-                TORCH: called(fused, image, without_passes),
-                BF16: called(fused, image, without_passes, in_bfloat16),
-                UNFUSED: called(network, image),
-                STEPS: called(by_steps, image),
-            },
-            options,
-            slow=frozenset({STEPS}),
-        )
-        share = share_of_the_scan(fused, image, clock, options.rounds)
+        times = measuring.measure(candidates, options, slow=frozenset({STEPS}))
+        share = share_of_the_scan(network, image, measuring.clock(options), options.rounds)
     found = measuring.rows(times, measuring.UNIT)
-    against = {name: measuring.ratio(times, name, PASSES) for name in (PAIRS, TORCH, BF16, UNFUSED, STEPS)}
+    against = {name: measuring.ratio(times, name, PASSES) for name in list(candidates)[2:]}
     print(measuring.table(found))
     print(f"\nof a call by compiled passes, in the scan: {100 * share:.1f} %")
     for name, value in against.items():

@@ -65,9 +65,7 @@ class Scene:
 
 def main() -> None:
     """Measure, print the table, write the JSON and the plot."""
-    parser = answers.options_on_imagery(__doc__)
-    parser.set_defaults(json=answers.ROOT / "docs" / "decisions" / "how-large-a-halo.json")
-    options = parser.parse_args()
+    options = answers.options_on_imagery(__doc__, Path("docs", "decisions", "how-large-a-halo.json")).parse_args()
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     begun = time.process_time()
@@ -84,7 +82,7 @@ def main() -> None:
         seams += look_for_a_seam(scene, upscaler)
         print(f"{shows}: done after {time.process_time() - begun:.0f} s of CPU time", file=sys.stderr)
     found = {
-        "weights": {"name": upscaler.name, "digest": upscaler.digest},
+        "weights": answers.weights(upscaler),
         "cpu_seconds": round(time.process_time() - begun),
         "scenes": scenes,
         "tiled": rows,

@@ -11,9 +11,7 @@ Prediction: at most 2.5 units under bfloat16, and at least 10 times faster than 
 import torch
 
 import measuring
-from repmamba.network.config import NetworkConfig
-from repmamba.network.repmamba import RepMamba
-from repmamba.network.rmb import SS2D
+from network import not_fused
 from repmamba.train.step import Batch, training_step
 
 BATCH, SIDE = 8, 32
@@ -23,11 +21,8 @@ STEP_UNIT = measuring.CONVOLUTION_FLOP / (3 * measuring.NETWORK_FLOP * BATCH * S
 
 def step(precision: torch.dtype, backend: str | None = None) -> measuring.Run:
     """One training step of a network of its own."""
-    network = RepMamba(NetworkConfig()).train()
+    network = not_fused(backend).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors alone
-    for module in network.modules():
-        if isinstance(module, SS2D):
-            module.backend = backend
     optimiser = torch.optim.AdamW(network.parameters(), fused=True)
     batch = Batch(torch.rand(BATCH, 3, SIDE, SIDE), torch.rand(BATCH, 3, 4 * SIDE, 4 * SIDE))
     loss = torch.nn.functional.l1_loss

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import answers
+from repmamba.cores import available_cores
 
 Run = Callable[[], object]
 Times = dict[str, list[float]]
@@ -27,21 +28,45 @@ NETWORK_FLOP = 21.2e9
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 
-def start(description: str | None, *, rounds: int) -> argparse.Namespace:
+def start(description: str | None, *, rounds: int, threads: int | None = 2) -> argparse.Namespace:
     """Options shared by all, threads set; the process starts once more with an allocator that returns no memory.
+
+    threads: by default, where there are so many cores; None for as many as cores, without an option.
 
     With the default one, page faults of the library's own operations are measured as well, by up to half their time.
     """
+    parser = answers.options(description)
+    parser.add_argument(
+        "--rounds", type=answers.count, metavar="N", default=rounds, help="rounds counted [%(default)s]"
+    )
+    cores = available_cores()
+    if threads is None:
+        parser.set_defaults(threads=cores)
+    else:
+        parser.add_argument(
+            "--threads",
+            type=answers.count,
+            metavar="N",
+            default=min(threads, cores),
+            help="threads of a call [%(default)s]",
+        )
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: seconds of all threads, for a busy machine [wall]",
+    )
+    options = parser.parse_args()
     if not ALLOCATOR.keys() <= os.environ.keys() and sys.platform == "linux":
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
-    parser = answers.options(description)
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is busy")
-    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     return options
+
+
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """The clock that the options name, in seconds."""
+    return time.process_time if options.clock == "cpu" else time.perf_counter
 
 
 def convolution() -> Run:
@@ -57,17 +82,17 @@ def measure(
 
     rest: seconds before each, for threads of the one before that look for more work on the cores.
     """
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    seconds = clock(options)
     times: Times = {name: [] for name in candidates}
     for counted in range(options.rounds + 1):
         for name, run in candidates.items():
             if name in slow and counted > 2:
                 continue
             time.sleep(rest)
-            begin = clock()
+            begin = seconds()
             run()
             if counted:
-                times[name].append(clock() - begin)
+                times[name].append(seconds() - begin)
     return times
 
 
@@ -76,17 +101,22 @@ def ratio(times: Times, name: str, other: str, factor: float = 1.0) -> float:
     return factor * statistics.median(a / b for a, b in zip(times[name], times[other], strict=False))
 
 
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and the third, within the values however few there are."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return low, high
+
+
 def rows(times: Times, unit: float) -> list[dict[str, Any]]:
     """Median and quartiles in milliseconds, and the median in units; unit: units in one convolution."""
     found = []
     for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
         units = ratio(times, name, CONVOLUTION, unit)
         found.append(
             {
                 "what": name,
                 "ms": 1e3 * statistics.median(values),
-                "ms_quartiles": [1e3 * low, 1e3 * high],
+                "ms_quartiles": [1e3 * value for value in quartiles(values)],
                 "rounds": len(values),
                 "units": units,
             }
@@ -100,11 +130,11 @@ UNIT = CONVOLUTION_FLOP / NETWORK_FLOP
 
 def table(found: list[dict[str, Any]]) -> str:
     """Rows of `rows` as text."""
-    lines = [f"{'':<44} {'ms':>9} {'quartiles':>19} {'units':>8}"]
+    lines = [f"{'':<44} {'ms':>9} {'quartiles, ms':>19} {'units':>8}"]
     for row in found:
         low, high = row["ms_quartiles"]
         lines.append(f"{row['what']:<44} {row['ms']:>9.2f} {low:>9.2f}-{high:<9.2f} {row['units']:>8.2f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"unit: the time of the network's own arithmetic at the rate of {CONVOLUTION}"])
 
 
 def write(options: argparse.Namespace, **results: Any) -> None:

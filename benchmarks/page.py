@@ -1,18 +1,19 @@
 """Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/, and other networks'
 accuracy at x4, from accuracy_x4.csv, into it and into docs/evaluation.md.
 
-python benchmarks/page.py
+python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 """
 
+import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import plots
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
-EVALUATION = PAGE.parent / "evaluation.md"
+DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- {name} -->", "<!-- until here -->"
 
 QUESTIONS = (
@@ -28,21 +29,27 @@ QUESTIONS = (
 
 def main() -> None:
     """Put each result's table between its marks, and draw; a question without a result keeps what stands there."""
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
-    plots.draw(results, PAGE.parent)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, metavar="FOLDER", default=RESULTS, help="the answers [%(default)s]")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", default=DOCS, help="both pages, the plots [%(default)s]")
+    options = parser.parse_args()
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in options.results.glob("*.json")}
+    plots.draw(results, options.docs)
     for name in QUESTIONS:
         if result := results.get(name):
-            write_between_marks(PAGE, name, markdown(result))
+            write_between_marks(options.docs / "speed.md", name, markdown(result))
     if time := results.get("how_far_from_its_own_arithmetic"):
         networks = plots.networks(time)
-        write_between_marks(PAGE, "accuracy_x4", standing(networks))
-        write_between_marks(EVALUATION, "accuracy_x4", accuracy(networks))
+        write_between_marks(options.docs / "speed.md", "accuracy_x4", standing(networks))
+        write_between_marks(options.docs / "evaluation.md", "accuracy_x4", accuracy(networks))
 
 
 def write_between_marks(page: Path, name: str, text: str) -> None:
     """Put the text in the place of what stands between the mark of that name and the end of its part."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN.format(name=name))
-    _, _, after = rest.partition(END)
+    before, begun, rest = page.read_text("utf-8").partition(BEGIN.format(name=name))
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        sys.exit(f"{page} has no {BEGIN.format(name=name)} with {END} below it: put them where the table belongs.")
     page.write_text(f"{before}{BEGIN.format(name=name)}\n\n{text}\n{END}{after}", "utf-8")
 
 
@@ -73,7 +80,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = _passes(result) if "passes" in result else _times(result)
     machine, versions = result["machine"], result["versions"]
     lines += ["", *ratios(result)]
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lines.append(
         f"{machine['processor']}, {threads}, {machine['clock']} clock, torch {versions['torch']}, "
         f"numba {versions['numba']}."

@@ -145,4 +145,5 @@ def _processor(result: dict[str, Any]) -> str:
 
 
 def _machine(result: dict[str, Any]) -> str:
-    return f"{result['machine']['threads']} threads, {_processor(result)}"
+    count = result["machine"]["threads"]
+    return f"{count} thread{'s' * (count > 1)}, {_processor(result)}"

@@ -38,14 +38,13 @@ def main() -> None:
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     rows = [row for folder in sorted(pictures.iterdir()) for row in of_set(folder, upscaler)]
-    print("| pictures | | PSNR | mean difference | within one level |")
+    print("| pictures | | PSNR | mean difference, levels | within one level |")
     print("| --- | --- | ---: | ---: | ---: |")
     for row in rows:
         way = "consistent" if row["consistent"] else "as it came"
         numbers = f"{row['psnr']:.3f} dB | {row['mean_difference']:.3f} | {row['within_one']:.2%}"
         print(f"| {row['set']} ({row['pictures']}) | {way} | {numbers} |")
-    weights = {"name": upscaler.name, "digest": upscaler.digest}
-    answers.write(options.json, threads=1, weights=weights, rows=rows)
+    answers.write(options.json, threads=1, weights=answers.weights(upscaler), rows=rows)
 
 
 def of_set(folder: Path, upscaler: Upscaler) -> list[dict[str, Any]]:

@@ -56,7 +56,9 @@ def profile_of(name: str, edge: int) -> OutputProfile:
 def hopeful(folder: Path, name: str, data: NDArray[np.uint8]) -> dict[str, float]:
     edge = data.shape[1]
     start, used = time.perf_counter(), time.process_time()
-    options = creation_options(profile_of("GTiff", edge)) | ({} if name == "GTiff" else {"COMPRESS": "ZSTD"})
+    profile = profile_of("GTiff", edge)
+    options = creation_options(profile) | ({} if name == "GTiff" else {"COMPRESS": "ZSTD"})
+    options |= {"transform": profile.grid.transform, "crs": profile.grid.crs}
     target = folder / "hopeful.tif"
     with (
         rasterio.Env(GDAL_CACHEMAX=64 << 20),
@@ -114,16 +116,20 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 def main() -> None:
     """Time, print the tables, write the JSON."""
     parser = answers.options(__doc__)
-    parser.add_argument("picture", type=Path, nargs="?", default=EXAMPLE)
-    parser.add_argument("--edge", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder unless given")
+    parser.add_argument("picture", type=Path, metavar="PICTURE", nargs="?", default=EXAMPLE, help="[%(default)s]")
+    parser.add_argument(
+        "--edge", type=answers.count, metavar="N", default=4096, help="pixels to which it is mirrored [%(default)s]"
+    )
+    parser.add_argument(
+        "--rounds", type=answers.count, metavar="N", default=3, help="of which the least counts [%(default)s]"
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write [a temporary one]")
     options = parser.parse_args()
     data = picture_of(options.picture, options.edge)
     tiles = tile_costs(data)
     rows = []
     print(f"\n{data.nbytes / 1e6:.0f} MB of pixels, {len(squares(options.edge, options.edge, TILE))} tiles")
-    print("\n| format | hopeful, s (CPU) | durable, s (CPU) | of it put | of it finish |\n|---|---|---|---|---|")
+    print("\n| format | hopeful, s (CPU) | durable, s (CPU) | of it put, s | of it finish, s |\n|---|---|---|---|---|")
     for name in ("GTiff", "COG"):
         with TemporaryDirectory(dir=options.folder) as folder:
             plain = least(options.rounds, partial(hopeful, Path(folder), name, data))

@@ -118,8 +118,7 @@ def main() -> None:
         cells = [f"{name} ({kind})", ending, f"{row['tiles']}", *(f"{row[step]:.3f}" for step in ("network", "engine"))]
         cells += [f"{row['ratio']:.1%}", *(f"{row[step]:.3f}" for step in ("read", "tile", "put", "rest"))]
         print(f"| {' | '.join(cells)} | {row['overlap']:.0%} |", flush=True)
-    weights = {"name": upscaler.name, "digest": upscaler.digest}
-    answers.write(options.json, threads=rows[0]["workers"], clock="cpu", weights=weights, rows=rows)
+    answers.write(options.json, threads=rows[0]["workers"], clock="cpu", weights=answers.weights(upscaler), rows=rows)
     if any(row["ratio"] > LIMIT or row["overlap"] < OVERLAP for row in rows):
         sys.exit("Not as predicted.")
 

@@ -9,23 +9,16 @@ scan far below both, since it computes exponentials; what feeds a block between 
 """
 
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
 import measuring
-from repmamba.network import inference_cpu, inference_stages
-from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
-from repmamba.network.inference_cpu import Array
+from network import fused, stages_timed
 from repmamba.network.inference_stages import Stage
-from repmamba.network.repmamba import RepMamba
 
 SCAN_MULTIPLY_ADDS = 66  # of a channel, direction and pooled pixel, as `repmamba evaluate --cost` counts
 COPIED = 1 << 26  # numbers: 256 MiB, which no cache holds
@@ -78,31 +71,28 @@ def copy() -> measuring.Run:
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=15)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    network, image = fuse(RepMamba(NetworkConfig())), torch.rand(1, 3, 128, 128)
+    network, image = fused(), torch.rand(1, 3, 128, 128)
     seconds: dict[str, list[float]] = defaultdict(list)
-    work: dict[str, list[int]] = {}
+    spent: dict[str, float] = defaultdict(float)  # in one call
+    work: dict[str, tuple[int, int, int]] = {}  # of one call: stages, operations, bytes
 
-    def stage_by_stage(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
-        spent: dict[str, float] = defaultdict(float)
-        work.clear()
-        for stage in stages:
-            kind, multiply_adds = KINDS[stage.kernel.__name__.partition("_with_")[0]]
-            begin = clock()
-            inference_stages.run((stage,), kernels, memory)
-            spent[kind] += clock() - begin
-            calls, operations, moved = work.get(kind, (0, 0, 0))
-            more = 2 * multiply_adds(*stage.arguments)
-            work[kind] = [calls + 1, operations + more, moved + bytes_of(stage.arguments)]
-        for kind, value in spent.items():
-            seconds[kind].append(value)
+    def tell(stage: Stage, taken: float) -> None:
+        kind, multiply_adds = KINDS[stage.kernel.__name__.partition("_with_")[0]]
+        spent[kind] += taken
+        calls, operations, moved = work.get(kind, (0, 0, 0))
+        more = 2 * multiply_adds(*stage.arguments)
+        work[kind] = calls + 1, operations + more, moved + bytes_of(stage.arguments)
 
     with torch.inference_mode():
         network(image)
         rates = measuring.measure({measuring.CONVOLUTION: measuring.convolution(), "copy": copy()}, options)
-        with patch.object(inference_cpu, "run", stage_by_stage):
+        with stages_timed(measuring.clock(options), tell):
             for _ in range(options.rounds):
+                spent.clear()
+                work.clear()
                 network(image)
+                for kind, value in spent.items():
+                    seconds[kind].append(value)
     limits = {
         "gflop_per_second": measuring.CONVOLUTION_FLOP / statistics.median(rates[measuring.CONVOLUTION]) / 1e9,
         "gb_per_second": 2 * 4 * COPIED / statistics.median(rates["copy"]) / 1e9,

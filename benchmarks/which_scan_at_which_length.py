@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import answers
+import measuring
 from repmamba.scan.directions import visits
 from repmamba.scan.selective import scan_map
 
@@ -121,7 +122,6 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for (name, way), values in times.items():
         pairs = zip(values, times["numba", way], strict=False)
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         rows.append(
             {
                 "scan": name,
@@ -129,7 +129,7 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
                 "channels": channels,
                 "pixels": side * side,
                 "ms": statistics.median(values),
-                "ms_quartiles": [quartiles[0], quartiles[2]],
+                "ms_quartiles": measuring.quartiles(values),
                 "rounds": len(values),
                 "times_numba": statistics.median(value / own for value, own in pairs),
             }
@@ -140,7 +140,7 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
 def main() -> None:
     """Time, print the table, write the JSON."""
     parser = answers.options(__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=answers.count, metavar="N", default=15, help="rounds counted [%(default)s]")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -150,7 +150,7 @@ def main() -> None:
         torch.testing.assert_close(run_plain(inputs), scan_map(*inputs, backend="numba"), rtol=1e-3, atol=1e-3)
         results += summary(measure(candidates(inputs), options.rounds), channels, side)
 
-    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles':>17} {'x numba':>8}")
+    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles, ms':>17} {'x numba':>8}")
     for row in results:
         low, high = row["ms_quartiles"]
         print(
