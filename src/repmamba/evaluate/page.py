@@ -194,7 +194,8 @@ def _differences(scores: Scores) -> str:
 
 def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]) -> str:
     heads = "".join(f"<th>{head.replace('10^9', '10⁹')}</th>" for head in COST_COLUMNS)
-    table = f"<table><tr>{heads}</tr>{''.join(_row(cells) for cells in cost_rows(costs))}</table>"
+    rows = "".join(_row(cells) for cells in cost_rows(costs, missing="–"))
+    table = f"<table><tr>{heads}</tr>{rows}</table>"
     note = "".join(f'<p class="note">{escape(line.strip())}</p>' for line in cost_lines(costs))
     one = scores.sets[0]
     means = {method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods}

@@ -41,8 +41,8 @@ def cost_table(costs: dict[str, Cost]) -> str:
     return "\n".join(["Cost", *_aligned([list(COST_COLUMNS), *cost_rows(costs)]), *cost_lines(costs)])
 
 
-def cost_rows(costs: dict[str, Cost]) -> list[list[str]]:
-    """The COST_COLUMNS of each network; "-" for what was not measured."""
+def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
+    """The COST_COLUMNS of each network; missing: stands for what was not measured."""
     return [
         [
             name,
@@ -50,8 +50,8 @@ def cost_rows(costs: dict[str, Cost]) -> list[list[str]]:
             f"{cost.parameters_folded:,}",
             f"{cost.multiply_adds / 1e9:.3f}",
             f"{cost.scan_multiply_adds / 1e9:.3f}",
-            "-" if cost.seconds is None else f"{1000 * cost.seconds:.0f}",
-            "-" if cost.peak_memory is None else f"{cost.peak_memory / 1e6:.0f}",
+            missing if cost.seconds is None else f"{1000 * cost.seconds:.0f}",
+            missing if cost.peak_memory is None else f"{cost.peak_memory / 1e6:.0f}",
         ]
         for name, cost in costs.items()
     ]
