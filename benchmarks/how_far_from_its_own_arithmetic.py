@@ -72,7 +72,7 @@ def main() -> None:
         STEPS: called(not_fused("definition").eval(), image),
     }
     with torch.inference_mode():
-        times = measuring.measure(candidates, options, slow=frozenset({STEPS}))
+        times = measuring.measure(candidates, options, slow=frozenset({STEPS}), twice=frozenset({PASSES, PAIRS}))
         share = share_of_the_scan(network, image, measuring.clock(options), options.rounds)
     found = measuring.rows(times, measuring.UNIT)
     against = {name: measuring.ratio(times, name, PASSES) for name in list(candidates)[2:]}

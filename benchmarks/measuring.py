@@ -76,10 +76,17 @@ def convolution() -> Run:
 
 
 def measure(
-    candidates: dict[str, Run], options: argparse.Namespace, *, slow: frozenset[str] = frozenset(), rest: float = 0.0
+    candidates: dict[str, Run],
+    options: argparse.Namespace,
+    *,
+    slow: frozenset[str] = frozenset(),
+    twice: frozenset[str] = frozenset(),
+    rest: float = 0.0,
 ) -> Times:
     """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds.
 
+    twice: those that run once more before, not counted, for they keep their maps until a call of another kind: a scene's
+    tiles find them, and a candidate after another would not.
     rest: seconds before each, for threads of the one before that look for more work on the cores.
     """
     seconds = clock(options)
@@ -88,6 +95,8 @@ def measure(
         for name, run in candidates.items():
             if name in slow and counted > 2:
                 continue
+            if name in twice:
+                run()
             time.sleep(rest)
             begin = seconds()
             run()
