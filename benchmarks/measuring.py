@@ -85,7 +85,7 @@ def measure(
 ) -> Times:
     """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds.
 
-    twice: those that run once more before, not counted, for they keep their maps until a call of another kind: a scene's
+    twice: those that run once more before, not counted. They keep their maps until a call of another kind: a scene's
     tiles find them, and a candidate after another would not.
     rest: seconds before each, for threads of the one before that look for more work on the cores.
     """
