@@ -43,6 +43,7 @@ def refused(package, importer):
 
 COMPILED = {
     "repmamba.scan.numba_kernels",
+    "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
     "repmamba.network.training_numba",
     "repmamba.network.inference_numba",

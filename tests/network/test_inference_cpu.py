@@ -21,7 +21,7 @@ from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import ShiftedNorm, fuse
 from repmamba.network.repmamba import RepMamba
 from repmamba.scan.backends import VARIABLE
-from repmamba.scan.numba_kernels import under_the_name_of_this_version
+from repmamba.scan.vector_code import under_the_name_of_this_version
 
 CONFIGS = (
     NetworkConfig(depths=(1,)),
@@ -403,7 +403,7 @@ def test_gelu_and_silu_are_exact_far_from_zero_too(value):
 def test_kernels_with_vector_code_of_another_file_are_cached_under_its_version():
     """Numba's cache looks at the file of a kernel alone, and would serve what an older `Vectors` wrote."""
     from repmamba.network import inference_numba as kernels
-    from repmamba.scan.numba_kernels import VERSION
+    from repmamba.scan.vector_code import VERSION
 
     compiled = [kernel for kernel in vars(kernels).values() if getattr(kernel, "nopython_signatures", None)]
     plain = {"carve", "of_pairs", "shuffled_rows"}

@@ -271,7 +271,7 @@ def test_a_hidden_width_that_does_not_fill_registers_trains() -> None:
 def test_kernels_with_vector_code_of_another_file_are_cached_under_its_version() -> None:
     """Numba's cache looks at the file of a kernel alone, and would serve what an older `Vectors` wrote."""
     from repmamba.network import training_numba as kernels
-    from repmamba.scan.numba_kernels import VERSION
+    from repmamba.scan.vector_code import VERSION
 
     compiled = kernels.kernel("normalise", half=False)
     assert VERSION in compiled.py_func.__qualname__  # type: ignore[attr-defined]

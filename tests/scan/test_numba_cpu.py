@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor, nn
 
 from repmamba.scan import numba_cpu
 from repmamba.scan.selective import scan_map, selective_scan
+from repmamba.scan.vector_code import LANES, VERSION, counting, whole_vector_code
 
 
 def value_and_gradients(inputs: list[Tensor]) -> list[Tensor]:
@@ -35,25 +35,18 @@ def many_pixels(map_case) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def power_of_two():
     """2**x of float32 numbers, as the kernels compute it."""
-    kernels = numba_cpu._kernels()
 
-    @intrinsic
-    def rows(typing, x, result):
-        def emit(context, builder, signature, args):
-            x, result = kernels.rows_of(context, builder, signature, args)
-            v = kernels.Vectors(builder, kernels.LANES)
-            with kernels.counting(builder, x.count) as row:
-                v.store(v.exp2(v.load(x.at(row))), result.at(row))
-            return context.get_dummy_value()
-
-        return types.void(x, result), emit
+    @whole_vector_code
+    def rows(v, x, result):
+        with counting(v.builder, x.count) as row:
+            v.store(v.exp2(v.load(x.at(row))), result.at(row))
 
     @njit
     def run(x, result):
         rows(x, result)
 
     def power_of_two(x):
-        result = np.empty_like(x).reshape(-1, kernels.LANES)
+        result = np.empty_like(x).reshape(-1, LANES)
         run(x.reshape(result.shape), result)
         return result.reshape(x.shape)
 
@@ -213,7 +206,7 @@ def test_numbers_that_are_not_finite_are_not_hidden(map_case):
 def test_kernels_are_cached_under_the_constants_that_stand_in_another_file(way, dtype):
     """Numba's cache looks at the file of a kernel alone, and would serve what was compiled for another size of h."""
     kernel = numba_cpu._kernels().kernel(way, dtype)
-    assert f"_with_vectors_{numba_cpu._kernels().VERSION}_" in kernel.py_func.__qualname__
+    assert f"_with_vectors_{VERSION}_" in kernel.py_func.__qualname__
 
 
 @pytest.mark.long
@@ -238,10 +231,10 @@ def test_a_second_process_finds_the_compiled_kernel_in_a_cache_of_the_users_choi
 
 ON_ANOTHER_PROCESSOR = """
 import sys, torch
-from repmamba.scan import numba_kernels
 from repmamba.scan.selective import selective_scan
+from repmamba.scan.vector_code import LANES
 
-assert numba_kernels.LANES == int(sys.argv[1]), numba_kernels.LANES
+assert LANES == int(sys.argv[1]), LANES
 torch.manual_seed(0)
 u, dt = torch.randn(1, 24, 70), 3 * torch.randn(1, 24, 70)
 B, C = torch.randn(1, 2, 16, 70), torch.randn(1, 2, 16, 70)

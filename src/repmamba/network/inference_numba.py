@@ -5,35 +5,36 @@ between a stage's input and its results stays in the processor's second cache: a
 written once. Rows are tokens (pixels, channels), channels side by side. A pass takes the rows first .. last - 1 of a
 batch, so that threads can share it; what stands at a pixel does not depend on how the rows are shared.
 
-Matrix products, stencils, normalisations and the two activations are vector code (`Vectors` of the scan's kernels);
-what is left are plain loops over channels, which LLVM turns into vector code by itself.
+From the innermost outwards: vector code (`scan.vector_code`) for matrix products, stencils, normalisations and what
+else goes over channels; its kernels, each compiled once; and the passes, which call them row by row.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product as pairs
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH
 from repmamba.network.repconv import EPS
 from repmamba.scan.compiled import load
-from repmamba.scan.numba_kernels import (
+from repmamba.scan.vector_code import (
     HAS_PAIRS,
     I32,
     I64,
     LANES,
+    Rows,
     Vectors,
+    carve,
     counting,
     element_of,
-    lane_choices,
-    rows_of,
+    in_pieces,
+    registers,
     under_the_name_of_this_version,
+    vector_code,
+    whole_vector_code,
 )
 
 WIDTHS = tuple(sorted({times * width for width in (*RMB_WIDTHS, *SPLIT, WIDTH) for times in (1, 2)}))
@@ -55,34 +56,6 @@ AT_ONCE = 4
 # Vector code
 
 
-@contextmanager
-def _strips(builder: Any, v: Vectors, channels: Any) -> Iterator[Any]:
-    """A loop over the first channels of each register: 0, lanes, 2 lanes, ..."""
-    with counting(builder, builder.udiv(channels, I64(v.lanes))) as strip:
-        yield builder.mul(strip, I64(v.lanes))
-
-
-def _in_pieces(builder: Any, count: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """Two loops over 0 .. count - 1: pieces of `size`, then what is left, one by one; begin and size of a piece."""
-    whole = builder.udiv(count, I64(size))
-    with counting(builder, whole) as piece:
-        yield builder.mul(piece, I64(size)), size
-    done = builder.mul(whole, I64(size))
-    with counting(builder, builder.sub(count, done)) as single:
-        yield builder.add(done, single), 1
-
-
-def _sigmoid_times(v: Vectors, x: Any) -> Any:
-    """SiLU."""
-    return v.builder.fmul(x, v.sigmoid(x))
-
-
-def _normal_times(v: Vectors, x: Any) -> Any:
-    """GELU, x times the normal distribution below x."""
-    below, _ = v.normal(x)
-    return v.builder.fmul(x, below)
-
-
 def _as_it_is(v: Vectors, x: Any) -> Any:
     return x
 
@@ -98,79 +71,71 @@ def _product_code(
     start_from: "bias", one row for all, "result", what stands there, or "zero", and bias is not read.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def product(typing: Any, count: Any, x: Any, weight: Any, outputs: Any, bias: Any, result: Any) -> tuple[Any, Any]:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            count, x, weight, outputs, bias, result = rows_of(context, builder, signature, args)
-            v = Vectors(builder, LANES)
-            vectors = builder.udiv(outputs, I64(LANES))
-            # Rows of x as pairs of bfloat16, a register each.
-            rounded = [cgutils.alloca_once(builder, v.type) for _ in range(MOST_ROWS)] if pairs else []
+    @whole_vector_code
+    def product(v: Vectors, count: Any, x: Rows, weight: Rows, outputs: Any, bias: Rows, result: Rows) -> None:
+        b = v.builder
+        vectors = b.udiv(outputs, I64(LANES))
+        # Rows of x as pairs of bfloat16, a register each.
+        rounded = [v.variable() for _ in range(MOST_ROWS)] if pairs else []
 
-            def add_products(sums: list[list[Any]], inputs: list[Any], first: Any) -> None:
-                """Add to the sums [row][register] the products of the rows of inputs with weight, from `first` on."""
-                multiply = v.fma_of_pairs if pairs else v.fma
-                columns = len(sums[0])
+        def add_products(sums: list[list[Any]], inputs: list[Any], first: Any) -> None:
+            """Add to the sums [row][register] the products of the rows of inputs with weight, from `first` on."""
+            multiply = v.fma_of_pairs if pairs else v.fma
+            columns = len(sums[0])
 
-                def along(sources: list[Any], line: Any, k: Any) -> None:
-                    weights = [v.load(element_of(builder, line, c * LANES)) for c in range(columns)]
-                    for source, row in zip(sources, sums, strict=True):
-                        factor = v.splat(element_of(builder, source, k))
-                        for weighed, place in zip(weights, row, strict=True):
-                            builder.store(multiply(factor, weighed, builder.load(place)), place)
+            def along(sources: list[Any], line: Any, k: Any) -> None:
+                weights = [v.load(element_of(b, line, c * LANES)) for c in range(columns)]
+                for source, row in zip(sources, sums, strict=True):
+                    factor = v.splat(element_of(b, source, k))
+                    for weighed, place in zip(weights, row, strict=True):
+                        b.store(multiply(factor, weighed, b.load(place)), place)
 
-                if not pairs:
-                    with counting(builder, weight.count) as k:
-                        along(inputs, weight.at(k, first), k)
-                    return
-                with counting(builder, builder.udiv(weight.count, I64(LANES))) as piece:
-                    begin = builder.mul(piece, I64(2 * LANES))
-                    for source, place in zip(inputs, rounded, strict=False):
-                        low = element_of(builder, source, begin)
-                        v.store(v.to_pairs(v.load(low), v.load(element_of(builder, low, LANES))), place)
-                    for k in range(LANES):
-                        line = weight.at(builder.add(builder.mul(piece, I64(LANES)), I64(k)), first)
-                        along(rounded[: len(inputs)], line, k)
+            if not pairs:
+                with counting(b, weight.count) as k:
+                    along(inputs, weight.at(k, first), k)
+                return
+            with counting(b, b.udiv(weight.count, I64(LANES))) as piece:
+                begin = b.mul(piece, I64(2 * LANES))
+                for source, place in zip(inputs, rounded, strict=False):
+                    low = element_of(b, source, begin)
+                    v.store(v.to_pairs(v.load(low), v.load(element_of(b, low, LANES))), place)
+                for k in range(LANES):
+                    line = weight.at(b.add(b.mul(piece, I64(LANES)), I64(k)), first)
+                    along(rounded[: len(inputs)], line, k)
 
-            def rows_at_once(first_row: Any, first: Any, rows: int, columns: int) -> None:
-                """`rows` times `columns` registers of the result."""
-                inputs = [x.at(builder.add(first_row, I64(r))) for r in range(rows)]
-                targets = [
-                    [
-                        element_of(builder, result.at(builder.add(first_row, I64(r)), first), c * LANES)
-                        for c in range(columns)
-                    ]
-                    for r in range(rows)
-                ]
-                starts = [
-                    v.load(element_of(builder, bias.at(0, first), c * LANES)) if start_from == "bias" else v.constant(0)
-                    for c in range(columns)
-                ]
-                sums = [
-                    [v.variable(v.load(targets[r][c]) if start_from == "result" else starts[c]) for c in range(columns)]
-                    for r in range(rows)
-                ]
-                add_products(sums, inputs, first)
-                for r in range(rows):
-                    for c in range(columns):
-                        value = activation(v, builder.load(sums[r][c]))
-                        v.store(builder.fmul(v.load(targets[r][c]), value) if gate else value, targets[r][c])
+        def rows_at_once(first_row: Any, first: Any, rows: int, columns: int) -> None:
+            """`rows` times `columns` registers of the result."""
+            inputs = [x.at(b.add(first_row, I64(r))) for r in range(rows)]
+            targets = [
+                [element_of(b, result.at(b.add(first_row, I64(r)), first), c * LANES) for c in range(columns)]
+                for r in range(rows)
+            ]
+            starts = [
+                v.load(element_of(b, bias.at(0, first), c * LANES)) if start_from == "bias" else v.constant(0)
+                for c in range(columns)
+            ]
+            sums = [
+                [v.variable(v.load(targets[r][c]) if start_from == "result" else starts[c]) for c in range(columns)]
+                for r in range(rows)
+            ]
+            add_products(sums, inputs, first)
+            for r in range(rows):
+                for c in range(columns):
+                    value = activation(v, b.load(sums[r][c]))
+                    v.store(b.fmul(v.load(targets[r][c]), value) if gate else value, targets[r][c])
 
-            def columns_at_once(first: Any, columns: int) -> None:
-                for row, rows in _in_pieces(builder, count, min(REGISTERS // columns, MOST_ROWS)):
-                    rows_at_once(row, first, rows, columns)
+        def columns_at_once(first: Any, columns: int) -> None:
+            for row, rows in in_pieces(b, count, min(REGISTERS // columns, MOST_ROWS)):
+                rows_at_once(row, first, rows, columns)
 
-            widest = 4 if LANES == 16 else 2
-            with counting(builder, builder.udiv(vectors, I64(widest))) as block:
-                columns_at_once(builder.mul(block, I64(widest * LANES)), widest)
-            left = builder.urem(vectors, I64(widest))
-            first = builder.mul(builder.sub(vectors, left), I64(LANES))
-            for columns in range(1, widest):
-                with builder.if_then(builder.icmp_signed("==", left, I64(columns))):
-                    columns_at_once(first, columns)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, x, weight, types.int64, bias, result), emit
+        widest = 4 if LANES == 16 else 2
+        with counting(b, b.udiv(vectors, I64(widest))) as block:
+            columns_at_once(b.mul(block, I64(widest * LANES)), widest)
+        left = b.urem(vectors, I64(widest))
+        first = b.mul(b.sub(vectors, left), I64(LANES))
+        for columns in range(1, widest):
+            with b.if_then(b.icmp_signed("==", left, I64(columns))):
+                columns_at_once(first, columns)
 
     return product
 
@@ -178,204 +143,166 @@ def _product_code(
 _product = _product_code("bias", _as_it_is)
 _product_alone = _product_code("zero", _as_it_is)
 _product_added = _product_code("result", _as_it_is)
-_product_gate = _product_code("bias", _sigmoid_times, gate=True)
-_product_gelu = _product_code("bias", _normal_times)
+_product_gate = _product_code("bias", Vectors.silu, gate=True)
+_product_gelu = _product_code("bias", Vectors.gelu)
 _product_of_pairs = _product_code("bias", _as_it_is, pairs=HAS_PAIRS)
 _product_of_pairs_alone = _product_code("zero", _as_it_is, pairs=HAS_PAIRS)
-_product_of_pairs_gate = _product_code("bias", _sigmoid_times, gate=True, pairs=HAS_PAIRS)
-_product_of_pairs_gelu = _product_code("bias", _normal_times, pairs=HAS_PAIRS)
+_product_of_pairs_gate = _product_code("bias", Vectors.silu, gate=True, pairs=HAS_PAIRS)
+_product_of_pairs_gelu = _product_code("bias", Vectors.gelu, pairs=HAS_PAIRS)
 
 
-def _stencil_code(size: int, activation: Callable[[Vectors, Any], Any], *, add_middle: bool = False) -> Any:
-    """A kernel: one row of a depthwise convolution, result = activation(bias + sum of taps) [+ the middle of x].
+def _stencil(
+    v: Vectors,
+    count: Any,
+    channels: Any,
+    x: list[Rows],
+    weight: Rows,
+    bias: Rows,
+    result: Rows,
+    activation: Callable[[Vectors, Any], Any],
+    *,
+    add_middle: bool = False,
+) -> None:
+    """One row of a depthwise convolution, result = activation(bias + sum of taps) [+ the middle of x].
 
     x: as many rows of pixels as the window is high, (pixels + size - 1, channels) each.  weight: (size * size,
     channels).  result: (pixels, channels).
     """
+    b, size = v.builder, len(x)
+    with registers(v, channels) as first:
+        taps = [v.load(weight.at(tap, first)) for tap in range(size * size)]
+        start = v.load(bias.at(0, first))
 
-    def emitted(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, *x, weight, bias, result = rows_of(context, builder, signature, args)
-        for v in lane_choices(builder, channels):
-            with _strips(builder, v, channels) as first:
-                taps = [v.load(weight.at(tap, first)) for tap in range(size * size)]
-                start = v.load(bias.at(0, first))
-
-                for pixel, pixels in _in_pieces(builder, count, AT_ONCE):
-                    sums, middles = [start] * pixels, [start] * pixels
-                    # What is loaded serves all of the pixels whose windows hold it.
-                    for row, column in pairs(range(size), range(pixels + size - 1)):
-                        value = v.load(x[row].at(builder.add(pixel, I64(column)), first))
-                        for place in range(max(0, column - size + 1), min(pixels, column + 1)):
-                            sums[place] = v.fma(value, taps[row * size + column - place], sums[place])
-                        if row == size // 2 and 0 <= column - row < pixels:
-                            middles[column - row] = value
-                    for place, (total, middle) in enumerate(zip(sums, middles, strict=True)):
-                        value = activation(v, total)
-                        value = builder.fadd(value, middle) if add_middle else value
-                        v.store(value, result.at(builder.add(pixel, I64(place)), first))
-        return context.get_dummy_value()
-
-    if size == 3:
-
-        @intrinsic  # type: ignore[untyped-decorator]
-        def stencil3(
-            typing: Any, count: Any, channels: Any, x0: Any, x1: Any, x2: Any, weight: Any, bias: Any, result: Any
-        ) -> tuple[Any, Any]:
-            return types.void(types.int64, types.int64, x0, x1, x2, weight, bias, result), emitted
-
-        return stencil3
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def stencil5(
-        typing: Any,
-        count: Any,
-        channels: Any,
-        x0: Any,
-        x1: Any,
-        x2: Any,
-        x3: Any,
-        x4: Any,
-        weight: Any,
-        bias: Any,
-        result: Any,
-    ) -> tuple[Any, Any]:
-        return types.void(types.int64, types.int64, x0, x1, x2, x3, x4, weight, bias, result), emitted
-
-    return stencil5
+        for pixel, pixels in in_pieces(b, count, AT_ONCE):
+            sums, middles = [start] * pixels, [start] * pixels
+            # What is loaded serves all of the pixels whose windows hold it.
+            for row, column in pairs(range(size), range(pixels + size - 1)):
+                value = v.load(x[row].at(b.add(pixel, I64(column)), first))
+                for place in range(max(0, column - size + 1), min(pixels, column + 1)):
+                    sums[place] = v.fma(value, taps[row * size + column - place], sums[place])
+                if row == size // 2 and 0 <= column - row < pixels:
+                    middles[column - row] = value
+            for place, (total, middle) in enumerate(zip(sums, middles, strict=True)):
+                value = activation(v, total)
+                value = b.fadd(value, middle) if add_middle else value
+                v.store(value, result.at(b.add(pixel, I64(place)), first))
 
 
-_stencil3 = _stencil_code(3, _as_it_is)
-_stencil3_silu = _stencil_code(3, _sigmoid_times)
-_stencil5_gelu_added = _stencil_code(5, _normal_times, add_middle=True)
+@vector_code
+def _stencil3(
+    v: Vectors, count: Any, channels: Any, x0: Rows, x1: Rows, x2: Rows, weight: Rows, bias: Rows, result: Rows
+) -> None:
+    _stencil(v, count, channels, [x0, x1, x2], weight, bias, result, _as_it_is)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _normalised(typing: Any, count: Any, width: Any, x: Any, scale: Any, shift: Any, result: Any) -> tuple[Any, Any]:
+@vector_code
+def _stencil3_silu(
+    v: Vectors, count: Any, channels: Any, x0: Rows, x1: Rows, x2: Rows, weight: Rows, bias: Rows, result: Rows
+) -> None:
+    _stencil(v, count, channels, [x0, x1, x2], weight, bias, result, Vectors.silu)
+
+
+@vector_code
+def _stencil5_gelu_added(
+    v: Vectors,
+    count: Any,
+    channels: Any,
+    x0: Rows,
+    x1: Rows,
+    x2: Rows,
+    x3: Rows,
+    x4: Rows,
+    weight: Rows,
+    bias: Rows,
+    result: Rows,
+) -> None:
+    _stencil(v, count, channels, [x0, x1, x2, x3, x4], weight, bias, result, Vectors.gelu, add_middle=True)
+
+
+@whole_vector_code
+def _normalised(v: Vectors, count: Any, width: Any, x: Rows, scale: Rows, shift: Rows, result: Rows) -> None:
     """Layer normalisation of `count` rows: (x - mean) / sqrt(variance + eps) * scale + shift."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, width, x, scale, shift, result = rows_of(context, builder, signature, args)
-        root = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.FloatType(), [ir.FloatType()]), "llvm.sqrt.f32"
-        )
-
-        def number(value: float) -> Any:
-            return ir.Constant(ir.FloatType(), float(np.float32(value)))
-
-        for size in WIDTHS:
-            v = Vectors(builder, min(LANES, size))
-            places = [I64(place) for place in range(0, size, v.lanes)]
-            with builder.if_then(builder.icmp_signed("==", width, I64(size))):
-                scales, shifts = ([v.load(row.at(0, place)) for place in places] for row in (scale, shift))
-                with counting(builder, count) as pixel:
-                    values = [v.load(x.at(pixel, place)) for place in places]
-                    mean = builder.fmul(v.sum(_total(builder, values)), number(1 / size))
-                    values = [builder.fsub(value, v.everywhere(mean)) for value in values]
-                    squares = [builder.fmul(value, value) for value in values]
-                    variance = builder.fmul(v.sum(_total(builder, squares)), number(1 / size))
-                    deviation = builder.call(root, [builder.fadd(variance, number(EPS))])
-                    inverse = v.everywhere(builder.fdiv(number(1), deviation))
-                    for place, value, factor, added in zip(places, values, scales, shifts, strict=True):
-                        v.store(v.fma(builder.fmul(value, inverse), factor, added), result.at(pixel, place))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, x, scale, shift, result), emit
+    for size in WIDTHS:
+        with v.builder.if_then(v.builder.icmp_signed("==", width, I64(size))):
+            _normalised_at(size, Vectors(v.builder, min(v.lanes, size)), count, x, scale, shift, result)
 
 
-def _total(builder: Any, values: list[Any]) -> Any:
-    """The sum of vectors, in the order of a tree."""
-    while len(values) > 1:
-        values = [builder.fadd(first, second) for first, second in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
+def _normalised_at(size: int, v: Vectors, count: Any, x: Rows, scale: Rows, shift: Rows, result: Rows) -> None:
+    """Of so many channels, all of which are held in registers."""
+    b = v.builder
+    places = [I64(place) for place in range(0, size, v.lanes)]
+    scales, shifts = ([v.load(row.at(0, place)) for place in places] for row in (scale, shift))
+    with counting(b, count) as pixel:
+        values = [v.load(x.at(pixel, place)) for place in places]
+        mean = b.fmul(v.sum(v.added(values)), v.number(1 / size))
+        values = [b.fsub(value, v.everywhere(mean)) for value in values]
+        squares = [b.fmul(value, value) for value in values]
+        variance = b.fmul(v.sum(v.added(squares)), v.number(1 / size))
+        inverse = v.everywhere(v.inverse_root(b.fadd(variance, v.number(EPS))))
+        for place, value, factor, added in zip(places, values, scales, shifts, strict=True):
+            v.store(v.fma(b.fmul(value, inverse), factor, added), result.at(pixel, place))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def weighted_sum(typing: Any, count: Any, channels: Any, x: Any, gain: Any, v: Any, result: Any) -> tuple[Any, Any]:
-    """result = x + gain v, row by row."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, x, gain, skip, result = rows_of(context, builder, signature, args)
-        for v in lane_choices(builder, channels):
-            with _strips(builder, v, channels) as first:
-                gains = v.load(gain.at(0, first))
-                with counting(builder, count) as pixel:
-                    total = v.fma(gains, v.load(skip.at(pixel, first)), v.load(x.at(pixel, first)))
-                    v.store(total, result.at(pixel, first))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, x, gain, v, result), emit
+@vector_code
+def weighted_sum(v: Vectors, count: Any, channels: Any, x: Rows, gain: Rows, skip: Rows, result: Rows) -> None:
+    """result = x + gain skip, row by row."""
+    with registers(v, channels) as first:
+        gains = v.load(gain.at(0, first))
+        with counting(v.builder, count) as pixel:
+            total = v.fma(gains, v.load(skip.at(pixel, first)), v.load(x.at(pixel, first)))
+            v.store(total, result.at(pixel, first))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def copied(typing: Any, count: Any, channels: Any, x: Any, result: Any) -> tuple[Any, Any]:
+@vector_code
+def copied(v: Vectors, count: Any, channels: Any, x: Rows, result: Rows) -> None:
     """result = x, row by row."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, channels, x, result = rows_of(context, builder, signature, args)
-        for v in lane_choices(builder, channels):
-            with _strips(builder, v, channels) as first, counting(builder, count) as pixel:
-                v.store(v.load(x.at(pixel, first)), result.at(pixel, first))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, x, result), emit
+    with registers(v, channels) as first, counting(v.builder, count) as pixel:
+        v.store(v.load(x.at(pixel, first)), result.at(pixel, first))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pooled(typing: Any, half: Any, channels: Any, above: Any, low: Any, means: Any) -> tuple[Any, Any]:
+@vector_code
+def _pooled(v: Vectors, half: Any, channels: Any, above: Rows, low: Rows, means: Rows) -> None:
     """The means of 2x2 pixels of the rows above, low into `means`, and each pixel less its mean where it stood."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        half, channels, above, low, means = rows_of(context, builder, signature, args)
-        for v in lane_choices(builder, channels):
-            with _strips(builder, v, channels) as first, counting(builder, half) as j:
-                left = builder.mul(j, I64(2))
-                right = builder.add(left, I64(1))
-                places = [row.at(column, first) for row in (above, low) for column in (left, right)]
-                values = [v.load(place) for place in places]
-                mean = builder.fmul(_total(builder, values), v.constant(0.25))
-                v.store(mean, means.at(j, first))
-                for place, value in zip(places, values, strict=True):
-                    v.store(builder.fsub(value, mean), place)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, above, low, means), emit
+    b = v.builder
+    with registers(v, channels) as first, counting(b, half) as j:
+        left = b.mul(j, I64(2))
+        right = b.add(left, I64(1))
+        places = [row.at(column, first) for row in (above, low) for column in (left, right)]
+        values = [v.load(place) for place in places]
+        mean = b.fmul(v.added(values), v.constant(0.25))
+        v.store(mean, means.at(j, first))
+        for place, value in zip(places, values, strict=True):
+            v.store(b.fsub(value, mean), place)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@vector_code
 def _enlarged(
-    typing: Any, half: Any, channels: Any, near0: Any, near1: Any, far0: Any, far1: Any, result: Any
-) -> tuple[Any, Any]:
+    v: Vectors, half: Any, channels: Any, near0: Rows, near1: Rows, far0: Rows, far1: Rows, result: Rows
+) -> None:
     """result += the row between two rows of half the size, bilinear: 3/4 of the near one, 1/4 of the far one.
 
     Either row is the sum of two, near0 + near1 and far0 + far1.
     """
+    b = v.builder
+    last = b.sub(half, I64(1))
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        half, channels, *rows, result = rows_of(context, builder, signature, args)
-        last = builder.sub(half, I64(1))
-        for v in lane_choices(builder, channels):
-            with _strips(builder, v, channels) as first:
-                start = _weighted(v, *(row.at(0, first) for row in rows))
-                before, middle = v.variable(start), v.variable(start)
-                with counting(builder, half) as j:
-                    beyond = builder.icmp_signed("<", j, last)
-                    next_one = builder.select(beyond, builder.add(j, I64(1)), last)
-                    after = _weighted(v, *(row.at(next_one, first) for row in rows))
-                    main = builder.fmul(builder.load(middle), v.constant(0.75))
-                    for side, other in enumerate((builder.load(before), after)):
-                        place = result.at(builder.add(builder.mul(j, I64(2)), I64(side)), first)
-                        v.add_to(place, v.fma(other, v.constant(0.25), main))
-                    builder.store(builder.load(middle), before)
-                    builder.store(after, middle)
-        return context.get_dummy_value()
+    def between(pixel: Any, first: Any) -> Any:
+        addresses = [row.at(pixel, first) for row in (near0, near1, far0, far1)]
+        near, far = (b.fadd(v.load(one), v.load(other)) for one, other in (addresses[:2], addresses[2:]))
+        return v.quarter_way(near, far)
 
-    return types.void(types.int64, types.int64, near0, near1, far0, far1, result), emit
-
-
-def _weighted(v: Vectors, near0: Any, near1: Any, far0: Any, far1: Any) -> Any:
-    """3/4 of the sum of two vectors in memory, and 1/4 of that of two others."""
-    near, far = (v.builder.fadd(v.load(one), v.load(two)) for one, two in ((near0, near1), (far0, far1)))
-    return v.fma(near, v.constant(0.75), v.builder.fmul(far, v.constant(0.25)))
+    with registers(v, channels) as first:
+        start = between(0, first)
+        before, middle = v.variable(start), v.variable(start)
+        with counting(b, half) as j:
+            beyond = b.icmp_signed("<", j, last)
+            after = between(b.select(beyond, b.add(j, I64(1)), last), first)
+            main = b.fmul(b.load(middle), v.constant(0.75))
+            for side, other in enumerate((b.load(before), after)):
+                place = result.at(b.add(b.mul(j, I64(2)), I64(side)), first)
+                v.add_to(place, v.fma(other, v.constant(0.25), main))
+            b.store(b.load(middle), before)
+            b.store(after, middle)
 
 
 # A 3x3 convolution of 2x2 pixels after Winograd (F(2x2, 3x3) of Lavin and Gray 2016): A^T [(G g G^T) * (B^T d B)] A,
@@ -393,82 +320,65 @@ def _two_made(builder: Any, m: list[Any]) -> list[Any]:
     return [builder.fadd(m[0], both), builder.fsub(builder.fsub(m[1], m[2]), m[3])]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _tiles_seen(
-    typing: Any, tiles: Any, channels: Any, x0: Any, x1: Any, x2: Any, x3: Any, result: Any
-) -> tuple[Any, Any]:
+@whole_vector_code
+def _tiles_seen(v: Vectors, tiles: Any, channels: Any, x0: Rows, x1: Rows, x2: Rows, x3: Rows, result: Rows) -> None:
     """B^T d B of the 4x4 pixels from every second one of four rows: element e of tile t in row e TILES + t."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tiles, channels, *x, result = rows_of(context, builder, signature, args)
-        v = Vectors(builder, LANES)
-        with counting(builder, tiles) as tile, _strips(builder, v, channels) as first:
-            left = builder.mul(tile, I64(2))
-            columns = []
-            for column in range(4):
-                place = builder.add(left, I64(column))
-                columns.append(_four_seen(builder, [v.load(row.at(place, first)) for row in x]))
-            for row in range(4):
-                for column, value in enumerate(_four_seen(builder, [values[row] for values in columns])):
-                    v.store(value, result.at(builder.add(tile, I64((4 * row + column) * TILES)), first))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, x0, x1, x2, x3, result), emit
+    b = v.builder
+    with counting(b, tiles) as tile, registers(v, channels) as first:
+        left = b.mul(tile, I64(2))
+        columns = []
+        for column in range(4):
+            place = b.add(left, I64(column))
+            columns.append(_four_seen(b, [v.load(row.at(place, first)) for row in (x0, x1, x2, x3)]))
+        for row in range(4):
+            for column, value in enumerate(_four_seen(b, [values[row] for values in columns])):
+                v.store(value, result.at(b.add(tile, I64((4 * row + column) * TILES)), first))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@whole_vector_code
 def _tiles_made(
-    typing: Any,
+    v: Vectors,
     tiles: Any,
     channels: Any,
-    x: Any,
-    bias: Any,
-    skip0: Any,
-    skip1: Any,
-    result0: Any,
-    result1: Any,
+    x: Rows,
+    bias: Rows,
+    skip0: Rows,
+    skip1: Rows,
+    result0: Rows,
+    result1: Rows,
     slope: Any,
-) -> tuple[Any, Any]:
+) -> None:
     """A^T x A + bias + skip of every tile, x as `_tiles_seen` leaves it, as two rows of pixels; slope: below zero."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tiles, channels, x, bias, skip0, skip1, result0, result1, slope = rows_of(context, builder, signature, args)
-        v = Vectors(builder, LANES)
-        below = v.everywhere(slope)
-        with counting(builder, tiles) as tile, _strips(builder, v, channels) as first:
-            left, start = builder.mul(tile, I64(2)), v.load(bias.at(0, first))
-            rows = []
-            for row in range(4):
-                elements = [
-                    v.load(x.at(builder.add(tile, I64((4 * row + column) * TILES)), first)) for column in range(4)
-                ]
-                rows.append(_two_made(builder, elements))
-            for side in range(2):
-                values = _two_made(builder, [row[side] for row in rows])
-                pixel = builder.add(left, I64(side))
-                for value, skip, result in zip(values, (skip0, skip1), (result0, result1), strict=True):
-                    total = builder.fadd(builder.fadd(value, start), v.load(skip.at(pixel, first)))
-                    positive = builder.fcmp_ordered(">", total, v.constant(0))
-                    total = builder.select(positive, total, builder.fmul(total, below))
-                    v.store(total, result.at(pixel, first))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, x, bias, skip0, skip1, result0, result1, types.float32), emit
+    b = v.builder
+    below = v.everywhere(slope)
+    with counting(b, tiles) as tile, registers(v, channels) as first:
+        left, start = b.mul(tile, I64(2)), v.load(bias.at(0, first))
+        rows = []
+        for row in range(4):
+            elements = [v.load(x.at(b.add(tile, I64((4 * row + column) * TILES)), first)) for column in range(4)]
+            rows.append(_two_made(b, elements))
+        for side in range(2):
+            values = _two_made(b, [row[side] for row in rows])
+            pixel = b.add(left, I64(side))
+            for value, skip, result in zip(values, (skip0, skip1), (result0, result1), strict=True):
+                total = b.fadd(b.fadd(value, start), v.load(skip.at(pixel, first)))
+                positive = b.fcmp_ordered(">", total, v.constant(0))
+                v.store(b.select(positive, total, b.fmul(total, below)), result.at(pixel, first))
 
 
 # Counters that threads share
 
 
-def _counter(builder: Any, counters: Any, place: Any) -> Any:
-    return builder.gep(counters.data, [builder.mul(place, counters.stride)])
+def _counter(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """The address of one, of arguments (counters, place)."""
+    counters = Rows(context, builder, signature.args[0], args[0])
+    return builder.bitcast(counters.at(args[1]), I64.as_pointer())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _claimed(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counters, place = rows_of(context, builder, signature, args)
-        address = builder.bitcast(_counter(builder, counters, place), I64.as_pointer())
-        return builder.atomic_rmw("add", address, I64(1), "seq_cst")
+        return builder.atomic_rmw("add", _counter(context, builder, signature, args), I64(1), "seq_cst")
 
     return types.int64(counters, place), emit
 
@@ -476,9 +386,7 @@ def _claimed(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
 @intrinsic  # type: ignore[untyped-decorator]
 def _seen(typing: Any, counters: Any, place: Any) -> tuple[Any, Any]:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counters, place = rows_of(context, builder, signature, args)
-        address = builder.bitcast(_counter(builder, counters, place), I64.as_pointer())
-        return builder.load_atomic(address, "acquire", 8)
+        return builder.load_atomic(_counter(context, builder, signature, args), "acquire", 8)
 
     return types.int64(counters, place), emit
 
@@ -636,16 +544,7 @@ def normalised(count, width, x, scale, shift, result):  # type: ignore[no-untype
     _normalised(count, width, x, scale, shift, result)
 
 
-_in_passes = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-
-
-@_in_passes
-def carve(scratch, rows, columns):  # type: ignore[no-untyped-def]
-    """The front of a scratch array as (rows, columns), and the rest."""
-    return scratch[: rows * columns].reshape(rows, columns), scratch[rows * columns :]
-
-
-@_in_passes
+@njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 def shuffled_rows(rows, width, result):  # type: ignore[no-untyped-def]
     """Two rows of pixels (2 width, channels), each pixel's channels as scale x scale pixels of (bands, ., .)."""
     scale = result.shape[2] // width

@@ -8,131 +8,35 @@ Every kernel takes the samples first..last of a batch, so that threads can share
 float64, and added up afterwards in the order of the batch: they do not depend on the number of threads. Within a row
 they are float32, where a few dozen values lose nothing.
 
-What is written as vector code, one row of pixels at a time, is LLVM's (see repmamba.scan.numba_kernels): of these loops
-with several windows LLVM itself makes slow code.
+From the innermost outwards: vector code (`scan.vector_code`) that goes over one row of pixels, and the kernels, which
+call it row by row.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from repmamba.network.repconv import EPS
 from repmamba.scan.compiled import load
-from repmamba.scan.numba_kernels import I64, LANES, Vectors, counting, under_the_name_of_this_version
+from repmamba.scan.vector_code import (
+    F32,
+    I64,
+    Rows,
+    Strip,
+    Total,
+    Vectors,
+    counting,
+    in_pieces,
+    pixels,
+    strips,
+    under_the_name_of_this_version,
+    vector_code,
+)
 
-DENSITY_AT_0 = 0.3989422804014327
-
-I16, I32 = ir.IntType(16), ir.IntType(32)
-
-
-# Vector code: what a row is, and how it is walked
-
-
-class Tokens:
-    """A row of pixels in memory, (pixels, channels), of float32 or of bfloat16 seen as uint16."""
-
-    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
-        array = make_array(kind)(context, builder, value)
-        self.builder = builder
-        self.half = kind.dtype == types.uint16
-        self.data = builder.bitcast(array.data, cgutils.voidptr_t)
-        self.stride = cgutils.unpack_tuple(builder, array.strides)[0]
-        self.count, self.channels = cgutils.unpack_tuple(builder, array.shape)
-
-    def address(self, row: Any, channel: Any) -> Any:
-        """Where a channel of a row is."""
-        b = self.builder
-        row = I64(row) if isinstance(row, int) else row
-        return b.gep(self.data, [b.add(b.mul(row, self.stride), b.mul(channel, I64(2 if self.half else 4)))])
-
-
-class Strip:
-    """As many channels of a row of pixels as a register has lanes."""
-
-    def __init__(self, v: Vectors, tokens: Tokens, first: Any) -> None:
-        self.v, self.tokens, self.first = v, tokens, first
-        self.words = ir.VectorType(I16, v.lanes)
-
-    def load(self, row: Any) -> Any:
-        """The channels of a pixel, as float32."""
-        b, v = self.v.builder, self.v
-        address = self.tokens.address(row, self.first)
-        if not self.tokens.half:
-            return v.load(address)
-        words = b.load(b.bitcast(address, self.words.as_pointer()), align=2)
-        return b.bitcast(b.shl(b.zext(words, v.bits), self._every(16)), v.type)
-
-    def store(self, vector: Any, row: Any) -> None:
-        """Write the channels of a pixel; bfloat16 is rounded to nearest, halves to even."""
-        b, v = self.v.builder, self.v
-        address = self.tokens.address(row, self.first)
-        if not self.tokens.half:
-            v.store(vector, address)
-            return
-        bits = b.bitcast(vector, v.bits)
-        odd = b.and_(b.lshr(bits, self._every(16)), self._every(1))
-        rounded = b.lshr(b.add(b.add(bits, self._every(0x7FFF)), odd), self._every(16))
-        b.store(b.trunc(rounded, self.words), b.bitcast(address, self.words.as_pointer()), align=2)
-
-    def add(self, vector: Any, row: Any) -> None:
-        """Add to the channels of a pixel."""
-        self.store(self.v.builder.fadd(self.load(row), vector), row)
-
-    def _every(self, number: int) -> Any:
-        return ir.Constant(self.v.bits, [number] * self.v.lanes)
-
-
-def vector_code(write: Callable[..., None]) -> Any:
-    """What `write(v, *rows)` writes, as a function that kernels call; the first row has as many channels as there are.
-
-    It is written twice where registers are wide: for whole ones, and for half ones where there are eight channels.
-    """
-
-    def code(typing: Any, *arguments: Any) -> tuple[Any, Any]:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            rows = [
-                Tokens(context, builder, kind, value) if isinstance(kind, types.Array) else value
-                for kind, value in zip(signature.args, args, strict=True)
-            ]
-            if LANES < 16:
-                write(Vectors(builder, LANES), *rows)
-                return context.get_dummy_value()
-            whole = builder.icmp_signed("==", builder.urem(rows[0].channels, I64(LANES)), I64(0))
-            with builder.if_else(whole) as (then, otherwise):
-                with then:
-                    write(Vectors(builder, LANES), *rows)
-                with otherwise:
-                    write(Vectors(builder, LANES // 2), *rows)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), emit
-
-    # Numba takes a function's arguments by their names, and would make one tuple of *arguments.
-    code.__signature__ = inspect.signature(write)  # type: ignore[attr-defined]
-    return intrinsic(code)
-
-
-@contextmanager
-def strips(v: Vectors, *rows: Tokens) -> Iterator[Any]:
-    """A loop over the channels, a register at a time; the rows at these channels."""
-    b = v.builder
-    with counting(b, b.udiv(rows[0].channels, I64(v.lanes))) as strip:
-        first = b.mul(strip, I64(v.lanes))
-        yield [Strip(v, row, first) for row in rows]
-
-
-def pixels(v: Vectors, tokens: Tokens) -> Any:
-    """A loop over the pixels of a row."""
-    return counting(v.builder, tokens.count)
+# Vector code: windows along a row
 
 
 def windows(v: Vectors, rows: list[Strip], body: Callable[[Any, list[Any]], None]) -> None:
@@ -145,7 +49,7 @@ def windows(v: Vectors, rows: list[Strip], body: Callable[[Any, list[Any]], None
         columns = [[b.load(vector) for vector in left], [b.load(vector) for vector in middle], right]
         return [columns[column][row] for row in range(3) for column in range(3)]
 
-    last = b.sub(rows[1].tokens.count, I64(1))
+    last = b.sub(rows[1].rows.count, I64(1))
     with counting(b, last) as pixel:
         values = window([row.load(b.add(pixel, I64(1))) for row in rows])
         body(pixel, values)
@@ -153,6 +57,22 @@ def windows(v: Vectors, rows: list[Strip], body: Callable[[Any, list[Any]], None
             b.store(values[3 * row + 1], left[row])
             b.store(values[3 * row + 2], middle[row])
     body(last, window([v.constant(0)] * 3))
+
+
+def windows5(
+    v: Vectors, rows: list[Strip], weights: Strip, start: Any, count: Any, body: Callable[[Any, Any], None]
+) -> None:
+    """body(pixel, start plus the 5x5 products) along five rows with a margin of two, four pixels at once."""
+    b = v.builder
+    for first, several in in_pieces(b, count, 4):
+        sums = [start] * several
+        for row in range(5):
+            values = [rows[row].load(b.add(first, I64(column))) for column in range(several + 4)]
+            for column in range(5):
+                weight = weights.load(5 * row + column)
+                sums = [v.fma(values[pixel + column], weight, sums[pixel]) for pixel in range(several)]
+        for pixel, value in enumerate(sums):
+            body(b.add(first, I64(pixel)), value)
 
 
 def weighted(v: Vectors, values: list[Any], weights: list[Any]) -> Any:
@@ -164,47 +84,12 @@ def weighted(v: Vectors, values: list[Any], weights: list[Any]) -> Any:
     return b.fadd(b.fadd(chains[0], chains[1]), chains[2])
 
 
-class Total:
-    """A sum kept in a register and, at the end, added to a row."""
-
-    def __init__(self, v: Vectors) -> None:
-        self.v, self.place = v, v.variable(v.constant(0))
-
-    def add(self, vector: Any) -> None:
-        """One more."""
-        b = self.v.builder
-        b.store(b.fadd(b.load(self.place), vector), self.place)
-
-    def add_product(self, first: Any, second: Any) -> None:
-        """One more: the product of two."""
-        b = self.v.builder
-        b.store(self.v.fma(first, second, b.load(self.place)), self.place)
-
-    def value(self) -> Any:
-        """The sum so far."""
-        return self.v.builder.load(self.place)
-
-
-def silu(v: Vectors, x: Any) -> tuple[Any, Any]:
-    """x times its sigmoid, and the derivative."""
-    b, sigmoid = v.builder, v.sigmoid(x)
-    value = b.fmul(x, sigmoid)
-    return value, v.fma(value, b.fsub(v.constant(1), sigmoid), sigmoid)
-
-
-def gelu(v: Vectors, x: Any) -> tuple[Any, Any]:
-    """x times the normal distribution below it, and the derivative."""
-    b, (below, bell) = v.builder, v.normal(x)
-    return b.fmul(x, below), v.fma(b.fmul(x, v.constant(DENSITY_AT_0)), bell, below)
-
-
 # Vector code: the rows of the passes
 
 
-def _normal(v: Vectors, x: Tokens, pixel: Any) -> tuple[Any, Any]:
+def _normal(v: Vectors, x: Rows, pixel: Any) -> tuple[Any, Any]:
     """Mean of a pixel's channels, and one over their deviation, in every lane."""
-    b = v.builder
-    share = b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType()))
+    b, share = v.builder, _share(v, x)
     total = Total(v)
     with strips(v, x) as (channels,):
         total.add(channels.load(pixel))
@@ -214,13 +99,16 @@ def _normal(v: Vectors, x: Tokens, pixel: Any) -> tuple[Any, Any]:
         distance = b.fsub(channels.load(pixel), mean)
         squares.add_product(distance, distance)
     variance = b.fmul(v.sum(squares.value()), share)
-    root = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.FloatType(), [ir.FloatType()]), "llvm.sqrt.f32")
-    deviation = b.call(root, [b.fadd(variance, ir.Constant(ir.FloatType(), float(np.float32(EPS))))])
-    return mean, v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), deviation))
+    return mean, v.everywhere(v.inverse_root(b.fadd(variance, v.number(EPS))))
+
+
+def _share(v: Vectors, x: Rows) -> Any:
+    """One over the number of channels, a float32 that stands alone."""
+    return v.builder.fdiv(v.number(1), v.builder.uitofp(x.width, F32))
 
 
 @vector_code
-def _normalise_row(v: Vectors, x: Tokens, affine: Tokens, result: Tokens) -> None:
+def _normalise_row(v: Vectors, x: Rows, affine: Rows, result: Rows) -> None:
     b = v.builder
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
@@ -230,11 +118,9 @@ def _normalise_row(v: Vectors, x: Tokens, affine: Tokens, result: Tokens) -> Non
 
 
 @vector_code
-def _normalise_back_row(
-    v: Vectors, x: Tokens, affine: Tokens, gradient: Tokens, direct: Tokens, dx: Tokens, sums: Tokens
-) -> None:
+def _normalise_back_row(v: Vectors, x: Rows, affine: Rows, gradient: Rows, direct: Rows, dx: Rows, sums: Rows) -> None:
     b = v.builder
-    share = v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
+    share = v.everywhere(_share(v, x))
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
         total, along = Total(v), Total(v)
@@ -255,29 +141,27 @@ def _normalise_back_row(
 
 
 @vector_code
-def _gate_row(v: Vectors, x: Tokens, affine: Tokens, z: Tokens, result: Tokens) -> None:
+def _gate_row(v: Vectors, x: Rows, affine: Rows, z: Rows, result: Rows) -> None:
     b = v.builder
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
         with strips(v, x, affine, z, result) as (values, scale_shift, gate, out):
             normal = b.fmul(b.fsub(values.load(pixel), mean), inverse)
-            opened, _ = silu(v, gate.load(pixel))
+            opened = v.silu(gate.load(pixel))
             out.store(b.fmul(v.fma(normal, scale_shift.load(0), scale_shift.load(1)), opened), pixel)
 
 
 @vector_code
-def _gate_back_row(
-    v: Vectors, x: Tokens, affine: Tokens, z: Tokens, gradient: Tokens, dz: Tokens, dx: Tokens, sums: Tokens
-) -> None:
+def _gate_back_row(v: Vectors, x: Rows, affine: Rows, z: Rows, gradient: Rows, dz: Rows, dx: Rows, sums: Rows) -> None:
     b = v.builder
-    share = v.everywhere(b.fdiv(ir.Constant(ir.FloatType(), 1.0), b.uitofp(x.channels, ir.FloatType())))
+    share = v.everywhere(_share(v, x))
     with pixels(v, x) as pixel:
         mean, inverse = _normal(v, x, pixel)
         total, along = Total(v), Total(v)
         with strips(v, x, affine, z, gradient, dz, dx, sums) as (values, scale_shift, gate, g, dgate, out, found):
             normal = b.fmul(b.fsub(values.load(pixel), mean), inverse)
             scale = scale_shift.load(0)
-            opened, slope = silu(v, gate.load(pixel))
+            opened, slope = v.silu_and_slope(gate.load(pixel))
             gradient_here = g.load(pixel)
             dgate.store(b.fmul(b.fmul(v.fma(normal, scale, scale_shift.load(1)), slope), gradient_here), pixel)
             gradient_here = b.fmul(gradient_here, opened)
@@ -296,7 +180,7 @@ def _gate_back_row(
 
 
 @vector_code
-def _moments_row(v: Vectors, x0: Tokens, x1: Tokens, x2: Tokens, weight: Tokens, sums: Tokens) -> None:
+def _moments_row(v: Vectors, x0: Rows, x1: Rows, x2: Rows, weight: Rows, sums: Rows) -> None:
     with strips(v, x0, x1, x2, weight, sums) as (*rows, taps, found):
         weights = [taps.load(tap) for tap in range(9)]
         totals = [Total(v) for _ in range(5)]
@@ -314,31 +198,31 @@ def _moments_row(v: Vectors, x0: Tokens, x1: Tokens, x2: Tokens, weight: Tokens,
             found.add(total.value(), row)
 
 
-def _convolve_code(activation: Callable[[Vectors, Any], Any]) -> Any:
-    @vector_code
-    def convolve_row(
-        v: Vectors, x0: Tokens, x1: Tokens, x2: Tokens, weight: Tokens, bias: Tokens, result: Tokens
-    ) -> None:
-        with strips(v, x0, x1, x2, weight, bias, result) as (*rows, taps, shift, out):
-            weights = [taps.load(tap) for tap in range(9)]
-            start = shift.load(0)
+def _convolve(
+    v: Vectors, x: list[Rows], weight: Rows, bias: Rows, result: Rows, activation: Callable[[Any], Any]
+) -> None:
+    with strips(v, *x, weight, bias, result) as (*rows, taps, shift, out):
+        weights = [taps.load(tap) for tap in range(9)]
+        start = shift.load(0)
 
-            def body(pixel: Any, window: list[Any]) -> None:
-                out.store(activation(v, v.builder.fadd(weighted(v, window, weights), start)), pixel)
+        def body(pixel: Any, window: list[Any]) -> None:
+            out.store(activation(v.builder.fadd(weighted(v, window, weights), start)), pixel)
 
-            windows(v, rows, body)
-
-    return convolve_row
-
-
-_convolve_row = _convolve_code(lambda _, x: x)
-_convolve_silu_row = _convolve_code(lambda v, x: silu(v, x)[0])
+        windows(v, rows, body)
 
 
 @vector_code
-def _gradient_sums_row(
-    v: Vectors, x0: Tokens, x1: Tokens, x2: Tokens, weight: Tokens, gradient: Tokens, sums: Tokens
-) -> None:
+def _convolve_row(v: Vectors, x0: Rows, x1: Rows, x2: Rows, weight: Rows, bias: Rows, result: Rows) -> None:
+    _convolve(v, [x0, x1, x2], weight, bias, result, lambda x: x)
+
+
+@vector_code
+def _convolve_silu_row(v: Vectors, x0: Rows, x1: Rows, x2: Rows, weight: Rows, bias: Rows, result: Rows) -> None:
+    _convolve(v, [x0, x1, x2], weight, bias, result, v.silu)
+
+
+@vector_code
+def _gradient_sums_row(v: Vectors, x0: Rows, x1: Rows, x2: Rows, weight: Rows, gradient: Rows, sums: Rows) -> None:
     with strips(v, x0, x1, x2, weight, gradient, sums) as (*rows, taps, g, found):
         weights = [taps.load(tap) for tap in range(9)]
         totals = [Total(v) for _ in range(3)]
@@ -357,14 +241,14 @@ def _gradient_sums_row(
 @vector_code
 def _silu_gradient_sums_row(
     v: Vectors,
-    x0: Tokens,
-    x1: Tokens,
-    x2: Tokens,
-    weight: Tokens,
-    mix: Tokens,
-    gradient: Tokens,
-    before: Tokens,
-    sums: Tokens,
+    x0: Rows,
+    x1: Rows,
+    x2: Rows,
+    weight: Rows,
+    mix: Rows,
+    gradient: Rows,
+    before: Rows,
+    sums: Rows,
 ) -> None:
     b = v.builder
     with strips(v, x0, x1, x2, weight, mix, gradient, before, sums) as (*rows, taps, parts, g, out, found):
@@ -374,7 +258,7 @@ def _silu_gradient_sums_row(
 
         def body(pixel: Any, window: list[Any]) -> None:
             x, y = window[4], weighted(v, window, weights)
-            _, slope = silu(v, v.fma(of_y, y, v.fma(of_x, x, constant)))
+            _, slope = v.silu_and_slope(v.fma(of_y, y, v.fma(of_x, x, constant)))
             gradient_here = b.fmul(g.load(pixel), slope)
             out.store(gradient_here, pixel)
             totals[0].add(gradient_here)
@@ -389,15 +273,15 @@ def _silu_gradient_sums_row(
 @vector_code
 def _branches_back_row(
     v: Vectors,
-    x0: Tokens,
-    x1: Tokens,
-    x2: Tokens,
-    weight: Tokens,
-    gradient: Tokens,
-    mix: Tokens,
-    dy: Tokens,
-    direct: Tokens,
-    taps: Tokens,
+    x0: Rows,
+    x1: Rows,
+    x2: Rows,
+    weight: Rows,
+    gradient: Rows,
+    mix: Rows,
+    dy: Rows,
+    direct: Rows,
+    taps: Rows,
 ) -> None:
     with strips(v, x0, x1, x2, weight, gradient, mix, dy, direct, taps) as (*rows, of, g, parts, out, straight, found):
         weights = [of.load(tap) for tap in range(9)]
@@ -421,7 +305,7 @@ def _branches_back_row(
 
 
 @vector_code
-def _transposed_row(v: Vectors, y0: Tokens, y1: Tokens, y2: Tokens, turned: Tokens, direct: Tokens, dx: Tokens) -> None:
+def _transposed_row(v: Vectors, y0: Rows, y1: Rows, y2: Rows, turned: Rows, direct: Rows, dx: Rows) -> None:
     with strips(v, y0, y1, y2, turned, direct, dx) as (*rows, taps, straight, out):
         weights = [taps.load(tap) for tap in range(9)]
 
@@ -432,16 +316,16 @@ def _transposed_row(v: Vectors, y0: Tokens, y1: Tokens, y2: Tokens, turned: Toke
 
 
 @vector_code
-def _pool_row(v: Vectors, x0: Tokens, x1: Tokens, pooled: Tokens) -> None:
+def _pool_row(v: Vectors, x0: Rows, x1: Rows, pooled: Rows) -> None:
     b = v.builder
     with strips(v, pooled, x0, x1) as (out, *rows), pixels(v, pooled) as pixel:
         column = b.mul(pixel, I64(2))
         four = [row.load(b.add(column, I64(side))) for row in rows for side in (0, 1)]
-        out.store(b.fmul(_sum(v, four), v.constant(0.25)), pixel)
+        out.store(b.fmul(v.added(four), v.constant(0.25)), pixel)
 
 
 @vector_code
-def _unpool_row(v: Vectors, dpooled: Tokens, gradient: Tokens, result: Tokens) -> None:
+def _unpool_row(v: Vectors, dpooled: Rows, gradient: Rows, result: Rows) -> None:
     b = v.builder
     with strips(v, dpooled, gradient, result) as (quarter, g, out), pixels(v, dpooled) as pixel:
         column = b.mul(pixel, I64(2))
@@ -461,12 +345,12 @@ def _neighbours(v: Vectors, pixel: Any, count: Any) -> tuple[Any, Any]:
 
 
 @vector_code
-def _merge_row(v: Vectors, near: Tokens, far: Tokens, pooled: Tokens, x: Tokens, result: Tokens) -> None:
+def _merge_row(v: Vectors, near: Rows, far: Rows, pooled: Rows, x: Rows, result: Rows) -> None:
     b = v.builder
     with strips(v, near, far, pooled, x, result) as (close, beyond, coarse, fine, out), pixels(v, near) as pixel:
 
         def at(place: Any) -> Any:
-            return v.fma(close.load(place), v.constant(0.75), b.fmul(beyond.load(place), v.constant(0.25)))
+            return v.quarter_way(close.load(place), beyond.load(place))
 
         before, after = _neighbours(v, pixel, near.count)
         middle = b.fsub(b.fmul(at(pixel), v.constant(0.75)), coarse.load(pixel))
@@ -478,9 +362,7 @@ def _merge_row(v: Vectors, near: Tokens, far: Tokens, pooled: Tokens, x: Tokens,
 
 
 @vector_code
-def _merge_back_row(
-    v: Vectors, dscanned: Tokens, dpooled: Tokens, g0: Tokens, g1: Tokens, g2: Tokens, g3: Tokens
-) -> None:
+def _merge_back_row(v: Vectors, dscanned: Rows, dpooled: Rows, g0: Rows, g1: Rows, g2: Rows, g3: Rows) -> None:
     b = v.builder
     with strips(v, dscanned, dpooled, g0, g1, g2, g3) as (scanned, pooled, *rows), pixels(v, dscanned) as pixel:
         column = b.mul(pixel, I64(2))
@@ -492,16 +374,16 @@ def _merge_back_row(
             """What a row gives to the scan's pixel, and to the pooled one if it is an inner row."""
             inner = b.fadd(row.load(columns[0]), row.load(columns[1]))
             outer = b.fadd(row.load(before), row.load(after))
-            return v.fma(inner, v.constant(0.75), b.fmul(outer, v.constant(0.25))), inner
+            return v.quarter_way(inner, outer), inner
 
         found = [along(row) for row in rows]
         inner, outer = b.fadd(found[1][0], found[2][0]), b.fadd(found[0][0], found[3][0])
-        scanned.store(v.fma(inner, v.constant(0.75), b.fmul(outer, v.constant(0.25))), pixel)
+        scanned.store(v.quarter_way(inner, outer), pixel)
         pooled.store(b.fneg(b.fadd(found[1][1], found[2][1])), pixel)
 
 
 @vector_code
-def _sum_moments_row(v: Vectors, x: Tokens, added: Tokens, sums: Tokens) -> None:
+def _sum_moments_row(v: Vectors, x: Rows, added: Rows, sums: Rows) -> None:
     with strips(v, x, added, sums) as (values, others, found):
         total, squares = Total(v), Total(v)
         with pixels(v, x) as pixel:
@@ -513,7 +395,7 @@ def _sum_moments_row(v: Vectors, x: Tokens, added: Tokens, sums: Tokens) -> None
 
 
 @vector_code
-def _sum_scale_row(v: Vectors, x: Tokens, added: Tokens, affine: Tokens, result: Tokens) -> None:
+def _sum_scale_row(v: Vectors, x: Rows, added: Rows, affine: Rows, result: Rows) -> None:
     with strips(v, x, added, affine, result) as (values, others, scale_shift, out):
         scale, shift = scale_shift.load(0), scale_shift.load(1)
         with pixels(v, x) as pixel:
@@ -521,7 +403,7 @@ def _sum_scale_row(v: Vectors, x: Tokens, added: Tokens, affine: Tokens, result:
 
 
 @vector_code
-def _sum_gradient_sums_row(v: Vectors, x: Tokens, added: Tokens, gradient: Tokens, sums: Tokens) -> None:
+def _sum_gradient_sums_row(v: Vectors, x: Rows, added: Rows, gradient: Rows, sums: Rows) -> None:
     with strips(v, x, added, gradient, sums) as (values, others, g, found):
         total, along = Total(v), Total(v)
         with pixels(v, x) as pixel:
@@ -533,9 +415,7 @@ def _sum_gradient_sums_row(v: Vectors, x: Tokens, added: Tokens, gradient: Token
 
 
 @vector_code
-def _sum_back_row(
-    v: Vectors, x: Tokens, added: Tokens, gradient: Tokens, mix: Tokens, dx: Tokens, working: Tokens
-) -> None:
+def _sum_back_row(v: Vectors, x: Rows, added: Rows, gradient: Rows, mix: Rows, dx: Rows, working: Rows) -> None:
     with strips(v, x, added, gradient, mix, dx, working) as (values, others, g, parts, out, again):
         of_gradient, of_sum, constant = (parts.load(part) for part in range(3))
         with pixels(v, x) as pixel:
@@ -545,44 +425,20 @@ def _sum_back_row(
             again.store(value, pixel)
 
 
-def windows5(
-    v: Vectors, rows: list[Strip], weights: Strip, start: Any, count: Any, body: Callable[[Any, Any], None]
-) -> None:
-    """body(pixel, start plus the 5x5 products) along five rows with a margin of two, four pixels at once."""
-    b = v.builder
-
-    def at_once(first: Any, several: int) -> None:
-        sums = [start] * several
-        for row in range(5):
-            values = [rows[row].load(b.add(first, I64(column))) for column in range(several + 4)]
-            for column in range(5):
-                weight = weights.load(5 * row + column)
-                sums = [v.fma(values[pixel + column], weight, sums[pixel]) for pixel in range(several)]
-        for pixel, value in enumerate(sums):
-            body(b.add(first, I64(pixel)), value)
-
-    fours = b.udiv(count, I64(4))
-    with counting(b, fours) as block:
-        at_once(b.mul(block, I64(4)), 4)
-    done = b.mul(fours, I64(4))
-    with counting(b, b.sub(count, done)) as pixel:
-        at_once(b.add(done, pixel), 1)
-
-
 @vector_code
-def _gelu_row(v: Vectors, x: Tokens, bias: Tokens, result: Tokens) -> None:
+def _gelu_row(v: Vectors, x: Rows, bias: Rows, result: Rows) -> None:
     with strips(v, x, bias, result) as (values, added, out):
         start = added.load(0)
         with pixels(v, x) as pixel:
-            out.store(gelu(v, v.builder.fadd(values.load(pixel), start))[0], pixel)
+            out.store(v.gelu(v.builder.fadd(values.load(pixel), start)), pixel)
 
 
 @vector_code
-def _gelu_slope_row(v: Vectors, x: Tokens, bias: Tokens, result: Tokens, slopes: Tokens) -> None:
+def _gelu_slope_row(v: Vectors, x: Rows, bias: Rows, result: Rows, slopes: Rows) -> None:
     with strips(v, x, bias, result, slopes) as (values, added, out, rise):
         start = added.load(0)
         with pixels(v, x) as pixel:
-            value, slope = gelu(v, v.builder.fadd(values.load(pixel), start))
+            value, slope = v.gelu_and_slope(v.builder.fadd(values.load(pixel), start))
             out.store(value, pixel)
             rise.store(slope, pixel)
 
@@ -590,41 +446,39 @@ def _gelu_slope_row(v: Vectors, x: Tokens, bias: Tokens, result: Tokens, slopes:
 @vector_code
 def _convolve5_gelu_row(
     v: Vectors,
-    convolved: Tokens,
-    x0: Tokens,
-    x1: Tokens,
-    x2: Tokens,
-    x3: Tokens,
-    x4: Tokens,
-    weight: Tokens,
-    bias: Tokens,
-    result: Tokens,
+    convolved: Rows,
+    x0: Rows,
+    x1: Rows,
+    x2: Rows,
+    x3: Rows,
+    x4: Rows,
+    weight: Rows,
+    bias: Rows,
+    result: Rows,
 ) -> None:
     b = v.builder
     with strips(v, convolved, x0, x1, x2, x3, x4, weight, bias, result) as (kept, *rows, taps, shift, out):
 
         def body(pixel: Any, value: Any) -> None:
             kept.store(value, pixel)
-            out.store(b.fadd(gelu(v, value)[0], rows[2].load(b.add(pixel, I64(2)))), pixel)
+            out.store(b.fadd(v.gelu(value), rows[2].load(b.add(pixel, I64(2)))), pixel)
 
         windows5(v, rows, taps, shift.load(0), convolved.count, body)
 
 
 @vector_code
-def _gelu_back_row(v: Vectors, x: Tokens, gradient: Tokens, dx: Tokens, sums: Tokens) -> None:
+def _gelu_back_row(v: Vectors, x: Rows, gradient: Rows, dx: Rows, sums: Rows) -> None:
     with strips(v, x, gradient, dx, sums) as (values, g, out, found):
         total = Total(v)
         with pixels(v, x) as pixel:
-            value = v.builder.fmul(g.load(pixel), gelu(v, values.load(pixel))[1])
+            value = v.builder.fmul(g.load(pixel), v.gelu_and_slope(values.load(pixel))[1])
             out.store(value, pixel)
             total.add(value)
         found.add(total.value(), 0)
 
 
 @vector_code
-def _taps5_row(
-    v: Vectors, gradient: Tokens, x0: Tokens, x1: Tokens, x2: Tokens, x3: Tokens, x4: Tokens, sums: Tokens
-) -> None:
+def _taps5_row(v: Vectors, gradient: Rows, x0: Rows, x1: Rows, x2: Rows, x3: Rows, x4: Rows, sums: Rows) -> None:
     b = v.builder
     with strips(v, gradient, x0, x1, x2, x3, x4, sums) as (g, *rows, found):
         for row, values in enumerate(rows):
@@ -640,16 +494,16 @@ def _taps5_row(
 @vector_code
 def _feed_back_row(
     v: Vectors,
-    gradient: Tokens,
-    y0: Tokens,
-    y1: Tokens,
-    y2: Tokens,
-    y3: Tokens,
-    y4: Tokens,
-    turned: Tokens,
-    slopes: Tokens,
-    dx: Tokens,
-    sums: Tokens,
+    gradient: Rows,
+    y0: Rows,
+    y1: Rows,
+    y2: Rows,
+    y3: Rows,
+    y4: Rows,
+    turned: Rows,
+    slopes: Rows,
+    dx: Rows,
+    sums: Rows,
 ) -> None:
     b = v.builder
     with strips(v, gradient, y0, y1, y2, y3, y4, turned, slopes, dx, sums) as (g, *rows, taps, slope, out, found):
@@ -662,12 +516,6 @@ def _feed_back_row(
 
         windows5(v, rows, taps, v.constant(0), gradient.count, body)
         found.add(total.value(), 0)
-
-
-def _sum(v: Vectors, values: list[Any]) -> Any:
-    while len(values) > 1:
-        values = [v.builder.fadd(first, second) for first, second in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
 
 
 # Kernels
