@@ -323,7 +323,7 @@ def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
         expected = fused(image)
     torch.set_num_threads(3)
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(inference_stages, "_pool", lambda process: Busy())
+        patch.setattr("repmamba.scan.threads._pool", lambda process: Busy())
         assert torch.equal(fused(image), expected)
 
 

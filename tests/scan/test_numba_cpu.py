@@ -1,6 +1,5 @@
 """What holds for the compiled scan alone: threads, torch.compile and torch.export, numerical gradients, processes."""
 
-import multiprocessing
 import os
 import platform
 import subprocess
@@ -13,7 +12,7 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from repmamba.scan import numba_cpu
+from repmamba.scan import numba_cpu, threads
 from repmamba.scan.selective import scan_map, selective_scan
 from repmamba.scan.vector_code import LANES, VERSION, counting, whole_vector_code
 
@@ -86,20 +85,8 @@ def test_calls_from_several_python_threads_at_once_do_not_disturb_each_other(man
 
 
 def test_one_thread_of_torch_means_that_no_other_is_asked(many_pixels, one_thread, monkeypatch):
-    monkeypatch.setattr(numba_cpu, "_pool", lambda process: pytest.fail("a pool was started"))
+    monkeypatch.setattr(threads, "_pool", lambda process: pytest.fail("a pool was started"))
     value_and_gradients(many_pixels)
-
-
-def work_of_a_fork() -> int:
-    return numba_cpu._pool(os.getpid()).submit(sum, [1, 2]).result()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_process_starts_threads_of_its_own_and_does_not_wait_for_its_parents():
-    assert work_of_a_fork() == 3
-    with multiprocessing.get_context("fork").Pool(1) as forked:
-        assert forked.apply_async(work_of_a_fork).get(timeout=600) == 3
 
 
 @pytest.mark.parametrize(("channel", "rank"), [(3, 1), (17, 2)])

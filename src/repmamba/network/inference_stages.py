@@ -5,17 +5,17 @@ the thread that calls does what is left over if no other comes to help, so calls
 between two stages a thread waits for the shares in work alone. What a share writes does not depend on who takes it.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from repmamba.scan.threads import in_another
 
 LOOKS = 1 << 14
 """At a number before a waiting thread sleeps: some tens of microseconds, which is longer than shares differ by."""
@@ -58,7 +58,7 @@ def run(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], ND
             raise
 
     helpers = max(stage.shares for stage in stages) - 1
-    others = [_pool(os.getpid()).submit(take_part) for _ in range(helpers)]
+    others = [in_another(take_part) for _ in range(helpers)]
     try:
         take_part()
     except BaseException as fault:
@@ -75,9 +75,3 @@ def _share(stage: Stage, counters: NDArray[np.int64], kernels: ModuleType, scrat
         first, last = stage.units * share // stage.shares, stage.units * (share + 1) // stage.shares
         stage.kernel(first, last, *stage.arguments, scratch)
         kernels.claimed(counters, 1)
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one does not inherit them and starts its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-inference")

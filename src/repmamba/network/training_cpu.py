@@ -11,12 +11,9 @@ A working map is one that enters or leaves a matrix product: bfloat16 under auto
 are float32, and the coefficients of the normalisations float64.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from repmamba.network.onlookers import plain, watched
 from repmamba.network.repconv import RepConv, to_map, to_tokens
 from repmamba.scan.compiled import started
+from repmamba.scan.threads import side_by_side
 
 Array = NDArray[Any]
 Gradients = tuple[Tensor | None, ...]
@@ -497,17 +495,7 @@ def _run(kernel: str, *arrays: Tensor | Array) -> None:
     run: Callable[..., None] = kernels.kernel(kernel, any(array.dtype == np.uint16 for array in seen))
     batch = len(seen[0])
     threads = min(torch.get_num_threads(), batch) if seen[0].size >= WORK_FOR_THREADS else 1
-    bounds = [batch * thread // threads for thread in range(threads + 1)]
-    others = [_pool(os.getpid()).submit(run, *span, *seen) for span in pairwise(bounds[1:])]
-    run(*bounds[:2], *seen)
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one does not inherit them and starts its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-training")
+    side_by_side(lambda first, last: run(first, last, *seen), batch, threads)
 
 
 def _kernels() -> ModuleType | None:

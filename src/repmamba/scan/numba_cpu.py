@@ -2,16 +2,12 @@
 
 The kernels are in `numba_kernels`; here they get their arguments, and `operators` makes operators of torch of them.
 Work is cut into units that own what they write, so the result is the same, bit by bit, for any number of threads. The
-threads are a pool of ours, used within torch.get_num_threads(): numba's own layers share an OpenMP library with torch
-and undo its setting.
+threads are ours (`threads`), used within torch.get_num_threads().
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +20,7 @@ from repmamba.scan.directions import visits
 from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
 from repmamba.scan.sizes import DIRECTIONS, STATE
+from repmamba.scan.threads import side_by_side
 
 WORK_FOR_THREADS = 2**15  # steps times channels below which a second thread costs more than it brings
 
@@ -196,17 +193,7 @@ def _in_threads(way: str, units: int, problem: _Problem, outputs: list[np.ndarra
     def run(first: int, last: int) -> None:
         kernel(first, last, *arguments, _array(problem.u.new_empty(size)))
 
-    bounds = [units * thread // threads for thread in range(threads + 1)]
-    others = [_pool(os.getpid()).submit(run, *span) for span in pairwise(bounds[1:])] if threads > 1 else []
-    run(*bounds[:2])
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one does not inherit them and starts its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba-scan")
+    side_by_side(run, units, threads)
 
 
 def _kept_shape(batch: int, groups: int, length: int, channel: int, dtype: torch.dtype) -> tuple[int, ...]:
