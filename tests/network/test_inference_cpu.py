@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -354,19 +355,83 @@ def test_under_bfloat16_products_are_rounded_and_nothing_else(shaken, passes, mo
             assert relative_difference(fused(image), expected) < 1e-5
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(32, 16), (64, 48), (96, 128)])
-def test_a_product_of_pairs_is_that_of_the_rounded_factors(inputs, outputs):
+def test_without_pairs_bfloat16_is_left_to_torch(monkeypatch):
     from repmamba.network import inference_numba as kernels
 
-    if not kernels.HAS_PAIRS:  # then there is nothing to multiply pairs, and bfloat16 is left to torch
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-            assert not inference_cpu.serves(fuse(RepMamba(CONFIGS[0])), torch.zeros(1, 3, 4, 4))
-        return
-    x, weight, result = torch.randn(13, inputs), torch.randn(inputs, outputs), torch.empty(13, outputs)
-    pairs = inference_cpu._pairs(weight.numpy())
-    kernels.product_alone(13, x.numpy(), pairs, outputs, result.numpy())
+    fused, image = fuse(RepMamba(CONFIGS[0])), torch.zeros(1, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert inference_cpu.serves(fused, image) == kernels.HAS_PAIRS
+        monkeypatch.setattr(kernels, "HAS_PAIRS", False)
+        assert not inference_cpu.serves(fused, image)
+
+
+@pytest.fixture(params=["pairs", "amx"])
+def product_of_pairs(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """result = x weight, by either instruction."""
+    from repmamba.network import inference_numba as kernels
+    from repmamba.network.inference_amx import product_code_of_amx
+
+    if request.param == "amx":
+        if not kernels.HAS_AMX:
+            pytest.skip("this processor has no AMX")
+        code = product_code_of_amx("zero", kernels._as_it_is)
+    else:
+        if not kernels.HAS_PAIRS:
+            pytest.skip("this processor has no products of bfloat16")
+        code = kernels._product_code("zero", kernels._as_it_is, pairs=True)
+
+    @numba.njit
+    def product(count, x, weight, outputs, result):
+        code(count, x, weight, outputs, result, result)
+
+    compiled: Callable[..., None] = product
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs"), [(1, 32, 16), (13, 64, 48), (32, 96, 128), (45, 512, 32), (70, 128, 144)]
+)
+def test_a_product_of_pairs_is_that_of_the_rounded_factors(product_of_pairs, count, inputs, outputs):
+    x, weight = torch.randn(count, inputs), torch.randn(inputs, outputs)
+    result = torch.full((count + 1, outputs), torch.pi)
+    product_of_pairs(count, x.numpy(), inference_cpu._pairs(weight.numpy()), outputs, result.numpy())
     expected = x.bfloat16().double() @ weight.bfloat16().double()
+    assert relative_difference(result[:count].double(), expected) < 1e-6
+    assert (result[count] == torch.pi).all()  # what stands behind the last row stays
+
+
+@pytest.mark.parametrize(("width", "inputs", "outputs"), [(2, 64, 64), (37, 64, 48), (64, 32, 16), (97, 96, 32)])
+def test_a_row_of_a_convolution_by_amx_is_that_of_the_rounded_factors(width, inputs, outputs):
+    from repmamba.network import inference_numba as kernels
+
+    if not kernels.HAS_AMX:
+        pytest.skip("this processor has no AMX")
+    image, weight = torch.randn(1, inputs, 3, width + 2), torch.randn(outputs, inputs, 3, 3)
+    bias, skip, slope = torch.randn(outputs), torch.randn(width, outputs), 0.2
+    rows = []
+    for row in image[0].permute(1, 2, 0):
+        pairs = torch.full((width + 2 + kernels.BEHIND, inputs // 2), torch.nan)  # behind the pixels: not used
+        kernels.paired(width + 2, inputs, row.contiguous().numpy(), pairs.numpy())
+        rows.append(pairs.numpy())
+    matrix = inference_cpu._pairs(weight.permute(2, 3, 1, 0).flatten(0, 2).numpy())
+    result = torch.empty(width, outputs)
+
+    kernels.convolved(width, *rows, matrix, outputs, bias[None].numpy(), skip.numpy(), slope, result.numpy())
+
+    exact = nn.functional.conv2d(image.bfloat16().double(), weight.bfloat16().double(), bias.double())
+    expected = nn.functional.leaky_relu(exact[0, :, 0].T + skip, slope)
     assert relative_difference(result.double(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [8, 16, 64])
+def test_pairs_are_the_numbers_rounded_to_bfloat16(channels):
+    from repmamba.network import inference_numba as kernels
+
+    x = torch.randn(5, channels)
+    pairs, back = torch.empty(5, channels // 2), torch.empty(5, channels)
+    kernels.paired(5, channels, x.numpy(), pairs.numpy())
+    kernels.unpaired(5, channels, pairs.numpy(), back.numpy())
+    assert torch.equal(back, x.bfloat16().float())
 
 
 def test_gradients_of_the_image_are_those_of_the_unfused_network(shaken, passes):

@@ -7,8 +7,9 @@ what was written down for a shape is run again and again by threads of our own (
 no, and the operations of torch are taken: while gradients are wanted or a program is traced, with hooks, with parts of
 somebody else, in other types than float32, on other devices, with another scan, and without Numba.
 
-Under torch's autocast to bfloat16 the factors of the large matrix products are rounded to it, two to a number, and all
-else stays float32: where the processor multiplies such pairs (avx512_bf16), and by operations of torch elsewhere.
+Under torch's autocast to bfloat16 the factors of the large matrix products are rounded to it, two to a number, and so
+is what an RMB's first pass leaves for its second one; all else stays float32. That is where the processor multiplies
+such pairs, tiles of them at best (inference_amx.py); elsewhere bfloat16 is left to operations of torch.
 
 Threads: as many as torch.get_num_threads() says, or `share_passes`; the result is the same, bit by bit, for any number.
 No operation of torch runs meanwhile: its threads would keep the cores for a while after each. Maps and scratch are kept
@@ -225,7 +226,7 @@ class Passes:
         slope: float = 1.0,
     ) -> Array:
         """conv(norm(x)) + skip, values below zero times the slope; norm(x) in a frame of zeros or of `edge`."""
-        result = self.map(self._packed(conv, _filters)[0].shape[2])
+        result = self.map(self._filters(conv)[0].shape[-1])
         self._convolution(conv, x, skip, norm, edge, slope, (result, _no_image()))
         return result
 
@@ -233,7 +234,7 @@ class Passes:
         """The result of all: conv(x), a pixel's channels as scale x scale pixels."""
         bands = conv.out_channels // scale**2
         self._result = (self.batch, bands, scale * self.height, scale * self.width)
-        nothing = _zeros(0, self._packed(conv, _filters)[0].shape[2])
+        nothing = _zeros(0, self._filters(conv)[0].shape[-1])
         self._convolution(conv, x, None, None, None, 1.0, (nothing, None))
 
     def give(self, x: Array) -> None:
@@ -249,7 +250,7 @@ class Passes:
         if result is None:
             result = self.map(C + beside.shape[1])
         columns = weights["x_proj"].shape[1]
-        halves = self.map(2 * C)
+        halves = self.map(C if self.in_pairs else 2 * C)
         pooled, projected = self.map(C, pixels // 4), self.map(columns, pixels // 4)
         scanned = self.map(C, pixels // 2)
         arrays = (v, *(weights[name] for name in FRONT), halves, pooled, projected)
@@ -280,13 +281,19 @@ class Passes:
         slope: float,
         result: tuple[Array, NDArray[np.float32] | None],
     ) -> None:
-        weight, bias = self._packed(conv, _filters)
-        inputs, outputs = x.shape[1], weight.shape[2]
+        weight, bias = self._filters(conv)
+        inputs, outputs = x.shape[1], weight.shape[-1]
         affine = (_ones(inputs), _zeros(1, inputs)) if norm is None else _affine(norm, inputs)
         frame = _zeros(1, inputs) if edge is None else _row(edge)
         added = _everywhere_zero(x.shape[0], outputs) if skip is None else skip
         arguments = (x, int(norm is not None), *affine, frame, weight, bias, added, np.float32(slope), *result)
-        self._over_rows("convolution", outputs, arguments, inputs, outputs)
+        name = "convolution" if weight.ndim == 3 else "convolution_by_amx"
+        self._over_rows(name, outputs, arguments, inputs, outputs)
+
+    def _filters(self, conv: nn.Conv2d) -> tuple[NDArray[np.float32], Array]:
+        by_amx = self.in_pairs and self.kernels.HAS_AMX and self.kernels.fill_pairs(conv.in_channels)
+        found: tuple[NDArray[np.float32], Array] = self._packed(conv, _plain_filters if by_amx else _filters)
+        return found
 
     def _packed(self, module: object, pack: "Packing") -> Any:
         return _packed(module, pack, self.in_pairs)
@@ -385,13 +392,21 @@ def _filters(conv: nn.Conv2d, in_pairs: bool) -> tuple[NDArray[np.float32], Arra
     """A 3x3 convolution as the 16 matrices of its pass; a pointwise one is a 3x3 one with a middle alone."""
     kernels = _kernels()
     assert kernels is not None
-    weight = conv.weight.detach().numpy()
-    around = (3 - weight.shape[2]) // 2
-    weight = np.pad(weight, ((0, 0), (0, 0), (around, around), (around, around)))
-    elements: NDArray[np.float32] = kernels.convolution_elements(weight)
-    outputs = -weight.shape[0] % _lanes()
-    elements = np.pad(elements, ((0, 0), (0, 0), (0, outputs)))
+    elements: NDArray[np.float32] = kernels.convolution_elements(_three_by_three(conv).numpy())
+    elements = np.pad(elements, ((0, 0), (0, 0), (0, -elements.shape[2] % _lanes())))
+    in_pairs = in_pairs and kernels.fill_pairs(elements.shape[1])
     return _aligned(_pairs(elements) if in_pairs else elements), _whole_registers(_bias(conv))
+
+
+def _plain_filters(conv: nn.Conv2d, in_pairs: bool) -> tuple[NDArray[np.float32], Array]:
+    """A 3x3 convolution, or a pointwise one, as one matrix."""
+    matrix = _three_by_three(conv).permute(2, 3, 1, 0).flatten(0, 2).numpy()
+    return _aligned(_pairs(_whole_registers(matrix))), _whole_registers(_bias(conv))
+
+
+def _three_by_three(conv: nn.Conv2d) -> Tensor:
+    around = (3 - conv.kernel_size[0]) // 2
+    return nn.functional.pad(conv.weight.detach(), (around,) * 4)
 
 
 def _affine(norm: nn.Module | None, width: int) -> tuple[Array, Array]:
@@ -410,18 +425,15 @@ def _affine(norm: nn.Module | None, width: int) -> tuple[Array, Array]:
 
 
 def _matrix(weight: Tensor, in_pairs: bool) -> Array:
+    kernels = _kernels()
+    assert kernels is not None
     matrix = _whole_registers(weight.detach().numpy().T)
-    return _aligned(_pairs(matrix)) if in_pairs else matrix
+    return _aligned(_pairs(matrix)) if in_pairs and kernels.fill_pairs(len(matrix)) else matrix
 
 
 def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., inputs, outputs) -> (..., inputs / 2, outputs): two inputs rounded to bfloat16 are the bits of one number.
-
-    As they are where a register of pairs is not filled.
-    """
+    """(..., inputs, outputs) -> (..., inputs / 2, outputs): two inputs, rounded to bfloat16, are one number's bits."""
     inputs, outputs = matrices.shape[-2:]
-    if inputs % (2 * _lanes()):
-        return matrices
     rounded = torch.from_numpy(np.ascontiguousarray(matrices)).to(torch.bfloat16).view(torch.int16).numpy()
     side_by_side = np.swapaxes(rounded.reshape(-1, inputs // 2, 2, outputs), 2, 3)
     return np.ascontiguousarray(side_by_side).view(np.float32).reshape(*matrices.shape[:-2], inputs // 2, outputs)

@@ -18,6 +18,14 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH
+from repmamba.network.inference_amx import (
+    AMX_VERSION,
+    BEHIND,
+    HAS_AMX,
+    MOST_INPUTS,
+    convolution_row_of_amx,
+    product_code_of_amx,
+)
 from repmamba.network.repconv import EPS
 from repmamba.scan.compiled import load
 from repmamba.scan.vector_code import (
@@ -140,15 +148,22 @@ def _product_code(
     return product
 
 
+def _product_of_pairs_code(start_from: str, activation: Callable[[Vectors, Any], Any], *, gate: bool = False) -> Any:
+    """The same of pairs, by the widest instruction that there is; where there is none, it is not called."""
+    if HAS_AMX:
+        return product_code_of_amx(start_from, activation, gate=gate)
+    return _product_code(start_from, activation, gate=gate, pairs=HAS_PAIRS)
+
+
 _product = _product_code("bias", _as_it_is)
 _product_alone = _product_code("zero", _as_it_is)
 _product_added = _product_code("result", _as_it_is)
 _product_gate = _product_code("bias", Vectors.silu, gate=True)
 _product_gelu = _product_code("bias", Vectors.gelu)
-_product_of_pairs = _product_code("bias", _as_it_is, pairs=HAS_PAIRS)
-_product_of_pairs_alone = _product_code("zero", _as_it_is, pairs=HAS_PAIRS)
-_product_of_pairs_gate = _product_code("bias", Vectors.silu, gate=True, pairs=HAS_PAIRS)
-_product_of_pairs_gelu = _product_code("bias", Vectors.gelu, pairs=HAS_PAIRS)
+_product_of_pairs = _product_of_pairs_code("bias", _as_it_is)
+_product_of_pairs_alone = _product_of_pairs_code("zero", _as_it_is)
+_product_of_pairs_gate = _product_of_pairs_code("bias", Vectors.silu, gate=True)
+_product_of_pairs_gelu = _product_of_pairs_code("bias", Vectors.gelu)
 
 
 def _stencil(
@@ -258,6 +273,25 @@ def copied(v: Vectors, count: Any, channels: Any, x: Rows, result: Rows) -> None
     """result = x, row by row."""
     with registers(v, channels) as first, counting(v.builder, count) as pixel:
         v.store(v.load(x.at(pixel, first)), result.at(pixel, first))
+
+
+@vector_code
+def _paired(v: Vectors, count: Any, channels: Any, x: Rows, result: Rows) -> None:
+    """result = x rounded to bfloat16, two in each number, row by row."""
+    with registers(v, channels) as first, counting(v.builder, count) as pixel:
+        v.store_bfloat16(v.load(x.at(pixel, first)), _in_pairs(v, result, pixel, first))
+
+
+@vector_code
+def _unpaired(v: Vectors, count: Any, channels: Any, x: Rows, result: Rows) -> None:
+    """result = x, whose numbers are two of bfloat16 each, row by row."""
+    with registers(v, channels) as first, counting(v.builder, count) as pixel:
+        v.store(v.load_bfloat16(_in_pairs(v, x, pixel, first)), result.at(pixel, first))
+
+
+def _in_pairs(v: Vectors, rows: Rows, row: Any, channel: Any) -> Any:
+    """Where a channel stands in a row of pairs."""
+    return rows.at(row, v.builder.udiv(channel, I64(2)))
 
 
 @vector_code
@@ -417,7 +451,7 @@ def _once(*arguments: Any) -> Any:
 
 def _compiled_for(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     def compiled(function: Callable[..., Any]) -> Any:
-        named = under_the_name_of_this_version(function, EPS, WIDTHS)
+        named = under_the_name_of_this_version(function, EPS, WIDTHS, AMX_VERSION)
         return load(named, signature, **options)
 
     return compiled
@@ -446,6 +480,11 @@ def digest(places):  # type: ignore[no-untyped-def]
             total += _bits(places[place, 0], number) * np.uint64(2 * (before + number) + 1)
         before += places[place, 1]
     return total
+
+
+def fill_pairs(inputs: int) -> bool:
+    """Whether so many inputs of a product fill registers in pairs, and find room there."""
+    return inputs % (2 * LANES) == 0 and inputs <= MOST_INPUTS
 
 
 @njit
@@ -514,6 +553,18 @@ def stencil5_gelu_added(count, channels, x0, x1, x2, x3, x4, weight, bias, resul
     _stencil5_gelu_added(count, channels, x0, x1, x2, x3, x4, weight, bias, result)
 
 
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 2)
+def paired(count, channels, x, result):  # type: ignore[no-untyped-def]
+    """Rows rounded to bfloat16, two in each number; see `_paired`."""
+    _paired(count, channels, x, result)
+
+
+@_once(_NUMBER, _NUMBER, *[_ROWS] * 2)
+def unpaired(count, channels, x, result):  # type: ignore[no-untyped-def]
+    """Rows of pairs as float32; see `_unpaired`."""
+    _unpaired(count, channels, x, result)
+
+
 @_once(_NUMBER, _NUMBER, *[_ROWS] * 3)
 def pooled(half, channels, above, low, means):  # type: ignore[no-untyped-def]
     """The means of 2x2 pixels of two rows, and each pixel less its mean; see `_pooled`."""
@@ -544,6 +595,14 @@ def normalised(count, width, x, scale, shift, result):  # type: ignore[no-untype
     _normalised(count, width, x, scale, shift, result)
 
 
+if HAS_AMX:
+
+    @_once(_NUMBER, *[_ROWS] * 4, _NUMBER, *[_ROWS] * 2, types.float32, _ROWS)
+    def convolved(count, x0, x1, x2, weight, outputs, bias, skip, slope, result):  # type: ignore[no-untyped-def]
+        """A row of a 3x3 convolution of pairs; see `convolution_row_of_amx`."""
+        convolution_row_of_amx(count, x0, x1, x2, weight, outputs, bias, skip, slope, result)
+
+
 @njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 def shuffled_rows(rows, width, result):  # type: ignore[no-untyped-def]
     """Two rows of pixels (2 width, channels), each pixel's channels as scale x scale pixels of (bands, ., .)."""
@@ -565,13 +624,16 @@ def front(  # type: ignore[no-untyped-def]
 
     v: (pixels, C), rows of any stride; its norm has the affine scale, shift (1, C).  in_x: (C, 2C).  conv: (9, 2C).
     high_conv: (9, C).  x_proj: (C, directions (R + 32)), columns added up to whole registers. Biases: (1, outputs).
-    halves: (pixels, 2C), the low half less its pooled means, and the high half after its second convolution.
+    halves: (pixels, 2C), the low half less its pooled means, and the high half after its second convolution; or
+    (pixels, C), the same in pairs of bfloat16.
     pooled_map: (pixels / 4, C).  projected: (pixels / 4, columns of x_proj).  scratch: front_scratch numbers.
     """
     C = v.shape[1]
     n, rest = carve(scratch, width, C)
     ring, rest = carve(rest, 3 * (width + 2), 2 * C)
     inner, rest = carve(rest, 3 * (width + 2), C)
+    exact = halves.shape[1] == 2 * C
+    rows, rest = carve(rest, 0 if exact else 3 * width, C)  # of the low half two, of the high one
     pad = width + 2
     half = height // 2
     while first < last:
@@ -599,25 +661,29 @@ def front(  # type: ignore[no-untyped-def]
                     inner[b : b + pad] = 0
             if start <= row < stop:
                 at = (top + row) * width
-                stencil3_silu(width, C, ring[a:], ring[b:], ring[entering:], conv, conv_bias, halves[at:])
+                low = halves[at:] if exact else rows[row % 2 * width :]
+                stencil3_silu(width, C, ring[a:], ring[b:], ring[entering:], conv, conv_bias, low)
                 if row % 2:
                     means = (top // 2 + row // 2) * (width // 2)
-                    pooled(width // 2, C, halves[at - width :], halves[at:], pooled_map[means:])
+                    pooled(width // 2, C, halves[at - width :] if exact else rows, low, pooled_map[means:])
+                    if not exact:
+                        paired(2 * width, C, rows, halves[at - width :])
                     product_alone(width // 2, pooled_map[means:], x_proj, x_proj.shape[1], projected[means:])
             row = i - 2
             if start <= row < stop:
                 # The row above this one lies where the row after next will: three rows of a ring.
                 above = (i + 3) % 3 * pad
-                stencil3(
-                    width, C, inner[above:], inner[a:], inner[b:], high_conv, high_bias,
-                    halves[(top + row) * width :, C:],
-                )  # fmt: skip
+                at = (top + row) * width
+                high = halves[at:, C:] if exact else rows[2 * width :]
+                stencil3(width, C, inner[above:], inner[a:], inner[b:], high_conv, high_bias, high)
+                if not exact:
+                    paired(width, C, high, halves[at:, C // 2 :])
         first = image * half + stop // 2
 
 
 def front_scratch(width: int, C: int) -> int:
     """Numbers of scratch that a thread needs for `front`."""
-    return width * C + 9 * (width + 2) * C
+    return 4 * width * C + 9 * (width + 2) * C
 
 
 def tail(  # type: ignore[no-untyped-def]
@@ -626,7 +692,7 @@ def tail(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The second half of an RMB, from the scan's result: rows 2 first .. 2 last - 1 of a batch of maps.
 
-    scanned: (batch, 2, pixels / 4, C), to be added.  halves: (pixels, 2C), of `front`; overwritten.
+    scanned: (batch, 2, pixels / 4, C), to be added.  halves: of `front`; overwritten.
     out_scale, out_shift: (1, 2C).  in_z: (C, 2C).  out_proj: (2C, C), columns added up to whole registers.
     gain: (1, C).  beside: (pixels, n), copied behind the result, n 0 or more.  result: (pixels, C + n), rows of any
     stride; it may lie where v does.  scratch: tail_scratch numbers.
@@ -641,11 +707,15 @@ def tail(  # type: ignore[no-untyped-def]
         near = i // 2
         far = min(max(near + 1 if i % 2 else near - 1, 0), half - 1)
         at = row * width
+        mixed = halves[at:]
+        if halves.shape[1] == C:
+            unpaired(width, 2 * C, mixed, y)
+            mixed = y
         enlarged(
             step, C, scanned[image, 0, near * step :], scanned[image, 1, near * step :],
-            scanned[image, 0, far * step :], scanned[image, 1, far * step :], halves[at:],
+            scanned[image, 0, far * step :], scanned[image, 1, far * step :], mixed,
         )  # fmt: skip
-        normalised(width, 2 * C, halves[at:], out_scale, out_shift, y)
+        normalised(width, 2 * C, mixed, out_scale, out_shift, y)
         normalised(width, C, v[at:], scale, shift, n)
         product_gate(width, n, in_z, 2 * C, bias_z, y)
         product(width, y, out_proj, out_proj.shape[1], out_bias, out)
@@ -798,6 +868,51 @@ def convolution_scratch(width: int, C: int, N: int) -> int:
     return 4 * (width + 2) * C + 16 * TILES * (C + N) + 2 * width * N
 
 
+def convolution_by_amx(  # type: ignore[no-untyped-def]
+    first, last, height, width, x, norm, scale, shift, edge, weight, bias, skip, slope, result, shuffled, scratch
+):
+    """What `convolution` computes, plainly, of pairs of bfloat16; arguments as there, C a multiple of 32.
+
+    weight: (9 C / 2, N), by row, column and channel, in pairs.  scratch: convolution_by_amx_scratch numbers.
+    """
+    C, N, half, pad = x.shape[1], weight.shape[1], height // 2, width + 2 + BEHIND
+    ring, rest = carve(scratch, 3 * pad, C // 2)
+    frame, rest = carve(rest, 1, C // 2)
+    n, rest = carve(rest, width, C)
+    rows, _ = carve(rest, 2 * width, N)
+    paired(1, C, edge, frame)
+    while first < last:
+        image, start = first // half, first % half * 2
+        stop = min(height, start + 2 * (last - first))
+        top = image * height
+        ring[:] = frame
+        for i in range(start - 1, stop + 1):
+            entering = (i + 3) % 3 * pad
+            if not 0 <= i < height:
+                ring[entering : entering + pad] = frame
+            elif norm:
+                normalised(width, C, x[(top + i) * width :], scale, shift, n)
+                paired(width, C, n, ring[entering + 1 :])
+            else:
+                paired(width, C, x[(top + i) * width :], ring[entering + 1 :])
+            row = i - 1
+            if start <= row < stop:
+                at = (top + row) * width
+                target = result[at:] if result.shape[0] else rows[row % 2 * width :]
+                convolved(
+                    width, ring[(i + 1) % 3 * pad :], ring[(i + 2) % 3 * pad :], ring[entering:], weight, N, bias,
+                    skip[at:], slope, target,
+                )  # fmt: skip
+                if result.shape[0] == 0 and row % 2:
+                    shuffled_rows(rows, width, shuffled[image, :, (row - 1) * shuffled.shape[2] // height :])
+        first = image * half + stop // 2
+
+
+def convolution_by_amx_scratch(width: int, C: int, N: int) -> int:
+    """Numbers of scratch that a thread needs for `convolution_by_amx`."""
+    return 3 * (width + 2 + BEHIND) * C // 2 + C // 2 + width * C + 2 * width * N
+
+
 def convolution_elements(weight: np.ndarray) -> np.ndarray:
     """G g G^T of every filter: (N, C, 3, 3) -> (16, C, N)."""
     G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -830,3 +945,5 @@ tail = _with_arguments(tail, "RDDDD" + "4" + "D" * 6 + "RR")
 feed_forward = _with_arguments(feed_forward, "RR" + "D" * 10)
 first_convolution = _with_arguments(first_convolution, "D" * 8)
 convolution = _with_arguments(convolution, "DnDDD3DRfD4")
+if HAS_AMX:
+    convolution_by_amx = _with_arguments(convolution_by_amx, "DnDDDDDRfD4")

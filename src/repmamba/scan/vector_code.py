@@ -47,7 +47,7 @@ LANES = AVX512_LANES if "+avx512f" in FEATURES else 8 if "+avx2" in FEATURES els
 """Float32 numbers of a register."""
 
 HAS_PAIRS = LANES == AVX512_LANES and "+avx512bf16" in FEATURES
-"""Whether products of pairs of bfloat16 are an instruction."""
+"""Whether products of pairs of bfloat16, and rounding to it, are instructions."""
 
 CACHE_LINE = 16  # float32 numbers
 
@@ -83,7 +83,8 @@ class _BFloat16(ir.types.Type):  # type: ignore[misc]
         return "bfloat"
 
 
-BFLOAT_PAIRS = ir.VectorType(_BFloat16(), 2 * AVX512_LANES)
+BFLOAT = _BFloat16()
+BFLOAT_PAIRS = ir.VectorType(BFLOAT, 2 * AVX512_LANES)
 
 
 class Vectors:
@@ -137,6 +138,10 @@ class Vectors:
     def store_bfloat16(self, vector: Any, address: Any) -> None:
         """Write the lanes to an address as bfloat16, rounded to nearest, halves to even."""
         b = self.builder
+        if HAS_PAIRS:
+            rounded = b.fptrunc(vector, ir.VectorType(BFLOAT, self.lanes))
+            b.store(rounded, b.bitcast(address, rounded.type.as_pointer()), align=2)
+            return
         bits = b.bitcast(vector, self.bits)
         odd = b.and_(b.lshr(bits, self._every(16)), self._every(1))
         rounded = b.lshr(b.add(b.add(bits, self._every(0x7FFF)), odd), self._every(16))
