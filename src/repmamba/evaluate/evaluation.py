@@ -71,17 +71,21 @@ def evaluate_folders(
     """Score networks and other methods on the pairs in folders, by named rules. One value will do for several.
 
     folders: each with GT and LR inside, flat or in class folders, or with large images alone, which are then reduced as
-    the benchmarks do.  weights: networks, as `load` takes them.  sr: folders of results made elsewhere, which have the
-    names of the pairs.  methods: "nearest", "bicubic", or a Method of one's own. Compared in this order, with the last.
-    ensemble: each network also as the mean over the eight flips and rotations.  rules: of metrics.RULES, or single
-    measures of metrics.METRICS; esr-rgb and published unless given, bands and consistency for TIFFs.  scale: 2, 3 or 4,
-    of folders without LR; that of weights or LR unless given.  tile: lr pixels kept of each tile, even; one pass over
-    the whole image unless given.  save: a folder that gets each result, below its set and method.
-    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels; memory is
+    the benchmarks do: uint8 pictures, or TIFFs of any type and number of bands.
+    weights: networks, as `load` takes them.  sr: folders of results made elsewhere, with the names of the pairs.
+    methods: "nearest", "bicubic", or a Method of one's own, which makes of a Pair's lr (h, w, C) its sr (s h, s w, C).
+    In this order they stand in the result, and the last is the one that the others are compared with.
+    ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels that a network keeps of
+    each tile, even; one pass over the whole image unless given.  device, backend, precision: as for `load`.
+    rules: names of metrics.RULES, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or
+    none; unless given esr-rgb and published, and for TIFFs bands and consistency.
+    scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given.
+    save: a folder that gets each result, below its set and method.
+    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels. Memory is
     measured in a process of its own, so in a script the call belongs below `if __name__ == "__main__"`.
-    device, backend, precision: as for `load`.  progress: called with the number of images done and that of all.
-    What can fail does so before the first image is scored. Raises UsageError, ShapeMismatch, SourceError,
-    CheckpointError, OutOfMemory; TargetError and NoSpace where results are saved.
+    progress: called with the number of images done and that of all.
+    What can fail does so before the first image is scored. Raises RepmambaError of the kinds Usage (ShapeMismatch among
+    them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
     """
     if scale not in (None, 2, 3, 4):
         raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
