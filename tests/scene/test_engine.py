@@ -141,7 +141,8 @@ def near(pixels, steps: int):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_type_comes_back_by_the_same_map(write_raster, smooth, tmp_path, bicubic, dtype):
-    low, high = (20, 230) if dtype == "uint8" else (300, 9000) if dtype.startswith(("u", "i")) else (-0.5, 3)
+    eight_bits = {"uint8": (20, 230), "int8": (-100, 110)}
+    low, high = eight_bits.get(dtype, (300, 9000) if dtype.startswith(("u", "i")) else (-0.5, 3))
     data = smooth(2, 90, 100, dtype, low, high)
     upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic, consistent=False)
     with rasterio.open(tmp_path / "out.tif") as file:

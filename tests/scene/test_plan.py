@@ -38,6 +38,8 @@ def plan(bicubic, tmp_path):
 def test_eight_bits_are_mapped_by_their_type_and_others_by_robust_percentiles(write_raster, smooth, plan):
     eight = plan(write_raster("a.tif", smooth(3, 30, 30)))
     assert (eight.radiometry.low, eight.radiometry.high) == ((0,) * 3, (255,) * 3)
+    signed = plan(write_raster("signed.tif", smooth(1, 30, 30, "int8", -20, 60)))
+    assert (signed.radiometry.low, signed.radiometry.high) == ((-128,), (127,))
     data = smooth(1, 200, 200, "uint16", 1000, 3000)
     data[0, 0, :40] = 60000  # 0.1 % of all: a glint
     deep = plan(write_raster("b.tif", data))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import UsageError
 
-DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 ROBUST_PERCENT = (0.5, 99.5)  # of the valid values: a few clouds, glints or dead pixels must not set the contrast
 
 # Unit; beyond it are dead pixels and undeclared nodata, to which nothing around is made to fit. What is measured comes

@@ -14,7 +14,7 @@ from pathlib import Path
 from repmamba.errors import TargetError, UsageError
 from repmamba.scene.output import OutputProfile
 
-_ANY_TYPE = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_ANY_TYPE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _BIG = 2 << 30  # bytes of pixels from which a TIFF gets 64-bit offsets: compression can fail to shrink, at worst grow
 
 

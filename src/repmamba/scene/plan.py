@@ -254,7 +254,7 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
     dtype, asked = raster.facts.dtype, options.value_range
     usual = Radiometry.of_type(dtype, len(places), raster.facts.largest)
     if asked is None:
-        asked = "type" if dtype == "uint8" else "robust"
+        asked = "type" if dtype in ("uint8", "int8") else "robust"
     if asked == "type":
         return usual
     if asked == "robust":
