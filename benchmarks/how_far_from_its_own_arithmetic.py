@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import measuring
 from network import fused, in_the_scan, not_fused, stages_timed, without_passes
 from repmamba.network.inference_stages import Stage
-from repmamba.scan.numba_kernels import HAS_PAIRS
+from repmamba.scan.vector_code import HAS_PAIRS
 
 PASSES, PAIRS = "fused, compiled passes", "fused, compiled passes, bfloat16"
 TORCH, BF16 = "fused, operations of torch", "fused, operations of torch, bfloat16"
