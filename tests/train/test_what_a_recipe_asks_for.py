@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock
+from repmamba.errors import RepmambaWarning
 from repmamba.network.checkpoint import read_checkpoint
-from repmamba.train.batches import batches, open_stock, sampler_of, training_files
+from repmamba.train.batches import batches, checksums, open_stock, sampler_of, training_files
 from repmamba.train.learner import Learner
 from repmamba.train.loop import fit
 from repmamba.train.losses import LOSSES
@@ -131,6 +134,30 @@ def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(tiny: 
     assert opened(0.75).sizes == sizes + reduced
     assert opened(0.9).sizes not in (sizes, sizes + reduced)
     assert opened().sizes == opened(0.1).sizes == sizes
+
+
+def test_an_image_is_reduced_where_the_largest_patch_just_fits(tiny: Recipes, tmp_path):
+    Image.fromarray(np.zeros((41, 41, 3), np.uint8)).save(tmp_path / "0.png")  # half of it, 21, makes 10 pixels of lr
+    for patch, images in ((10, 2), (11, 1)):
+        recipe = tiny(data={"train": [str(tmp_path)], "patches": [{"size": patch}], "reductions": [0.5]})
+        assert len(training_files(recipe)) == images
+
+
+def test_a_reduction_that_no_image_is_large_enough_for_is_said(tiny: Recipes, tmp_path):
+    with pytest.warns(RepmambaWarning, match=r"No image is reduced to 0\.1 of its sides \(data\.reductions\)"):
+        fit(tiny(steps=1, data={"reductions": [0.1, 0.9]}), tmp_path)
+
+
+def test_pixels_that_are_made_and_not_read_are_not_what_a_run_is_held_to(tiny: Recipes):
+    recipe = tiny(data={"reductions": [0.75]})
+    files = training_files(recipe)
+    found = open_stock(files, recipe, None, CPU, Processes())
+    sums = checksums(found, files)
+    found.hr.pixels[found.hr.starts[-1]] += 1  # of a reduced image
+    found.lr.pixels[0] += 1  # made from hr, too
+    assert torch.equal(checksums(found, files), sums)
+    found.hr.pixels[0] += 1
+    assert not torch.equal(checksums(found, files), sums)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def load_stock(
     """The stock of these files at a scale, decoded once.
 
     cache: a folder to keep the decoded pixels in, mapped and not read; used again, by other runs too, while names,
-    sizes and times of the files are the same.  device: where the pixels go; default the CPU.  progress: called with the
-    number of images decoded and that of all; not at all where the cache has them.
+    sizes, times and reductions of the files are the same.  device: where the pixels go; default the CPU.
+    progress: called with the number of images decoded and that of all; not at all where the cache has them.
     Raises ShapeMismatch, SourceError, UsageError; NoSpace or TargetError where the cache cannot be written.
     """
     if not files:
@@ -181,7 +181,10 @@ def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
 
 def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
     paths = [(path, one.reduction) for one in files for path in (one.hr, one.lr) if path is not None]
-    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, share) for path, share in paths]
+    facts = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, *([share] if share != 1 else []))
+        for path, share in paths
+    ]
     return hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
 
 

@@ -537,7 +537,7 @@ def product_gelu(count, x, weight, outputs, bias, result):  # type: ignore[no-un
 
 @_once(_NUMBER, _NUMBER, *[_ROWS] * 6)
 def stencil3(count, channels, x0, x1, x2, weight, bias, result):  # type: ignore[no-untyped-def]
-    """A row of a depthwise 3x3 convolution; see `_stencil_code`."""
+    """A row of a depthwise 3x3 convolution; see `_stencil`."""
     _stencil3(count, channels, x0, x1, x2, weight, bias, result)
 
 

@@ -4,6 +4,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
-from repmamba.pixels.resize import resized_length
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
@@ -35,10 +35,12 @@ def training_files(recipe: Recipe) -> list[PairFiles]:
 
 def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterator[PairFiles]:
     """These files' images reduced to a share of their sides, where the largest patches still fit into them."""
-    scale, patch = recipe.network.scale, max(phase.size for phase in recipe.data.patches)
+    patch = max(phase.size for phase in recipe.data.patches)
     for one in files:
-        if min(resized_length(length, share) for length in one.blank(scale).hr.shape[:2]) >= scale * patch:
-            yield replace(one, lr=None, reduction=share)
+        reduced = replace(one, lr=None, reduction=share)
+        with suppress(ShapeMismatch):  # too small to be reduced at all
+            if min(reduced.blank(recipe.network.scale).lr.shape[:2]) >= patch:
+                yield reduced
 
 
 def chain_of(recipe: Recipe) -> Chain | None:
@@ -82,7 +84,9 @@ def open_stock(
     """
     if cache and not processes.first:
         processes.wait()
-    logger.info("Reading %d images to learn from: %s.", len(files), ", ".join(recipe.data.train))
+    reduced = sum(one.reduction != 1 for one in files)
+    of_them = f", {reduced} of them reduced" if reduced else ""
+    logger.info("Reading %d images to learn from%s: %s.", len(files), of_them, ", ".join(recipe.data.train))
     place = device if recipe.data.cache == "device" else None
     stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
     if cache and processes.first:
@@ -93,12 +97,14 @@ def open_stock(
 def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
     """What a stock is, wherever its pixels are: (images, 3) of lr height, lr width and a CRC-32 of the pixels.
 
-    files: that it was read from, if it was. Counted are the pixels of hr, and those of lr where these have a file: made
-    from hr, a level of lr may differ between machines.
+    files: that it was read from, if it was. Counted are the pixels of hr and of lr that these hold: what is made from
+    them may differ by a level between machines.
     """
     rows = []
     for image, (height, width) in enumerate(stock.sizes):
-        read = [stock.hr, stock.lr] if files and files[image].lr else [stock.hr]
+        read = [stock.hr]
+        if files:
+            read = [stock.hr] * (files[image].reduction == 1) + [stock.lr] * (files[image].lr is not None)
         checksum = 0
         for row in read:
             start, count = row.starts[image], row.heights[image] * row.widths[image]

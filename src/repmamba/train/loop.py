@@ -79,6 +79,8 @@ def fit(
         if processes.first:
             warn_of_shared(files, recipe)
             warn_of_the_end(recipe)
+            if files:
+                warn_of_unused_reductions(files, recipe)
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
@@ -120,6 +122,18 @@ def warn_of_the_end(recipe: Recipe) -> None:
         warnings.warn(
             f"The run ends after {recipe.steps} steps, before what the recipe has later ({', '.join(unreached)}); set "
             "these as well.",
+            RepmambaWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_unused_reductions(files: Sequence[PairFiles], recipe: Recipe) -> None:
+    """Warn where no image is large enough to be reduced as the recipe asks. files: of all images to learn from."""
+    if unused := set(recipe.data.reductions) - {one.reduction for one in files}:
+        shares = ", ".join(f"{share:g}" for share in sorted(unused))
+        warnings.warn(
+            f"No image is reduced to {shares} of its sides (data.reductions): the largest patch would not fit into it. "
+            "Take smaller patches or larger shares.",
             RepmambaWarning,
             stacklevel=2,
         )
