@@ -159,6 +159,29 @@ def test_results_are_never_saved_among_the_images_that_are_scored(folder, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("save", "text"),
+    [
+        ("file", "file is a file; name a folder"),
+        ("file/below", "cannot be written"),
+        ("read_only", "read_only cannot be written: Read-only"),
+    ],
+)
+def test_a_folder_that_takes_no_results_is_named_before_any_image_is_enlarged(
+    folder, tmp_path, monkeypatch, save, text
+):
+    (tmp_path / "file").write_text("")
+    if save == "read_only":
+        monkeypatch.setattr("repmamba.evaluate.run.TemporaryFile", no_file)
+    never = Method("never", "", lambda pair: pytest.fail("it computed"))
+    with pytest.raises(TargetError, match=text):
+        evaluate(find_sets([folder], 2), [never], [PSNR], save=tmp_path / save)
+
+
+def no_file(dir):
+    raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+
 def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pairs").symlink_to(folder / "GT")

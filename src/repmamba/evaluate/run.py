@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
-from repmamba.durable import whole_file
-from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.durable import whole_file, write_errors
+from repmamba.errors import ShapeMismatch, TargetError, UsageError
 from repmamba.evaluate.methods import Method, checked, distinct_names
 from repmamba.evaluate.metrics import Metric, in_levels, peak_of, score
 from repmamba.evaluate.scores import ImageSet, Scores
@@ -56,13 +57,15 @@ def evaluate(
 
     save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
     progress: called with the number of images done and that of all. Raises UsageError for methods of one name or of
-    another scale and where save would change what is scored, and what reading, enlarging and measuring raise.
+    another scale and where save would change what is scored, TargetError or NoSpace where save cannot be written, and
+    what reading, enlarging and measuring raise.
     """
     _check_methods(methods, sets)
     for one in sets:
         _check_images(one, methods, metrics)
     if save:
         _refuse_own_results(save, sets)
+        _make_folder(save)
     values: dict[tuple[str, str, str], dict[str, float]] = {
         (one.name, method.name, metric.name): {} for one in sets for method in methods for metric in metrics
     }
@@ -176,6 +179,15 @@ def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:
         for one in sets:
             if target.is_relative_to(one.folder) or one.folder.is_relative_to(target):
                 raise UsageError(f"Results in {target} would mix with the images of {one.folder}; save elsewhere.")
+
+
+def _make_folder(folder: Path) -> None:
+    """Raise now what would else end a run at its first result: a folder that cannot be made or written."""
+    with write_errors(folder):
+        if folder.is_file():
+            raise TargetError(f"{folder} is a file; name a folder for the results.")
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
 
 
 def _scale_of(files: PairFiles, folder: Path) -> int:
