@@ -182,6 +182,14 @@ def no_file(dir):
     raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "one/../../x", "/x"])
+def test_a_method_whose_results_would_leave_their_folder_is_refused(folder, tmp_path, name):
+    never = Method(name, "", lambda pair: pytest.fail("it computed"))
+    with pytest.raises(UsageError, match=f"A method is named {name!r}; give it a name"):
+        evaluate(find_sets([folder], 2), [never], [PSNR], save=tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pairs").symlink_to(folder / "GT")

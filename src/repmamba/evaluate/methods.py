@@ -30,7 +30,7 @@ Image = NDArray[np.generic]
 class Method:
     """One way from lr to sr."""
 
-    name: str
+    name: str  # also of the folder of its results, "runs/best" of two
     how: str  # in a line, printed with the results
     enlarge: Callable[[Pair], Image]
     scale: int | None = None  # the only one it has, or None for any

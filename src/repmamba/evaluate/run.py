@@ -56,9 +56,9 @@ def evaluate(
     """Score every method on every image.
 
     save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
-    progress: called with the number of images done and that of all. Raises UsageError for methods of one name or of
-    another scale and where save would change what is scored, TargetError or NoSpace where save cannot be written, and
-    what reading, enlarging and measuring raise.
+    progress: called with the number of images done and that of all. Raises UsageError for methods of one name, of
+    a name that leads out of save, or of another scale and where save would change what is scored, TargetError or
+    NoSpace where save cannot be written, and what reading, enlarging and measuring raise.
     """
     _check_methods(methods, sets)
     for one in sets:
@@ -130,6 +130,13 @@ def _enlarged(
 
 def _check_methods(methods: Sequence[Method], sets: Sequence[ImageSet]) -> None:
     names = [method.name for method in methods]
+    for name in names:
+        path = Path(name)
+        if not path.parts or path.anchor or ".." in path.parts:
+            raise UsageError(
+                f"A method is named {name!r:.60}; give it a name that is neither empty nor absolute and has no '..', "
+                "since its results get a folder of that name."
+            )
     if len(set(names)) < len(names):
         raise UsageError(
             f"Two methods are named {max(names, key=names.count)}; name each once, and files so that they differ."
