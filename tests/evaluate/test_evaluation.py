@@ -105,7 +105,7 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({}, "nothing to evaluate"),
+        ({}, "nothing to evaluate; name weights, sr or a method"),
         ({"methods": "bicubic", "folders": []}, "no folder to evaluate on"),
         ({"methods": "lanczos"}, "There is no method 'lanczos'; choose among nearest, bicubic"),
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),

@@ -227,7 +227,7 @@ def full_disk(path, data):
 
 
 def test_a_folder_without_lr_needs_a_scale(folder):
-    with pytest.raises(UsageError, match="give --scale"):
+    with pytest.raises(UsageError, match="give a scale, 2, 3 or 4"):
         find_sets([folder / "GT"], None)
 
 

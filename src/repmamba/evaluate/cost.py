@@ -179,7 +179,7 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process was ended from "
-            "outside or had too little memory; take a smaller --cost-size, or leave --cost out."
+            "outside or had too little memory; take a smaller cost size, or leave the cost out."
         ) from error
 
 

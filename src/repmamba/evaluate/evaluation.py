@@ -126,7 +126,7 @@ def _chosen(
     found += [methods.results(Path(folder)) for folder in _texts(sr)]
     found += [_method(one) for one in ([others] if isinstance(others, str | Method) else others)]
     if not found:
-        raise UsageError("There is nothing to evaluate; name --weights, --sr or --method.")
+        raise UsageError("There is nothing to evaluate; name weights, sr or a method.")
     return methods.told_apart(found)
 
 

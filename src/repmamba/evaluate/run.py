@@ -199,7 +199,7 @@ def _make_folder(folder: Path) -> None:
 
 def _scale_of(files: PairFiles, folder: Path) -> int:
     if files.lr is None:
-        raise UsageError(f"{folder} has no LR that would show the scale; give --scale 2, 3 or 4.")
+        raise UsageError(f"{folder} has no LR that would show the scale; give a scale, 2, 3 or 4.")
     scale = Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
     if scale == 1:
         raise ShapeMismatch(f"{folder}: GT and LR of {files.name} have one size; LR must be 2, 3 or 4 times smaller.")
