@@ -119,6 +119,34 @@ def test_what_means_nothing_is_refused(place, wrong, said):
         evaluate_folders(**{"folders": place / "towns"} | wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"folders": 3}, "folders is 3; it takes a name or a path"),
+        ({"weights": 5}, "weights is 5; it takes a name or a path"),
+        ({"sr": [None]}, r"sr is \[None\]; it takes a name or a path"),
+        ({"methods": 3}, "methods is 3; it takes a name or a Method"),
+        ({"methods": [["x"]]}, r"methods is \[\['x'\]\]; it takes a name or a Method"),
+        ({"rules": 3}, "rules is 3; it takes a name"),
+        ({"scale": 4.0}, "scale is 4.0; it takes a whole number"),
+        ({"tile": "8"}, "tile is '8'; it takes a whole number of pixels"),
+        ({"save": 3}, "save is 3; it takes a path"),
+        ({"cost_size": "a"}, "cost_size is 'a'; it takes a whole number of pixels"),
+        ({"cost_size": 1.5}, "cost_size is 1.5; it takes a whole number of pixels"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_one_line(place, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        evaluate_folders(**{"folders": place / "towns", "methods": "bicubic"} | wrong)
+
+
+def test_what_is_none_is_not_given_and_numbers_may_be_numpys(place):
+    nothing = dict.fromkeys(["weights", "sr", "rules", "scale", "tile", "save", "cost_size"])
+    given = evaluate_folders(place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8))
+    assert evaluate_folders(place / "towns", methods="bicubic", **nothing).table() == given.table()
+
+
 def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):
     evaluation = evaluate_folders(place / "towns", methods="bicubic")
     assert "towns" in repr(evaluation)

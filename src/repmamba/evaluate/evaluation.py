@@ -14,9 +14,11 @@ from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
 from repmamba.evaluate.scores import ImageSet, Scores
+from repmamba.inference.options import PIXELS, WHOLE, Kind, checked, several
 
 RULES_OF_PICTURES = ["esr-rgb", "published"]
 RULES_OF_RASTERS = ["bands", "consistency"]
+COST_SIZE = 128  # lr pixels
 
 Text: TypeAlias = str | os.PathLike[str]
 
@@ -62,7 +64,7 @@ def evaluate_folders(
     tile: int | None = None,
     save: Text | None = None,
     cost: bool = False,
-    cost_size: int = 128,
+    cost_size: int = COST_SIZE,
     device: str | None = None,
     backend: str | None = None,
     precision: str | None = None,
@@ -87,27 +89,30 @@ def evaluate_folders(
     What can fail does so before the first image is scored. Raises RepmambaError of the kinds Usage (ShapeMismatch among
     them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
     """
+    several_of = {"folders": folders, "weights": weights, "sr": sr, "methods": methods, "rules": rules}
+    one_of = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size}
+    asked = checked(several_of | one_of, KINDS)
+    scale, tile, cost_size = asked.get("scale"), asked.get("tile"), asked.get("cost_size", COST_SIZE)
     if scale not in (None, 2, 3, 4):
         raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
     if cost_size < 1:
         raise UsageError(f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more.")
-    chosen = _chosen(
-        weights, sr, methods, ensemble=ensemble, tile=tile, device=device, backend=backend, precision=precision
-    )
+    named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
+    chosen = _chosen(*named, ensemble=ensemble, tile=tile, device=device, backend=backend, precision=precision)
     shared = scale or next((method.scale for method in chosen if method.scale), None)
-    sets = run.find_sets([Path(folder) for folder in _texts(folders)], shared)
+    sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
     if not sets:
         raise UsageError("There is no folder to evaluate on; name one or several.")
-    measures = metrics.metrics_of(_texts(rules) or _usual_rules(sets))
+    measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets))
     costs = _costs(chosen, cost_size, backend, measure=cost)
-    scores = run.evaluate(sets, chosen, measures, save=Path(save) if save else None, progress=progress)
+    scores = run.evaluate(sets, chosen, measures, save=asked.get("save"), progress=progress)
     return Evaluation(scores, costs)
 
 
 def _chosen(
-    weights: Text | Iterable[Text],
-    sr: Text | Iterable[Text],
-    others: str | Method | Iterable[str | Method],
+    weights: Sequence[str],
+    sr: Sequence[str],
+    others: Sequence[str | Method],
     *,
     ensemble: bool,
     tile: int | None,
@@ -117,14 +122,14 @@ def _chosen(
 ) -> list[Method]:
     """The methods in their order, by names that differ; parameters as for `evaluate_folders`."""
     found: list[Method] = []
-    for name in _texts(weights):
+    for name in weights:
         from repmamba.inference.upscaler import load
 
         upscaler = load(name, device=device, backend=backend, precision=precision)
         found += [methods.network(upscaler, name, tile=tile)]
         found += [methods.network(upscaler, name, tile=tile, ensemble=True)] if ensemble else []
-    found += [methods.results(Path(folder)) for folder in _texts(sr)]
-    found += [_method(one) for one in ([others] if isinstance(others, str | Method) else others)]
+    found += [methods.results(Path(folder)) for folder in sr]
+    found += [_method(one) for one in others]
     if not found:
         raise UsageError("There is nothing to evaluate; name weights, sr or a method.")
     return methods.told_apart(found)
@@ -157,6 +162,32 @@ def _costs(chosen: Sequence[Method], size: int, backend: str | None, *, measure:
     return costs
 
 
-def _texts(given: Text | Iterable[Text]) -> tuple[str, ...]:
+def _texts(given: Any) -> tuple[str, ...]:
     """One or several, as text."""
-    return tuple(os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given))
+    return several(os.fsdecode)([given] if isinstance(given, str | os.PathLike) else given)
+
+
+def _methods(given: Any) -> tuple[str | Method, ...]:
+    """One or several."""
+    return several(_name_or_method)([given] if isinstance(given, str | Method) else given)
+
+
+def _name_or_method(given: Any) -> str | Method:
+    if not isinstance(given, str | Method):
+        raise TypeError("This is neither.")
+    return given
+
+
+NAMES = Kind("a name or a path, one or several", _texts)
+KINDS = {
+    "folders": NAMES,
+    "weights": NAMES,
+    "sr": NAMES,
+    "methods": Kind("a name or a Method, one or several", _methods),
+    "rules": NAMES,
+    "scale": WHOLE,
+    "tile": PIXELS,
+    "save": Kind("a path", Path),
+    "cost_size": PIXELS,
+}
+"""What evaluate_folders takes; the other arguments are `load`'s, or True and False."""
