@@ -153,7 +153,8 @@ def _digest(tensors: Iterable[Tensor]) -> int:
 
 def _scans(network: nn.Module) -> set[Any]:
     """The backends of the scan that were asked for in the network; None for no wish."""
-    return {module.backend for module in _parts(network) if hasattr(module, "backend")}
+    # Asked of the type: a module looks through its parts first, which a call cannot spare.
+    return {module.backend for module in _parts(network) if hasattr(type(module), "backend")}
 
 
 def _parts(network: nn.Module) -> Iterator[nn.Module]:
