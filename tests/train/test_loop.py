@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,10 @@ fit(read_recipe(sys.argv[1]), sys.argv[2], log_every=1, device="cpu")
 """
 
 
+PATIENCE = 240
+"""Seconds that a child is waited for: less than the whole test has, so that what it wrote is seen."""
+
+
 def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[str]:
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(recipe), str(folder)],
@@ -66,7 +71,7 @@ def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[
 
 
 def ended(child: subprocess.Popen[str]) -> str:
-    _, errors = child.communicate(timeout=600)
+    _, errors = child.communicate(timeout=PATIENCE)
     assert child.returncode == 0, errors
     return errors
 
@@ -145,7 +150,7 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp
                 time.sleep(draw.uniform(0, 0.3))
             finally:
                 child.kill()
-                _, errors = child.communicate(timeout=600)
+                _, errors = child.communicate(timeout=PATIENCE)
             assert child.returncode in (0, -signal.SIGKILL), errors
             killed += child.returncode == -signal.SIGKILL
             if child.returncode == 0 or killed == kills:
@@ -159,9 +164,9 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp
     assert killed == kills
 
 
-def wait_until_saved(child: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_until_saved(child: subprocess.Popen[Any], folder: Path, step: int) -> None:
     """Until the child has saved this step or a later one, or has ended."""
-    end = time.monotonic() + 600
+    end = time.monotonic() + PATIENCE
     while max(saved_steps(folder / "saves"), default=0) < step and child.poll() is None:
         assert time.monotonic() < end, "no save comes"
         time.sleep(0.002)
@@ -506,31 +511,43 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
     assert json.loads((tmp_path / "run" / "saves" / "step-00000001" / "digests.json").read_text())
 
 
+@pytest.mark.long
 def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(tiny, tmp_path, seen):
     """By torchrun's own command; where one process is killed, it ends the others."""
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    ended(by_torchrun(file, whole))
-    launcher = by_torchrun(file, stopped)
-    try:
-        wait_until_saved(launcher, stopped, 4)
-        os.kill(children(launcher.pid)[0], signal.SIGKILL)
-        _, errors = launcher.communicate(timeout=600)
-    finally:
-        launcher.kill()
-    assert launcher.returncode, errors
+    status, lines = ended_by_torchrun(file, whole)
+    assert status == 0, lines
+    status, lines = ended_by_torchrun(file, stopped, kill_after=4)
+    assert status, lines
     assert saved_steps(stopped / "saves")[-1] < 30
-    ended(by_torchrun(file, stopped))
+    status, lines = ended_by_torchrun(file, stopped)
+    assert status == 0, lines
     assert seen(stopped) == seen(whole)
     assert same_weights(stopped, whole)
 
 
-def by_torchrun(recipe: Path, folder: Path) -> subprocess.Popen[str]:
+def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None) -> tuple[int, str]:
+    """The exit status and the lines of a run in two processes; after a save of that step, one of them is killed."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     verb = ["-m", "repmamba.cli", "train", str(recipe), "-o", str(folder), "--log-every", "1", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, *verb], stderr=subprocess.PIPE, text=True, env=environment)
+    # Lines go into a file: nobody reads a pipe while a save is waited for, and a full one holds up who writes.
+    lines = folder.with_suffix(".lines")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    with lines.open("w") as file, subprocess.Popen([*launcher, *verb], stderr=file, env=environment) as run:
+        try:
+            if kill_after is not None:
+                wait_until_saved(run, folder, kill_after)
+                os.kill(children(run.pid)[0], signal.SIGKILL)
+            run.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every thread's stack.
+            for process in [*children(run.pid), run.pid]:
+                os.kill(process, signal.SIGABRT)
+        finally:
+            run.kill()
+    return run.returncode, lines.read_text()
 
 
 def children(parent: int) -> list[int]:

@@ -2,11 +2,14 @@
 
 import logging
 import signal
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
 
 from repmamba.errors import TrainingStopped, UsageError
+from repmamba.train import processes as processes_module
 from repmamba.train.processes import Processes, find_processes, first_node, joined, stop_signals
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
@@ -18,6 +21,12 @@ SLURM = {
     "SLURM_STEP_NODELIST": "gpu[07-09,12]",
     "SLURM_JOB_ID": "4123456",
 }
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def test_alone_without_variables():
@@ -82,12 +91,31 @@ def test_the_first_machine_of_a_list(nodes, first):
 )
 def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(monkeypatch, fault, seen):
     left = []
+    monkeypatch.setattr(processes_module, "met", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
     with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
         raise fault
     assert ("Another process of this run has ended" in str(raised.value)) == (seen is TrainingStopped)
     assert left == ["group"]
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["the others never come", "nobody listens"])
+def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
+    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=1))
+    lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
+    with pytest.raises(TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."):
+        joined(lonely, torch.device("cpu")).__enter__()
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_said_at_once():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        first = Processes(0, 2, 0, "127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(TrainingStopped, match="name a free port"):
+            joined(first, torch.device("cpu")).__enter__()
 
 
 def test_shares_are_disjoint_and_complete():

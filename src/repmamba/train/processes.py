@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from repmamba.errors import TrainingStopped, UsageError
 from repmamba.inference.device import choose_device
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one that reads images or validates. PyTorch ends a run of GPUs after ten minutes."""
+
+MEETING = timedelta(minutes=10)
+"""How long a process looks for the others when a run starts: they may come late, or never, or look elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ def first_node(nodes: str) -> str:
 def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
     """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone, nothing is done.
 
-    Raises TrainingStopped where another process has ended meanwhile.
+    Raises TrainingStopped where the others are not found, or one of them has ended meanwhile.
     """
     if processes.world == 1:
         yield processes
@@ -121,7 +126,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{processes.address}:{processes.port}",
+        store=met(processes),
         rank=processes.rank,
         world_size=processes.world,
         timeout=PATIENCE,
@@ -137,6 +142,21 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def met(processes: Processes) -> Store:
+    """The store through which the processes find each other. Raises TrainingStopped if they do not within MEETING."""
+    place = f"{processes.address}:{processes.port}"
+    store: Store
+    try:
+        store, _, _ = next(rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING))
+    except dist.DistError as fault:
+        why = str(fault).splitlines()[0].rstrip(".")
+        raise TrainingStopped(
+            f"Process {processes.rank} of 0 to {processes.world - 1} does not meet the others at {place} ({why}). All "
+            "have to be started, and MASTER_ADDR and MASTER_PORT have to name a free port on the machine of process 0."
+        ) from fault
+    return store
 
 
 def settle(threads: int | None, nice: int) -> None:
