@@ -17,13 +17,25 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
         ("l1", 0.25),
         ("l2", 0.0625),
         ("charbonnier", (0.0625 + 1e-6) ** 0.5),
+        # 20 log10(4) = 12.0412 dB
         # A constant difference has one number in its spectrum, 0.25 sqrt(80), among 8 x 6 complex ones.
+        ("psnr", 1 - 12.0412 / 60),
         ("fft", 0.25 * 80**0.5 / (8 * 6 * 2)),
         ("gradient", 0.0),
     ],
 )
 def test_a_constant_difference_costs_what_it_should(name, expected):
     assert float(LOSSES[name](*pair())) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_the_loss_of_psnr_is_a_mean_over_patches_whatever_their_level():
+    """Half the difference is 6.02 dB more, and so much less to pay, in an easy patch as in a hard one."""
+    hr = torch.zeros(2, 3, 4, 4)
+    levels = torch.tensor([0.5, 0.02]).reshape(2, 1, 1, 1)
+    before = LOSSES["psnr"](hr + levels, hr)
+    for easier in (torch.tensor([0.25, 0.02]), torch.tensor([0.5, 0.01])):
+        after = LOSSES["psnr"](hr + easier.reshape(2, 1, 1, 1), hr)
+        assert float(before - after) == pytest.approx(6.02 / 60 / 2, rel=0.02)
 
 
 def test_the_gradient_loss_counts_steps_along_rows_and_columns():

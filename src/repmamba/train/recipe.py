@@ -18,7 +18,7 @@ from repmamba.errors import RecipeError
 from repmamba.network.config import NetworkConfig
 
 Augmentation = Literal["flips", "transpose", "rotations"]
-LossName = Literal["l1", "l2", "charbonnier", "fft", "gradient"]
+LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "gradient"]
 Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y", "bands"]
 
 
