@@ -14,6 +14,7 @@ RepmambaError
 ├── JobChanged          a stopped run whose input, weights or options are not those of now
 ├── VerificationError   a result that is not what its receipt says
 ├── TrainingStopped     a training run that must not go on
+├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
 └── OutOfMemory         a plan that the memory of this machine does not hold
 
 Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A message is one
@@ -75,6 +76,10 @@ class VerificationError(RepmambaError, ValueError):
 
 class TrainingStopped(RepmambaError, RuntimeError):
     """A training run that must not go on: its loss is not finite or diverges."""
+
+
+class ClusterError(RepmambaError, ConnectionError):
+    """A cluster that cannot be reached, was lost, or whose workers would give other pixels."""
 
 
 class OutOfMemory(RepmambaError, MemoryError):

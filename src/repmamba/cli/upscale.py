@@ -100,6 +100,11 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "--co", "creation", metavar="NAME=VALUE", multiple=True, callback=_creation, help="A creation option of GDAL."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Tiles computed side by side.  [default: CPU cores]")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS|FILE",
+    help="Compute on a Dask cluster: the address of its scheduler, tcp://host:8786, or its scheduler file (.json).",
+)
 @options.overwrite
 @click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with size, memory and time, and do nothing.")

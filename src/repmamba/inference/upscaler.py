@@ -310,9 +310,7 @@ def load(
     network = network.to(place).eval()
     scan = explain(place, backend).name
     if backend is not None:
-        for module in network.modules():
-            if isinstance(module, SS2D | FusedRMB):
-                module.backend = backend
+        _use_backend(network, backend)
     digest = _digest(checkpoint)
     return Upscaler(
         network=network,
@@ -327,6 +325,25 @@ def load(
         ensemble=ensemble,
         calibration=read_calibration(found.path, digest),
     )
+
+
+def pin_backend(upscaler: Upscaler) -> None:
+    """Let each scan be computed by the backend that `load` found, in a process that would choose another one, too.
+
+    Raises UsageError where that one does not run.
+    """
+    if not upscaler.backend:  # no network of ours
+        return
+    found = explain(upscaler.device, upscaler.backend)
+    if found.name != upscaler.backend:
+        raise UsageError(f"The scan is to be computed by {upscaler.backend}, and {found.name} is taken: {found.why}")
+    _use_backend(upscaler.network, upscaler.backend)
+
+
+def _use_backend(network: nn.Module, backend: str) -> None:
+    for module in network.modules():
+        if isinstance(module, SS2D | FusedRMB):
+            module.backend = backend
 
 
 def _measured(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int) -> int:

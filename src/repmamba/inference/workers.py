@@ -54,6 +54,19 @@ def side_by_side(
 
 
 @contextmanager
+def one_compute_thread() -> Iterator[None]:
+    """The calling thread, which somebody else began, computes as one of these workers does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    share_passes(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        share_passes(0)
+
+
+@contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Threads with one compute thread of torch each; at the end, what they have not begun is cancelled.
 

@@ -102,7 +102,7 @@ def compute(network: Folded, image: Tensor) -> Tensor | None:
 
 
 def share_passes(threads: int) -> None:
-    """Let the passes of the calling thread be shared by so many, whatever the number is for operations of torch."""
+    """Let the passes of the calling thread be shared by so many, or by as many as operations of torch are: 0."""
     _memory.threads = threads
 
 
@@ -516,7 +516,7 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         self.passes: WeakKeyDictionary[nn.Module, tuple[object, Passes]] = WeakKeyDictionary()
         self.scratch = _empty(0)
-        self.threads: int | None = None  # that share its passes, where not as many as torch's operations
+        self.threads = 0  # that share its passes; 0: as many as share torch's operations
 
 
 _memory = _Memory()

@@ -33,6 +33,7 @@ class Arguments(TypedDict, total=False):
     format: str | None  # a name of scene.formats; by the target's ending unless given
     creation: Mapping[str, str] | None  # GDAL's creation options
     workers: int | None  # tiles side by side; the number of CPU cores unless given; changes no byte
+    cluster: Any  # compute on a Dask cluster: its scheduler's address or file (.json), or a distributed.Client
     untrusted: bool  # read as a stranger's file
     max_pixels: int | None  # allow a source of so many
     on_corrupt: Literal["error", "fill"]  # fill: blocks that cannot be read are missing pixels
@@ -73,6 +74,14 @@ def _exactly(length: float) -> int:
     return int(length)
 
 
+def _cluster(value: Any) -> Any:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if not hasattr(value, "submit"):  # whether it is a Client is seen where Dask is imported
+        raise TypeError("This is no address, file or Client.")
+    return value
+
+
 def _one_of(*names: str) -> Kind:
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
@@ -111,6 +120,7 @@ KINDS: dict[str, Kind] = {
     "format": TEXT,
     "creation": Kind("creation options by their names, such as {'COMPRESS': 'ZSTD'}", _creation),
     "workers": WHOLE,
+    "cluster": Kind("an address, the path of a scheduler file, or a Client of Dask", _cluster),
     "untrusted": FLAG,
     "max_pixels": PIXELS,
     "on_corrupt": _one_of("error", "fill"),

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,6 +20,7 @@ from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
+from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
@@ -164,7 +165,7 @@ def plan_file(
             if others and not restart and not work_folder(file, job.id).is_dir():
                 refuse_changed_job(file, job, others)
         check_space(disk_needs(target, plan, confidence))
-        return with_time(planned.estimate, plan, planned.upscaler)
+        return with_time(planned.estimate, plan, planned.upscaler, planned.cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class _Planned:
     plan: ScenePlan
     confidence: ConfidencePlan | None  # where that is wanted
     estimate: Estimate
+    cluster: Cluster | None  # that computes the tiles, if not this machine
 
 
 @contextmanager
@@ -199,10 +201,12 @@ def _planned(
         fill_corrupt=given.pop("on_corrupt", "error") == "fill",
         expand_palette=given.pop("expand_palette", False),
     )
-    workers = given.pop("workers", None)
+    workers, place = given.pop("workers", None), given.pop("cluster", None)
+    if workers is not None and place is not None:
+        raise UsageError("The workers are those of the cluster: leave --workers out, or --cluster.")
     second = given.pop("confidence", None)
     options = SceneOptions(**given)
-    with open_raster(source, reading) as raster:
+    with open_raster(source, reading) as raster, _cluster_at(place) as cluster:
         for output in (target, *([] if second is None else [Path(second)])):
             _refuse_what_is_read(output, [output], raster)
         upscaler = _loaded(weights, load_options)
@@ -213,12 +217,18 @@ def _planned(
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):
             _refuse_what_is_read(file, [*read_beside(file, profile), receipt_path(file)], raster)
-        expected = estimate(raster, target, plan, upscaler, choose_workers(workers, upscaler.device), confidence)
+        side = choose_workers(workers, upscaler.device) if cluster is None else cluster.slots
+        name = None if cluster is None else cluster.name
+        expected = estimate(raster, target, plan, upscaler, side, confidence, name)
         check_memory(expected, raster, plan)
         if not restart:
             for file, _, job in files_written(target, plan, confidence):
                 refuse_to_continue_unknown(job.source, work_folder(file, job.id))
-        yield _Planned(raster, upscaler, plan, confidence, expected)
+        yield _Planned(raster, upscaler, plan, confidence, expected, cluster)
+
+
+def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
+    return nullcontext() if place is None else connected(place)
 
 
 def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
@@ -309,7 +319,11 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
-    with closing(side_by_side(step, pieces(), planned.estimate.workers, len(remaining))) as results:
+    with closing(
+        side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
+        if planned.cluster is None
+        else planned.cluster.compute(pieces(), plan, upscaler)
+    ) as results:
         for index, result in results:
             corrupt.add(raster.corrupt_blocks)
             writers.put(index, result)

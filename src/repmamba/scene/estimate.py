@@ -19,6 +19,7 @@ from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, side_by_side
+from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
 from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan, said_of_bands_alone
@@ -60,6 +61,7 @@ class Estimate:
     disk_bytes: int  # at the worst moment, what a stopped run left aside
     free_bytes: int  # where the output goes
     memory_bytes: int  # above that of the program itself
+    cluster: str | None = None  # where the tiles are computed, if not on this machine
     confidence: Path | None = None  # the second raster, where one is wanted
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
@@ -71,12 +73,13 @@ class Estimate:
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
+        where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
             f"{self.source} -> {self.target}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
-            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side; "
+            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "
             f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent{alone}\n"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)}{took}"
@@ -95,8 +98,9 @@ def estimate(
     upscaler: Upscaler,
     workers: int,
     confidence: ConfidencePlan | None = None,
+    cluster: str | None = None,
 ) -> Estimate:
-    """Sizes and memory of a plan; `with_time` adds how long it takes."""
+    """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if there is one."""
     profile = plan.profile
     return Estimate(
         source=raster.facts.name,
@@ -118,14 +122,22 @@ def estimate(
         output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
-        memory_bytes=_memory(raster, plan, plan.tiles.tile, workers),
+        memory_bytes=_memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        cluster=cluster,
         confidence=None if confidence is None else confidence.target,
         bands_alone=said_of_bands_alone(plan.job.settings["together"]),
     )
 
 
-def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler) -> Estimate:
+def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler, cluster: Cluster | None = None) -> Estimate:
     """The estimate with the time that small tiles took, side by side as the scene's own, scaled up."""
+    side = min(made.workers, made.tiles)
+    seconds = _seconds_here(plan, upscaler, side) if cluster is None else cluster.seconds(plan, upscaler, SAMPLE)
+    return replace(made, seconds=seconds * plan.tiles.pixels_read / SAMPLE**2 / side)
+
+
+def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
+    """How long a small tile takes where so many are computed side by side."""
     sample = np.zeros((len(plan.places), SAMPLE, SAMPLE), np.float32)
 
     def timed(_: int) -> float:
@@ -133,9 +145,8 @@ def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler) -> Estimate:
         upscaler.enlarge(sample, plan.groups)
         return time.perf_counter() - begun
 
-    side = min(made.workers, made.tiles)
     seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]  # the first of each worker compiles
-    return replace(made, seconds=statistics.median(seconds) * plan.tiles.pixels_read / SAMPLE**2 / side)
+    return statistics.median(seconds)
 
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
@@ -143,11 +154,13 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     there = available_memory()
     if there is None or made.memory_bytes <= there:
         return
-    fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, made.workers) <= there]
+    here = made.workers if made.cluster is None else 0
+    fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
     advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
+    side, fewer = (f"{here} workers", "; so may fewer --workers") if here else ("no tile computed here", "")
     raise OutOfMemory(
         f"{made.source} needs about {readable(made.memory_bytes)} of memory with --tile {plan.tiles.tile} and "
-        f"{made.workers} workers, and {readable(there)} are free. {advice}; so may fewer --workers."
+        f"{side}, and {readable(there)} are free. {advice}{fewer}."
     )
 
 
