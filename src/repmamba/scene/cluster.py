@@ -192,7 +192,7 @@ def _timed(packed: bytes, edge: int, version: str) -> float:
     return time.perf_counter() - begun
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # several runs may share a cluster
 def _unpacked(packed: bytes, version: str) -> tuple[ScenePlan, Upscaler]:
     """On a worker: what all tiles of a run share, unpacked once; refused where it would give other pixels."""
     if version != __version__:
