@@ -15,7 +15,7 @@ BENCHMARKS := \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network
 
-.PHONY: help demo test test-long check format bench docs readme-picture clean
+.PHONY: help demo test test-long check format bench qgis-plugin docs readme-picture clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,11 @@ bench: .venv/installed-bench  ## the benchmarks, one after the other; their answ
 	  $(BIN)/python "benchmarks/$$question.py" --json "$(RESULTS)/$$question.json" \
 	  || echo "$$question: no answer, or not the predicted one"; \
 	done
+
+qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
+	@mkdir -p dist
+	@rm -rf dist/repmamba_qgis.zip plugins/qgis/repmamba_qgis/__pycache__
+	cd plugins/qgis && $(PYTHON) -m zipfile -c ../../dist/repmamba_qgis.zip repmamba_qgis
 
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
 	$(BIN)/python docs/write.py
