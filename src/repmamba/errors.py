@@ -75,7 +75,7 @@ class VerificationError(RepmambaError, ValueError):
 
 
 class TrainingStopped(RepmambaError, RuntimeError):
-    """A training run that must not go on: its loss is not finite or diverges."""
+    """A training run that must not go on: its loss is not finite or diverges, or one of its processes is missing."""
 
 
 class ClusterError(RepmambaError, ConnectionError):

@@ -541,10 +541,12 @@ def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None)
                 wait_until_saved(run, folder, kill_after)
                 os.kill(children(run.pid)[0], signal.SIGKILL)
             run.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, AssertionError) as late:
             # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every thread's stack.
             for process in [*children(run.pid), run.pid]:
                 os.kill(process, signal.SIGABRT)
+                time.sleep(1)
+            pytest.fail(f"{late}\n{lines.read_text()}")
         finally:
             run.kill()
     return run.returncode, lines.read_text()

@@ -3,6 +3,7 @@
 import logging
 import signal
 import socket
+import threading
 from datetime import timedelta
 
 import pytest
@@ -93,6 +94,7 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
     left = []
     monkeypatch.setattr(processes_module, "met", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
     with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
         raise fault
@@ -107,6 +109,27 @@ def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
     with pytest.raises(TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."):
         joined(lonely, torch.device("cpu")).__enter__()
     assert not torch.distributed.is_initialized()
+
+
+def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
+    """The second is let into the store at once, and would wait for the third as long as for one that validates."""
+    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=2))
+    port, said = free_port(), []
+
+    def look_for_the_others(rank: int) -> None:
+        with pytest.raises(TrainingStopped) as stopped:
+            joined(Processes(rank, 3, rank, "127.0.0.1", port), torch.device("cpu")).__enter__()
+        said.append(str(stopped.value))
+
+    threads = [threading.Thread(target=look_for_the_others, args=[rank]) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(line[:37] for line in said) == [
+        "Process 0 of 0 to 2 does not meet the",
+        "Process 1 of 0 to 2 does not meet the",
+    ]
 
 
 def test_a_port_that_is_taken_is_said_at_once():

@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 IN_FLIGHT = 2  # items beyond those being computed: one read ahead, one finished and not yet taken
 
 _beginning = threading.Lock()  # two runs that begin at once would take each other's numbers for the process's
+_inside, _threads_outside = 0, 1  # threads within one_compute_thread, and torch's number before the first of them
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
@@ -55,15 +56,25 @@ def side_by_side(
 
 @contextmanager
 def one_compute_thread() -> Iterator[None]:
-    """The calling thread, which somebody else began, computes as one of these workers does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The calling thread, which somebody else began, computes as one of these workers does.
+
+    The number of torch that it sets is that of threads still to come as well (see `_pool`): the first one in keeps what
+    it was, and each that leaves puts that back.
+    """
+    global _inside, _threads_outside
+    with _beginning:
+        if not _inside:
+            _threads_outside = torch.get_num_threads()
+        _inside += 1
+        torch.set_num_threads(1)
     share_passes(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         share_passes(0)
+        with _beginning:
+            _inside -= 1
+            torch.set_num_threads(_threads_outside)
 
 
 @contextmanager

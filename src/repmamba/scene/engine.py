@@ -112,7 +112,7 @@ def upscale_file(
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
     goes on with them.  progress: called with the output pixels finished, and of how many.  assembling: likewise, while
     the finished ones are put together and checked.  Further: see Arguments.
-    Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory.
+    Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory, Cluster.
     """
     begun = time.monotonic()
     target = Path(target)

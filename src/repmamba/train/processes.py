@@ -3,6 +3,8 @@
 Plain torch.distributed: what a run needs of it is a rank, a mean and a wait.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import re
@@ -12,15 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from repmamba.errors import TrainingStopped, UsageError
 from repmamba.inference.device import choose_device
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +128,15 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=met(processes),
-        rank=processes.rank,
-        world_size=processes.world,
-        timeout=PATIENCE,
-    )
+    store = met(processes)
     try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=processes.rank,
+            world_size=processes.world,
+            timeout=PATIENCE,
+        )
         yield processes
     except RuntimeError as fault:
         if isinstance(fault, dist.DistError) or "gloo" in str(fault):  # which has no class of its own
@@ -141,21 +146,29 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
             ) from fault
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def met(processes: Processes) -> Store:
     """The store through which the processes find each other. Raises TrainingStopped if they do not within MEETING."""
+    from torch.distributed.rendezvous import rendezvous  # not there in a torch without distributed
+
     place = f"{processes.address}:{processes.port}"
     store: Store
     try:
         store, _, _ = next(rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING))
+        # Only the one that keeps the store has waited for all, and under torchrun that is none of them.
+        if store.add("here", 1) == processes.world:
+            store.set("all", "here")
+        store.wait(["all"], MEETING)
     except dist.DistError as fault:
         why = str(fault).splitlines()[0].rstrip(".")
         raise TrainingStopped(
             f"Process {processes.rank} of 0 to {processes.world - 1} does not meet the others at {place} ({why}). All "
             "have to be started, and MASTER_ADDR and MASTER_PORT have to name a free port on the machine of process 0."
         ) from fault
+    store.set_timeout(PATIENCE)
     return store
 
 
