@@ -1,5 +1,7 @@
 """Where weights begin."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,10 @@ from repmamba.errors import CheckpointError, RecipeError
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.learner import Learner
+from repmamba.train.monitor import heading
+from repmamba.train.processes import Processes
+from repmamba.train.recipe import Start
 from repmamba.train.start import bilinear_kernels, start_bilinear, weights_for
 
 
@@ -52,10 +58,31 @@ def test_a_bilinear_start_is_refused_where_the_path_is_another():
         start_bilinear(RepMamba(small(4, upsampler="pixelshuffle")))
 
 
-def saved(tmp_path, config: NetworkConfig) -> tuple[RepMamba, str]:
-    torch.manual_seed(1)
+def saved(tmp_path, config: NetworkConfig, seed: int = 1) -> tuple[RepMamba, str]:
+    torch.manual_seed(seed)
     network = RepMamba(config).eval()
-    return network, str(write_checkpoint(tmp_path / "from.safetensors", Checkpoint.of(network)))
+    return network, str(write_checkpoint(tmp_path / f"from{seed}.safetensors", Checkpoint.of(network)))
+
+
+def test_a_run_begins_from_the_mean_of_several_weights_and_says_of_which(tiny, tmp_path):
+    recipe = tiny(step={"ema": 0.9})
+    several = [saved(tmp_path, recipe.network, seed) for seed in (1, 2, 3)]
+    paths = [path for _, path in several]
+    recipe = replace(recipe, start=Start(weights=paths[0], mean_with=tuple(paths[1:])))
+    learner = Learner(recipe, torch.device("cpu"), Processes())
+    states = [network.state_dict() for network, _ in several]
+    for name, tensor in learner.network.state_dict().items():
+        expected = torch.stack([state[name].double() for state in states]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6)
+    assert learner.begun_from["weights"] == paths[0]
+    assert [each["weights"] for each in learner.begun_from["mean_with"]] == paths[1:]
+    lines = heading(recipe, torch.device("cpu"), Processes())
+    assert any(f"begun from the mean of {paths[0]} and {paths[1]} and {paths[2]}" in line for line in lines)
+
+
+def test_a_mean_without_weights_is_refused():
+    with pytest.raises(RecipeError, match=r"start\.mean_with is .*none without start\.weights"):
+        Start(mean_with=("x4",))
 
 
 def begun(config: NetworkConfig, path: str) -> RepMamba:

@@ -18,7 +18,7 @@ from repmamba.train.average import Average
 from repmamba.train.losses import weighted
 from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
-from repmamba.train.start import provenance, start_bilinear, weights_for
+from repmamba.train.start import mean_weights, provenance, start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class Learner:
         if recipe.step.batch_norm == "synchronised" and processes.world > 1:
             self.network = synchronised(self.network, device)
         self.begun_from = provenance(recipe.start.weights) if recipe.start.weights else None
+        if self.begun_from and recipe.start.mean_with:
+            self.begun_from["mean_with"] = [provenance(source) for source in recipe.start.mean_with]
         self.average = average
         if average is not None:
             average.network.to(device)
@@ -165,7 +167,7 @@ def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
     """Set the network's first weights; its running mean, begun as the recipe says."""
     start = recipe.start
     if start.weights:
-        network.load_state_dict(weights_for(recipe.network, start.weights))
+        network.load_state_dict(mean_weights(recipe.network, [start.weights, *start.mean_with]))
     elif start.kind == "bilinear":
         start_bilinear(network)
     if not recipe.step.ema:

@@ -24,7 +24,9 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     first, *later = recipe.data.patches
     patches = f"{first.batch} patches of {first.size}x{first.size} LR pixels"
     patches += "".join(f", {one.batch} of {one.size}x{one.size} from {one.start:,} on" for one in later)
-    start = f"begun from {recipe.start.weights}" if recipe.start.weights else f"from a {recipe.start.kind} start"
+    sources = " and ".join([recipe.start.weights, *recipe.start.mean_with])
+    mean = "the mean of " * bool(recipe.start.mean_with)
+    start = f"begun from {mean}{sources}" if sources else f"from a {recipe.start.kind} start"
     network = f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
     losses = " + ".join(term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"

@@ -179,12 +179,17 @@ class Start:
 
     kind: "random", as published, or "bilinear", where the untrained network already enlarges bilinearly.
     weights: a checkpoint or the name of packaged weights to begin from instead; of another scale, its body is taken and
-    its upsampler resampled.  ema: a checkpoint that the running mean begins from; default the same weights.
+    its upsampler resampled.  mean_with: further ones; the run begins from the mean of all, which is often better than
+    each where all went on from the same weights.  ema: a checkpoint that the running mean begins from; default the same.
     """
 
     kind: Literal["random", "bilinear"] = "random"
     weights: str = ""
+    mean_with: tuple[str, ...] = ()
     ema: str = ""
+
+    def __post_init__(self) -> None:
+        must(bool(self.weights) or not self.mean_with, "start.mean_with", self.mean_with, "none without start.weights")
 
 
 @dataclass(frozen=True, slots=True)

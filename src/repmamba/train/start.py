@@ -3,6 +3,7 @@
 The published random start is the network's own, in its constructors. Nothing here changes the architecture.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
     }
     # The constructor of the network checks that everything else fits.
     return dict(Checkpoint(config, rescaled, f"{source}, resampled").network().state_dict())
+
+
+def mean_weights(config: NetworkConfig, sources: Sequence[str | Path]) -> dict[str, Tensor]:
+    """The mean of several checkpoints' weights and buffers, each as `weights_for` gives it."""
+    several = [weights_for(config, source) for source in sources]
+    return {
+        name: torch.stack([weights[name] for weights in several]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in several[0].items()
+    }
 
 
 def provenance(source: str | Path) -> dict[str, Any]:
