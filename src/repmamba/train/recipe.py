@@ -180,7 +180,7 @@ class Start:
     kind: "random", as published, or "bilinear", where the untrained network already enlarges bilinearly.
     weights: a checkpoint or the name of packaged weights to begin from instead; of another scale, its body is taken and
     its upsampler resampled.  mean_with: further ones; the run begins from the mean of all, which is often better than
-    each where all went on from the same weights.  ema: a checkpoint that the running mean begins from; default the same.
+    each where all went on from the same.  ema: a checkpoint that the running mean begins from; default the same.
     """
 
     kind: Literal["random", "bilinear"] = "random"
