@@ -154,6 +154,7 @@ OF_SCENES = {
     "format": ("--format COG", "COG"),
     "creation": ("--co COMPRESS=LZW --co TILED=A=B", {"COMPRESS": "LZW", "TILED": "A=B"}),
     "workers": ("--workers 3", 3),
+    "cluster": ("--cluster tcp://host:8786", "tcp://host:8786"),
     "overwrite": ("--overwrite", True),
     "restart": ("--restart", True),
     "untrusted": ("--untrusted", True),
