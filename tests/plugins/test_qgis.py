@@ -141,7 +141,7 @@ def test_the_metadata_are_what_qgis_asks_for_and_of_this_version():
 def qgis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """qgis_process with this plugin alone, in a profile and an environment of its own: ours is for another GDAL."""
     if QGIS is None:
-        pytest.skip("no QGIS")
+        pytest.skip("this system has no QGIS")
     folders = {name: tmp_path / name for name in ("QGIS_CUSTOM_CONFIG_PATH", "XDG_RUNTIME_DIR", "HOME")}
     for folder in folders.values():
         folder.mkdir(0o700)
