@@ -94,5 +94,9 @@ class BackendFallback(RepmambaWarning):
     """A scan backend could not start, and the next one in order was taken."""
 
 
+class UndeclaredNodata(RepmambaWarning):
+    """One number fills a scene and lies far from all others, as nodata does that nobody declared."""
+
+
 class OutsideTraining(RepmambaWarning):
     """Imagery of a kind that the weights have never seen (radar, say)."""

@@ -72,6 +72,18 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "of a whole pass.  [default: as the file says]",
 )
 @click.option(
+    "--nodata",
+    metavar="VALUE[,VALUE...]",
+    callback=_numbers(float, None),
+    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file says]",
+)
+@click.option(
+    "--no-alpha",
+    "no_alpha",
+    is_flag=True,
+    help="Enlarge a band that the input calls alpha as data; so does --bands that names it.",
+)
+@click.option(
     "--range",
     "value_range",
     metavar="LOW,HIGH|robust|type",
@@ -165,6 +177,7 @@ def upscale(
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
     settings["format"] = format_name
+    settings["alpha"] = not settings.pop("no_alpha")
     if settings["confidence"] is not None and len(sources) > 1:
         raise UsageError(f"--confidence names one file, and there are {len(sources)} inputs: enlarge them one by one.")
     upscaler = load(**network)

@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.errors import MissingExtra, ShapeMismatch, UsageError
+from repmamba.pixels.nodata import as_nodata
+
+UNEVEN = 0.002  # of a step, by which coordinates may be astray: written with a few digits
+UNEVEN_AT_MOST = 0.25  # the same, of float32 in large numbers; one dropped row makes half a step
 
 
 def is_dataarray(array: object) -> bool:
@@ -25,7 +29,10 @@ def is_dataarray(array: object) -> bool:
 
 
 def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
-    """The numbers of a DataArray as (bands, h, w), and its nodata. One dimension beside y and x may hold bands."""
+    """The numbers of a DataArray as (bands, h, w), and its nodata, if its type has it.
+
+    One dimension beside y and x may hold bands. Raises ShapeMismatch, and UsageError where coordinates are no grid.
+    """
     place = _rioxarray(array)
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
@@ -34,14 +41,16 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
             f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside {rows} and {cols} it may "
             "have one of bands, none of them 0."
         )
+    _transform(array, rows, cols)  # refuses what is no grid before anything is computed
     ordered = array.transpose(*others, rows, cols).values
-    return ordered if others else ordered[None], place.nodata
+    return ordered if others else ordered[None], _held(place.nodata, ordered.dtype.name)
 
 
-def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
+def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None) -> Any:
     """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array.
 
-    Coordinates along rows and columns come along where they are these dimensions' own; statistics of pixels do not.
+    Coordinates along rows and columns come along where they are these dimensions' own; statistics
+    of pixels do not. nodata: in place of the array's own, of all bands or of each.
     """
     from affine import Affine
 
@@ -64,7 +73,10 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
         result = result.rio.write_transform(transform)
     if place.crs is not None:
         result = result.rio.write_crs(place.crs)
-    if place.encoded_nodata is not None:
+    if nodata is not None:
+        if len(set(map(str, nodata))) == 1:
+            result = result.rio.write_nodata(as_nodata(nodata[0], planes.dtype.name))
+    elif place.encoded_nodata is not None:
         result = result.rio.write_nodata(place.encoded_nodata, encoded=True)
     elif place.nodata is not None:
         result = result.rio.write_nodata(place.nodata)
@@ -90,10 +102,57 @@ def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float,
     """Where an axis begins, and how far it is from pixel to pixel; edge and step where no coordinates tell."""
     if name not in array.coords:
         return edge, step
-    centres = array.coords[name].values.astype(np.float64)
+    centres = _centres(name, array.coords[name].values)
     if len(centres) > 1:
         step = (centres[-1] - centres[0]) / (len(centres) - 1)
+        _check_even(name, centres, step)
     return centres[0] - step / 2, step
+
+
+def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The coordinates of pixels as numbers. Raises UsageError where they are none."""
+    if values.dtype.kind not in "iuf":
+        raise UsageError(f"The coordinates {name} are {values.dtype}, and numbers are expected: drop or replace them.")
+    centres = values.astype(np.float64)
+    if not np.isfinite(centres).all():
+        place = int(np.argmin(np.isfinite(centres)))
+        raise UsageError(
+            f"The coordinates {name} are not a grid: number {place + 1} of {len(centres)} is "
+            f"{centres[place]}. Fill it in, or drop them (array.drop_vars)."
+        )
+    return centres
+
+
+def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
+    """Raise UsageError, with the place of the first jump, unless pixels lie step by step but for rounding."""
+    allowed = UNEVEN
+    if (centres == centres.astype(np.float32)).all():  # they may have been rounded to it
+        rounding = np.finfo(np.float32).eps * np.abs(centres).max()
+        allowed = min(UNEVEN_AT_MOST, UNEVEN + rounding / max(abs(step), 1e-300))
+    astray = np.abs(centres - centres[0] - step * np.arange(len(centres)))
+    if step != 0 and astray.max() <= allowed * abs(step):
+        return
+    steps = np.diff(centres)
+    if (steps == 0).all():
+        raise UsageError(f"The coordinates {name} are not a grid: all of them are {centres[0]:.10g}.")
+    changes = np.abs(np.diff(steps))
+    large = changes > allowed * np.abs(np.median(steps))
+    first = int(np.argmax(large if large.any() else changes))
+    raise UsageError(
+        f"The coordinates {name} are not evenly spaced: the step is {steps[first]:.6g}, then "
+        f"{steps[first + 1]:.6g} after {name}={centres[first + 1]:.10g}. Sort them, unwrap longitudes, "
+        "interpolate to an even grid (array.interp), or drop them (array.drop_vars)."
+    )
+
+
+def _held(nodata: Any, dtype: str) -> float | None:
+    """A nodata as numbers of this type can equal it; None where none can."""
+    if nodata is None:
+        return None
+    try:
+        return as_nodata(float(nodata), dtype)
+    except UsageError:
+        return None
 
 
 def _spatial(array: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -33,8 +34,9 @@ from repmamba.network.checkpoint import Checkpoint, read_checkpoint
 from repmamba.network.fusion import FusedRMB
 from repmamba.network.fusion import fuse as fused
 from repmamba.network.rmb import SS2D
-from repmamba.pixels.nodata import enlarged, filled, usable
-from repmamba.pixels.radiometry import Radiometry, ValueHistogram
+from repmamba.pixels.histogram import ValueHistogram, warn_of_fills
+from repmamba.pixels.nodata import as_nodata, enlarged, filled, usable
+from repmamba.pixels.radiometry import Radiometry
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 
@@ -43,6 +45,8 @@ SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and
 MOST = {"tile": 4096, "halo": 512}  # lr pixels that a file of weights may ask for: memory grows with them
 UNSEEN = 0.01  # of an array's numbers, that may lie outside SEEN without a word
 
+MOST_BANDS = 16  # of an array whose bands may come first by mistake
+Layout: TypeAlias = Literal["bands-first", "bands-last"]
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
 Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
 
@@ -85,24 +89,36 @@ class Upscaler:
         array: Image,
         *,
         value_range: ValueRange | None = None,
+        nodata: float | Sequence[float] | None = None,
+        layout: Layout | None = None,
         tile: int | None = None,
         halo: int | None = None,
         workers: int | None = None,
     ) -> Image:
         """Enlarge an image; the result is of the same kind, type and device.
 
-        numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped. What a
-        masked array masks is missing: it touches nothing else, and is masked in the result, its numbers as they were.
+        numpy: (H, W) or (H, W, C), or (C, H, W) with layout="bands-first", as rasterio reads; integers by the whole
+        range of their type, floats as [0, 1] and not clamped. What a masked array masks is missing: it touches nothing
+        else, and is masked in the result, its numbers as they were.
         torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
         xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
         value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
         the image; nothing is clipped to it. Floats far outside [0, 1] that come without it give a warning.
+        nodata: a number that is missing, in all bands or one for each band, in place of a DataArray's own; where a band
+        has it, the result has it too.  layout: of numpy arrays, "bands-last" unless given.
         tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side, changes no result.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
-        given = {"value_range": value_range, "tile": tile, "halo": halo, "workers": workers}
+        given = {
+            "value_range": value_range,
+            "nodata": nodata,
+            "layout": layout,
+            "tile": tile,
+            "halo": halo,
+            "workers": workers,
+        }
         asked = {"tile": self.tile, "halo": self.halo} | checked(given, OF_ARRAYS)
         check_cut(asked["tile"], asked["halo"])
         cut = _Cut(
@@ -110,15 +126,21 @@ class Upscaler:
             asked["halo"],
             choose_workers(asked.get("workers"), self.device),
             asked.get("value_range"),
+            asked.get("nodata"),
         )
+        if layout is not None and (isinstance(array, Tensor) or not isinstance(array, np.ndarray)):
+            raise UsageError(
+                f"layout={layout!r} is for numpy arrays: a tensor has its bands first, and a DataArray names its axes."
+            )
         result: Any
         if isinstance(array, Tensor):
             result = self._upscale_tensor(array, cut)
         elif is_dataarray(array):
-            planes, nodata = planes_of(array)
-            result = like(array, self._upscale_planes(planes, cut, nodata=nodata), self.scale)
+            planes, declared = planes_of(array)
+            cut = cut if cut.nodata is not None or declared is None else replace(cut, nodata=(declared,))
+            result = like(array, self._upscale_planes(planes, cut), self.scale, asked.get("nodata"))
         elif isinstance(array, np.ndarray) and not isinstance(array, np.matrix):
-            result = self._upscale_numpy(array, cut)
+            result = self._upscale_numpy(array, cut, asked.get("layout"))
         else:
             raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
         image: Image = result
@@ -154,19 +176,26 @@ class Upscaler:
             result = result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
         return result
 
-    def _upscale_numpy(self, array: NDArray[Any], cut: _Cut) -> NDArray[Any]:
+    def _upscale_numpy(self, array: NDArray[Any], cut: _Cut, layout: Layout | None) -> NDArray[Any]:
         if array.ndim not in (2, 3) or 0 in array.shape:
             raise ShapeMismatch(
                 f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
             )
-        planes = array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+        if array.ndim == 3 and layout is None and _looks_bands_first(array.shape):
+            raise ShapeMismatch(
+                f"An array of shape {array.shape} looks like (bands, rows, columns), as rasterio reads, and (rows, "
+                "columns, bands) is expected: give layout='bands-first', or np.moveaxis(array, 0, 2). If it is what is "
+                "expected, say so by layout='bands-last'."
+            )
+        axis = 0 if layout == "bands-first" else 2
+        planes = array[None] if array.ndim == 2 else np.moveaxis(array, axis, 0)
         if isinstance(planes, np.ma.MaskedArray):
             masked = np.ma.getmaskarray(planes)
             numbers = self._upscale_planes(planes.data, cut, masked=masked)
             result: NDArray[Any] = np.ma.array(numbers, mask=enlarged(masked, self.scale), fill_value=planes.fill_value)
         else:
             result = self._upscale_planes(planes, cut)
-        return result[0] if array.ndim == 2 else np.moveaxis(result, 0, 2).copy()
+        return result[0] if array.ndim == 2 else np.moveaxis(result, 0, axis).copy()
 
     def _upscale_tensor(self, tensor: Tensor, cut: _Cut) -> Tensor:
         if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
@@ -184,20 +213,19 @@ class Upscaler:
         planes: NDArray[Any],
         cut: _Cut,
         *,
-        nodata: float | None = None,
         masked: NDArray[np.bool_] | None = None,
     ) -> NDArray[Any]:
         """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
-        Missing where all bands are nodata, a float also in one band alone, and where masked, (bands, h, w), says so.
+        Missing is what is nodata in its band, and where masked, (bands, h, w), says so.
         """
         bands, height, width = planes.shape
         groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
+        nodata = _of_bands(cut.nodata, planes)
 
         def known_of(window: tuple[slice, slice]) -> NDArray[np.bool_]:
             raw = planes[:, *window]
-            valid = ~(raw == (np.nan if nodata is None else nodata)).all(0)  # NaN equals nothing
-            known = usable(raw, valid, (nodata,) * bands)
+            known = usable(raw, np.ones(raw.shape[1:], bool), nodata)
             return known if masked is None else known & ~masked[:, *window]
 
         radiometry = _radiometry(planes, known_of((slice(None), slice(None))), groups, cut.value_range)
@@ -225,6 +253,24 @@ class _Cut:
     halo: int
     workers: int
     value_range: ValueRange | None
+    nodata: tuple[float, ...] | None  # one for all bands, or one for each
+
+
+def _looks_bands_first(shape: tuple[int, ...]) -> bool:
+    """Whether three axes are rather (bands, rows, columns) than (rows, columns, bands)."""
+    return shape[0] <= MOST_BANDS and shape[2] > max(4, 2 * shape[0])
+
+
+def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[float, ...]:
+    """The nodata of each band, as their type has it. Raises UsageError."""
+    if nodata is None:
+        return ()
+    bands = len(planes)
+    if len(nodata) not in (1, bands):
+        raise UsageError(
+            f"nodata has {len(nodata)} numbers, and the image {bands} bands: give one for all, or one for each."
+        )
+    return tuple(as_nodata(number, planes.dtype.name) for number in nodata * (bands // len(nodata)))
 
 
 def _radiometry(
@@ -240,13 +286,14 @@ def _radiometry(
     if value_range != "robust":
         return replace(usual, low=(value_range[0],) * bands, high=(value_range[1],) * bands)
     low, high = list(usual.low), list(usual.high)
-    for group in groups:
-        histogram = ValueHistogram()
+    histograms = [ValueHistogram() for _ in groups]
+    for group, histogram in zip(groups, histograms, strict=True):
         for band in group:
             histogram.add(planes[band][known[band]])
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
+    warn_of_fills("The image", histograms, planes.dtype.name, stacklevel=4)
     return replace(usual, low=tuple(low), high=tuple(high))
 
 

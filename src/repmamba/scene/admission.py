@@ -66,6 +66,9 @@ class Reading:
     max_pixels: int | None = None
     fill_corrupt: bool = False  # blocks that cannot be read are missing pixels, and counted
     expand_palette: bool = False  # colours in place of classes
+    nodata: tuple[float, ...] | None = None  # one for all bands or one a band, in place of what the file declares
+    alpha: bool = True  # False: what the file calls alpha is a band like others
+    data_bands: tuple[int, ...] = ()  # numbers of bands that are no alpha, whatever the file calls them
 
     @property
     def limits(self) -> Limits:

@@ -354,7 +354,7 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
             place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
             data = source.read(window=place)
             valid = source.read_masks(1, window=place) != 0 if profile.mask else None
-            half, half_valid = halved(data, valid, nodata=profile.nodata, alpha=profile.has_alpha)
+            half, half_valid = halved(data, valid, nodata=profile.band_nodata, alpha=profile.alpha)
             target.write(half, window=gdal_window(window))
             if half_valid is not None:
                 target.write_mask(half_valid, window=gdal_window(window))

@@ -200,6 +200,9 @@ def _planned(
         max_pixels=given.pop("max_pixels", None),
         fill_corrupt=given.pop("on_corrupt", "error") == "fill",
         expand_palette=given.pop("expand_palette", False),
+        nodata=given.pop("nodata", None),
+        alpha=given.pop("alpha", True),
+        data_bands=given.get("bands", ()),
     )
     workers, place = given.pop("workers", None), given.pop("cluster", None)
     if workers is not None and place is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ class Estimate:
     memory_bytes: int  # above that of the program itself
     cluster: str | None = None  # where the tiles are computed, if not on this machine
     confidence: Path | None = None  # the second raster, where one is wanted
+    said: Mapping[str, str] = field(default_factory=dict)  # what was decided of the source
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
 
     def summary(self) -> str:
         """A few lines for people."""
-        lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
@@ -80,7 +81,8 @@ class Estimate:
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "
-            f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent{alone}\n"
+            f"{'' if self.consistent else 'not '}made consistent{alone}\n"
+            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)}{took}"
         )
@@ -119,6 +121,7 @@ def estimate(
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
+        said=plan.said,
         output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),

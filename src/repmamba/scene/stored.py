@@ -1,4 +1,4 @@
-"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0 to 255, alpha last.
+"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0 to 255.
 
 What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for come row by row: the
 rows of the last one are kept. Errors of the libraries below become one line here, in `reading`.
@@ -23,6 +23,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
+from repmamba.pixels.nodata import as_nodata, missing_everywhere
 from repmamba.scene.admission import CACHE_MB, Reading, block_bytes
 from repmamba.scene.upright import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
@@ -71,14 +72,25 @@ class StoredPixels:
     dataset: Any
     by_rows: bool
     fill_corrupt: bool
-    bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
-    alpha_tells: bool = False  # what is missing is where the last of the bands is 0
+    missing: str  # what tells of missing pixels: "mask", "alpha", "nodata" of all bands, or "" for nothing
+    alpha: int | None = None  # which of the bands is alpha, from 0
+    nodata: tuple[float, ...] | None = None  # of each band but alpha, where the user gives it
     lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey that is not shown as it stands
     turn: int = 1  # how the picture asks to be turned, as in EXIF
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
     _buffer: Pixels | None = field(default=None, repr=False)
     _upright: UprightPicture | None = field(default=None, repr=False)
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """All bands of the file, from 1."""
+        return tuple(range(1, self.dataset.count + 1))
+
+    @property
+    def colours(self) -> tuple[int, ...]:
+        """Those that are not alpha."""
+        return tuple(band for band in self.bands if band - 1 != self.alpha)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,7 +100,7 @@ class StoredPixels:
     @property
     def count(self) -> int:
         """Bands, as they are given out."""
-        return len(self.bands) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
+        return int(self.dataset.count) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) and valid (h, w) of a window."""
@@ -118,7 +130,7 @@ class StoredPixels:
 
     def memory_of(self, rows: int) -> int:
         """Bytes that are kept while windows of so many rows are read."""
-        row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * len(self.bands) + 1)
+        row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * self.dataset.count + 1)
         block: int = self.dataset.block_shapes[0][0]
         decoded = block_bytes(self.dataset)
         # A block that the cache cannot hold is decoded beside it, from bytes that may be as many.
@@ -163,12 +175,26 @@ class StoredPixels:
     def _from_file(self, window: Window) -> Pixels:
         rows, cols = window.slices
         place = ((rows.start, rows.stop), (cols.start, cols.stop))
-        raw = self.dataset.read(list(self.bands), window=place)
-        return raw, raw[-1] != 0 if self.alpha_tells else self.dataset.dataset_mask(window=place) != 0
+        raw = self.dataset.read(window=place)
+        return raw, self._valid(raw, place)
+
+    def _valid(self, raw: NDArray[Any], place: tuple[tuple[int, int], tuple[int, int]]) -> NDArray[np.bool_]:
+        valid = np.ones(raw.shape[1:], bool)
+        colours = [band - 1 for band in self.colours]
+        if self.missing == "alpha":
+            valid = raw[self.alpha] != 0
+        elif self.missing == "mask":
+            valid = self.dataset.read_masks(self.colours[0], window=place) != 0
+        elif self.missing == "nodata" and self.nodata is None:
+            # Not dataset_mask: of four bands, it takes the nodata of the last for that of all.
+            valid = self.dataset.read_masks(list(self.colours), window=place).any(axis=0)
+        if self.nodata is not None:
+            valid = valid & ~missing_everywhere(raw[colours], self.nodata)
+        return valid
 
     def _block_by_block(self, window: Window) -> Pixels:
         """A window of which something cannot be read: what can, and the rest missing."""
-        raw = np.zeros((len(self.bands), window.height, window.width), self.dataset.dtypes[0])
+        raw = np.zeros((self.dataset.count, window.height, window.width), self.dataset.dtypes[0])
         valid = np.zeros((window.height, window.width), bool)
         height, width = self.dataset.block_shapes[0]
         for row in range(window.row // height * height, window.row + window.height, height):
@@ -205,23 +231,50 @@ class StoredPixels:
 
 def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) -> StoredPixels:
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of classes."""
-    alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
-    if dataset.count == 1:
-        alpha = []
-    colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
-    flags = dataset.mask_flag_enums[colours[0] - 1]
-    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    alpha = _alpha(dataset, how)
     grey = _grey_as_shown(dataset)
     return StoredPixels(
         name=name,
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
-        bands=(*colours, *alpha[:1]),
-        alpha_tells=bool(alpha) and not has_mask,
+        missing=_missing(dataset, alpha, given=how.nodata is not None),
+        alpha=alpha,
+        nodata=_given_nodata(name, dataset, alpha, how),
         lookup=_palette(name, dataset, how) if grey is None else grey,
         turn=_orientation(dataset, files),
     )
+
+
+def _alpha(dataset: Any, how: Reading) -> int | None:
+    """Which band is taken for alpha, from 0: the first that the file calls so, and the user does not call data."""
+    if dataset.count == 1 or not how.alpha:
+        return None
+    colours = enumerate(dataset.colorinterp)
+    return next((at for at, colour in colours if colour.name == "alpha" and at + 1 not in how.data_bands), None)
+
+
+def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
+    """What tells of missing pixels: a mask, else alpha, else nodata in all bands."""
+    flags = [each for band, each in enumerate(dataset.mask_flag_enums) if band != alpha]
+    if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
+        return "mask"
+    if alpha is not None:
+        return "alpha"
+    return "nodata" if given or all(MaskFlags.nodata in each for each in flags) else ""
+
+
+def _given_nodata(name: str, dataset: Any, alpha: int | None, how: Reading) -> tuple[float, ...] | None:
+    """The nodata that the user gives, of each band but alpha, as the file's type has it. Raises UsageError."""
+    if how.nodata is None:
+        return None
+    count = dataset.count - (alpha is not None)
+    if len(how.nodata) not in (1, count):
+        raise UsageError(
+            f"--nodata gives {len(how.nodata)} numbers, and {name} has {count} band{'s' * (count > 1)}: give one for "
+            "all, or one for each."
+        )
+    return tuple(as_nodata(number, dataset.dtypes[0]) for number in how.nodata * (count // len(how.nodata)))
 
 
 def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,10 +47,12 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; what is finished is "
             f"kept. Run again with fewer --workers, or with a --tile below {plan.tiles.tile} (that starts anew)."
         ) from error
-    if plan.alpha == "source":
-        alpha = enlarged(raw[-1:], plan.scale)[:, *tile.keep.slices]
-        colours = np.concatenate([colours, alpha])
-    elif plan.alpha == "made":
+    if plan.alpha is not None:
+        alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
+        if plan.alpha_tells:
+            alpha = np.where(footprint, alpha, alpha.dtype.type(0))  # nodata that the user gave is transparent
+        colours = np.insert(colours, plan.alpha_at, alpha, axis=0)
+    elif plan.alpha_tells:
         opaque = np.where(footprint, np.iinfo(colours.dtype).max, 0).astype(colours.dtype)
         colours = np.concatenate([colours, opaque[None]])
     return TileResult(colours, footprint, errors)
@@ -74,8 +77,9 @@ def _colours(
     if footprint.any():
         for place, group in enumerate(plan.groups):
             radiometry = plan.radiometry.of_bands(group)
-            known = usable(raw[list(group)], valid, [plan.band_nodata[band] for band in group])
-            found, expected = _group(raw[list(group)], known, radiometry, tile, plan, upscaler)
+            nodata = [plan.band_nodata[band] for band in group]
+            known = usable(raw[list(group)], valid, nodata)
+            found, expected = _group(raw[list(group)], known, nodata, radiometry, tile, plan, upscaler)
             for band, enlarged_band in zip(group, found, strict=True):
                 np.copyto(numbers[band], enlarged_band, where=footprint)
             if errors is not None and expected is not None:
@@ -86,6 +90,7 @@ def _colours(
 def _group(
     raw: NDArray[Any],
     known: NDArray[np.bool_],
+    nodata: Sequence[float | None],
     radiometry: Radiometry,
     tile: Tile,
     plan: ScenePlan,
@@ -108,7 +113,7 @@ def _group(
     if spike.any():
         beyond = torch.from_numpy(np.where(spike, whole - unit, np.float32(0)))
         sr = sr + F.interpolate(beyond[None], scale_factor=plan.scale, mode="bilinear")[0]
-    numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=plan.nodata)
+    numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
     if not known.all():
         numbers = restored(numbers, raw, known, tile, plan.scale)
     if plan.calibration is None or variance is None:

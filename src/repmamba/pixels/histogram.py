@@ -1,0 +1,227 @@
+"""ValueHistogram: how often each value of a scene occurs, the range of nearly all of them, and what fills it.
+
+A fill is one number in many pixels, apart from all others, as nodata is that no header declares. Whether it means that
+pixels are missing, nobody can tell from the numbers: so it is named, and where it would drag an end of the range far
+away from all others, it is left out of that; nothing else is done.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.errors import UndeclaredNodata
+from repmamba.pixels.radiometry import SPIKE, type_range
+
+ROBUST_PERCENT = (0.5, 99.5)  # of the valid values: a few clouds, glints or dead pixels must not set the contrast
+FEW = 3  # values of a scene of which no range is made, wherever they lie
+DROWNING = 100.0  # a range so many times wider than a scene's contrast would leave of it what a network errs by
+_KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
+
+COMMON = 8  # the most frequent values of a scene, among which fills are looked for
+FILLING = 0.001  # of all values, which a fill has at least
+DRAGGING = 1.0  # widths of the others' range, from which on a fill is left out of it
+APART = 0.5  # the same, from which on a number is a fill
+APART_AT_AN_END = 0.03  # the same, of 0 and the ends of an integer type
+CROWD = 0.1  # of a fill's pixels, which may have other numbers as near: those that were resampled at its edge
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One number that many pixels have, and where the others lie."""
+
+    number: float
+    share: float  # of all numbers
+    low: float  # the range of nearly all others
+    high: float
+
+    @property
+    def distance(self) -> float:
+        """From the range of the others, in their numbers."""
+        return max(self.low - self.number, self.number - self.high)
+
+    @property
+    def drags(self) -> bool:
+        """Whether a range that holds it would leave little of itself to the others."""
+        return self.distance > DRAGGING * (self.high - self.low)
+
+    def said(self, dtype: str) -> str:
+        """The number as its type has it, its share, and how far it lies from the others."""
+        side = "below" if self.number < self.low else "above"
+        return (
+            f"{np.dtype(dtype).type(self.number)} in {100 * self.share:.2g} % of the pixels, "
+            f"{self.distance:.4g} {side} all others ({self.low:.4g} to {self.high:.4g})"
+        )
+
+
+def warn_of_fills(name: str, histograms: Iterable[ValueHistogram], dtype: str, *, stacklevel: int) -> None:
+    """Warn of all fills in one line. name: of what holds them.  stacklevel: as for warnings.warn, of the caller."""
+    fills = sorted((fill for each in histograms for fill in each.fills(ends_of(dtype))), key=lambda fill: fill.share)
+    of_numbers = {fill.number: fill for fill in fills}  # the largest share of each
+    if of_numbers:
+        said = "; ".join(fill.said(dtype) for fill in of_numbers.values())
+        warnings.warn(
+            f"{name} may have nodata that is not declared: {said}. It is enlarged as data. If those "
+            "pixels are missing, give the number with --nodata (Python: nodata=).",
+            UndeclaredNodata,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def ends_of(dtype: str) -> tuple[float, ...]:
+    """The numbers of an integer type that stand in a swath's collar: 0 and the type's ends; of floats none."""
+    return (0.0, *type_range(dtype)) if np.dtype(dtype).kind in "iu" else ()
+
+
+class ValueHistogram:
+    """How often each value occurs in a stream of any type and length: 16 MB, one pass, independent of order and cuts.
+
+    The bins are the leading bits of float32 numbers, which sort as the numbers do; so nothing about the values has to
+    be known beforehand, and a percentile is right to 1/2048 of its own size.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(1 << _KEY_BITS, np.int64)
+        self._numbers = np.zeros(1 << _KEY_BITS)  # one of each bin, by which a fill is named
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        """Count the finite ones of these values."""
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+        if finite.size == 0:
+            return
+        bits = np.clip(finite, *type_range("float32")).astype(np.float32).view(np.uint32)
+        negative = bits >> 31 == 1
+        keys = np.where(negative, ~bits, bits | np.uint32(1 << 31)) >> np.uint32(32 - _KEY_BITS)
+        self.counts += np.bincount(keys, minlength=self.counts.size)
+        self._numbers[keys] = finite
+
+    def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
+        """The values at two percentages; None where nothing was counted.
+
+        Fills that drag it are left out. Where nearly all values are one, the range is that of the others. Where a tail
+        of values would be spikes, it is widened until they are none. Neither looks at FEW values, nor at one number
+        that more of them have: those are spikes, and undeclared nodata.
+        """
+        values, counts = self._values()
+        if counts.size == 0:
+            return None
+        for place, fill in self._fills(values, counts):
+            if fill.drags:
+                counts[place] = 0
+        low, high = _percentiles(values, counts, percent)
+        if low == high:
+            low, high = _of_sparse(values, counts, low, (percent[1] - percent[0]) / 100)
+        return _with_tail(values, counts, low, high)
+
+    def fills(self, ends: Sequence[float] = ()) -> list[Fill]:
+        """Numbers that look like nodata which nobody declared, the most frequent first.
+
+        ends: numbers that look so even when they are near the others: 0 and the ends of an integer type, as in the
+        collar of a swath.
+        """
+        found = [fill for _, fill in self._fills(*self._values(), ends)]
+        return sorted(found, key=lambda fill: -fill.share)
+
+    def _fills(
+        self, values: NDArray[np.float64], counts: NDArray[np.int64], ends: Sequence[float] = ()
+    ) -> list[tuple[int, Fill]]:
+        """Fills, and where each stands among the values."""
+        numbers = self._numbers[np.flatnonzero(self.counts)]
+        total = counts.sum()
+        suspects = np.argsort(counts, kind="stable")[-COMMON:]
+        suspects = suspects[(counts[suspects] > FEW) & (counts[suspects] >= FILLING * total)]
+        apart = np.where(np.isin(numbers[suspects], list(ends)), APART_AT_AN_END, APART)
+        # First by what remains without all of them, which is sure to hold no fill; then by all that is none.
+        others = counts
+        for _ in range(2):
+            others = counts.copy()
+            others[suspects] = 0
+            if suspects.size == 0 or others.sum() <= FEW:
+                return []
+            low, high = _percentiles(values, others, ROBUST_PERCENT)
+            far = np.maximum(low - values, values - high)[suspects] > apart * (high - low)
+            suspects, apart = suspects[far], apart[far]
+        crowds = [
+            others[np.abs(values - values[place]) < part * (high - low)].sum()
+            for place, part in zip(suspects, apart, strict=True)
+        ]
+        return [
+            (int(place), Fill(float(numbers[place]), float(counts[place] / total), low, high))
+            for place, crowd in zip(suspects, crowds, strict=True)
+            if crowd <= CROWD * counts[place]
+        ]
+
+    def spikes(self, low: float, high: float) -> int:
+        """How many values are spikes in a scene of this range."""
+        values, counts = self._values()
+        return int(counts[_widths_beyond(values, low, high) > -SPIKE[0]].sum())
+
+    def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The values that occur, ascending, and how often: of each bin the one nearest to zero."""
+        keys = np.flatnonzero(self.counts)
+        bits = (keys << (32 - _KEY_BITS)).astype(np.uint32)
+        negative = keys >> (_KEY_BITS - 1) == 0
+        bits = np.where(negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF))
+        return bits.view(np.float32).astype(np.float64), self.counts[keys]
+
+
+def _percentiles(
+    values: NDArray[np.float64], counts: NDArray[np.int64], percent: tuple[float, float]
+) -> tuple[float, float]:
+    """The values at two percentages, among ascending values that occur so often."""
+    low, high = (_at_rank(values, counts, max(1.0, counts.sum() * part / 100)) for part in percent)
+    return low, high
+
+
+def _at_rank(values: NDArray[np.float64], counts: NDArray[np.int64], rank: float) -> float:
+    """The value at a rank, from 1, among ascending values that occur so often."""
+    return float(values[np.searchsorted(np.cumsum(counts), rank)])
+
+
+def _telling(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How often the values chosen occur, without the commonest where more than FEW have it; 0 for all others."""
+    counts = np.where(chosen, counts, 0)
+    commonest = counts.argmax()
+    if counts[commonest] > FEW:
+        counts[commonest] = 0  # a nodata that nobody declared, or as good as one
+    return counts
+
+
+def _of_sparse(
+    values: NDArray[np.float64], counts: NDArray[np.int64], usual: float, share: float
+) -> tuple[float, float]:
+    """The range of a scene nearly all of whose values are the usual one: it, and a share of the others."""
+    distances = np.abs(values - usual)
+    others = _telling(counts, distances > 0)
+    total = int(others.sum())
+    if total > FEW:
+        order = np.argsort(distances)
+        reach = _at_rank(distances[order], others[order], min(total - FEW, total * share))
+        near = values[distances <= reach]
+        return float(near[0]), float(near[-1])
+    # There is no contrast to keep; a width will do that does not vanish beside the value, nor hide what little differs.
+    nearest = distances[distances > 0].min(initial=np.inf if usual == 0 or counts.size > 1 else 0)
+    return usual, usual + max(min(1.0, float(nearest)), abs(usual) / 1024)
+
+
+def _widths_beyond(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """How far values lie outside a range, in units of its width; negative inside."""
+    return np.maximum(low - values, values - high) / (high - low)
+
+
+def _with_tail(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float) -> tuple[float, float]:
+    """The range, widened where more than FEW values would be spikes; at most DROWNING times."""
+    beyond = _widths_beyond(values, low, high)
+    tail = _telling(counts, (beyond > -SPIKE[0]) & (beyond < -SPIKE[0] * DROWNING))
+    total = int(tail.sum())
+    if total <= FEW:
+        return low, high
+    order = np.argsort(beyond)
+    reach = 2 * _at_rank(beyond[order], tail[order], total - FEW)  # FEW are left out where they are far from the rest
+    reach = float(beyond[(tail > 0) & (beyond <= reach)].max())
+    wider = reach / -SPIKE[0] * (1 + 2.0**-10)  # by what a value may exceed that of its bin
+    return low, low + (high - low) * wider
