@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from repmamba.pixels.histogram import FEW, ValueHistogram, ends_of
+from repmamba.pixels.histogram import FEW, ValueHistogram
 from repmamba.pixels.radiometry import DTYPES, Radiometry, type_range
 
 

@@ -227,7 +227,8 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_ra
             {"target": "out.png"},  # has no mask: alpha tells of missing pixels
         )
     ]
-    others += [plan(path, how=how).job for how in (Reading(fill_corrupt=True), Reading(expand_palette=True))]
+    readings = (Reading(fill_corrupt=True), Reading(expand_palette=True), Reading(nodata=(60,)))
+    others += [plan(path, how=how).job for how in readings]
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job)
     assert len({usual.id, *(other.id for other in others)}) == 1 + len(others)

@@ -372,7 +372,7 @@ def test_sixteen_bits_of_a_png_are_kept(tmp_path):
         np.testing.assert_array_equal(raster.read(raster.whole)[0][0], data)
 
 
-def test_alpha_that_is_not_the_last_band_is_given_out_last(write_raster, smooth):
+def test_alpha_that_is_not_the_last_band_is_given_out_where_it_is(write_raster, smooth):
     data = smooth(4, 10, 10)
     path = write_raster("first.tif", data)
     with rasterio.open(path, "r+") as file:
@@ -380,8 +380,8 @@ def test_alpha_that_is_not_the_last_band_is_given_out_last(write_raster, smooth)
         file.colorinterp = [colours.alpha, colours.red, colours.green, colours.blue]
     with open_raster(path) as raster:
         raw, _ = raster.read(raster.whole)
-        assert raster.facts.numbers == (2, 3, 4, 1)
-    np.testing.assert_array_equal(raw, data[[1, 2, 3, 0]])
+        assert (raster.facts.alpha, raster.facts.colours) == (0, (1, 2, 3))
+    np.testing.assert_array_equal(raw, data)
 
 
 def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(write_raster, smooth):

@@ -258,7 +258,7 @@ class _Cut:
 
 def _looks_bands_first(shape: tuple[int, ...]) -> bool:
     """Whether three axes are rather (bands, rows, columns) than (rows, columns, bands)."""
-    return shape[0] <= MOST_BANDS and shape[2] > max(4, 2 * shape[0])
+    return shape[0] <= MOST_BANDS and shape[1] > 1 and shape[2] > max(4, 2 * shape[0])
 
 
 def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[float, ...]:

@@ -22,8 +22,9 @@ FEW = 3  # values of a scene of which no range is made, wherever they lie
 DROWNING = 100.0  # a range so many times wider than a scene's contrast would leave of it what a network errs by
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
 
-COMMON = 8  # the most frequent values of a scene, among which fills are looked for
 FILLING = 0.001  # of all values, which a fill has at least
+AT_AN_END = 3  # fills that are looked for below all others, and above them
+MANY = 16  # different values beside the fills, without which none of them is told from a step of a few
 DRAGGING = 1.0  # widths of the others' range, from which on a fill is left out of it
 APART = 0.5  # the same, from which on a number is a fill
 APART_AT_AN_END = 0.03  # the same, of 0 and the ends of an integer type
@@ -53,7 +54,7 @@ class Fill:
         """The number as its type has it, its share, and how far it lies from the others."""
         side = "below" if self.number < self.low else "above"
         return (
-            f"{np.dtype(dtype).type(self.number)} in {100 * self.share:.2g} % of the pixels, "
+            f"{np.dtype(dtype).type(self.number)!s} in {100 * self.share:.3g} % of it, "
             f"{self.distance:.4g} {side} all others ({self.low:.4g} to {self.high:.4g})"
         )
 
@@ -65,8 +66,8 @@ def warn_of_fills(name: str, histograms: Iterable[ValueHistogram], dtype: str, *
     if of_numbers:
         said = "; ".join(fill.said(dtype) for fill in of_numbers.values())
         warnings.warn(
-            f"{name} may have nodata that is not declared: {said}. It is enlarged as data. If those "
-            "pixels are missing, give the number with --nodata (Python: nodata=).",
+            f"{name} may have nodata that is not declared: {said}. It is enlarged as data; if those "
+            "pixels are missing, say so with --nodata NUMBER (Python: nodata=NUMBER).",
             UndeclaredNodata,
             stacklevel=stacklevel + 1,
         )
@@ -132,28 +133,27 @@ class ValueHistogram:
         """Fills, and where each stands among the values."""
         numbers = self._numbers[np.flatnonzero(self.counts)]
         total = counts.sum()
-        suspects = np.argsort(counts, kind="stable")[-COMMON:]
-        suspects = suspects[(counts[suspects] > FEW) & (counts[suspects] >= FILLING * total)]
-        apart = np.where(np.isin(numbers[suspects], list(ends)), APART_AT_AN_END, APART)
-        # First by what remains without all of them, which is sure to hold no fill; then by all that is none.
-        others = counts
-        for _ in range(2):
+        heavy = np.flatnonzero((counts > FEW) & (counts >= FILLING * total))
+        # As many as possible, since each of two would hide that the other one is far from the rest.
+        numbers_of = ((below, above) for below in range(AT_AN_END + 1) for above in range(AT_AN_END + 1))
+        for below, above in sorted(numbers_of, key=sum, reverse=True):
+            if not 0 < below + above <= len(heavy):
+                continue
+            suspects = [*heavy[:below], *heavy[len(heavy) - above :]]
             others = counts.copy()
             others[suspects] = 0
-            if suspects.size == 0 or others.sum() <= FEW:
-                return []
+            if np.count_nonzero(others) < MANY:
+                continue
             low, high = _percentiles(values, others, ROBUST_PERCENT)
-            far = np.maximum(low - values, values - high)[suspects] > apart * (high - low)
-            suspects, apart = suspects[far], apart[far]
-        crowds = [
-            others[np.abs(values - values[place]) < part * (high - low)].sum()
-            for place, part in zip(suspects, apart, strict=True)
-        ]
-        return [
-            (int(place), Fill(float(numbers[place]), float(counts[place] / total), low, high))
-            for place, crowd in zip(suspects, crowds, strict=True)
-            if crowd <= CROWD * counts[place]
-        ]
+            if low == high:
+                low, high = values[others > 0][[0, -1]]
+            found = [
+                (int(place), Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high)))
+                for place in suspects
+            ]
+            if all(_stands_apart(fill, values, others, fill.share * total, ends) for _, fill in found):
+                return found
+        return []
 
     def spikes(self, low: float, high: float) -> int:
         """How many values are spikes in a scene of this range."""
@@ -167,6 +167,15 @@ class ValueHistogram:
         negative = keys >> (_KEY_BITS - 1) == 0
         bits = np.where(negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF))
         return bits.view(np.float32).astype(np.float64), self.counts[keys]
+
+
+def _stands_apart(
+    fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], count: float, ends: Sequence[float]
+) -> bool:
+    """Whether a number is far from all others, but for a few that were resampled at its edge."""
+    far = (APART_AT_AN_END if fill.number in ends else APART) * (fill.high - fill.low)
+    crowd = others[np.abs(values - fill.number) < far].sum()
+    return fill.distance > far and bool(crowd <= CROWD * count)
 
 
 def _percentiles(

@@ -207,6 +207,8 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
     if compression == "WEBP" and options.get("INTERLEAVE") == "BAND":
         # GDAL warns of it, and then compresses memory that is not the picture's.
         raise UsageError("COMPRESS=WEBP takes bands side by side alone: leave INTERLEAVE=BAND out.")
+    if compression == "WEBP" and profile.alpha not in (None, profile.count - 1):
+        raise UsageError("COMPRESS=WEBP takes alpha as the last band: choose the order with --bands, or another one.")
     if compression == "JPEG" and profile.has_alpha:
         raise UsageError("COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep it.")
     return options

@@ -164,7 +164,7 @@ def plan_scene(
         "consistent": consistent,
         "missing": told,
         "nodata": [facts.band_nodata[place] for place in places],
-        "alpha": None if facts.alpha is None else facts.numbers[facts.alpha],
+        **({} if facts.alpha is None else {"alpha": facts.numbers[facts.alpha], "alpha_at": alpha_at}),
         "fill_corrupt": how.fill_corrupt,
         "expand_palette": how.expand_palette,
         "device": upscaler.device.type,
@@ -287,7 +287,8 @@ def _radiometry(
         histograms = []
         with suppress(CorruptSource):  # what needs to be read will be, and said then
             histograms = _histograms(raster, _sample(raster), places, groups)
-    warn_of_fills(raster.facts.name, histograms, dtype, stacklevel=4)
+    looked_at = raster.facts.name if asked == "robust" else f"A sample of {raster.facts.name}"
+    warn_of_fills(looked_at, histograms, dtype, stacklevel=4)
     if asked == "type":
         return usual, f"the ends of {dtype}, {found}"
     if asked == "robust":

@@ -62,7 +62,7 @@ class RasterFacts:
     nodata_given: bool  # by the user
     band_nodata: tuple[float | None, ...]  # what is missing in one band alone
     missing: str  # how missing pixels are told of a result: "mask", "alpha", "nodata", or "" for not at all
-    told_by: str  # what tells of them in the file, likewise
+    told_by: str  # what tells of them in the file: "mask", "alpha", "bands" of each band alone, or "" for nothing
     alpha: int | None  # which of the bands says how opaque the others are, from 0; a mask may tell what is missing
     numbers: tuple[int, ...]  # of the bands in the file, from 1
     colorinterp: tuple[str, ...]
@@ -253,14 +253,13 @@ def _missing(dataset: Any, pixels: StoredPixels, band_nodata: tuple[float | None
     of_bands = [nodata for place, nodata in enumerate(band_nodata) if place != pixels.alpha]
     # NaN equals itself as a text alone.
     one = of_bands[0] if len(set(map(str, of_bands))) == 1 else None
-    if pixels.nodata is None and pixels.missing == "nodata":
-        if not _is_within(dataset.dtypes[0], dataset.nodata):
-            return "", None
-        if not _is_number_of(dataset.dtypes[0], dataset.nodata):
-            return "mask", None  # GDAL rounds it
-    if pixels.missing != "nodata":
+    if pixels.missing != "bands":
         return pixels.missing, one if pixels.nodata is not None else None
-    return ("mask", None) if one is None else ("nodata", one)  # each band has another one
+    if one is not None:
+        return "nodata", one
+    if dataset.nodata is not None and not _is_within(dataset.dtypes[0], dataset.nodata):
+        return "", None
+    return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
 
 
 def _said_colours(colours: tuple[str, ...], alpha: int | None, how: Reading) -> tuple[str, ...]:

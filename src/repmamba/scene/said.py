@@ -15,8 +15,8 @@ def said_of_missing(facts: RasterFacts) -> str:
     if numbers != ["none"]:
         what = f"where a band is {numbers[0]}" if len(numbers) == 1 else f"where bands are {_listed_of(of_bands)}"
         by.append(f"{what}, as {'given' if facts.nodata_given else 'the file declares'}")
-    elif facts.told_by == "nodata":
-        by.append("by nodata of the numbers that the file stores")
+    elif facts.told_by == "bands":
+        by.append("by what the file says of each band")
     return "; ".join(by) or "none are declared"
 
 

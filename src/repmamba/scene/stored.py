@@ -72,7 +72,7 @@ class StoredPixels:
     dataset: Any
     by_rows: bool
     fill_corrupt: bool
-    missing: str  # what tells of missing pixels: "mask", "alpha", "nodata" of all bands, or "" for nothing
+    missing: str  # what tells of missing pixels: "mask", "alpha", "bands" (nodata, mostly), or "" for nothing
     alpha: int | None = None  # which of the bands is alpha, from 0
     nodata: tuple[float, ...] | None = None  # of each band but alpha, where the user gives it
     lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey that is not shown as it stands
@@ -185,7 +185,7 @@ class StoredPixels:
             valid = raw[self.alpha] != 0
         elif self.missing == "mask":
             valid = self.dataset.read_masks(self.colours[0], window=place) != 0
-        elif self.missing == "nodata" and self.nodata is None:
+        elif self.missing == "bands" and self.nodata is None:
             # Not dataset_mask: of four bands, it takes the nodata of the last for that of all.
             valid = self.dataset.read_masks(list(self.colours), window=place).any(axis=0)
         if self.nodata is not None:
@@ -255,13 +255,14 @@ def _alpha(dataset: Any, how: Reading) -> int | None:
 
 
 def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
-    """What tells of missing pixels: a mask, else alpha, else nodata in all bands."""
+    """What tells of missing pixels: a mask, else alpha, else all bands, each by its nodata or a mask of its own."""
     flags = [each for band, each in enumerate(dataset.mask_flag_enums) if band != alpha]
     if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
         return "mask"
     if alpha is not None:
         return "alpha"
-    return "nodata" if given or all(MaskFlags.nodata in each for each in flags) else ""
+    of_bands = not any(MaskFlags.all_valid in each or MaskFlags.alpha in each for each in flags)
+    return "bands" if given or of_bands else ""
 
 
 def _given_nodata(name: str, dataset: Any, alpha: int | None, how: Reading) -> tuple[float, ...] | None:
