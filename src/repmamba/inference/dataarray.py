@@ -43,7 +43,7 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
         )
     _transform(array, rows, cols)  # refuses what is no grid before anything is computed
     ordered = array.transpose(*others, rows, cols).values
-    return ordered if others else ordered[None], _held(place.nodata, ordered.dtype.name)
+    return ordered if others else ordered[None], _nodata(array)
 
 
 def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None) -> Any:
@@ -78,7 +78,7 @@ def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...]
             result = result.rio.write_nodata(as_nodata(nodata[0], planes.dtype.name))
     elif place.encoded_nodata is not None:
         result = result.rio.write_nodata(place.encoded_nodata, encoded=True)
-    elif place.nodata is not None:
+    elif _nodata(array) is not None:
         result = result.rio.write_nodata(place.nodata)
     return result.transpose(*array.dims)
 
@@ -90,6 +90,8 @@ def _transform(array: Any, rows: Any, cols: Any) -> Any:
     """
     from affine import Affine
 
+    for name in {rows, cols} & set(array.coords):
+        _centres(name, array.coords[name].values)  # rioxarray fails on what is no number
     kept = array.rio.transform()
     if kept.b or kept.d:
         return kept
@@ -145,13 +147,12 @@ def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
     )
 
 
-def _held(nodata: Any, dtype: str) -> float | None:
-    """A nodata as numbers of this type can equal it; None where none can."""
-    if nodata is None:
-        return None
+def _nodata(array: Any) -> float | None:
+    """The nodata that an array declares; None where its type has no such number."""
     try:
-        return as_nodata(float(nodata), dtype)
-    except UsageError:
+        nodata = array.rio.nodata
+        return None if nodata is None else as_nodata(float(nodata), array.dtype.name)
+    except (OverflowError, ValueError):  # rioxarray's, and ours
         return None
 
 

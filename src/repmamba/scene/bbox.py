@@ -50,7 +50,8 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         boxes = [box]
     else:
         right = box.right + ROUND if box.left > box.right else box.right
-        boxes = [_Box(box.left + turn, box.bottom, right + turn, box.top) for turn in (0.0, ROUND, -ROUND)]
+        turns = (ROUND * count for count in range(-2, 3))
+        boxes = [_Box(box.left + turn, box.bottom, right + turn, box.top) for turn in turns]
     met = {window for each in boxes if not (window := _met(grid, grid.transform, each)).is_empty}
     met = {window for window in met if not any(other != window and other.contains(window) for other in met)}
     if not met:
