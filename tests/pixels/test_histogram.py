@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from repmamba.pixels.histogram import FEW, ValueHistogram
+from repmamba.errors import UndeclaredNodata
+from repmamba.pixels.histogram import FEW, ValueHistogram, warn_of_fills
 from repmamba.pixels.radiometry import DTYPES, Radiometry, type_range
 
 
@@ -107,3 +108,86 @@ def test_nothing_counted_is_no_range():
     histogram = ValueHistogram()
     histogram.add(np.full(10, np.nan))
     assert histogram.range() is None
+
+
+def histogram_of(values):
+    histogram = ValueHistogram()
+    histogram.add(np.asarray(values))
+    return histogram
+
+
+@given(
+    share=st.floats(0.005, 0.99),
+    number=st.sampled_from([-9999.0, -3.4028235e38, 32767, 1e20, -32768, 65535]),
+    low=st.sampled_from([0.0, -1.0, 0.02, 250.0]),
+    width=st.sampled_from([1.0, 60.0]),
+)
+def test_no_share_of_a_fill_drags_the_range(share, number, low, width):
+    values = low + width * np.random.default_rng(0).random(4000)
+    expected = histogram_of(values).range()
+    count = round(share / (1 - share) * len(values))
+    found = histogram_of(np.concatenate([np.full(count, number), values]))
+    assert found.range() == expected
+    (fill,) = found.fills()
+    assert fill.number == number
+    assert fill.share == pytest.approx(share, abs=1e-3)
+    assert fill.distance == pytest.approx(max(low - number, number - low - width), rel=0.02)
+
+
+@pytest.mark.parametrize("numbers", [(-9999, 32767), (-9999, -32768), (-9999, -9998), (-9999, -9000, -32768)])
+def test_several_fills_hide_none_of_each_other(numbers):
+    values = np.random.default_rng(0).uniform(300, 4000, 4000)
+    expected = histogram_of(values).range()
+    found = histogram_of(np.concatenate([*(np.full(200, number) for number in numbers), values]))
+    assert found.range() == expected
+    assert {fill.number for fill in found.fills()} <= set(numbers)
+    assert len(found.fills()) >= len({round(number, -2) for number in numbers})
+
+
+def test_pixels_resampled_at_the_edge_of_a_fill_do_not_hide_it():
+    values = np.random.default_rng(0).uniform(0.1, 0.5, 40_000)
+    values[:800] = -9999
+    values[800:900] = np.linspace(-9900, -1, 100)
+    low, high = histogram_of(values).range()
+    assert 0 < low < high < 0.51
+    assert [fill.number for fill in histogram_of(values).fills()] == [-9999]
+
+
+@pytest.mark.parametrize("number", [0, 255])
+def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
+    values = np.random.default_rng(0).integers(10, 246, 9000)
+    values[:500] = number
+    assert [fill.number for fill in histogram_of(values).fills(zero=True)] == ([0] if number == 0 else [])
+    assert not histogram_of(values).fills()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(100, 20, 9000).clip(60, 255).round(),  # deep shadows
+        np.random.default_rng(0).integers(0, 256, 9000),
+        np.repeat(np.arange(1005, 1150, 12), 40),  # a few values, each in many pixels
+        np.repeat([0, 100, 101, 102, 103], 1000),  # classes
+        np.concatenate([np.zeros(9000), np.random.default_rng(0).random(1000)]),  # a night with lamps
+        np.random.default_rng(0).lognormal(0, 2, 9000),
+        np.random.default_rng(0).integers(0, 12000, 9000) ** 2 % 65536,
+        np.full(100, 7),
+        [],
+    ],
+    ids=["shadows", "all", "levels", "classes", "lamps", "tail", "noise", "constant", "none"],
+)
+def test_numbers_among_others_are_no_fill(values):
+    assert not histogram_of(np.asarray(values, float)).fills(zero=True)
+
+
+def test_a_warning_names_each_fill_once_as_its_type_has_it():
+    values = np.random.default_rng(0).uniform(0, 1, 1000).astype(np.float32)
+    values[:10] = -3.4028235e38
+    other = values.copy()
+    other[:30] = -3.4028235e38
+    with pytest.warns(
+        UndeclaredNodata, match=r"^A scene may .*: -3.4028235e\+38 in 3 % of it, 3.403e\+38 below"
+    ) as told:
+        warn_of_fills("A scene", [histogram_of(values), histogram_of(other)], "float32", stacklevel=1)
+    assert str(told[0].message).count("of it") == 1
+    assert told[0].filename == __file__

@@ -33,7 +33,6 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
 
     One dimension beside y and x may hold bands. Raises ShapeMismatch, and UsageError where coordinates are no grid.
     """
-    place = _rioxarray(array)
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     if len(others) > 1 or 0 in array.shape:
@@ -158,10 +157,11 @@ def _nodata(array: Any) -> float | None:
 
 def _spatial(array: Any) -> tuple[Any, Any]:
     """The names of the dimensions of rows and columns."""
+    place = _rioxarray(array)
     from rioxarray.exceptions import DimensionError
 
     try:
-        return array.rio.y_dim, array.rio.x_dim
+        return place.y_dim, place.x_dim
     except DimensionError as unknown:
         raise UsageError(
             f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns cannot be told: say so by "

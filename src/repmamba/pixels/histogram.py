@@ -8,7 +8,7 @@ away from all others, it is left out of that; nothing else is done.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,10 @@ _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their v
 
 FILLING = 0.001  # of all values, which a fill has at least
 AT_AN_END = 3  # fills that are looked for below all others, and above them
-MANY = 16  # different values beside the fills, without which none of them is told from a step of a few
+MANY = 5  # different values beside fills, without which these may be steps of a few
 DRAGGING = 1.0  # widths of the others' range, from which on a fill is left out of it
 APART = 0.5  # the same, from which on a number is a fill
-APART_AT_AN_END = 0.03  # the same, of 0 and the ends of an integer type
+ZERO_APART = 0.03  # the same, of an integer 0
 CROWD = 0.1  # of a fill's pixels, which may have other numbers as near: those that were resampled at its edge
 
 
@@ -50,6 +50,11 @@ class Fill:
         """Whether a range that holds it would leave little of itself to the others."""
         return self.distance > DRAGGING * (self.high - self.low)
 
+    def drags_with_it(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """It, and what lies as far on its side of the others: pixels resampled at its edge are a mean of both."""
+        beyond = self.low - values if self.number < self.low else values - self.high
+        return beyond > DRAGGING * (self.high - self.low)
+
     def said(self, dtype: str) -> str:
         """The number as its type has it, its share, and how far it lies from the others."""
         side = "below" if self.number < self.low else "above"
@@ -61,7 +66,10 @@ class Fill:
 
 def warn_of_fills(name: str, histograms: Iterable[ValueHistogram], dtype: str, *, stacklevel: int) -> None:
     """Warn of all fills in one line. name: of what holds them.  stacklevel: as for warnings.warn, of the caller."""
-    fills = sorted((fill for each in histograms for fill in each.fills(ends_of(dtype))), key=lambda fill: fill.share)
+    fills = sorted(
+        (fill for each in histograms for fill in each.fills(zero=np.dtype(dtype).kind in "iu")),
+        key=lambda fill: fill.share,
+    )
     of_numbers = {fill.number: fill for fill in fills}  # the largest share of each
     if of_numbers:
         said = "; ".join(fill.said(dtype) for fill in of_numbers.values())
@@ -71,11 +79,6 @@ def warn_of_fills(name: str, histograms: Iterable[ValueHistogram], dtype: str, *
             UndeclaredNodata,
             stacklevel=stacklevel + 1,
         )
-
-
-def ends_of(dtype: str) -> tuple[float, ...]:
-    """The numbers of an integer type that stand in a swath's collar: 0 and the type's ends; of floats none."""
-    return (0.0, *type_range(dtype)) if np.dtype(dtype).kind in "iu" else ()
 
 
 class ValueHistogram:
@@ -110,27 +113,22 @@ class ValueHistogram:
         values, counts = self._values()
         if counts.size == 0:
             return None
-        for place, fill in self._fills(values, counts):
+        for fill in self._fills(values, counts):
             if fill.drags:
-                counts[place] = 0
+                counts[fill.drags_with_it(values)] = 0
         low, high = _percentiles(values, counts, percent)
         if low == high:
             low, high = _of_sparse(values, counts, low, (percent[1] - percent[0]) / 100)
         return _with_tail(values, counts, low, high)
 
-    def fills(self, ends: Sequence[float] = ()) -> list[Fill]:
+    def fills(self, *, zero: bool = False) -> list[Fill]:
         """Numbers that look like nodata which nobody declared, the most frequent first.
 
-        ends: numbers that look so even when they are near the others: 0 and the ends of an integer type, as in the
-        collar of a swath.
+        zero: 0 looks so even when it is near the others, as integers of a swath's collar do.
         """
-        found = [fill for _, fill in self._fills(*self._values(), ends)]
-        return sorted(found, key=lambda fill: -fill.share)
+        return sorted(self._fills(*self._values(), zero=zero), key=lambda fill: -fill.share)
 
-    def _fills(
-        self, values: NDArray[np.float64], counts: NDArray[np.int64], ends: Sequence[float] = ()
-    ) -> list[tuple[int, Fill]]:
-        """Fills, and where each stands among the values."""
+    def _fills(self, values: NDArray[np.float64], counts: NDArray[np.int64], *, zero: bool = False) -> list[Fill]:
         numbers = self._numbers[np.flatnonzero(self.counts)]
         total = counts.sum()
         heavy = np.flatnonzero((counts > FEW) & (counts >= FILLING * total))
@@ -148,10 +146,9 @@ class ValueHistogram:
             if low == high:
                 low, high = values[others > 0][[0, -1]]
             found = [
-                (int(place), Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high)))
-                for place in suspects
+                Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high)) for place in suspects
             ]
-            if all(_stands_apart(fill, values, others, fill.share * total, ends) for _, fill in found):
+            if all(_stands_apart(fill, values, others, fill.share * total, zero=zero) for fill in found):
                 return found
         return []
 
@@ -170,10 +167,10 @@ class ValueHistogram:
 
 
 def _stands_apart(
-    fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], count: float, ends: Sequence[float]
+    fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], count: float, *, zero: bool
 ) -> bool:
     """Whether a number is far from all others, but for a few that were resampled at its edge."""
-    far = (APART_AT_AN_END if fill.number in ends else APART) * (fill.high - fill.low)
+    far = (ZERO_APART if zero and fill.number == 0 else APART) * (fill.high - fill.low)
     crowd = others[np.abs(values - fill.number) < far].sum()
     return fill.distance > far and bool(crowd <= CROWD * count)
 
