@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from repmamba.errors import UsageError
 
 LEAST = {"tile": 2, "halo": 0}  # lr pixels
@@ -111,9 +113,18 @@ def _layout(value: Any) -> str:
     return str(value)
 
 
+def yes_or_no(value: Any) -> bool:
+    """True or False of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError("This is neither True nor False.")
+    return bool(value)
+
+
+FLAG = Kind("True or False", yes_or_no)
 OF_ARRAYS = {
     "value_range": Kind(f"{RANGE.words}, or 'robust'", _range),
     "nodata": NODATA,
+    "consistent": FLAG,
     "layout": Kind("'bands-first' or 'bands-last'", _layout),
     "tile": PIXELS,
     "halo": PIXELS,

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import FoundWeights, find_weights
-from repmamba.inference.confidence import Calibration, read_calibration
+from repmamba.inference.confidence import Calibration, doubt, read_calibration, rounded
+from repmamba.inference.consistency import consistent as made_consistent
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
@@ -36,9 +37,10 @@ from repmamba.network.fusion import fuse as fused
 from repmamba.network.rmb import SS2D
 from repmamba.pixels.histogram import ValueHistogram, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, enlarged, filled, usable
-from repmamba.pixels.radiometry import Radiometry
+from repmamba.pixels.radiometry import SPIKE, Radiometry
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
+from repmamba.tiles.window import Window
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
 
@@ -90,6 +92,7 @@ class Upscaler:
         *,
         value_range: ValueRange | None = None,
         nodata: float | Sequence[float] | None = None,
+        consistent: bool | None = None,
         layout: Layout | None = None,
         tile: int | None = None,
         halo: int | None = None,
@@ -107,13 +110,15 @@ class Upscaler:
         value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
         the image; nothing is clipped to it. Floats far outside [0, 1] that come without it give a warning.
         nodata: a number that is missing, in all bands or one for each band, in place of a DataArray's own; where a band
-        has it, the result has it too.  layout: of numpy arrays, "bands-last" unless given.
+        has it, the result has it too.  consistent: the result, made small again, is the image, but for spikes and what
+        the type's ends clip; not unless asked for.  layout: of numpy arrays, "bands-last" unless given.
         tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side, changes no result.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
         given = {
             "value_range": value_range,
             "nodata": nodata,
+            "consistent": consistent,
             "layout": layout,
             "tile": tile,
             "halo": halo,
@@ -127,6 +132,7 @@ class Upscaler:
             choose_workers(asked.get("workers"), self.device),
             asked.get("value_range"),
             asked.get("nodata"),
+            asked.get("consistent", False),
         )
         if layout is not None and (isinstance(array, Tensor) or not isinstance(array, np.ndarray)):
             raise UsageError(
@@ -166,6 +172,53 @@ class Upscaler:
             return mean
 
         return self._enlarge(run, unit, (tuple(range(len(unit))),)), variances[0]
+
+    def enlarge_numbers(
+        self,
+        raw: NDArray[Any],
+        known: NDArray[np.bool_],
+        keep: Window,
+        radiometry: Radiometry,
+        *,
+        nodata: Sequence[float | None],
+        consistent: bool,
+        calibration: Calibration | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """One tile of bands that go through the network together, of a file or an array.
+
+        raw, known: (bands, h, w), in the numbers of radiometry and where they can be used -> the same numbers in keep,
+        a window of (scale h, scale w). What is not known stays what it is, scale x scale times, and touches nothing.
+        nodata: of each band, which no result equals.  consistent: the result, made small again, is raw.
+        With a calibration, the error to expect comes along, (h, w), NaN where one of the bands is not known.
+        """
+        whole = radiometry.to_unit(raw)
+        spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
+        # A spike is cut off before anything is made of it, and what was cut off put back where it was.
+        unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)
+        if calibration is None:
+            sr, variance = self.enlarge(unit, (tuple(range(len(raw))),)), None
+        else:
+            sr, variance = self.enlarge_with_variance(unit)
+        if consistent:
+            sr = made_consistent(sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), self.scale)
+        if spike.any():
+            beyond = torch.from_numpy(np.where(spike, whole - unit, np.float32(0)))
+            sr = sr + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
+        numbers = radiometry.from_unit(sr[:, *keep.slices].numpy(), nodata=nodata)
+        if not known.all():
+            numbers = np.where(self._kept(known, keep), numbers, self._kept(raw, keep))
+        if calibration is None or variance is None:
+            return numbers, None
+        expected = calibration.expected_error(doubt(sr, variance)[keep.slices].numpy())
+        expected = rounded(
+            expected * np.float32(radiometry.high[0] - radiometry.low[0])
+        )  # one range for all of a group
+        everywhere = self._kept(np.logical_and.reduce(known), keep)
+        return numbers, np.where(everywhere, expected, np.float32(np.nan))
+
+    def _kept(self, pixels: NDArray[Any], keep: Window) -> NDArray[Any]:
+        """Each of (..., h, w) scale x scale times, in a window of that."""
+        return enlarged(pixels, self.scale)[..., *keep.slices]
 
     def _enlarge(self, run: Run, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         whole = torch.from_numpy(np.ascontiguousarray(unit))
@@ -233,12 +286,17 @@ class Upscaler:
         result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
-            raw = planes[:, *tile.read.slices]
-            known = known_of(tile.read.slices)
-            sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
-            numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
-            if not known.all():
-                numbers = restored(numbers, raw, known, tile, self.scale)
+            raw, known = planes[:, *tile.read.slices], known_of(tile.read.slices)
+            numbers = np.empty((bands, tile.keep.height, tile.keep.width), planes.dtype)
+            for group in map(list, groups):
+                numbers[group], _ = self.enlarge_numbers(
+                    raw[group],
+                    known[group],
+                    tile.keep,
+                    radiometry.of_bands(group),
+                    nodata=[nodata[band] for band in group],
+                    consistent=cut.consistent,
+                )
             return tile, numbers
 
         with closing(side_by_side(step, plan, cut.workers, len(plan))) as results:
@@ -254,6 +312,7 @@ class _Cut:
     workers: int
     value_range: ValueRange | None
     nodata: tuple[float, ...] | None  # one for all bands, or one for each
+    consistent: bool
 
 
 def _looks_bands_first(shape: tuple[int, ...]) -> bool:
@@ -261,11 +320,11 @@ def _looks_bands_first(shape: tuple[int, ...]) -> bool:
     return shape[0] <= MOST_BANDS and shape[1] > 1 and shape[2] > max(4, 2 * shape[0])
 
 
-def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[float, ...]:
+def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[float | None, ...]:
     """The nodata of each band, as their type has it. Raises UsageError."""
-    if nodata is None:
-        return ()
     bands = len(planes)
+    if nodata is None:
+        return (None,) * bands
     if len(nodata) not in (1, bands):
         raise UsageError(
             f"nodata has {len(nodata)} numbers, and the image {bands} bands: give one for all, or one for each."
@@ -306,14 +365,6 @@ def _warn_of_unseen(numbers: NDArray[np.floating[Any]]) -> None:
             OutsideTraining,
             stacklevel=4,
         )
-
-
-def restored(
-    numbers: NDArray[Any], raw: NDArray[Any], known: NDArray[np.bool_], tile: Tile, scale: int
-) -> NDArray[Any]:
-    """A tile's result with the numbers that could not be used (NaN, infinities) back in their scaled footprint."""
-    footprint = enlarged(known, scale)[:, *tile.keep.slices]
-    return np.where(footprint, numbers, enlarged(raw, scale)[:, *tile.keep.slices])
 
 
 def load(

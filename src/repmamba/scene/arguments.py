@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-import numpy as np
-
-from repmamba.inference.options import NODATA, PIXELS, RANGE, WHOLE, Kind, checked, number, several, whole
+from repmamba.inference.options import FLAG, NODATA, PIXELS, RANGE, WHOLE, Kind, checked, number, several, whole
 from repmamba.scene.plan import ValueRange
 from repmamba.tiles.window import Window
 
@@ -51,12 +49,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("This is no text.")
     return value
-
-
-def _yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError("This is neither True nor False.")
-    return bool(value)
 
 
 def _window(value: Any) -> Window:
@@ -102,7 +94,7 @@ def _creation(value: Any) -> dict[str, str]:
 
 
 FOUND = _one_of("robust", "type")
-TEXT, FLAG = Kind("a name", _text), Kind("True or False", _yes_or_no)
+TEXT = Kind("a name", _text)
 
 KINDS: dict[str, Kind] = {
     "scale": WHOLE,
