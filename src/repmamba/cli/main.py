@@ -16,6 +16,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli.terminal import log_to_stderr, say_error, show_warnings_as_lines
+from repmamba.cores import available_cores
 from repmamba.errors import RepmambaError, UsageError
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores that ours compute on:
     # one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Likewise. torch counts the machine's cores, and a container may grant fewer.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 

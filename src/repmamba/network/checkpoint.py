@@ -57,6 +57,15 @@ KEPT_IN_FLOAT32 = ("A_log", "dt_weight", "dt_bias", "x_proj")
 """Last parts of the names that float16 storage leaves alone, beside all vectors: the scan raises e to their power."""
 
 
+def _compute_alone() -> None:
+    """In a forked process: torch's threads stayed with its parent, and whatever asked for them would wait for ever."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_alone)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A network at rest.

@@ -23,7 +23,7 @@ from repmamba.scene.arguments import Arguments, checked_arguments
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
-from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
+from repmamba.scene.estimate import Estimate, check_memory, estimate, fitting_workers, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
@@ -220,6 +220,7 @@ def _planned(
         side = choose_workers(workers, upscaler.device) if cluster is None else cluster.slots
         name = None if cluster is None else cluster.name
         expected = estimate(raster, target, plan, upscaler, side, confidence, name)
+        expected = fitting_workers(expected, raster, plan)
         check_memory(expected, raster, plan)
         if not restart:
             for file, _, job in files_written(target, plan, confidence):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from repmamba.container import memory_left
 from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
@@ -33,7 +34,7 @@ GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_C
 NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
 PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
-MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
 
@@ -149,6 +150,22 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
     return statistics.median(seconds)
 
 
+def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
+    """The estimate with as many of its workers as memory holds, at least one: any number gives the same bytes."""
+    there = available_memory()
+    if there is None or made.memory_bytes <= there or made.cluster is not None:
+        return made
+    tile, workers = plan.tiles.tile, min(made.workers, len(plan.tiles))
+    while workers > 1 and _memory(raster, plan, tile, workers) > there:
+        workers -= 1
+    if workers < min(made.workers, len(plan.tiles)):
+        logger.info(
+            "%s: workers: %d instead of %d, as %s of memory are free; the result is the same.",
+            *(made.source, workers, made.workers, readable(there)),
+        )
+    return replace(made, workers=workers, memory_bytes=_memory(raster, plan, tile, workers))
+
+
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has to give."""
     there = available_memory()
@@ -157,38 +174,22 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     here = made.workers if made.cluster is None else 0
     fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
     advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
-    side, fewer = (f"{here} workers", "; so may fewer --workers") if here else ("no tile computed here", "")
+    side = f"{here} worker{'s' * (here > 1)}" if here else "no tile computed here"
     raise OutOfMemory(
         f"{made.source} needs about {readable(made.memory_bytes)} of memory with --tile {plan.tiles.tile} and "
-        f"{side}, and {readable(there)} are free. {advice}{fewer}."
+        f"{side}, and {readable(there)} are free. {advice}."
     )
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of its group.
-
-    What a group uses includes files that were read and are kept as long as nobody wants the memory: those do not count.
-    """
+    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of a container."""
     try:
         lines = MEMINFO.read_text().splitlines()
         there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return None
-    try:
-        limit = int((GROUP / "memory.max").read_text())
-        used = int((GROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no group, or one without a limit
-        return there
-    return max(0, min(there, limit - used + _files_in_memory()))
-
-
-def _files_in_memory() -> int:
-    """Bytes of files that the group used and that the system drops first; 0 where it does not say."""
-    try:
-        kinds = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
-        return int(kinds["inactive_file"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    left = memory_left()
+    return there if left is None else min(there, left)
 
 
 def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
