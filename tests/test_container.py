@@ -94,7 +94,10 @@ def test_a_quota_of_cpu_time_counts_as_cores(made, cores, own, files):
         (
             6000,
             V1,
-            {"memory__docker__abc__memory_limit_in_bytes": "7000", "memory__docker__abc__memory_usage_in_bytes": "1000"},
+            {
+                "memory__docker__abc__memory_limit_in_bytes": "7000",
+                "memory__docker__abc__memory_usage_in_bytes": "1000",
+            },
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""What a container or a scheduler grants this process on Linux: the CPU quota and the memory limit of its control groups.
+"""What a container or a scheduler grants this process on Linux: CPU quota and memory limit.
 
-Both versions of control groups are read. A limit may be set on the group of the process or on any group around it, so
-all of them are looked at. Inside a container its own group is usually mounted as the root.
+Both versions of control groups are read. A limit may be set on the group of the process or on any
+group around it, so all of them are read. Inside a container, its own group is usually the root.
 """
 
 from __future__ import annotations

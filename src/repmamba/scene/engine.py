@@ -103,6 +103,7 @@ def upscale_file(
     restart: bool = False,
     progress: TellPixels | None = None,
     assembling: TellPixels | None = None,
+    measuring: TellPixels | None = None,
     **arguments: Unpack[Arguments],
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
@@ -111,12 +112,14 @@ def upscale_file(
     weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
     goes on with them.  progress: called with the output pixels finished, and of how many.  assembling: likewise, while
-    the finished ones are put together and checked.  Further: see Arguments.
+    the finished ones are put together and checked.  measuring: likewise, with input pixels, while the range of a large
+    scene is found.  Further: see Arguments.
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory, Cluster.
     """
     begun = time.monotonic()
     target = Path(target)
-    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+    how: Any = {"overwrite": overwrite, "restart": restart, "measuring": measuring}
+    with _planned(source, target, weights, arguments, **how) as planned:
         plan, upscaler, confidence = planned.plan, planned.upscaler, planned.confidence
         writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
         with _stopping_cleanly(writers):
@@ -149,6 +152,7 @@ def plan_file(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    measuring: TellPixels | None = None,
     **arguments: Unpack[Arguments],
 ) -> Estimate:
     """What upscale_file would do with the same arguments, and what it would take. Writes nothing.
@@ -157,7 +161,8 @@ def plan_file(
     the lock, or that side-car files of another raster lie at the target.
     """
     target = Path(target)
-    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+    how: Any = {"overwrite": overwrite, "restart": restart, "measuring": measuring}
+    with _planned(source, target, weights, arguments, **how) as planned:
         plan, confidence = planned.plan, planned.confidence
         # What the writers of a run look at themselves.
         for file, _, job in files_written(target, plan, confidence):
@@ -189,6 +194,7 @@ def _planned(
     *,
     overwrite: bool,
     restart: bool,
+    measuring: TellPixels | None,
 ) -> Iterator[_Planned]:
     """The source, open, with all that was decided about it; what cannot be done is refused."""
     given = checked_arguments(arguments)
@@ -212,7 +218,7 @@ def _planned(
         upscaler = _loaded(weights, load_options)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, reading), None
+        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring), None
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):

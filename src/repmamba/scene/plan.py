@@ -29,6 +29,7 @@ from repmamba.scene.origin import source_identity
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts
+from repmamba.scene.sampling import TellPixels, value_histograms
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
 
@@ -97,10 +98,17 @@ class ScenePlan:
 
 
 def plan_scene(
-    raster: Raster, target: Path, upscaler: Upscaler, options: SceneOptions, how: Reading | None = None
+    raster: Raster,
+    target: Path,
+    upscaler: Upscaler,
+    options: SceneOptions,
+    how: Reading | None = None,
+    measuring: TellPixels | None = None,
 ) -> ScenePlan:
-    """The plan for a raster, an output and an upscaler. Reads the scene once if its range has to be found.
+    """The plan for a raster, an output and an upscaler.
 
+    Reads the scene, or a sample of a large one, if its range has to be found.
+    measuring: called with the pixels read for that, and of how many, where it takes long.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     facts = raster.facts
@@ -131,7 +139,7 @@ def plan_scene(
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
     profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
     _warn_of_radar(facts)
-    radiometry = _radiometry(raster, places, groups, options)
+    radiometry = _radiometry(raster, places, groups, options, measuring)
     consistent = facts.has_place if options.consistent is None else options.consistent
     logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
     together = _numbered(facts, places, groups)
@@ -235,7 +243,7 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
         raise UsageError(f"{facts.name} has no transform, so a bbox means nothing in it; use --window.")
     left, bottom, right, top = options.bbox
     back = ~facts.grid.transform
-    corners = [back * corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
+    corners = [back @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
     cols, rows = zip(*corners, strict=True)
     # A pixel that the box only touches, by the rounding of its coordinates, is not meant.
     col, row = math.floor(min(cols) + 1e-6), math.floor(min(rows) + 1e-6)
@@ -249,7 +257,9 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
     return inside
 
 
-def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions) -> Radiometry:
+def _radiometry(
+    raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions, measuring: TellPixels | None
+) -> Radiometry:
     """The linear map of each band. Bands that go through the network together share theirs, or colours would shift."""
     dtype, asked = raster.facts.dtype, options.value_range
     usual = Radiometry.of_type(dtype, len(places), raster.facts.largest)
@@ -258,7 +268,7 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
     if asked == "type":
         return usual
     if asked == "robust":
-        ranges = _robust_ranges(raster, places, groups)
+        ranges = _robust_ranges(raster, places, groups, measuring)
         low, high = list(usual.low), list(usual.high)
         for group, found in zip(groups, ranges, strict=True):
             if found is not None:
@@ -268,19 +278,24 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
     return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places))
 
 
-def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> list[tuple[float, float] | None]:
-    """The range of nearly all values of each group, from one pass over the whole scene, whatever the window."""
+def _robust_ranges(
+    raster: Raster, places: tuple[int, ...], groups: Groups, measuring: TellPixels | None
+) -> list[tuple[float, float] | None]:
+    """The range of nearly all values of each group, from one pass over the scene, whatever the window."""
     nodata = raster.facts.band_nodata
-    histograms = [ValueHistogram() for _ in groups]
     doubtful = 0
-    for strip in raster.strips():
-        raw, valid = raster.read(strip)
+
+    def count(window: Window, histograms: Sequence[ValueHistogram]) -> None:
+        nonlocal doubtful
+        raw, valid = raster.read(window)
         known = usable(raw, valid, nodata)
         if raw.dtype.kind != "f":
             doubtful += sum(int((known[place] & (raw[place] == nodata[place])).sum()) for place in places)
         for histogram, group in zip(histograms, groups, strict=True):
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
+
+    histograms = value_histograms(raster, count, len(groups), measuring)
     if doubtful:
         logger.warning(
             "%s: %d numbers are nodata in one band where others have data, and count as data: integers may be both. "
