@@ -1,4 +1,4 @@
-"""The range of a large scene: from a sample where that gives the range, from all of it elsewhere, and never in silence."""
+"""The range of a large scene: from a sample where that will do, and never without a word."""
 
 import numpy as np
 import pytest

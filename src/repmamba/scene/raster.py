@@ -144,12 +144,10 @@ class Raster:
 
     def cells(self) -> list[Window]:
         """Windows of whole blocks that cover it, about as small as is worth reading by itself."""
-        rows, cols = (max(1, CELL // length) * length for length in self.facts.block)
+        height, width = self.facts.block
+        rows, cols = max(1, CELL // height) * height, max(1, CELL // width) * width
         if self._pixels.by_rows:
-            rows, cols = (
-                max(1, CELL**2 // self.grid.width // self.facts.block[0]) * self.facts.block[0],
-                self.grid.width,
-            )
+            rows, cols = max(1, CELL**2 // self.grid.width // height) * height, self.grid.width
         corners = ((row, col) for row in range(0, self.grid.height, rows) for col in range(0, self.grid.width, cols))
         return [Window(row, col, rows, cols).clipped(self.whole) for row, col in corners]
 

@@ -92,12 +92,11 @@ def _of_sample(
 
 
 def _is_same_range(one: ValueHistogram, other: ValueHistogram) -> bool:
-    ends = one.range(), other.range()
-    if ends[0] is None or ends[1] is None:
+    first, second = one.range(), other.range()
+    if first is None or second is None:
         return False
-    (low, high), (other_low, other_high) = ends
-    width = max(high, other_high) - min(low, other_low)
-    return max(abs(low - other_low), abs(high - other_high)) <= SHARE * width
+    width = max(first[1], second[1]) - min(first[0], second[0])
+    return max(abs(first[0] - second[0]), abs(first[1] - second[1])) <= SHARE * width
 
 
 def _told(raster: Raster, windows: Sequence[Window], what: str, progress: TellPixels | None) -> Iterator[Window]:
