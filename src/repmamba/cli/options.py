@@ -5,12 +5,11 @@ Each is a decorator for a click command. Lengths are in pixels of the input.
 
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from repmamba.cli.terminal import hide_warnings, log_to_stderr
+from repmamba.cli.terminal import hide_warnings, log_to_stderr, speak_json
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
@@ -22,6 +21,11 @@ def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bo
     elif not sys.stderr.isatty() and logger.level != logging.DEBUG:
         log_to_stderr(logging.INFO)
     return quiet
+
+
+def _set_json(ctx: click.Context, param: click.Parameter, asked: bool) -> bool:
+    speak_json(asked)
+    return asked
 
 
 def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -50,8 +54,8 @@ target = click.option(
     "target",
     metavar="OUTPUT",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Where the result goes: a file for one input, a folder for several.",
+    type=click.Path(path_type=str),  # a Path would lose the slash at its end
+    help="Where the result goes: a file for one input, a folder (such as results/) for several.",
 )
 weights = click.option(
     "--weights",
@@ -93,4 +97,11 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an output th
 quiet = click.option(
     "-q", "--quiet", is_flag=True, callback=_set_loudness, help="No progress, no log lines, no warnings; errors alone."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # so that what is wrong with another option is said as JSON too
+    callback=_set_json,
+    help="Print the result as JSON, and errors and progress too, one object a line.",
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,12 @@ class Estimate:
     confidence: Path | None = None  # the second raster, where one is wanted
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
+    kept: bool = False  # the whole result of this very job is there already
 
     def summary(self) -> str:
         """A few lines for people."""
+        if self.kept:
+            return f"{self.source} -> {self.target}: done already, by this very command"
         lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
@@ -86,10 +90,62 @@ class Estimate:
             f"  memory   about {readable(self.memory_bytes)}{took}"
         )
 
+    @property
+    def method(self) -> str:
+        """What is usually the same for several inputs, in a few words."""
+        where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
+        return (
+            f"x{self.scale} with {self.weights}, tiles of {self.tile} + {self.halo} input pixels, {self.workers} side "
+            f"by side{where}, {'' if self.consistent else 'not '}made consistent"
+        )
+
+    def brief(self) -> str:
+        """The line of one of several inputs: what may differ from one to the other."""
+        if self.kept:
+            return f"{self.source} -> {self.target}: done already"
+        time_taken = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        alone = "" if self.bands_alone is None else f"; {self.bands_alone}"
+        return (
+            f"{self.source} -> {self.target}: {self.width} x {self.height} pixels, {self.bands} "
+            f"band{'s' * (self.bands > 1)} of {self.dtype}, {self.format}, range {min(self.low):g} to "
+            f"{max(self.high):g}, {self.tiles} tile{'s' * (self.tiles > 1)}{time_taken}{alone}"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What several scenes, one after the other, will take together; sizes in bytes."""
+
+    megapixels: float  # of the outputs
+    disk_bytes: int  # at most
+    memory_bytes: int  # of the largest
+    seconds: float
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.megapixels:,.1f} megapixels, about {_duration(self.seconds)}, at most "
+            f"{readable(self.disk_bytes)} on the disk, about {readable(self.memory_bytes)} of memory"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def total_of(estimates: Sequence[Estimate]) -> Total:
+    """What these take together, one after the other."""
+    return Total(
+        megapixels=sum(one.width * one.height for one in estimates) / 1e6,
+        disk_bytes=sum(one.disk_bytes for one in estimates),
+        memory_bytes=max((one.memory_bytes for one in estimates), default=0),
+        seconds=sum(one.seconds or 0.0 for one in estimates),
+    )
 
 
 def estimate(
