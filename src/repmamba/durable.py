@@ -42,8 +42,9 @@ def check_local(path: str | os.PathLike[str]) -> None:
 def write_errors(path: Path, after: str = "") -> Iterator[None]:
     """Turn what the system says while path is written into NoSpace or TargetError, each one line.
 
-    after: a sentence for the end of that line.
+    after: a sentence for the end of that line. Raises UsageError for a path that is not on this machine.
     """
+    check_local(path)
     try:
         yield
     except RepmambaError:

@@ -253,6 +253,9 @@ OPTIONS = [
     Row("evaluate", "cost_size", "... --cost-size 64", "cost_of.width", 64),
     Row("evaluate", "others", "... --report page.html --others o.csv", "read_others.path", Path("o.csv")),
     Row("evaluate", "tile", "... --tile 32", "network.tile", 32),
+    Row("evaluate", "peak", "... --peak 4000", "metrics_of.peak", 4000.0),
+    Row("evaluate", "value_range", "... --range 200,4200", "network.value_range", (200.0, 4200.0)),
+    Row("evaluate", "value_range", "... --range 200,4200", "metrics_of.peak", 4000.0),
     Row("evaluate", "tile", "... --tile 32 --ensemble", "network.tile", 32),
     Row("evaluate", "quiet", "... --quiet", "stderr", ""),
 ]

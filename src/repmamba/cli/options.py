@@ -5,6 +5,7 @@ Each is a decorator for a click command. Lengths are in pixels of the input.
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -30,6 +31,23 @@ def _set_json(ctx: click.Context, param: click.Parameter, asked: bool) -> bool:
 
 def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
+
+
+def numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns "1,2,3" into a tuple of that many numbers."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        try:
+            numbers = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or (count is not None and len(numbers) != count):
+            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
+        return numbers
+
+    return read
 
 
 class PackagedWeightsOrPath(click.Path):

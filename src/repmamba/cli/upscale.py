@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,25 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns "1,2,3" into a tuple of that many numbers."""
-
-    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        if text is None:
-            return None
-        try:
-            numbers = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or (count is not None and len(numbers) != count):
-            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
-        return numbers
-
-    return read
-
-
 def _range(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-    return text if text in (None, "robust", "type") else _numbers(float, 2)(ctx, param, text)
+    return text if text in (None, "robust", "type") else options.numbers(float, 2)(ctx, param, text)
 
 
 def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
@@ -65,18 +48,24 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @options.tile
 @options.halo
 @click.option(
-    "--window", metavar="COL,ROW,WIDTH,HEIGHT", callback=_numbers(int, 4), help="Only this part, in input pixels."
+    "--window",
+    metavar="COL,ROW,WIDTH,HEIGHT",
+    callback=options.numbers(int, 4),
+    help="Only this part, in input pixels.",
 )
 @click.option(
-    "--bbox", metavar="LEFT,BOTTOM,RIGHT,TOP", callback=_numbers(float, 4), help="Only this part, in the input's CRS."
+    "--bbox",
+    metavar="LEFT,BOTTOM,RIGHT,TOP",
+    callback=options.numbers(float, 4),
+    help="Only this part, in the input's CRS.",
 )
 @click.option(
-    "--bands", metavar="N,N,...", callback=_numbers(int, None), help="Only these bands, from 1.  [default: all]"
+    "--bands", metavar="N,N,...", callback=options.numbers(int, None), help="Only these bands, from 1.  [default: all]"
 )
 @click.option(
     "--rgb",
     metavar="R,G,B",
-    callback=_numbers(int, 3),
+    callback=options.numbers(int, 3),
     help="Which bands are red, green and blue. Each other band goes through the network alone, at the cost "
     "of a whole pass.  [default: as the file says]",
 )

@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
-import numpy as np
-
-from repmamba.inference.options import PIXELS, RANGE, WHOLE, Kind, checked, number, several, whole
+from repmamba.inference.options import FLAG, PATH, PIXELS, RANGE, TEXT, WHOLE, Kind, checked, number, several, whole
 from repmamba.scene.plan import ValueRange
 from repmamba.tiles.window import Window
 
@@ -43,18 +41,6 @@ class Arguments(TypedDict, total=False):
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that were given, in plain Python types, the window as ours. Raises UsageError."""
     return checked(arguments, KINDS, ON_THE_COMMAND_LINE)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("This is no text.")
-    return value
-
-
-def _yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError("This is neither True nor False.")
-    return bool(value)
 
 
 def _window(value: Any) -> Window:
@@ -96,11 +82,10 @@ def _range(value: Any) -> Any:
 
 
 def _creation(value: Any) -> dict[str, str]:
-    return {_text(name): str(setting) for name, setting in dict(value).items()}
+    return {TEXT.taken(name): str(setting) for name, setting in dict(value).items()}
 
 
 FOUND = _one_of("robust", "type")
-TEXT, FLAG = Kind("a name", _text), Kind("True or False", _yes_or_no)
 
 KINDS: dict[str, Kind] = {
     "scale": WHOLE,
@@ -108,7 +93,7 @@ KINDS: dict[str, Kind] = {
     "backend": TEXT,
     "precision": TEXT,
     "ensemble": FLAG,
-    "confidence": Kind("a path", os.fspath),
+    "confidence": PATH,
     "tile": PIXELS,
     "halo": PIXELS,
     "window": Kind("four whole numbers (col, row, width, height) or a Window of rasterio", _window),

@@ -17,6 +17,7 @@ from typing import Any, Unpack
 
 from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError
+from repmamba.inference.options import CALLED, FLAG, checked, path_of
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
@@ -29,7 +30,7 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_consistency
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.scene.readback import TellPart
 from repmamba.scene.receipt import receipt_path
@@ -50,6 +51,10 @@ logger = logging.getLogger(__name__)
 
 TellPixels = Callable[[int, int], None]  # output pixels finished, of how many
 NO_JOB = "0" * 32  # the id of none, so that all working folders are those of others
+CALLED_WITH = {
+    **dict.fromkeys(("overwrite", "restart", "keep_finished"), FLAG),
+    **dict.fromkeys(("progress", "assembling", "measuring"), CALLED),
+}
 Weights = str | os.PathLike[str] | Upscaler | None
 
 
@@ -152,7 +157,8 @@ def upscale_file(
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory, Cluster.
     """
     begun = time.monotonic()
-    target = Path(target)
+    target = _target(target)
+    checked({"keep_finished": keep_finished, "progress": progress, "assembling": assembling}, CALLED_WITH)
     keep_finished = keep_finished and not (overwrite or restart)
     how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": keep_finished}
     with _planned(source, target, weights, arguments, **how, measuring=measuring) as planned:
@@ -204,7 +210,8 @@ def plan_file(
     Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
     the lock, or that side-car files of another raster lie at the target.
     """
-    target = Path(target)
+    target = _target(target)
+    checked({"keep_finished": keep_finished}, CALLED_WITH)
     keep_finished = keep_finished and not (overwrite or restart)
     how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": keep_finished}
     with _planned(source, target, weights, arguments, **how, measuring=measuring) as planned:
@@ -247,7 +254,8 @@ def _planned(
     measuring: TellPixels | None,
 ) -> Iterator[_Planned]:
     """The source, open, with all that was decided about it; what cannot be done is refused."""
-    given = checked_arguments(arguments)
+    given, source = checked_arguments(arguments), path_of("source", source)
+    checked({"overwrite": overwrite, "restart": restart, "measuring": measuring}, CALLED_WITH)
     # Whether a finished target is that of this very job is known once it is planned.
     there = keep_finished and os.path.isfile(receipt_path(Path(os.path.realpath(target))))
     check_targets(source, target, given.get("confidence"), overwrite=overwrite or there)
@@ -271,6 +279,8 @@ def _planned(
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
         plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring), None
+        facts = raster.facts
+        logger.info("%s: %s", facts.name, said_of_consistency(plan.consistent, options.consistent, facts.has_place))
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):
@@ -286,12 +296,23 @@ def _planned(
         yield _Planned(raster, upscaler, plan, confidence, expected, cluster)
 
 
+def _target(given: str | os.PathLike[str]) -> Path:
+    """The file to write. Raises UsageError, also for a name that ends in a slash and so is that of a folder."""
+    text = path_of("target", given)
+    check_local(text)
+    if text.endswith(("/", os.sep)):
+        raise UsageError(f"{text} is a folder: name a file in it.")
+    return Path(text)
+
+
 def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
     return nullcontext() if place is None else connected(place)
 
 
 def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
     """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
+    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler):
+        raise UsageError(f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler.")
     if not isinstance(weights, Upscaler):
         return load(weights, **load_options)
     scale = load_options.pop("scale") or weights.scale

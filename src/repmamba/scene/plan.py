@@ -141,7 +141,6 @@ def plan_scene(
     _warn_of_radar(facts)
     radiometry = _radiometry(raster, places, groups, options, measuring)
     consistent = facts.has_place if options.consistent is None else options.consistent
-    logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
     together = _numbered(facts, places, groups)
     if (alone := said_of_bands_alone(together)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
@@ -310,7 +309,7 @@ def _robust_ranges(
     return ranges
 
 
-def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether a result will be its input when it is made small again, and why, as one line of the log."""
     said = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:
