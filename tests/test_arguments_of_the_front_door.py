@@ -69,7 +69,7 @@ def test_upscale_file(tmp_path, monkeypatch, wrong, said):
 
 def test_networks(tmp_path):
     for wrong in (3, None, b"x4"):
-        with pytest.raises(UsageError, match="source is .*; it takes a path"):
+        with pytest.raises(UsageError, match=r"source is .*; it takes a path"):
             repmamba.from_pretrained(wrong)
     with pytest.raises(UsageError, match="revision is 3; it takes a branch"):
         repmamba.from_pretrained("a/b", revision=3)

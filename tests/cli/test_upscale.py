@@ -32,6 +32,9 @@ def test_no_result_replaces_an_input_even_of_another_result(tmp_path, capsys, dr
         ("window", "1,2,3,4", (1, 2, 3, 4)),
         ("bbox", "-1.5,2,3e2,4", (-1.5, 2.0, 300.0, 4.0)),
         ("bands", "7", (7,)),
+        ("bands", "B08,2", ("B08", 2)),
+        ("rgb", "3,2,1", (3, 2, 1)),
+        ("rgb", "B04, B03,B02", ("B04", "B03", "B02")),
         ("value_range", "0,4000", (0.0, 4000.0)),
         ("value_range", "robust", "robust"),
         ("value_range", "type", "type"),
@@ -42,10 +45,11 @@ def test_lists_of_numbers_are_read(option, text, value):
 
 
 @pytest.mark.parametrize(
-    ("option", "text"), [("window", "1,2,3"), ("window", "1,2,3,x"), ("bands", ""), ("value_range", "low,high")]
+    ("option", "text"),
+    [("window", "1,2,3"), ("window", "1,2,3,x"), ("bands", ""), ("rgb", "1,2"), ("value_range", "low,high")],
 )
 def test_lists_that_are_none_are_refused(option, text):
-    with pytest.raises(click.BadParameter, match="numbers with commas between"):
+    with pytest.raises(click.BadParameter, match=r"numbers (or names of bands )?with commas between"):
         read(option, text)
 
 

@@ -603,6 +603,30 @@ def test_where_memory_holds_fewer_workers_fewer_compute(write_raster, smooth, tm
     assert (tmp_path / "out.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["uint8 nodata", "uint16 nodata", "float NaN", "mask"])
+def test_a_scene_without_a_valid_pixel_says_so(write_raster, smooth, tmp_path, bicubic, caplog, kind):
+    data = smooth(3, 40, 50, {"f": "float32"}.get(kind[0], kind.split()[0] if kind[0] == "u" else "uint8"))
+    how = {}
+    if kind == "mask":
+        how["mask"] = np.zeros((40, 50), bool)
+    elif kind == "float NaN":
+        data[:] = np.nan
+    else:
+        data[:], how["nodata"] = 7, 7
+    path = write_raster("none.tif", data, **how)
+    upscale_file(path, tmp_path / "out.tif", bicubic)
+    assert "none.tif has no valid pixel: all of the result is missing." in caplog.text
+    caplog.clear()
+    if kind == "uint8 nodata":
+        data[:, 30:, 30:] = 90
+        part = write_raster("part.tif", data, **how)
+        upscale_file(part, tmp_path / "corner.tif", bicubic, window=(0, 0, 20, 20), tile=16)
+        assert "part.tif has no valid pixel in the part asked for" in caplog.text
+        caplog.clear()
+        upscale_file(part, tmp_path / "all.tif", bicubic, tile=16)
+        assert "no valid pixel" not in caplog.text
+
+
 def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_path, bicubic):
     """A virtual raster over four files: no seam where they meet, and the same as the same pixels in one file."""
     from affine import Affine

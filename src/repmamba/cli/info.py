@@ -123,7 +123,7 @@ def raster_facts(source: str, scale: int) -> Facts:
 
     with open_raster(source) as raster:
         facts = raster.facts
-    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts))
+    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts), facts)
     return {
         "raster": facts.name,
         "format": facts.driver,

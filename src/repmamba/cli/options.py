@@ -50,6 +50,21 @@ def numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Par
     return read
 
 
+def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many numbers and names of bands."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        parts = [part.strip() for part in text.split(",")]
+        if not all(parts) or (count is not None and len(parts) != count):
+            wanted = count or "a list of"
+            raise click.BadParameter(f"'{text}' is not {wanted} numbers or names of bands with commas between.")
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+    return read
+
+
 class PackagedWeightsOrPath(click.Path):
     """A name of the catalogue or a path; completes to both."""
 

@@ -60,14 +60,17 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     help="Only this part, in the input's CRS.",
 )
 @click.option(
-    "--bands", metavar="N,N,...", callback=options.numbers(int, None), help="Only these bands, from 1.  [default: all]"
+    "--bands",
+    metavar="N,N,...",
+    callback=options.bands(None),
+    help="Only these bands, by number from 1 or by name.  [default: all]",
 )
 @click.option(
     "--rgb",
     metavar="R,G,B",
-    callback=options.numbers(int, 3),
-    help="Which bands are red, green and blue. Each other band goes through the network alone, at the cost "
-    "of a whole pass.  [default: as the file says]",
+    callback=options.bands(3),
+    help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
+    "Each other band goes through the network alone, at the cost of a whole pass.  [default: as the file says]",
 )
 @click.option(
     "--range",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from repmamba.inference.options import FLAG, PATH, PIXELS, RANGE, TEXT, WHOLE, Kind, checked, number, several, whole
@@ -24,8 +24,8 @@ class Arguments(TypedDict, total=False):
     halo: int | None  # what is read around it, lr pixels, even
     window: Window | tuple[int, int, int, int] | None  # only this part, lr pixels: col, row, width, height
     bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None  # only these, by their numbers in the file, from 1
-    rgb: tuple[int, int, int] | None  # the numbers of red, green and blue; as the file says unless given
+    bands: Iterable[int | str] | None  # only these, by their numbers in the file, from 1, or their names
+    rgb: Sequence[int | str] | None  # the numbers or names of red, green and blue; as the file says unless given
     value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
     consistent: bool | None  # back-projection; on where the scene has a place unless given
     format: str | None  # a name of scene.formats; by the target's ending unless given
@@ -51,6 +51,17 @@ def _window(value: Any) -> Window:
         value = [_exactly(value.col_off), _exactly(value.row_off), _exactly(value.width), _exactly(value.height)]
     col, row, width, height = several(whole, 4)(value)
     return Window(row, col, height, width)
+
+
+def _bands(count: int | None = None) -> Callable[[Any], tuple[int | str, ...]]:
+    """Numbers and names of bands; as many as count, where it is given."""
+
+    def read(values: Any) -> tuple[int | str, ...]:
+        if isinstance(values, str):
+            raise TypeError("This is one text.")
+        return several(lambda value: value if isinstance(value, str) else whole(value), count)(values)
+
+    return read
 
 
 def _exactly(length: float) -> int:
@@ -98,8 +109,8 @@ KINDS: dict[str, Kind] = {
     "halo": PIXELS,
     "window": Kind("four whole numbers (col, row, width, height) or a Window of rasterio", _window),
     "bbox": Kind("four numbers: left, bottom, right, top", several(number, 4)),
-    "bands": Kind("the numbers of bands, from 1", several(whole)),
-    "rgb": Kind("the numbers of three bands: red, green, blue", several(whole, 3)),
+    "bands": Kind("the numbers of bands, from 1, or their names", _bands()),
+    "rgb": Kind("the numbers or names of three bands: red, green, blue", _bands(3)),
     "value_range": Kind(f"{RANGE.words}, or {FOUND.words}", _range),
     "consistent": FLAG,
     "format": TEXT,

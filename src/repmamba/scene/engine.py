@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+
 from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.options import CALLED, FLAG, checked, path_of
@@ -405,6 +407,8 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
+    has_data = len(remaining) < len(plan.tiles)  # of what an earlier run computed nothing is known
+
     with closing(
         side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
         if planned.cluster is None
@@ -412,11 +416,15 @@ def _compute(
     ) as results:
         for index, result in results:
             corrupt.add(raster.corrupt_blocks)
+            has_data = has_data or bool(np.isfinite(result.numbers[:, result.valid]).any())
             writers.put(index, result)
             done += _area(plan.tiles[index].write)
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
             if progress is not None:
                 progress(done, total)
+    if not has_data:
+        part = "" if plan.tiles.window == raster.whole else " in the part asked for"
+        logger.warning("%s has no valid pixel%s: all of the result is missing.", raster.facts.name, part)
 
 
 def _in_pixels(progress: TellPixels | None, grid: Grid) -> TellPart | None:

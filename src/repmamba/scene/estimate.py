@@ -182,7 +182,7 @@ def estimate(
         memory_bytes=_memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
         cluster=cluster,
         confidence=None if confidence is None else confidence.target,
-        bands_alone=said_of_bands_alone(plan.job.settings["together"]),
+        bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
     )
 
 

@@ -23,6 +23,7 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
+from repmamba.scene.colours import has_names, known_colours, numbers_of
 from repmamba.scene.formats import format_of
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.origin import source_identity
@@ -58,8 +59,8 @@ class SceneOptions:
     halo: int | None = None  # lr pixels, even
     window: Window | None = None  # lr
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None = None  # numbers in the file, from 1
-    rgb: tuple[int, int, int] | None = None  # numbers in the file of red, green and blue
+    bands: Iterable[int | str] | None = None  # numbers in the file, from 1, or names
+    rgb: tuple[int | str, ...] | None = None  # numbers in the file, or names, of red, green and blue
     value_range: ValueRange | None = None
     consistent: bool | None = None
     format: str | None = None
@@ -113,8 +114,10 @@ def plan_scene(
     """
     facts = raster.facts
     how = how or Reading()
-    places = _places(facts, None if options.bands is None else tuple(options.bands))
-    rgb = _rgb(facts, places, options.rgb)
+    places = _places(facts, None if options.bands is None else numbers_of(facts, tuple(options.bands)))
+    rgb = _rgb(facts, places, None if options.rgb is None else numbers_of(facts, options.rgb))
+    if options.rgb is not None and rgb is not None:
+        facts = _with_colours(facts, [places[band] for band in rgb])
     chosen = format_of(target, options.format)
     if chosen.is_picture and options.bands is None and rgb is not None and len(places) == 3:
         places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)  # it shows its first band as red, whatever that is
@@ -142,7 +145,7 @@ def plan_scene(
     radiometry = _radiometry(raster, places, groups, options, measuring)
     consistent = facts.has_place if options.consistent is None else options.consistent
     together = _numbered(facts, places, groups)
-    if (alone := said_of_bands_alone(together)) is not None:
+    if (alone := said_of_bands_alone(together, facts)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
     settings = {
         "scale": upscaler.scale,
@@ -185,7 +188,7 @@ def usual_groups(facts: RasterFacts, network_bands: int = 3) -> list[list[int]]:
     return _numbered(facts, places, group_bands(len(places), _rgb(facts, places, None), network_bands))
 
 
-def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
+def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
     """What a user should know where three bands or more go through a network alone, and may be colours for all that.
 
     together: the numbers of bands that go through it together.
@@ -196,8 +199,25 @@ def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
     said = f"bands {_listed(alone)} each alone as grey ({len(alone)} passes)"
     if len(alone) < len(together):  # the colours are known
         return said
+    known = known_colours(facts)
+    if known is not None and set(known) <= set(alone):
+        return f"{said}; bands {_listed(known)} are red, green and blue by their names: --rgb {_joined(known)}"
+    if has_names(facts):
+        return f"{said}; if some are red, green and blue: --rgb R,G,B, by number or name"
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: --rgb {','.join(map(str, alone[:3]))}"
+    return f"{said}; if {who} are colours: --rgb {_joined(alone[:3])}"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
+    """The facts with these places as red, green and blue, as the result says; others that said so say nothing."""
+    colours = ["undefined" if colour in ("red", "green", "blue", "gray") else colour for colour in facts.colorinterp]
+    for place, colour in zip(rgb, ("red", "green", "blue"), strict=True):
+        colours[place] = colour
+    return replace(facts, colorinterp=tuple(colours))
 
 
 def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list[list[int]]:
