@@ -103,6 +103,16 @@ class ValueHistogram:
         self.counts += np.bincount(keys, minlength=self.counts.size)
         self._numbers[keys] = finite
 
+    def merge(self, other: ValueHistogram, times: int = 1) -> None:
+        """Count what another histogram has counted, so many times."""
+        self.counts += times * other.counts
+        np.copyto(self._numbers, other._numbers, where=other.counts > 0)
+
+    def is_plain(self) -> bool:
+        """Whether only the percentages, fills aside, give the range, so that a sample would give it too."""
+        values, counts = self._without_fills()
+        return counts.size > 0 and self.range() == _percentiles(values, counts, ROBUST_PERCENT)
+
     def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
         """The values at two percentages; None where nothing was counted.
 
@@ -110,12 +120,9 @@ class ValueHistogram:
         of values would be spikes, it is widened until they are none. Neither looks at FEW values, nor at one number
         that more of them have: those are spikes, and undeclared nodata.
         """
-        values, counts = self._values()
+        values, counts = self._without_fills()
         if counts.size == 0:
             return None
-        for fill in self._fills(values, counts):
-            if fill.drags:
-                counts[fill.drags_with_it(values)] = 0
         low, high = _percentiles(values, counts, percent)
         if low == high:
             low, high = _of_sparse(values, counts, low, (percent[1] - percent[0]) / 100)
@@ -151,6 +158,14 @@ class ValueHistogram:
             if all(_stands_apart(fill, values, others, fill.share * total, zero=zero) for fill in found):
                 return found
         return []
+
+    def _without_fills(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The values, and how often each occurs: never, of fills that would drag a range, and what they drag."""
+        values, counts = self._values()
+        for fill in self._fills(values, counts):
+            if fill.drags:
+                counts[fill.drags_with_it(values)] = 0
+        return values, counts
 
     def spikes(self, low: float, high: float) -> int:
         """How many values are spikes in a scene of this range."""

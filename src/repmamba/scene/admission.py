@@ -68,7 +68,7 @@ class Reading:
     expand_palette: bool = False  # colours in place of classes
     nodata: tuple[float, ...] | None = None  # one for all bands or one a band, in place of what the file declares
     alpha: bool = True  # False: what the file calls alpha is a band like others
-    data_bands: tuple[int, ...] = ()  # numbers of bands that are no alpha, whatever the file calls them
+    data_bands: tuple[int | str, ...] = ()  # numbers or names of bands that are data, whatever the file says
 
     @property
     def limits(self) -> Limits:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from repmamba.inference.options import FLAG, NODATA, PIXELS, RANGE, WHOLE, Kind, checked, number, several, whole
+from repmamba.inference.options import (
+    FLAG,
+    NODATA,
+    PATH,
+    PIXELS,
+    RANGE,
+    TEXT,
+    WHOLE,
+    Kind,
+    checked,
+    number,
+    several,
+    whole,
+)
 from repmamba.scene.plan import ValueRange
 from repmamba.tiles.window import Window
 
@@ -24,8 +37,8 @@ class Arguments(TypedDict, total=False):
     halo: int | None  # what is read around it, lr pixels, even
     window: Window | tuple[int, int, int, int] | None  # only this part, lr pixels: col, row, width, height
     bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None  # only these, by their numbers in the file, from 1
-    rgb: tuple[int, int, int] | None  # the numbers of red, green and blue; as the file says unless given
+    bands: Iterable[int | str] | None  # only these, by their numbers in the file, from 1, or their names
+    rgb: Sequence[int | str] | None  # the numbers or names of red, green and blue; as the file says unless given
     nodata: float | Sequence[float] | None  # of all bands, or one a band; in place of what the file declares
     alpha: bool  # False: a band that the file calls alpha is enlarged as others are, and tells nothing
     value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
@@ -45,12 +58,6 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return checked(arguments, KINDS, ON_THE_COMMAND_LINE)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("This is no text.")
-    return value
-
-
 def _window(value: Any) -> Window:
     """Four numbers as the command line and rasterio order them, a Window of rasterio, or one of ours."""
     if isinstance(value, Window):
@@ -59,6 +66,17 @@ def _window(value: Any) -> Window:
         value = [_exactly(value.col_off), _exactly(value.row_off), _exactly(value.width), _exactly(value.height)]
     col, row, width, height = several(whole, 4)(value)
     return Window(row, col, height, width)
+
+
+def _bands(count: int | None = None) -> Callable[[Any], tuple[int | str, ...]]:
+    """Numbers and names of bands; as many as count, where it is given."""
+
+    def read(values: Any) -> tuple[int | str, ...]:
+        if isinstance(values, str):
+            raise TypeError("This is one text.")
+        return several(lambda value: value if isinstance(value, str) else whole(value), count)(values)
+
+    return read
 
 
 def _exactly(length: float) -> int:
@@ -90,11 +108,10 @@ def _range(value: Any) -> Any:
 
 
 def _creation(value: Any) -> dict[str, str]:
-    return {_text(name): str(setting) for name, setting in dict(value).items()}
+    return {TEXT.taken(name): str(setting) for name, setting in dict(value).items()}
 
 
 FOUND = _one_of("robust", "type")
-TEXT = Kind("a name", _text)
 
 KINDS: dict[str, Kind] = {
     "scale": WHOLE,
@@ -102,13 +119,13 @@ KINDS: dict[str, Kind] = {
     "backend": TEXT,
     "precision": TEXT,
     "ensemble": FLAG,
-    "confidence": Kind("a path", os.fspath),
+    "confidence": PATH,
     "tile": PIXELS,
     "halo": PIXELS,
     "window": Kind("four whole numbers (col, row, width, height) or a Window of rasterio", _window),
     "bbox": Kind("four numbers: left, bottom, right, top", several(number, 4)),
-    "bands": Kind("the numbers of bands, from 1", several(whole)),
-    "rgb": Kind("the numbers of three bands: red, green, blue", several(whole, 3)),
+    "bands": Kind("the numbers of bands, from 1, or their names", _bands()),
+    "rgb": Kind("the numbers or names of three bands: red, green, blue", _bands(3)),
     "nodata": NODATA,
     "alpha": FLAG,
     "value_range": Kind(f"{RANGE.words}, or {FOUND.words}", _range),

@@ -26,6 +26,7 @@ from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.admission import Reading
 from repmamba.scene.bbox import window_of_bbox
+from repmamba.scene.colours import has_names, known_colours, numbers_of
 from repmamba.scene.formats import format_of
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.origin import source_identity
@@ -33,12 +34,13 @@ from repmamba.scene.output import OutputProfile
 from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts
 from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
+from repmamba.scene.sampling import TellPixels, value_histograms
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-SAMPLED = 64  # lr pixels, edge of the windows that are looked at where a scene is not
+LOOKED_AT = 64  # lr pixels, edge of the windows that are looked at where a scene is not
 QUICKLY_READ = 1 << 26  # pixels
 EIGHT_BITS = ("uint8", "int8")  # types whose whole range is what scenes use of it
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust", "type"]
@@ -64,8 +66,8 @@ class SceneOptions:
     halo: int | None = None  # lr pixels, even
     window: Window | None = None  # lr
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None = None  # numbers in the file, from 1
-    rgb: tuple[int, int, int] | None = None  # numbers in the file of red, green and blue
+    bands: Iterable[int | str] | None = None  # numbers in the file, from 1, or names
+    rgb: tuple[int | str, ...] | None = None  # numbers in the file, or names, of red, green and blue
     value_range: ValueRange | None = None
     consistent: bool | None = None
     format: str | None = None
@@ -107,16 +109,25 @@ class ScenePlan:
 
 
 def plan_scene(
-    raster: Raster, target: Path, upscaler: Upscaler, options: SceneOptions, how: Reading | None = None
+    raster: Raster,
+    target: Path,
+    upscaler: Upscaler,
+    options: SceneOptions,
+    how: Reading | None = None,
+    measuring: TellPixels | None = None,
 ) -> ScenePlan:
-    """The plan for a raster, an output and an upscaler. Reads the scene once if its range has to be found.
+    """The plan for a raster, an output and an upscaler.
 
+    Reads the scene, or a sample of a large one, if its range has to be found.
+    measuring: called with the pixels read for that, and of how many, where it takes long.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     facts = raster.facts
     how = how or Reading()
-    places = _places(facts, None if options.bands is None else tuple(options.bands))
-    rgb = _rgb(facts, places, options.rgb)
+    places = _places(facts, None if options.bands is None else numbers_of(facts, tuple(options.bands)))
+    rgb = _rgb(facts, places, None if options.rgb is None else numbers_of(facts, options.rgb))
+    if options.rgb is not None and rgb is not None:
+        facts = _with_colours(facts, [places[band] for band in rgb])
     chosen = format_of(target, options.format)
     if chosen.is_picture and options.bands is None and rgb is not None and len(places) == 3:
         places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)  # it shows its first band as red, whatever that is
@@ -144,13 +155,10 @@ def plan_scene(
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
     profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
     _warn_of_radar(facts)
-    radiometry, range_found = _radiometry(raster, places, groups, options.value_range)
+    radiometry, range_found = _radiometry(raster, places, groups, options.value_range, measuring)
     consistent = facts.has_place if options.consistent is None else options.consistent
-    logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
-    if facts.alpha is not None:
-        logger.info("%s: alpha: %s.", facts.name, said_of_alpha(facts))
     together = _numbered(facts, places, groups)
-    if (alone := said_of_bands_alone(together)) is not None:
+    if (alone := said_of_bands_alone(together, facts)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
     settings = {
         "scale": upscaler.scale,
@@ -215,7 +223,7 @@ def usual_range(raster: Raster) -> str:
     return _said_of_range(radiometry, found)
 
 
-def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
+def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
     """What a user should know where three bands or more go through a network alone, and may be colours for all that.
 
     together: the numbers of bands that go through it together.
@@ -226,8 +234,25 @@ def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
     said = f"bands {_listed(alone)} each alone as grey ({len(alone)} passes)"
     if len(alone) < len(together):  # the colours are known
         return said
+    known = known_colours(facts)
+    if known is not None and set(known) <= set(alone):
+        return f"{said}; bands {_listed(known)} are red, green and blue by their names: --rgb {_joined(known)}"
+    if has_names(facts):
+        return f"{said}; if some are red, green and blue: --rgb R,G,B, by number or name"
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: --rgb {','.join(map(str, alone[:3]))}"
+    return f"{said}; if {who} are colours: --rgb {_joined(alone[:3])}"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
+    """The facts with these places as red, green and blue, as the result says; others that said so say nothing."""
+    colours = ["undefined" if colour in ("red", "green", "blue", "gray") else colour for colour in facts.colorinterp]
+    for place, colour in zip(rgb, ("red", "green", "blue"), strict=True):
+        colours[place] = colour
+    return replace(facts, colorinterp=tuple(colours))
 
 
 def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list[list[int]]:
@@ -270,7 +295,11 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _radiometry(
-    raster: Raster, places: tuple[int, ...], groups: Groups, asked: ValueRange | None
+    raster: Raster,
+    places: tuple[int, ...],
+    groups: Groups,
+    asked: ValueRange | None,
+    measuring: TellPixels | None = None,
 ) -> tuple[Radiometry, str]:
     """The linear map of each band, and how it was found. Warns of what looks like nodata that nobody declared.
 
@@ -281,12 +310,7 @@ def _radiometry(
     found = "as asked" if asked is not None else "as usual of this type"
     if asked is None:
         asked = "type" if dtype in EIGHT_BITS else "robust"
-    if asked == "robust":
-        histograms = _histograms(raster, raster.strips(), places, groups)
-    else:
-        histograms = []
-        with suppress(CorruptSource):  # what needs to be read will be, and said then
-            histograms = _histograms(raster, _sample(raster), places, groups)
+    histograms = _histograms(raster, places, groups, measuring, whole=asked == "robust")
     looked_at = raster.facts.name if asked == "robust" else f"A sample of {raster.facts.name}"
     warn_of_fills(looked_at, histograms, dtype, stacklevel=4)
     if asked == "type":
@@ -306,30 +330,37 @@ def _radiometry(
 
 
 def _histograms(
-    raster: Raster, windows: Iterable[Window], places: tuple[int, ...], groups: Groups
+    raster: Raster, places: tuple[int, ...], groups: Groups, measuring: TellPixels | None, *, whole: bool
 ) -> list[ValueHistogram]:
-    """What numbers each group of bands has in some windows."""
-    histograms = [ValueHistogram() for _ in groups]
-    for window in windows:
+    """The values of each group of bands, of all of a scene (or a sample that gives its range) or of a few windows."""
+
+    def count(window: Window, histograms: Sequence[ValueHistogram]) -> None:
         raw, valid = raster.read(window)
         known = usable(raw, valid, raster.facts.band_nodata)
         for histogram, group in zip(histograms, groups, strict=True):
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
-    return histograms
+
+    if whole:
+        return value_histograms(raster, count, len(groups), measuring)
+    found = [ValueHistogram() for _ in groups]
+    with suppress(CorruptSource):  # what needs to be read will be, and said then
+        for window in _corners_and_middle(raster):
+            count(window, found)
+    return found
 
 
-def _sample(raster: Raster) -> Iterator[Window]:
-    """Corners, edges and the middle of a scene, where a range asks for no pass over all of it; none of a picture."""
-    if not raster.facts.has_place:
+def _corners_and_middle(raster: Raster) -> Iterator[Window]:
+    """Where a scene is looked at whose range needs no pass over it; nowhere in a picture, or where that takes long."""
+    if not raster.facts.has_place or not raster.reads_anywhere:
         return
     height, width = raster.grid.height, raster.grid.width
-    for row in sorted({0, max(0, height - SAMPLED) // 2, max(0, height - SAMPLED)}):
-        for col in sorted({0, max(0, width - SAMPLED) // 2, max(0, width - SAMPLED)}):
-            yield Window(row, col, SAMPLED, SAMPLED).clipped(raster.whole)
+    for row in sorted({0, max(0, height - LOOKED_AT) // 2, max(0, height - LOOKED_AT)}):
+        for col in sorted({0, max(0, width - LOOKED_AT) // 2, max(0, width - LOOKED_AT)}):
+            yield Window(row, col, LOOKED_AT, LOOKED_AT).clipped(raster.whole)
 
 
-def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether a result will be its input when it is made small again, and why, as one line of the log."""
     said = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:

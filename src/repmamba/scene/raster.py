@@ -29,10 +29,13 @@ from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
 from repmamba.scene.origin import file_behind, names_read
-from repmamba.scene.stored import Pixels, StoredPixels, is_placed, reading, stored_pixels
+from repmamba.scene.stored import Pixels, StoredPixels, is_called_data, is_placed, reading, stored_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
+
+CELL = 512  # pixels, the edge of a cell of small blocks
+READ_FROM_THE_TOP = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # formats whose readers decode all rows above
 
 DROPPED_TAGS = (
     *("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE"),
@@ -137,6 +140,25 @@ class Raster:
             for col in range(0, self.grid.width, width):
                 yield Window(row, col, height, width).clipped(self.whole)
 
+    def cells(self) -> list[Window]:
+        """Windows of whole blocks that cover it, about as small as is worth reading by itself."""
+        height, width = self.facts.block
+        rows, cols = max(1, CELL // height) * height, max(1, CELL // width) * width
+        if self._pixels.by_rows:
+            rows, cols = max(1, CELL**2 // self.grid.width // height) * height, self.grid.width
+        corners = ((row, col) for row in range(0, self.grid.height, rows) for col in range(0, self.grid.width, cols))
+        return [Window(row, col, rows, cols).clipped(self.whole) for row, col in corners]
+
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether a window is read without all that lies above it in the file."""
+        return self._pixels.turn == 1 and self.facts.driver not in READ_FROM_THE_TOP
+
+    def is_unwritten(self, window: Window) -> bool:
+        """Whether a TIFF leaves out all blocks of a window, and with them whatever tells two such windows apart."""
+        with self._lock:
+            return self._pixels.is_unwritten(window)
+
     def check_unchanged(self) -> None:
         """Raise SourceError if a file it is read from is another one than at the start."""
         for path, before in self._watched.items():
@@ -198,7 +220,10 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...], how: Reading) -> RasterFacts:
     order = list(range(dataset.count))
-    colours = tuple(colour.name for colour in dataset.colorinterp)
+    colours = tuple(
+        "undefined" if colour.name == "alpha" and is_called_data(dataset, place, how) else colour.name
+        for place, colour in enumerate(dataset.colorinterp)
+    )
     count, alpha, band_nodata = pixels.count, pixels.alpha, _band_nodata(dataset, pixels)
     if pixels.lookup is not None:
         colours = ("gray",) if count == 1 else ("red", "green", "blue", "alpha")[:count]
@@ -228,7 +253,7 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         told_by=pixels.missing,
         alpha=alpha,
         numbers=tuple(range(1, count + 1)),
-        colorinterp=_said_colours(colours, alpha, how),
+        colorinterp=colours,
         descriptions=_each(dataset.descriptions, order),
         scales=_each(dataset.scales, order),
         offsets=_each(dataset.offsets, order),
@@ -260,16 +285,6 @@ def _missing(dataset: Any, pixels: StoredPixels, band_nodata: tuple[float | None
     if dataset.nodata is not None and not _is_within(dataset.dtypes[0], dataset.nodata):
         return "", None
     return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
-
-
-def _said_colours(colours: tuple[str, ...], alpha: int | None, how: Reading) -> tuple[str, ...]:
-    """What bands are: those that the file calls alpha, and the user data, are undefined."""
-    return tuple(
-        "undefined"
-        if colour == "alpha" and place != alpha and (not how.alpha or place + 1 in how.data_bands)
-        else colour
-        for place, colour in enumerate(colours)
-    )
 
 
 def _largest(dataset: Any) -> float | None:

@@ -115,6 +115,16 @@ class StoredPixels:
         cols = slice(window.col, window.col + window.width)
         return self.shown((raw[..., cols], valid[..., cols]))
 
+    def is_unwritten(self, window: Window) -> bool:
+        """Whether the file is a TIFF that leaves out all blocks of a window; a mask may still tell them apart."""
+        if self.dataset.driver != "GTiff" or self.missing == "mask" or self.turn != 1:
+            return False
+        height, width = self.dataset.block_shapes[0]
+        rows = range(window.row // height, -(-(window.row + window.height) // height))
+        cols = range(window.col // width, -(-(window.col + window.width) // width))
+        names = (f"BLOCK_OFFSET_{col}_{row}" for row in rows for col in cols)
+        return all(self.dataset.get_tag_item(name, "TIFF", bidx=band) is None for name in names for band in self.bands)
+
     def close(self) -> None:
         """Give back what reading took, beside the dataset."""
         if self._upright is not None:
@@ -246,12 +256,18 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
     )
 
 
+def is_called_data(dataset: Any, place: int, how: Reading) -> bool:
+    """Whether the user says that a band, from 0, is no alpha: of all bands, or by its number or its name."""
+    names = {str(place + 1), (dataset.descriptions[place] or "").strip().lower()}
+    return not how.alpha or bool(names & {str(band).strip().lower() for band in how.data_bands})
+
+
 def _alpha(dataset: Any, how: Reading) -> int | None:
     """Which band is taken for alpha, from 0: the first that the file calls so, and the user does not call data."""
-    if dataset.count == 1 or not how.alpha:
+    if dataset.count == 1:
         return None
-    colours = enumerate(dataset.colorinterp)
-    return next((at for at, colour in colours if colour.name == "alpha" and at + 1 not in how.data_bands), None)
+    called = (place for place, colour in enumerate(dataset.colorinterp) if colour.name == "alpha")
+    return next((place for place in called if not is_called_data(dataset, place, how)), None)
 
 
 def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
