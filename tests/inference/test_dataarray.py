@@ -216,3 +216,12 @@ def test_nodata_that_is_given_takes_the_place_of_the_array_s_own(upscaler, decla
     assert after.rio.nodata == -9999
     assert (after.values[:, :8] == -9999).all()
     assert (after.values[:, 8:] > -3).all()
+
+
+def test_nodata_of_each_band_leaves_none_that_is_declared_of_all(upscaler):
+    values = np.random.default_rng(4).random((2, 16, 16), np.float32)
+    values[0, :4], values[1, :4] = -1, -9999
+    after = upscaler.upscale(scene(values, nodata=-9999), nodata=(-1, -9999))
+    assert after.rio.nodata is None
+    assert (after.values[0, :8] == -1).all()
+    assert (after.values[1, :8] == -9999).all()

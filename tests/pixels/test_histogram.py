@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -116,6 +116,7 @@ def histogram_of(values):
     return histogram
 
 
+@settings(max_examples=20)
 @given(
     share=st.floats(0.005, 0.99),
     number=st.sampled_from([-9999.0, -3.4028235e38, 32767, 1e20, -32768, 65535]),

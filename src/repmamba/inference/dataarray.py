@@ -63,7 +63,8 @@ def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...]
             coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
         if rows in array.coords:
             coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
-    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith("STATISTICS_")}
+    dropped = ("STATISTICS_",) if nodata is None else ("STATISTICS_", "_FillValue", "missing_value")
+    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith(dropped)}
     result = type(array)(
         planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=attrs
     )
