@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from repmamba.errors import UndeclaredNodata
-from repmamba.pixels.histogram import FEW, ValueHistogram, warn_of_fills
+from repmamba.pixels.histogram import FEW, ValueHistogram, said_of_fills, warn_of_fills
 from repmamba.pixels.radiometry import DTYPES, Radiometry, type_range
 
 
@@ -189,6 +189,6 @@ def test_a_warning_names_each_fill_once_as_its_type_has_it():
     with pytest.warns(
         UndeclaredNodata, match=r"^A scene may .*: -3.4028235e\+38 in 3 % of it, 3.403e\+38 below"
     ) as told:
-        warn_of_fills("A scene", [histogram_of(values), histogram_of(other)], "float32", stacklevel=1)
+        warn_of_fills("A scene", said_of_fills([histogram_of(values), histogram_of(other)], "float32"), stacklevel=1)
     assert str(told[0].message).count("of it") == 1
     assert told[0].filename == __file__

@@ -35,7 +35,7 @@ from repmamba.network.checkpoint import Checkpoint, read_checkpoint
 from repmamba.network.fusion import FusedRMB
 from repmamba.network.fusion import fuse as fused
 from repmamba.network.rmb import SS2D
-from repmamba.pixels.histogram import ValueHistogram, warn_of_fills
+from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, enlarged, filled, usable
 from repmamba.pixels.radiometry import SPIKE, Radiometry
 from repmamba.scan.backends import explain
@@ -352,7 +352,7 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", histograms, planes.dtype.name, stacklevel=4)
+    warn_of_fills("The image", said_of_fills(histograms, planes.dtype.name), stacklevel=4)
     return replace(usual, low=tuple(low), high=tuple(high))
 
 

@@ -64,15 +64,16 @@ class Fill:
         )
 
 
-def warn_of_fills(name: str, histograms: Iterable[ValueHistogram], dtype: str, *, stacklevel: int) -> None:
-    """Warn of all fills in one line. name: of what holds them.  stacklevel: as for warnings.warn, of the caller."""
-    fills = sorted(
-        (fill for each in histograms for fill in each.fills(zero=np.dtype(dtype).kind in "iu")),
-        key=lambda fill: fill.share,
-    )
-    of_numbers = {fill.number: fill for fill in fills}  # the largest share of each
-    if of_numbers:
-        said = "; ".join(fill.said(dtype) for fill in of_numbers.values())
+def said_of_fills(histograms: Iterable[ValueHistogram], dtype: str) -> str:
+    """All fills in one line, each once; "" where there are none."""
+    fills = [fill for each in histograms for fill in each.fills(zero=np.dtype(dtype).kind in "iu")]
+    largest = {fill.number: fill for fill in sorted(fills, key=lambda fill: fill.share)}
+    return "; ".join(fill.said(dtype) for fill in largest.values())
+
+
+def warn_of_fills(name: str, said: str, *, stacklevel: int) -> None:
+    """Warn of fills, where any are said. name: of what holds them.  stacklevel: as for warnings.warn."""
+    if said:
         warnings.warn(
             f"{name} may have nodata that is not declared: {said}. It is enlarged as data; if those "
             "pixels are missing, say so with --nodata NUMBER (Python: nodata=NUMBER).",

@@ -21,7 +21,7 @@ from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.confidence import Calibration
 from repmamba.inference.options import check_cut
 from repmamba.inference.upscaler import Upscaler
-from repmamba.pixels.histogram import ValueHistogram, warn_of_fills
+from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.admission import Reading
@@ -155,7 +155,8 @@ def plan_scene(
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
     profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
     _warn_of_radar(facts)
-    radiometry, range_found = _radiometry(raster, places, groups, options.value_range, measuring)
+    radiometry, range_found, fills = _radiometry(raster, places, groups, options.value_range, measuring)
+    warn_of_fills(facts.name, fills, stacklevel=3)
     consistent = facts.has_place if options.consistent is None else options.consistent
     together = _numbered(facts, places, groups)
     if (alone := said_of_bands_alone(together, facts)) is not None:
@@ -217,10 +218,10 @@ def usual_range(raster: Raster) -> str:
     places = _places(raster.facts, None)
     groups = group_bands(len(places), _rgb(raster.facts, places, None), 3)
     try:
-        radiometry, found = _radiometry(raster, places, groups, None)
+        radiometry, found, fills = _radiometry(raster, places, groups, None)
     except CorruptSource as damage:
         return f"not to be found: {damage}"
-    return _said_of_range(radiometry, found)
+    return _said_of_range(radiometry, found) + (f"; nodata that is not declared, maybe: {fills}" if fills else "")
 
 
 def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
@@ -300,8 +301,8 @@ def _radiometry(
     groups: Groups,
     asked: ValueRange | None,
     measuring: TellPixels | None = None,
-) -> tuple[Radiometry, str]:
-    """The linear map of each band, and how it was found. Warns of what looks like nodata that nobody declared.
+) -> tuple[Radiometry, str, str]:
+    """The linear map of each band, how it was found, and what looks like nodata that nobody declared.
 
     Bands that go through the network together share theirs, or colours would shift.
     """
@@ -311,10 +312,11 @@ def _radiometry(
     if asked is None:
         asked = "type" if dtype in EIGHT_BITS else "robust"
     histograms = _histograms(raster, places, groups, measuring, whole=asked == "robust")
-    looked_at = raster.facts.name if asked == "robust" else f"A sample of {raster.facts.name}"
-    warn_of_fills(looked_at, histograms, dtype, stacklevel=4)
+    fills = said_of_fills(histograms, dtype)
+    if asked != "robust" and fills:
+        fills = f"of a sample, {fills}"
     if asked == "type":
-        return usual, f"the ends of {dtype}, {found}"
+        return usual, f"the ends of {dtype}, {found}", fills
     if asked == "robust":
         ranges = [histogram.range() for histogram in histograms]
         spikes = sum(each.spikes(*ends) for each, ends in zip(histograms, ranges, strict=True) if ends is not None)
@@ -325,8 +327,9 @@ def _radiometry(
             if between is not None:
                 for band in group:
                     low[band], high[band] = between
-        return replace(usual, low=tuple(low), high=tuple(high)), f"which holds nearly all numbers of the scene, {found}"
-    return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places)), found
+        found = f"which holds nearly all numbers of the scene, {found}"
+        return replace(usual, low=tuple(low), high=tuple(high)), found, fills
+    return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places)), found, fills
 
 
 def _histograms(
