@@ -1,8 +1,7 @@
-"""The oldest and the newest allowed set of dependencies, installed in a fresh environment, in which a scene is enlarged.
+"""The oldest and the newest allowed dependencies, installed in a fresh environment, enlarge a scene.
 
-torch is the largest by far: it is the one of this environment, so that no set brings gigabytes of CUDA. What the lower
-bound of torch names was run by hand. Other versions of Python take part where they are installed and have a torch of
-the CPU among what pip finds.
+torch is that of this environment, so that no set brings gigabytes of CUDA; its lower bound was run by
+hand. Other versions of Python take part where they are installed and pip finds this torch for them.
 """
 
 import json
