@@ -1,6 +1,7 @@
 """The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.admission import Reading
-from repmamba.scene.engine import plan_file
+from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.window import Window
@@ -251,3 +252,12 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         assert said_of_bands_alone([[1], [2]], raster.facts) is None
         said = said_of_bands_alone([[4, 3, 2], [1], [5], [6]], raster.facts)
     assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
+
+
+def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(write_raster, smooth, tmp_path, bicubic):
+    path = write_raster("in.tif", smooth(1, 40, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upscale_file(path, tmp_path / "out.tif", bicubic, bbox=(500100, 4099700, 500300, 4099900))
+    with rasterio.open(tmp_path / "out.tif") as result:
+        assert result.bounds == (500100, 4099700, 500300, 4099900)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from repmamba.data.images import RASTERS
+from repmamba.durable import check_local
 from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
@@ -99,6 +100,8 @@ def evaluate_folders(
     one_of: dict[str, Any] = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size, "progress": progress}
     one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
     asked = checked(several_of | one_of, KINDS)
+    if save is not None:
+        check_local(save)
     value_range, peak = asked.get("value_range"), asked.get("peak")
     if value_range is not None:
         low, high = value_range
