@@ -17,9 +17,7 @@ from repmamba.durable import readable
 from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
-CACHE_MB = 64
 GDAL_SETTINGS = {
-    "GDAL_CACHEMAX": CACHE_MB,  # more was not faster, and memory grows by 1.8 times of it
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else what is at an address now is mixed with what was there before
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
 }

@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import rasterio
 
 from repmamba.errors import JobChanged, SourceError
+from repmamba.gdal import opened
 from repmamba.scene.admission import VIRTUAL
 from repmamba.scene.job import JobIdentity, Json, identify_file
 
@@ -43,7 +44,7 @@ def names_read(dataset: Any) -> tuple[str, ...]:
         name = waiting.pop()
         if name not in read and _is_virtual(name):
             try:
-                with rasterio.open(name, sharing=False) as virtual:
+                with opened(name) as virtual:
                     waiting += virtual.files
             except rasterio.errors.RasterioIOError as failure:  # reading it says so
                 logger.debug("%s cannot be looked into: %s", name, failure)
