@@ -15,6 +15,7 @@ _HOME = {  # name -> the module it lives in
     "load": "repmamba.inference.upscaler",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
+    "set_tiles_in_flight": "repmamba.inference.workers",
     "evaluate_folders": "repmamba.evaluate.evaluation",
     "fuse": "repmamba.network.fusion",
     "from_pretrained": "repmamba.network.checkpoint",
@@ -30,12 +31,14 @@ __all__ = [
     "fuse",
     "load",
     "save_pretrained",
+    "set_tiles_in_flight",
     "upscale_file",
 ]
 
 if TYPE_CHECKING:
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.inference.upscaler import Upscaler, load
+    from repmamba.inference.workers import set_tiles_in_flight
     from repmamba.network.checkpoint import from_pretrained, save_pretrained
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
