@@ -511,7 +511,7 @@ def test_workers_beyond_the_number_of_tiles_take_no_memory(write_raster, smooth,
     assert five < six == many
 
 
-PLAN_THEN_RUN = '''
+PLAN_THEN_RUN = """
 import json, resource, sys
 import repmamba
 from repmamba.scene.engine import plan_file
@@ -522,7 +522,7 @@ told = plan_file(source, target, upscaler, workers=workers)
 repmamba.upscale_file(source, target, upscaler, workers=workers)
 most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"told": told.memory_bytes, "program": told.program_bytes, "measured": most}))
-'''
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this system has no /proc")

@@ -27,6 +27,7 @@ from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
+from repmamba.scene.memory import Source, Target, through_memory
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
@@ -49,7 +50,7 @@ Weights = str | os.PathLike[str] | Upscaler | None
 class SceneResult:
     """What became of a scene."""
 
-    path: Path
+    path: Path | None  # None: written to a file object
     grid: Grid  # hr
     scale: int
     bands: int
@@ -65,7 +66,8 @@ class SceneResult:
         """One line for people."""
         speed = self.grid.width * self.grid.height / 1e6 / max(self.seconds, 1e-9)
         return (
-            f"{self.path}: {self.grid.width} x {self.grid.height} pixels, {self.bands} band{'s' * (self.bands > 1)}, "
+            f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels, "
+            f"{self.bands} band{'s' * (self.bands > 1)}, "
             f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent, "
             f"in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
@@ -77,7 +79,7 @@ class SceneResult:
         """The same as JSON values."""
         transform = self.grid.transform
         return {
-            "path": str(self.path),
+            "path": None if self.path is None else str(self.path),
             "width": self.grid.width,
             "height": self.grid.height,
             "bands": self.bands,
@@ -94,9 +96,10 @@ class SceneResult:
         }
 
 
+@through_memory("path")
 def upscale_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: Source,
+    target: Target,
     weights: Weights = None,
     *,
     overwrite: bool = False,
@@ -107,7 +110,10 @@ def upscale_file(
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
 
-    source: any raster that GDAL reads.  target: .tif, .cog.tif, .png or .jpg; the name appears when the file is whole.
+    source: any raster that GDAL reads: a path, a name of GDAL's, or in memory: bytes, a binary file object (read from
+    where it stands) or an open dataset of rasterio.  target: .tif, .cog.tif, .png or .jpg; the name appears when the
+    file is whole. A name that begins with /vsimem/ and a binary file object take the result in memory, a file object a
+    GeoTIFF unless format says otherwise; its side-car files, and what a stopped run leaves, are not kept then.
     weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
     goes on with them.  progress: called with the output pixels finished, and of how many.  assembling: likewise, while
@@ -142,9 +148,10 @@ def upscale_file(
     return result
 
 
+@through_memory("target")
 def plan_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: Source,
+    target: Target,
     weights: Weights = None,
     *,
     overwrite: bool = False,

@@ -44,7 +44,7 @@ class Estimate:
     """What one scene will take on this machine; sizes in bytes."""
 
     source: str
-    target: Path
+    target: Path | None  # None: a file object
     width: int  # of the output
     height: int
     bands: int
@@ -79,7 +79,7 @@ class Estimate:
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
-            f"{self.source} -> {self.target}{second}\n"
+            f"{self.source} -> {self.target or 'memory'}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "

@@ -305,7 +305,7 @@ def _orientation_by_pillow(path: Path, driver: str, page: int) -> str | None:
     from PIL.WebPImagePlugin import WebPImageFile
 
     # Only the header is read, so the size does not matter; Image.open would warn of a large one.
-    opener = {"PNG": PngImageFile, "GTiff": TiffImageFile, "WEBP": WebPImageFile}[driver]
+    opener: Any = {"PNG": PngImageFile, "GTiff": TiffImageFile, "WEBP": WebPImageFile}[driver]
     try:
         with opener(path) as image:
             if page > 1:
