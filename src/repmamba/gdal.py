@@ -1,8 +1,8 @@
 """GDAL in a process that others use as well: nothing here changes what holds for the whole process after a call.
 
 rasterio warns of every dataset without a place, and `warnings.catch_warnings` is not for threads: two that overlap
-leave their filters behind. So datasets are opened by classes that do not warn. GDAL has one block cache for all datasets
-and threads; its size is set while a call of ours is in progress, and put back by the last one that ends.
+leave their filters behind. So datasets are opened by classes that do not warn. GDAL has one block cache for all
+datasets and threads; its size is set while a call of ours is in progress, and put back by the last one that ends.
 """
 
 from __future__ import annotations

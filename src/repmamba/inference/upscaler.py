@@ -11,7 +11,7 @@ import os
 import warnings
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, Usa
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import FoundWeights, find_weights
 from repmamba.inference.confidence import Calibration, read_calibration
-from repmamba.inference.dataarray import is_dataarray, like, planes_of
+from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
 from repmamba.inference.options import LEAST, OF_ARRAYS, check_cut, checked, cuts
+from repmamba.inference.pillow import is_picture, picture_like, planes_of_picture, shown
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -37,6 +38,7 @@ from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
+from repmamba.tiles.window import Window
 
 SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
 
@@ -44,7 +46,7 @@ MOST = {"tile": 4096, "halo": 512}  # lr pixels that a file of weights may ask f
 UNSEEN = 0.01  # of an array's numbers, that may lie outside SEEN without a word
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
-Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
+Image = TypeVar("Image")  # numpy array, torch tensor, xarray.DataArray or PIL.Image; what comes back is the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,10 @@ class Upscaler:
         """
         return mean_of_eight(self.runner.run, unit) if self.ensemble else self.runner.run(unit)
 
+    def __call__(self, array: Image, **options: Any) -> Image:
+        """See `upscale`."""
+        return self.upscale(array, **options)
+
     def upscale(
         self,
         array: Image,
@@ -94,7 +100,10 @@ class Upscaler:
         numpy: (H, W) or (H, W, C); integers by the whole range of their type, floats as [0, 1] and not clamped. What a
         masked array masks is missing: it touches nothing else, and is masked in the result, its numbers as they were.
         torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
-        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
+        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept. One that
+        dask computes later stays so, and is enlarged block by block when it is wanted.
+        PIL.Image: of mode L, RGB, LA, RGBA, I;16 or F; palettes and bits as what they show. Alpha is enlarged by
+        nearest, and wholly transparent pixels touch no others.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
         value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
@@ -116,11 +125,17 @@ class Upscaler:
             result = self._upscale_tensor(array, cut)
         elif is_dataarray(array):
             planes, nodata = planes_of(array)
-            result = like(array, self._upscale_planes(planes, cut, nodata=nodata), self.scale)
+            upscale = self._upscale_lazily if is_lazy(array) else self._upscale_planes
+            result = like(array, upscale(planes, cut, nodata=nodata), self.scale)
+        elif is_picture(array):
+            result = self._upscale_picture(array, cut)
         elif isinstance(array, np.ndarray) and not isinstance(array, np.matrix):
             result = self._upscale_numpy(array, cut)
         else:
-            raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
+            raise UsageError(
+                f"A {type(array).__name__} is no image; give a numpy array, a torch tensor, an xarray.DataArray or a "
+                "PIL.Image. upscale_file takes files."
+            )
         image: Image = result
         return image
 
@@ -179,6 +194,26 @@ class Upscaler:
         result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
         return result.to(tensor.device, tensor.dtype)
 
+    def _upscale_picture(self, picture: Any, cut: _Cut) -> Any:
+        picture = shown(picture)
+        planes, alpha = planes_of_picture(picture)
+        masked = None if alpha is None else np.broadcast_to(alpha == 0, planes.shape)
+        return picture_like(picture, self._upscale_planes(planes, cut, masked=masked), alpha, self.scale)
+
+    def _upscale_lazily(self, planes: Any, cut: _Cut, *, nodata: float | None = None) -> Any:
+        """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w), of the same numbers."""
+        if cut.value_range == "robust":
+            raise UsageError(
+                "value_range is 'robust', which reads the whole array, and this one is computed later; give "
+                "value_range=(low, high), or array.compute() first."
+            )
+        scene = Window(0, 0, *planes.shape[1:])
+
+        def enlarge(numbers: NDArray[Any], read: Window, block: Window) -> NDArray[Any]:
+            return self._upscale_planes(numbers, cut, nodata=nodata, part=_Part(scene, read, block))
+
+        return blockwise(planes, self.scale, cut.tile, cut.halo, enlarge)
+
     def _upscale_planes(
         self,
         planes: NDArray[Any],
@@ -186,12 +221,15 @@ class Upscaler:
         *,
         nodata: float | None = None,
         masked: NDArray[np.bool_] | None = None,
+        part: _Part | None = None,
     ) -> NDArray[Any]:
         """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
         Missing where all bands are nodata, a float also in one band alone, and where masked, (bands, h, w), says so.
+        part: which part of an image planes are, and which of that is enlarged; all of all unless given.
         """
-        bands, height, width = planes.shape
+        bands, *size = planes.shape
+        scene, have, wanted = part or [Window(0, 0, *size)] * 3
         groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
 
         def known_of(window: tuple[slice, slice]) -> NDArray[np.bool_]:
@@ -201,12 +239,13 @@ class Upscaler:
             return known if masked is None else known & ~masked[:, *window]
 
         radiometry = _radiometry(planes, known_of((slice(None), slice(None))), groups, cut.value_range)
-        plan = plan_tiles(height, width, self.scale, tile=cut.tile, halo=cut.halo)
-        result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
+        plan = plan_tiles(scene.height, scene.width, self.scale, tile=cut.tile, halo=cut.halo, window=wanted)
+        result = np.empty((bands, self.scale * wanted.height, self.scale * wanted.width), planes.dtype)
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
-            raw = planes[:, *tile.read.slices]
-            known = known_of(tile.read.slices)
+            read = tile.read.seen_from(have).slices
+            raw = planes[:, *read]
+            known = known_of(read)
             sr = self.enlarge(filled(radiometry.to_unit(raw), known), groups)
             numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=nodata)
             if not known.all():
@@ -225,6 +264,14 @@ class _Cut:
     halo: int
     workers: int
     value_range: ValueRange | None
+
+
+class _Part(NamedTuple):
+    """Windows of an image, lr: the image itself, what is there of it, and what of that is enlarged."""
+
+    scene: Window
+    have: Window
+    wanted: Window
 
 
 def _radiometry(
