@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
-from repmamba.inference.catalogue import FoundWeights, find_weights
+from repmamba.inference.catalogue import FoundWeights, find_weights, terms_of
 from repmamba.inference.confidence import Calibration, read_calibration
 from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
@@ -64,6 +64,14 @@ class Upscaler:
     backend: str = ""  # of the scan
     ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
     calibration: Calibration | None = None  # which error to expect where the eight disagree; None: never measured
+    terms: str = ""  # of the weights, in a line; "" where none are known
+
+    def __repr__(self) -> str:
+        of_eight = ", mean of 8 flips and rotations" if self.ensemble else ""
+        return (
+            f"<Upscaler {self.name}: x{self.scale}, {self.bands} bands, on {self.device}, {self.precision}, "
+            f"tiles of {self.tile} + {self.halo}{of_eight}>"
+        )
 
     @property
     def scale(self) -> int:
@@ -371,6 +379,7 @@ def load(
         backend=scan,
         ensemble=ensemble,
         calibration=read_calibration(found.path, digest),
+        terms=terms_of(found.path, checkpoint.training),
     )
 
 

@@ -126,6 +126,7 @@ def plan_scene(
         window=tiles.window,
         places=places,
         weights=f"{upscaler.name} {upscaler.digest}",
+        terms=upscaler.terms,
         creation=options.creation or {},
     )
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
@@ -134,6 +135,8 @@ def plan_scene(
     radiometry = _radiometry(raster, places, groups, options)
     consistent = facts.has_place if options.consistent is None else options.consistent
     logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
+    if upscaler.terms:
+        logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, upscaler.terms.rstrip("."))
     together = _numbered(facts, places, groups)
     if (alone := said_of_bands_alone(together)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
