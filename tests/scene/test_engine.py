@@ -422,7 +422,7 @@ def test_the_output_is_no_part_of_the_input(write_raster, smooth, tmp_path, bicu
 def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster, smooth, tmp_path, bicubic):
     path = write_raster("in.tif", smooth(1, 9, 9))
     (tmp_path / "out.tif").write_text("mine")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         upscale_file(path, tmp_path / "out.tif", bicubic)
     assert (tmp_path / "out.tif").read_text() == "mine"
     upscale_file(path, tmp_path / "out.tif", bicubic, overwrite=True)
@@ -464,7 +464,7 @@ def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_same
     assert not lock.exists()
     lock.write_text("process 1 on nowhere\n")
     target.write_text("mine")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         upscale_file(path, target, bicubic)
     assert target.read_text() == "mine"
 
@@ -494,9 +494,9 @@ def test_a_plan_that_memory_does_not_hold_is_refused_with_the_tile_that_fits(
 ):
     path = write_raster("in.tif", smooth(3, 600, 600))
     monkeypatch.setattr(estimate, "available_memory", lambda: 800_000_000)
-    with pytest.raises(OutOfMemory, match=r"--tile 2\d\d fits") as caught:
+    with pytest.raises(OutOfMemory, match=r"tile=2\d\d fits") as caught:
         upscale_file(path, tmp_path / "out.tif", bicubic, tile=512, workers=1)
-    fitting = int(str(caught.value).split("--tile ")[2].split()[0])
+    fitting = int(str(caught.value).split("tile=")[2].split()[0])
     upscale_file(path, tmp_path / "out.tif", bicubic, tile=fitting, workers=1)
 
 
@@ -546,7 +546,7 @@ def test_memory_that_ends_on_the_way_stops_the_run_with_one_line(write_raster, s
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     greedy = replace(bicubic_upscaler(), runner=Greedy())
-    with pytest.raises(OutOfMemory, match="fewer --workers"):
+    with pytest.raises(OutOfMemory, match="smaller workers="):
         upscale_file(write_raster("in.tif", smooth(3, 20, 20)), tmp_path / "out.tif", greedy)
     assert not (tmp_path / "out.tif").exists()
 

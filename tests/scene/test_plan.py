@@ -92,7 +92,7 @@ def test_colour_interpretation_says_which_bands_are_red_green_and_blue(write_ras
 
 @pytest.mark.parametrize("options", [{"bands": (1, 5)}, {"bands": (2, 2)}, {"bands": ()}, {"rgb": (1, 2, 9)}])
 def test_bands_that_are_not_there_are_refused(write_raster, smooth, plan, options):
-    with pytest.raises(UsageError, match=r"no band 5|each band once|--rgb takes three"):
+    with pytest.raises(UsageError, match=r"no band 5|each band once|rgb= takes three"):
         plan(write_raster("a.tif", smooth(3, 10, 10, "uint16")), **options)
 
 
@@ -109,7 +109,7 @@ def test_a_bbox_is_the_window_of_the_pixels_it_meets(write_raster, smooth, plan)
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
-    with pytest.raises(UsageError, match="use --window"):
+    with pytest.raises(UsageError, match="use window="):
         plan(write_raster("a.tif", smooth(1, 9, 9), transform=None, crs=None), bbox=(0, 0, 1, 1))
 
 
@@ -253,7 +253,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     write_raster, smooth, tmp_path, bicubic, caplog
 ):
     path = write_raster("in.tif", smooth(3, 30, 30, "uint16"), photometric="MINISBLACK")
-    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"
+    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: rgb=(1, 2, 3)"
     with caplog.at_level(logging.INFO, "repmamba"):
         assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
         assert f"through the network: {said}" in caplog.text

@@ -15,7 +15,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli import options
-from repmamba.cli.terminal import printable
+from repmamba.cli.terminal import in_flags, printable
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -128,7 +128,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         "type": facts.dtype,
         "missing pixels": _missing(facts),
         "place": _place(facts),
-        **({} if alone is None else {"through the network": alone}),
+        **({} if alone is None else {"through the network": in_flags(alone)}),
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",

@@ -1,9 +1,11 @@
 """What goes to the terminal and how: errors and warnings as one line, text from strangers' files made harmless.
 
 Results go to stdout, everything else to stderr. The library itself only logs and warns; no other room prints.
+Its messages name options as Python does, tile=256; here they become those of the command line, --tile 256.
 """
 
 import logging
+import re
 import sys
 import warnings
 from typing import TextIO
@@ -21,9 +23,37 @@ def printable(text: object) -> str:
     )
 
 
+FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
+    name: name.replace("_", "-")
+    for name in (
+        *("scale", "device", "backend", "precision", "weights", "ensemble", "confidence", "tile", "halo", "window"),
+        *("bbox", "bands", "rgb", "consistent", "format", "workers", "cluster", "untrusted", "max_pixels"),
+        *("on_corrupt", "expand_palette", "overwrite", "restart", "nodata", "save", "tensorboard", "minutes", "steps"),
+    )
+}
+"""Keywords of Python that are flags of the command line, without its dashes."""
+
+_VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
+_KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
+
+
+def in_flags(text: str) -> str:
+    """A message of the library with the flags of the command line in the place of Python's keywords."""
+    return _KEYWORD.sub(_flag, text)
+
+
+def _flag(found: re.Match[str]) -> str:
+    name, value = FLAGS[found[1]], found[2]
+    if value in ("", "True"):
+        return f"--{name}"
+    if value == "False":
+        return f"--no-{name}"
+    return f"--{name} " + "".join(value.strip("()'").split())
+
+
 def say_error(text: object) -> None:
     """One line on stderr."""
-    click.echo(f"Error: {printable(text)}", err=True)
+    click.echo(f"Error: {in_flags(printable(text))}", err=True)
 
 
 def show_warnings_as_lines(*, debug: bool) -> None:
@@ -44,9 +74,14 @@ def log_to_stderr(level: int) -> None:
     logger = logging.getLogger("repmamba")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Lines("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(level)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
 
 
 def _show_warning(
@@ -58,4 +93,4 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     where = "" if issubclass(category, RepmambaWarning) else f" ({category.__name__}, {filename}:{lineno})"
-    click.echo(f"Warning: {printable(message)}{where}", err=True)
+    click.echo(f"Warning: {in_flags(printable(message))}{where}", err=True)

@@ -13,7 +13,7 @@ import click
 
 from repmamba.cli import options
 from repmamba.cli.progress import megapixels, shows_bars
-from repmamba.cli.terminal import say_error
+from repmamba.cli.terminal import in_flags, say_error
 from repmamba.errors import RepmambaError, TargetError, UsageError
 
 
@@ -187,7 +187,7 @@ def upscale(
         if as_json:
             click.echo(json.dumps(shown.as_json()))
         elif dry_run or not quiet:
-            click.echo(shown.summary())
+            click.echo(in_flags(shown.summary()))
 
     one_by_one(enlarge, sources, targets)
 

@@ -210,7 +210,7 @@ def _planned(
     )
     workers, place = given.pop("workers", None), given.pop("cluster", None)
     if workers is not None and place is not None:
-        raise UsageError("The workers are those of the cluster: leave --workers out, or --cluster.")
+        raise UsageError("The workers are those of the cluster: leave workers= out, or cluster=.")
     second = given.pop("confidence", None)
     options = SceneOptions(**given)
     with open_raster(source, reading) as raster, _cluster_at(place) as cluster:
@@ -282,7 +282,7 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
         raise TargetError(f"{target} is a folder: name a file in it.")
     # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
     if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
-        raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")
+        raise TargetExists(f"{target} is there already: choose another name, or replace it with overwrite=True.")
     as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
     if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")

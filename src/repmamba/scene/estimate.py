@@ -161,10 +161,10 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
         return
     here = made.workers if made.cluster is None else 0
     fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
-    advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
-    side, fewer = (f"{here} workers", "; so may fewer --workers") if here else ("no tile computed here", "")
+    advice = f"tile={fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No tile= is small enough"
+    side, fewer = (f"{here} workers", "; so may a smaller workers=") if here else ("no tile computed here", "")
     raise OutOfMemory(
-        f"{made.source} needs about {readable(more)} of memory with --tile {plan.tiles.tile} and "
+        f"{made.source} needs about {readable(more)} of memory with tile={plan.tiles.tile} and "
         f"{side}, and {readable(there)} are free. {advice}{fewer}."
     )
 

@@ -134,7 +134,7 @@ def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
     if source.get("not_told") and folder.is_dir():
         raise JobChanged(
             f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is still what it read: "
-            "it is no file, and has no ETag or time. Start anew with --restart, or copy it here first."
+            "it is no file, and has no ETag or time. Start anew with restart=True, or copy it here first."
         )
 
 

@@ -193,7 +193,7 @@ def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
     if len(alone) < len(together):  # the colours are known
         return said
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: --rgb {','.join(map(str, alone[:3]))}"
+    return f"{said}; if {who} are colours: rgb=({', '.join(map(str, alone[:3]))})"
 
 
 def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list[list[int]]:
@@ -223,7 +223,7 @@ def _rgb(facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None)
         return None
     numbers = [facts.numbers[place] for place in places]
     if len(asked) != 3 or len(set(asked)) != 3 or any(band not in numbers for band in asked):
-        raise UsageError(f"--rgb takes three of the bands {_listed(numbers)}: red, green, blue.")
+        raise UsageError(f"rgb= takes three of the bands {_listed(numbers)}: red, green, blue.")
     return tuple(numbers.index(band) for band in asked)
 
 
@@ -235,7 +235,7 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
     if options.bbox is None:
         return options.window
     if facts.grid.transform is None:
-        raise UsageError(f"{facts.name} has no transform, so a bbox means nothing in it; use --window.")
+        raise UsageError(f"{facts.name} has no transform, so a bbox means nothing in it; use window=.")
     left, bottom, right, top = options.bbox
     back = ~facts.grid.transform
     corners = [back * corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
@@ -304,8 +304,8 @@ def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) 
     if asked is not None:
         return f"{said}, as asked."
     if has_place:
-        return f"{said}, since it has a place on the map (--no-consistent leaves what the network gave)."
-    return f"{said}, since it is a picture without a place on the map (--consistent asks for it)."
+        return f"{said}, since it has a place on the map (consistent=False leaves what the network gave)."
+    return f"{said}, since it is a picture without a place on the map (consistent=True asks for it)."
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:

@@ -44,7 +44,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
     except RepmambaError:
         raise
     except MemoryError as error:
-        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller --tile.") from error
+        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller tile=.") from error
     except (rasterio.errors.RasterioError, CPLE_BaseError, OSError, SystemError, SyntaxError, ValueError) as error:
         reason = _reason(error)
         if window is None:
@@ -52,7 +52,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
         raise CorruptSource(
             f"{name} is corrupt or truncated: its columns {window.col} to {window.col + window.width - 1}, rows "
             f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it again, or take what "
-            "cannot be read as missing with --on-corrupt fill."
+            "cannot be read as missing with on_corrupt='fill'."
         ) from error
 
 
@@ -232,7 +232,7 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     if not how.expand_palette and _is_classes(dataset):
         raise UsageError(
             f"{name} has a palette, and its values look like classes, which cannot be enlarged as imagery. "
-            "If its colours are a picture, enlarge those with --expand-palette."
+            "If its colours are a picture, enlarge those with expand_palette=True."
         )
     has_alpha = dataset.count == 2 and dataset.colorinterp[1].name == "alpha" and dataset.dtypes[0] == "uint8"
     if palettes != [1] or (dataset.count != 1 and not has_alpha):

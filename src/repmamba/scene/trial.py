@@ -39,7 +39,7 @@ def check_options(profile: OutputProfile) -> None:
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
-            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for with --co."
+            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for with creation=."
         )
 
 
