@@ -30,6 +30,13 @@ class Evaluation:
     scores: Scores
     costs: dict[str, cost.Cost]  # by the name of the method; of networks alone
 
+    def __repr__(self) -> str:
+        return f"<Evaluation: {self.scores.heading}>"
+
+    def _repr_html_(self) -> str:
+        """The means and the differences, for a notebook."""
+        return page.tables(self.scores)
+
     def table(self) -> str:
         """Means, paired differences, costs and the rules behind the numbers, for a terminal."""
         return report.table(self.scores, self.costs)
@@ -79,8 +86,8 @@ def evaluate_folders(
     In this order they stand in the result, and the last is the one that the others are compared with.
     ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels that a network keeps of
     each tile, even; one pass over the whole image unless given.  device, backend, precision: as for `load`.
-    rules: names of metrics.RULES, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or
-    none; unless given esr-rgb and published, and for TIFFs bands and consistency.
+    rules: names of rules, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or none;
+    unless given esr-rgb and published, and for TIFFs bands and consistency.
     scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given.
     save: a folder that gets each result, below its set and method.
     cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels. Memory is

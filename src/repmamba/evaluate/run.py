@@ -120,7 +120,7 @@ def _enlarged(
     for done, (one, files) in enumerate(images, start=1):
         pair = files.read(one.scale)
         for method in methods:
-            sr = method.enlarge(pair)
+            sr = method.sr_of(pair)
             yield _Result(one.name, method.name, pair, sr)
             if save:
                 write_result(save / one.name / method.name, files, sr, pair)

@@ -62,6 +62,9 @@ class SceneResult:
     consistent: bool
     confidence: Path | None = None  # the raster that says how far the result can be trusted
 
+    def __repr__(self) -> str:
+        return f"<SceneResult {self.summary()}>"
+
     def summary(self) -> str:
         """One line for people."""
         speed = self.grid.width * self.grid.height / 1e6 / max(self.seconds, 1e-9)

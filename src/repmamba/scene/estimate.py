@@ -69,6 +69,13 @@ class Estimate:
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"<Estimate {self.source} -> {self.target or 'memory'}: {self.width} x {self.height} pixels, "
+            f"{self.tiles} tile{'s' * (self.tiles > 1)}, x{self.scale} with {self.weights}, "
+            f"memory {readable(self.memory_bytes)}, disk {readable(self.disk_bytes)}>"
+        )
+
     def summary(self) -> str:
         """A few lines for people."""
         lowest, highest = min(self.low), max(self.high)
