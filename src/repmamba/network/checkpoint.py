@@ -24,6 +24,8 @@ from torch import Tensor
 from repmamba import __version__
 from repmamba.durable import FULL, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
+from repmamba.network.card import NAME as CARD
+from repmamba.network.card import card, is_ours_to_write
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import (
     COUNT,
@@ -147,9 +149,19 @@ def save_pretrained(
     origin: str = "",
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is."""
-    write_checkpoint(Path(folder), Checkpoint.of(network, origin=origin, training=training))
-    return Path(folder)
+    """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is.
+
+    With it goes a model card, README.md; one that you have changed stays. origin: what the weights are, in a line.
+    training: facts as JSON holds them, for the card too; "terms" are those of the weights, which results repeat.
+    """
+    checkpoint = Checkpoint.of(network, origin=origin, training=training)
+    place = Path(folder)
+    write_checkpoint(place, checkpoint)
+    if is_ours_to_write(place):
+        _write(
+            place / CARD, card(place.resolve().name, checkpoint.config, checkpoint.origin, checkpoint.training).encode()
+        )
+    return place
 
 
 def from_pretrained(
