@@ -24,7 +24,7 @@ _HOME = {  # name -> the module it lives in
     "register_degradation": "repmamba.data.degradations",
     "register_metric": "repmamba.evaluate.metrics",
     "fuse": "repmamba.network.fusion",
-    "from_pretrained": "repmamba.network.checkpoint",
+    "from_pretrained": "repmamba.inference.catalogue",
     "save_pretrained": "repmamba.network.checkpoint",
 }
 
@@ -52,9 +52,10 @@ if TYPE_CHECKING:
     from repmamba.data.degradations import register_degradation
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.evaluate.metrics import register_metric
+    from repmamba.inference.catalogue import from_pretrained
     from repmamba.inference.upscaler import Upscaler, load
     from repmamba.inference.workers import set_tiles_in_flight
-    from repmamba.network.checkpoint import from_pretrained, save_pretrained
+    from repmamba.network.checkpoint import save_pretrained
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
     from repmamba.train.callbacks import Callback

@@ -227,7 +227,7 @@ if hasattr(os, "register_at_fork"):
 def _share_of_the_workers(side: int) -> Iterator[_Share]:
     """Workers for one call; at the end, what they have not begun is cancelled."""
     workers = _workers
-    share = _Share(workers, side, max(1, workers.enter(side) // side))
+    share = _Share(workers, side, max(1, min(workers.enter(side), available_cores()) // side))
     try:
         yield share
     finally:
