@@ -167,6 +167,7 @@ def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
     [
         np.random.default_rng(0).normal(100, 20, 9000).clip(60, 255).round(),  # deep shadows
         np.random.default_rng(0).integers(0, 256, 9000),
+        np.random.default_rng(0).integers(0, 16, 9000),  # of four bits
         np.repeat(np.arange(1005, 1150, 12), 40),  # a few values, each in many pixels
         np.repeat([0, 100, 101, 102, 103], 1000),  # classes
         np.concatenate([np.zeros(9000), np.random.default_rng(0).random(1000)]),  # a night with lamps
@@ -175,7 +176,7 @@ def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
         np.full(100, 7),
         [],
     ],
-    ids=["shadows", "all", "levels", "classes", "lamps", "tail", "noise", "constant", "none"],
+    ids=["shadows", "all", "four bits", "levels", "classes", "lamps", "tail", "noise", "constant", "none"],
 )
 def test_numbers_among_others_are_no_fill(values):
     assert not histogram_of(np.asarray(values, float)).fills(zero=True)

@@ -27,7 +27,7 @@ AT_AN_END = 3  # fills that are looked for below all others, and above them
 MANY = 5  # different values beside fills, without which these may be steps of a few
 DRAGGING = 1.0  # widths of the others' range, from which on a fill is left out of it
 APART = 0.5  # the same, from which on a number is a fill
-ZERO_APART = 0.03  # the same, of an integer 0
+ZERO_APART, ZERO_STEPS = 0.03, 3  # the same, of an integer 0, and how many whole numbers lie between at least
 CROWD = 0.1  # of a fill's pixels, which may have other numbers as near: those that were resampled at its edge
 
 
@@ -186,7 +186,8 @@ def _stands_apart(
     fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], count: float, *, zero: bool
 ) -> bool:
     """Whether a number is far from all others, but for a few that were resampled at its edge."""
-    far = (ZERO_APART if zero and fill.number == 0 else APART) * (fill.high - fill.low)
+    width = fill.high - fill.low
+    far = max(ZERO_APART * width, ZERO_STEPS) if zero and fill.number == 0 else APART * width
     crowd = others[np.abs(values - fill.number) < far].sum()
     return fill.distance > far and bool(crowd <= CROWD * count)
 
