@@ -33,6 +33,7 @@ FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules":
         *("scale", "device", "backend", "precision", "weights", "ensemble", "confidence", "tile", "halo", "window"),
         *("bbox", "bands", "rgb", "consistent", "format", "workers", "cluster", "untrusted", "max_pixels"),
         *("on_corrupt", "expand_palette", "overwrite", "restart", "nodata", "save", "tensorboard", "minutes", "steps"),
+        *("peak", "cost"),
     )
 }
 """Keywords of Python that are flags of the command line, without its dashes."""
