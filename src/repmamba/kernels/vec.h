@@ -1,0 +1,65 @@
+// Vectors of float32 through the compiler's own vector types: AVX-512, AVX2, SSE or NEON by its target.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t bits __attribute__((vector_size(4 * LANES)));
+
+static inline vec load(const float* at) { vec v; __builtin_memcpy(&v, at, sizeof v); return v; }
+static inline void store(float* at, vec v) { __builtin_memcpy(at, &v, sizeof v); }
+static inline vec splat(float x) { return x - vec{}; }
+
+template <int N> static inline vec polynomial(vec x, const float (&c)[N]) {
+    vec value = splat(c[N - 1]);
+    for (int n = N - 2; n >= 0; n--) value = value * x + c[n];
+    return value;
+}
+
+// 2**x for x <= 0, within 4e-7 relative; 0 for what is far below the normal numbers.
+static inline vec exp2_negative(vec x) {
+    constexpr float rounding = 1.5f * (1 << 23) + 127;
+    x = x < -127.0f ? splat(-127.0f) : x;
+    vec rounded = x + rounding, fraction = x - (rounded - rounding);
+    vec mantissa = polynomial(fraction, {1.0f, 0.6931469776146085f, 0.24022242082764403f, 0.05550733727942721f, 0.009671512761332228f, 0.0013264730964927358f});
+    return mantissa * (vec)((bits)rounded << 23);
+}
+
+#if defined(__AVX512F__)
+// 2**(a b), by a table of 32 powers and the instruction that scales by a power of two.
+static inline vec exp2_of_product(vec a, vec b) {
+    constexpr float rounding = 1.5f * (1 << 23) / 32;
+    static const float powers[32] = {1.0f, 1.0218971486541166f, 1.0442737824274138f, 1.0671404006768237f, 1.0905077326652577f, 1.1143867425958924f, 1.1387886347566916f, 1.1637248587775775f, 1.189207115002721f, 1.215247359980469f, 1.241857812073484f, 1.2690509571917332f, 1.2968395546510096f, 1.3252366431597413f, 1.3542555469368927f, 1.383909881963832f, 1.4142135623730951f, 1.4451808069770467f, 1.4768261459394993f, 1.5091644275934228f, 1.5422108254079407f, 1.5759808451078865f, 1.6104903319492543f, 1.645755478153965f, 1.681792830507429f, 1.718619298122478f, 1.7562521603732995f, 1.7947090750031072f, 1.8340080864093424f, 1.8741676341103f, 1.9152065613971474f, 1.9571441241754002f};
+    vec rounded = a * b + rounding, exponent = rounded - rounding;
+    vec mantissa = polynomial(a * b - exponent, {1.0f, 0.6931471805599453f, 0.2402265069591007f});
+    __m512 power = _mm512_permutex2var_ps(_mm512_loadu_ps(powers), (__m512i)rounded, _mm512_loadu_ps(powers + 16));
+    return (vec)_mm512_scalef_ps((__m512)mantissa * power, (__m512)exponent);
+}
+#else
+static inline vec exp2_of_product(vec a, vec b) { return exp2_negative(a * b); }
+#endif
+
+static inline vec sigmoid(vec x) {
+    vec magnitude = x > 0.0f ? x : -x, z = exp2_negative(magnitude * -1.4426950408889634f);
+    return (x > 0.0f ? splat(1) : z) / (1.0f + z);
+}
+
+static inline vec normal_below(vec x) {
+    vec magnitude = x > 0.0f ? x : -x, t = 1.0f / (1.0f + 0.28f * magnitude);
+    vec bell = exp2_negative(x * x * (-1.4426950408889634f / 2));
+    vec tail = bell * t * polynomial(t, {0.11711906506669244f, 0.0637222643650924f, 0.27837123603337927f, -0.24877396869464297f, 0.397162292892567f, -0.10760095996915225f});
+    return x > 0.0f ? 1.0f - tail : tail;
+}
+
+struct Same { static vec of(vec x) { return x; } };
+struct Silu { static vec of(vec x) { return x * sigmoid(x); } };
+struct Gelu { static vec of(vec x) { return x * normal_below(x); } };
