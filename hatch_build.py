@@ -18,7 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
-BY_LEVEL = ("scan.cpp",)
+BY_LEVEL = ("scan.cpp", "inference.cpp", "training.cpp")
 ONCE = ("levels.cpp",)
 FLAGS = (
     "-O3 -std=c++20 -fno-exceptions -fno-rtti -fno-math-errno -fno-signed-zeros -fno-trapping-math "
@@ -59,7 +59,8 @@ def build(target: Target, root: Path, library: Path) -> None:
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         oldest = next(iter(target.levels.values()))
         jobs = [(source, oldest, "") for source in ONCE]
-        jobs += [(source, cpu, level) for source in BY_LEVEL for level, cpu in target.levels.items()]
+        by_level = [source for source in BY_LEVEL if (root / SOURCES / source).exists()]
+        jobs += [(source, cpu, level) for source in by_level for level, cpu in target.levels.items()]
         objects = [str(Path(made) / f"{Path(source).stem}_{level}.o") for source, _, level in jobs]
 
         def compiled(job: tuple[str, str, str], result: str) -> None:

@@ -1,6 +1,143 @@
+// The selective scan, forward and backward. Lanes are channels: a block of them keeps its 16 states in 16
+// registers; B and C of a pixel are broadcast, so that y needs no sum over lanes. Maps are channels-last, a
+// direction is a table of pixels: nothing is flipped or copied. A sequence goes in segments. The backward
+// pass starts a segment from the state that the forward pass kept there, computes its states again, then
+// walks it backwards.
+#include "scan.h"
+
 #include "kernels.h"
 #include "vec.h"
 
-struct Probe { float* values; int64_t count; };
+constexpr int STATE = 16;
+constexpr int SEGMENT = 64;  // steps between kept states; a segment fits the second cache
+constexpr int AHEAD = 6;     // steps at which a pixel is prefetched: down a column, each lies far from the one before
+constexpr int AT_ONCE = 4;   // blocks that go through a segment after one another: what they read is in the first cache
 
-KERNEL(probe, Probe) { (void)scratch; for (int64_t i = first; i < last; i++) store(a->values + i * LANES, splat(2) * load(a->values + i * LANES)); }
+// Rows of a block's constants, and of their gradients: A log2(e) (A), then these, then those of dt_weight.
+constexpr int D_ROW = STATE, BIAS_ROW = STATE + 1, WEIGHT_ROWS = STATE + 2;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+template <class V> constexpr int lanes = sizeof(V) / sizeof(float);
+
+static inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// log(1 + e**v), and v itself beyond 20, as published; slope: its derivative.
+template <class V> static inline V softplus(V v, V& slope) {
+    V magnitude = v > 0.0f ? v : -v, z = exp2_of_product(magnitude, splat<V>(-LOG2_E)), s = z / (z + 2.0f);
+    V log1p = s * polynomial(s * s, {2.0000000079208777f, 0.6666631468540538f, 0.40024910199809216f,
+                                     0.27960603195802536f, 0.2817833530517101f});
+    slope = v > 20.0f ? splat<V>(1) : (v > 0.0f ? splat<V>(1) : z) / (1.0f + z);
+    return v > 20.0f ? v : (v > 0.0f ? v : splat<V>(0)) + log1p;
+}
+
+// What a segment of one block of channels is computed from: pointers to its first channel, and to the first pixel.
+template <class V> struct Segment {
+    const int64_t* visits;
+    int64_t steps;
+    const float *u, *rows, *constants, *sizes;  // sizes: dt of each step
+    int64_t channels, rows_pixel, rank;
+
+    V constant(int64_t row) const { return load<V>(constants + row * lanes<V>); }
+    V size(int64_t t) const { return load<V>(sizes + t * lanes<V>); }
+    const float* row(int64_t pixel) const { return rows + pixel * rows_pixel; }
+};
+
+template <class V> static void block_constants(const Scan* a, int64_t group, int64_t first, float* constants) {
+    memset(constants, 0, (WEIGHT_ROWS + a->rank) * sizeof(V));
+    for (int64_t lane = 0; lane < less(lanes<V>, a->used - first); lane++, constants++) {
+        int64_t channel = group * a->used + first + lane;
+        for (int n = 0; n < STATE; n++) constants[n * lanes<V>] = a->A[channel * STATE + n] * LOG2_E;
+        constants[D_ROW * lanes<V>] = a->D[channel];
+        if (!a->rank) continue;
+        constants[BIAS_ROW * lanes<V>] = a->dt_bias[channel];
+        for (int64_t j = 0; j < a->rank; j++)
+            constants[(WEIGHT_ROWS + j) * lanes<V>] = a->dt_weight[channel * a->rank + j];
+    }
+}
+
+// dt of each step into sizes: softplus(W r + bias), or the given one; its derivative into slopes, if there are any.
+template <class V> static void step_sizes(const Segment<V>& of, const float* dt, float* sizes, float* slopes) {
+    for (int64_t t = 0; t < of.steps; t++) {
+        int64_t pixel = of.visits[t];
+        if (!of.rank) {
+            store(sizes + t * lanes<V>, load<V>(dt + pixel * of.channels));
+            continue;
+        }
+        V raw = of.constant(BIAS_ROW), slope;
+        for (int64_t j = 0; j < of.rank; j++) raw += of.constant(WEIGHT_ROWS + j) * of.row(pixel)[j];
+        store(sizes + t * lanes<V>, softplus(raw, slope));
+        if (slopes) store(slopes + t * lanes<V>, slope);
+    }
+}
+
+// Take the steps of a segment: h from its first to its last state, and <C, h> + D u added to y.
+template <class V> static void forward_steps(const Segment<V>& of, float* h, float* y) {
+    V state[STATE];
+    for (int n = 0; n < STATE; n++) state[n] = load<V>(h + n * lanes<V>);
+    for (int64_t t = 0; t < of.steps; t++) {
+        int64_t pixel = of.visits[t], later = of.visits[less(t + AHEAD, of.steps - 1)];
+        const float *row = of.row(pixel), *B = row + of.rank, *C = B + STATE;
+        for (int line = 0; line < 3; line++) __builtin_prefetch(of.row(later) + 16 * line);
+        __builtin_prefetch(of.u + later * of.channels);
+        __builtin_prefetch(y + later * of.channels);
+        V size = of.size(t), u = load<V>(of.u + pixel * of.channels), drive = size * u;
+        V result[2] = {of.constant(D_ROW) * u, load<V>(y + pixel * of.channels)};
+        for (int n = 0; n < STATE; n++) {
+            state[n] = exp2_of_product(size, of.constant(n)) * state[n] + drive * B[n];
+            result[n % 2] += C[n] * state[n];
+        }
+        store(y + pixel * of.channels, result[0] + result[1]);
+    }
+    for (int n = 0; n < STATE; n++) store(h + n * lanes<V>, state[n]);
+}
+
+template <class V> static Segment<V> segment_of(const Scan* a, int64_t image, int64_t group, int64_t first, int64_t t) {
+    Segment<V> of;
+    of.visits = a->visits + group * a->length + t;
+    of.steps = less(SEGMENT, a->length - t);
+    of.u = a->u + image * a->u_batch + group * a->u_group + first;
+    of.rows = a->rows + image * a->rows_batch + group * a->rows_group;
+    of.channels = a->channels, of.rows_pixel = a->rows_pixel, of.rank = a->rank;
+    return of;
+}
+
+template <class V> static float* kept_state(const Scan* a, int64_t image, int64_t group, int64_t first, int64_t t) {
+    int64_t segments = (a->length + SEGMENT - 1) / SEGMENT;
+    return a->kept + (((image * a->groups + group) * segments + t / SEGMENT) * a->channels + first) * STATE;
+}
+
+template <class V> static void forward(int64_t first, int64_t last, const Scan* a, float* scratch) {
+    int64_t blocks = a->channels / lanes<V>, rows = WEIGHT_ROWS + a->rank, apart = a->channels;
+    float *sizes = scratch, *h = sizes + SEGMENT * lanes<V>, *constants = h + AT_ONCE * STATE * lanes<V>;
+    while (first < last) {
+        int64_t block = first % blocks, slab = first / blocks % a->slabs, image = first / blocks / a->slabs;
+        int64_t several = less(AT_ONCE, less(blocks - block, last - first)), left = block * lanes<V>;
+        float* y = a->y + (image * a->slabs + slab) * a->length * apart + left;
+        for (int64_t pixel = 0; pixel < a->length; pixel++) memset(y + pixel * apart, 0, several * sizeof(V));
+        for (int64_t group = slab; group < a->groups; group += a->slabs) {
+            for (int64_t each = 0; each < several; each++)
+                block_constants<V>(a, group, left + each * lanes<V>, constants + each * rows * lanes<V>);
+            memset(h, 0, several * STATE * sizeof(V));
+            for (int64_t t = 0; t < a->length; t += SEGMENT)
+                for (int64_t each = 0; each < several; each++) {
+                    int64_t begin = left + each * lanes<V>;
+                    float* state = h + each * STATE * lanes<V>;
+                    Segment<V> of = segment_of<V>(a, image, group, begin, t);
+                    of.constants = constants + each * rows * lanes<V>, of.sizes = sizes;
+                    if (a->kept) memcpy(kept_state<V>(a, image, group, begin, t), state, STATE * sizeof(V));
+                    step_sizes<V>(of, a->rank ? nullptr : a->dt + (of.u - a->u), sizes, nullptr);
+                    forward_steps<V>(of, state, y + each * lanes<V>);
+                }
+        }
+        first += several;
+    }
+}
+
+// Units first .. last - 1 of batch * slabs * blocks; a unit is a block of channels of a slab.
+// scratch: (64 + 4 (34 + rank)) lanes numbers.
+KERNEL(scan_forward, Scan) {
+    if (a->channels % LANES)
+        forward<half>(first, last, a, scratch);
+    else
+        forward<vec>(first, last, a, scratch);
+}

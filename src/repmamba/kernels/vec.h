@@ -15,23 +15,26 @@ constexpr int LANES = 4;
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
-static inline vec load(const float* at) { vec v; __builtin_memcpy(&v, at, sizeof v); return v; }
-static inline void store(float* at, vec v) { __builtin_memcpy(at, &v, sizeof v); }
-static inline vec splat(float x) { return x - vec{}; }
+typedef float half __attribute__((vector_size(2 * LANES)));  // half a register: eight channels with AVX-512
 
-template <int N> static inline vec polynomial(vec x, const float (&c)[N]) {
-    vec value = splat(c[N - 1]);
+template <class V = vec> static inline V load(const float* at) { V v; __builtin_memcpy(&v, at, sizeof v); return v; }
+template <class V> static inline void store(float* at, V v) { __builtin_memcpy(at, &v, sizeof v); }
+template <class V = vec> static inline V splat(float x) { return x - V{}; }
+
+template <class V, int N> static inline V polynomial(V x, const float (&c)[N]) {
+    V value = splat<V>(c[N - 1]);
     for (int n = N - 2; n >= 0; n--) value = value * x + c[n];
     return value;
 }
 
 // 2**x for x <= 0, within 4e-7 relative; 0 for what is far below the normal numbers.
-static inline vec exp2_negative(vec x) {
+template <class V> static inline V exp2_negative(V x) {
+    typedef decltype(x < x) Bits;
     constexpr float rounding = 1.5f * (1 << 23) + 127;
-    x = x < -127.0f ? splat(-127.0f) : x;
-    vec rounded = x + rounding, fraction = x - (rounded - rounding);
-    vec mantissa = polynomial(fraction, {1.0f, 0.6931469776146085f, 0.24022242082764403f, 0.05550733727942721f, 0.009671512761332228f, 0.0013264730964927358f});
-    return mantissa * (vec)((bits)rounded << 23);
+    x = x < -127.0f ? splat<V>(-127.0f) : x;
+    V rounded = x + rounding, fraction = x - (rounded - rounding);
+    V mantissa = polynomial(fraction, {1.0f, 0.6931469776146085f, 0.24022242082764403f, 0.05550733727942721f, 0.009671512761332228f, 0.0013264730964927358f});
+    return mantissa * (V)((Bits)rounded << 23);
 }
 
 #if defined(__AVX512F__)
@@ -44,9 +47,8 @@ static inline vec exp2_of_product(vec a, vec b) {
     __m512 power = _mm512_permutex2var_ps(_mm512_loadu_ps(powers), (__m512i)rounded, _mm512_loadu_ps(powers + 16));
     return (vec)_mm512_scalef_ps((__m512)mantissa * power, (__m512)exponent);
 }
-#else
-static inline vec exp2_of_product(vec a, vec b) { return exp2_negative(a * b); }
 #endif
+template <class V> static inline V exp2_of_product(V a, V b) { return exp2_negative(a * b); }
 
 static inline vec sigmoid(vec x) {
     vec magnitude = x > 0.0f ? x : -x, z = exp2_negative(magnitude * -1.4426950408889634f);
