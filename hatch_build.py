@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
 BY_LEVEL = ("scan.cpp", "inference.cpp", "training.cpp")
-ONCE = ("levels.cpp",)
+ONCE = ("levels.cpp", "plan.cpp")
 FLAGS = (
     "-O3 -std=c++20 -fno-exceptions -fno-rtti -fno-math-errno -fno-signed-zeros -fno-trapping-math "
     "-ffp-contract=fast -fno-sanitize=undefined -fvisibility=hidden -Wall -Wextra -g0"
