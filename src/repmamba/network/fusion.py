@@ -90,9 +90,9 @@ class FusedRepMamba(nn.Module):
         height, width = image.shape[-2:]
         result = compiled.compute(self, image)
         if result is None:
-            result = self._enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
+            result = self.enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
         elif not isinstance(self.upsampler, PixelShuffleDirect):
-            result = self._enlarged(image, result)
+            result = self.enlarged(image, result)
         return result[..., : height * self.scale, : width * self.scale]
 
     def _deep(self, image: Tensor) -> Tensor:
@@ -104,7 +104,8 @@ class FusedRepMamba(nn.Module):
         result: Tensor = self.conv_after_body(deep, shallow)
         return result
 
-    def _enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+    def enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+        """The upsampler's result: deep (B, 64, H', W'), H' and W' even."""
         result: Tensor = self.upsampler(deep)
         return even(image) + result if self.config.upsampler == "none" else result
 
