@@ -65,3 +65,35 @@ static inline vec normal_below(vec x) {
 struct Same { static vec of(vec x) { return x; } };
 struct Silu { static vec of(vec x) { return x * sigmoid(x); } };
 struct Gelu { static vec of(vec x) { return x * normal_below(x); } };
+
+// Sums over lanes, in the order of a fixed tree.
+template <int... L> struct Indices {};
+template <class T, T... L> using IndicesOf = Indices<L...>;
+template <class V> using LanesOf = __make_integer_seq<IndicesOf, int, sizeof(V) / sizeof(float)>;
+
+// Half-finished sums of two vectors in one: of a where lane & stride is 0, of b elsewhere.
+template <int stride, class V, int... L> static inline V folded(V a, V b, Indices<L...>) {
+    constexpr int N = sizeof...(L);
+    return __builtin_shufflevector(a, b, (L & stride ? N + L - stride : L)...) +
+           __builtin_shufflevector(a, b, (L & stride ? N + L : L + stride)...);
+}
+
+// The sum of the lanes of each of as many vectors as there are lanes, the n-th in lane n.
+template <class V, int stride = 1> static inline V sums(V* of) {
+    constexpr int N = sizeof(V) / sizeof(float);
+    if constexpr (stride == N) {
+        return of[0];
+    } else {
+        for (int n = 0; n < N / stride / 2; n++) of[n] = folded<stride>(of[2 * n], of[2 * n + 1], LanesOf<V>());
+        return sums<V, 2 * stride>(of);
+    }
+}
+
+// The sum of the lanes of one.
+template <class V, int half_of = sizeof(V) / sizeof(float) / 2> static inline float sum(V of) {
+    if constexpr (half_of == 0) {
+        return of[0];
+    } else {
+        return sum<V, half_of / 2>(folded<half_of>(of, of, LanesOf<V>()));
+    }
+}
