@@ -73,7 +73,7 @@ template <class V> static void step_sizes(const Segment<V>& of, const float* dt,
 // Take the steps of a segment: h from its first to its last state, and <C, h> + D u added to y.
 template <class V> static void forward_steps(const Segment<V>& of, float* h, float* y) {
     V state[STATE];
-    for (int n = 0; n < STATE; n++) state[n] = load<V>(h + n * lanes<V>);
+    UNROLLED for (int n = 0; n < STATE; n++) state[n] = load<V>(h + n * lanes<V>);
     for (int64_t t = 0; t < of.steps; t++) {
         int64_t pixel = of.visits[t], later = of.visits[less(t + AHEAD, of.steps - 1)];
         const float *row = of.row(pixel), *B = row + of.rank, *C = B + STATE;
@@ -82,24 +82,24 @@ template <class V> static void forward_steps(const Segment<V>& of, float* h, flo
         __builtin_prefetch(y + later * of.channels);
         V size = of.size(t), u = load<V>(of.u + pixel * of.channels), drive = size * u;
         V result[2] = {of.constant(D_ROW) * u, load<V>(y + pixel * of.channels)};
-        for (int n = 0; n < STATE; n++) {
+        UNROLLED for (int n = 0; n < STATE; n++) {
             state[n] = exp2_of_product(size, of.constant(n)) * state[n] + drive * B[n];
             result[n % 2] += C[n] * state[n];
         }
         store(y + pixel * of.channels, result[0] + result[1]);
     }
-    for (int n = 0; n < STATE; n++) store(h + n * lanes<V>, state[n]);
+    UNROLLED for (int n = 0; n < STATE; n++) store(h + n * lanes<V>, state[n]);
 }
 
 // The steps of a segment again, from states[0]: each state into states[t + 1], each decay into decays[t].
 template <class V> static void recompute_steps(const Segment<V>& of, float* states, float* decays) {
     V state[STATE];
-    for (int n = 0; n < STATE; n++) state[n] = load<V>(states + n * lanes<V>);
+    UNROLLED for (int n = 0; n < STATE; n++) state[n] = load<V>(states + n * lanes<V>);
     for (int64_t t = 0; t < of.steps; t++) {
         int64_t pixel = of.visits[t];
         const float* B = of.row(pixel) + of.rank;
         V size = of.size(t), drive = size * load<V>(of.u + pixel * of.channels);
-        for (int n = 0; n < STATE; n++) {
+        UNROLLED for (int n = 0; n < STATE; n++) {
             V decay = exp2_of_product(size, of.constant(n));
             state[n] = decay * state[n] + drive * B[n];
             store(states + ((t + 1) * STATE + n) * lanes<V>, state[n]);
@@ -119,7 +119,7 @@ static void backward_steps(const Segment<V>& of, float* adjoint, const float* dy
                            const float* decays, float* du, float* dsizes, float* drows, int64_t drows_pixel,
                            float* dconstants) {
     V carried[STATE], dD = load<V>(dconstants + D_ROW * lanes<V>);
-    for (int n = 0; n < STATE; n++) carried[n] = load<V>(adjoint + n * lanes<V>);
+    UNROLLED for (int n = 0; n < STATE; n++) carried[n] = load<V>(adjoint + n * lanes<V>);
     for (int64_t t = of.steps - 1; t >= 0; t--) {
         int64_t pixel = of.visits[t], place = pixel * of.channels;
         const float *B = of.row(pixel) + of.rank, *C = B + STATE;
@@ -127,9 +127,9 @@ static void backward_steps(const Segment<V>& of, float* adjoint, const float* dy
         float *drow = drows + pixel * drows_pixel + of.rank;
         V size = of.size(t), g = load<V>(dy + place), u = load<V>(of.u + place), drive = size * u;
         V along_B = {}, along_A = {};
-        for (int first = 0; first < STATE; first += lanes<V>) {
+        UNROLLED for (int first = 0; first < STATE; first += lanes<V>) {
             V dB[lanes<V>], dC[lanes<V>];
-            for (int each = 0; each < lanes<V>; each++) {
+            UNROLLED for (int each = 0; each < lanes<V>; each++) {
                 int n = first + each, at = n * lanes<V>;
                 V adjoint_of_h = carried[n] + C[n] * g;
                 dC[each] = g * load<V>(after + at);
@@ -148,7 +148,7 @@ static void backward_steps(const Segment<V>& of, float* adjoint, const float* dy
         dD += g * u;
     }
     store(dconstants + D_ROW * lanes<V>, dD);
-    for (int n = 0; n < STATE; n++) store(adjoint + n * lanes<V>, carried[n]);
+    UNROLLED for (int n = 0; n < STATE; n++) store(adjoint + n * lanes<V>, carried[n]);
 }
 
 // From the gradients of dt to those of r, of the weights and of the bias, added to what is there.

@@ -66,6 +66,9 @@ struct Same { static vec of(vec x) { return x; } };
 struct Silu { static vec of(vec x) { return x * sigmoid(x); } };
 struct Gelu { static vec of(vec x) { return x * normal_below(x); } };
 
+// Before a loop over registers, which has to be unrolled for them to be registers.
+#define UNROLLED _Pragma("clang loop unroll(full)")
+
 // Sums over lanes, in the order of a fixed tree.
 template <int... L> struct Indices {};
 template <class T, T... L> using IndicesOf = Indices<L...>;
@@ -84,7 +87,7 @@ template <class V, int stride = 1> static inline V sums(V* of) {
     if constexpr (stride == N) {
         return of[0];
     } else {
-        for (int n = 0; n < N / stride / 2; n++) of[n] = folded<stride>(of[2 * n], of[2 * n + 1], LanesOf<V>());
+        UNROLLED for (int n = 0; n < N / stride / 2; n++) of[n] = folded<stride>(of[2 * n], of[2 * n + 1], LanesOf<V>());
         return sums<V, 2 * stride>(of);
     }
 }
