@@ -105,6 +105,8 @@ template <int N = 1, class V, int COUNT> static inline V sums(const V (&v)[COUNT
         UNROLLED for (int n = 0; n < COUNT / 2; n++)
             folded[n] = fold<N>(v[2 * n], v[2 * n + 1], __make_integer_seq<PlacesOf, int, lanes<V>>{});
         return sums<2 * N>(folded);
+    }
+}
 
 // The sum of the lanes, in the order of a fixed tree.
 template <class V, int N = lanes<V> / 2> static inline float sum(V v) {
@@ -112,7 +114,5 @@ template <class V, int N = lanes<V> / 2> static inline float sum(V v) {
         return v[0];
     } else {
         return sum<V, N / 2>(fold<N>(v, v, __make_integer_seq<PlacesOf, int, lanes<V>>{}));
-    }
-}
     }
 }
