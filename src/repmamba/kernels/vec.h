@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #if defined(__AVX512F__)
@@ -39,6 +39,21 @@ template <class V> static inline V exp2_negative(V x) {
     return mantissa * (V)((Bits)rounded << 23);
 }
 
+#if defined(__AVX2__)
+typedef float eight __attribute__((vector_size(32)));
+
+// The same of eight numbers, by a table of 8 powers, whose bits are less by j << 20 so that the exponent can be added.
+static inline eight exp2_negative(eight x) {
+    typedef decltype(x < x) Bits;
+    constexpr float rounding = 1.5f * (1 << 23) / 8;
+    alignas(32) static const int32_t powers[8] = {1065353216, 1065063874, 1064843248, 1064697559, 1064633587, 1064658730, 1064781053, 1065009351};
+    x = x < -127.0f ? splat<eight>(-127.0f) : x;
+    eight rounded = x + rounding, fraction = x - (rounded - rounding);
+    Bits power = (Bits)_mm256_permutevar8x32_epi32(*(const __m256i*)powers, (__m256i)rounded) + ((Bits)rounded << 20);
+    return polynomial(fraction, {1.0f, 0.6931471805599453f, 0.2402576f, 0.0555041087f}) * (eight)power;
+}
+#endif
+
 #if defined(__AVX512F__)
 // 2**(a b), by a table of 32 powers and the instruction that scales by a power of two.
 static inline vec exp2_of_product(vec a, vec b) {
@@ -70,6 +85,9 @@ struct Same { template <class V> static V of(V x) { return x; } };
 struct Silu { template <class V> static V of(V x) { return x * sigmoid(x); } };
 struct Gelu { template <class V> static V of(V x) { return x * normal_below(x); } };
 
+// Before a loop over registers, which has to be unrolled for them to be registers.
+#define UNROLLED _Pragma("clang loop unroll(full)")
+
 // fold<N>: pairs of neighbouring blocks of N lanes added up, of a in the even places, of b in the odd ones.
 template <int... I> struct Places {};
 template <class T, T... I> using PlacesOf = Places<I...>;
@@ -84,8 +102,17 @@ template <int N = 1, class V, int COUNT> static inline V sums(const V (&v)[COUNT
         return v[0];
     } else {
         V folded[COUNT / 2];
-        for (int n = 0; n < COUNT / 2; n++)
+        UNROLLED for (int n = 0; n < COUNT / 2; n++)
             folded[n] = fold<N>(v[2 * n], v[2 * n + 1], __make_integer_seq<PlacesOf, int, lanes<V>>{});
         return sums<2 * N>(folded);
+    }
+}
+
+// The sum of the lanes, in the order of a fixed tree.
+template <class V, int N = lanes<V> / 2> static inline float sum(V v) {
+    if constexpr (N == 0) {
+        return v[0];
+    } else {
+        return sum<V, N / 2>(fold<N>(v, v, __make_integer_seq<PlacesOf, int, lanes<V>>{}));
     }
 }
