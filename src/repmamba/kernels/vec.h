@@ -81,9 +81,13 @@ template <class V> static inline V normal_below(V x) {
     return x > 0.0f ? 1.0f - tail : tail;
 }
 
+// Types with functions stand in a namespace of each file: the linker would take one level's functions for another's,
+// whose names are the same.
+namespace {
 struct Same { template <class V> static V of(V x) { return x; } };
 struct Silu { template <class V> static V of(V x) { return x * sigmoid(x); } };
 struct Gelu { template <class V> static V of(V x) { return x * normal_below(x); } };
+}  // namespace
 
 // Before a loop over registers, which has to be unrolled for them to be registers.
 #define UNROLLED _Pragma("clang loop unroll(full)")
