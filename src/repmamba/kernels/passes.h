@@ -7,6 +7,8 @@
 constexpr float EPS = 1e-5f;  // of every layer normalisation of the network
 constexpr int TILES = 64;     // pieces of 2x2 pixels that a convolution takes at once
 
+namespace {
+
 static inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Hands out scratch memory, in whole lines of the cache; without memory it only counts.
@@ -450,6 +452,8 @@ template <class P> static int64_t convolution(int64_t first, int64_t last, const
     });
     return scratch.used;
 }
+
+}  // namespace
 
 // The kernel of a pass, and how much scratch it needs in float32 numbers, with a suffix to both names.
 #define PASS(name, Arguments, ...) \

@@ -12,6 +12,8 @@ constexpr int WIDEST = 2, SUMS = 12;  // of 16
 #endif
 constexpr int PANEL = WIDEST * LANES, MOST_ROWS = 8;
 
+namespace {
+
 // f(V{}, first) for the first channel of each register, and of a half register for eight channels left over.
 template <class F> static inline void registers(int64_t channels, F f) {
     int64_t c = 0;
@@ -63,20 +65,20 @@ struct Residual : Biased {  // gain skip + sum
 template <class V, int ROWS, int COLS, class Result, class Multiply>
 static inline void block(const Result& result, int64_t row, int64_t column, Multiply multiply) {
     V sums[ROWS][COLS];
-    for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLS; c++) sums[r][c] = result.template start<V>(row + r, column + c * lanes<V>);
+    UNROLLED for (int r = 0; r < ROWS; r++)
+        UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = result.template start<V>(row + r, column + c * lanes<V>);
     multiply(sums);
     if constexpr (Result::costly) {
         float raw[ROWS][COLS * lanes<V>];
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < COLS; c++) store(raw[r] + c * lanes<V>, sums[r][c]);
+        UNROLLED for (int r = 0; r < ROWS; r++)
+            UNROLLED for (int c = 0; c < COLS; c++) store(raw[r] + c * lanes<V>, sums[r][c]);
 #pragma clang loop unroll(disable)
         for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < COLS; c++)
+            UNROLLED for (int c = 0; c < COLS; c++)
                 result.finish(load<V>(raw[r] + c * lanes<V>), row + r, column + c * lanes<V>);
     } else {
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < COLS; c++) result.finish(sums[r][c], row + r, column + c * lanes<V>);
+        UNROLLED for (int r = 0; r < ROWS; r++)
+            UNROLLED for (int c = 0; c < COLS; c++) result.finish(sums[r][c], row + r, column + c * lanes<V>);
     }
 }
 
@@ -119,12 +121,14 @@ struct Exact {  // in float32
                     const float* from = x + row * xs;
                     for (int64_t k = 0; k < inputs; k++) {
                         V weights[COLS];
-                        for (int c = 0; c < COLS; c++) weights[c] = load<V>(panel + (k * COLS + c) * lanes<V>);
-                        for (int r = 0; r < ROWS; r++)
-                            for (int c = 0; c < COLS; c++) sums[r][c] += splat<V>(from[r * xs + k]) * weights[c];
+                        UNROLLED for (int c = 0; c < COLS; c++) weights[c] = load<V>(panel + (k * COLS + c) * lanes<V>);
+                        UNROLLED for (int r = 0; r < ROWS; r++)
+                            UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] += splat<V>(from[r * xs + k]) * weights[c];
                     }
                 });
             });
         });
     }
 };
+
+}  // namespace
