@@ -46,8 +46,6 @@ COMPILED = {
     "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
     "repmamba.network.training_numba",
-    "repmamba.network.inference_numba",
-    "repmamba.network.inference_amx",
 }
 """Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""
 

@@ -28,6 +28,9 @@ from repmamba.kernels.library import library
 from repmamba.network.fusion import FusedRepMamba
 from repmamba.network.repmamba import PixelShuffleDirect, check_input
 
+COMPILED_SCAN = "native"
+"""The backend of the scan that the passes call: where another one is asked for, torch computes."""
+
 KEPT = 1 << 28
 """Numbers of all maps of plans that wait for the next call of their shape; a plan of 750 x 750 pixels has so many."""
 
@@ -97,9 +100,9 @@ class CompiledRunner:
     def _plan(self, key: tuple[int, ...]) -> Plan:
         """One that nobody else runs."""
         with self._lock:
-            for place, plan in enumerate(self._kept):
-                if plan.key == key:
-                    return self._kept.pop(place)
+            keys = [plan.key for plan in self._kept]
+            if key in keys:
+                return self._kept.pop(keys.index(key))
             # What other shapes took is given back first, so that memory does not add up.
             self._drop(KEPT_BESIDE)
         return Plan(self._layers, key)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repmamba.kernels.library import library
-from repmamba.network.fusion import FusedLPFM, FusedRepMamba, FusedRMB, FusedSideBySide
+from repmamba.network.fusion import FusedGroup, FusedLPFM, FusedRepMamba, FusedRMB, FusedSideBySide
 from repmamba.network.repmamba import PixelShuffleDirect
 
 Array = NDArray[np.float32]
@@ -87,8 +87,12 @@ class Layers:
         packing = Packing(suffix)
         self.first = _first(packing, network)
         self.groups = [
-            ([Block(packing, block) for block in group.blocks], _connection(packing, group.conv))
+            (
+                [Block(packing, block) for block in group.blocks if isinstance(block, FusedLPFM)],
+                _connection(packing, group.conv),
+            )
             for group in network.groups
+            if isinstance(group, FusedGroup)
         ]
         end = network.conv_after_body
         norm = {"norm": 1, **_affine(end.norm, "norm_")}
@@ -162,7 +166,7 @@ def _first(packing: Packing, network: FusedRepMamba) -> Weights:
     }
 
 
-def _connection(packing: Packing, conv: nn.Module, **first: Any) -> list[Weights]:
+def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
     """The convolution at the end of a group or of the body, or the bottleneck of three; `first`: more of its first."""
     layers = [conv] if isinstance(conv, nn.Conv2d) else [layer for layer in conv if isinstance(layer, nn.Conv2d)]
     slopes = [layer.negative_slope for layer in conv.children() if isinstance(layer, nn.LeakyReLU)]
@@ -201,7 +205,7 @@ def _elements(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(elements.reshape(16, *elements.shape[2:]), np.float32)
 
 
-def _affine(norm: nn.Module, prefix: str = "") -> Weights:
+def _affine(norm: Any, prefix: str = "") -> Weights:
     """Scale and shift of a layer normalisation, or of one that has a shift; nothing for one that has neither."""
     if isinstance(norm, nn.LayerNorm):
         return {f"{prefix}scale": _row(norm.weight), f"{prefix}shift": _row(norm.bias)}
@@ -211,12 +215,12 @@ def _affine(norm: nn.Module, prefix: str = "") -> Weights:
     return {f"{prefix}scale": _aligned(np.ones_like(shift)), f"{prefix}shift": shift}
 
 
-def _taps(conv: nn.Module) -> Array:
+def _taps(conv: Any) -> Array:
     """Of a depthwise convolution: (taps, channels)."""
     return _aligned(_whole(_numbers(conv.weight).reshape(len(conv.weight), -1).T))
 
 
-def _row(values: Tensor | None) -> Array:
+def _row(values: Any) -> Array:
     assert values is not None, "every folded layer has its bias"
     return _aligned(_whole(_numbers(values).ravel()))
 
