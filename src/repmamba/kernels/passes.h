@@ -68,30 +68,37 @@ static inline void normalise_some(int64_t pixels, const float* x, int64_t xs, co
                                   float* y, int64_t ys) {
     typedef decltype(vector_for<C>()) V;
     constexpr int N = lanes<V>, REGISTERS = C / N;
-    const int64_t count = WHOLE ? N : pixels;
     V total[N] = {};
     float mean[N], inverse[N];
-    for (int64_t p = 0; p < count; p++) {
+    auto each = [&](auto f) {
+        if constexpr (WHOLE) {
+            UNROLLED for (int p = 0; p < N; p++) f(p);
+        } else {
+            for (int p = 0; p < pixels; p++) f(p);
+        }
+    };
+    each([&](int p) {
         V sum = load<V>(x + p * xs);
-        for (int r = 1; r < REGISTERS; r++) sum += load<V>(x + p * xs + r * N);
+        UNROLLED for (int r = 1; r < REGISTERS; r++) sum += load<V>(x + p * xs + r * N);
         total[p] = sum;
-    }
+    });
     store(mean, sums(total) * (1.0f / C));
-    for (int64_t p = 0; p < count; p++) {
+    each([&](int p) {
         V sum = {};
-        for (int r = 0; r < REGISTERS; r++) {
+        UNROLLED for (int r = 0; r < REGISTERS; r++) {
             V value = load<V>(x + p * xs + r * N) - mean[p];
             sum += value * value;
         }
         total[p] = sum;
-    }
+    });
     store(inverse, 1.0f / __builtin_elementwise_sqrt(sums(total) * (1.0f / C) + EPS));
-    for (int64_t p = 0; p < count; p++)
-        for (int r = 0; r < REGISTERS; r++) {
+    for (int64_t p = 0; p < (WHOLE ? N : pixels); p++) {
+        UNROLLED for (int r = 0; r < REGISTERS; r++) {
             V value = (load<V>(x + p * xs + r * N) - mean[p]) * inverse[p];
             if (scale) value = value * load<V>(scale + r * N) + load<V>(shift + r * N);
             store(y + p * ys + r * N, value);
         }
+    }
 }
 
 template <int C>
