@@ -219,7 +219,7 @@ def _tiles(window: Window, tile: int) -> int:
 def _in_passes(plan: ScenePlan) -> bool:
     """Whether the network surely runs in compiled passes; in bfloat16 that depends on the processor."""
     settings = plan.job.settings
-    return (settings["scan"], settings["precision"]) == ("numba", "float32")
+    return (settings["scan"], settings["precision"]) == ("native", "float32")
 
 
 def _duration(seconds: float) -> str:
