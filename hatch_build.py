@@ -19,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
 BY_LEVEL = ("scan.cpp", "inference.cpp", "training.cpp")
+PAIRS = "training.cpp", "x86_64_v4+avx512bf16", "pairs"  # once more, with products of pairs of bfloat16
 ONCE = ("levels.cpp",)
 FLAGS = (
     "-O3 -std=c++20 -fno-exceptions -fno-rtti -fno-math-errno -fno-signed-zeros -fno-trapping-math "
@@ -61,6 +62,7 @@ def build(target: Target, root: Path, library: Path) -> None:
         jobs = [(source, oldest, "") for source in ONCE]
         by_level = [source for source in BY_LEVEL if (root / SOURCES / source).exists()]
         jobs += [(source, cpu, level) for source in by_level for level, cpu in target.levels.items()]
+        jobs += [PAIRS] if target.levels is X86 else []
         objects = [str(Path(made) / f"{Path(source).stem}_{level}.o") for source, _, level in jobs]
 
         def compiled(job: tuple[str, str, str], result: str) -> None:

@@ -45,7 +45,6 @@ COMPILED = {
     "repmamba.scan.numba_kernels",
     "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
-    "repmamba.network.training_numba",
     "repmamba.network.inference_numba",
     "repmamba.network.inference_amx",
 }

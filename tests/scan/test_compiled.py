@@ -10,7 +10,7 @@ import pytest
 from numba import types
 
 from repmamba.errors import BackendFallback
-from repmamba.network import inference_numba, training_numba
+from repmamba.network import inference_numba
 from repmamba.scan import compiled, numba_kernels
 from repmamba.scan.backends import VARIABLE
 
@@ -46,7 +46,7 @@ for warning in caught:
 @pytest.mark.parametrize(
     ("before", "environment", "expected"),
     [
-        (WITHOUT_A_PLACE, {}, {"scan 'numba'": "NUMBA_CACHE_DIR", "passes of training": "NUMBA_CACHE_DIR"}),
+        (WITHOUT_A_PLACE, {}, {"scan 'numba'": "NUMBA_CACHE_DIR"}),
         ("", {"NUMBA_DISABLE_JIT": "1"}, {"scan 'numba'": "NUMBA_DISABLE_JIT"}),
     ],
     ids=["no place for the cache", "no compiler"],
@@ -75,7 +75,6 @@ def twice(x):
 
 KERNELS = {
     "scan": lambda: numba_kernels.kernel.__wrapped__("forward", "float64"),
-    "training": lambda: training_numba.kernel.__wrapped__("pool", half=False),
     "inference": lambda: inference_numba._compiled_for(types.float32(types.float32))(twice),
 }
 
