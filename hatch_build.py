@@ -1,14 +1,16 @@
 """Builds the compiled kernels into the package, with the C++ compiler that the ziglang wheel brings.
 
-One library holds the kernels for every level of a processor family; the package chooses among them
-at run time. No system compiler is used. REPMAMBA_TARGET names another platform to build for.
+One library holds the kernels for every level of a processor family; the package chooses among them at run time. No
+system compiler is used. REPMAMBA_TARGET names another platform to build a wheel for. Where there is no compiler, or it
+fails, the wheel is made without a library, and the package says at run time that operations of torch are used instead.
 """
 
 import os
 import platform
+import runpy
+import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
-BY_LEVEL = ("scan.cpp", "inference.cpp", "training.cpp")
 PAIRS = "training.cpp", "x86_64_v4+avx512bf16", "pairs"  # once more, with products of pairs of bfloat16
-ONCE = ("levels.cpp",)
+ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
 FLAGS = (
     "-O3 -std=c++20 -fno-exceptions -fno-rtti -fno-math-errno -fno-signed-zeros -fno-trapping-math "
     "-ffp-contract=fast -fno-sanitize=undefined -fvisibility=hidden -Wall -Wextra -g0"
@@ -29,7 +30,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A platform: zig's name for it, the wheel's tag, the library's suffix, zig's -mcpu of each level."""
+    """A platform: zig's name for it, the wheel's tag, the library's suffix, zig's -mcpu of each level, lowest first."""
 
     triple: str
     tag: str
@@ -48,46 +49,91 @@ TARGETS = {
 
 
 def this_platform() -> str:
-    """The name in TARGETS of the machine that builds."""
+    """The name in TARGETS of the machine that builds; of no target where none is built for it."""
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
-    machine = {"amd64": "x86_64", "aarch64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    machine = platform.machine().lower()
+    machine = {"amd64": "x86_64", "aarch64": "arm64" if system == "macos" else "aarch64"}.get(machine, machine)
     return f"{system}-{machine}"
 
 
-def build(target: Target, root: Path, library: Path) -> None:
-    """Compile all sources for all levels and link them into one library."""
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target.triple, *FLAGS]
+def compiler(target: Target) -> list[str]:
+    """The command that compiles and links for a target."""
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
+
+
+def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS) -> None:
+    """Compile all sources for all levels and link them into one library. Raises CalledProcessError."""
+    cc = [*compiler(target), *flags, f'-DSOURCES="{digest(sources)}"']
+    position = [] if target.suffix == ".dll" else ["-fPIC"]
+    files = sorted(file.name for file in sources.glob("*.cpp"))
+    lowest, *_ = target.levels.values()
+    jobs = [(file, lowest, "") for file in files if file in ONCE]
+    jobs += [(file, cpu, level) for file in files if file not in ONCE for level, cpu in target.levels.items()]
+    jobs += [PAIRS] if target.levels is X86 else []
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
-        oldest = next(iter(target.levels.values()))
-        jobs = [(source, oldest, "") for source in ONCE]
-        by_level = [source for source in BY_LEVEL if (root / SOURCES / source).exists()]
-        jobs += [(source, cpu, level) for source in by_level for level, cpu in target.levels.items()]
-        jobs += [PAIRS] if target.levels is X86 else []
-        objects = [str(Path(made) / f"{Path(source).stem}_{level}.o") for source, _, level in jobs]
+        objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 
         def compiled(job: tuple[str, str, str], result: str) -> None:
-            source, cpu, level = job
+            file, cpu, level = job
             defined = [f"-DLEVEL={level}"] if level else []
-            subprocess.run(
-                [*compiler, f"-mcpu={cpu}", *defined, "-fPIC", "-c", str(root / SOURCES / source), "-o", result],
-                check=True,
-            )
+            call([*cc, f"-mcpu={cpu}", *defined, *position, "-c", str(sources / file), "-o", result])
 
         list(pool.map(compiled, jobs, objects))
-        subprocess.run([*compiler, "-shared", "-s", *objects, "-o", str(library)], check=True)
+        linked = Path(made) / library.name
+        sanitizers = [flag for flag in flags if "sanitize" in flag]
+        call([*compiler(target), *sanitizers, "-shared", "-s", *objects, "-o", str(linked)])
+        library.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_name(f"{library.name}.{os.getpid()}")
+        shutil.copy(linked, unfinished)
+        unfinished.replace(library)  # processes that have the old one loaded keep it
+
+
+def call(command: list[str]) -> None:
+    """Run a compiler; what it says is passed on."""
+    subprocess.run(command, check=True)
+
+
+def digest(sources: Path) -> str:
+    """What the library says it was built from."""
+    found: str = runpy.run_path(str(sources / "sources.py"))["digest"](sources)
+    return found
+
+
+def is_current(library: Path, sources: Path) -> bool:
+    """Whether the library is there and newer than this file, and was built from these sources."""
+    if not library.exists() or library.stat().st_mtime < Path(__file__).stat().st_mtime:
+        return False
+    return digest(sources).encode() in library.read_bytes()
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Hatchling's hook: wheels and editable installs get the library, beside its sources."""
+    """Hatchling's hook: a wheel gets the library of its platform, an editable install has it beside the sources."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build, and let the wheel carry the library and the platform's tag."""
-        target = TARGETS[os.environ.get("REPMAMBA_TARGET") or this_platform()]
-        root = Path(self.root)
-        library = root / SOURCES / f"_kernels{target.suffix}"
-        build(target, root, library)
+        """Build unless nothing has changed, and let the wheel carry the library and the platform's tag."""
+        wanted = os.environ.get("REPMAMBA_TARGET")
+        name = wanted or this_platform()
+        if wanted and wanted not in TARGETS:
+            raise ValueError(f"REPMAMBA_TARGET is {wanted}; it can be one of {', '.join(TARGETS)}.")
+        if name not in TARGETS:
+            self.app.display_warning(f"repmamba has no compiled kernels for {name}; operations of torch are used.")
+            return
+        target, sources = TARGETS[name], Path(self.root) / SOURCES
+        file = f"_kernels{target.suffix}"
+        editable = version == "editable"
+        library = sources / file if editable else Path(self.root) / "build" / "kernels" / name / file
+        try:
+            if not is_current(library, sources):
+                build(target, sources, library)
+        except (OSError, subprocess.CalledProcessError) as fault:
+            library.unlink(missing_ok=True)
+            if wanted:
+                raise
+            self.app.display_warning(f"The kernels could not be compiled ({fault}); operations of torch are used.")
+            return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{target.tag}"
-        build_data["artifacts"].append(f"/{SOURCES}/{library.name}")
+        if not editable:
+            build_data["force_include"][str(library)] = f"repmamba/kernels/{file}"

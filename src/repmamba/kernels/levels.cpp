@@ -1,8 +1,14 @@
-// What this processor and its operating system support. Compiled for the oldest level.
+// What the library was built from, and what this processor and its operating system support. Compiled for the lowest
+// level.
 #include "kernels.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+#if !defined(SOURCES)
+#define SOURCES ""  // with the build's own digest of these files (sources.py)
+#endif
+EXPORTED const char sources[] = SOURCES;
 
 enum Features : int64_t { V3 = 1, V4 = 2, PAIRS = 4, AMX = 8 };
 

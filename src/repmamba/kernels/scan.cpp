@@ -17,8 +17,6 @@ constexpr int AT_ONCE = 4;   // blocks that go through a segment after one anoth
 constexpr int D_ROW = STATE, BIAS_ROW = STATE + 1, WEIGHT_ROWS = STATE + 2;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-template <class V> constexpr int lanes = sizeof(V) / sizeof(float);
-
 static inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // log(1 + e**v), and v itself beyond 20, as published; slope: its derivative.

@@ -26,10 +26,13 @@ enum {
     CONV_BN = 0, HIGH_CONV_BN = 6, BN_BN = 12, RMB_BUFFERS = 15  // running mean, variance and count of each
 };
 
+// All is of this file and level: the linker would take one level's functions for another's.
+namespace {
+
 // Vectors
 
-template <class V> constexpr int count_of = sizeof(V) / sizeof(float);
-template <class V> using BitsOf = decltype(V{} < V{});
+using ::load, ::store;
+
 template <bool whole> struct Register { typedef vec V; };
 template <> struct Register<false> { typedef half V; };
 // The vector that maps of C channels are taken in: half a register for eight channels with AVX-512.
@@ -69,15 +72,10 @@ template <class V> static inline void add(double* at, V v) {
     __builtin_memcpy(at, &sum, sizeof sum);
 }
 
-template <class V> static inline V logistic(V x) {
-    V z = exp2_negative((x > 0.0f ? x : -x) * -LOG2_E);
-    return (x > 0.0f ? splat<V>(1) : z) / (1.0f + z);
-}
-
-template <class V> static inline V silu(V x) { return x * logistic(x); }
+template <class V> static inline V silu(V x) { return x * sigmoid(x); }
 
 template <class V> static inline V silu_slope(V x) {
-    V open = logistic(x);
+    V open = sigmoid(x);
     return open + x * open * (1.0f - open);
 }
 
@@ -142,14 +140,14 @@ static inline void block(const T* x, int64_t xs, const WordOf<T>* w, int64_t inp
     V sums[ROWS][COLS] = {};
     for (int64_t k = 0; k < inputs; k += Words<T>::DEPTH, w += outputs) {
         Vector weights[COLS];
-        UNROLLED for (int c = 0; c < COLS; c++) weights[c] = load_word<Vector>(w + c * count_of<V>);
+        UNROLLED for (int c = 0; c < COLS; c++) weights[c] = load_word<Vector>(w + c * lanes<V>);
         UNROLLED for (int r = 0; r < ROWS; r++) {
             WordOf<T> word = load_word<WordOf<T>>(x + r * xs + k);
             UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = multiply_add(sums[r][c], word, weights[c]);
         }
     }
     UNROLLED for (int r = 0; r < ROWS; r++)
-        UNROLLED for (int c = 0; c < COLS; c++) finish(sums[r][c], row + r, column + c * count_of<V>);
+        UNROLLED for (int c = 0; c < COLS; c++) finish(sums[r][c], row + r, column + c * lanes<V>);
 }
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -200,16 +198,16 @@ static inline void outer_products(int64_t steps, const W* dy, int64_t dys, const
         float* at = dw + n * inputs;
         V sums[4][COLS];
         UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = load<V>(at + r * inputs + c * count_of<V>);
+            UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = load<V>(at + r * inputs + c * lanes<V>);
         for (int64_t t = 0; t < steps; t++) {
             Vector values[COLS];
-            UNROLLED for (int c = 0; c < COLS; c++) values[c] = load_word<Vector>(x + t * xs + c * count_of<V>);
+            UNROLLED for (int c = 0; c < COLS; c++) values[c] = load_word<Vector>(x + t * xs + c * lanes<V>);
             UNROLLED for (int r = 0; r < 4; r++)
                 UNROLLED for (int c = 0; c < COLS; c++)
                     sums[r][c] = multiply_add(sums[r][c], dy[t * dys + n + r], values[c]);
         }
         UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++) store(at + r * inputs + c * count_of<V>, sums[r][c]);
+            UNROLLED for (int c = 0; c < COLS; c++) store(at + r * inputs + c * lanes<V>, sums[r][c]);
     }
 }
 
@@ -487,7 +485,7 @@ static void moments(const Branches& of, int64_t b, const T* x, int64_t stride, i
     typedef Of<C> V;
     double* totals = of.moments + b * 5 * C;
     memset(totals, 0, 5 * C * sizeof(double));
-    for (int c = 0; c < C; c += count_of<V>) {
+    for (int c = 0; c < C; c += lanes<V>) {
         V taps[9], sums[5] = {};
         load_rows(of.taps + c, C, taps);
         over_windows<V>(x + c, stride, height, width, [&](int64_t, int64_t, const V(&window)[9]) {
@@ -504,7 +502,7 @@ template <int C, bool activated, class T>
 static void convolve(const Branches& of, const T* x, int64_t stride, int64_t height, int64_t width, float* result,
                      int64_t result_stride) {
     typedef Of<C> V;
-    for (int c = 0; c < C; c += count_of<V>) {
+    for (int c = 0; c < C; c += lanes<V>) {
         V taps[9], bias = load<V>(of.bias + c);
         load_rows(of.folded + c, C, taps);
         over_windows<V>(x + c, stride, height, width, [&](int64_t i, int64_t column, const V(&window)[9]) {
@@ -522,7 +520,7 @@ static void gradient_sums(const Branches& of, int64_t b, const T* x, int64_t str
     typedef Of<C> V;
     double* totals = of.sums + b * 3 * C;
     memset(totals, 0, 3 * C * sizeof(double));
-    for (int c = 0; c < C; c += count_of<V>) {
+    for (int c = 0; c < C; c += lanes<V>) {
         V taps[9], before[3], sums[3] = {};
         load_rows(of.taps + c, C, taps);
         load_rows(of.before + c, C, before);
@@ -533,7 +531,7 @@ static void gradient_sums(const Branches& of, int64_t b, const T* x, int64_t str
             if constexpr (activated) {
                 if (of_pool) {
                     int64_t place = (i >> 1) * (width >> 1) + (column >> 1);
-                    if constexpr (C / 2 < count_of<V>) {  // half of the lanes
+                    if constexpr (C / 2 < lanes<V>) {  // half of the lanes
                         V share = {};
                         for (int lane = 0; lane < C / 2; lane++) share[lane] = dpooled[place * (C / 2) + lane];
                         gradient += 0.25f * share;
@@ -557,7 +555,7 @@ template <int C, class T, class G>
 static void branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
                           const float* g, int64_t g_stride, G* dx, int64_t dx_stride, float* scratch) {
     typedef Of<C> V;
-    constexpr int L = count_of<V>;
+    constexpr int L = lanes<V>;
     double* totals = of.dtaps + b * 9 * C;
     memset(totals, 0, 9 * C * sizeof(double));
     float *branch = scratch, *direct = scratch + 3 * width * L;
@@ -599,7 +597,7 @@ static void branches_back(const Branches& of, int64_t b, const T* x, int64_t str
 
 template <int C> struct Normal {
     typedef Of<C> V;
-    static constexpr int L = count_of<V>, N = C / L;
+    static constexpr int L = lanes<V>, N = C / L;
     V normal[N];  // (x - mean) / deviation
     float inverse;
 
@@ -679,7 +677,7 @@ static void gate_back(int64_t pixels, const float* x, const float* scale, const 
         Of of(x + p * C);
         V scaled[Of::N];
         UNROLLED for (int n = 0; n < Of::N; n++) {
-            V gate = load<V>(z + p * stride + n * Of::L), open = logistic(gate), value = gate * open;
+            V gate = load<V>(z + p * stride + n * Of::L), open = sigmoid(gate), value = gate * open;
             V gradient = load<V>(g + p * C + n * Of::L), by = load<V>(scale + n * Of::L);
             V normal = of.normal[n] * by + load<V>(shift + n * Of::L);
             store(dz + p * stride + n * Of::L, normal * gradient * (open + value * (1.0f - open)));
@@ -701,7 +699,7 @@ template <int C> static void pool(const float* s, int64_t height, int64_t width,
     typedef Of<C> V;
     for (int64_t i = 0; i < height / 2; i++)
         for (int64_t j = 0; j < width / 2; j++)
-            for (int c = 0; c < C; c += count_of<V>) {
+            for (int c = 0; c < C; c += lanes<V>) {
                 const float *at = s + (2 * i * width + 2 * j) * 2 * C + c, *below = at + width * 2 * C;
                 V four = load<V>(at) + load<V>(at + 2 * C) + load<V>(below) + load<V>(below + 2 * C);
                 store(pooled + (i * (width / 2) + j) * C + c, four * 0.25f);
@@ -716,7 +714,7 @@ static void merge(const float* scanned, const float* pooled, const float* s, int
     int64_t rows = height / 2, columns = width / 2, slab = rows * columns * C;
     for (int64_t i = 0; i < height; i++) {
         int64_t near = i / 2, far = i % 2 ? (near + 1 < rows ? near + 1 : near) : (near ? near - 1 : 0);
-        for (int c = 0; c < C; c += count_of<V>) {
+        for (int c = 0; c < C; c += lanes<V>) {
             auto at = [&](int64_t j) {
                 const float *a = scanned + (near * columns + j) * C + c, *b = scanned + (far * columns + j) * C + c;
                 return 0.75f * (load<V>(a) + load<V>(a + slab)) + 0.25f * (load<V>(b) + load<V>(b + slab));
@@ -742,7 +740,7 @@ static void merge_back(const float* g, int64_t height, int64_t width, float* dsc
         const int64_t rows[4] = {i ? 2 * i - 1 : 0, 2 * i, 2 * i + 1, 2 * i + 2 < height ? 2 * i + 2 : height - 1};
         for (int64_t j = 0; j < width / 2; j++) {
             int64_t before = j ? 2 * j - 1 : 0, after = 2 * j + 2 < width ? 2 * j + 2 : width - 1;
-            for (int c = 0; c < C; c += count_of<V>) {
+            for (int c = 0; c < C; c += lanes<V>) {
                 V along[4], inner[4];
                 UNROLLED for (int r = 0; r < 4; r++) {
                     const float* row = g + rows[r] * width * 2 * C + c;
@@ -787,7 +785,7 @@ static double over_samples(const double* sums, int64_t batch, int64_t stride) {
     return total;
 }
 
-static void fold(const Branches& of, const Training* a, const float* const* parameters, void* const* buffers) {
+static void fold_conv(const Branches& of, const Training* a, const float* const* parameters, void* const* buffers) {
     int64_t channels = of.channels, count = a->batch * a->height * a->width;
     auto above = [](double x) { return x > 0 ? x : 0; };
     for (int64_t c = 0; c < channels; c++) {
@@ -815,7 +813,7 @@ static void fold(const Branches& of, const Training* a, const float* const* para
 }
 
 // The gradients of all parameters but the 3x3, and what `branches_back` takes.
-static void fold_back(const Branches& of, const Training* a, float* const* gradients) {
+static void fold_conv_back(const Branches& of, const Training* a, float* const* gradients) {
     int64_t channels = of.channels;
     double count = a->batch * a->height * a->width;
     for (int64_t c = 0; c < channels; c++) {
@@ -965,7 +963,7 @@ template <class T, int C>
 static void finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, float* next) {
     typedef Of<C> V;
     constexpr int STRIDE = C < WIDTH ? 2 * C : C;
-    for (int c = 0; c < C; c += count_of<V>) {
+    for (int c = 0; c < C; c += lanes<V>) {
         V slope = load<V>(r.affine + c), shift = load<V>(r.affine + C + c);
         for (int64_t p = first; p < first + pixels; p++) {
             V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope + shift;
@@ -1001,7 +999,7 @@ template <class T, int C> static void middle(const Block<T>& block, int index, i
     product(block.length, pooled, C, r.x_proj, C, r.padded,
             into(r.projected + b * block.length * r.padded, r.padded));
     Scan scan = scan_of(a, r);
-    int64_t units = SLABS * (C / count_of<Of<C>>);
+    int64_t units = SLABS * (C / lanes<Of<C>>);
     JOINED(scan_forward, SCAN_LEVEL)(b * units, (b + 1) * units, &scan, scratch);
 }
 
@@ -1021,7 +1019,7 @@ template <class T, int C> static void leave(const Block<T>& block, int index, in
         gate<2 * C>(pixels, r.merged + p * 2 * C, r.parameters[OUT_NORM], r.parameters[OUT_NORM_SHIFT],
                     r.xz + p * 4 * C + 2 * C, 4 * C, r.gated + p * 2 * C);
         product(pixels, r.gated + p * 2 * C, 2 * C, r.out_proj, 2 * C, C, into(r.out + p * C, C));
-        for (int c = 0; c < C; c += count_of<V>) {
+        for (int c = 0; c < C; c += lanes<V>) {
             V sum{}, squares{};
             for (int64_t q = p; q < p + pixels; q++) {
                 V value = load<V>(r.v + q * r.v_stride + c) + load<V>(r.out + q * C + c);
@@ -1039,7 +1037,7 @@ template <class T, int C> static void out_sums(const Rmb<T>& r, int64_t b, int64
     memset(totals, 0, 2 * C * sizeof(double));
     in_chunks(pixels, [&](int64_t p, int64_t count) {
         p += b * pixels;
-        for (int c = 0; c < C; c += count_of<V>) {
+        for (int c = 0; c < C; c += lanes<V>) {
             V sum{}, along{};
             for (int64_t q = p; q < p + count; q++) {
                 V gradient = load<V>(g + q * stride + c);
@@ -1073,7 +1071,7 @@ template <class T, int C> static void leave_back(const Block<T>& block, int inde
     memset(totals, 0, 4 * C * sizeof(double));
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += of_sample;
-        for (int c = 0; c < C; c += count_of<V>) {
+        for (int c = 0; c < C; c += lanes<V>) {
             V mix[3];
             load_rows(r.mix + c, C, mix);
             for (int64_t q = 0; q < pixels; q++) {
@@ -1146,7 +1144,7 @@ template <class T, int C> static void enter_back(const Block<T>& block, int inde
         normalise_back<C>(pixels, r.v + p * r.v_stride, r.v_stride, r.parameters[NORM], dn, back.dv + p * C, totals);
         // To t goes what came from it: its own channels, in the narrow ones by a skip as well.
         for (int64_t q = p; q < p + pixels; q++)
-            for (int c = C > 16 ? C / 2 : 0; c < C; c += count_of<V>)
+            for (int c = C > 16 ? C / 2 : 0; c < C; c += lanes<V>)
                 add(a->dt + q * WIDTH + c, load<V>(back.dv + q * C + c));
     });
     if constexpr (C > 8) out_sums<T, C / 2>(block.rmbs[index - 1], b, block.pixels, back.dv, C);
@@ -1375,24 +1373,26 @@ template <class T> static void run(int64_t first, int64_t last, const Training* 
             break;
         case PREPARE: prepare(block); break;
         case ENTER: of_rmb([&](auto c, int64_t b) { enter<T, c.value>(block, a->rmb, b); }); break;
-        case ENTER_FOLD: fold(r.conv, a, r.parameters + CONV, r.buffers + CONV_BN); break;
+        case ENTER_FOLD: fold_conv(r.conv, a, r.parameters + CONV, r.buffers + CONV_BN); break;
         case MIDDLE: of_rmb([&](auto c, int64_t b) { middle<T, c.value>(block, a->rmb, b, scratch); }); break;
-        case MIDDLE_FOLD: fold(r.high_conv, a, r.parameters + HIGH_CONV, r.buffers + HIGH_CONV_BN); break;
+        case MIDDLE_FOLD: fold_conv(r.high_conv, a, r.parameters + HIGH_CONV, r.buffers + HIGH_CONV_BN); break;
         case LEAVE: of_rmb([&](auto c, int64_t b) { leave<T, c.value>(block, a->rmb, b); }); break;
         case LEAVE_FOLD: fold_out(r, a); break;
         case FEED: for (int64_t b = first; b < last; b++) feed_forward(block, b, scratch); break;
         case FEED_BACK: for (int64_t b = first; b < last; b++) feed_forward_back(block, b, scratch); break;
         case FEED_BACK_FOLD: fold_feed(block), fold_out_back(r, a); break;
         case LEAVE_BACK: of_rmb([&](auto c, int64_t b) { leave_back<T, c.value>(block, a->rmb, b, scratch); }); break;
-        case LEAVE_BACK_FOLD: fold_back(r.high_conv, a, r.gradients + HIGH_CONV); break;
+        case LEAVE_BACK_FOLD: fold_conv_back(r.high_conv, a, r.gradients + HIGH_CONV); break;
         case MIDDLE_BACK: of_rmb([&](auto c, int64_t b) { middle_back<T, c.value>(block, a->rmb, b, scratch); }); break;
-        case MIDDLE_BACK_FOLD: fold_back(r.conv, a, r.gradients + CONV); break;
+        case MIDDLE_BACK_FOLD: fold_conv_back(r.conv, a, r.gradients + CONV); break;
         case ENTER_BACK: of_rmb([&](auto c, int64_t b) { enter_back<T, c.value>(block, a->rmb, b, scratch); }); break;
         case ENTER_BACK_FOLD:
             fold_parameters(r, block.backs[a->rmb], a);
             if (a->rmb) fold_out_back(block.rmbs[a->rmb - 1], a);
     }
 }
+
+}  // namespace
 
 KERNEL(training_float32, Training) { run<float>(first, last, a, scratch); }
 KERNEL(training_bfloat16, Training) { run<bf16>(first, last, a, scratch); }

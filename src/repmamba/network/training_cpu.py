@@ -29,6 +29,9 @@ WORK_FOR_THREADS = 1 << 16
 HIDDEN_MULTIPLE = 16
 """Of the ConvFFN's hidden width: whole registers."""
 
+MOMENTUM = 0.1
+"""Of the running statistics, as torch has it where nothing is said; blocks of another are not served."""
+
 RMBS = 4
 RMB_FORWARD = ("enter", "enter_fold", "middle", "middle_fold", "leave", "leave_fold")
 RMB_BACKWARD = ("leave_back", "leave_back_fold", "middle_back", "middle_back_fold", "enter_back", "enter_back_fold")
@@ -110,7 +113,7 @@ class _Work:
         self.sizes = (ctypes.c_int64 * 3)()
         self.arguments = _Arguments(
             batch=batch, height=height, width=width, hidden=block.ffn.fc1.out_features,
-            momentum=block.cssp.m8.bn.momentum,
+            momentum=MOMENTUM,
             parameters=ctypes.addressof(self.parameters), buffers=ctypes.addressof(self.buffers),
             gradients=ctypes.addressof(self.parameters), sizes=ctypes.addressof(self.sizes),
             visits=visits(height // 2, width // 2).ctypes.data, t=t.data_ptr(),
@@ -156,10 +159,10 @@ class _Passes(torch.autograd.Function):
         work, ctx.work = ctx.work, None
         direct, dt = to_tokens(gradient).float().contiguous(), torch.empty_like(tokens)
         passing = _memory("passing", work.sizes[1])
-        found = torch.empty(sum(parameter.numel() for parameter in parameters), dtype=torch.float32, device="cpu")
+        sizes = [parameter.numel() for parameter in parameters]
+        found = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         gradients = [
-            part.view(parameter.shape)
-            for part, parameter in zip(found.split([p.numel() for p in parameters]), parameters, strict=True)
+            part.view(parameter.shape) for part, parameter in zip(torch.split(found, sizes), parameters, strict=True)
         ]
         addresses = _addresses(gradients)
         work.arguments.gradients, work.arguments.gradient = ctypes.addressof(addresses), direct.data_ptr()
