@@ -29,6 +29,9 @@ enum {
 // All is of this file and level: the linker would take one level's functions for another's.
 namespace {
 
+// A function of its own, for profiles and for the compiler's sake.
+#define PASS __attribute__((noinline)) static void
+
 // Vectors
 
 using ::load, ::store;
@@ -175,7 +178,7 @@ template <class F> static inline void panels(int64_t outputs, F f) {
 
 // finish(sums, row, column) for every register of x w; x: (count, inputs), its rows xs apart.
 template <class T, class Finish>
-static void product(int64_t count, const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs, int64_t outputs,
+PASS product(int64_t count, const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs, int64_t outputs,
                     Finish finish) {
     panels(outputs, [&](auto v, auto columns, int64_t column) {
         typedef decltype(v) V;
@@ -227,7 +230,7 @@ static inline void paired(int64_t steps, const bf16* x, int64_t xs, int64_t chan
 // dw (outputs, inputs) += dy^T x over a chunk of pixels, an even number in bfloat16. scratch: CHUNK words of each
 // two channels of both.
 template <class T>
-static void weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t outputs, const T* x, int64_t xs,
+PASS weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t outputs, const T* x, int64_t xs,
                             int64_t inputs, float* dw, float* scratch) {
     typedef WordOf<T> Word;
     const Word *of_dy, *of_x;
@@ -250,7 +253,7 @@ static void weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t ou
 
 // A matrix of torch, weight (outputs, inputs), as a product reads it: forward x weight^T, backward dy weight.
 template <class T>
-static void packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride_in, int64_t stride_out,
+PASS packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride_in, int64_t stride_out,
                    int64_t padded, WordOf<T>* words) {
     constexpr int DEPTH = Words<T>::DEPTH;
     for (int64_t k = 0; k < inputs; k++)
@@ -481,7 +484,7 @@ static inline void over_windows(const T* map, int64_t stride, int64_t height, in
 
 // Sums of y, y^2, x, x^2 and x y of a sample, y = 3x3(x), into moments (5, C).
 template <int C, class T>
-static void moments(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width) {
+PASS moments(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width) {
     typedef Of<C> V;
     double* totals = of.moments + b * 5 * C;
     memset(totals, 0, 5 * C * sizeof(double));
@@ -499,7 +502,7 @@ static void moments(const Branches& of, int64_t b, const T* x, int64_t stride, i
 
 // The RepConv: its one convolution, and SiLU.
 template <int C, bool activated, class T>
-static void convolve(const Branches& of, const T* x, int64_t stride, int64_t height, int64_t width, float* result,
+PASS convolve(const Branches& of, const T* x, int64_t stride, int64_t height, int64_t width, float* result,
                      int64_t result_stride) {
     typedef Of<C> V;
     for (int c = 0; c < C; c += lanes<V>) {
@@ -515,7 +518,7 @@ static void convolve(const Branches& of, const T* x, int64_t stride, int64_t hei
 // Sums of g, g y and g x of a sample, into sums (3, C); with the activation, g is first made the gradient before the
 // SiLU, in place, the first C / 2 channels having that of the pooled map (height / 2, width / 2, C / 2) besides.
 template <int C, bool activated, class T>
-static void gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
+PASS gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
                           float* g, int64_t g_stride, const float* dpooled) {
     typedef Of<C> V;
     double* totals = of.sums + b * 3 * C;
@@ -552,7 +555,7 @@ static void gradient_sums(const Branches& of, int64_t b, const T* x, int64_t str
 // From the gradient g of a RepConv's result that of x, which may lie in its place, and of the 3x3 weights.
 // scratch: 5 rows of a vector.
 template <int C, class T, class G>
-static void branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
+PASS branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
                           const float* g, int64_t g_stride, G* dx, int64_t dx_stride, float* scratch) {
     typedef Of<C> V;
     constexpr int L = lanes<V>;
@@ -620,7 +623,7 @@ template <int C> struct Normal {
 };
 
 template <int C, class T>
-static void normalise(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* shift, T* y) {
+PASS normalise(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* shift, T* y) {
     typedef Normal<C> Of;
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * stride);
@@ -632,7 +635,7 @@ static void normalise(int64_t pixels, const float* x, int64_t stride, const floa
 
 // dx += the gradient of `normalise`; that of scale and shift added to totals (2, C).
 template <int C>
-static void normalise_back(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* g,
+PASS normalise_back(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* g,
                            float* dx, double* totals) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
@@ -654,7 +657,7 @@ static void normalise_back(int64_t pixels, const float* x, int64_t stride, const
 
 // The normalised x times SiLU(z).
 template <int C, class T>
-static void gate(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, int64_t stride,
+PASS gate(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, int64_t stride,
                  T* y) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
@@ -668,7 +671,7 @@ static void gate(int64_t pixels, const float* x, const float* scale, const float
 }
 
 template <int C, class T>
-static void gate_back(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, T* dz,
+PASS gate_back(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, T* dz,
                       int64_t stride, const float* g, float* dx, double* totals) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
@@ -695,7 +698,7 @@ static void gate_back(int64_t pixels, const float* x, const float* scale, const 
 // Pooled and scanned maps, of half the height and width
 
 // Means of two by two of the first C channels of s (height, width, 2C).
-template <int C> static void pool(const float* s, int64_t height, int64_t width, float* pooled) {
+template <int C> PASS pool(const float* s, int64_t height, int64_t width, float* pooled) {
     typedef Of<C> V;
     for (int64_t i = 0; i < height / 2; i++)
         for (int64_t j = 0; j < width / 2; j++)
@@ -708,7 +711,7 @@ template <int C> static void pool(const float* s, int64_t height, int64_t width,
 
 // The first C channels of merged: the scan's two slabs enlarged bilinearly + (s - pooled enlarged by repeating).
 template <int C>
-static void merge(const float* scanned, const float* pooled, const float* s, int64_t height, int64_t width,
+PASS merge(const float* scanned, const float* pooled, const float* s, int64_t height, int64_t width,
                   float* merged) {
     typedef Of<C> V;
     int64_t rows = height / 2, columns = width / 2, slab = rows * columns * C;
@@ -734,7 +737,7 @@ static void merge(const float* scanned, const float* pooled, const float* s, int
 
 // The gradients of `merge` for the scan's result and the pooled map; that of s is g itself, (height, width, 2C).
 template <int C>
-static void merge_back(const float* g, int64_t height, int64_t width, float* dscanned, float* dpooled) {
+PASS merge_back(const float* g, int64_t height, int64_t width, float* dscanned, float* dpooled) {
     typedef Of<C> V;
     for (int64_t i = 0; i < height / 2; i++) {
         const int64_t rows[4] = {i ? 2 * i - 1 : 0, 2 * i, 2 * i + 1, 2 * i + 2 < height ? 2 * i + 2 : height - 1};
@@ -785,7 +788,7 @@ static double over_samples(const double* sums, int64_t batch, int64_t stride) {
     return total;
 }
 
-static void fold_conv(const Branches& of, const Training* a, const float* const* parameters, void* const* buffers) {
+PASS fold_conv(const Branches& of, const Training* a, const float* const* parameters, void* const* buffers) {
     int64_t channels = of.channels, count = a->batch * a->height * a->width;
     auto above = [](double x) { return x > 0 ? x : 0; };
     for (int64_t c = 0; c < channels; c++) {
@@ -813,7 +816,7 @@ static void fold_conv(const Branches& of, const Training* a, const float* const*
 }
 
 // The gradients of all parameters but the 3x3, and what `branches_back` takes.
-static void fold_conv_back(const Branches& of, const Training* a, float* const* gradients) {
+PASS fold_conv_back(const Branches& of, const Training* a, float* const* gradients) {
     int64_t channels = of.channels;
     double count = a->batch * a->height * a->width;
     for (int64_t c = 0; c < channels; c++) {
@@ -886,7 +889,7 @@ static void reduced_taps(const double* taps, int64_t batch, int64_t size, int64_
             sum[c * size + n] = over_samples(taps + n * channels + c, batch, size * channels);
 }
 
-template <class T> static void fold_parameters(const Rmb<T>& r, const RmbBack<T>& back, const Training* a) {
+template <class T> PASS fold_parameters(const Rmb<T>& r, const RmbBack<T>& back, const Training* a) {
     int64_t batch = a->batch, c = r.channels, rows = STATE + 2 + r.rank;
     float* const* to = r.gradients;
     for (int n = 0; n < 2; n++) {
@@ -926,7 +929,7 @@ template <class N> static auto into(N* at, int64_t stride) {
 }
 
 // The weights as the passes read them.
-template <class T> static void prepare(const Block<T>& block) {
+template <class T> PASS prepare(const Block<T>& block) {
     for (const Rmb<T>& r : block.rmbs) {
         int64_t c = r.channels;
         packed<T>(r.parameters[IN_PROJ], c, 4 * c, 1, c, 4 * c, r.in_proj);
@@ -960,7 +963,7 @@ template <class T> static void prepare(const Block<T>& block) {
 // The end of an RMB on a chunk of pixels, BN(w (v + out)), and what follows it up to the next map, which has twice the
 // channels: in the first a skip, in the last one around all four; then the channels of t that come next.
 template <class T, int C>
-static void finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, float* next) {
+PASS finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, float* next) {
     typedef Of<C> V;
     constexpr int STRIDE = C < WIDTH ? 2 * C : C;
     for (int c = 0; c < C; c += lanes<V>) {
@@ -975,7 +978,7 @@ static void finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixel
 }
 
 // v from the RMB before, n = LN(v), xz = in_proj(n), and the moments that the RepConv of x has to know.
-template <class T, int C> static void enter(const Block<T>& block, int index, int64_t b) {
+template <class T, int C> PASS enter(const Block<T>& block, int index, int64_t b) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
@@ -989,7 +992,7 @@ template <class T, int C> static void enter(const Block<T>& block, int index, in
 }
 
 // s = SiLU(conv(x)), its low half pooled, projected and scanned; the moments that the high half's RepConv has to know.
-template <class T, int C> static void middle(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS middle(const Block<T>& block, int index, int64_t b, float* scratch) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     float *s = r.s + b * block.pixels * 2 * C, *pooled = r.pooled + b * block.length * C;
@@ -1004,7 +1007,7 @@ template <class T, int C> static void middle(const Block<T>& block, int index, i
 }
 
 // y = LN(merged low half, conv(high half)), out = out_proj(y SiLU(z)), and the moments of v + out.
-template <class T, int C> static void leave(const Block<T>& block, int index, int64_t b) {
+template <class T, int C> PASS leave(const Block<T>& block, int index, int64_t b) {
     typedef Of<C> V;
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
@@ -1031,7 +1034,7 @@ template <class T, int C> static void leave(const Block<T>& block, int index, in
 }
 
 // Of a sample: sums of g and g r over its pixels, g the gradient of the RMB's result.
-template <class T, int C> static void out_sums(const Rmb<T>& r, int64_t b, int64_t pixels, const float* g, int64_t stride) {
+template <class T, int C> PASS out_sums(const Rmb<T>& r, int64_t b, int64_t pixels, const float* g, int64_t stride) {
     typedef Of<C> V;
     double* totals = r.out_sums + b * 2 * C;
     memset(totals, 0, 2 * C * sizeof(double));
@@ -1056,7 +1059,7 @@ template <class T> static const float* gradient_of(const Block<T>& block, int in
 }
 
 // Back through BN, out_proj, the gate, the merging and the scan.
-template <class T, int C> static void leave_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS leave_back(const Block<T>& block, int index, int64_t b, float* scratch) {
     typedef Of<C> V;
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
@@ -1113,7 +1116,7 @@ template <class T, int C> static void leave_back(const Block<T>& block, int inde
 }
 
 // Back through the high half's RepConv and the SiLU.
-template <class T, int C> static void middle_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS middle_back(const Block<T>& block, int index, int64_t b, float* scratch) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     const RmbBack<T>& back = block.backs[index];
@@ -1125,7 +1128,7 @@ template <class T, int C> static void middle_back(const Block<T>& block, int ind
 }
 
 // Back through the first RepConv, in_proj and LN; then the sums that the RMB before has to know.
-template <class T, int C> static void enter_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS enter_back(const Block<T>& block, int index, int64_t b, float* scratch) {
     typedef Of<C> V;
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
@@ -1186,7 +1189,7 @@ static inline void stencil5(const Ring& ring, int64_t i, int64_t column, const f
 }
 
 // h + GELU(c), c the 5x5 convolution of h = GELU(x + bias); a sample.
-template <class T> static void feed(const Feed<T>& f, int64_t first, int64_t height, int64_t width, float* scratch) {
+template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, int64_t width, float* scratch) {
     int64_t hidden = f.hidden;
     Ring h(scratch, height, width);
     for (int64_t c = 0; c < hidden; c += LANES) {
@@ -1217,7 +1220,7 @@ template <class T> static void feed(const Feed<T>& f, int64_t first, int64_t hei
 
 // The gradients of `feed`; dx holds that of its result first.
 template <class T>
-static void feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t height, int64_t width, float* scratch) {
+PASS feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t height, int64_t width, float* scratch) {
     int64_t hidden = f.hidden, first = b * height * width;
     Ring h(scratch, height, width), dc(scratch, height, width), slopes(scratch, height, width);
     double *dtaps = back.dtaps + b * 25 * hidden, *biases = back.biases + b * 2 * hidden;
@@ -1273,7 +1276,7 @@ static void feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int6
 }
 
 // a from the last RMB, and the result a + fc2(feed(fc1(LN(a)))).
-template <class T> static void feed_forward(const Block<T>& block, int64_t b, float* scratch) {
+template <class T> PASS feed_forward(const Block<T>& block, int64_t b, float* scratch) {
     const Training* of = block.of;
     const Feed<T>& f = block.feed;
     int64_t hidden = f.hidden, first = b * block.pixels;
@@ -1293,7 +1296,7 @@ template <class T> static void feed_forward(const Block<T>& block, int64_t b, fl
     });
 }
 
-template <class T> static void feed_forward_back(const Block<T>& block, int64_t b, float* scratch) {
+template <class T> PASS feed_forward_back(const Block<T>& block, int64_t b, float* scratch) {
     const Training* of = block.of;
     const Feed<T>& f = block.feed;
     const FeedBack<T>& back = block.feed_back;
