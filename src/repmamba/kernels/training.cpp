@@ -965,16 +965,18 @@ template <class T> PASS prepare(const Block<T>& block) {
 template <class T, int C>
 PASS finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, float* next) {
     typedef Of<C> V;
-    constexpr int STRIDE = C < WIDTH ? 2 * C : C;
-    for (int c = 0; c < C; c += lanes<V>) {
-        V slope = load<V>(r.affine + c), shift = load<V>(r.affine + C + c);
-        for (int64_t p = first; p < first + pixels; p++) {
-            V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope + shift;
+    constexpr int STRIDE = C < WIDTH ? 2 * C : C, N = C / lanes<V>;
+    V slope[N], shift[N];
+    load_rows(r.affine, lanes<V>, slope);
+    load_rows(r.affine + C, lanes<V>, shift);
+    for (int64_t p = first; p < first + pixels; p++)
+        UNROLLED for (int n = 0; n < N; n++) {
+            int c = n * lanes<V>;
+            V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope[n] + shift[n];
             if (C == 8 || C == WIDTH) value += load<V>(t + p * WIDTH + c);
             store(next + p * STRIDE + c, value);
             if (C < WIDTH) store(next + p * STRIDE + C + c, load<V>(t + p * WIDTH + C + c));
         }
-    }
 }
 
 // v from the RMB before, n = LN(v), xz = in_proj(n), and the moments that the RepConv of x has to know.
@@ -1176,7 +1178,7 @@ struct Ring {
 
 // N pixels of row i from a column on: start + the 5x5 products.
 template <int N>
-static inline void stencil5(const Ring& ring, int64_t i, int64_t column, const float* taps, int64_t stride, vec (&sums)[N]) {
+__attribute__((always_inline)) static inline void stencil5(const Ring& ring, int64_t i, int64_t column, const float* taps, int64_t stride, vec (&sums)[N]) {
     UNROLLED for (int r = 0; r < 5; r++) {
         const float* row = ring.row(i + r - 2) + column * LANES;
         vec values[N + 4];

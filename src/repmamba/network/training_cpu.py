@@ -104,11 +104,11 @@ class _Arguments(ctypes.Structure):
 class _Work:
     """A block's step on one batch: the kernels' arguments, and what has to live as long as they do."""
 
-    def __init__(self, block: LPFM, t: Tensor) -> None:
+    def __init__(self, block: LPFM, t: Tensor, parameters: tuple[Tensor, ...]) -> None:
         batch, height, width, _ = t.shape
         self.batch, self.threads = batch, t.numel() >= WORK_FOR_THREADS
         self.kernel = _kernel(torch.is_autocast_enabled("cpu"))
-        self.parameters = _addresses(block.parameters())
+        self.parameters = _addresses(parameters)
         self.buffers = _addresses(block.buffers())
         self.sizes = (ctypes.c_int64 * 3)()
         self.arguments = _Arguments(
@@ -139,7 +139,7 @@ class _Passes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, block: LPFM, *parameters: Tensor) -> Tensor:
         tokens = to_tokens(t).contiguous()
-        work, result = _Work(block, tokens), torch.empty_like(tokens)
+        work, result = _Work(block, tokens, parameters), torch.empty_like(tokens)
         work.arguments.result = result.data_ptr()
         work.run("prepare")
         for rmb in range(RMBS):
