@@ -1,8 +1,7 @@
 // See training.h.
-#include "training.h"
-
 #include "kernels.h"
 #include "scan.h"
+#include "training.h"
 #include "vec.h"
 
 #if defined(__AVX512BF16__)
@@ -14,16 +13,48 @@ EXPORTED void JOINED(scan_forward, SCAN_LEVEL)(int64_t, int64_t, const Scan*, fl
 EXPORTED void JOINED(scan_backward, SCAN_LEVEL)(int64_t, int64_t, const ScanGradients*, float*);
 
 constexpr int WIDTH = 64, RMBS = 4, STATE = 16, DIRECTIONS = 4, SLABS = 2, SEGMENT = 64;
-constexpr int CHUNK = 64;  // pixels that go through a chain of products and passes together, in the first cache
+constexpr int CHUNK =
+    64;  // pixels that go through a chain of products and passes together, in the first cache
 constexpr float EPS = 1e-5f, LOG2_E = 1.4426950408889634f;
 
 // Parameters of an RMB, of a RepConv in it, and of what follows the four RMBs.
 enum {
-    NORM, NORM_SHIFT, X_PROJ, DT_WEIGHT, DT_BIAS, A_LOG, SKIP_D, IN_PROJ, CONV, HIGH_CONV = CONV + 7,
-    OUT_NORM = HIGH_CONV + 7, OUT_NORM_SHIFT, OUT_PROJ, DW1X1, BN, BN_SHIFT, RMB_PARAMETERS,
-    TAPS = 0, INNER, INNER_SHIFT, DIRECT, DIRECT_BIAS, OUTER, OUTER_SHIFT,
-    FFN_NORM = 0, FFN_NORM_SHIFT, FC1, FC1_BIAS, DW5X5, DW5X5_BIAS, FC2, FC2_BIAS,
-    CONV_BN = 0, HIGH_CONV_BN = 6, BN_BN = 12, RMB_BUFFERS = 15  // running mean, variance and count of each
+    NORM,
+    NORM_SHIFT,
+    X_PROJ,
+    DT_WEIGHT,
+    DT_BIAS,
+    A_LOG,
+    SKIP_D,
+    IN_PROJ,
+    CONV,
+    HIGH_CONV = CONV + 7,
+    OUT_NORM = HIGH_CONV + 7,
+    OUT_NORM_SHIFT,
+    OUT_PROJ,
+    DW1X1,
+    BN,
+    BN_SHIFT,
+    RMB_PARAMETERS,
+    TAPS = 0,
+    INNER,
+    INNER_SHIFT,
+    DIRECT,
+    DIRECT_BIAS,
+    OUTER,
+    OUTER_SHIFT,
+    FFN_NORM = 0,
+    FFN_NORM_SHIFT,
+    FC1,
+    FC1_BIAS,
+    DW5X5,
+    DW5X5_BIAS,
+    FC2,
+    FC2_BIAS,
+    CONV_BN = 0,
+    HIGH_CONV_BN = 6,
+    BN_BN = 12,
+    RMB_BUFFERS = 15  // running mean, variance and count of each
 };
 
 // All is of this file and level: the linker would take one level's functions for another's.
@@ -36,8 +67,12 @@ namespace {
 
 using ::load, ::store;
 
-template <bool whole> struct Register { typedef vec V; };
-template <> struct Register<false> { typedef half V; };
+template <bool whole> struct Register {
+    typedef vec V;
+};
+template <> struct Register<false> {
+    typedef half V;
+};
 // The vector that maps of C channels are taken in: half a register for eight channels with AVX-512.
 template <int C> using Of = typename Register<C % LANES == 0>::V;
 
@@ -86,8 +121,9 @@ template <class V> static inline V silu_slope(V x) {
 template <class V> static inline V normal(V x, V& bell) {
     V t = 1.0f / (1.0f + 0.28f * (x > 0.0f ? x : -x));
     bell = exp2_negative(x * x * (-LOG2_E / 2));
-    V tail = bell * t * polynomial(t, {0.11711906506669244f, 0.0637222643650924f, 0.27837123603337927f,
-                                       -0.24877396869464297f, 0.397162292892567f, -0.10760095996915225f});
+    V tail = bell * t *
+             polynomial(t, {0.11711906506669244f, 0.0637222643650924f, 0.27837123603337927f,
+                            -0.24877396869464297f, 0.397162292892567f, -0.10760095996915225f});
     return x > 0.0f ? 1.0f - tail : tail;
 }
 
@@ -97,7 +133,8 @@ template <class V> static inline V gelu(V x, V& slope) {
     return x * below;
 }
 
-// Products. In bfloat16, a word is two neighbours of the sum; a matrix (inputs, outputs) is words of two rows.
+// Products. In bfloat16, a word is two neighbours of the sum; a matrix (inputs, outputs) is words
+// of two rows.
 
 template <class T> struct Words;
 template <> struct Words<float> {
@@ -119,8 +156,7 @@ template <class V> static inline V multiply_add(V sum, uint32_t x, typename Halv
     typename Halves<V>::Wide pair = w - w + x;
     if constexpr (sizeof(V) == 64)
         return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)w);
-    else
-        return (V)_mm256_dpbf16_ps((__m256)sum, (__m256bh)pair, (__m256bh)w);
+    else return (V)_mm256_dpbf16_ps((__m256)sum, (__m256bh)pair, (__m256bh)w);
 #else
     uint32_t low = x << 16, high = x & 0xffff0000;
     float first, second;
@@ -137,8 +173,8 @@ template <class W, class At> static inline W load_word(const At* at) {
 }
 
 template <class V, int ROWS, int COLS, class T, class Finish>
-static inline void block(const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs, int64_t outputs,
-                         int64_t row, int64_t column, Finish finish) {
+static inline void block(const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs,
+                         int64_t outputs, int64_t row, int64_t column, Finish finish) {
     typedef typename Words<T>::template Vector<V> Vector;
     V sums[ROWS][COLS] = {};
     for (int64_t k = 0; k < inputs; k += Words<T>::DEPTH, w += outputs) {
@@ -146,7 +182,8 @@ static inline void block(const T* x, int64_t xs, const WordOf<T>* w, int64_t inp
         UNROLLED for (int c = 0; c < COLS; c++) weights[c] = load_word<Vector>(w + c * lanes<V>);
         UNROLLED for (int r = 0; r < ROWS; r++) {
             WordOf<T> word = load_word<WordOf<T>>(x + r * xs + k);
-            UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = multiply_add(sums[r][c], word, weights[c]);
+            UNROLLED for (int c = 0; c < COLS; c++)
+                sums[r][c] = multiply_add(sums[r][c], word, weights[c]);
         }
     }
     UNROLLED for (int r = 0; r < ROWS; r++)
@@ -160,10 +197,13 @@ constexpr int WIDEST = 2, ROWS_AT_ONCE = 4;  // of 16
 #endif
 
 // f(V{}, columns) for each panel of columns of a matrix, whose number is a multiple of 8.
-template <int N> struct Constant { static constexpr int value = N; };
+template <int N> struct Constant {
+    static constexpr int value = N;
+};
 template <class F> static inline void panels(int64_t outputs, F f) {
     int64_t column = 0;
-    for (; column + WIDEST * LANES <= outputs; column += WIDEST * LANES) f(vec{}, Constant<WIDEST>{}, column);
+    for (; column + WIDEST * LANES <= outputs; column += WIDEST * LANES)
+        f(vec{}, Constant<WIDEST>{}, column);
     if (WIDEST == 4 && column + 2 * LANES <= outputs) {
         f(vec{}, Constant<2>{}, column);
         column += 2 * LANES;
@@ -178,8 +218,8 @@ template <class F> static inline void panels(int64_t outputs, F f) {
 
 // finish(sums, row, column) for every register of x w; x: (count, inputs), its rows xs apart.
 template <class T, class Finish>
-PASS product(int64_t count, const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs, int64_t outputs,
-                    Finish finish) {
+PASS product(int64_t count, const T* x, int64_t xs, const WordOf<T>* w, int64_t inputs,
+             int64_t outputs, Finish finish) {
     panels(outputs, [&](auto v, auto columns, int64_t column) {
         typedef decltype(v) V;
         constexpr int COLS = decltype(columns)::value, ROWS = COLS == WIDEST ? ROWS_AT_ONCE : 8;
@@ -195,27 +235,31 @@ PASS product(int64_t count, const T* x, int64_t xs, const WordOf<T>* w, int64_t 
 
 // dw (outputs, inputs) += dy^T x, over steps words of dy and x.
 template <class W, class Vector, class V, int COLS>
-static inline void outer_products(int64_t steps, const W* dy, int64_t dys, const W* x, int64_t xs, int64_t outputs,
-                                  int64_t inputs, float* dw) {
+static inline void outer_products(int64_t steps, const W* dy, int64_t dys, const W* x, int64_t xs,
+                                  int64_t outputs, int64_t inputs, float* dw) {
     for (int64_t n = 0; n < outputs; n += 4) {  // outputs: a multiple of 4
         float* at = dw + n * inputs;
         V sums[4][COLS];
         UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++) sums[r][c] = load<V>(at + r * inputs + c * lanes<V>);
+            UNROLLED for (int c = 0; c < COLS; c++)
+                sums[r][c] = load<V>(at + r * inputs + c * lanes<V>);
         for (int64_t t = 0; t < steps; t++) {
             Vector values[COLS];
-            UNROLLED for (int c = 0; c < COLS; c++) values[c] = load_word<Vector>(x + t * xs + c * lanes<V>);
+            UNROLLED for (int c = 0; c < COLS; c++)
+                values[c] = load_word<Vector>(x + t * xs + c * lanes<V>);
             UNROLLED for (int r = 0; r < 4; r++)
                 UNROLLED for (int c = 0; c < COLS; c++)
                     sums[r][c] = multiply_add(sums[r][c], dy[t * dys + n + r], values[c]);
         }
         UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++) store(at + r * inputs + c * lanes<V>, sums[r][c]);
+            UNROLLED for (int c = 0; c < COLS; c++)
+                store(at + r * inputs + c * lanes<V>, sums[r][c]);
     }
 }
 
 // Rows (2 steps, channels) of bfloat16 as words of two rows; channels is a multiple of 8.
-static inline void paired(int64_t steps, const bf16* x, int64_t xs, int64_t channels, uint32_t* words) {
+static inline void paired(int64_t steps, const bf16* x, int64_t xs, int64_t channels,
+                          uint32_t* words) {
     typedef uint16_t Narrow __attribute__((vector_size(16)));
     typedef uint32_t Wide __attribute__((vector_size(32)));
     for (int64_t t = 0; t < steps; t++)
@@ -227,11 +271,11 @@ static inline void paired(int64_t steps, const bf16* x, int64_t xs, int64_t chan
         }
 }
 
-// dw (outputs, inputs) += dy^T x over a chunk of pixels, an even number in bfloat16. scratch: CHUNK words of each
-// two channels of both.
+// dw (outputs, inputs) += dy^T x over a chunk of pixels, an even number in bfloat16. scratch: CHUNK
+// words of each two channels of both.
 template <class T>
-PASS weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t outputs, const T* x, int64_t xs,
-                            int64_t inputs, float* dw, float* scratch) {
+PASS weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t outputs, const T* x,
+                     int64_t xs, int64_t inputs, float* dw, float* scratch) {
     typedef WordOf<T> Word;
     const Word *of_dy, *of_x;
     int64_t steps = pixels / Words<T>::DEPTH;
@@ -246,15 +290,16 @@ PASS weight_gradient(int64_t pixels, const T* dy, int64_t dys, int64_t outputs, 
     panels(inputs, [&](auto v, auto columns, int64_t column) {
         typedef decltype(v) V;
         typedef typename Words<T>::template Vector<V> Vector;
-        outer_products<Word, Vector, V, decltype(columns)::value>(steps, of_dy, dys, of_x + column, xs, outputs,
-                                                                  inputs, dw + column);
+        outer_products<Word, Vector, V, decltype(columns)::value>(steps, of_dy, dys, of_x + column,
+                                                                  xs, outputs, inputs, dw + column);
     });
 }
 
-// A matrix of torch, weight (outputs, inputs), as a product reads it: forward x weight^T, backward dy weight.
+// A matrix of torch, weight (outputs, inputs), as a product reads it: forward x weight^T, backward
+// dy weight.
 template <class T>
-PASS packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride_in, int64_t stride_out,
-                   int64_t padded, WordOf<T>* words) {
+PASS packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride_in,
+            int64_t stride_out, int64_t padded, WordOf<T>* words) {
     constexpr int DEPTH = Words<T>::DEPTH;
     for (int64_t k = 0; k < inputs; k++)
         for (int64_t n = 0; n < padded; n++) {
@@ -264,7 +309,8 @@ PASS packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride
             } else {
                 bits of = (bits)splat(value);
                 uint32_t rounded = (uint32_t)of[0] + 0x7fff + ((uint32_t)of[0] >> 16 & 1);
-                ((bf16*)words)[(k / 2 * padded + n) * 2 + k % 2] = value == value ? rounded >> 16 : 0x7fc0;
+                ((bf16*)words)[(k / 2 * padded + n) * 2 + k % 2] =
+                    value == value ? rounded >> 16 : 0x7fc0;
             }
         }
 }
@@ -274,7 +320,8 @@ PASS packed(const float* weight, int64_t inputs, int64_t outputs, int64_t stride
 // Cuts memory into arrays, each on a cache line of its own.
 struct Cut {
     uintptr_t begin, at;
-    explicit Cut(void* memory) : begin((uintptr_t)memory), at(((uintptr_t)memory + 63) & ~(uintptr_t)63) {}
+    explicit Cut(void* memory)
+        : begin((uintptr_t)memory), at(((uintptr_t)memory + 63) & ~(uintptr_t)63) {}
     template <class T> void operator()(T*& array, int64_t count) {
         array = (T*)at;
         at += (count * sizeof(T) + 63) & ~(uintptr_t)63;
@@ -282,21 +329,24 @@ struct Cut {
     int64_t size() const { return at - begin + 64; }
 };
 
-// What is known of a RepConv on one batch: with y = 3x3(x), a = gamma_inner / sqrt(var_y + eps), k = 1 + dw1x1, its
-// outer normalisation sees u = a (y - mean_y) + k (x - mean_x) less its mean, and var_u follows from the moments of y
-// and x; the result is gain u + beta_outer, gain = gamma_outer / sqrt(var_u + eps).
+// What is known of a RepConv on one batch: with y = 3x3(x), a = gamma_inner / sqrt(var_y + eps), k
+// = 1 + dw1x1, its outer normalisation sees u = a (y - mean_y) + k (x - mean_x) less its mean, and
+// var_u follows from the moments of y and x; the result is gain u + beta_outer, gain = gamma_outer
+// / sqrt(var_u + eps).
 struct Branches {
     int64_t channels;
-    float *taps, *turned;                       // (9, C): of the 3x3, and backwards
-    float *folded, *bias;                       // (9, C), (C): the one convolution that gives the result
-    float* before;                              // (3, C): y, x and 1 times these give the result
-    float* mix;                                 // (8, C): g, y, x and 1 times these give dy, and x past the 3x3
-    double *mean_y, *mean_x, *var_y, *var_x, *covariance, *inverse_y, *inverse_u, *a, *k, *gain;  // (C)
-    double *moments, *sums, *dtaps;             // (batch, 5, C), (batch, 3, C), (batch, 9, C)
+    float *taps, *turned;  // (9, C): of the 3x3, and backwards
+    float *folded, *bias;  // (9, C), (C): the one convolution that gives the result
+    float* before;         // (3, C): y, x and 1 times these give the result
+    float* mix;            // (8, C): g, y, x and 1 times these give dy, and x past the 3x3
+    double *mean_y, *mean_x, *var_y, *var_x, *covariance, *inverse_y, *inverse_u, *a, *k,
+        *gain;                       // (C)
+    double *moments, *sums, *dtaps;  // (batch, 5, C), (batch, 3, C), (batch, 9, C)
 
     void cut(Cut& from, int64_t batch, int64_t c) {
         channels = c;
-        from(taps, 9 * c), from(turned, 9 * c), from(folded, 9 * c), from(bias, c), from(before, 3 * c);
+        from(taps, 9 * c), from(turned, 9 * c), from(folded, 9 * c), from(bias, c),
+            from(before, 3 * c);
         from(mix, 8 * c);
         from(mean_y, c), from(mean_x, c), from(var_y, c), from(var_x, c), from(covariance, c);
         from(inverse_y, c), from(inverse_u, c), from(a, c), from(k, c), from(gain, c);
@@ -306,37 +356,43 @@ struct Branches {
 
 // An RMB's memory from the forward to the backward pass; L = pixels / 4, C its width.
 template <class T> struct Rmb {
-    int64_t channels, rank, rows, padded;  // rows of a pixel for the scan; padded to whole registers
-    const float* v;                        // (pixels, C), its pixels v_stride apart
+    int64_t channels, rank, rows,
+        padded;      // rows of a pixel for the scan; padded to whole registers
+    const float* v;  // (pixels, C), its pixels v_stride apart
     int64_t v_stride;
-    float* own_v;                          // none in the first, which reads t
-    T *n, *xz, *gated, *out;               // (pixels, C), (pixels, 4C), (pixels, 2C), (pixels, C)
-    float *s, *merged;                     // (pixels, 2C)
+    float* own_v;             // none in the first, which reads t
+    T *n, *xz, *gated, *out;  // (pixels, C), (pixels, 4C), (pixels, 2C), (pixels, C)
+    float *s, *merged;        // (pixels, 2C)
     float *pooled, *projected, *kept, *scanned;  // (L, C), (L, padded), states, (2, L, C)
-    WordOf<T> *in_proj, *out_proj, *in_proj_back, *out_proj_back;
-    float *x_proj, *A;                     // (C, padded), (4C, 16)
+    WordOf<T>*in_proj, *out_proj, *in_proj_back, *out_proj_back;
+    float *x_proj, *A;  // (C, padded), (4C, 16)
     Branches conv, high_conv;
-    double *out_moments, *out_sums;        // (batch, 2, C)
-    double *mean, *inverse;                // (C): of BN, r = v + out; 1 / sqrt(w^2 var_r + eps)
-    float *affine, *mix;                   // (2, C): r and 1 times these give the result; (3, C): g, r, 1 give dr
+    double *out_moments, *out_sums;  // (batch, 2, C)
+    double *mean, *inverse;          // (C): of BN, r = v + out; 1 / sqrt(w^2 var_r + eps)
+    float *affine, *mix;  // (2, C): r and 1 times these give the result; (3, C): g, r, 1 give dr
     const float* const* parameters;
     void* const* buffers;
     float* const* gradients;
 
     void cut(Cut& from, const Training* a, int index) {
-        int64_t c = channels = 8 << index, pixels = a->batch * a->height * a->width, length = pixels / 4;
-        rank = c > 32 ? 2 : 1, rows = DIRECTIONS * (rank + 2 * STATE), padded = (rows + 15) / 16 * 16;
+        int64_t c = channels = 8 << index, pixels = a->batch * a->height * a->width,
+                length = pixels / 4;
+        rank = c > 32 ? 2 : 1, rows = DIRECTIONS * (rank + 2 * STATE),
+        padded = (rows + 15) / 16 * 16;
         int64_t segments = (length / a->batch + SEGMENT - 1) / SEGMENT;
         from(own_v, index ? pixels * c : 0);
         v = index ? own_v : a->t, v_stride = index ? c : WIDTH;
-        from(n, pixels * c), from(xz, pixels * 4 * c), from(gated, pixels * 2 * c), from(out, pixels * c);
+        from(n, pixels * c), from(xz, pixels * 4 * c), from(gated, pixels * 2 * c),
+            from(out, pixels * c);
         from(s, pixels * 2 * c), from(merged, pixels * 2 * c);
-        from(pooled, length * c), from(projected, length * padded), from(scanned, SLABS * length * c);
+        from(pooled, length * c), from(projected, length * padded),
+            from(scanned, SLABS * length * c);
         from(kept, a->batch * DIRECTIONS * segments * STATE * c);
         from(in_proj, 4 * c * c), from(in_proj_back, 4 * c * c), from(out_proj, 2 * c * c);
         from(out_proj_back, 2 * c * c), from(x_proj, padded * c), from(A, DIRECTIONS * c * STATE);
         conv.cut(from, a->batch, 2 * c), high_conv.cut(from, a->batch, c);
-        from(out_moments, a->batch * 2 * c), from(out_sums, a->batch * 2 * c), from(mean, c), from(inverse, c);
+        from(out_moments, a->batch * 2 * c), from(out_sums, a->batch * 2 * c), from(mean, c),
+            from(inverse, c);
         from(affine, 2 * c), from(mix, 3 * c);
         parameters = a->parameters + index * RMB_PARAMETERS;
         gradients = a->gradients + index * RMB_PARAMETERS;
@@ -346,13 +402,13 @@ template <class T> struct Rmb {
 
 // Its memory in the backward pass.
 template <class T> struct RmbBack {
-    float* dv;                                   // (pixels, C): the only one that outlives the RMB's stages
-    T* dxz;                                      // (pixels, 4C)
-    float *ds, *dscanned, *dpooled;              // (pixels, 2C), (L, C), (L, C)
-    float *du, *drows, *dconstants;              // (2, L, C), (L, padded), see scan.h
-    float *din_proj, *dout_proj, *dx_proj;       // (batch, 4C, C), (batch, C, 2C), (batch, rows, C)
-    double *dnorm, *dout_norm;                   // (batch, 2, C), (batch, 2, 2C)
-    int64_t constants;                           // of a sample
+    float* dv;                       // (pixels, C): the only one that outlives the RMB's stages
+    T* dxz;                          // (pixels, 4C)
+    float *ds, *dscanned, *dpooled;  // (pixels, 2C), (L, C), (L, C)
+    float *du, *drows, *dconstants;  // (2, L, C), (L, padded), see scan.h
+    float *din_proj, *dout_proj, *dx_proj;  // (batch, 4C, C), (batch, C, 2C), (batch, rows, C)
+    double *dnorm, *dout_norm;              // (batch, 2, C), (batch, 2, 2C)
+    int64_t constants;                      // of a sample
 
     void cut_dv(Cut& from, const Training* a, int index) {
         from(dv, a->batch * a->height * a->width * (8 << index));
@@ -360,10 +416,13 @@ template <class T> struct RmbBack {
     void cut(Cut& from, const Training* a, const Rmb<T>& of) {
         int64_t c = of.channels, pixels = a->batch * a->height * a->width, length = pixels / 4;
         constants = DIRECTIONS * (STATE + 2 + of.rank) * c;
-        from(dxz, pixels * 4 * c), from(ds, pixels * 2 * c), from(dscanned, length * c), from(dpooled, length * c);
-        from(du, SLABS * length * c), from(drows, length * of.padded), from(dconstants, a->batch * constants);
+        from(dxz, pixels * 4 * c), from(ds, pixels * 2 * c), from(dscanned, length * c),
+            from(dpooled, length * c);
+        from(du, SLABS * length * c), from(drows, length * of.padded),
+            from(dconstants, a->batch * constants);
         from(din_proj, a->batch * 4 * c * c), from(dout_proj, a->batch * 2 * c * c);
-        from(dx_proj, a->batch * of.rows * c), from(dnorm, a->batch * 2 * c), from(dout_norm, a->batch * 4 * c);
+        from(dx_proj, a->batch * of.rows * c), from(dnorm, a->batch * 2 * c),
+            from(dout_norm, a->batch * 4 * c);
     }
 };
 
@@ -371,9 +430,9 @@ template <class T> struct RmbBack {
 template <class T> struct Feed {
     int64_t hidden;
     float* a;
-    T *n, *x, *convolved, *h;                    // (pixels, 64), then (pixels, hidden)
-    WordOf<T> *fc1, *fc2, *fc1_back, *fc2_back;
-    float *taps, *turned;                        // (25, hidden)
+    T *n, *x, *convolved, *h;  // (pixels, 64), then (pixels, hidden)
+    WordOf<T>*fc1, *fc2, *fc1_back, *fc2_back;
+    float *taps, *turned;  // (25, hidden)
     const float* const* parameters;
     float* const* gradients;
 
@@ -391,15 +450,17 @@ template <class T> struct Feed {
 };
 
 template <class T> struct FeedBack {
-    T* dx;                                       // (pixels, hidden)
-    float *dfc1, *dfc2;                          // (batch, hidden, 64), (batch, 64, hidden)
-    double *dtaps, *biases, *dnorm, *dbias2;     // (batch, 25, hidden), (batch, 2, hidden), (batch, 2, 64), (batch, 64)
+    T* dx;               // (pixels, hidden)
+    float *dfc1, *dfc2;  // (batch, hidden, 64), (batch, 64, hidden)
+    double *dtaps, *biases, *dnorm,
+        *dbias2;  // (batch, 25, hidden), (batch, 2, hidden), (batch, 2, 64), (batch, 64)
 
     void cut(Cut& from, const Training* of) {
         int64_t batch = of->batch, hidden = of->hidden;
         from(dx, batch * of->height * of->width * hidden);
         from(dfc1, batch * hidden * WIDTH), from(dfc2, batch * hidden * WIDTH);
-        from(dtaps, batch * 25 * hidden), from(biases, batch * 2 * hidden), from(dnorm, batch * 2 * WIDTH);
+        from(dtaps, batch * 25 * hidden), from(biases, batch * 2 * hidden),
+            from(dnorm, batch * 2 * WIDTH);
         from(dbias2, batch * WIDTH);
     }
 };
@@ -441,17 +502,21 @@ template <class T> struct Row {
 
 alignas(64) static const float ZEROS[LANES] = {};
 
-template <class T> static inline Row<T> row_of(const T* map, int64_t i, int64_t height, int64_t width, int64_t stride) {
+template <class T> static inline Row<T> row_of(const T* map, int64_t i, int64_t height,
+                                               int64_t width, int64_t stride) {
     if (i < 0 || i >= height) return {(const T*)ZEROS, 0};
     return {map + i * width * stride, stride};
 }
 
-// body(column, window): the nine vectors around each pixel of the middle row, zeros beyond its ends.
+// body(column, window): the nine vectors around each pixel of the middle row, zeros beyond its
+// ends.
 template <class V, class T, class F>
-static inline void windows(const Row<T>& above, const Row<T>& at, const Row<T>& below, int64_t width, F body) {
+static inline void windows(const Row<T>& above, const Row<T>& at, const Row<T>& below,
+                           int64_t width, F body) {
     const Row<T> rows[3] = {above, at, below};
     V window[9];
-    UNROLLED for (int r = 0; r < 3; r++) window[3 * r + 1] = V{}, window[3 * r + 2] = rows[r].template get<V>(0);
+    UNROLLED for (int r = 0; r < 3; r++)
+        window[3 * r + 1] = V{}, window[3 * r + 2] = rows[r].template get<V>(0);
     for (int64_t column = 0; column < width; column++) {
         UNROLLED for (int r = 0; r < 3; r++) {
             window[3 * r] = window[3 * r + 1], window[3 * r + 1] = window[3 * r + 2];
@@ -467,13 +532,16 @@ template <class V, int N> static inline V weighted(const V (&values)[N], const V
     return chains[0] + chains[1] + chains[2];
 }
 
-template <class V, int N> static inline void load_rows(const float* at, int64_t stride, V (&rows)[N]) {
+template <class V, int N> static inline void load_rows(const float* at, int64_t stride,
+                                                       V (&rows)[N]) {
     UNROLLED for (int n = 0; n < N; n++) rows[n] = load<V>(at + n * stride);
 }
 
-// body(row, column, window) over a map (height, width) of one vector of channels; at_end(row) after each row.
+// body(row, column, window) over a map (height, width) of one vector of channels; at_end(row) after
+// each row.
 template <class V, class T, class F, class G>
-static inline void over_windows(const T* map, int64_t stride, int64_t height, int64_t width, F body, G at_end) {
+static inline void over_windows(const T* map, int64_t stride, int64_t height, int64_t width, F body,
+                                G at_end) {
     for (int64_t i = 0; i < height; i++) {
         windows<V>(row_of(map, i - 1, height, width, stride), row_of(map, i, height, width, stride),
                    row_of(map, i + 1, height, width, stride), width,
@@ -484,42 +552,51 @@ static inline void over_windows(const T* map, int64_t stride, int64_t height, in
 
 // Sums of y, y^2, x, x^2 and x y of a sample, y = 3x3(x), into moments (5, C).
 template <int C, class T>
-PASS moments(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width) {
+PASS moments(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height,
+             int64_t width) {
     typedef Of<C> V;
     double* totals = of.moments + b * 5 * C;
     memset(totals, 0, 5 * C * sizeof(double));
     for (int c = 0; c < C; c += lanes<V>) {
         V taps[9], sums[5] = {};
         load_rows(of.taps + c, C, taps);
-        over_windows<V>(x + c, stride, height, width, [&](int64_t, int64_t, const V(&window)[9]) {
-            V x = window[4], y = weighted(window, taps);
-            sums[0] += y, sums[1] += y * y, sums[2] += x, sums[3] += x * x, sums[4] += x * y;
-        }, [&] {
-            UNROLLED for (int n = 0; n < 5; n++) add(totals + n * C + c, sums[n]), sums[n] = V{};
-        });
+        over_windows<V>(
+            x + c, stride, height, width,
+            [&](int64_t, int64_t, const V(&window)[9]) {
+                V x = window[4], y = weighted(window, taps);
+                sums[0] += y, sums[1] += y * y, sums[2] += x, sums[3] += x * x, sums[4] += x * y;
+            },
+            [&] {
+                UNROLLED for (int n = 0; n < 5; n++)
+                    add(totals + n * C + c, sums[n]), sums[n] = V{};
+            });
     }
 }
 
 // The RepConv: its one convolution, and SiLU.
 template <int C, bool activated, class T>
-PASS convolve(const Branches& of, const T* x, int64_t stride, int64_t height, int64_t width, float* result,
-                     int64_t result_stride) {
+PASS convolve(const Branches& of, const T* x, int64_t stride, int64_t height, int64_t width,
+              float* result, int64_t result_stride) {
     typedef Of<C> V;
     for (int c = 0; c < C; c += lanes<V>) {
         V taps[9], bias = load<V>(of.bias + c);
         load_rows(of.folded + c, C, taps);
-        over_windows<V>(x + c, stride, height, width, [&](int64_t i, int64_t column, const V(&window)[9]) {
-            V y = weighted(window, taps) + bias;
-            store(result + (i * width + column) * result_stride + c, activated ? silu(y) : y);
-        }, [] {});
+        over_windows<V>(
+            x + c, stride, height, width,
+            [&](int64_t i, int64_t column, const V(&window)[9]) {
+                V y = weighted(window, taps) + bias;
+                store(result + (i * width + column) * result_stride + c, activated ? silu(y) : y);
+            },
+            [] {});
     }
 }
 
-// Sums of g, g y and g x of a sample, into sums (3, C); with the activation, g is first made the gradient before the
-// SiLU, in place, the first C / 2 channels having that of the pooled map (height / 2, width / 2, C / 2) besides.
+// Sums of g, g y and g x of a sample, into sums (3, C); with the activation, g is first made the
+// gradient before the SiLU, in place, the first C / 2 channels having that of the pooled map
+// (height / 2, width / 2, C / 2) besides.
 template <int C, bool activated, class T>
-PASS gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
-                          float* g, int64_t g_stride, const float* dpooled) {
+PASS gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height,
+                   int64_t width, float* g, int64_t g_stride, const float* dpooled) {
     typedef Of<C> V;
     double* totals = of.sums + b * 3 * C;
     memset(totals, 0, 3 * C * sizeof(double));
@@ -528,35 +605,41 @@ PASS gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, in
         load_rows(of.taps + c, C, taps);
         load_rows(of.before + c, C, before);
         bool of_pool = activated && c < C / 2;
-        over_windows<V>(x + c, stride, height, width, [&](int64_t i, int64_t column, const V(&window)[9]) {
-            float* at = g + (i * width + column) * g_stride + c;
-            V x = window[4], y = weighted(window, taps), gradient = load<V>(at);
-            if constexpr (activated) {
-                if (of_pool) {
-                    int64_t place = (i >> 1) * (width >> 1) + (column >> 1);
-                    if constexpr (C / 2 < lanes<V>) {  // half of the lanes
-                        V share = {};
-                        for (int lane = 0; lane < C / 2; lane++) share[lane] = dpooled[place * (C / 2) + lane];
-                        gradient += 0.25f * share;
-                    } else {
-                        gradient += 0.25f * load<V>(dpooled + place * (C / 2) + c);
+        over_windows<V>(
+            x + c, stride, height, width,
+            [&](int64_t i, int64_t column, const V(&window)[9]) {
+                float* at = g + (i * width + column) * g_stride + c;
+                V x = window[4], y = weighted(window, taps), gradient = load<V>(at);
+                if constexpr (activated) {
+                    if (of_pool) {
+                        int64_t place = (i >> 1) * (width >> 1) + (column >> 1);
+                        if constexpr (C / 2 < lanes<V>) {  // half of the lanes
+                            V share = {};
+                            for (int lane = 0; lane < C / 2; lane++)
+                                share[lane] = dpooled[place * (C / 2) + lane];
+                            gradient += 0.25f * share;
+                        } else {
+                            gradient += 0.25f * load<V>(dpooled + place * (C / 2) + c);
+                        }
                     }
+                    gradient *= silu_slope(before[0] * y + before[1] * x + before[2]);
+                    store(at, gradient);
                 }
-                gradient *= silu_slope(before[0] * y + before[1] * x + before[2]);
-                store(at, gradient);
-            }
-            sums[0] += gradient, sums[1] += gradient * y, sums[2] += gradient * x;
-        }, [&] {
-            UNROLLED for (int n = 0; n < 3; n++) add(totals + n * C + c, sums[n]), sums[n] = V{};
-        });
+                sums[0] += gradient, sums[1] += gradient * y, sums[2] += gradient * x;
+            },
+            [&] {
+                UNROLLED for (int n = 0; n < 3; n++)
+                    add(totals + n * C + c, sums[n]), sums[n] = V{};
+            });
     }
 }
 
-// From the gradient g of a RepConv's result that of x, which may lie in its place, and of the 3x3 weights.
-// scratch: 5 rows of a vector.
+// From the gradient g of a RepConv's result that of x, which may lie in its place, and of the 3x3
+// weights. scratch: 5 rows of a vector.
 template <int C, class T, class G>
-PASS branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height, int64_t width,
-                          const float* g, int64_t g_stride, G* dx, int64_t dx_stride, float* scratch) {
+PASS branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t height,
+                   int64_t width, const float* g, int64_t g_stride, G* dx, int64_t dx_stride,
+                   float* scratch) {
     typedef Of<C> V;
     constexpr int L = lanes<V>;
     double* totals = of.dtaps + b * 9 * C;
@@ -571,27 +654,32 @@ PASS branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, in
             if (i < height) {
                 V found[9] = {};
                 float *dy = branch + i % 3 * width * L, *straight = direct + i % 2 * width * L;
-                windows<V>(row_of(x + c, i - 1, height, width, stride), row_of(x + c, i, height, width, stride),
+                windows<V>(row_of(x + c, i - 1, height, width, stride),
+                           row_of(x + c, i, height, width, stride),
                            row_of(x + c, i + 1, height, width, stride), width,
                            [&](int64_t column, const V(&window)[9]) {
-                    V x = window[4], y = weighted(window, taps);
-                    V gradient = load<V>(g + (i * width + column) * g_stride + c);
-                    V of_branch = mix[0] * gradient + mix[1] * y + mix[2] * x + mix[3];
-                    store(dy + column * L, of_branch);
-                    store(straight + column * L, mix[4] * gradient + mix[5] * y + mix[6] * x + mix[7]);
-                    UNROLLED for (int n = 0; n < 9; n++) found[n] += of_branch * window[n];
-                });
+                               V x = window[4], y = weighted(window, taps);
+                               V gradient = load<V>(g + (i * width + column) * g_stride + c);
+                               V of_branch = mix[0] * gradient + mix[1] * y + mix[2] * x + mix[3];
+                               store(dy + column * L, of_branch);
+                               store(straight + column * L,
+                                     mix[4] * gradient + mix[5] * y + mix[6] * x + mix[7]);
+                               UNROLLED for (int n = 0; n < 9; n++)
+                                   found[n] += of_branch * window[n];
+                           });
                 UNROLLED for (int n = 0; n < 9; n++) add(totals + n * C + c, found[n]);
             }
             if (i == 0) continue;
             auto ring = [&](int64_t row) -> Row<float> {
-                return row < 0 || row >= height ? Row<float>{ZEROS, 0} : Row<float>{branch + row % 3 * width * L, L};
+                return row < 0 || row >= height ? Row<float>{ZEROS, 0}
+                                                : Row<float>{branch + row % 3 * width * L, L};
             };
             const float* straight = direct + (i - 1) % 2 * width * L;
-            windows<V>(ring(i - 2), ring(i - 1), ring(i), width, [&](int64_t column, const V(&window)[9]) {
-                store(dx + ((i - 1) * width + column) * dx_stride + c,
-                      weighted(window, turned) + load<V>(straight + column * L));
-            });
+            windows<V>(ring(i - 2), ring(i - 1), ring(i), width,
+                       [&](int64_t column, const V(&window)[9]) {
+                           store(dx + ((i - 1) * width + column) * dx_stride + c,
+                                 weighted(window, turned) + load<V>(straight + column * L));
+                       });
         }
     }
 }
@@ -618,12 +706,14 @@ template <int C> struct Normal {
         V total{}, along{};
         UNROLLED for (int n = 0; n < N; n++) total += g[n], along += g[n] * normal[n];
         float mean = sum(total) / C, mean_along = sum(along) / C;
-        UNROLLED for (int n = 0; n < N; n++) g[n] = (g[n] - mean - normal[n] * mean_along) * inverse;
+        UNROLLED for (int n = 0; n < N; n++)
+            g[n] = (g[n] - mean - normal[n] * mean_along) * inverse;
     }
 };
 
 template <int C, class T>
-PASS normalise(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* shift, T* y) {
+PASS normalise(int64_t pixels, const float* x, int64_t stride, const float* scale,
+               const float* shift, T* y) {
     typedef Normal<C> Of;
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * stride);
@@ -635,8 +725,8 @@ PASS normalise(int64_t pixels, const float* x, int64_t stride, const float* scal
 
 // dx += the gradient of `normalise`; that of scale and shift added to totals (2, C).
 template <int C>
-PASS normalise_back(int64_t pixels, const float* x, int64_t stride, const float* scale, const float* g,
-                           float* dx, double* totals) {
+PASS normalise_back(int64_t pixels, const float* x, int64_t stride, const float* scale,
+                    const float* g, float* dx, double* totals) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
     V sums[2][Of::N] = {};
@@ -657,8 +747,8 @@ PASS normalise_back(int64_t pixels, const float* x, int64_t stride, const float*
 
 // The normalised x times SiLU(z).
 template <int C, class T>
-PASS gate(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, int64_t stride,
-                 T* y) {
+PASS gate(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z,
+          int64_t stride, T* y) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
     for (int64_t p = 0; p < pixels; p++) {
@@ -671,8 +761,8 @@ PASS gate(int64_t pixels, const float* x, const float* scale, const float* shift
 }
 
 template <int C, class T>
-PASS gate_back(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z, T* dz,
-                      int64_t stride, const float* g, float* dx, double* totals) {
+PASS gate_back(int64_t pixels, const float* x, const float* scale, const float* shift, const T* z,
+               T* dz, int64_t stride, const float* g, float* dx, double* totals) {
     typedef Normal<C> Of;
     typedef typename Of::V V;
     V sums[2][Of::N] = {};
@@ -703,24 +793,30 @@ template <int C> PASS pool(const float* s, int64_t height, int64_t width, float*
     for (int64_t i = 0; i < height / 2; i++)
         for (int64_t j = 0; j < width / 2; j++)
             for (int c = 0; c < C; c += lanes<V>) {
-                const float *at = s + (2 * i * width + 2 * j) * 2 * C + c, *below = at + width * 2 * C;
-                V four = load<V>(at) + load<V>(at + 2 * C) + load<V>(below) + load<V>(below + 2 * C);
+                const float *at = s + (2 * i * width + 2 * j) * 2 * C + c,
+                            *below = at + width * 2 * C;
+                V four =
+                    load<V>(at) + load<V>(at + 2 * C) + load<V>(below) + load<V>(below + 2 * C);
                 store(pooled + (i * (width / 2) + j) * C + c, four * 0.25f);
             }
 }
 
-// The first C channels of merged: the scan's two slabs enlarged bilinearly + (s - pooled enlarged by repeating).
+// The first C channels of merged: the scan's two slabs enlarged bilinearly + (s - pooled enlarged
+// by repeating).
 template <int C>
 PASS merge(const float* scanned, const float* pooled, const float* s, int64_t height, int64_t width,
-                  float* merged) {
+           float* merged) {
     typedef Of<C> V;
     int64_t rows = height / 2, columns = width / 2, slab = rows * columns * C;
     for (int64_t i = 0; i < height; i++) {
-        int64_t near = i / 2, far = i % 2 ? (near + 1 < rows ? near + 1 : near) : (near ? near - 1 : 0);
+        int64_t near = i / 2,
+                far = i % 2 ? (near + 1 < rows ? near + 1 : near) : (near ? near - 1 : 0);
         for (int c = 0; c < C; c += lanes<V>) {
             auto at = [&](int64_t j) {
-                const float *a = scanned + (near * columns + j) * C + c, *b = scanned + (far * columns + j) * C + c;
-                return 0.75f * (load<V>(a) + load<V>(a + slab)) + 0.25f * (load<V>(b) + load<V>(b + slab));
+                const float *a = scanned + (near * columns + j) * C + c,
+                            *b = scanned + (far * columns + j) * C + c;
+                return 0.75f * (load<V>(a) + load<V>(a + slab)) +
+                       0.25f * (load<V>(b) + load<V>(b + slab));
             };
             V here = at(0), before = here;
             for (int64_t j = 0; j < columns; j++) {
@@ -728,19 +824,22 @@ PASS merge(const float* scanned, const float* pooled, const float* s, int64_t he
                 V middle = 0.75f * here - load<V>(pooled + (near * columns + j) * C + c);
                 int64_t place = (i * width + 2 * j) * 2 * C + c;
                 store(merged + place, load<V>(s + place) + (middle + 0.25f * before));
-                store(merged + place + 2 * C, load<V>(s + place + 2 * C) + (middle + 0.25f * after));
+                store(merged + place + 2 * C,
+                      load<V>(s + place + 2 * C) + (middle + 0.25f * after));
                 before = here, here = after;
             }
         }
     }
 }
 
-// The gradients of `merge` for the scan's result and the pooled map; that of s is g itself, (height, width, 2C).
+// The gradients of `merge` for the scan's result and the pooled map; that of s is g itself,
+// (height, width, 2C).
 template <int C>
 PASS merge_back(const float* g, int64_t height, int64_t width, float* dscanned, float* dpooled) {
     typedef Of<C> V;
     for (int64_t i = 0; i < height / 2; i++) {
-        const int64_t rows[4] = {i ? 2 * i - 1 : 0, 2 * i, 2 * i + 1, 2 * i + 2 < height ? 2 * i + 2 : height - 1};
+        const int64_t rows[4] = {i ? 2 * i - 1 : 0, 2 * i, 2 * i + 1,
+                                 2 * i + 2 < height ? 2 * i + 2 : height - 1};
         for (int64_t j = 0; j < width / 2; j++) {
             int64_t before = j ? 2 * j - 1 : 0, after = 2 * j + 2 < width ? 2 * j + 2 : width - 1;
             for (int c = 0; c < C; c += lanes<V>) {
@@ -752,7 +851,8 @@ PASS merge_back(const float* g, int64_t height, int64_t width, float* dscanned, 
                     along[r] = 0.75f * inner[r] + 0.25f * outer;
                 }
                 int64_t place = (i * (width / 2) + j) * C + c;
-                store(dscanned + place, 0.75f * (along[1] + along[2]) + 0.25f * (along[0] + along[3]));
+                store(dscanned + place,
+                      0.75f * (along[1] + along[2]) + 0.25f * (along[0] + along[3]));
                 store(dpooled + place, -(inner[1] + inner[2]));
             }
         }
@@ -774,7 +874,8 @@ template <class T> static Scan scan_of(const Training* a, const Rmb<T>& r) {
 
 // Folds: what the sums over the batch make of the normalisations
 
-static void track(void* const* buffers, int64_t c, double mean, double variance, int64_t count, double momentum) {
+static void track(void* const* buffers, int64_t c, double mean, double variance, int64_t count,
+                  double momentum) {
     float *of_mean = (float*)buffers[0] + c, *of_variance = (float*)buffers[1] + c;
     variance *= (double)count / (count > 1 ? count - 1 : 1);
     *of_mean += (float)(momentum * (mean - *of_mean));
@@ -788,7 +889,8 @@ static double over_samples(const double* sums, int64_t batch, int64_t stride) {
     return total;
 }
 
-PASS fold_conv(const Branches& of, const Training* a, const float* const* parameters, void* const* buffers) {
+PASS fold_conv(const Branches& of, const Training* a, const float* const* parameters,
+               void* const* buffers) {
     int64_t channels = of.channels, count = a->batch * a->height * a->width;
     auto above = [](double x) { return x > 0 ? x : 0; };
     for (int64_t c = 0; c < channels; c++) {
@@ -798,7 +900,8 @@ PASS fold_conv(const Branches& of, const Training* a, const float* const* parame
         double mean_y = of.mean_y[c] = mean[0], mean_x = of.mean_x[c] = mean[2];
         double var_y = of.var_y[c] = above(mean[1] - mean_y * mean_y);
         double var_x = of.var_x[c] = above(mean[3] - mean_x * mean_x);
-        double covariance = of.covariance[c] = mean[4] - mean_x * mean_y, k = of.k[c] = 1 + parameters[DIRECT][c];
+        double covariance = of.covariance[c] = mean[4] - mean_x * mean_y,
+               k = of.k[c] = 1 + parameters[DIRECT][c];
         double inverse_y = of.inverse_y[c] = 1 / __builtin_sqrt(var_y + EPS);
         double a_ = of.a[c] = parameters[INNER][c] * inverse_y;
         double var_u = above(a_ * a_ * var_y + k * k * var_x + 2 * a_ * k * covariance);
@@ -808,10 +911,12 @@ PASS fold_conv(const Branches& of, const Training* a, const float* const* parame
         track(buffers, c, mean_y, var_y, count, a->momentum);
         track(buffers + 3, c, mean_u, var_u, count, a->momentum);
         double constant = parameters[OUTER_SHIFT][c] - gain * (a_ * mean_y + k * mean_x);
-        of.before[c] = gain * a_, of.before[channels + c] = gain * k, of.before[2 * channels + c] = constant;
+        of.before[c] = gain * a_, of.before[channels + c] = gain * k,
+        of.before[2 * channels + c] = constant;
         of.bias[c] = constant;
         for (int n = 0; n < 9; n++)
-            of.folded[n * channels + c] = of.taps[n * channels + c] * gain * a_ + (n == 4 ? gain * k : 0);
+            of.folded[n * channels + c] =
+                of.taps[n * channels + c] * gain * a_ + (n == 4 ? gain * k : 0);
     }
 }
 
@@ -822,7 +927,8 @@ PASS fold_conv_back(const Branches& of, const Training* a, float* const* gradien
     for (int64_t c = 0; c < channels; c++) {
         double g = over_samples(of.sums + c, a->batch, 3 * channels);
         double gy = over_samples(of.sums + channels + c, a->batch, 3 * channels) - of.mean_y[c] * g;
-        double gx = over_samples(of.sums + 2 * channels + c, a->batch, 3 * channels) - of.mean_x[c] * g;
+        double gx =
+            over_samples(of.sums + 2 * channels + c, a->batch, 3 * channels) - of.mean_x[c] * g;
         double a_ = of.a[c], k = of.k[c], gain = of.gain[c];
         double gz = of.inverse_u[c] * (a_ * gy + k * gx);  // z: u normalised
         // du = gain (g - mean(g) - z mean(g z))
@@ -839,14 +945,16 @@ PASS fold_conv_back(const Branches& of, const Training* a, float* const* gradien
         }
         gradients[INNER][c] = of.inverse_y[c] * duy, gradients[DIRECT][c] = dux;
         gradients[OUTER][c] = gz, gradients[OUTER_SHIFT][c] = g;
-        gradients[INNER_SHIFT][c] = gradients[DIRECT_BIAS][c] = 0;  // the outer normalisation takes both out
+        gradients[INNER_SHIFT][c] = gradients[DIRECT_BIAS][c] =
+            0;  // the outer normalisation takes both out
     }
 }
 
 template <class T> static void fold_out(const Rmb<T>& r, const Training* a) {
     int64_t channels = r.channels, count = a->batch * a->height * a->width;
     for (int64_t c = 0; c < channels; c++) {
-        double mean = over_samples(r.out_moments + c, a->batch, 2 * channels) / count, w = r.parameters[DW1X1][c];
+        double mean = over_samples(r.out_moments + c, a->batch, 2 * channels) / count,
+               w = r.parameters[DW1X1][c];
         double square = over_samples(r.out_moments + channels + c, a->batch, 2 * channels) / count;
         double variance = w * w * (square > mean * mean ? square - mean * mean : 0);
         r.mean[c] = mean, r.inverse[c] = 1 / __builtin_sqrt(variance + EPS);
@@ -883,17 +991,20 @@ template <class N> static void reduced(const N* values, int64_t batch, int64_t c
     }
 }
 
-static void reduced_taps(const double* taps, int64_t batch, int64_t size, int64_t channels, float* sum) {
+static void reduced_taps(const double* taps, int64_t batch, int64_t size, int64_t channels,
+                         float* sum) {
     for (int64_t n = 0; n < size; n++)
         for (int64_t c = 0; c < channels; c++)
             sum[c * size + n] = over_samples(taps + n * channels + c, batch, size * channels);
 }
 
-template <class T> PASS fold_parameters(const Rmb<T>& r, const RmbBack<T>& back, const Training* a) {
+template <class T> PASS fold_parameters(const Rmb<T>& r, const RmbBack<T>& back,
+                                        const Training* a) {
     int64_t batch = a->batch, c = r.channels, rows = STATE + 2 + r.rank;
     float* const* to = r.gradients;
     for (int n = 0; n < 2; n++) {
-        for (int64_t i = 0; i < c; i++) to[NORM + n][i] = over_samples(back.dnorm + n * c + i, batch, 2 * c);
+        for (int64_t i = 0; i < c; i++)
+            to[NORM + n][i] = over_samples(back.dnorm + n * c + i, batch, 2 * c);
         for (int64_t i = 0; i < 2 * c; i++)
             to[OUT_NORM + n][i] = over_samples(back.dout_norm + n * 2 * c + i, batch, 4 * c);
     }
@@ -912,9 +1023,11 @@ template <class T> PASS fold_parameters(const Rmb<T>& r, const RmbBack<T>& back,
                 return total;
             };
             int64_t place = k * c + i;
-            for (int n = 0; n < STATE; n++) to[A_LOG][place * STATE + n] = row(n) * r.A[place * STATE + n];
+            for (int n = 0; n < STATE; n++)
+                to[A_LOG][place * STATE + n] = row(n) * r.A[place * STATE + n];
             to[SKIP_D][place] = row(STATE), to[DT_BIAS][place] = row(STATE + 1);
-            for (int64_t j = 0; j < r.rank; j++) to[DT_WEIGHT][place * r.rank + j] = row(STATE + 2 + j);
+            for (int64_t j = 0; j < r.rank; j++)
+                to[DT_WEIGHT][place * r.rank + j] = row(STATE + 2 + j);
         }
 }
 
@@ -938,7 +1051,8 @@ template <class T> PASS prepare(const Block<T>& block) {
         packed<T>(r.parameters[OUT_PROJ], c, 2 * c, 2 * c, 1, 2 * c, r.out_proj_back);
         packed<float>(r.parameters[X_PROJ], c, r.rows, 1, c, r.padded, r.x_proj);
         for (int64_t n = 0; n < DIRECTIONS * c * STATE; n += LANES) {
-            vec log = load(r.parameters[A_LOG] + n), z = exp2_negative((log > 0.0f ? -log : log) * LOG2_E);
+            vec log = load(r.parameters[A_LOG] + n),
+                z = exp2_negative((log > 0.0f ? -log : log) * LOG2_E);
             store(r.A + n, log > 0.0f ? -1.0f / z : -z);
         }
         const Branches* convs[2] = {&r.conv, &r.high_conv};
@@ -957,11 +1071,13 @@ template <class T> PASS prepare(const Block<T>& block) {
     packed<T>(f.parameters[FC2], WIDTH, f.hidden, f.hidden, 1, f.hidden, f.fc2_back);
     for (int64_t c = 0; c < f.hidden; c++)
         for (int n = 0; n < 25; n++)
-            f.taps[n * f.hidden + c] = f.turned[(24 - n) * f.hidden + c] = f.parameters[DW5X5][c * 25 + n];
+            f.taps[n * f.hidden + c] = f.turned[(24 - n) * f.hidden + c] =
+                f.parameters[DW5X5][c * 25 + n];
 }
 
-// The end of an RMB on a chunk of pixels, BN(w (v + out)), and what follows it up to the next map, which has twice the
-// channels: in the first a skip, in the last one around all four; then the channels of t that come next.
+// The end of an RMB on a chunk of pixels, BN(w (v + out)), and what follows it up to the next map,
+// which has twice the channels: in the first a skip, in the last one around all four; then the
+// channels of t that come next.
 template <class T, int C>
 PASS finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, float* next) {
     typedef Of<C> V;
@@ -972,33 +1088,37 @@ PASS finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, floa
     for (int64_t p = first; p < first + pixels; p++)
         UNROLLED for (int n = 0; n < N; n++) {
             int c = n * lanes<V>;
-            V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope[n] + shift[n];
+            V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope[n] +
+                      shift[n];
             if (C == 8 || C == WIDTH) value += load<V>(t + p * WIDTH + c);
             store(next + p * STRIDE + c, value);
             if (C < WIDTH) store(next + p * STRIDE + C + c, load<V>(t + p * WIDTH + C + c));
         }
 }
 
-// v from the RMB before, n = LN(v), xz = in_proj(n), and the moments that the RepConv of x has to know.
+// v from the RMB before, n = LN(v), xz = in_proj(n), and the moments that the RepConv of x has to
+// know.
 template <class T, int C> PASS enter(const Block<T>& block, int index, int64_t b) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += b * block.pixels;
         if constexpr (C > 8) finish<T, C / 2>(block.rmbs[index - 1], a->t, p, pixels, r.own_v);
-        normalise<C>(pixels, r.v + p * r.v_stride, r.v_stride, r.parameters[NORM], r.parameters[NORM_SHIFT],
-                     r.n + p * C);
+        normalise<C>(pixels, r.v + p * r.v_stride, r.v_stride, r.parameters[NORM],
+                     r.parameters[NORM_SHIFT], r.n + p * C);
         product(pixels, r.n + p * C, C, r.in_proj, C, 4 * C, into(r.xz + p * 4 * C, 4 * C));
     });
     moments<2 * C>(r.conv, b, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width);
 }
 
-// s = SiLU(conv(x)), its low half pooled, projected and scanned; the moments that the high half's RepConv has to know.
+// s = SiLU(conv(x)), its low half pooled, projected and scanned; the moments that the high half's
+// RepConv has to know.
 template <class T, int C> PASS middle(const Block<T>& block, int index, int64_t b, float* scratch) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     float *s = r.s + b * block.pixels * 2 * C, *pooled = r.pooled + b * block.length * C;
-    convolve<2 * C, true>(r.conv, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width, s, 2 * C);
+    convolve<2 * C, true>(r.conv, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width, s,
+                          2 * C);
     moments<C>(r.high_conv, b, s + C, 2 * C, a->height, a->width);
     pool<C>(s, a->height, a->width, pooled);
     product(block.length, pooled, C, r.x_proj, C, r.padded,
@@ -1015,14 +1135,16 @@ template <class T, int C> PASS leave(const Block<T>& block, int index, int64_t b
     const Rmb<T>& r = block.rmbs[index];
     int64_t of_sample = b * block.pixels;
     float *s = r.s + of_sample * 2 * C, *merged = r.merged + of_sample * 2 * C;
-    merge<C>(r.scanned + b * SLABS * block.length * C, r.pooled + b * block.length * C, s, a->height, a->width, merged);
+    merge<C>(r.scanned + b * SLABS * block.length * C, r.pooled + b * block.length * C, s,
+             a->height, a->width, merged);
     convolve<C, false>(r.high_conv, s + C, 2 * C, a->height, a->width, merged + C, 2 * C);
     double* totals = r.out_moments + b * 2 * C;
     memset(totals, 0, 2 * C * sizeof(double));
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += of_sample;
-        gate<2 * C>(pixels, r.merged + p * 2 * C, r.parameters[OUT_NORM], r.parameters[OUT_NORM_SHIFT],
-                    r.xz + p * 4 * C + 2 * C, 4 * C, r.gated + p * 2 * C);
+        gate<2 * C>(pixels, r.merged + p * 2 * C, r.parameters[OUT_NORM],
+                    r.parameters[OUT_NORM_SHIFT], r.xz + p * 4 * C + 2 * C, 4 * C,
+                    r.gated + p * 2 * C);
         product(pixels, r.gated + p * 2 * C, 2 * C, r.out_proj, 2 * C, C, into(r.out + p * C, C));
         for (int c = 0; c < C; c += lanes<V>) {
             V sum{}, squares{};
@@ -1036,7 +1158,8 @@ template <class T, int C> PASS leave(const Block<T>& block, int index, int64_t b
 }
 
 // Of a sample: sums of g and g r over its pixels, g the gradient of the RMB's result.
-template <class T, int C> PASS out_sums(const Rmb<T>& r, int64_t b, int64_t pixels, const float* g, int64_t stride) {
+template <class T, int C> PASS out_sums(const Rmb<T>& r, int64_t b, int64_t pixels, const float* g,
+                                        int64_t stride) {
     typedef Of<C> V;
     double* totals = r.out_sums + b * 2 * C;
     memset(totals, 0, 2 * C * sizeof(double));
@@ -1047,21 +1170,25 @@ template <class T, int C> PASS out_sums(const Rmb<T>& r, int64_t b, int64_t pixe
             for (int64_t q = p; q < p + count; q++) {
                 V gradient = load<V>(g + q * stride + c);
                 sum += gradient;
-                along += gradient * (load<V>(r.v + q * r.v_stride + c) + load<V>(r.out + q * C + c));
+                along +=
+                    gradient * (load<V>(r.v + q * r.v_stride + c) + load<V>(r.out + q * C + c));
             }
             add(totals + c, sum), add(totals + C + c, along);
         }
     });
 }
 
-// The gradient of an RMB's result, and its pixels' stride: the next one's, or what the last one has.
-template <class T> static const float* gradient_of(const Block<T>& block, int index, int64_t& stride) {
+// The gradient of an RMB's result, and its pixels' stride: the next one's, or what the last one
+// has.
+template <class T> static const float* gradient_of(const Block<T>& block, int index,
+                                                   int64_t& stride) {
     stride = index == RMBS - 1 ? WIDTH : block.rmbs[index + 1].channels;
     return index == RMBS - 1 ? block.of->dt : block.backs[index + 1].dv;
 }
 
 // Back through BN, out_proj, the gate, the merging and the scan.
-template <class T, int C> PASS leave_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS leave_back(const Block<T>& block, int index, int64_t b,
+                                          float* scratch) {
     typedef Of<C> V;
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
@@ -1088,14 +1215,14 @@ template <class T, int C> PASS leave_back(const Block<T>& block, int index, int6
         }
         product(pixels, dout, C, r.out_proj_back, C, 2 * C, into(dgated, 2 * C));
         weight_gradient(pixels, dout, C, C, r.gated + p * 2 * C, 2 * C, 2 * C, dout_proj, rest);
-        gate_back<2 * C>(pixels, r.merged + p * 2 * C, r.parameters[OUT_NORM], r.parameters[OUT_NORM_SHIFT],
-                         r.xz + p * 4 * C + 2 * C, back.dxz + p * 4 * C + 2 * C, 4 * C, dgated,
-                         back.ds + p * 2 * C, totals);
+        gate_back<2 * C>(pixels, r.merged + p * 2 * C, r.parameters[OUT_NORM],
+                         r.parameters[OUT_NORM_SHIFT], r.xz + p * 4 * C + 2 * C,
+                         back.dxz + p * 4 * C + 2 * C, 4 * C, dgated, back.ds + p * 2 * C, totals);
     });
     float *ds = back.ds + of_sample * 2 * C, *dpooled = back.dpooled + of_coarse * C;
     merge_back<C>(ds, a->height, a->width, back.dscanned + of_coarse * C, dpooled);
-    gradient_sums<C, false>(r.high_conv, b, r.s + of_sample * 2 * C + C, 2 * C, a->height, a->width, ds + C, 2 * C,
-                            nullptr);
+    gradient_sums<C, false>(r.high_conv, b, r.s + of_sample * 2 * C + C, 2 * C, a->height, a->width,
+                            ds + C, 2 * C, nullptr);
 
     float *du = back.du + SLABS * of_coarse * C, *drows = back.drows + of_coarse * r.padded;
     memset(du, 0, SLABS * block.length * C * sizeof(float));
@@ -1105,39 +1232,46 @@ template <class T, int C> PASS leave_back(const Block<T>& block, int index, int6
     scan.scan = scan_of(a, r);
     scan.dy = back.dscanned, scan.dy_batch = block.length * C;
     scan.du = back.du, scan.drows = back.drows, scan.dconstants = back.dconstants;
-    scan.drows_batch = scan.scan.rows_batch, scan.drows_group = scan.scan.rows_group, scan.drows_pixel = r.padded;
+    scan.drows_batch = scan.scan.rows_batch, scan.drows_group = scan.scan.rows_group,
+    scan.drows_pixel = r.padded;
     JOINED(scan_backward, SCAN_LEVEL)(b * SLABS, (b + 1) * SLABS, &scan, scratch);
     product(block.length, drows, r.padded, r.parameters[X_PROJ], r.rows, C,
             [=, slab = block.length * C](auto sum, int64_t row, int64_t column) {
-        const float* at = du + row * C + column;
-        add(dpooled + row * C + column, sum + (load<decltype(sum)>(at) + load<decltype(sum)>(at + slab)));
-    });
+                const float* at = du + row * C + column;
+                add(dpooled + row * C + column,
+                    sum + (load<decltype(sum)>(at) + load<decltype(sum)>(at + slab)));
+            });
     float* dx_proj = back.dx_proj + b * r.rows * C;
     memset(dx_proj, 0, r.rows * C * sizeof(float));
-    weight_gradient<float>(block.length, drows, r.padded, r.rows, r.pooled + of_coarse * C, C, C, dx_proj, nullptr);
+    weight_gradient<float>(block.length, drows, r.padded, r.rows, r.pooled + of_coarse * C, C, C,
+                           dx_proj, nullptr);
 }
 
 // Back through the high half's RepConv and the SiLU.
-template <class T, int C> PASS middle_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS middle_back(const Block<T>& block, int index, int64_t b,
+                                           float* scratch) {
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     const RmbBack<T>& back = block.backs[index];
     int64_t of_sample = b * block.pixels;
     float *s = r.s + of_sample * 2 * C, *ds = back.ds + of_sample * 2 * C;
-    branches_back<C>(r.high_conv, b, s + C, 2 * C, a->height, a->width, ds + C, 2 * C, ds + C, 2 * C, scratch);
-    gradient_sums<2 * C, true>(r.conv, b, r.xz + of_sample * 4 * C, 4 * C, a->height, a->width, ds, 2 * C,
-                               back.dpooled + b * block.length * C);
+    branches_back<C>(r.high_conv, b, s + C, 2 * C, a->height, a->width, ds + C, 2 * C, ds + C,
+                     2 * C, scratch);
+    gradient_sums<2 * C, true>(r.conv, b, r.xz + of_sample * 4 * C, 4 * C, a->height, a->width, ds,
+                               2 * C, back.dpooled + b * block.length * C);
 }
 
 // Back through the first RepConv, in_proj and LN; then the sums that the RMB before has to know.
-template <class T, int C> PASS enter_back(const Block<T>& block, int index, int64_t b, float* scratch) {
+template <class T, int C> PASS enter_back(const Block<T>& block, int index, int64_t b,
+                                          float* scratch) {
     typedef Of<C> V;
     const Training* a = block.of;
     const Rmb<T>& r = block.rmbs[index];
     const RmbBack<T>& back = block.backs[index];
     int64_t of_sample = b * block.pixels;
     branches_back<2 * C>(r.conv, b, r.xz + of_sample * 4 * C, 4 * C, a->height, a->width,
-                         back.ds + of_sample * 2 * C, 2 * C, back.dxz + of_sample * 4 * C, 4 * C, scratch);
+                         back.ds + of_sample * 2 * C, 2 * C, back.dxz + of_sample * 4 * C, 4 * C,
+                         scratch);
     float *dn = scratch, *rest = scratch + CHUNK * C, *din_proj = back.din_proj + b * 4 * C * C;
     double* totals = back.dnorm + b * 2 * C;
     memset(din_proj, 0, 4 * C * C * sizeof(float));
@@ -1145,8 +1279,10 @@ template <class T, int C> PASS enter_back(const Block<T>& block, int index, int6
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += of_sample;
         product(pixels, back.dxz + p * 4 * C, 4 * C, r.in_proj_back, 4 * C, C, into(dn, C));
-        weight_gradient(pixels, back.dxz + p * 4 * C, 4 * C, 4 * C, r.n + p * C, C, C, din_proj, rest);
-        normalise_back<C>(pixels, r.v + p * r.v_stride, r.v_stride, r.parameters[NORM], dn, back.dv + p * C, totals);
+        weight_gradient(pixels, back.dxz + p * 4 * C, 4 * C, 4 * C, r.n + p * C, C, C, din_proj,
+                        rest);
+        normalise_back<C>(pixels, r.v + p * r.v_stride, r.v_stride, r.parameters[NORM], dn,
+                          back.dv + p * C, totals);
         // To t goes what came from it: its own channels, in the narrow ones by a skip as well.
         for (int64_t q = p; q < p + pixels; q++)
             for (int c = C > 16 ? C / 2 : 0; c < C; c += lanes<V>)
@@ -1162,11 +1298,13 @@ template <class F> static inline void pieces(int64_t width, F f) {
     for (; column < width; column++) f(Constant<1>{}, column);
 }
 
-// Rings of five rows of vectors with a margin of two pixels, zeros beyond the map: what a 5x5 stencil walks on.
+// Rings of five rows of vectors with a margin of two pixels, zeros beyond the map: what a 5x5
+// stencil walks on.
 struct Ring {
     float* at;
     int64_t height, width;
-    Ring(float*& scratch, int64_t height, int64_t width) : at(scratch), height(height), width(width) {
+    Ring(float*& scratch, int64_t height, int64_t width)
+        : at(scratch), height(height), width(width) {
         memset(at, 0, 6 * (width + 4) * LANES * sizeof(float));
         scratch += 6 * (width + 4) * LANES;
     }
@@ -1178,7 +1316,9 @@ struct Ring {
 
 // N pixels of row i from a column on: start + the 5x5 products.
 template <int N>
-__attribute__((always_inline)) static inline void stencil5(const Ring& ring, int64_t i, int64_t column, const float* taps, int64_t stride, vec (&sums)[N]) {
+__attribute__((always_inline)) static inline void stencil5(const Ring& ring, int64_t i,
+                                                           int64_t column, const float* taps,
+                                                           int64_t stride, vec (&sums)[N]) {
     UNROLLED for (int r = 0; r < 5; r++) {
         const float* row = ring.row(i + r - 2) + column * LANES;
         vec values[N + 4];
@@ -1191,13 +1331,15 @@ __attribute__((always_inline)) static inline void stencil5(const Ring& ring, int
 }
 
 // h + GELU(c), c the 5x5 convolution of h = GELU(x + bias); a sample.
-template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, int64_t width, float* scratch) {
+template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, int64_t width,
+                             float* scratch) {
     int64_t hidden = f.hidden;
     Ring h(scratch, height, width);
     for (int64_t c = 0; c < hidden; c += LANES) {
         const T* x = f.x + first * hidden + c;
         T *convolved = f.convolved + first * hidden + c, *result = f.h + first * hidden + c;
-        vec before = load(f.parameters[FC1_BIAS] + c), bias = load(f.parameters[DW5X5_BIAS] + c), bell;
+        vec before = load(f.parameters[FC1_BIAS] + c), bias = load(f.parameters[DW5X5_BIAS] + c),
+            bell;
         for (int64_t i = 0; i < height + 2; i++) {
             for (int64_t j = 0; i < height && j < width; j++) {
                 vec value = load(x + (i * width + j) * hidden) + before;
@@ -1213,7 +1355,8 @@ template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, in
                 UNROLLED for (int n = 0; n < N; n++) {
                     int64_t place = (k * width + column + n) * hidden;
                     store(convolved + place, sums[n]);
-                    store(result + place, sums[n] * normal(sums[n], bell) + load(h.inner(k) + (column + n) * LANES));
+                    store(result + place, sums[n] * normal(sums[n], bell) +
+                                              load(h.inner(k) + (column + n) * LANES));
                 }
             });
         }
@@ -1222,7 +1365,8 @@ template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, in
 
 // The gradients of `feed`; dx holds that of its result first.
 template <class T>
-PASS feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t height, int64_t width, float* scratch) {
+PASS feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t height, int64_t width,
+               float* scratch) {
     int64_t hidden = f.hidden, first = b * height * width;
     Ring h(scratch, height, width), dc(scratch, height, width), slopes(scratch, height, width);
     double *dtaps = back.dtaps + b * 25 * hidden, *biases = back.biases + b * 2 * hidden;
@@ -1252,18 +1396,22 @@ PASS feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t hei
                     pieces(width, [&](auto several, int64_t column) {
                         constexpr int N = decltype(several)::value;
                         vec values[N + 4];
-                        UNROLLED for (int n = 0; n < N + 4; n++) values[n] = load(row + (column + n) * LANES);
+                        UNROLLED for (int n = 0; n < N + 4; n++)
+                            values[n] = load(row + (column + n) * LANES);
                         UNROLLED for (int n = 0; n < N; n++) {
                             vec gradient = load(g + (column + n) * LANES);
-                            UNROLLED for (int tap = 0; tap < 5; tap++) found[tap] += gradient * values[n + tap];
+                            UNROLLED for (int tap = 0; tap < 5; tap++)
+                                found[tap] += gradient * values[n + tap];
                         }
                     });
-                    UNROLLED for (int tap = 0; tap < 5; tap++) add(dtaps + (5 * r + tap) * hidden + c, found[tap]);
+                    UNROLLED for (int tap = 0; tap < 5; tap++)
+                        add(dtaps + (5 * r + tap) * hidden + c, found[tap]);
                 }
                 pieces(width, [&](auto several, int64_t column) {
                     constexpr int N = decltype(several)::value;
                     vec sums[N];
-                    UNROLLED for (int n = 0; n < N; n++) sums[n] = load(dx + (k * width + column + n) * hidden);
+                    UNROLLED for (int n = 0; n < N; n++)
+                        sums[n] = load(dx + (k * width + column + n) * hidden);
                     stencil5(dc, k, column, f.turned + c, hidden, sums);
                     UNROLLED for (int n = 0; n < N; n++) {
                         vec value = sums[n] * load(slopes.inner(k) + (column + n) * LANES);
@@ -1285,17 +1433,19 @@ template <class T> PASS feed_forward(const Block<T>& block, int64_t b, float* sc
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += first;
         finish<T, WIDTH>(block.rmbs[RMBS - 1], of->t, p, pixels, f.a);
-        normalise<WIDTH>(pixels, f.a + p * WIDTH, WIDTH, f.parameters[FFN_NORM], f.parameters[FFN_NORM_SHIFT],
-                         f.n + p * WIDTH);
-        product(pixels, f.n + p * WIDTH, WIDTH, f.fc1, WIDTH, hidden, into(f.x + p * hidden, hidden));
+        normalise<WIDTH>(pixels, f.a + p * WIDTH, WIDTH, f.parameters[FFN_NORM],
+                         f.parameters[FFN_NORM_SHIFT], f.n + p * WIDTH);
+        product(pixels, f.n + p * WIDTH, WIDTH, f.fc1, WIDTH, hidden,
+                into(f.x + p * hidden, hidden));
     });
     feed(f, first, of->height, of->width, scratch);
     product(block.pixels, f.h + first * hidden, hidden, f.fc2, hidden, WIDTH,
-            [=, a = f.a + first * WIDTH, result = of->result + first * WIDTH, bias = f.parameters[FC2_BIAS]](
-                auto sum, int64_t row, int64_t column) {
-        typedef decltype(sum) V;
-        store(result + row * WIDTH + column, sum + load<V>(bias + column) + load<V>(a + row * WIDTH + column));
-    });
+            [=, a = f.a + first * WIDTH, result = of->result + first * WIDTH,
+             bias = f.parameters[FC2_BIAS]](auto sum, int64_t row, int64_t column) {
+                typedef decltype(sum) V;
+                store(result + row * WIDTH + column,
+                      sum + load<V>(bias + column) + load<V>(a + row * WIDTH + column));
+            });
 }
 
 template <class T> PASS feed_forward_back(const Block<T>& block, int64_t b, float* scratch) {
@@ -1323,15 +1473,19 @@ template <class T> PASS feed_forward_back(const Block<T>& block, int64_t b, floa
             }
             add(dbias2 + c, sum);
         }
-        product(pixels, working, WIDTH, f.fc2_back, WIDTH, hidden, into(back.dx + p * hidden, hidden));
-        weight_gradient(pixels, working, WIDTH, WIDTH, f.h + p * hidden, hidden, hidden, dfc2, rest);
+        product(pixels, working, WIDTH, f.fc2_back, WIDTH, hidden,
+                into(back.dx + p * hidden, hidden));
+        weight_gradient(pixels, working, WIDTH, WIDTH, f.h + p * hidden, hidden, hidden, dfc2,
+                        rest);
     });
     feed_back(f, back, b, of->height, of->width, scratch);
     in_chunks(block.pixels, [&](int64_t p, int64_t pixels) {
         p += first;
         product(pixels, back.dx + p * hidden, hidden, f.fc1_back, hidden, WIDTH, into(dn, WIDTH));
-        weight_gradient(pixels, back.dx + p * hidden, hidden, hidden, f.n + p * WIDTH, WIDTH, WIDTH, dfc1, rest);
-        normalise_back<WIDTH>(pixels, f.a + p * WIDTH, WIDTH, f.parameters[FFN_NORM], dn, of->dt + p * WIDTH, dnorm);
+        weight_gradient(pixels, back.dx + p * hidden, hidden, hidden, f.n + p * WIDTH, WIDTH, WIDTH,
+                        dfc1, rest);
+        normalise_back<WIDTH>(pixels, f.a + p * WIDTH, WIDTH, f.parameters[FFN_NORM], dn,
+                              of->dt + p * WIDTH, dnorm);
     });
     out_sums<T, WIDTH>(block.rmbs[RMBS - 1], b, block.pixels, of->dt, WIDTH);
 }
@@ -1344,7 +1498,8 @@ template <class T> static void fold_feed(const Block<T>& block) {
         for (int64_t c = 0; c < WIDTH; c++)
             to[FFN_NORM + n][c] = over_samples(back.dnorm + n * WIDTH + c, batch, 2 * WIDTH);
         for (int64_t c = 0; c < hidden; c++)
-            to[n ? FC1_BIAS : DW5X5_BIAS][c] = over_samples(back.biases + n * hidden + c, batch, 2 * hidden);
+            to[n ? FC1_BIAS : DW5X5_BIAS][c] =
+                over_samples(back.biases + n * hidden + c, batch, 2 * hidden);
     }
     reduced(back.dbias2, batch, WIDTH, to[FC2_BIAS]);
     reduced(back.dfc1, batch, hidden * WIDTH, to[FC1]);
@@ -1361,9 +1516,25 @@ template <class F> static inline void by_width(int64_t index, F f) {
 }
 
 // The stages, in the order of training_cpu.STAGES. Folds and the first two are one unit.
-enum Stage : int64_t { SIZES, PREPARE, ENTER, ENTER_FOLD, MIDDLE, MIDDLE_FOLD, LEAVE, LEAVE_FOLD, FEED, FEED_BACK,
-                       FEED_BACK_FOLD, LEAVE_BACK, LEAVE_BACK_FOLD, MIDDLE_BACK, MIDDLE_BACK_FOLD, ENTER_BACK,
-                       ENTER_BACK_FOLD };
+enum Stage : int64_t {
+    SIZES,
+    PREPARE,
+    ENTER,
+    ENTER_FOLD,
+    MIDDLE,
+    MIDDLE_FOLD,
+    LEAVE,
+    LEAVE_FOLD,
+    FEED,
+    FEED_BACK,
+    FEED_BACK_FOLD,
+    LEAVE_BACK,
+    LEAVE_BACK_FOLD,
+    MIDDLE_BACK,
+    MIDDLE_BACK_FOLD,
+    ENTER_BACK,
+    ENTER_BACK_FOLD
+};
 
 template <class T> static void run(int64_t first, int64_t last, const Training* a, float* scratch) {
     Block<T> block(a);
@@ -1374,23 +1545,38 @@ template <class T> static void run(int64_t first, int64_t last, const Training* 
     switch (a->stage) {
         case SIZES:
             a->sizes[0] = block.kept_size, a->sizes[1] = block.passing_size;
-            a->sizes[2] = CHUNK * (8 * WIDTH + 2 * a->hidden) + 18 * (a->width + 4) * LANES + (STATE * 3 * SEGMENT) * LANES;
+            a->sizes[2] = CHUNK * (8 * WIDTH + 2 * a->hidden) + 18 * (a->width + 4) * LANES +
+                          (STATE * 3 * SEGMENT) * LANES;
             break;
         case PREPARE: prepare(block); break;
         case ENTER: of_rmb([&](auto c, int64_t b) { enter<T, c.value>(block, a->rmb, b); }); break;
         case ENTER_FOLD: fold_conv(r.conv, a, r.parameters + CONV, r.buffers + CONV_BN); break;
-        case MIDDLE: of_rmb([&](auto c, int64_t b) { middle<T, c.value>(block, a->rmb, b, scratch); }); break;
-        case MIDDLE_FOLD: fold_conv(r.high_conv, a, r.parameters + HIGH_CONV, r.buffers + HIGH_CONV_BN); break;
+        case MIDDLE:
+            of_rmb([&](auto c, int64_t b) { middle<T, c.value>(block, a->rmb, b, scratch); });
+            break;
+        case MIDDLE_FOLD:
+            fold_conv(r.high_conv, a, r.parameters + HIGH_CONV, r.buffers + HIGH_CONV_BN);
+            break;
         case LEAVE: of_rmb([&](auto c, int64_t b) { leave<T, c.value>(block, a->rmb, b); }); break;
         case LEAVE_FOLD: fold_out(r, a); break;
-        case FEED: for (int64_t b = first; b < last; b++) feed_forward(block, b, scratch); break;
-        case FEED_BACK: for (int64_t b = first; b < last; b++) feed_forward_back(block, b, scratch); break;
+        case FEED:
+            for (int64_t b = first; b < last; b++) feed_forward(block, b, scratch);
+            break;
+        case FEED_BACK:
+            for (int64_t b = first; b < last; b++) feed_forward_back(block, b, scratch);
+            break;
         case FEED_BACK_FOLD: fold_feed(block), fold_out_back(r, a); break;
-        case LEAVE_BACK: of_rmb([&](auto c, int64_t b) { leave_back<T, c.value>(block, a->rmb, b, scratch); }); break;
+        case LEAVE_BACK:
+            of_rmb([&](auto c, int64_t b) { leave_back<T, c.value>(block, a->rmb, b, scratch); });
+            break;
         case LEAVE_BACK_FOLD: fold_conv_back(r.high_conv, a, r.gradients + HIGH_CONV); break;
-        case MIDDLE_BACK: of_rmb([&](auto c, int64_t b) { middle_back<T, c.value>(block, a->rmb, b, scratch); }); break;
+        case MIDDLE_BACK:
+            of_rmb([&](auto c, int64_t b) { middle_back<T, c.value>(block, a->rmb, b, scratch); });
+            break;
         case MIDDLE_BACK_FOLD: fold_conv_back(r.conv, a, r.gradients + CONV); break;
-        case ENTER_BACK: of_rmb([&](auto c, int64_t b) { enter_back<T, c.value>(block, a->rmb, b, scratch); }); break;
+        case ENTER_BACK:
+            of_rmb([&](auto c, int64_t b) { enter_back<T, c.value>(block, a->rmb, b, scratch); });
+            break;
         case ENTER_BACK_FOLD:
             fold_parameters(r, block.backs[a->rmb], a);
             if (a->rmb) fold_out_back(block.rmbs[a->rmb - 1], a);

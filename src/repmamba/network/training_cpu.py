@@ -1,4 +1,4 @@
-"""Training on a CPU in few passes over memory: an LPFM as one function, its gradient written out (kernels/training.cpp).
+"""Training on a CPU in few passes over memory: an LPFM as one function with its gradient (kernels/training.cpp).
 
 `with_fast_passes` puts it in the place of a network's blocks; the learner does so. The weights, their names and the
 numbers stay the same. A block goes back to torch's own operations off the CPU, in evaluation mode, with frozen

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from repmamba.network.repmamba import RepMamba
 
-
 Pairs = tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
 
 
