@@ -20,6 +20,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
+PAIRS = "training.cpp", "x86_64_v4+avx512bf16", "pairs"  # once more, with products of pairs of bfloat16
 ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
 FLAGS = [
     *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
@@ -69,6 +70,7 @@ def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS
     lowest, *_ = target.levels.values()
     jobs = [(file, lowest, "") for file in files if file in ONCE]
     jobs += [(file, cpu, level) for file in files if file not in ONCE for level, cpu in target.levels.items()]
+    jobs += [PAIRS] if target.levels is X86 else []
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 

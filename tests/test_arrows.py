@@ -44,7 +44,6 @@ def refused(package, importer):
 COMPILED = {
     "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
-    "repmamba.network.training_numba",
     "repmamba.network.inference_numba",
     "repmamba.network.inference_amx",
 }

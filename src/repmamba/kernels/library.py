@@ -45,9 +45,9 @@ class Library:
         """float32 numbers in a register."""
         return LANES[self.level]
 
-    def kernel(self, name: str) -> Kernel:
-        """A kernel of this level, by its name in kernels.h."""
-        function = getattr(self.handle, f"{name}_{self.level}")
+    def kernel(self, name: str, *, pairs: bool = False) -> Kernel:
+        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it is so built."""
+        function = getattr(self.handle, f"{name}_{'pairs' if pairs else self.level}")
         function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         function.restype = None
         found: Kernel = function

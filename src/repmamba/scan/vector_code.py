@@ -12,7 +12,7 @@ Compiled code calls that with arrays. `v` (Vectors) writes what results in one v
 as many of its channels as fill a register as a `Strip`.
 
 What is computed with all this is not here: the scan stands in `numba_kernels`, the passes over the network's maps in
-`network.inference_numba` and `network.training_numba`. Numba's cache compiles a kernel again when its own file changes,
+`network.inference_numba`. Numba's cache compiles a kernel again when its own file changes,
 and would not see a change of this one, so they carry its digest in their names (`under_the_name_of_this_version`). The
 cache keeps processors apart by itself.
 """
