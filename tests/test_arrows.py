@@ -42,9 +42,7 @@ def refused(package, importer):
 """
 
 COMPILED = {
-    "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
-    "repmamba.network.training_numba",
 }
 """Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""
 

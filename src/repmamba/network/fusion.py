@@ -183,7 +183,6 @@ class NormThenConv(nn.Module):
         return result
 
 
-
 class FusedGroup(nn.Module):
     """A group of folded blocks. deep and result: (B, 64, H, W)."""
 
@@ -201,7 +200,6 @@ class FusedGroup(nn.Module):
         return result
 
 
-
 class FusedLPFM(nn.Module):
     """A folded block: CSSP, then ConvFFN, each with its skip. t and result: (B, 64, H, W)."""
 
@@ -217,7 +215,6 @@ class FusedLPFM(nn.Module):
         a = t + self.cssp(t)
         result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
         return result
-
 
 
 class FusedCSSP(nn.Module):
@@ -238,7 +235,6 @@ class FusedCSSP(nn.Module):
         return result
 
 
-
 class FusedSideBySide(nn.Module):
     """The folded RMBs of the ablation without CSSP. t and result: (B, 64, H, W)."""
 
@@ -251,7 +247,6 @@ class FusedSideBySide(nn.Module):
         """t and result: (B, 64, H, W)."""
         shares = t.split_with_sizes(SPLIT, dim=1)
         return torch.cat([rmb(share) for rmb, share in zip(self.rmbs, shares, strict=True)], dim=1)
-
 
 
 class FusedRMB(nn.Module):

@@ -3,17 +3,19 @@
 Around the step stands plain torch, and docs/decisions says why no framework does. What is in the folder, run.py says.
 """
 
+import gc
 import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
 from repmamba.data.stock import Stock
-from repmamba.durable import write_durable
+from repmamba.durable import check_local, write_durable
 from repmamba.errors import JobChanged, RepmambaWarning, TargetError
 from repmamba.train.batches import (
     batches,
@@ -65,6 +67,7 @@ def fit(
     Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
     finite or diverges, RecipeError, SourceError, TargetError.
     """
+    check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settle(threads, nice)
     processes = find_processes(os.environ)
@@ -97,7 +100,7 @@ def fit(
         images = checksums(stock, files) if processes.first else None
         run = resumed(Run(recipe, folder, learner, processes, images), files)
         monitor = Monitor(folder, recipe, run.step, writes=processes.first, tensorboard=tensorboard, tell=tell)
-        with monitor, stop_signals() as stopped:
+        with monitor, stop_signals() as stopped, old_objects_left_alone():
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
                 monitor.stepped(sampler.count(run.step - 1))
@@ -114,6 +117,16 @@ def fit(
                     break
         run.close()
         return run.result()
+
+
+@contextmanager
+def old_objects_left_alone() -> Iterator[None]:
+    """Within it the garbage collector looks only at what is made there: torch alone has half a million objects."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def warn_of_the_end(recipe: Recipe) -> None:
