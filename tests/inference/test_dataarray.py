@@ -1,5 +1,6 @@
 """xarray: a DataArray comes back larger, in its place, with what is missing still missing."""
 
+import dask
 import numpy as np
 import pytest
 import rioxarray  # noqa: F401  # arrays have .rio
@@ -225,3 +226,36 @@ def test_nodata_of_each_band_leaves_none_that_is_declared_of_all(upscaler):
     assert after.rio.nodata is None
     assert (after.values[0, :8] == -1).all()
     assert (after.values[1, :8] == -9999).all()
+
+
+@pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
+@pytest.mark.parametrize("chunks", [{"y": 16, "x": 40}, {"y": 7, "x": 9}, {}])
+def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks):
+    values = np.random.default_rng(3).integers(0, 4000, [{"band": 4, "y": 53, "x": 37}[name] for name in dims])
+    eager = scene(values.astype(np.uint16), dims, nodata=0)
+    eager[dict.fromkeys(dims, slice(0, 3))] = 0
+    computed = []
+
+    def noted(block):
+        computed.append(block.shape)
+        return block
+
+    lazy = eager.chunk(chunks)
+    lazy = lazy.copy(data=lazy.data.map_blocks(noted, dtype=lazy.dtype, meta=np.empty((0,) * lazy.ndim, lazy.dtype)))
+    options = {"value_range": (0, 4000), "tile": 16, "halo": 4}
+    expected = upscaler.upscale(eager, **options)
+    result = upscaler.upscale(lazy, **options)
+    assert not computed
+    assert result.chunks is not None
+    assert (result.dims, result.dtype, result.sizes) == (expected.dims, expected.dtype, expected.sizes)
+    with dask.config.set(scheduler="synchronous"):
+        part = result.isel(x=slice(0, 8), y=slice(0, 8)).compute()
+    assert len(computed) < 53 * 37 / 60 + 2  # the chunks around the corner, and not all
+    assert part.equals(expected.isel(x=slice(0, 8), y=slice(0, 8)))
+    xarray.testing.assert_identical(result.compute(scheduler="threads"), expected)
+
+
+def test_a_lazy_array_is_not_read_to_find_its_range(upscaler):
+    lazy = scene(np.zeros((1, 8, 8), np.uint16)).chunk({"x": 4})
+    with pytest.raises(UsageError, match=r"value_range is 'robust'.*array\.compute\(\) first"):
+        upscaler.upscale(lazy, value_range="robust")

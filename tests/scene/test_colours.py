@@ -89,7 +89,7 @@ def test_the_order_that_is_advised_is_that_of_the_names(named):
     assert advised(named(["B2", "B3", "B4", "B5"])) == (
         f"{alone}; if some are red, green and blue: --rgb R,G,B, by number or name"
     )
-    assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: --rgb 1,2,3"
+    assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: rgb=(1, 2, 3)"
 
 
 @pytest.mark.parametrize("asked", [("B04", "B03", "B02"), ("b4", "B3", 2), ("red", "green", "blue"), (4, 3, 2)])

@@ -344,7 +344,7 @@ def test_numbers_of_few_bits_stay_what_they_are_where_there_is_a_place(write_ras
 
 def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
     path = geotiffs / "image_colormap.tif"
-    with pytest.raises(UsageError, match=r"look like classes.*--expand-palette"):
+    with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
         open_raster(path)
     with open_raster(path, Reading(expand_palette=True)) as raster, rasterio.open(path) as file:
         raw, _ = raster.read(Window(100, 200, 50, 60))
@@ -555,7 +555,7 @@ class TestStrangersFiles:
             pass
         with open_raster(path) as raster:
             assert raster.grid.width == 40000
-        with pytest.raises(SourceError, match=r"40000 x 40000 pixels.*--max-pixels"):
+        with pytest.raises(SourceError, match=r"40000 x 40000 pixels.*max_pixels="):
             open_raster(path, self.stranger)
         with open_raster(path, Reading(untrusted=True, max_pixels=2 * 10**9)) as raster:
             assert raster.grid.width == 40000

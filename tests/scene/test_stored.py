@@ -98,7 +98,7 @@ def test_a_palette_with_alpha_becomes_its_colours_and_alpha(tmp_path):
 def test_a_palette_of_classes_is_refused_with_alpha_too(write_raster, smooth, tmp_path):
     path = palette_with_alpha(tmp_path)
     path.write_text(path.read_text().replace('40">', '40"><GeoTransform>5, 1, 0, 9, 0, -1</GeoTransform>', 1))
-    with pytest.raises(UsageError, match=r"look like classes.*--expand-palette"):
+    with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
         open_raster(path)
     with open_raster(path, Reading(expand_palette=True)) as raster:
         assert raster.facts.count == 4

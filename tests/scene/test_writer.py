@@ -273,7 +273,7 @@ def test_a_world_file_counts_from_the_centre_of_the_first_pixel():
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path):
     target = tmp_path / "scene.tif"
     target.write_bytes(b"dear to someone")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         SMALL.write(target)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
     with pytest.raises(KeyboardInterrupt):
@@ -312,7 +312,7 @@ def test_a_stopped_run_of_another_job_is_refused_with_the_differences(tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         SMALL.write(target, before=interrupt_at(2))
     changed = replace(SMALL, job=replace(JOB, settings={"scale": 4, "tile": 128}, weights="ef" * 16))
-    with pytest.raises(JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*--restart"):
+    with pytest.raises(JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*restart=True"):
         changed.write(target)
     assert not target.exists()
     changed.write(target, restart=True)

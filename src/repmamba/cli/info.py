@@ -16,7 +16,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli import options
-from repmamba.cli.terminal import printable
+from repmamba.cli.terminal import in_flags, printable
 from repmamba.errors import SourceError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         "colours": said_of_colours(together),
         "value range": between,
         "place": _place(facts),
-        **({} if alone is None else {"through the network": alone}),
+        **({} if alone is None else {"through the network": in_flags(alone)}),
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",

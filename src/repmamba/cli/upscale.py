@@ -16,7 +16,7 @@ import click
 from repmamba.cli import batch, options
 from repmamba.cli.batch import Job
 from repmamba.cli.progress import megapixels, shows_bars
-from repmamba.cli.terminal import filter_log, speaks_json, tell
+from repmamba.cli.terminal import filter_log, in_flags, speaks_json, tell
 from repmamba.errors import RepmambaError, UsageError
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def upscale(
         if speaks_json():
             tell("plan" if dry_run else "result", source=job.source, **found.as_json())
         elif dry_run or not quiet:
-            click.echo(found.brief() if several else found.summary())
+            click.echo(in_flags(found.brief() if several else found.summary()))
 
     with filter_log(once if several else None):
         if several:

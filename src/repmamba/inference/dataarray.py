@@ -1,10 +1,12 @@
 """xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the same place.
 
-xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing.
+xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing. An
+array that dask computes later stays one: its blocks are enlarged when they are wanted, on the tile grid of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import MissingExtra, ShapeMismatch, UsageError
 from repmamba.pixels.nodata import as_nodata
+from repmamba.tiles.window import Window
 
 UNEVEN = 0.002  # of a step, by which coordinates may be astray: written with a few digits
 UNEVEN_AT_MOST = 0.25  # the same, of float32 in large numbers; one dropped row makes half a step
@@ -31,7 +34,8 @@ def is_dataarray(array: object) -> bool:
 def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
     """The numbers of a DataArray as (bands, h, w), and its nodata, if its type has it.
 
-    One dimension beside y and x may hold bands. Raises ShapeMismatch, and UsageError where coordinates are no grid.
+    One dimension beside y and x may hold bands. The numbers are an array of dask where they are one
+    in the DataArray. Raises ShapeMismatch, and UsageError where coordinates are no grid.
     """
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
@@ -41,8 +45,42 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
             "have one of bands, none of them 0."
         )
     _transform(array, rows, cols)  # refuses what is no grid before anything is computed
-    ordered = array.transpose(*others, rows, cols).values
+    ordered = array.transpose(*others, rows, cols)
+    ordered = ordered.data if is_lazy(array) else ordered.values
     return ordered if others else ordered[None], _nodata(array)
+
+
+def is_lazy(array: Any) -> bool:
+    """Whether the numbers of a DataArray are computed by dask, later."""
+    return array.chunks is not None
+
+
+def blockwise(
+    planes: Any, scale: int, tile: int, halo: int, enlarge: Callable[[NDArray[Any], Window, Window], NDArray[Any]]
+) -> Any:
+    """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w); nothing is computed here.
+
+    enlarge: of what is read for a block, (bands, h, w), and the two windows in planes, lr: read and block. Blocks are
+    as large as the chunks of planes, in whole tiles.
+    """
+    import dask.array
+    from dask.delayed import delayed
+
+    joined: Any = dask.array
+    bands, height, width = planes.shape
+    scene = Window(0, 0, height, width)
+    later, rows = delayed(enlarge), []
+    edges = [max(tile, size // tile * tile) for size in planes.chunksize[1:]]
+    for row in range(0, height, edges[0]):
+        blocks = []
+        for col in range(0, width, edges[1]):
+            block = Window(row, col, *edges).clipped(scene)
+            read = block.grown(halo).clipped(scene)
+            shape = (bands, scale * block.height, scale * block.width)
+            result = later(planes[:, *read.slices], read, block)
+            blocks.append(joined.from_delayed(result, shape, planes.dtype))
+        rows.append(blocks)
+    return joined.block([rows])
 
 
 def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None) -> Any:

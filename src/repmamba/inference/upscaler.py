@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
-from repmamba.inference.catalogue import FoundWeights, find_weights
+from repmamba.inference.catalogue import FoundWeights, find_weights, terms_of
 from repmamba.inference.confidence import Calibration, doubt, read_calibration, rounded
 from repmamba.inference.consistency import consistent as made_consistent
-from repmamba.inference.dataarray import is_dataarray, like, planes_of
+from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
 from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, checked, cuts
+from repmamba.inference.pillow import is_picture, picture_like, planes_of_picture, shown
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
@@ -50,7 +51,7 @@ UNSEEN = 0.01  # of an array's numbers, that may lie outside SEEN without a word
 MOST_BANDS = 16  # of an array whose bands may come first by mistake
 Layout: TypeAlias = Literal["bands-first", "bands-last"]
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
-Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray; what comes back is the same
+Image = TypeVar("Image")  # numpy array, torch tensor, xarray.DataArray or PIL.Image; what comes back is the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,14 @@ class Upscaler:
     backend: str = ""  # of the scan
     ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
     calibration: Calibration | None = None  # which error to expect where the eight disagree; None: never measured
+    terms: str = ""  # of the weights, in a line; "" where none are known
+
+    def __repr__(self) -> str:
+        of_eight = ", mean of 8 flips and rotations" if self.ensemble else ""
+        return (
+            f"<Upscaler {self.name}: x{self.scale}, {self.bands} bands, on {self.device}, {self.precision}, "
+            f"tiles of {self.tile} + {self.halo}{of_eight}>"
+        )
 
     @property
     def scale(self) -> int:
@@ -85,6 +94,10 @@ class Upscaler:
         In one pass, or in the eight of an ensemble.
         """
         return mean_of_eight(self.runner.run, unit) if self.ensemble else self.runner.run(unit)
+
+    def __call__(self, array: Image, **options: Any) -> Image:
+        """See `upscale`."""
+        return self.upscale(array, **options)
 
     def upscale(
         self,
@@ -104,7 +117,10 @@ class Upscaler:
         range of their type, floats as [0, 1] and not clamped. What a masked array masks is missing: it touches nothing
         else, and is masked in the result, its numbers as they were.
         torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
-        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept.
+        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept. One that
+        dask computes later stays so, and is enlarged block by block when it is wanted.
+        PIL.Image: of mode L, RGB, LA, RGBA, I;16 or F; palettes and bits as what they show. Alpha is enlarged by
+        nearest, and wholly transparent pixels touch no others.
         From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
         infinities stand in their place in the result and touch nothing else.
         value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
@@ -144,11 +160,17 @@ class Upscaler:
         elif is_dataarray(array):
             planes, declared = planes_of(array)
             cut = cut if cut.nodata is not None or declared is None else replace(cut, nodata=(declared,))
-            result = like(array, self._upscale_planes(planes, cut), self.scale, asked.get("nodata"))
+            upscale = self._upscale_lazily if is_lazy(array) else self._upscale_planes
+            result = like(array, upscale(planes, cut), self.scale, asked.get("nodata"))
+        elif is_picture(array):
+            result = self._upscale_picture(array, cut)
         elif isinstance(array, np.ndarray) and not isinstance(array, np.matrix):
             result = self._upscale_numpy(array, cut, asked.get("layout"))
         else:
-            raise UsageError(f"A {type(array).__name__} is no image; give a numpy array or a torch tensor.")
+            raise UsageError(
+                f"A {type(array).__name__} is no image; give a numpy array, a torch tensor, an xarray.DataArray or a "
+                "PIL.Image. upscale_file takes files."
+            )
         image: Image = result
         return image
 
@@ -261,18 +283,41 @@ class Upscaler:
         result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
         return result.to(tensor.device, tensor.dtype)
 
+    def _upscale_picture(self, picture: Any, cut: _Cut) -> Any:
+        picture = shown(picture)
+        planes, alpha = planes_of_picture(picture)
+        masked = None if alpha is None else np.broadcast_to(alpha == 0, planes.shape)
+        return picture_like(picture, self._upscale_planes(planes, cut, masked=masked), alpha, self.scale)
+
+    def _upscale_lazily(self, planes: Any, cut: _Cut) -> Any:
+        """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w), of the same numbers."""
+        if cut.value_range == "robust":
+            raise UsageError(
+                "value_range is 'robust', which reads the whole array, and this one is computed later; give "
+                "value_range=(low, high), or array.compute() first."
+            )
+        scene = Window(0, 0, *planes.shape[1:])
+
+        def enlarge(numbers: NDArray[Any], read: Window, block: Window) -> NDArray[Any]:
+            return self._upscale_planes(numbers, cut, part=_Part(scene, read, block))
+
+        return blockwise(planes, self.scale, cut.tile, cut.halo, enlarge)
+
     def _upscale_planes(
         self,
         planes: NDArray[Any],
         cut: _Cut,
         *,
         masked: NDArray[np.bool_] | None = None,
+        part: _Part | None = None,
     ) -> NDArray[Any]:
         """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
         Missing is what is nodata in its band, and where masked, (bands, h, w), says so.
+        part: which part of an image planes are, and which of that is enlarged; all of all unless given.
         """
-        bands, height, width = planes.shape
+        bands, *size = planes.shape
+        scene, have, wanted = part or [Window(0, 0, *size)] * 3
         groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, self.bands)
         nodata = _of_bands(cut.nodata, planes)
 
@@ -282,11 +327,12 @@ class Upscaler:
             return known if masked is None else known & ~masked[:, *window]
 
         radiometry = _radiometry(planes, known_of((slice(None), slice(None))), groups, cut.value_range)
-        plan = plan_tiles(height, width, self.scale, tile=cut.tile, halo=cut.halo)
-        result = np.empty((bands, self.scale * height, self.scale * width), planes.dtype)
+        plan = plan_tiles(scene.height, scene.width, self.scale, tile=cut.tile, halo=cut.halo, window=wanted)
+        result = np.empty((bands, self.scale * wanted.height, self.scale * wanted.width), planes.dtype)
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
-            raw, known = planes[:, *tile.read.slices], known_of(tile.read.slices)
+            read = tile.read.seen_from(have).slices
+            raw, known = planes[:, *read], known_of(read)
             numbers = np.empty((bands, tile.keep.height, tile.keep.width), planes.dtype)
             for group in map(list, groups):
                 numbers[group], _ = self.enlarge_numbers(
@@ -330,6 +376,14 @@ def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[f
             f"nodata has {len(nodata)} numbers, and the image {bands} bands: give one for all, or one for each."
         )
     return tuple(as_nodata(number, planes.dtype.name) for number in nodata * (bands // len(nodata)))
+
+
+class _Part(NamedTuple):
+    """Windows of an image, lr: the image itself, what is there of it, and what of that is enlarged."""
+
+    scene: Window
+    have: Window
+    wanted: Window
 
 
 def _radiometry(
@@ -424,6 +478,7 @@ def load(
         backend=scan,
         ensemble=ensemble,
         calibration=read_calibration(found.path, digest),
+        terms=terms_of(found.path, checkpoint.training),
     )
 
 

@@ -150,6 +150,7 @@ def plan_scene(
         places=places,
         alpha_at=alpha_at,
         weights=f"{upscaler.name} {upscaler.digest}",
+        terms=upscaler.terms,
         creation=options.creation or {},
     )
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
@@ -158,6 +159,8 @@ def plan_scene(
     radiometry, range_found, fills = _radiometry(raster, places, groups, options.value_range, measuring)
     warn_of_fills(facts.name, fills, stacklevel=3)
     consistent = facts.has_place if options.consistent is None else options.consistent
+    if upscaler.terms:
+        logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, upscaler.terms.rstrip("."))
     together = _numbered(facts, places, groups)
     if (alone := said_of_bands_alone(together, facts)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
@@ -237,15 +240,15 @@ def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -
         return said
     known = known_colours(facts)
     if known is not None and set(known) <= set(alone):
-        return f"{said}; bands {_listed(known)} are red, green and blue by their names: --rgb {_joined(known)}"
+        return f"{said}; bands {_listed(known)} are red, green and blue by their names: rgb=({_joined(known)})"
     if has_names(facts):
-        return f"{said}; if some are red, green and blue: --rgb R,G,B, by number or name"
+        return f"{said}; if some are red, green and blue: rgb=(R, G, B), by number or name"
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: --rgb {_joined(alone[:3])}"
+    return f"{said}; if {who} are colours: rgb=({_joined(alone[:3])})"
 
 
 def _joined(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
+    return ", ".join(map(str, numbers))
 
 
 def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
@@ -281,7 +284,7 @@ def _rgb(facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None)
         return None
     numbers = [facts.numbers[place] for place in places]
     if len(asked) != 3 or len(set(asked)) != 3 or any(band not in numbers for band in asked):
-        raise UsageError(f"--rgb takes three of the bands {_listed(numbers)}: red, green, blue.")
+        raise UsageError(f"rgb= takes three of the bands {_listed(numbers)}: red, green, blue.")
     return tuple(numbers.index(band) for band in asked)
 
 
@@ -369,8 +372,8 @@ def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -
     if asked is not None:
         return f"{said}, as asked."
     if has_place:
-        return f"{said}, since it has a place on the map (--no-consistent leaves what the network gave)."
-    return f"{said}, since it is a picture without a place on the map (--consistent asks for it)."
+        return f"{said}, since it has a place on the map (consistent=False leaves what the network gave)."
+    return f"{said}, since it is a picture without a place on the map (consistent=True asks for it)."
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:

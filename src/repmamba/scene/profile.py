@@ -31,6 +31,7 @@ class Wanted:
     places: tuple[int, ...]  # of the bands that are enlarged, in what the raster reads
     alpha_at: int  # place of the raster's alpha among the bands of the output, if it has one
     weights: str  # name and digest
+    terms: str = ""  # of the weights
     creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
 
 
@@ -99,6 +100,8 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
+    if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
+        own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)  # those of a source that was enlarged before hold on
     spaces = {**facts.tags, "": own}
     if "GEOLOCATION" in spaces:
         spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import SourceError
+from repmamba.gdal import bounded_cache, opened
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
@@ -186,11 +186,10 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
     settings = GDAL_SETTINGS | (STRANGERS_SETTINGS if how.untrusted else {})
     stack = ExitStack()
     try:
-        with reading(name), warnings.catch_warnings():
-            # A picture has no place, and that is no reason to warn.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with reading(name):
+            stack.enter_context(bounded_cache())
             stack.enter_context(rasterio.Env(**settings))
-            dataset = stack.enter_context(rasterio.open(name, driver=driver, sharing=False))
+            dataset = stack.enter_context(opened(name, driver=driver))
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
                 logger.warning("%s holds others beside the first raster, which is read: %s.", name, _listed(others))

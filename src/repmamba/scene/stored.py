@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
+from repmamba.gdal import CACHE_BYTES
 from repmamba.pixels.nodata import as_nodata, missing_everywhere
-from repmamba.scene.admission import CACHE_MB, Reading, block_bytes
+from repmamba.scene.admission import Reading, block_bytes
 from repmamba.scene.upright import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
 
@@ -45,7 +45,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
     except RepmambaError:
         raise
     except MemoryError as error:
-        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller --tile.") from error
+        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller tile=.") from error
     except (rasterio.errors.RasterioError, CPLE_BaseError, OSError, SystemError, SyntaxError, ValueError) as error:
         reason = _reason(error)
         if window is None:
@@ -53,7 +53,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
         raise CorruptSource(
             f"{name} is corrupt or truncated: its columns {window.col} to {window.col + window.width - 1}, rows "
             f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it again, or take what "
-            "cannot be read as missing with --on-corrupt fill."
+            "cannot be read as missing with on_corrupt='fill'."
         ) from error
 
 
@@ -144,7 +144,7 @@ class StoredPixels:
         block: int = self.dataset.block_shapes[0][0]
         decoded = block_bytes(self.dataset)
         # A block that the cache cannot hold is decoded beside it, from bytes that may be as many.
-        large = 2 * decoded if decoded > CACHE_MB << 20 else 0
+        large = 2 * decoded if decoded > CACHE_BYTES else 0
         if self.turn != 1:
             return large + 3 * row * -(-TURNED_ROWS // block) * block  # a strip, the same turned, and the next one
         return large + (row * (rows + block) if self.by_rows else 0)
@@ -302,7 +302,7 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     if not how.expand_palette and _is_classes(dataset):
         raise UsageError(
             f"{name} has a palette, and its values look like classes, which cannot be enlarged as imagery. "
-            "If its colours are a picture, enlarge those with --expand-palette."
+            "If its colours are a picture, enlarge those with expand_palette=True."
         )
     has_alpha = dataset.count == 2 and dataset.colorinterp[1].name == "alpha" and dataset.dtypes[0] == "uint8"
     if palettes != [1] or (dataset.count != 1 and not has_alpha):
@@ -364,20 +364,23 @@ def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     asked = dataset.tags().get("EXIF_Orientation")
     if asked is None and dataset.driver != "JPEG":  # GDAL tells of it for JPEG alone
         page = _PAGE.match(dataset.name)
-        asked = _orientation_by_pillow(files[0], 1 if page is None else int(page[1]))
+        asked = _orientation_by_pillow(files[0], dataset.driver, 1 if page is None else int(page[1]))
     return int(asked) if str(asked).isdigit() and 1 <= int(asked) <= 8 else 1
 
 
-def _orientation_by_pillow(path: Path, page: int) -> str | None:
+def _orientation_by_pillow(path: Path, driver: str, page: int) -> str | None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
 
+    # Only the header is read, so the size does not matter; Image.open would warn of a large one.
+    opener: Any = {"PNG": PngImageFile, "GTiff": TiffImageFile, "WEBP": WebPImageFile}[driver]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
-            with Image.open(path) as image:
-                if page > 1:
-                    image.seek(page - 1)
-                # The getexif of PNG decodes the whole picture, to look behind it.
-                return str(Image.Image.getexif(image).get(0x0112))
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with opener(path) as image:
+            if page > 1:
+                image.seek(page - 1)
+            # The getexif of PNG decodes the whole picture, to look behind it.
+            return str(Image.Image.getexif(image).get(0x0112))
+    except (OSError, EOFError, SyntaxError, ValueError):
         return None

@@ -39,7 +39,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             raise
         raise OutOfMemory(
             f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; what is finished is "
-            f"kept. Run again with fewer --workers, or with a --tile below {plan.tiles.tile} (that starts anew)."
+            f"kept. Run again with a smaller workers=, or with a tile= below {plan.tiles.tile} (that starts anew)."
         ) from error
     if plan.alpha is not None:
         alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
