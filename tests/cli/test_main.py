@@ -267,6 +267,18 @@ def test_the_names_of_packaged_weights_are_known_without_torch():
     assert "torch" not in process.stdout.split()
 
 
+@pytest.mark.parametrize(("quota", "before", "after"), [(None, None, None), (1.5, None, "2"), (1.5, "7", "7")])
+def test_threads_of_torch_are_as_many_as_a_container_grants(monkeypatch, quota, before, after):
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(command_line, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(command_line, "available_cores", lambda: 2)
+    with pytest.raises(SystemExit):
+        command_line.main(["--version"])
+    assert os.environ.get("OMP_NUM_THREADS") == after
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_of_torch_sleep_when_idle_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str

@@ -17,6 +17,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli.terminal import log_to_stderr, say_error, show_warnings_as_lines, speak_json
+from repmamba.container import cpu_quota
 from repmamba.cores import available_cores
 from repmamba.errors import RepmambaError, UsageError
 
@@ -125,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores that ours compute on:
     # one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Likewise. torch counts the machine's cores, and a container may grant fewer.
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    if cpu_quota() is not None:  # torch counts the cores of the machine, of which a container grants fewer
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 
