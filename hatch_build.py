@@ -20,12 +20,17 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
-PAIRS = "training.cpp", "x86_64_v4+avx512bf16", "pairs"  # once more, with products of pairs of bfloat16
 ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
-FLAGS = (
-    "-O3 -std=c++20 -fno-exceptions -fno-rtti -fno-math-errno -fno-signed-zeros -fno-trapping-math "
-    "-ffp-contract=fast -fno-sanitize=undefined -fvisibility=hidden -Wall -Wextra -g0"
-).split()
+BEYOND = {  # and these for v4 with more
+    "pairs.cpp": "+avx512bf16",
+    "training_pairs.cpp": "+avx512bf16",
+    "amx.cpp": "+avx512bf16+amx_bf16+amx_tile",
+}
+FLAGS = [
+    *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-ffp-contract=fast"),
+    "-fno-sanitize=undefined",  # which zig has by default
+]
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS
     files = sorted(file.name for file in sources.glob("*.cpp"))
     lowest, *_ = target.levels.values()
     jobs = [(file, lowest, "") for file in files if file in ONCE]
-    jobs += [(file, cpu, level) for file in files if file not in ONCE for level, cpu in target.levels.items()]
-    jobs += [PAIRS] if target.levels is X86 else []
+    by_level = [file for file in files if file not in ONCE and file not in BEYOND]
+    jobs += [(file, cpu, level) for file in by_level for level, cpu in target.levels.items()]
+    jobs += [(file, target.levels["v4"] + more, "v4") for file, more in BEYOND.items() if "v4" in target.levels]
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 
@@ -80,8 +86,7 @@ def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS
 
         list(pool.map(compiled, jobs, objects))
         linked = Path(made) / library.name
-        sanitizers = [flag for flag in flags if "sanitize" in flag]
-        call([*compiler(target), *sanitizers, "-shared", "-s", *objects, "-o", str(linked)])
+        call([*compiler(target), "-shared", "-s", *objects, "-o", str(linked)])
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_name(f"{library.name}.{os.getpid()}")
         shutil.copy(linked, unfinished)
@@ -137,3 +142,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
         build_data["tag"] = f"py3-none-{target.tag}"
         if not editable:
             build_data["force_include"][str(library)] = f"repmamba/kernels/{file}"
+
+
+if __name__ == "__main__":
+    print(*TARGETS)  # for `make wheels`

@@ -8,8 +8,8 @@ import torch
 
 from repmamba import load
 from repmamba.errors import UsageError
+from repmamba.inference import compiled
 from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
-from repmamba.network import inference_cpu
 
 
 @pytest.fixture
@@ -67,16 +67,16 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(small_weights, monkeypatch, workers, count, threads):
     network, noted = load(small_weights).network, []
 
-    class Noted(inference_cpu.Passes):
-        def __init__(self, image, threads, **how):
-            noted.append((threads, torch.get_num_threads()))
-            super().__init__(image, threads, **how)
+    class Noted(compiled.Plan):
+        def __init__(self, layers, key):
+            noted.append((key[-1], torch.get_num_threads()))
+            super().__init__(layers, key)
 
     def compute(_: int) -> torch.Tensor:
         with torch.inference_mode():
             return network(torch.full((1, 3, 64, 64), 0.4))
 
-    monkeypatch.setattr(inference_cpu, "Passes", Noted)
+    monkeypatch.setattr(compiled, "Plan", Noted)
     results = list(side_by_side(compute, range(count), workers, count))
     assert len(results) == count
     assert set(noted) == ({(threads, 1)} if count else set())

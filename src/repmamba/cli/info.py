@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
+LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
 
 
 @click.command()

@@ -43,7 +43,7 @@ class Timing:
     def to_dict(self) -> dict[str, object]:
         """The fields, the two rates and what was installed, for JSON."""
         return asdict(self) | {
-            "versions": {name: version(name) for name in ("repmamba", "torch", "numba")},
+            "versions": {name: version(name) for name in ("repmamba", "torch")},
             "megapixels_per_second": self.output_megapixels / self.fastest,
             "megapixels_per_second_median": self.output_megapixels / self.median,
         }

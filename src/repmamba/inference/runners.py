@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,11 @@ class Runner(Protocol):
     @property
     def bands(self) -> int:
         """How many bands it takes and gives."""
+        ...
+
+    @property
+    def network(self) -> Callable[[Tensor], Tensor]:
+        """(B, bands, h, w) -> (B, bands, scale h, scale w), not clamped, as the runner's own form computes it."""
         ...
 
     def run(self, unit: Tensor) -> Tensor:

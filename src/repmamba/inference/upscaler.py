@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import FoundWeights, find_weights
+from repmamba.inference.compiled import COMPILED_SCAN, compiled
 from repmamba.inference.confidence import Calibration, read_calibration
 from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
@@ -30,8 +32,9 @@ from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, che
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint
-from repmamba.network.fusion import FusedRMB
+from repmamba.network.fusion import FusedRepMamba, FusedRMB
 from repmamba.network.fusion import fuse as fused
+from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
 from repmamba.pixels.nodata import enlarged, filled, usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
@@ -51,7 +54,7 @@ Image = TypeVar("Image")  # a numpy array, a torch tensor or an xarray.DataArray
 class Upscaler:
     """A network, what runs it, and what decides its results. Made by `load`."""
 
-    network: nn.Module  # float (B, C, H, W) in [0, 1] -> (B, C, scale H, scale W), not clamped
+    module: nn.Module  # the network as torch has it: for export, hooks, autocast, quantisation and gradients
     runner: Runner
     name: str  # of the weights, as the user knows them
     digest: str  # of the network's numbers
@@ -72,6 +75,14 @@ class Upscaler:
     def bands(self) -> int:
         """How many bands go through the network together."""
         return self.runner.bands
+
+    @property
+    def network(self) -> Callable[[Tensor], Tensor]:
+        """The bare network: (B, C, H, W) in [0, 1] -> (B, C, scale H, scale W), float32, in one pass, not clamped.
+
+        On a CPU it is compiled code, which takes tensors there and computes no gradients; `module` is for those.
+        """
+        return self.runner.network
 
     def run(self, unit: Tensor) -> Tensor:
         """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), float32 on the CPU, not clamped.
@@ -284,7 +295,8 @@ def load(
 
     weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
     refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
-    trained form has twice; False keeps the network as it was trained.  ensemble: results are means over the eight flips
+    trained form has twice; False keeps the network as it was trained,
+    run by operations of torch.  ensemble: results are means over the eight flips
     and rotations of what is enlarged, which is eight times the work.  revision: branch, tag or commit of a hub id.
     Raises CheckpointError, UsageError.
     """
@@ -305,18 +317,18 @@ def load(
             f"{found.name} is of a network whose values go from {low:g} to {high:g}; only those of 0 to 1 are run "
             "here: from_pretrained gives the network, to be run by a program that knows its range."
         )
-    network: nn.Module = checkpoint.network()
+    module: nn.Module = checkpoint.network()
     if fuse:
-        network = fused(network)
+        module = fused(module)
     place, numbers = choose_device(device), choose_precision(precision)
-    network = network.to(place).eval()
+    module = module.to(place).eval()
     scan = explain(place, backend).name
     if backend is not None:
-        _use_backend(network, backend)
+        _use_backend(module, backend)
     digest = _digest(checkpoint)
     return Upscaler(
-        network=network,
-        runner=TorchRunner(network, config.scale, config.in_chans, place, numbers),
+        module=module,
+        runner=_runner(module, place, numbers, scan),
         name=found.name,
         digest=digest,
         tile=_measured(checkpoint, found, "tile", TILE),
@@ -329,6 +341,16 @@ def load(
     )
 
 
+def _runner(module: nn.Module, device: torch.device, precision: torch.dtype, scan: str) -> Runner:
+    """Of compiled passes, where they are what was asked for and the processor has them; of torch for all else."""
+    if isinstance(module, FusedRepMamba) and device.type == "cpu" and scan == COMPILED_SCAN:
+        runner = compiled(module, precision)
+        if runner is not None:
+            return runner
+    assert isinstance(module, RepMamba | FusedRepMamba)
+    return TorchRunner(module, module.scale, module.config.in_chans, device, precision)
+
+
 def pin_backend(upscaler: Upscaler) -> None:
     """Let each scan be computed by the backend that `load` found, in a process that would choose another one, too.
 
@@ -339,13 +361,13 @@ def pin_backend(upscaler: Upscaler) -> None:
     found = explain(upscaler.device, upscaler.backend)
     if found.name != upscaler.backend:
         raise UsageError(f"The scan is to be computed by {upscaler.backend}, and {found.name} is taken: {found.why}")
-    _use_backend(upscaler.network, upscaler.backend)
+    _use_backend(upscaler.module, upscaler.backend)
 
 
-def _use_backend(network: nn.Module, backend: str) -> None:
-    for module in network.modules():
-        if isinstance(module, SS2D | FusedRMB):
-            module.backend = backend
+def _use_backend(module: nn.Module, backend: str) -> None:
+    for part in module.modules():
+        if isinstance(part, SS2D | FusedRMB):
+            part.backend = backend
 
 
 def _measured(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int) -> int:

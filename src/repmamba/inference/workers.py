@@ -1,7 +1,7 @@
 """Tiles side by side: several threads of one process, each computing its tile with one compute thread of torch.
 
 The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on nothing: any number
-of workers gives the same bytes. The compiled passes (network/inference_cpu.py) give the same bits for any number of
+of workers gives the same bytes. The compiled passes (compiled.py) give the same bits for any number of
 threads, so where there are fewer tiles than cores, each tile's passes share what is left. Workers are threads, since
 torch and our kernels let go of Python's lock while they compute.
 """
@@ -19,7 +19,7 @@ import torch
 from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.errors import UsageError
-from repmamba.network.inference_cpu import share_passes
+from repmamba.inference.compiled import share_passes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from repmamba.errors import UsageError
 from repmamba.kernels.sources import digest
@@ -45,13 +46,33 @@ class Library:
         """float32 numbers in a register."""
         return LANES[self.level]
 
-    def kernel(self, name: str, *, pairs: bool = False) -> Kernel:
-        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it is so built."""
-        function = getattr(self.handle, f"{name}_{'pairs' if pairs else self.level}")
+    @property
+    def panel(self) -> int:
+        """Columns of a panel of weights, as products.h has it."""
+        return int(self._function("panel")())
+
+    def address(self, name: str) -> int:
+        """Of a kernel, for stages of a plan."""
+        address = ctypes.cast(self._function(name), ctypes.c_void_p).value
+        assert address is not None
+        return address
+
+    def scratch(self, name: str, arguments: ctypes.Structure) -> int:
+        """float32 numbers of scratch that one call of a kernel over rows needs."""
+        function = self._function(f"{name}_scratch")
+        function.restype = ctypes.c_int64
+        return int(function(ctypes.byref(arguments)))
+
+    def kernel(self, name: str) -> Kernel:
+        """A kernel of this level, by its name in kernels.h."""
+        function = self._function(name)
         function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         function.restype = None
         found: Kernel = function
         return found
+
+    def _function(self, name: str) -> Any:
+        return getattr(self.handle, f"{name}_{self.level}")
 
 
 @cache
@@ -63,6 +84,8 @@ def library() -> Library:
     """
     handle = _loaded()
     handle.features.restype = ctypes.c_int64
+    handle.take_part.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    handle.take_part.restype = None
     features = handle.features()
     level = _level(levels(features))
     v4 = level == "v4"

@@ -29,6 +29,7 @@ template <class V> static inline V softplus(V v, V& slope) {
 }
 
 // What a segment of one block of channels is computed from: pointers to its first channel, and to the first pixel.
+namespace {
 template <class V> struct Segment {
     const int64_t* visits;
     int64_t steps;
@@ -39,6 +40,7 @@ template <class V> struct Segment {
     V size(int64_t t) const { return load<V>(sizes + t * lanes<V>); }
     const float* row(int64_t pixel) const { return rows + pixel * rows_pixel; }
 };
+}  // namespace
 
 template <class V> static void block_constants(const Scan* a, int64_t group, int64_t first, float* constants) {
     memset(constants, 0, (WEIGHT_ROWS + a->rank) * sizeof(V));

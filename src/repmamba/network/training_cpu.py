@@ -201,4 +201,6 @@ def _addresses(tensors: Any) -> Any:
 
 @cache
 def _kernel(half: bool) -> Kernel:
-    return library().kernel("training_bfloat16" if half else "training_float32", pairs=half and library().pairs)
+    kernels = library()
+    pairs = "_pairs" if half and kernels.pairs else ""
+    return kernels.kernel(f"training_{'bfloat16' if half else 'float32'}{pairs}")

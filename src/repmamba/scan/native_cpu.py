@@ -6,7 +6,6 @@ used within torch.get_num_threads().
 """
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,10 +146,12 @@ class _Problem:
 
     def arguments(self, **outputs: Tensor | None) -> ScanArguments:
         """As the kernels take them; outputs: kept, y."""
-        batch, groups, length, channels = self.sizes
+        _, groups, length, channels = self.sizes
         u_batch, u_group = self.u.stride()[:2]
         rows_batch, rows_group, rows_pixel = self.rows.stride()[:3]
-        pointers = {name: getattr(self, name).data_ptr() for name in ("u", "dt", "rows", "dt_weight", "dt_bias", "A", "D")}
+        pointers = {
+            name: getattr(self, name).data_ptr() for name in ("u", "dt", "rows", "dt_weight", "dt_bias", "A", "D")
+        }
         pointers |= {name: tensor.data_ptr() for name, tensor in outputs.items() if tensor is not None}
         return ScanArguments(
             slabs=self.slabs, groups=groups, length=length, channels=channels, used=self.used, rank=self.rank,

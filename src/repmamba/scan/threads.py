@@ -1,4 +1,4 @@
-"""Threads of our own that compiled kernels share their work among; torch's would spin on the cores that we compute on."""
+"""Threads of our own that compiled kernels share their work among; torch's would spin on our cores."""
 
 import os
 from collections.abc import Callable

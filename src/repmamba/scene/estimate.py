@@ -19,6 +19,7 @@ import numpy as np
 from repmamba.container import memory_left
 from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
+from repmamba.inference.compiled import COMPILED_SCAN
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, side_by_side
 from repmamba.scene.cluster import Cluster
@@ -276,7 +277,7 @@ def _tiles(window: Window, tile: int) -> int:
 def _in_passes(plan: ScenePlan) -> bool:
     """Whether the network surely runs in compiled passes; in bfloat16 that depends on the processor."""
     settings = plan.job.settings
-    return (settings["scan"], settings["precision"]) == ("numba", "float32")
+    return (settings["scan"], settings["precision"]) == (COMPILED_SCAN, "float32")
 
 
 def _duration(seconds: float) -> str:
