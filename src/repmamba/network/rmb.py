@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmamba.network.config import dt_rank
-from repmamba.network.repconv import EPS, RepConv, depthwise3x3, to_map, to_tokens
+from repmamba.network.repconv import EPS, depthwise3x3, to_map, to_tokens
 from repmamba.scan.selective import scan_map
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
