@@ -21,11 +21,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
 ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
-BEYOND = {  # and these for v4 with more
-    "pairs.cpp": "+avx512bf16",
-    "training_pairs.cpp": "+avx512bf16",
-    "amx.cpp": "+avx512bf16+amx_bf16+amx_tile",
-}
+BEYOND = (  # and these for processors of level v4 that have more; "pairs" is a level of its own in the names
+    ("pairs.cpp", "v4", "+avx512bf16"),
+    ("amx.cpp", "v4", "+avx512bf16+amx_bf16+amx_tile"),
+    ("training.cpp", "pairs", "+avx512bf16"),
+)
 FLAGS = [
     *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -73,9 +73,10 @@ def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS
     files = sorted(file.name for file in sources.glob("*.cpp"))
     lowest, *_ = target.levels.values()
     jobs = [(file, lowest, "") for file in files if file in ONCE]
-    by_level = [file for file in files if file not in ONCE and file not in BEYOND]
-    jobs += [(file, cpu, level) for file in by_level for level, cpu in target.levels.items()]
-    jobs += [(file, target.levels["v4"] + more, "v4") for file, more in BEYOND.items() if "v4" in target.levels]
+    others = {*ONCE, *(file for file, level, _ in BEYOND if level == "v4")}
+    jobs += [(file, cpu, level) for file in files if file not in others for level, cpu in target.levels.items()]
+    if "v4" in target.levels:
+        jobs += [(file, target.levels["v4"] + more, level) for file, level, more in BEYOND if file in files]
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 

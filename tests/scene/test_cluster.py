@@ -234,11 +234,11 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
         from repmamba.inference import upscaler
         from repmamba.scan.backends import Choice, explain
 
-        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No Numba.")
+        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No kernels.")
 
     client.run(pretend, "chunked")
     try:
-        with pytest.raises(ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No Numba"):
+        with pytest.raises(ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:
         client.run(pretend, None)

@@ -63,16 +63,16 @@ class Library:
         function.restype = ctypes.c_int64
         return int(function(ctypes.byref(arguments)))
 
-    def kernel(self, name: str) -> Kernel:
-        """A kernel of this level, by its name in kernels.h."""
-        function = self._function(name)
+    def kernel(self, name: str, *, pairs: bool = False) -> Kernel:
+        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it is so built."""
+        function = self._function(name, "pairs" if pairs else self.level)
         function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         function.restype = None
         found: Kernel = function
         return found
 
-    def _function(self, name: str) -> Any:
-        return getattr(self.handle, f"{name}_{self.level}")
+    def _function(self, name: str, level: str | None = None) -> Any:
+        return getattr(self.handle, f"{name}_{level or self.level}")
 
 
 @cache

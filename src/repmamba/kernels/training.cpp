@@ -4,8 +4,13 @@
 #include "training.h"
 #include "vec.h"
 
-EXPORTED void JOINED(scan_forward, LEVEL)(int64_t, int64_t, const Scan*, float*);
-EXPORTED void JOINED(scan_backward, LEVEL)(int64_t, int64_t, const ScanGradients*, float*);
+#if defined(__AVX512BF16__)
+#define SCAN_LEVEL v4  // which this file is compiled for once more, with products of pairs
+#else
+#define SCAN_LEVEL LEVEL
+#endif
+EXPORTED void JOINED(scan_forward, SCAN_LEVEL)(int64_t, int64_t, const Scan*, float*);
+EXPORTED void JOINED(scan_backward, SCAN_LEVEL)(int64_t, int64_t, const ScanGradients*, float*);
 
 constexpr int WIDTH = 64, RMBS = 4, STATE = 16, DIRECTIONS = 4, SLABS = 2, SEGMENT = 64;
 constexpr int CHUNK =
@@ -1120,7 +1125,7 @@ template <class T, int C> PASS middle(const Block<T>& block, int index, int64_t 
             into(r.projected + b * block.length * r.padded, r.padded));
     Scan scan = scan_of(a, r);
     int64_t units = SLABS * (C / lanes<Of<C>>);
-    JOINED(scan_forward, LEVEL)(b * units, (b + 1) * units, &scan, scratch);
+    JOINED(scan_forward, SCAN_LEVEL)(b * units, (b + 1) * units, &scan, scratch);
 }
 
 // y = LN(merged low half, conv(high half)), out = out_proj(y SiLU(z)), and the moments of v + out.
@@ -1229,7 +1234,7 @@ template <class T, int C> PASS leave_back(const Block<T>& block, int index, int6
     scan.du = back.du, scan.drows = back.drows, scan.dconstants = back.dconstants;
     scan.drows_batch = scan.scan.rows_batch, scan.drows_group = scan.scan.rows_group,
     scan.drows_pixel = r.padded;
-    JOINED(scan_backward, LEVEL)(b * SLABS, (b + 1) * SLABS, &scan, scratch);
+    JOINED(scan_backward, SCAN_LEVEL)(b * SLABS, (b + 1) * SLABS, &scan, scratch);
     product(block.length, drows, r.padded, r.parameters[X_PROJ], r.rows, C,
             [=, slab = block.length * C](auto sum, int64_t row, int64_t column) {
                 const float* at = du + row * C + column;
@@ -1580,9 +1585,5 @@ template <class T> static void run(int64_t first, int64_t last, const Training* 
 
 }  // namespace
 
-#if defined(__AVX512BF16__)
-KERNEL(training_bfloat16_pairs, Training) { run<bf16>(first, last, a, scratch); }
-#else
 KERNEL(training_float32, Training) { run<float>(first, last, a, scratch); }
 KERNEL(training_bfloat16, Training) { run<bf16>(first, last, a, scratch); }
-#endif

@@ -63,7 +63,8 @@ def fuse(network: nn.Module) -> "FusedRepMamba":
                 f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds what weights say and "
                 "nothing else. Merge an adapter into its layer first, or use the network as it is."
             )
-    with torch.no_grad():
+    # Layers are made with random weights, which are replaced: the caller's random numbers are left as they were.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         fused = FusedRepMamba(network).requires_grad_(False).eval()
         return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -392,14 +393,14 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor, *, like: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
     linear.weight = nn.Parameter(weight.to(like).contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(bias.to(like).contiguous(), requires_grad=False)
     return linear
 
 
 def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding)
     conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     return conv

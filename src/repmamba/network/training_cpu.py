@@ -202,5 +202,4 @@ def _addresses(tensors: Any) -> Any:
 @cache
 def _kernel(half: bool) -> Kernel:
     kernels = library()
-    pairs = "_pairs" if half and kernels.pairs else ""
-    return kernels.kernel(f"training_{'bfloat16' if half else 'float32'}{pairs}")
+    return kernels.kernel("training_bfloat16" if half else "training_float32", pairs=half and kernels.pairs)

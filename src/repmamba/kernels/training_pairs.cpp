@@ -1,2 +1,0 @@
-// Training in bfloat16 once more, with products of pairs as instructions.
-#include "training.cpp"
