@@ -87,8 +87,11 @@ qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
 	$(BIN)/python docs/write.py
 
-readme-picture: demo  ## the picture of the README, from the bundled scene
-	$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o docs/colorado.png
+readme-picture: .venv/installed  ## the picture of the README, from the bundled picture
+	@mkdir -p demo
+	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --overwrite
+	$(BIN)/python -W ignore examples/compare.py examples/intersection.png demo/intersection_x4.png \
+	  -o docs/intersection.png --window 60,60,104,76
 
 clean:  ## remove the environment, what was built, the demo's results and all caches
 	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
