@@ -31,6 +31,8 @@ from repmamba.errors import (
     TrainingStopped,
 )
 from repmamba.network.checkpoint import read_checkpoint
+from repmamba.network.lpfm import LPFM
+from repmamba.network.training_cpu import FastLPFM
 from repmamba.train import learner as learner_module
 from repmamba.train.callbacks import TensorBoard
 from repmamba.train.curves import read_curve
@@ -364,6 +366,13 @@ def test_a_run_begins_from_weights_and_a_running_mean(tiny, tmp_path, whole_run)
     last, best = (read_checkpoint(path).weights for path in start.values())
     assert all(torch.equal(learner.network.state_dict()[name], last[name]) for name in last)
     assert all(torch.equal(learner.best_network.state_dict()[name], best[name]) for name in best)
+
+
+def test_a_learner_on_a_cpu_has_fast_blocks_unless_its_network_is_compiled(tiny):
+    for compiled, expected in ((False, FastLPFM), (True, LPFM)):
+        learner = Learner(tiny(step={"compile": compiled}), torch.device("cpu"), Processes())
+        assert type(learner.network.groups[0].blocks[0]) is expected
+        assert type(learner.best_network.groups[0].blocks[0]) is LPFM
 
 
 def test_only_matrices_decay_where_the_recipe_says_so(tiny):
