@@ -85,6 +85,9 @@ class Schedule:
 
     warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by `factor` at each of the
     `milestones`; kind "cosine": half a cosine from 1 down to `floor` at the run's end.
+    descent: of a constant rate, the last steps (or epochs) of the run, in which it falls to the share `floor` by
+    1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations", where this shape did better than a linear one.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -92,9 +95,13 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     factor: float = 0.5
     floor: float = 0.0
+    descent: int = 0
 
     def __post_init__(self) -> None:
         at_least("schedule.warmup", self.warmup, 0)
+        at_least("schedule.descent", self.descent, 0)
+        constant = self.kind == "constant" or self.descent == 0
+        must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends by itself")
         must(sorted(self.milestones) == list(self.milestones), "schedule.milestones", self.milestones, "growing")
         must(self.factor > 0, "schedule.factor", self.factor, "above 0")
         must(0 <= self.floor <= 1, "schedule.floor", self.floor, "from 0 to 1")
@@ -231,6 +238,8 @@ class Recipe:
         parts = self.step.accumulate
         for phase in self.data.patches:
             must(phase.batch % parts == 0, "data.patches.batch", phase.batch, f"a multiple of step.accumulate, {parts}")
+        descent = self.schedule.descent
+        must(descent <= self.steps, "schedule.descent", descent, f"at most steps, {self.steps}")
         for key, number in _numbers(asdict(self), ""):
             must(math.isfinite(number), key, number, "finite")
 
@@ -245,7 +254,12 @@ class Recipe:
             unit="step",
             steps=self.steps * epoch,
             data=replace(self.data, patches=patches),
-            schedule=replace(self.schedule, warmup=self.schedule.warmup * epoch, milestones=milestones),
+            schedule=replace(
+                self.schedule,
+                warmup=self.schedule.warmup * epoch,
+                milestones=milestones,
+                descent=self.schedule.descent * epoch,
+            ),
             validation=replace(self.validation, every=self.validation.every * epoch),
             checkpoints=replace(
                 self.checkpoints,
@@ -266,14 +280,27 @@ class Recipe:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0; of a recipe that counts in steps."""
         schedule = self.schedule
-        if step < schedule.warmup:
-            return self.optimiser.lr * (step + 1) / schedule.warmup
         if schedule.kind == "constant":
             passed = sum(milestone <= step for milestone in schedule.milestones)
-            return self.optimiser.lr * schedule.factor**passed
-        done = (step - schedule.warmup) / max(self.steps - schedule.warmup, 1)
-        share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+            share = schedule.factor**passed
+            into = step - (self.steps - schedule.descent)
+            if into > 0:
+                share *= schedule.floor + (1 - schedule.floor) * (1 - math.sqrt(into / schedule.descent))
+        else:
+            done = max(step - schedule.warmup, 0) / max(self.steps - schedule.warmup, 1)
+            share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+        if step < schedule.warmup:
+            share *= (step + 1) / schedule.warmup
         return self.optimiser.lr * share
+
+    def same_until(self, other: "Recipe", step: int) -> bool:
+        """Whether a run by `other` that has done so many steps is one by this recipe, too; both count in steps.
+
+        It is where they differ in nothing but the end of the run and the descent to it, and no step done has seen that.
+        """
+        end = {"steps", "schedule.descent", "schedule.floor"}
+        alike = {line.partition(":")[0] for line in self.differences(other)} <= end and step <= self.steps
+        return alike and all(self.rate(done) == other.rate(done) for done in range(step))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON or TOML; `build` makes the same recipe of it."""
