@@ -212,6 +212,7 @@ OPTIONS = [
     Row("prepare", "blur", "... --blur 0.5 2", "prepare.settings.stages", (Stage("blur", 0.5, 2),)),
     Row("prepare", "noise", "... --noise 0 5", "prepare.settings.stages", (Stage("noise", 0, 5),)),
     Row("prepare", "jpeg", "... --jpeg 60 95", "prepare.settings.stages", (Stage("jpeg", 60, 95),)),
+    Row("prepare", "degrade", "... --degrade middle", "prepare.settings.degrade", "middle"),
     Row("prepare", "jobs", "... --jobs 3", "prepare.workers", 3),
     Row("prepare", "quiet", "... --quiet", "stderr", ""),
     *rows("train", "fit", OF_RUNS),

@@ -80,6 +80,7 @@ def test_the_published_recipe_is_that_of_the_specification():
         ("data.patches.size=3", "data.patches.size cannot be set: patches is a list"),
         ('data.degradations=[{name="fog",low=0,high=1}]', "^data.degradations: There is no degradation fog"),
         ('data.degradations=[{name="blur",low=2,high=1}]', "^data.degradations: The range of blur is 2 to 1"),
+        ("data.degrade=fog", "^data.degrade is 'fog'; it must be one of sensor, mild, middle, strong"),
         ("network.scale=5", "^network.scale is 5"),
         ("network.in_chans=0", "^network.in_chans is 0; a network takes"),
         ("divergence=inf", "^divergence is inf; it must be finite"),
@@ -165,7 +166,8 @@ def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind, share
 
 
 def test_what_a_run_is_too_short_for_is_named():
-    short = ["steps=300", "schedule.warmup=300", "schedule.descent=0", "data.patches=[{start=0}, {start=299}, {start=400}]"]
+    short = ["steps=300", "schedule.warmup=300", "schedule.descent=0"]
+    short.append("data.patches=[{start=0}, {start=299}, {start=400}]")
     assert read_recipe("x4", short).never_reached() == ["schedule.warmup: 300", "data.patches.start: 400"]
     assert read_recipe("published").never_reached() == []
     assert read_recipe("published", ["steps=900"]).never_reached() == [

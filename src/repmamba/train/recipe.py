@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from repmamba.data.degradations import Stage
 from repmamba.data.patches import Phase
+from repmamba.data.sensors import SENSORS
 from repmamba.errors import RecipeError
 from repmamba.network.config import NetworkConfig
 
@@ -33,8 +34,8 @@ class Data:
     short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
     cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
     degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
-    plain reduction.  reductions: shares of its sides to which each training image is reduced besides, sharper then, as
-    far as the largest patch fits into it.
+    plain reduction.  degrade: a chain of data.sensors by name in their place.  reductions: shares of its sides to which
+    each training image is reduced besides, sharper then, as far as the largest patch fits into it.
     """
 
     train: tuple[str, ...] = ()
@@ -45,12 +46,15 @@ class Data:
     short_batch: Literal["keep", "fill"] = "fill"
     cache: Literal["memory", "disk", "device"] = "memory"
     degradations: tuple[Stage, ...] = ()
+    degrade: str = ""
     reductions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         must(all(0 < share < 1 for share in self.reductions), "data.reductions", self.reductions, "between 0 and 1")
         distinct = len(set(self.reductions)) == len(self.reductions)
         must(distinct, "data.reductions", self.reductions, "different from each other")
+        must(self.degrade in ("", *SENSORS), "data.degrade", self.degrade, f"one of {', '.join(SENSORS)}")
+        must(not (self.degrade and self.degradations), "data.degrade", self.degrade, "empty beside data.degradations")
         for phase in self.patches:
             at_least("data.patches.size", phase.size, 2)
             at_least("data.patches.batch", phase.batch, 1)
