@@ -113,12 +113,13 @@ def checkpoint_facts(weights: str) -> Facts:
 
 def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
+    from repmamba.scene.choice import choose
     from repmamba.scene.plan import said_of_bands_alone, usual_groups
     from repmamba.scene.raster import open_raster
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts = raster.facts
+        facts, choice = raster.facts, choose(raster, f"x{scale}")
     grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts))
     return {
         "raster": facts.name,
@@ -134,6 +135,7 @@ def raster_facts(source: str, scale: int) -> Facts:
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
             "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
             **_pixel(grid.refined(scale)),
+            "weights": f"x{scale}" if choice is None else f"{choice.weights}: the scene is {choice.why}",
         },
     }
 

@@ -157,6 +157,7 @@ def upscale(
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
+    from repmamba.scene.choice import Chooser
     from repmamba.scene.engine import plan_file, upscale_file
     from repmamba.tiles.window import Window
 
@@ -167,7 +168,9 @@ def upscale(
     settings["format"] = format_name
     if settings["confidence"] is not None and len(sources) > 1:
         raise UsageError(f"--confidence names one file, and there are {len(sources)} inputs: enlarge them one by one.")
-    upscaler = load(**network)
+    named = network.pop("weights")
+    # Named weights are for all inputs; without a name, each input has those that fit it.
+    upscaler = Chooser.loading(**network) if named is None else load(named, **network)
     targets = outputs(sources, target, upscaler.scale, dry_run=dry_run)
 
     def enlarge(source: str, output: Path) -> None:

@@ -23,6 +23,7 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
+from repmamba.scene.choice import Choice
 from repmamba.scene.formats import format_of
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.origin import source_identity
@@ -88,6 +89,7 @@ class ScenePlan:
     alpha: str  # the last band of the output: "source" enlarged by nearest, "made" from the mask, or "" for none
     profile: OutputProfile
     job: JobIdentity
+    choice: Choice | None = None  # of the weights, where the scene decided
     calibration: Calibration | None = None  # gives the errors to expect, which are wanted as well
 
     @property
@@ -97,9 +99,16 @@ class ScenePlan:
 
 
 def plan_scene(
-    raster: Raster, target: Path, upscaler: Upscaler, options: SceneOptions, how: Reading | None = None
+    raster: Raster,
+    target: Path,
+    upscaler: Upscaler,
+    options: SceneOptions,
+    how: Reading | None = None,
+    choice: Choice | None = None,
 ) -> ScenePlan:
     """The plan for a raster, an output and an upscaler. Reads the scene once if its range has to be found.
+
+    choice: why it is this upscaler, where the scene decided.
 
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
@@ -126,6 +135,7 @@ def plan_scene(
         window=tiles.window,
         places=places,
         weights=f"{upscaler.name} {upscaler.digest}",
+        chosen="" if choice is None else choice.why,
         creation=options.creation or {},
     )
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
@@ -157,6 +167,8 @@ def plan_scene(
         "compute_threads_of_a_tile": 1,
         "tiles_in_one_pass": 1,
     }
+    if choice is not None:
+        settings["chosen"] = choice.as_json()
     nodata = facts.nodata if told == "nodata" else None
     return ScenePlan(
         tiles=tiles,
@@ -169,6 +181,7 @@ def plan_scene(
         alpha="source" if facts.has_alpha else "made" if told == "alpha" else "",
         profile=profile,
         job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
+        choice=choice,
     )
 
 

@@ -30,6 +30,7 @@ class Wanted:
     window: Window  # of the source that is enlarged, lr
     places: tuple[int, ...]  # of the bands that are enlarged, in what the raster reads
     weights: str  # name and digest
+    chosen: str = ""  # what the weights were chosen by, where the scene decided
     creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
 
 
@@ -91,6 +92,8 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
+    if wanted.chosen:
+        own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
     if "GEOLOCATION" in spaces:
         spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)
