@@ -1,8 +1,8 @@
 """Which packaged weights fit a scene, where the user names none: those for clean pictures, or those for real ones.
 
 What is measured is noise and the blocks of JPEG, on a few windows of the whole scene, whatever part of it is enlarged,
-so that every window of a scene is enlarged with the same weights. The thresholds were fixed on validation pictures by
-benchmarks/does_it_choose_well.py.
+so that every window of a scene is enlarged with the same weights. benchmarks/does_it_choose_well.py finds the
+thresholds on validation pictures, and shows how often they are right.
 """
 
 from __future__ import annotations
