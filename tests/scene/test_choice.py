@@ -41,8 +41,8 @@ def real_weights(tmp_path, monkeypatch):
         shutil.copy(catalogue.FOLDER / f"{name}.safetensors", folder)
     shutil.copy(catalogue.FOLDER / "x4.confidence.json", folder)
     x4 = read_checkpoint(folder / "x4.safetensors")
-    first = next(iter(x4.weights))
-    other = replace(x4, weights={**x4.weights, first: x4.weights[first] * 1.01})
+    name = "conv_first.weight"
+    other = replace(x4, weights={**x4.weights, name: x4.weights[name] * 1.01})
     write_checkpoint(folder / "x4-real.safetensors", other)
     entries = []
     for name, scale in (("x4", 4), ("x2", 2), ("x4-real", 4)):
@@ -84,7 +84,7 @@ def test_noise_and_jpeg_ask_for_real_weights_and_a_clean_scene_does_not(scenes):
     assert clean.noise == pytest.approx(0.6, abs=0.2)
     assert noisy.noise == pytest.approx(6, abs=1)
     assert noisy.blockiness < 0.1 < BLOCKY < compressed.blockiness
-    assert noisy.line() == f"{scenes['noisy']} is noisy (sigma {noisy.noise} of 255): x4-real."
+    assert noisy.line() == f"{scenes['noisy']}: the scene is noisy (sigma {noisy.noise} of 255): x4-real."
     assert f"is compressed by JPEG (blockiness {compressed.blockiness:.2f}): x4-real." in compressed.line()
     assert f"is clean (sigma {clean.noise} of 255, blockiness 0.0" in clean.line()
 
@@ -129,11 +129,12 @@ def test_of_several_inputs_each_has_its_own_weights_and_each_file_is_loaded_once
     inputs = [*map(str, scenes.values()), str(twice)]
     assert run(["upscale", *inputs, "-o", str(tmp_path / "large"), "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["weights"] for one in told] == ["x4", "x4-real", "x4-real", "x4-real"]
+    weights = [one["weights"] for one in told if one["event"] == "result"]
+    assert weights == ["x4", "x4-real", "x4-real", "x4-real"]
     assert loaded == [None, "x4-real"]
     capsys.readouterr()
     assert run(["upscale", str(scenes["noisy"]), "-o", str(tmp_path / "x2.tif"), "--scale", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["weights"] == "x2"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["weights"] == "x2"
 
 
 def test_without_packaged_real_weights_nothing_is_measured_or_said(scenes, monkeypatch):
@@ -150,7 +151,7 @@ def test_where_errors_to_expect_are_wanted_the_weights_are_such_that_have_them(s
     with open_raster(scenes["noisy"]) as raster, caplog.at_level(logging.INFO, "repmamba"):
         upscaler, choice = chooser(raster, confidence=True)
         assert (upscaler.name, choice) == ("x4", None)
-        assert "x4-real has no errors to expect, as --confidence asks: x4." in caplog.messages
+        assert f"{scenes['noisy']}: x4-real has no errors to expect, as --confidence asks: x4." in caplog.messages
         assert chooser(raster)[0].name == "x4-real"
 
 

@@ -59,7 +59,7 @@ class Choice:
 
     def line(self) -> str:
         """One line for people."""
-        return f"{self.scene} is {self.why}: {self.weights}."
+        return f"{self.scene}: the scene is {self.why}: {self.weights}."
 
     def as_json(self) -> dict[str, Any]:
         """What a receipt says of it."""
@@ -98,7 +98,9 @@ class Chooser:
             self._loaded[choice.weights] = self._other(choice.weights)
         chosen = self._loaded[choice.weights]
         if confidence and chosen.calibration is None:
-            logger.info("%s has no errors to expect, as --confidence asks: %s.", chosen.name, self.usual.name)
+            logger.info(
+                "%s: %s has no errors to expect, as --confidence asks: %s.", choice.scene, chosen.name, self.usual.name
+            )
             return self.usual, None
         logger.info("%s", choice.line())
         return chosen, choice
