@@ -110,6 +110,15 @@ def test_the_choice_is_in_the_log_the_plan_the_tags_and_the_receipt(scenes, tmp_
 
 
 @pytest.mark.usefixtures("real_weights")
+def test_what_a_file_is_can_be_said_even_if_its_pixels_cannot_be_read(scenes):
+    whole = scenes["noisy"].read_bytes()
+    scenes["noisy"].write_bytes(whole[: len(whole) // 2])
+    facts = raster_facts(str(scenes["noisy"]), 4)
+    assert facts["size"] == "48 x 48 pixels"
+    assert facts["enlarged"]["weights"].startswith("x4, if the pixels can be read: ")
+
+
+@pytest.mark.usefixtures("real_weights")
 @pytest.mark.parametrize("weights", ["x4", "an Upscaler"])
 def test_named_weights_overrule_and_nothing_is_measured(scenes, tmp_path, monkeypatch, weights):
     monkeypatch.setattr(choice_module, "choose", lambda *_: pytest.fail("the scene was measured"))

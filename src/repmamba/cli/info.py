@@ -17,13 +17,13 @@ import click
 from repmamba import __version__
 from repmamba.cli import options
 from repmamba.cli.terminal import printable
-from repmamba.errors import SourceError
+from repmamba.errors import CorruptSource, SourceError
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
     from repmamba.scene.grid import Grid
-    from repmamba.scene.raster import RasterFacts
+    from repmamba.scene.raster import Raster, RasterFacts
 
 Facts = dict[str, Any]
 
@@ -117,13 +117,12 @@ def checkpoint_facts(weights: str) -> Facts:
 
 def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
-    from repmamba.scene.choice import choose
     from repmamba.scene.plan import said_of_bands_alone, usual_groups
     from repmamba.scene.raster import open_raster
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts, choice = raster.facts, choose(raster, f"x{scale}")
+        facts, weights = raster.facts, _weights(raster, f"x{scale}")
     grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts), facts)
     return {
         "raster": facts.name,
@@ -139,7 +138,7 @@ def raster_facts(source: str, scale: int) -> Facts:
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
             "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
             **_pixel(grid.refined(scale)),
-            "weights": f"x{scale}" if choice is None else f"{choice.weights}: the scene is {choice.why}",
+            "weights": weights,
         },
     }
 
@@ -171,6 +170,17 @@ def _refuse_unknown_name(file: str) -> None:
     if re.fullmatch(r"[\w-]+", file) and not os.path.exists(file):
         names = ", ".join(entry.name for entry in packaged_weights())
         raise SourceError(f"{file} is no file, and no name of packaged weights, which are {names}.")
+
+
+def _weights(raster: Raster, usual: str) -> str:
+    """The weights that upscale takes where none are named, and why."""
+    from repmamba.scene.choice import choose
+
+    try:
+        choice = choose(raster, usual)
+    except CorruptSource as fault:  # what the file is can be said all the same
+        return f"{usual}, if the pixels can be read: {fault}"
+    return usual if choice is None else f"{choice.weights}: the scene is {choice.why}"
 
 
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
