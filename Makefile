@@ -13,7 +13,8 @@ BENCHMARKS := \
   how_far_from_its_own_arithmetic where_does_the_time_go how_does_it_grow_with_area how_does_it_grow_with_threads \
   against_a_light_window_transformer against_other_runtimes how_long_is_a_training_step which_scan_at_which_length \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
-  how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network
+  how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
+  does_it_choose_well
 
 .PHONY: help demo test test-long check format bench wheels qgis-plugin docs readme-picture clean
 

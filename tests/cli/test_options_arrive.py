@@ -50,6 +50,7 @@ PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
     "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.scene.choice.load": SimpleNamespace(scale=2, name="x2"),  # where no weights are named
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
     "repmamba.scene.engine.plan_file": Answer(),
@@ -218,6 +219,7 @@ OPTIONS = [
     Row("prepare", "blur", "... --blur 0.5 2", "prepare.settings.stages", (Stage("blur", 0.5, 2),)),
     Row("prepare", "noise", "... --noise 0 5", "prepare.settings.stages", (Stage("noise", 0, 5),)),
     Row("prepare", "jpeg", "... --jpeg 60 95", "prepare.settings.stages", (Stage("jpeg", 60, 95),)),
+    Row("prepare", "degrade", "... --degrade middle", "prepare.settings.degrade", "middle"),
     Row("prepare", "jobs", "... --jobs 3", "prepare.workers", 3),
     Row("prepare", "quiet", "... --quiet", "stderr", ""),
     *rows("train", "fit", OF_RUNS),
@@ -300,8 +302,11 @@ def test_a_dry_run_plans_with_the_options_of_a_run(heard_of, row):
     assert at(heard_of(f"{line_of(row)} --dry-run"), row.place) == row.value
 
 
-def test_a_run_gets_the_upscaler_that_was_loaded(heard_of):
-    assert at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choose_beside(heard_of):
+    named = heard_of("upscale in.tif -o out.tif --weights mine")
+    assert at(named, "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+    chooser = at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights")
+    assert chooser.usual is API["repmamba.scene.choice.load"]
 
 
 @pytest.mark.usefixtures("heard_of")

@@ -40,7 +40,7 @@ from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes
-from repmamba.train.recipe_file import recipe_text
+from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
@@ -286,6 +286,34 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(tiny, who
     monkeypatch.setattr("repmamba.train.loop.open_stock", lambda *_, **__: pytest.fail("images were read"))
     with pytest.raises(JobChanged, match=r"optimiser.lr: 0.001 -> 0.5"):
         fit(tiny(optimiser={"lr": 0.5}), whole_run)
+
+
+CONSTANT = {"kind": "constant", "warmup": 2}
+
+
+def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(tiny, tmp_path, seen):
+    planned = tiny(steps=8, schedule=CONSTANT | {"descent": 4, "floor": 0.1})
+    fit(planned, tmp_path / "planned", log_every=1)
+    fit(tiny(steps=2, schedule=CONSTANT), tmp_path / "moved", log_every=1)
+    longer = fit(tiny(steps=4, schedule=CONSTANT), tmp_path / "moved", log_every=1)
+    assert (longer.steps, longer.finished) == (4, True)
+    fit(planned, tmp_path / "moved", log_every=1)
+    # Each end has a validation of its own; the steps are those of the planned run.
+    steps = [line for line in seen(tmp_path / "moved") if line[0] == "step"]
+    assert steps == [line for line in seen(tmp_path / "planned") if line[0] == "step"]
+    rates = [line[4] for line in steps]
+    assert rates[2:5] == [1e-3] * 3
+    assert rates[5:] == pytest.approx([1e-3 * (0.1 + 0.9 * (1 - (t / 4) ** 0.5)) for t in (1, 2, 3)])
+
+
+def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
+    descending = tiny(steps=6, schedule=CONSTANT | {"descent": 4})
+    fit(descending, tmp_path)
+    with pytest.raises(JobChanged, match=r"\(steps: 6 -> 9\), with 6 steps done.*start.weights"):
+        fit(tiny(steps=9, schedule=CONSTANT | {"descent": 4}), tmp_path)
+    with pytest.raises(JobChanged, match=r"seed: 1234 -> 5; steps: 6 -> 9"):
+        fit(tiny(steps=9, seed=5, schedule=CONSTANT | {"descent": 4}), tmp_path)
+    assert read_recipe(tmp_path / "recipe.toml") == descending
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

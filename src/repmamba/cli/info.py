@@ -17,13 +17,13 @@ import click
 from repmamba import __version__
 from repmamba.cli import options
 from repmamba.cli.terminal import in_flags, printable
-from repmamba.errors import SourceError
+from repmamba.errors import CorruptSource, SourceError
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
     from repmamba.scene.grid import Grid
-    from repmamba.scene.raster import RasterFacts
+    from repmamba.scene.raster import Raster, RasterFacts
 
 Facts = dict[str, Any]
 
@@ -124,6 +124,7 @@ def raster_facts(source: str, scale: int) -> Facts:
 
     with open_raster(source) as raster:
         facts, between = raster.facts, usual_range(raster)
+        weights = _weights(raster, f"x{scale}")
     grid, together = facts.grid, usual_groups(facts)
     alone = said_of_bands_alone(together, facts)
     return {
@@ -143,6 +144,7 @@ def raster_facts(source: str, scale: int) -> Facts:
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
             "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
             **_pixel(grid.refined(scale)),
+            "weights": weights,
         },
     }
 
@@ -174,6 +176,17 @@ def _refuse_unknown_name(file: str) -> None:
     if re.fullmatch(r"[\w-]+", file) and not os.path.exists(file):
         names = ", ".join(entry.name for entry in packaged_weights())
         raise SourceError(f"{file} is no file, and no name of packaged weights, which are {names}.")
+
+
+def _weights(raster: Raster, usual: str) -> str:
+    """The weights that upscale takes where none are named, and why."""
+    from repmamba.scene.choice import choose
+
+    try:
+        choice = choose(raster, usual)
+    except CorruptSource as fault:  # what the file is can be said all the same
+        return f"{usual}, if the pixels can be read: {fault}"
+    return usual if choice is None else f"{choice.weights}: the scene is {choice.why}"
 
 
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:

@@ -174,6 +174,7 @@ def upscale(
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
+    from repmamba.scene.choice import Chooser
     from repmamba.scene.engine import plan_file, upscale_file
     from repmamba.tiles.window import Window
 
@@ -188,7 +189,9 @@ def upscale(
     inputs = batch.find_inputs(sources, target, recursive=recursive)
     if settings["confidence"] is not None and len(inputs) > 1:
         raise UsageError(f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by one.")
-    upscaler = load(**network)
+    named = network.pop("weights")
+    # Named weights are for all inputs; without a name, each input has those that fit it.
+    upscaler = Chooser.loading(**network) if named is None else load(named, **network)
     jobs = batch.plan_outputs(inputs, target, upscaler.scale, folders=folders, dry_run=dry_run)
     several, shown, begun = len(jobs) > 1, list[Any](), time.monotonic()
     once = batch.SayOnce()

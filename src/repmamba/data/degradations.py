@@ -126,14 +126,24 @@ def _noise(image: Unit, deviation: float, generator: np.random.Generator) -> Uni
 
 
 def _jpeg(image: Unit, quality: float, generator: np.random.Generator) -> Unit:
-    """Compressed and decompressed as JPEG, with Pillow's colour subsampling."""
-    if image.shape[2] not in (1, 3):
-        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {image.shape[2]}.")
-    levels = to_uint8(image)
+    return jpeg(to_uint8(image), round(quality)) / 255.0
+
+
+def jpeg(levels: NDArray[np.uint8], quality: int, *, colours_halved: bool | None = None) -> NDArray[np.uint8]:
+    """(H, W, C) compressed as JPEG and decompressed; one or three bands. Raises ShapeMismatch.
+
+    quality: 1 to 100.  colours_halved: whether colours are stored at half the resolution; default as Pillow has it.
+    """
+    if levels.shape[2] not in (1, 3):
+        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {levels.shape[2]}.")
+    stored: dict[str, str] = {}
+    if colours_halved is not None and levels.shape[2] == 3:
+        stored["subsampling"] = "4:2:0" if colours_halved else "4:4:4"
     packed = io.BytesIO()
-    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(packed, "JPEG", quality=round(quality))
-    with Image.open(packed) as picture:
-        return np.asarray(picture).reshape(image.shape) / 255.0
+    picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    picture.save(packed, "JPEG", quality=quality, **stored)
+    with Image.open(packed) as read:
+        return np.asarray(read).reshape(levels.shape)
 
 
 DEGRADATIONS: dict[str, Degradation] = {

@@ -24,6 +24,7 @@ from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
+from repmamba.scene.choice import Choice, Chooser
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
@@ -58,7 +59,7 @@ CALLED_WITH = {
     **dict.fromkeys(("overwrite", "restart", "keep_finished"), FLAG),
     **dict.fromkeys(("progress", "assembling", "measuring"), CALLED),
 }
-Weights = str | os.PathLike[str] | Upscaler | None
+Weights = str | os.PathLike[str] | Upscaler | Chooser | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class SceneResult:
     seconds: float
     corrupt_pixels: int  # lr pixels that could not be read and are missing in the result
     weights: str
+    chosen: str | None  # what the weights were chosen by, where the scene decided
     consistent: bool
     confidence: Path | None = None  # the raster that says how far the result can be trusted
     kept: bool = False  # the whole result of this very job was there already
@@ -127,6 +129,7 @@ class SceneResult:
             "transform": None if transform is None else list(transform)[:6],
             "scale": self.scale,
             "weights": self.weights,
+            "chosen": self.chosen,
             "consistent": self.consistent,
             "tiles": self.tiles,
             "tiles_resumed": self.resumed,
@@ -159,7 +162,9 @@ def upscale_file(
     where it stands) or an open dataset of rasterio.  target: .tif, .cog.tif, .png or .jpg; the name appears when the
     file is whole. A name that begins with /vsimem/ and a binary file object take the result in memory, a file object a
     GeoTIFF unless format says otherwise; its side-car files, and what a stopped run leaves, are not kept then.
-    weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
+    weights: as `load` takes them, or an Upscaler that is loaded already; without any, those packaged
+    for the scale, or for real pictures (x4-real) where noise or JPEG is found.
+    overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
     goes on with them.  keep_finished: where the target is the whole result of this very call, return it as it is.
     progress: called with the output pixels finished, and of how many.  assembling: likewise, while
@@ -195,6 +200,7 @@ def upscale_file(
         seconds=time.monotonic() - begun,
         corrupt_pixels=corrupt.pixels,
         weights=upscaler.name,
+        chosen=None if plan.choice is None else plan.choice.why,
         consistent=plan.consistent,
         confidence=None if confidence is None else confidence.target,
         kept=kept,
@@ -290,10 +296,10 @@ def _planned(
     with open_raster(source, reading) as raster, _cluster_at(place) as cluster:
         for output in (target, *([] if second is None else [Path(second)])):
             _refuse_what_is_read(output, [output], raster)
-        upscaler = _loaded(weights, load_options)
+        upscaler, choice = _loaded(weights, load_options, raster, confidence=second is not None)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring), None
+        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring, choice), None
         facts = raster.facts
         logger.info("%s: %s", facts.name, said_of_consistency(plan.consistent, options.consistent, facts.has_place))
         if facts.alpha is not None:
@@ -326,12 +332,26 @@ def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
     return nullcontext() if place is None else connected(place)
 
 
-def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
-    """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
-    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler):
+def _loaded(
+    weights: Weights, load_options: dict[str, Any], raster: Raster, *, confidence: bool
+) -> tuple[Upscaler, Choice | None]:
+    """The Upscaler of the weights, the one given, or one that fits the scene, and then why.
+
+    Options that an Upscaler was made with cannot be given again.
+    """
+    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler | Chooser):
         raise UsageError(f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler.")
-    if not isinstance(weights, Upscaler):
-        return load(weights, **load_options)
+    if weights is None:
+        return Chooser.loading(**load_options)(raster, confidence=confidence)
+    if isinstance(weights, Chooser):
+        upscaler, choice = weights(raster, confidence=confidence)
+        return _made_already(upscaler, load_options), choice
+    if isinstance(weights, Upscaler):
+        return _made_already(weights, load_options), None
+    return load(weights, **load_options), None
+
+
+def _made_already(weights: Upscaler, load_options: dict[str, Any]) -> Upscaler:
     scale = load_options.pop("scale") or weights.scale
     if scale != weights.scale:
         raise UsageError(

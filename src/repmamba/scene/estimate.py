@@ -70,6 +70,7 @@ class Estimate:
     cluster: str | None = None  # where the tiles are computed, if not on this machine
     confidence: Path | None = None  # the second raster, where one is wanted
     said: Mapping[str, str] = field(default_factory=dict)  # what was decided of the source
+    chosen: str | None = None  # what the weights were chosen by, where the scene decided
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
     kept: bool = False  # the whole result of this very job is there already
@@ -88,6 +89,7 @@ class Estimate:
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
+        chosen = "" if self.chosen is None else f"\n  weights  {self.weights}: the scene is {self.chosen}"
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
@@ -96,7 +98,7 @@ class Estimate:
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "
-            f"{'' if self.consistent else 'not '}made consistent{alone}\n"
+            f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
             f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)} for the whole process, "
@@ -197,6 +199,7 @@ def estimate(
         program_bytes=program,
         cluster=cluster,
         confidence=None if confidence is None else confidence.target,
+        chosen=None if plan.choice is None else plan.choice.why,
         bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
     )
 

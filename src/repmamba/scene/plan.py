@@ -26,6 +26,7 @@ from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.admission import Reading
 from repmamba.scene.bbox import window_of_bbox
+from repmamba.scene.choice import Choice
 from repmamba.scene.colours import has_names, known_colours, numbers_of
 from repmamba.scene.formats import format_of
 from repmamba.scene.job import JobIdentity
@@ -100,6 +101,7 @@ class ScenePlan:
     profile: OutputProfile
     said: Mapping[str, str]  # what was decided of the source, for people
     job: JobIdentity
+    choice: Choice | None = None  # of the weights, where the scene decided
     calibration: Calibration | None = None  # gives the errors to expect, which are wanted as well
 
     @property
@@ -115,11 +117,13 @@ def plan_scene(
     options: SceneOptions,
     how: Reading | None = None,
     measuring: TellPixels | None = None,
+    choice: Choice | None = None,
 ) -> ScenePlan:
     """The plan for a raster, an output and an upscaler.
 
     Reads the scene, or a sample of a large one, if its range has to be found.
-    measuring: called with the pixels read for that, and of how many, where it takes long.
+    measuring: called with the pixels read for that, and of how many, where it takes long.  choice: why it is this
+    upscaler, where the scene decided.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     facts = raster.facts
@@ -151,6 +155,7 @@ def plan_scene(
         alpha_at=alpha_at,
         weights=f"{upscaler.name} {upscaler.digest}",
         terms=upscaler.terms,
+        chosen="" if choice is None else choice.why,
         creation=options.creation or {},
     )
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
@@ -186,6 +191,8 @@ def plan_scene(
         "compute_threads_of_a_tile": 1,
         "tiles_in_one_pass": 1,
     }
+    if choice is not None:
+        settings["chosen"] = choice.as_json()
     return ScenePlan(
         tiles=tiles,
         radiometry=radiometry,
@@ -205,6 +212,7 @@ def plan_scene(
             "range": _said_of_range(radiometry, range_found),
         },
         job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
+        choice=choice,
     )
 
 

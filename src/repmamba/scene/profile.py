@@ -32,6 +32,7 @@ class Wanted:
     alpha_at: int  # place of the raster's alpha among the bands of the output, if it has one
     weights: str  # name and digest
     terms: str = ""  # of the weights
+    chosen: str = ""  # what the weights were chosen by, where the scene decided
     creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
 
 
@@ -102,6 +103,8 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
     }
     if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
         own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)  # those of a source that was enlarged before hold on
+    if wanted.chosen:
+        own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
     if "GEOLOCATION" in spaces:
         spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)

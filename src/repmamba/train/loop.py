@@ -162,21 +162,30 @@ def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError."""
+    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError.
+
+    The end of a run that has begun, and the descent to it, may be moved as long as no step done has seen the old one.
+    """
     if processes.first:
         kept = folder / "recipe.toml"
-        begun = (folder / "curve.jsonl").is_file() or saved_steps(folder / "saves")
-        if not begun or not kept.is_file():
+        saved = saved_steps(folder / "saves")
+        begun = (folder / "curve.jsonl").is_file() or saved
+        before = read_recipe(kept) if begun and kept.is_file() else None
+        done = saved[-1] if saved else 0
+        differences = before.differences(recipe) if before else []
+        if before and differences and not recipe.same_until(before, done):
+            raise JobChanged(
+                f"{folder} holds a run of another recipe ({'; '.join(differences)}), with {done} steps done. Go on "
+                "with that one, take another folder, or name its weights in start.weights."
+            )
+        if differences:
+            logger.info("The end of the run is moved (%s).", "; ".join(differences))
+        if before is None or differences:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_durable(kept, recipe_text(recipe).encode())
             except OSError as fault:
                 raise TargetError(f"{kept} cannot be written: {fault.strerror}. Take another folder.") from fault
-        if differences := read_recipe(kept).differences(recipe):
-            raise JobChanged(
-                f"{folder} holds a run of another recipe ({'; '.join(differences)}). Go on with that one, take another "
-                "folder, or name its weights in start.weights."
-            )
     processes.wait()
 
 

@@ -113,9 +113,7 @@ def degraded(pair: Pair, recipe: Recipe) -> Pair:
     try:
         return replace(pair, lr=chain(pair.hr, generator_for(recipe.seed, pair.name)))
     except ShapeMismatch as fault:
-        raise RecipeError(
-            f"data.degradations are set, and {pair.name}, of data.val, cannot be degraded: {fault}"
-        ) from fault
+        raise RecipeError(f"The recipe degrades, and {pair.name}, of data.val, cannot be degraded: {fault}") from fault
 
 
 def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
