@@ -15,6 +15,7 @@ _HOME = {  # name -> the module it lives in
     "load": "repmamba.inference.upscaler",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
+    "export": "repmamba.exporting.export",
     "evaluate_folders": "repmamba.evaluate.evaluation",
     "fuse": "repmamba.network.fusion",
     "from_pretrained": "repmamba.network.checkpoint",
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate_folders",
+    "export",
     "from_pretrained",
     "fuse",
     "load",
@@ -35,6 +37,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from repmamba.evaluate.evaluation import evaluate_folders
+    from repmamba.exporting.export import export
     from repmamba.inference.upscaler import Upscaler, load
     from repmamba.network.checkpoint import from_pretrained, save_pretrained
     from repmamba.network.fusion import fuse

@@ -13,6 +13,7 @@ RepmambaError
 │   └── NoSpace         a disk too small for what is to be written
 ├── JobChanged          a stopped run whose input, weights or options are not those of now
 ├── VerificationError   a result that is not what its receipt says
+├── ExportError         an exported network that does not give the network's own results
 ├── TrainingStopped     a training run that must not go on
 ├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
 └── OutOfMemory         a plan that the memory of this machine does not hold
@@ -72,6 +73,10 @@ class JobChanged(RepmambaError, RuntimeError):
 
 class VerificationError(RepmambaError, ValueError):
     """A result that is not what its receipt says."""
+
+
+class ExportError(RepmambaError, ArithmeticError):
+    """An exported network whose results are too far from the network's own."""
 
 
 class TrainingStopped(RepmambaError, RuntimeError):

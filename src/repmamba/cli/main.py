@@ -39,6 +39,7 @@ VERBS = (
     Verb("train", "repmamba.cli.train", "Train a network by a recipe."),
     Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own."),
     Verb("evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."),
+    Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
     Verb("completion", "repmamba.cli.completion", "Print what makes a shell complete repmamba's commands."),
 )
 

@@ -10,7 +10,6 @@ graph of this network would have several times as many nodes, and its scan a fix
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -45,11 +44,6 @@ class Graph:
         self._scope: list[str] = []
         self._vectors: dict[tuple[Length, ...], Value] = {}
         self._values = 0
-
-    @property
-    def kinds(self) -> Counter[str]:
-        """How many nodes there are of each kind."""
-        return Counter(node.op_type for node in self.nodes)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -88,6 +82,12 @@ class Graph:
             self.constants[key] = numpy_helper.from_array(array, name)
         found: str = self.constants[key].name
         return found
+
+    def rename(self, value: Value, name: str) -> None:
+        """Give the result of the last node the name that it has outside of the graph."""
+        (last,) = self.nodes[-1].output
+        assert last == value
+        self.nodes[-1].output[0] = name
 
     def weight(self, matrix: Tensor | NDArray[Any], name: str) -> Value:
         """A matrix or a kernel of the network; in a graph of halves, float16 and a cast."""

@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from repmamba.errors import UsageError
-from repmamba.export.graph import Graph, Length, Operand, Value
-from repmamba.export.scan import Plan, plan_scans, scan_map
+from repmamba.exporting.graph import Graph, Length, Operand, Value
+from repmamba.exporting.scan import Plan, plan_scans, scan_map
+from repmamba.inference.exported import LR
 from repmamba.network.config import SPLIT
 from repmamba.network.fusion import (
     FusedCSSP,
@@ -30,9 +31,6 @@ from repmamba.network.fusion import (
 from repmamba.network.repconv import EPS
 from repmamba.network.repmamba import NearestConv, PixelShuffle, PixelShuffleDirect
 
-LR, SR = "lr", "sr"
-"""Names of the graph's input and output."""
-
 TWICE = np.array([1, 1, 2, 2], np.float32)
 
 
@@ -43,24 +41,15 @@ class InputSize:
     height: int | None = None
     width: int | None = None
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether there is one size, and then one image at a time."""
-        return self.height is not None
 
-
-def write_network(network: FusedRepMamba, size: InputSize, *, half: bool = False) -> Graph:
-    """The graph of a network, from LR to SR: (batch, bands, h, w) -> (batch, bands, s h, s w).
-
-    half: matrices and kernels are stored in float16.
-    """
-    graph = Graph(half=half)
+def write_network(graph: Graph, network: FusedRepMamba, size: InputSize) -> Value:
+    """The nodes of a network on the input LR, (batch, bands, h, w) -> (batch, bands, s h, s w)."""
     height, width = _size(graph, size)
     evened, plan = _evened(graph, height, width)
     with graph.scope("first"):
         mean = network.mean.reshape(1, -1, 1, 1)
         centred = graph.node("Sub", evened, mean.numpy())
-        # The network pads its input with the mean: what is left of that here is a padding of zeros.
+        # The network pads its input with the mean: of what is left, that is a padding with zeros.
         shallow = _convolution(graph, network.conv_first, centred, taken=network.mean)
         deep = _norm(graph, network.embed_norm, _tokens(graph, shallow))
     for number, group in enumerate(network.groups):
@@ -72,9 +61,7 @@ def write_network(network: FusedRepMamba, size: InputSize, *, half: bool = False
     with graph.scope("upsampler"):
         sr = _upsampled(graph, network.upsampler, deep, network.scale)
         ends = [graph.times(length, network.scale) for length in (height, width)]
-        graph.node("Slice", sr, np.array([0, 0]), graph.vector(ends), np.array([2, 3]))
-    graph.nodes[-1].output[0] = SR
-    return graph
+        return graph.node("Slice", sr, np.array([0, 0]), graph.vector(ends), np.array([2, 3]))
 
 
 def _size(graph: Graph, size: InputSize) -> tuple[Length, Length]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repmamba.export.graph import Graph, Length, Operand, Value
+from repmamba.exporting.graph import Graph, Length, Operand, Value
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
 Array: TypeAlias = NDArray[np.float32]
