@@ -13,10 +13,8 @@ from repmamba.cli import options
 ANY_SIZE = "dynamic"
 
 
-def _size(
-    ctx: click.Context, param: click.Parameter, text: str
-) -> tuple[int, int] | None:
-    """"640x480" as height and width; None for any."""
+def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, int] | None:
+    """ "640x480" as height and width; None for any."""
     if text == ANY_SIZE:
         return None
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)

@@ -41,15 +41,12 @@ class Exported:
         """What it is, and how far from the network, in lines for people."""
         facts = self.facts
         takes = "any size" if facts.size is None else f"{facts.size[1]}x{facts.size[0]} pixels"
-        lines = [
-            f"{self.path}: x{facts.scale}, {takes}, {facts.nodes:,} nodes, {self.size / 1e6:.1f} MB"
-        ]
+        lines = [f"{self.path}: x{facts.scale}, {takes}, {facts.nodes:,} nodes, {self.size / 1e6:.1f} MB"]
         for runtime in dict.fromkeys((each.runtime, each.version) for each in facts.parity):
             of_it = [each for each in facts.parity if (each.runtime, each.version) == runtime]
             worst = max(each.largest for each in of_it)
             lines.append(
-                f"{' '.join(runtime)}: {worst:.1e} from the network's own results at most, "
-                f"on {len(of_it)} inputs"
+                f"{' '.join(runtime)}: {worst:.1e} from the network's own results at most, on {len(of_it)} inputs"
             )
         return "\n".join(lines)
 
@@ -89,6 +86,7 @@ def export(
         if path.suffix.lower() == ".onnx":
             content, facts = _as_onnx(_network(upscaler), asked, facts, samples, path.name)
         else:
+            samples = [each for each in samples if min(each.lr.shape[2:]) >= program_file.LEAST]
             network = _network(load(weights, device="cpu", backend="chunked"))
             content, facts = _as_program(network, asked, facts, samples, path.name)
     with write_errors(path):
@@ -103,9 +101,7 @@ class _Asked:
     program: Program
 
 
-def _checked(
-    path: Path, size: Sequence[int] | None, precision: str, program: str | None, *, overwrite: bool
-) -> _Asked:
+def _checked(path: Path, size: Sequence[int] | None, precision: str, program: str | None, *, overwrite: bool) -> _Asked:
     ending = path.suffix.lower()
     if ending not in EXPORTED_ENDINGS:
         raise UsageError(f"{path} names no form of export: end it with .onnx or .pt2.")
@@ -117,14 +113,14 @@ def _checked(
         raise UsageError(f"{path} is for PyTorch, in float32: float16 and programs are for .onnx.")
     if size is not None:
         lengths = tuple(size)
-        if len(lengths) != 2 or any(
-            type(length) is not int or not 1 <= length <= LARGEST for length in lengths
-        ):
+        if len(lengths) != 2 or any(type(length) is not int or not 1 <= length <= LARGEST for length in lengths):
             raise UsageError(
                 f"size is {size!r:.60}; give height and width, whole numbers from 1 to {LARGEST}, or "
                 "leave it out for inputs of any size."
             )
         size = lengths
+    if ending == ".pt2" and size is not None and min(size) < program_file.LEAST:
+        raise UsageError(f"A program of torch takes sides from {program_file.LEAST} pixels on.")
     if not path.parent.is_dir():
         raise TargetError(f"There is no folder {path.parent} for {path.name}: make it first.")
     if path.exists() and not overwrite:

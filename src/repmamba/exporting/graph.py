@@ -78,8 +78,9 @@ class Graph:
         array = np.ascontiguousarray(array)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self.constants:
-            name = name or f"c{len(self.constants)}"
-            self.constants[key] = numpy_helper.from_array(array, name)
+            number = len(self.constants)
+            own = f"{name}.{number}" if name else f"c{number}"
+            self.constants[key] = numpy_helper.from_array(array, own)
         found: str = self.constants[key].name
         return found
 

@@ -77,10 +77,7 @@ def _evened(graph: Graph, height: Length, width: Length) -> tuple[Value, Plan]:
     """The input with its last row and column repeated where their number is odd; the scans' plan."""
     with graph.scope("plan"):
         low = [graph.pieces(length, 2) for length in (height, width)]
-        odd = [
-            graph.minus(graph.times(half, 2), length)
-            for half, length in zip(low, (height, width), strict=True)
-        ]
+        odd = [graph.minus(graph.times(half, 2), length) for half, length in zip(low, (height, width), strict=True)]
     plan = plan_scans(graph, *low)
     with graph.scope("first"):
         return graph.node("Pad", LR, graph.vector([0] * 6 + odd), mode="edge"), plan
@@ -187,9 +184,7 @@ def _connection(graph: Graph, conv: nn.Module, x: Value, *, taken: Tensor | None
     return x
 
 
-def _convolution(
-    graph: Graph, conv: nn.Module, x: Value, name: str = "conv", *, taken: Tensor | None = None
-) -> Value:
+def _convolution(graph: Graph, conv: nn.Module, x: Value, name: str = "conv", *, taken: Tensor | None = None) -> Value:
     """A convolution of a map that keeps its size.
 
     taken: what each channel of x lacks, and what the network pads with.

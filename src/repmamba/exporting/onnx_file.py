@@ -36,13 +36,8 @@ def model_of(graph: Graph, network: FusedRepMamba, size: InputSize) -> Any:
     if size.height is not None and size.width is not None:
         lr = [1, bands, size.height, size.width]
         sr = [1, bands, scale * size.height, scale * size.width]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in ((LR, lr), (SR, sr))
-    ]
-    written = helper.make_graph(
-        graph.nodes, "repmamba", ends[:1], ends[1:], list(graph.constants.values())
-    )
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ((LR, lr), (SR, sr))]
+    written = helper.make_graph(graph.nodes, "repmamba", ends[:1], ends[1:], list(graph.constants.values()))
     return helper.make_model(
         written,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -58,4 +53,3 @@ def content_of(model: Any, metadata: Mapping[str, str]) -> bytes:
 
     helper.set_model_props(model, {**metadata, CHECKSUM: BLANK})
     return sealed(model.SerializeToString())
-

@@ -60,9 +60,7 @@ class Runtime:
     samples: int | None
 
 
-def samples_of(
-    runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]
-) -> list[Sample]:
+def samples_of(runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]) -> list[Sample]:
     """Inputs that an export takes, and what it should give: `finished` of the network's results."""
     inputs = _fixed(runner.bands, *size) if size else _any(runner.bands)
     return [Sample(words, lr, finished(runner.run(lr))) for words, lr in inputs]
@@ -111,9 +109,7 @@ def measured(content: bytes, samples: Sequence[Sample]) -> list[Difference]:
     return found
 
 
-def differences(
-    run: Run, samples: Sequence[Sample], runtime: str, of_version: str
-) -> list[Difference]:
+def differences(run: Run, samples: Sequence[Sample], runtime: str, of_version: str) -> list[Difference]:
     """The largest difference of each sample's result from what is expected."""
     found = []
     for sample in samples:
@@ -123,9 +119,7 @@ def differences(
             away = np.abs(result - sample.sr.numpy()).max()
             largest = float(away) if np.isfinite(away) else largest
         logger.info("%s, %s %s: %.1e", runtime, sample.words, tuple(sample.lr.shape), largest)
-        found.append(
-            Difference(runtime, of_version, sample.words, tuple(sample.lr.shape), largest)
-        )
+        found.append(Difference(runtime, of_version, sample.words, tuple(sample.lr.shape), largest))
     return found
 
 
@@ -145,7 +139,7 @@ def check(found: Sequence[Difference], precision: str) -> None:
 def _onnx_runtime(content: bytes) -> Run:
     session = open_session(content)
     name = session.get_inputs()[0].name
-    return lambda lr: session.run(None, {name: lr})[0]  # type: ignore[no-any-return]
+    return lambda lr: session.run(None, {name: lr})[0]
 
 
 def _openvino(content: bytes) -> Run:

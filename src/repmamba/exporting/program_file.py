@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from repmamba.network.fusion import FusedRepMamba
 
+LEAST = 3
+"""Pixels of a side. With fewer, sides of the pooled map are 1, which torch.export takes for a case of its own."""
+
 
 class AnySize(nn.Module):
     """The network with its rule for odd sizes written without a condition.
@@ -29,26 +32,31 @@ class AnySize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W)."""
         height, width = image.shape[-2:]
-        rows, columns = (_evened(length, image.device) for length in (height, width))
-        result = self.network(image[:, :, rows][..., columns])
+        result: Tensor = self.network(_picked(image, _evened(height), _evened(width)))
+        # By indices, since torch.export takes a slice for one that cuts, or for one that does not.
         scale = self.network.scale
-        return result[..., : height * scale, : width * scale]
+        return _picked(result, torch.arange(height * scale), torch.arange(width * scale))
 
 
-def _evened(length: int, device: torch.device) -> Tensor:
+def _picked(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return image.index_select(2, rows).index_select(3, columns)
+
+
+def _evened(length: int) -> Tensor:
     """The indices of so many rows, the last one twice where their number is odd."""
-    return torch.arange((length + 1) // 2 * 2, device=device).clamp(max=length - 1)
+    return torch.arange((length + 1) // 2 * 2).clamp(max=length - 1)
 
 
 def program_of(network: FusedRepMamba, size: tuple[int, int] | None) -> Any:
     """The exported program of a network, with the scan of plain operators. size: height, width."""
     module = AnySize(network).eval()
     dynamic = None
-    example = torch.zeros(1, network.config.in_chans, *(size or (0, 0)))
+    shape = (1, *size) if size else (2, 34, 50)
+    batch, height, width = shape
+    example = torch.zeros(batch, network.config.in_chans, height, width)
     if size is None:
-        example = torch.zeros(2, network.config.in_chans, 34, 50)
-        axes = torch.export.Dim.DYNAMIC
-        dynamic = {"image": {0: axes, 2: axes, 3: axes}}
+        any_length = torch.export.Dim.DYNAMIC
+        dynamic = {"image": {0: any_length, 2: any_length, 3: any_length}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # remarks of torch on its own parts
         return torch.export.export(module, (example,), dynamic_shapes=dynamic)

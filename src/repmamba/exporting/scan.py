@@ -115,9 +115,7 @@ def scan_map(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> Value:
     decays = [graph.node("Exp", graph.node("Mul", each, A)) for each in _unbound(graph, dt, STEPS)]
     added = [
         graph.node("Mul", one, other)
-        for one, other in zip(
-            _unbound(graph, drive, STEPS), _unbound(graph, B, STEPS), strict=True
-        )
+        for one, other in zip(_unbound(graph, drive, STEPS), _unbound(graph, B, STEPS), strict=True)
     ]
     total = graph.node("ReduceSum", dt, np.array([5]))
     left = _advanced(graph, added[0], decays[1:], added[1:])[-1]
@@ -134,9 +132,7 @@ def scan_map(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> Value:
     return graph.node("Add", _image(graph, y, channel, plan), graph.node("Mul", pooled, skip))
 
 
-def _advanced(
-    graph: Graph, h: Value, decays: Sequence[Value], added: Sequence[Value]
-) -> list[Value]:
+def _advanced(graph: Graph, h: Value, decays: Sequence[Value], added: Sequence[Value]) -> list[Value]:
     """The state h, then that after each step: h <- decay h + added."""
     states = [h]
     for decay, each in zip(decays, added, strict=True):
@@ -158,9 +154,7 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
     rows = layer.x_proj.double().view(DIRECTIONS, rank + 2 * STATE, channel)[list(ORDER)]
     of_dt = layer.dt_weight.double()[list(ORDER)] @ rows[:, :rank]
     # By row and by column, each: dt there and back, then B and C there and back.
-    weight = np.concatenate(
-        [each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1
-    )
+    weight = np.concatenate([each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1)
     bias = layer.dt_bias[list(ORDER)].reshape(2, -1, 1).numpy()
 
     flat = np.array([0, 1, channel, -1])
@@ -168,8 +162,8 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
     by_column = graph.node("Reshape", graph.node("Transpose", pooled, perm=[0, 1, 3, 2]), flat)
     u = graph.node("Concat", by_row, by_column, axis=1)  # (batch, 2, channel, length)
     product = graph.node("MatMul", graph.constant(weight), u)
-    parts = np.array([2 * channel, 4 * STATE])
-    dt, others = graph.nodes_of("Split", product, parts, count=2, axis=2)
+    halves = np.array([2 * channel, 4 * STATE])
+    dt, others = graph.nodes_of("Split", product, halves, count=2, axis=2)
     dt = _softplus(graph, graph.node("Add", dt, bias))
     dt = graph.node("Reshape", dt, np.array([0, 2, 2, channel, -1]))
     others = graph.node("Reshape", others, np.array([0, 2, 2, 2 * STATE, -1]))
@@ -197,9 +191,7 @@ def _reversed(graph: Graph, sequence: Value) -> Value:
     return graph.node("Slice", sequence, *bounds)
 
 
-def _before(
-    graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan, levels: Sequence[Level]
-) -> Value:
+def _before(graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan, levels: Sequence[Level]) -> Value:
     """The state before each chunk, found from that before each group, found from that of each block.
 
     dt: the sum of a chunk's step sizes.  added and result: what it leaves when it begins with zero.

@@ -90,18 +90,14 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as missing:
-        raise MissingExtra(
-            "Exported networks need ONNX Runtime: pip install 'repmamba[onnx]'."
-        ) from missing
+        raise MissingExtra("Exported networks need ONNX Runtime: pip install 'repmamba[onnx]'.") from missing
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # what its optimiser remarks on is nobody's concern
     for name, value in SETTINGS.items():
         options.add_session_config_entry(name, value)
     try:
-        return onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as failure:  # its errors have classes of their own, one for each code
         reason = next(iter(str(failure).splitlines()), "no reason given")
         raise CheckpointError(f"ONNX Runtime cannot run this network: {reason:.200}") from failure
