@@ -107,7 +107,7 @@ def test_a_fixed_size_takes_one_image_of_that_size(small_weights, in_onnx_runtim
     assert session.get_inputs()[0].shape == [1, 3, 20, 31]
     assert session.get_outputs()[0].shape == [1, 3, 40, 62]
     assert written.facts.size == (20, 31)
-    with pytest.raises(CheckpointError, match=r"20x31 pixels.*--size dynamic"):
+    with pytest.raises(CheckpointError, match=r"31x20 pixels.*--size dynamic"):
         repmamba.load(written.path)
 
 

@@ -21,7 +21,7 @@ def test_the_item_has_the_fields_of_the_extension(small_export, small_weights):
         assert structure["shape"] == [-1, 3, -1, -1]
         assert structure["dim_order"] == ["batch", "bands", "height", "width"]
         assert structure["data_type"] == "float32"
-    assert given["bands"] == result["bands"] == [band["name"] for band in assets["model"]["bands"]]
+    assert given["bands"] == result["bands"] == [band["name"] for band in properties["bands"]]
     settings = properties["mlm:hyperparameters"]
     assert (settings["scale"], settings["tile"], settings["halo"]) == (2, 256, 8)
     assert 0 < settings["largest_difference"] < 1e-5

@@ -65,18 +65,23 @@ class ExportedNetwork(nn.Module):
         return self.runner.run(image)
 
 
-def open_exported(path: Path) -> OnnxRunner:
-    """The runner of a file that takes inputs of any size. Raises CheckpointError, MissingExtra."""
+def read_export(path: Path) -> OnnxRunner:
+    """The runner of a file, whatever size its input has. Raises CheckpointError, MissingExtra."""
     if path.suffix.lower() != ".onnx":
         raise CheckpointError(
             f"{path} is a program of torch.export: run it with torch.export.load(...).module(). Here only networks "
             "exported as .onnx are run."
         )
-    runner = OnnxRunner(read_sealed(path), path)
+    return OnnxRunner(read_sealed(path), path)
+
+
+def open_exported(path: Path) -> OnnxRunner:
+    """The runner of a file that takes inputs of any size. Raises CheckpointError, MissingExtra."""
+    runner = read_export(path)
     if runner.facts.size is not None:
         height, width = runner.facts.size
         raise CheckpointError(
-            f"{path} takes inputs of {height}x{width} pixels only, and the tiles of a scene differ "
+            f"{path} takes inputs of {width}x{height} pixels only, and the tiles of a scene differ "
             "in size: export the network with --size dynamic."
         )
     return runner
