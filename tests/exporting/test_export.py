@@ -70,6 +70,7 @@ def test_a_runtime_with_other_results_is_refused_and_nothing_is_written(small_we
 
         return parity.Runtime("onnxruntime", opened, None)
 
+    monkeypatch.setattr(parity, "NOISE", ((1, 7, 8),))
     target = tmp_path / "small.onnx"
     for error, precision in ((2e-4, "float32"), (float("nan"), "float32"), (5e-3, "float16")):
         monkeypatch.setattr(parity, "RUNTIMES", (off_by(error),))
@@ -207,3 +208,28 @@ def test_the_whole_engine_gives_the_same_raster_within_a_grey_level(small_export
     assert exported.shape == (3, 74, 100)
     assert np.abs(exported - own).max() <= 1
     assert exported.std() > 10
+
+
+def test_an_export_is_evaluated_timed_and_described_as_weights_are(small_export, small_weights, tmp_path, capsys):
+    from repmamba.cli.main import run
+    from repmamba.data.images import write_png
+
+    noise = np.random.default_rng(5).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    write_png(tmp_path / "pairs" / "GT" / "1.png", noise[0])
+    write_png(tmp_path / "pairs" / "LR" / "1.png", noise[1, :16, :16])
+    scores = repmamba.evaluate_folders(tmp_path / "pairs", weights=[str(small_export.path), str(small_weights)]).scores
+    exported, own = (
+        {value.metric: value.value for value in scores.values if value.method == name} for name in scores.methods
+    )
+    assert exported.keys() == own.keys()
+    assert all(abs(exported[name] - own[name]) < 1e-3 for name in own)
+    assert run(["bench", "--weights", str(small_export.path), "--size", "16", "--passes", "1"]) == 0
+    assert "ONNX Runtime" in capsys.readouterr().out
+    assert run(["info", str(small_export.path)]) == 0
+    assert f"{small_export.facts.nodes:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda:7"}, {"backend": "numba"}, {"precision": "bfloat16"}, {"scale": 3}])
+def test_what_an_export_cannot_do_is_refused_in_one_line(small_export, options):
+    with pytest.raises((UsageError, CheckpointError), match=next(iter(options)) if "scale" not in options else "x2"):
+        repmamba.load(small_export.path, **options)
