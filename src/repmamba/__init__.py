@@ -18,7 +18,7 @@ _HOME = {  # name -> the module it lives in
     "export": "repmamba.exporting.export",
     "evaluate_folders": "repmamba.evaluate.evaluation",
     "fuse": "repmamba.network.fusion",
-    "from_pretrained": "repmamba.network.checkpoint",
+    "from_pretrained": "repmamba.inference.catalogue",
     "save_pretrained": "repmamba.network.checkpoint",
 }
 
@@ -38,8 +38,9 @@ __all__ = [
 if TYPE_CHECKING:
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.exporting.export import export
+    from repmamba.inference.catalogue import from_pretrained
     from repmamba.inference.upscaler import Upscaler, load
-    from repmamba.network.checkpoint import from_pretrained, save_pretrained
+    from repmamba.network.checkpoint import save_pretrained
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
 

@@ -11,26 +11,40 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from repmamba.errors import NoSpace, RepmambaError, TargetError
+from repmamba.errors import NoSpace, RepmambaError, TargetError, UsageError
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # a full disk, a used-up quota
 FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where room does not help
 PIECE = 1 << 20  # bytes read at once where a whole file passes through
 _BINARY = getattr(os, "O_BINARY", 0)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")  # s3://bucket/, also as a Path; /vsigs/bucket/
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError for an output at an address or in an object store: only local files are written."""
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        address = re.sub(r"^(\w[\w+.-]*:)/(?!/)", r"\1//", text)  # a Path has one of the slashes
+        raise UsageError(
+            f"{address} is not on this machine, and only local files are written: name a local file or folder, "
+            "then copy the result there."
+        )
 
 
 @contextmanager
 def write_errors(path: Path, after: str = "") -> Iterator[None]:
     """Turn what the system says while path is written into NoSpace or TargetError, each one line.
 
-    after: a sentence for the end of that line.
+    after: a sentence for the end of that line. Raises UsageError for a path that is not on this machine.
     """
+    check_local(path)
     try:
         yield
     except RepmambaError:

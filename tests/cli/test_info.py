@@ -155,12 +155,25 @@ def test_a_checkpoint_is_told_with_its_configuration_and_training(facts_of, chec
 def test_both_counts_that_are_called_folded_are_told_apart(capsys):
     assert run(["info", "x4"]) == 0
     shown = capsys.readouterr().out
-    for name, count in (
-        ("as trained", "795,984"),
-        ("RepConvs folded, as papers count", "785,184"),
-        ("all folded, as it runs", "628,576"),
-    ):
-        assert re.search(rf"^  {name} +{count}$", shown, re.MULTILINE)
+    assert "795,984 as trained, 785,184 RepConvs folded, as papers count, 628,576 all folded, as it runs" in shown
+
+
+def test_of_packaged_weights_ten_lines_are_printed_and_the_rest_is_in_the_json(capsys, facts_of):
+    for name in ("x2", "x3", "x4", "x4-open"):
+        assert run(["info", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("\n") <= 10
+        assert f"repmamba info {name} --json" in shown
+        assert re.search(r"^terms +\S", shown, re.MULTILINE)
+    assert "recipe" in facts_of("x4")["training"]
+
+
+def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
+    assert run(["info", "x5"]) == 1
+    said = capsys.readouterr().err
+    assert said == "Error: x5 is no file, and no name of packaged weights, which are x4, x3, x2, x4-open.\n"
+    assert run(["info", "x5.tif"]) == 1
+    assert "x5.tif does not exist" in capsys.readouterr().err
 
 
 def test_a_corrupt_checkpoint_is_one_line(capsys, tmp_path: Path):

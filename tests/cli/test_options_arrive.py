@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
+from repmamba.cli.batch import Input
 from repmamba.cli.main import VERBS, cli, run
 from repmamba.data.degradations import Stage
 from repmamba.evaluate.methods import Method
@@ -31,6 +32,7 @@ class Answer:
     target: Path = Path("result.tif")
     made: int = 1
     kept: int = 0
+    method: str = "as usual"
 
     def summary(self) -> str:
         return "in words"
@@ -48,6 +50,7 @@ PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
     "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
     "repmamba.scene.engine.plan_file": Answer(),
     "repmamba.scene.receipt.read_receipt": SimpleNamespace(levels=[SimpleNamespace(pieces=[1])]),
@@ -189,7 +192,8 @@ OPTIONS = [
     Row("upscale", "target", "in.tif -o other.tif", "upscale_file.target", Path("other.tif")),
     Row("upscale", "dry_run", "... --dry-run", "plan_file.source", "in.tif"),
     Row("upscale", "quiet", "... --quiet", "upscale_file.progress", None),
-    Row("upscale", "as_json", "... --json", "stdout", '{"as": "JSON"}\n'),
+    Row("upscale", "recursive", "... --recursive", "find_inputs.recursive", True),
+    Row("upscale", "as_json", "... --json", "stdout", '{"event": "result", "source": "in.tif", "as": "JSON"}\n'),
     Row("verify", "receipt_file", "... --receipt moved.json", "read_receipt.path", Path("moved.json")),
     Row("verify", "quiet", "... --quiet", "stdout", ""),
     Row("verify", "as_json", "... --json", "stdout", '{"path": "out.tif", "ok": true, "tiles": 1, "pieces": 1}\n'),
@@ -258,6 +262,9 @@ OPTIONS = [
     Row("evaluate", "cost_size", "... --cost-size 64", "cost_of.width", 64),
     Row("evaluate", "others", "... --report page.html --others o.csv", "read_others.path", Path("o.csv")),
     Row("evaluate", "tile", "... --tile 32", "network.tile", 32),
+    Row("evaluate", "peak", "... --peak 4000", "metrics_of.peak", 4000.0),
+    Row("evaluate", "value_range", "... --range 200,4200", "network.value_range", (200.0, 4200.0)),
+    Row("evaluate", "value_range", "... --range 200,4200", "metrics_of.peak", 4000.0),
     Row("evaluate", "tile", "... --tile 32 --ensemble", "network.tile", 32),
     Row("evaluate", "quiet", "... --quiet", "stderr", ""),
 ]

@@ -23,6 +23,16 @@ LAYOUTS = {
     "flat": ("GT/000.png", "LR/000.png", "000", ""),
     "class folders inside": ("GT/Airport/a_1.png", "LR/Airport/a_1.png", "Airport/a_1", "Airport"),
     "class folders around": ("Airport/GT/a_1.png", "Airport/LR/a_1.png", "Airport/a_1", "Airport"),
+    "HR for GT": ("HR/000.png", "LR/000.png", "000", ""),
+    "in lower case": ("hr/Airport/a_1.png", "lr/Airport/a_1.png", "Airport/a_1", "Airport"),
+    "HR by class": ("Airport/HR/a_1.png", "Airport/LR/a_1.png", "Airport/a_1", "Airport"),
+    "DIV2K's names": ("GT/0801.png", "LR/0801x2.png", "0801", ""),
+    "names with an underscore": ("GT/a_1.png", "LR/a_1_x2.png", "a_1", ""),
+    "scaled names by class": ("GT/Airport/a.png", "LR/Airport/aX2.png", "Airport/a", "Airport"),
+    "folders by scale": ("HR/0801.png", "LR/X2/0801x2.png", "0801", ""),
+    "folders by scale, plain names": ("HR/0801.png", "LR/x2/0801.png", "0801", ""),
+    "DIV2K's folders": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X2/0801x2.png", "0801", ""),
+    "a name that ends so by itself": ("GT/box2.png", "LR/box2.png", "box2", ""),
     "large images alone": ("000.png", None, "000", ""),
     "large images by class": ("Airport/a_1.png", None, "Airport/a_1", "Airport"),
 }
@@ -66,6 +76,28 @@ def test_pairs_are_made_by_name_not_by_position(tmp_path):
         find_pairs(tmp_path)
     (tmp_path / "GT/2.png").unlink()
     with pytest.raises(UsageError, match="no partner in GT for 3"):
+        find_pairs(tmp_path)
+
+
+def test_of_several_scales_that_asked_for_is_taken(tmp_path):
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x2.png")
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x3.png", scale=3)
+    with pytest.raises(UsageError, match=r"LR of several scales \(1x2.png and 1x3.png\): say which"):
+        find_pairs(tmp_path)
+    for scale in (2, 3):
+        (found,) = find_pairs(tmp_path, scale)
+        assert found.read(scale).scale == scale
+
+
+def test_a_name_that_tells_of_another_scale_is_refused(tmp_path):
+    write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x3.png", scale=2)
+    with pytest.raises(ShapeMismatch, match=r"1x3.png is x3 by its name, and is not 3 times smaller than 1.png"):
+        find_pairs(tmp_path)
+
+
+def test_a_folder_with_lr_alone_says_what_it_lacks(tmp_path):
+    write_pair(tmp_path / "High/1.png", tmp_path / "LR/1.png")
+    with pytest.raises(UsageError, match=r"has LR and neither of GT and HR, one of which .*; found High, LR"):
         find_pairs(tmp_path)
 
 

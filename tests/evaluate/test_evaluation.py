@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from click.testing import CliRunner
 
 from repmamba import evaluate_folders, load
 from repmamba.cli.evaluate import evaluate as command
 from repmamba.data.images import write_png
-from repmamba.data.pairs import pair_from_hr
+from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import UsageError
 from repmamba.evaluate.methods import Method, network
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
@@ -111,6 +112,9 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
         ({"methods": "bicubic", "scale": 5}, "A scale of 5 is not evaluated; take 2, 3 or 4"),
         ({"methods": "bicubic", "cost_size": 0}, "LR image of 0 pixels"),
+        ({"methods": "bicubic", "peak": 4000}, "for the rules bands and consistency; the others are for 8 bit"),
+        ({"methods": "bicubic", "rules": "bands", "peak": 0}, "A peak of 0 measures nothing"),
+        ({"methods": "bicubic", "rules": "bands", "value_range": (5, 5)}, "A range from 5 to 5 holds no values"),
     ],
     ids=str,
 )
@@ -131,6 +135,11 @@ def test_what_means_nothing_is_refused(place, wrong, said):
         ({"scale": 4.0}, "scale is 4.0; it takes a whole number"),
         ({"tile": "8"}, "tile is '8'; it takes a whole number of pixels"),
         ({"save": 3}, "save is 3; it takes a path"),
+        ({"peak": "4000"}, "peak is '4000'; it takes a number"),
+        ({"value_range": 4000}, "value_range is 4000; it takes two numbers"),
+        ({"ensemble": "yes"}, "ensemble is 'yes'; it takes True or False"),
+        ({"cost": 1}, "cost is 1; it takes True or False"),
+        ({"progress": 3}, "progress is 3; it takes a function"),
         ({"cost_size": "a"}, "cost_size is 'a'; it takes a whole number of pixels"),
         ({"cost_size": 1.5}, "cost_size is 1.5; it takes a whole number of pixels"),
     ],
@@ -145,6 +154,54 @@ def test_what_is_none_is_not_given_and_numbers_may_be_numpys(place):
     nothing = dict.fromkeys(["weights", "sr", "rules", "scale", "tile", "save", "cost_size"])
     given = evaluate_folders(place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8))
     assert evaluate_folders(place / "towns", methods="bicubic", **nothing).table() == given.table()
+
+
+@pytest.fixture(scope="module")
+def reflectance(tmp_path_factory) -> Path:
+    """A folder of one pair of 16 bit, with reflectances from 300 to 4000."""
+    folder = tmp_path_factory.mktemp("reflectance")
+    draw = np.random.default_rng(3).integers(300, 4000, (48, 64, 3)).astype(np.uint16)
+    pair = pair_from_hr("scene", draw, 2)
+    for name, image in (("GT", pair.hr), ("LR", pair.lr)):
+        (folder / name).mkdir()
+        with rasterio.open(
+            folder / name / "scene.tif", "w", driver="GTiff", dtype="uint16", count=3,
+            height=image.shape[0], width=image.shape[1],
+        ) as file:  # fmt: skip
+            file.write(np.moveaxis(image, 2, 0))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_peak_is_what_the_rules_for_bands_are_relative_to(reflectance):
+    def values(**options):
+        scores = evaluate_folders(reflectance, methods="bicubic", **options).scores
+        return {metric.name: scores.of(reflectance.name, "bicubic", metric.name)["scene"] for metric in scores.metrics}
+
+    usual, told = values(), values(peak=4000)
+    for name in ("bands.psnr", "consistency.psnr"):
+        assert told[name] == pytest.approx(usual[name] - 20 * np.log10(65535 / 4000))
+    assert told["bands.ssim"] < usual["bands.ssim"]
+    assert (told["bands.sam"], told["bands.ergas"]) == (usual["bands.sam"], usual["bands.ergas"])
+    assert values(value_range=(200, 4200)) == told
+    assert values(value_range=(200, 4200), peak=65535) == usual
+    table = evaluate_folders(reflectance, methods="bicubic", peak=4000).table()
+    assert "bands.psnr: all bands, no border cut, SR not rounded" in table
+    assert "; here relative to 4000" in table
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_range_is_what_networks_see_as_black_and_white(reflectance):
+    """What upscale gives with that range, to the last digits of its float32."""
+    upscaler = load("x2")
+    with rasterio.open(reflectance / "LR" / "scene.tif") as file:
+        lr = np.moveaxis(file.read(), 0, 2)
+    with rasterio.open(reflectance / "GT" / "scene.tif") as file:
+        hr = np.moveaxis(file.read(), 0, 2)
+    sr = network(upscaler, value_range=(200, 4200)).enlarge(Pair("scene", lr, hr)) * 65535
+    expected = upscaler.upscale(lr, value_range=(200, 4200), tile=32, halo=0)
+    assert np.abs(np.clip(sr, 0, 65535) - expected).max() <= 0.51
+    assert "values over 200 to 4200" in network(upscaler, value_range=(200, 4200)).how
 
 
 def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,11 +17,11 @@ from repmamba.data.images import write_png
 from repmamba.data.pairs import pair_from_hr
 from repmamba.errors import OutOfMemory, SourceError, TargetError, UsageError
 from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
-from repmamba.evaluate.cost import cost_of
+from repmamba.evaluate.cost import Cost, cost_of
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import metrics_of
 from repmamba.evaluate.page import _window, page, read_others
-from repmamba.evaluate.report import number, table, to_csv, to_json, write_text
+from repmamba.evaluate.report import cost_table, number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import PUBLISHED, NetworkConfig
@@ -158,6 +159,28 @@ def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
     assert len(parsed.of("circle")) == 4
     # LR, two methods, GT and two error maps of four images, and two pictures in each slider
     assert len(parsed.of("img")) == 4 * (6 + 2)
+
+
+def test_gt_stands_beside_lr_and_both_sides_of_a_slider_can_be_chosen(scores):
+    text = page(scores, {})
+    section = text.partition('<section class="shown">')[2].partition("</section>")[0]
+    pictures = re.findall(r'<img alt="([^"]+)"', section)
+    assert pictures[:4] == ["LR", "GT", *(method.name for method in scores.methods)]
+    choices = re.findall(r"<select[^>]*>(.*?)</select>", section)
+    assert [re.findall(r"<option[^>]*>([^<]+)", choice) for choice in choices] == [pictures[:4]] * 2
+    chosen = [re.search(r"<option value=(\d) selected", choice)[1] for choice in choices]
+    assert chosen == ["2", "3"]
+
+
+def test_columns_of_what_was_not_measured_are_left_out(scores):
+    counted = Cost(128, 128, 10, 9, 5_000_000_000, 1_000_000)
+    measured = replace(counted, seconds=0.1, peak_memory=5_000_000, device="a processor")
+    assert " ms " not in cost_table({"net": counted})
+    assert "-" not in cost_table({"net": counted}).splitlines()[2]
+    assert "<th>ms</th>" not in page(scores, {"bicubic": counted})
+    for costs in ({"net": measured}, {"net": counted, "other": measured}):
+        assert "  ms  peak MB" in cost_table(costs)
+        assert "<th>ms</th>" in page(scores, {"bicubic": measured})
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -628,3 +630,28 @@ def test_the_bounds_on_strangers_leave_room_for_the_largest_network(shaken, tmp_
     path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint.of(shaken(config)))
     assert read_checkpoint(path).config == config
     assert path.stat().st_size < weight_files.LARGEST_FILE / 10
+
+
+FORKED = """
+import multiprocessing, sys, numpy as np, torch, repmamba
+torch.set_num_threads(2)
+image = np.zeros((16, 16, 3), np.uint8)
+repmamba.load("x2").upscale(image)
+torch.rand(1 << 20).isfinite().all()  # by both threads
+
+def work():
+    repmamba.load("x2").upscale(image)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join(120)
+if child.is_alive():
+    child.kill()
+    sys.exit("the child hangs")
+sys.exit(child.exitcode)
+"""
+
+
+def test_a_forked_process_loads_weights_after_its_parent_did():
+    ended = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -578,17 +578,53 @@ def test_a_dry_run_raises_what_a_run_would(write_raster, smooth, tmp_path, bicub
         plan_file(path, target, bicubic)
 
 
-def test_files_that_a_group_of_processes_has_read_take_no_memory_away(tmp_path, monkeypatch):
+def test_memory_is_that_of_the_machine_within_the_limit_of_its_container(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    for name, text in (("memory.max", "4000000"), ("memory.current", "3900000")):
-        (tmp_path / name).write_text(f"{text}\n")
     monkeypatch.setattr(estimate, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(estimate, "GROUP", tmp_path)
-    assert estimate.available_memory() == 100_000
-    (tmp_path / "memory.stat").write_text("anon 900000\nfile 3000000\ninactive_file 2500000\n")
-    assert estimate.available_memory() == 2_600_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert estimate.available_memory() == 8_192_000
+    for left, there in ((None, 8_192_000), (100_000, 100_000), (9_000_000, 8_192_000)):
+        monkeypatch.setattr(estimate, "memory_left", lambda left=left: left)
+        assert estimate.available_memory() == there
+
+
+def test_where_memory_holds_fewer_workers_fewer_compute(write_raster, smooth, tmp_path, bicubic, monkeypatch, caplog):
+    """Any number of them gives the same bytes, so this is nothing to refuse a scene for, whoever chose the number."""
+    path = write_raster("in.tif", smooth(3, 600, 600))
+    whole = plan_file(path, tmp_path / "out.tif", bicubic, tile=64, workers=64)
+    assert whole.workers == 64
+    monkeypatch.setattr(estimate, "available_memory", lambda: whole.memory_bytes // 2)
+    with caplog.at_level("INFO", "repmamba"):
+        half = plan_file(path, tmp_path / "out.tif", bicubic, tile=64, workers=64)
+    assert 1 < half.workers < 40
+    assert half.memory_bytes <= whole.memory_bytes // 2
+    assert f"workers: {half.workers} instead of 64" in caplog.text
+    upscale_file(path, tmp_path / "out.tif", bicubic, tile=64, workers=64)
+    monkeypatch.undo()
+    upscale_file(path, tmp_path / "two.tif", bicubic, tile=64, workers=2)
+    assert (tmp_path / "out.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["uint8 nodata", "uint16 nodata", "float NaN", "mask"])
+def test_a_scene_without_a_valid_pixel_says_so(write_raster, smooth, tmp_path, bicubic, caplog, kind):
+    data = smooth(3, 40, 50, {"f": "float32"}.get(kind[0], kind.split()[0] if kind[0] == "u" else "uint8"))
+    how = {}
+    if kind == "mask":
+        how["mask"] = np.zeros((40, 50), bool)
+    elif kind == "float NaN":
+        data[:] = np.nan
+    else:
+        data[:], how["nodata"] = 7, 7
+    path = write_raster("none.tif", data, **how)
+    upscale_file(path, tmp_path / "out.tif", bicubic)
+    assert "none.tif has no valid pixel: all of the result is missing." in caplog.text
+    caplog.clear()
+    if kind == "uint8 nodata":
+        data[:, 30:, 30:] = 90
+        part = write_raster("part.tif", data, **how)
+        upscale_file(part, tmp_path / "corner.tif", bicubic, window=(0, 0, 20, 20), tile=16)
+        assert "part.tif has no valid pixel in the part asked for" in caplog.text
+        caplog.clear()
+        upscale_file(part, tmp_path / "all.tif", bicubic, tile=16)
+        assert "no valid pixel" not in caplog.text
 
 
 def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_path, bicubic):

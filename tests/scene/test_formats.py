@@ -81,13 +81,29 @@ def test_the_defaults_of_every_format_are_options_that_a_user_could_ask_for(name
         (("COMPRES", "LZW"), "no creation option COMPRES here; it has "),
         (("COMPRESS", "ZIP"), "COMPRESS=ZIP of GTiff: it takes one of NONE, LZW"),
         (("BLOCKXSIZE", "100"), "BLOCKXSIZE=100 of GTiff: it takes a whole number from 64 to 4096, a multiple of 16"),
-        (("SPARSE_OK", "YES"), "no creation option SPARSE_OK"),
-        (("NUM_THREADS", "4"), "no creation option NUM_THREADS"),
+        (("SPARSE_OK", "YES"), "SPARSE_OK=YES of GTiff: it takes one of NO"),
+        (("NUM_THREADS", "many"), "NUM_THREADS=MANY of GTiff: it takes one of ALL_CPUS or a whole number"),
     ],
 )
 def test_a_creation_option_is_checked_before_the_first_pixel(asked, says):
     with pytest.raises(UsageError, match=says):
         check_fit(replace(RGB, creation=(asked,)))
+
+
+@pytest.mark.parametrize("name", ["GTiff", "COG"])
+@pytest.mark.parametrize("asked", ["NUM_THREADS=4", "num_threads=all_cpus", "STATISTICS=NO", "SPARSE_OK=FALSE"])
+def test_an_option_that_changes_nothing_is_taken_and_left_out(name, asked):
+    profile = replace(RGB, format=name)
+    option = tuple(asked.split("="))
+    assert creation_options(replace(profile, creation=(option,))) == creation_options(profile)
+
+
+def test_yes_and_no_are_said_in_gdals_other_words_too():
+    for word in ("TRUE", "true", "on", "1", "yes"):
+        assert creation_options(replace(RGB, creation=(("TILED", word),))) == creation_options(RGB)
+    lossless = (("COMPRESS", "WEBP"), ("WEBP_LOSSLESS", "true"))
+    assert is_lossless(replace(RGB, creation=lossless))
+    assert creation_options(replace(RGB, creation=(("PREDICTOR", "1"),)))["PREDICTOR"] == "1"
 
 
 @pytest.mark.parametrize(

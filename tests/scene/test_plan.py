@@ -133,12 +133,12 @@ def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(write_rast
     assert not plan(write_raster("c.tif", smooth(1, 9, 9)), consistent=False).consistent
 
 
-def test_the_log_says_whether_a_result_is_made_consistent_and_why(write_raster, smooth, plan, caplog):
+def test_the_log_says_whether_a_result_is_made_consistent_and_why(write_raster, smooth, tmp_path, bicubic, caplog):
     placed = write_raster("a.tif", smooth(1, 9, 9))
     picture = write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)
     with caplog.at_level("INFO", "repmamba"):
         for path, asked in ((placed, None), (picture, None), (placed, False), (picture, True)):
-            plan(path, consistent=asked)
+            plan_file(path, tmp_path / "out.tif", bicubic, consistent=asked)
     assert [message.split(": ", 1)[1].split(" (")[0] for message in caplog.messages] == [
         "made consistent with its input, since it has a place on the map",
         "not made consistent with its input, since it is a picture without a place on the map",
@@ -246,5 +246,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         caplog.clear()
         assert "as grey" not in plan_file(path, tmp_path / "out.tif", bicubic, rgb=(1, 2, 3)).summary()
         assert "as grey" not in caplog.text
-    assert said_of_bands_alone([[1], [2]]) is None
-    assert said_of_bands_alone([[4, 3, 2], [1], [5], [6]]) == "bands 1, 5, 6 each alone as grey (3 passes)"
+    with open_raster(write_raster("six.tif", smooth(6, 9, 9))) as raster:
+        assert said_of_bands_alone([[1], [2]], raster.facts) is None
+        said = said_of_bands_alone([[4, 3, 2], [1], [5], [6]], raster.facts)
+    assert said == "bands 1, 5, 6 each alone as grey (3 passes)"

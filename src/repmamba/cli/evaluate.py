@@ -9,6 +9,12 @@ from repmamba.cli import options
 from repmamba.cli.progress import counting
 
 
+def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from repmamba.evaluate.metrics import METRICS, RULES
+
+    return [name for name in (*RULES, *METRICS) if name.startswith(incomplete)]
+
+
 @click.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -30,6 +36,7 @@ from repmamba.cli.progress import counting
     "rules",
     multiple=True,
     metavar="NAME",
+    shell_complete=_rule_names,
     help="published, ttst-y, haunet-rgb, esr-rgb, esr-y, bands, consistency, or one measure: esr-rgb.psnr.  "
     "[default: esr-rgb and published; bands and consistency for TIFFs]",
 )
@@ -56,6 +63,20 @@ from repmamba.cli.progress import counting
     help="Enlarge in tiles that keep this edge, in LR pixels, an even number.  [default: one pass over the whole "
     "image, as published]",
 )
+@click.option(
+    "--peak",
+    type=float,
+    metavar="VALUE",
+    help="What PSNR and SSIM of the rules bands and consistency are relative to: 10000 for reflectance in 16 bit.  "
+    "[default: the type's largest value]",
+)
+@click.option(
+    "--range",
+    "value_range",
+    metavar="LOW,HIGH",
+    callback=options.numbers(float, 2),
+    help="What is black and white to the networks, as of upscale; its width is the peak.  [default: the type's range]",
+)
 @options.quiet
 def evaluate(
     folders: tuple[Path, ...],
@@ -77,17 +98,21 @@ def evaluate(
     backend: str | None,
     precision: str | None,
     tile: int | None,
+    peak: float | None,
+    value_range: tuple[float, float] | None,
     quiet: bool,
 ) -> None:
     """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside the numbers.
 
-    DIR holds GT/ and LR/, flat or in class folders, or large images alone, which are then reduced as the benchmarks do.
+    DIR holds GT/ (or HR/) and LR/, flat or in class folders, or large images alone, which are then reduced as the
+    benchmarks do. LR may have its scale added to its names, as DIV2K's 0801x4.png.
     The last method named (weights, then --sr, then --method) is the one that the others are compared with.
 
     \b
     Examples:
       repmamba evaluate aid_x4/test --weights x4 --method bicubic --report aid.html
       repmamba evaluate rsscn7 ucmerced --scale 4 --weights mine.safetensors --weights x4
+      repmamba evaluate sentinel2 --weights x4 --method bicubic --range 0,4000
       repmamba evaluate pairs --sr results_of_another_network --method bicubic --csv values.csv
     """
     from repmamba.errors import UsageError
@@ -112,6 +137,8 @@ def evaluate(
             rules=rules,
             scale=scale,
             tile=tile,
+            peak=peak,
+            value_range=value_range,
             save=save,
             cost=cost,
             cost_size=cost_size,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import click
 from repmamba import __version__
 from repmamba.cli import options
 from repmamba.cli.terminal import printable
+from repmamba.errors import SourceError
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -29,7 +31,7 @@ LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, type=options.PackagedWeightsOrPath())
 @click.option(
     "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="For a raster: how many times larger."
 )
@@ -48,14 +50,16 @@ def info(file: str | None, scale: int, device: str | None, as_json: bool) -> Non
       repmamba info mine.safetensors --json
     """
     if file is None:
-        facts = environment_facts(device)
+        shown = facts = environment_facts(device)
     elif file.lower().endswith(".onnx"):
-        facts = export_facts(file)
+        shown = facts = export_facts(file)
     elif _names_weights(file):
         facts = checkpoint_facts(file)
+        shown = _in_short(file, facts)
     else:
-        facts = raster_facts(file, scale)
-    click.echo(json.dumps(facts, indent=2, default=str) if as_json else "\n".join(lines(facts)))
+        _refuse_unknown_name(file)
+        shown = facts = raster_facts(file, scale)
+    click.echo(json.dumps(facts, indent=2, default=str) if as_json else "\n".join(lines(shown)))
 
 
 def environment_facts(device: str | None = None) -> Facts:
@@ -146,7 +150,7 @@ def raster_facts(source: str, scale: int) -> Facts:
 
     with open_raster(source) as raster:
         facts = raster.facts
-    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts))
+    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts), facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
@@ -163,6 +167,35 @@ def raster_facts(source: str, scale: int) -> Facts:
             **_pixel(grid.refined(scale)),
         },
     }
+
+
+def _in_short(weights: str, facts: Facts) -> Facts:
+    """What most people ask of a checkpoint, in ten lines; all of it is in the JSON."""
+    from repmamba.inference.catalogue import packaged_weights
+
+    entry = next((entry for entry in packaged_weights() if entry.name == weights), None)
+    config, counts, training = facts["configuration"], facts["parameters"], facts["training"]
+    given = {name: training[name] for name in ("tile", "halo", "steps") if name in training}
+    return {
+        "checkpoint": facts["checkpoint"],
+        "origin": facts["origin"],
+        "scale": facts["scale"],
+        "parameters": ", ".join(f"{count:,} {name}" for name, count in counts.items()),
+        "network": f"{config['upsampler']}, {len(config['depths'])} groups, {config['in_chans']} bands",
+        "value range": "{:g} to {:g}".format(*facts["value range"]),
+        **({} if entry is None else {"trained on": entry.training_data, "terms": entry.terms}),
+        **({"training": ", ".join(f"{name} {value}" for name, value in given.items())} if given else {}),
+        "more": f"repmamba info {weights} --json",
+    }
+
+
+def _refuse_unknown_name(file: str) -> None:
+    """Raise SourceError for what reads as the name of weights and is none: neither a file nor an address."""
+    from repmamba.inference.catalogue import packaged_weights
+
+    if re.fullmatch(r"[\w-]+", file) and not os.path.exists(file):
+        names = ", ".join(entry.name for entry in packaged_weights())
+        raise SourceError(f"{file} is no file, and no name of packaged weights, which are {names}.")
 
 
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:

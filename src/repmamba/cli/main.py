@@ -10,12 +10,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
 from repmamba import __version__
-from repmamba.cli.terminal import log_to_stderr, say_error, show_warnings_as_lines
+from repmamba.cli.terminal import log_to_stderr, say_error, show_warnings_as_lines, speak_json
+from repmamba.cores import available_cores
 from repmamba.errors import RepmambaError, UsageError
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -28,24 +30,43 @@ class Verb:
     name: str
     module: str
     help: str
+    goes_on: bool = False  # whether the same command continues what was stopped
 
 
 VERBS = (
-    Verb("upscale", "repmamba.cli.upscale", "Enlarge rasters, in place on the map."),
+    Verb("upscale", "repmamba.cli.upscale", "Enlarge rasters, in place on the map.", goes_on=True),
     Verb("verify", "repmamba.cli.verify", "Check a result against its receipt."),
     Verb("info", "repmamba.cli.info", "Say what is installed and what runs, or what a file is."),
     Verb("bench", "repmamba.cli.bench", "Time a network on this machine."),
-    Verb("prepare", "repmamba.cli.prepare", "Make the pairs of a benchmark from its originals."),
-    Verb("train", "repmamba.cli.train", "Train a network by a recipe."),
-    Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own."),
+    Verb("prepare", "repmamba.cli.prepare", "Make the pairs of a benchmark from its originals.", goes_on=True),
+    Verb("train", "repmamba.cli.train", "Train a network by a recipe.", goes_on=True),
+    Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own.", goes_on=True),
     Verb("evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."),
     Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
     Verb("completion", "repmamba.cli.completion", "Print what makes a shell complete repmamba's commands."),
 )
 
 
+SYNONYMS = {"enlarge": "upscale", "superres": "upscale", "eval": "evaluate", "check": "verify", "benchmark": "bench"}
+
+
 class VerbGroup(click.Group):
     """The table VERBS as a click group: help comes from the table, a module is imported when its verb is called."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it; of a verb that there is not, the error names those that are spelt nearly so."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as misuse:
+            near = get_close_matches(args[0], SYNONYMS | {verb.name: verb.name for verb in VERBS}, n=2)
+            meant = list(dict.fromkeys(SYNONYMS.get(name, name) for name in near))
+            if "Did you mean" in misuse.message:  # newer versions of click
+                raise
+            known = f"There are {', '.join(verb.name for verb in VERBS)}."
+            hint = f"Did you mean {' or '.join(meant)}?" if meant else known
+            raise click.UsageError(f"{misuse.message} {hint}", ctx) from misuse
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the table."""
@@ -70,6 +91,7 @@ class Invocation:
     """What `main` has to know of a command line after it failed."""
 
     debug: bool = False
+    verb: str | None = None
 
 
 @click.group(
@@ -82,8 +104,8 @@ class Invocation:
 @click.option(
     "--debug", is_flag=True, envvar="REPMAMBA_DEBUG", help="Show tracebacks and log all steps (REPMAMBA_DEBUG=1)."
 )
-@click.pass_obj
-def cli(invocation: Invocation, debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Super-resolution of satellite and aerial scenes: any raster in, the same raster out at 2, 3 or 4 times the
     resolution.
 
@@ -93,7 +115,8 @@ def cli(invocation: Invocation, debug: bool) -> None:
       repmamba info scene.tif
       repmamba bench
     """
-    invocation.debug = debug
+    invocation: Invocation = ctx.obj
+    invocation.debug, invocation.verb = debug, ctx.invoked_subcommand
     show_warnings_as_lines(debug=debug)
     log_to_stderr(logging.DEBUG if debug else logging.WARNING)
 
@@ -103,20 +126,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores that ours compute on:
     # one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Likewise. torch counts the machine's cores, and a container may grant fewer.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit code. Whatever goes wrong is one line on stderr, and a traceback with --debug."""
     invocation = Invocation()
+    speak_json(False)
     try:
         code = cli.main(args=arguments, prog_name="repmamba", standalone_mode=False, obj=invocation)
         return code if isinstance(code, int) else DONE
     except click.ClickException as misuse:  # click knows the verb at fault and where its help is
-        misuse.show()
+        if _asks_for_json(misuse, sys.argv[1:] if arguments is None else arguments):
+            speak_json(True)
+            say_error(UsageError(misuse.format_message()))
+        else:
+            misuse.show()
         return misuse.exit_code
     except (click.Abort, KeyboardInterrupt):
-        say_error("interrupted")
+        goes_on = any(verb.name == invocation.verb and verb.goes_on for verb in VERBS)
+        say_error("interrupted" + "; what is finished is kept, and the same command goes on with it." * goes_on)
         return INTERRUPTED
     except RepmambaError as error:
         _trace(invocation)
@@ -126,6 +157,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _trace(invocation)
         say_error(f"{type(error).__name__}: {error}. {_how_to_report(invocation)}")
         return FAILED
+
+
+def _asks_for_json(misuse: click.ClickException, arguments: Sequence[str]) -> bool:
+    """Whether a command line that could not be read asks for events; the --json of some verbs is a file's name."""
+    ctx = getattr(misuse, "ctx", None)
+    flags = [] if ctx is None else ctx.command.params
+    return "--json" in arguments and any(option.name == "as_json" for option in flags)
 
 
 def _trace(invocation: Invocation) -> None:

@@ -5,12 +5,12 @@ Each is a decorator for a click command. Lengths are in pixels of the input.
 
 import logging
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from repmamba.cli.terminal import hide_warnings, log_to_stderr
+from repmamba.cli.terminal import hide_warnings, log_to_stderr, speak_json
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
@@ -24,8 +24,45 @@ def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bo
     return quiet
 
 
+def _set_json(ctx: click.Context, param: click.Parameter, asked: bool) -> bool:
+    speak_json(asked)
+    return asked
+
+
 def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
+
+
+def numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns "1,2,3" into a tuple of that many numbers."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        try:
+            numbers = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or (count is not None and len(numbers) != count):
+            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
+        return numbers
+
+    return read
+
+
+def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many numbers and names of bands."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        parts = [part.strip() for part in text.split(",")]
+        if not all(parts) or (count is not None and len(parts) != count):
+            wanted = count or "a list of"
+            raise click.BadParameter(f"'{text}' is not {wanted} numbers or names of bands with commas between.")
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+    return read
 
 
 class PackagedWeightsOrPath(click.Path):
@@ -50,8 +87,8 @@ target = click.option(
     "target",
     metavar="OUTPUT",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Where the result goes: a file for one input, a folder for several.",
+    type=click.Path(path_type=str),  # a Path would lose the slash at its end
+    help="Where the result goes: a file for one input, a folder (such as results/) for several.",
 )
 weights = click.option(
     "--weights",
@@ -93,4 +130,11 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an output th
 quiet = click.option(
     "-q", "--quiet", is_flag=True, callback=_set_loudness, help="No progress, no log lines, no warnings; errors alone."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # so that what is wrong with another option is said as JSON too
+    callback=_set_json,
+    help="Print the result as JSON, and errors and progress too, one object a line.",
+)

@@ -6,11 +6,14 @@ The rooms call back with what is done and of how much; what that looks like is d
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from repmamba.cli.terminal import speaks_json, tell
 
 if TYPE_CHECKING:
     from repmamba.train.reached import Reached
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 LINES_EVERY = 30.0  # seconds between log lines of images
 LOG_EVERY = 0.1  # of the work: a line each of megapixels
+TELL_EVERY = 0.5  # seconds between events of JSON
 
 MEGAPIXELS = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
 PARTS = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
@@ -26,7 +30,7 @@ PARTS = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
 
 def shows_bars(*, quiet: bool) -> bool:
     """Whether somebody watches and wants to."""
-    return not quiet and sys.stderr.isatty()
+    return not quiet and not speaks_json() and sys.stderr.isatty()
 
 
 @contextmanager
@@ -40,10 +44,15 @@ def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def megapixels(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """What is to be called with how many of how many output pixels are done; the bar has their speed."""
+def megapixels(name: str, *, quiet: bool, source: str | None = None) -> Iterator[Callable[[int, int], None] | None]:
+    """What is to be called with how many of how many pixels are done; the bar has their speed.
+
+    source: what is being enlarged, as events name it.
+    """
     if quiet:
         yield None
+    elif speaks_json():
+        yield _events(name, source)
     elif shows_bars(quiet=quiet):
         with _bar(name, unit="MP", bar_format=MEGAPIXELS) as progress:
             yield lambda done, total: progress(done / 1e6, total / 1e6)
@@ -95,7 +104,9 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
     with ExitStack() as shown:
 
         def progress(done: float, total: float) -> None:
-            if not bars:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
+            if bars:
+                bars[0].total = total  # a sample may grow
+            else:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
                 start = {"total": total, "initial": done}
                 bars.append(shown.enter_context(tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)))
             bars[0].update(done - bars[0].n)
@@ -111,6 +122,18 @@ def _lines_of_images(what: str) -> Callable[[int, int], None]:
         if time.monotonic() > said + LINES_EVERY:
             said = time.monotonic()
             logger.info("%s: %d of %d.", what, done, total)
+
+    return progress
+
+
+def _events(what: str, source: str | None) -> Callable[[int, int], None]:
+    said = -math.inf
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done == total or time.monotonic() > said + TELL_EVERY:
+            said = time.monotonic()
+            tell("progress", what=what, source=source, done=done, total=total, unit="pixels")
 
     return progress
 

@@ -1,12 +1,16 @@
 """What goes to the terminal and how: errors and warnings as one line, text from strangers' files made harmless.
 
-Results go to stdout, everything else to stderr. The library itself only logs and warns; no other room prints.
+Results go to stdout, everything else to stderr. With --json, results, progress, warnings and errors are events on
+stdout, one JSON object a line. The library itself only logs and warns; no other room prints.
 """
 
+import json
 import logging
 import sys
 import warnings
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import click
 
@@ -21,9 +25,33 @@ def printable(text: object) -> str:
     )
 
 
-def say_error(text: object) -> None:
-    """One line on stderr."""
-    click.echo(f"Error: {printable(text)}", err=True)
+_json = False  # whether events are told in place of lines
+
+
+def speak_json(asked: bool) -> None:
+    """Tell events as JSON from now on, or lines."""
+    global _json
+    _json = asked
+
+
+def speaks_json() -> bool:
+    """Whether events are told as JSON."""
+    return _json
+
+
+def tell(event: str, **values: Any) -> None:
+    """One event, as a line of JSON on stdout."""
+    click.echo(json.dumps({"event": event, **values}, default=str))
+
+
+def say_error(error: object, *, source: str | None = None) -> None:
+    """One line on stderr, or an event. source: the input that it is about, where there are several."""
+    if _json:
+        kind = type(error).__name__ if isinstance(error, BaseException) else "Error"
+        tell("error", error=kind, message=printable(error), **({} if source is None else {"source": source}))
+    else:
+        named = "" if source is None or source in str(error) else f"{source}: "
+        click.echo(f"Error: {printable(f'{named}{error}')}", err=True)
 
 
 def show_warnings_as_lines(*, debug: bool) -> None:
@@ -49,6 +77,19 @@ def log_to_stderr(level: int) -> None:
     logger.setLevel(level)
 
 
+@contextmanager
+def filter_log(shown: logging.Filter | None) -> Iterator[None]:
+    """Pass log lines through a filter meanwhile."""
+    handlers = logging.getLogger("repmamba").handlers if shown is not None else []
+    for handler in handlers:
+        handler.addFilter(shown)  # type: ignore[arg-type]  # there are none without it
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(shown)  # type: ignore[arg-type]
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -58,4 +99,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     where = "" if issubclass(category, RepmambaWarning) else f" ({category.__name__}, {filename}:{lineno})"
+    if _json:
+        tell("warning", warning=category.__name__, message=printable(message))
+        return
     click.echo(f"Warning: {printable(message)}{where}", err=True)

@@ -5,11 +5,22 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from repmamba.cli import options
 from repmamba.cli.progress import training
+
+
+def _recipe_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Packaged recipes, and whatever else the shell finds, since a recipe may be a file."""
+    from click.shell_completion import CompletionItem
+
+    from repmamba.train.recipe_file import packaged
+
+    names = [CompletionItem(name) for name in packaged() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
 
 
 class _NamesRecipes(click.Command):
@@ -24,7 +35,7 @@ class _NamesRecipes(click.Command):
 
 
 @click.command(cls=_NamesRecipes)
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=_recipe_names)
 @click.option(
     "-o",
     "--output",

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from repmamba.cli import options
+from repmamba.cli import batch, options
+from repmamba.cli.batch import Job
 from repmamba.cli.progress import megapixels, shows_bars
-from repmamba.cli.terminal import say_error
-from repmamba.errors import RepmambaError, TargetError, UsageError
+from repmamba.cli.terminal import filter_log, speaks_json, tell
+from repmamba.errors import RepmambaError, UsageError
 
+if TYPE_CHECKING:
+    from repmamba.scene.engine import SceneResult
+    from repmamba.scene.estimate import Estimate
 
-def _numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns "1,2,3" into a tuple of that many numbers."""
-
-    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        if text is None:
-            return None
-        try:
-            numbers = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or (count is not None and len(numbers) != count):
-            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
-        return numbers
-
-    return read
+logger = logging.getLogger(__name__)
 
 
 def _range(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-    return text if text in (None, "robust", "type") else _numbers(float, 2)(ctx, param, text)
+    return text if text in (None, "robust", "type") else options.numbers(float, 2)(ctx, param, text)
 
 
 def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
@@ -56,20 +48,29 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @options.tile
 @options.halo
 @click.option(
-    "--window", metavar="COL,ROW,WIDTH,HEIGHT", callback=_numbers(int, 4), help="Only this part, in input pixels."
+    "--window",
+    metavar="COL,ROW,WIDTH,HEIGHT",
+    callback=options.numbers(int, 4),
+    help="Only this part, in input pixels.",
 )
 @click.option(
-    "--bbox", metavar="LEFT,BOTTOM,RIGHT,TOP", callback=_numbers(float, 4), help="Only this part, in the input's CRS."
+    "--bbox",
+    metavar="LEFT,BOTTOM,RIGHT,TOP",
+    callback=options.numbers(float, 4),
+    help="Only this part, in the input's CRS.",
 )
 @click.option(
-    "--bands", metavar="N,N,...", callback=_numbers(int, None), help="Only these bands, from 1.  [default: all]"
+    "--bands",
+    metavar="N,N,...",
+    callback=options.bands(None),
+    help="Only these bands, by number from 1 or by name.  [default: all]",
 )
 @click.option(
     "--rgb",
     metavar="R,G,B",
-    callback=_numbers(int, 3),
-    help="Which bands are red, green and blue. Each other band goes through the network alone, at the cost "
-    "of a whole pass.  [default: as the file says]",
+    callback=options.bands(3),
+    help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
+    "Each other band goes through the network alone, at the cost of a whole pass.  [default: as the file says]",
 )
 @click.option(
     "--range",
@@ -105,6 +106,7 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     metavar="ADDRESS|FILE",
     help="Compute on a Dask cluster: the address of its scheduler, tcp://host:8786, or its scheduler file (.json).",
 )
+@click.option("--recursive", is_flag=True, help="Of folders as inputs, also the folders in them.")
 @options.overwrite
 @click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with size, memory and time, and do nothing.")
@@ -133,7 +135,8 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @options.as_json
 def upscale(
     sources: tuple[str, ...],
-    target: Path,
+    target: str,
+    recursive: bool,
     window: tuple[int, int, int, int] | None,
     format_name: str | None,
     overwrite: bool,
@@ -145,8 +148,9 @@ def upscale(
 ) -> None:
     """Enlarge each INPUT into OUTPUT, in place on the map.
 
-    OUTPUT is a file for one INPUT, a folder for several (or where it is one already): names are kept, with _x4 added.
-    What was stopped goes on with the same command. Of several, one that fails is named, and the others go on.
+    OUTPUT is a file for one INPUT, a folder for several, or where it ends in a slash or is one already: names are kept,
+    with _x4 added. A folder as INPUT stands for the rasters in it. What was stopped goes on with the same command, and
+    what is done already stays as it is. Of several, one that fails is named, and the others go on.
 
     \b
     Examples:
@@ -154,6 +158,7 @@ def upscale(
       repmamba upscale photo.jpg -o photo_x2.png --scale 2
       repmamba upscale sentinel2.tif -o out.cog.tif --rgb 3,2,1 --range 0,4000
       repmamba upscale *.tif -o enlarged/
+      repmamba upscale tiles/ -o enlarged/ --recursive
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
@@ -165,95 +170,87 @@ def upscale(
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
     settings["format"] = format_name
-    if settings["confidence"] is not None and len(sources) > 1:
-        raise UsageError(f"--confidence names one file, and there are {len(sources)} inputs: enlarge them one by one.")
+    folders = batch.names_folders(sources)
+    batch.check_output(target, len(sources), folders=folders)
+    inputs = batch.find_inputs(sources, target, recursive=recursive)
+    if settings["confidence"] is not None and len(inputs) > 1:
+        raise UsageError(f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by one.")
     upscaler = load(**network)
-    targets = outputs(sources, target, upscaler.scale, dry_run=dry_run)
+    jobs = batch.plan_outputs(inputs, target, upscaler.scale, folders=folders, dry_run=dry_run)
+    several, shown, begun = len(jobs) > 1, list[Any](), time.monotonic()
+    once = batch.SayOnce()
 
-    def enlarge(source: str, output: Path) -> None:
-        shown: Any
-        if dry_run:
-            # A run makes the folder for several results; before it is there, nothing in it can be in the way.
-            new = len(sources) > 1 and not os.path.exists(output.parent)
-            place = next(filter(os.path.isdir, output.parents)) / output.name if new else output
-            how: Any = {"overwrite": overwrite or new, "restart": restart or new}
-            shown = replace(plan_file(source, place, upscaler, **how, **settings), target=output)
-        else:
-            name = Path(source).name
-            unseen = not shows_bars(quiet=quiet)  # in a log, the lines of the computing are enough
-            with megapixels(name, quiet=quiet) as progress, megapixels(f"{name}, written", quiet=unseen) as assembling:
-                how = {"overwrite": overwrite, "restart": restart, "progress": progress, "assembling": assembling}
-                shown = upscale_file(source, output, upscaler, **how, **settings)
-        if as_json:
-            click.echo(json.dumps(shown.as_json()))
+    def enlarge(job: Job) -> None:
+        place = jobs.index(job) + 1
+        name = f"{place} of {len(jobs)}: {Path(job.source).name}" if several else Path(job.source).name
+        once.source = job.source
+        how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": True}
+        with ExitStack() as bars:
+
+            def bar(what: str, *, hidden: bool = False) -> Any:
+                return bars.enter_context(megapixels(what, quiet=quiet or hidden, source=job.source))
+
+            how["measuring"] = bar(f"{name}, range")
+            if dry_run:
+                # A run makes the folder of the results; before it is there, nothing in it can be in the way.
+                new = not os.path.exists(job.target.parent) and (several or folders or str(job.target) != target)
+                output = next(filter(os.path.isdir, job.target.parents)) / job.target.name if new else job.target
+                how |= {"overwrite": overwrite or new, "restart": restart or new}
+                found: Any = replace(plan_file(job.source, output, upscaler, **how, **settings), target=job.target)
+            else:
+                how["progress"] = bar(name)
+                unseen = not shows_bars(quiet=quiet)  # in a log, the lines of the computing are enough
+                how["assembling"] = bar(f"{name}, written", hidden=unseen)
+                found = upscale_file(job.source, job.target, upscaler, **how, **settings)
+        shown.append(found)
+        if speaks_json():
+            tell("plan" if dry_run else "result", source=job.source, **found.as_json())
         elif dry_run or not quiet:
-            click.echo(shown.summary())
+            click.echo(found.brief() if several else found.summary())
 
-    one_by_one(enlarge, sources, targets)
-
-
-def one_by_one(enlarge: Callable[[str, Path], None], sources: Sequence[str], targets: Sequence[Path]) -> None:
-    """enlarge each source into its target; of several, those that fail are named, and raise when all had their turn."""
-    failed = []
-    for source, target in zip(sources, targets, strict=True):
-        try:
-            enlarge(source, target)
-        except RepmambaError as error:
-            if len(sources) == 1:
-                raise
-            say_error(error if source in str(error) else f"{source}: {error}")
-            failed.append(source)
+    with filter_log(once if several else None):
+        if several:
+            logger.info("%d inputs; what is said of one holds for the next, until something else is said.", len(jobs))
+        failed = batch.one_by_one(enlarge, jobs)
+    if several and shown and (dry_run or not quiet or speaks_json()):
+        _tell_total(shown, failed, time.monotonic() - begun, dry_run=dry_run)
     if failed:
-        raise RepmambaError(f"{len(failed)} of {len(sources)} inputs were not enlarged: {', '.join(failed)}.")
+        raise RepmambaError(
+            f"{len(failed)} of {len(jobs)} inputs were not enlarged: {', '.join(failed)}. "
+            "The same command tries these again."
+        )
 
 
-def outputs(sources: Sequence[str], target: Path, scale: int, *, dry_run: bool) -> list[Path]:
-    """Where each result goes: the target for one input; a folder, made if need be, for several."""
-    if len(sources) == 1 and not os.path.isdir(target):
-        return [target]
-    if os.path.exists(target) and not os.path.isdir(target):
-        raise UsageError(f"{target} is a file, and there are {len(sources)} inputs: give a folder.")
-    names = [named_larger(source, scale) for source in sources]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UsageError(f"Several inputs would be written to {target / min(twice)}: enlarge them one by one.")
-    targets = [target / name for name in names]
-    refuse_inputs(sources, targets)
-    if not dry_run:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TargetError(f"The folder {target} cannot be made: {error.strerror}. Choose another one.") from error
-    return targets
+def _tell_total(shown: Sequence[Any], failed: Sequence[str], seconds: float, *, dry_run: bool) -> None:
+    """What became of several inputs, or would, in a few lines or one event."""
+    from repmamba.scene.estimate import total_of
+
+    count, new = len(shown) + len(failed), [one for one in shown if not one.kept]
+    kept = len(shown) - len(new)
+    if dry_run:
+        if speaks_json():
+            tell("total", inputs=count, done_already=kept, failed=list(failed), **total_of(new).as_json())
+        else:
+            rest = f": {total_of(new).summary()}" if new else ""
+            click.echo(f"{count} inputs{_already(kept, count)}{_not_done(failed)}{rest}")
+            _say_common(new)
+    elif speaks_json():
+        tell("summary", inputs=count, enlarged=len(new), done_already=kept, failed=list(failed))
+    else:
+        click.echo(f"{count} inputs: {len(new)} enlarged in {seconds:.1f} s{_already(kept, count)}{_not_done(failed)}")
+        _say_common(new)
 
 
-def refuse_inputs(sources: Sequence[str], targets: Sequence[Path]) -> None:
-    """Raise UsageError where any result would replace any input, even one that has had its turn by then."""
-    inputs = {_file_at(source): source for source in sources}
-    for source, target in zip(sources, targets, strict=True):
-        place = _file_at(target)
-        if place is not None and place in inputs:
-            raise UsageError(
-                f"{target}, the result of {source}, would be the input {inputs[place]}: name another folder."
-            )
+def _say_common(shown: Sequence[SceneResult | Estimate]) -> None:
+    if shown:
+        click.echo(f"  {batch.common([one.method for one in shown])}")
 
 
-def _file_at(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from any other, whatever its names; None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+def _already(kept: int, count: int) -> str:
+    if not kept:
+        return ""
+    return f"; {kept} of {count} {'was' if kept == 1 else 'were'} done already"
 
 
-def named_larger(source: str, scale: int) -> str:
-    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are not written."""
-    from repmamba.scene.formats import FORMATS
-
-    name = Path(source).name
-    endings = sorted((end for entry in FORMATS.values() for end in entry.suffixes), key=len, reverse=True)
-    ending = next((end for end in endings if name.lower().endswith(end)), None)
-    if ending is None:
-        return f"{Path(name).stem}_x{scale}.tif"
-    return f"{name[: -len(ending)]}_x{scale}{name[-len(ending) :]}"
+def _not_done(failed: Sequence[str]) -> str:
+    return f"; {len(failed)} failed" if failed else ""

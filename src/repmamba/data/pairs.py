@@ -1,11 +1,13 @@
 """Pairs of a small and a large image: the value, and how pairs are found on disk.
 
-Found are the layouts that the published scripts read and that `repmamba prepare` writes: GT and LR side by side, flat
-or with class folders inside or around them. A folder that has neither holds large images only; their small ones are
-then made as the benchmarks make them. Files are paired by name, never by position.
+Found are the layouts that the published scripts read and that `repmamba prepare` writes: GT (or HR) and LR side by
+side, flat or with class folders inside or around them. A folder that has neither holds large images only; their small
+ones are then made as the benchmarks make them. Files are paired by name, never by position; a small image may have its
+scale added to the name, as in DIV2K.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, resized_length, to_uint8
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
+HR_NAMES = (HR_FOLDER, "HR")  # of the folder of large images, in upper or lower case; the first that is there
+_SCALED = re.compile(r"(.+?)_?[xX]([2-4])")  # 0801x4, as DIV2K and BasicSR name the small image of 0801
+_SCALE_FOLDER = re.compile(r"[xX]([2-4])/")  # X4/0801x4, as DIV2K has them
 SPLITS = ("train", "trainval", "val", "test")
 
 Image = NDArray[np.generic]
@@ -138,25 +143,37 @@ def reduce_image(hr: Image, scale: float) -> Image:
     return np.floor(np.clip(reduced, limits.min, limits.max) + 0.5).astype(hr.dtype)
 
 
-def find_pairs(folder: Path) -> list[PairFiles]:
+def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
     """The pairs of a folder, sorted by name.
 
-    Accepted: GT/ and LR/ inside, each flat or with class folders; class folders with GT/ and LR/ inside each; or images
-    alone, flat or in class folders, as large ones without small ones. Raises UsageError where files have no partner or
-    two files have one name, and where the folders inside are the splits of a benchmark, as `prepare aid` writes them,
-    or hold pairs further down; SourceError where there is no image.
+    Accepted: GT/ (or HR/) and LR/ inside, each flat or with class folders; class folders with GT/ and LR/ inside each;
+    or images alone, flat or in class folders, as large ones without small ones. The LR of 0801 may be named 0801x4 or
+    0801_x4, and lie in a folder X4.
+    scale: of the LR that is meant, where there are several by such names.
+    Raises UsageError where files have no partner or two files have one name, and where the folders inside are the
+    splits of a benchmark, as `prepare aid` writes them, or hold pairs further down; SourceError where there is no
+    image.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; give one with GT and LR inside, or with images.")
-    if (folder / HR_FOLDER).is_dir():
-        return _matched(folder, _by_name(folder / HR_FOLDER), _by_name(folder / LR_FOLDER))
-    classes = sorted(child for child in folder.iterdir() if (child / HR_FOLDER).is_dir())
+    if (hr_folder := _inside(folder, HR_NAMES)) is not None:
+        return _matched(folder, _by_name(hr_folder), _small_by_name(folder), scale, hr_folder.name)
+    if _inside(folder, (LR_FOLDER,)) is not None:
+        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8])
+        raise UsageError(
+            f"{folder} has {LR_FOLDER} and neither of {' and '.join(HR_NAMES)}, one of which holds the large images; "
+            f"found {found}."
+        )
+    classes = sorted(child for child in folder.iterdir() if child.is_dir() and _inside(child, HR_NAMES) is not None)
     _refuse_splits(folder, [child.name for child in classes])
     if classes:
+        large = {child.name: _inside(child, HR_NAMES) or child for child in classes}
         return _matched(
             folder,
-            {f"{child.name}/{name}": path for child in classes for name, path in _by_name(child / HR_FOLDER).items()},
-            {f"{child.name}/{name}": path for child in classes for name, path in _by_name(child / LR_FOLDER).items()},
+            {f"{name}/{one}": path for name, place in large.items() for one, path in _by_name(place).items()},
+            {f"{child.name}/{name}": path for child in classes for name, path in _small_by_name(child).items()},
+            scale,
+            next(iter(large.values())).name,
         )
     images = _by_name(folder)
     _refuse_splits(folder, [name.partition("/")[0] for name in images if "/" in name])
@@ -167,6 +184,28 @@ def find_pairs(folder: Path) -> list[PairFiles]:
         found = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
         raise SourceError(f"{folder} holds no images; expected GT and LR, flat or by class, or images; found {found}.")
     return [PairFiles(name, hr, None) for name, hr in sorted(images.items())]
+
+
+def _inside(folder: Path, names: Sequence[str]) -> Path | None:
+    """The folder inside that has the first of these names; None where there is none.
+
+    A name may be in lower case, or stand at the end of a longer one where one folder has it: DIV2K_valid_HR and
+    DIV2K_valid_LR_bicubic.
+    """
+    children = {child.name: child for child in folder.iterdir() if child.is_dir()}
+    for name in names:
+        for spelt in (name, name.lower()):
+            if spelt in children:
+                return children[spelt]
+        longer = [child for child in children if re.fullmatch(f".+_{name}(_bicubic)?", child)]
+        if len(longer) == 1:
+            return children[longer[0]]
+    return None
+
+
+def _small_by_name(folder: Path) -> dict[str, Path]:
+    lr_folder = _inside(folder, (LR_FOLDER,))
+    return _by_name(lr_folder or folder / LR_FOLDER)
 
 
 def _refuse_splits(folder: Path, children: Sequence[str]) -> None:
@@ -191,14 +230,61 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return named
 
 
-def _matched(folder: Path, hr: dict[str, Path], lr: dict[str, Path]) -> list[PairFiles]:
-    for missing, where in ((sorted(hr.keys() - lr.keys()), LR_FOLDER), (sorted(lr.keys() - hr.keys()), HR_FOLDER)):
+def _matched(
+    folder: Path, hr: dict[str, Path], lr: dict[str, Path], scale: int | None, hr_folder: str
+) -> list[PairFiles]:
+    lr = _plainly_named(folder, lr, hr, scale)
+    for missing, where in ((sorted(hr.keys() - lr.keys()), LR_FOLDER), (sorted(lr.keys() - hr.keys()), hr_folder)):
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UsageError(f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; pairs share a name.")
+            raise UsageError(
+                f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; pairs share a name, to which LR "
+                "may add its scale (0801 and 0801x4)."
+            )
     if not hr:
-        raise SourceError(f"{folder} has {HR_FOLDER} and {LR_FOLDER}, and no image in them.")
+        raise SourceError(f"{folder} has {hr_folder} and {LR_FOLDER}, and no image in them.")
     return [PairFiles(name, hr[name], lr[name]) for name in sorted(hr)]
+
+
+def _plainly_named(folder: Path, lr: dict[str, Path], hr: dict[str, Path], scale: int | None) -> dict[str, Path]:
+    """The small images by the names of their large ones, where they have their scale added; others as they are.
+
+    Raises UsageError where there are several scales and none is asked for, and where a name tells of a wrong one.
+    """
+    plain: dict[str, Path] = {}
+    scales: dict[int, Path] = {}  # told by names -> one that does
+    for name, path in lr.items():
+        large, told = _scaled_name(name, hr)
+        if told is None:
+            plain[large] = path
+        elif scale in (None, told):
+            scales.setdefault(told, path)
+            plain[large] = path
+    if len(scales) > 1:
+        some = " and ".join(path.name for path in scales.values())
+        raise UsageError(f"{folder} has LR of several scales ({some}): say which, with a scale of 2, 3 or 4.")
+    for told, small in scales.items():
+        large_image = next(hr[name] for name, path in plain.items() if path == small)
+        rows, columns = blank_image(large_image).shape[:2]
+        if (rows // told, columns // told) != blank_image(small).shape[:2]:
+            raise ShapeMismatch(
+                f"{small} is x{told} by its name, and is not {told} times smaller than {large_image.name}: rename it, "
+                "or make it again."
+            )
+    return plain
+
+
+def _scaled_name(name: str, hr: Mapping[str, Path]) -> tuple[str, int | None]:
+    """The name of a small image without its scale, and the scale; as it is, and None, where that names no large one."""
+    folder, inside = _SCALE_FOLDER.search(name), _SCALE_FOLDER.sub("", name)
+    scaled = _SCALED.fullmatch(inside)
+    if name in hr:
+        return name, None
+    if scaled is not None and scaled[1] in hr:
+        return scaled[1], int(scaled[2])
+    if folder is not None and inside in hr:
+        return inside, int(folder[1])
+    return name, None
 
 
 def _blank_reduced(hr: Image, scale: float) -> Image:

@@ -28,7 +28,7 @@ from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_original
 from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.data.images import blank_image, is_whole_png, read_file, read_image, write_png
 from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
-from repmamba.durable import write_durable, write_errors
+from repmamba.durable import check_local, write_durable, write_errors
 from repmamba.errors import JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
 from repmamba.pixels.resize import imresize, to_uint8
 
@@ -168,6 +168,7 @@ def prepare(
     draw, JobChanged where target holds a result of other settings, VerificationError where an original is not the
     manifest's.
     """
+    check_local(target)
     source, target = source.resolve(), target.resolve()
     if target == source or target in source.parents or source in target.parents:
         raise UsageError(f"{target} and {source} lie in each other; prepare into a folder beside the originals.")

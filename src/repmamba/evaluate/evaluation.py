@@ -3,6 +3,7 @@
 The whole of an evaluation in one call, `evaluate_folders`: what the command line offers, and what the front door does.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
 from repmamba.evaluate.scores import ImageSet, Scores
-from repmamba.inference.options import PIXELS, WHOLE, Kind, checked, several
+from repmamba.inference.options import CALLED, FLAG, PIXELS, RANGE, WHOLE, Kind, checked, number, several
 
 RULES_OF_PICTURES = ["esr-rgb", "published"]
 RULES_OF_RASTERS = ["bands", "consistency"]
@@ -62,6 +63,8 @@ def evaluate_folders(
     rules: str | Iterable[str] = (),
     scale: int | None = None,
     tile: int | None = None,
+    peak: float | None = None,
+    value_range: tuple[float, float] | None = None,
     save: Text | None = None,
     cost: bool = False,
     cost_size: int = COST_SIZE,
@@ -82,6 +85,9 @@ def evaluate_folders(
     rules: names of metrics.RULES, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or
     none; unless given esr-rgb and published, and for TIFFs bands and consistency.
     scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given.
+    peak: what PSNR and SSIM of the rules bands and consistency are relative to, instead of the type's largest value:
+    10000 for reflectance in 16 bit.  value_range: what is black and white to the networks; its width is the peak unless
+    that is given too.
     save: a folder that gets each result, below its set and method.
     cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels. Memory is
     measured in a process of its own, so in a script the call belongs below `if __name__ == "__main__"`.
@@ -90,20 +96,28 @@ def evaluate_folders(
     them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
     """
     several_of = {"folders": folders, "weights": weights, "sr": sr, "methods": methods, "rules": rules}
-    one_of = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size}
+    one_of: dict[str, Any] = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size, "progress": progress}
+    one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
     asked = checked(several_of | one_of, KINDS)
+    value_range, peak = asked.get("value_range"), asked.get("peak")
+    if value_range is not None:
+        low, high = value_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first.")
+        peak = high - low if peak is None else peak
     scale, tile, cost_size = asked.get("scale"), asked.get("tile"), asked.get("cost_size", COST_SIZE)
     if scale not in (None, 2, 3, 4):
         raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
     if cost_size < 1:
         raise UsageError(f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more.")
     named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
-    chosen = _chosen(*named, ensemble=ensemble, tile=tile, device=device, backend=backend, precision=precision)
+    cut: dict[str, Any] = {"tile": tile, "value_range": value_range}
+    chosen = _chosen(*named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision)
     shared = scale or next((method.scale for method in chosen if method.scale), None)
     sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
     if not sets:
         raise UsageError("There is no folder to evaluate on; name one or several.")
-    measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets))
+    measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets), peak)
     costs = _costs(chosen, cost_size, backend, measure=cost)
     scores = run.evaluate(sets, chosen, measures, save=asked.get("save"), progress=progress)
     return Evaluation(scores, costs)
@@ -115,19 +129,22 @@ def _chosen(
     others: Sequence[str | Method],
     *,
     ensemble: bool,
-    tile: int | None,
+    cut: dict[str, Any],
     device: str | None,
     backend: str | None,
     precision: str | None,
 ) -> list[Method]:
-    """The methods in their order, by names that differ; parameters as for `evaluate_folders`."""
+    """The methods in their order, by names that differ; parameters as for `evaluate_folders`.
+
+    cut: tile and value_range.
+    """
     found: list[Method] = []
     for name in weights:
         from repmamba.inference.upscaler import load
 
         upscaler = load(name, device=device, backend=backend, precision=precision)
-        found += [methods.network(upscaler, name, tile=tile)]
-        found += [methods.network(upscaler, name, tile=tile, ensemble=True)] if ensemble else []
+        found += [methods.network(upscaler, name, **cut)]
+        found += [methods.network(upscaler, name, **cut, ensemble=True)] if ensemble else []
     found += [methods.results(Path(folder)) for folder in sr]
     found += [_method(one) for one in others]
     if not found:
@@ -189,5 +206,10 @@ KINDS = {
     "tile": PIXELS,
     "save": Kind("a path", Path),
     "cost_size": PIXELS,
+    "peak": Kind("a number", number),
+    "value_range": RANGE,
+    "ensemble": FLAG,
+    "cost": FLAG,
+    "progress": CALLED,
 }
 """What evaluate_folders takes; the other arguments are `load`'s, or True and False."""

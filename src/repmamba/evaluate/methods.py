@@ -59,13 +59,19 @@ CLASSICS = {"nearest": nearest, "bicubic": bicubic}
 
 
 def network(
-    upscaler: "Upscaler", weights: str | None = None, *, ensemble: bool = False, tile: int | None = None
+    upscaler: "Upscaler",
+    weights: str | None = None,
+    *,
+    ensemble: bool = False,
+    tile: int | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Method:
     """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the back-projection.
 
     weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations, of each tile as
     in `upscale`.  tile: lr pixels kept of each, even; default one pass over the whole image, as the published
-    evaluation has it. Raises UsageError.
+    evaluation has it.  value_range: what is black and white to it, in the numbers of the images, instead of the type's
+    whole range. Raises UsageError.
     """
     check_cut(tile, None)
     asked = replace(upscaler, ensemble=ensemble)
@@ -75,14 +81,17 @@ def network(
             raise ShapeMismatch(
                 f"{pair.name} is an x{pair.scale} pair, and {upscaler.name} enlarges x{upscaler.scale}."
             )
-        lr = in_unit(pair.lr).astype(np.float32)
-        if tile is None:
-            edge = max(lr.shape[:2])
-            return asked.upscale(lr, tile=edge + edge % 2, halo=0)
-        return asked.upscale(lr, tile=tile)
+        largest = peak_of(pair.lr) if np.issubdtype(pair.lr.dtype, np.integer) else 1.0
+        low, high = (0.0, largest) if value_range is None else value_range
+        lr = ((pair.lr.astype(np.float64) - low) / (high - low)).astype(np.float32)
+        edge = max(lr.shape[:2])
+        cut = {"tile": edge + edge % 2, "halo": 0} if tile is None else {"tile": tile}
+        sr = asked.upscale(lr, **cut)
+        return sr if value_range is None else (sr.astype(np.float64) * (high - low) + low) / largest
 
     how = "one pass over the whole image" if tile is None else f"tiles of {tile} lr pixels"
-    how += ", values over the type's whole range, without back-projection"
+    span = "the type's whole range" if value_range is None else "{:g} to {:g}".format(*value_range)
+    how += f", values over {span}, without back-projection"
     return Method(
         upscaler.name + "+" * ensemble,
         f"network {upscaler.digest[:12]}, {upscaler.precision}, {how}" + ", mean of 8 flips and rotations" * ensemble,
@@ -96,7 +105,8 @@ def network(
 
 
 def results(folder: Path) -> Method:
-    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1" or "airport_1_x4".
+    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1", "airport_1_x4"
+    or "airport_1x4".
 
     Raises SourceError if the folder is none or lacks an image, UsageError where a name fits two files.
     """
@@ -108,7 +118,7 @@ def results(folder: Path) -> Method:
 
     def find(image: str, scale: int) -> Path:
         base = image.rpartition("/")[2]
-        for name in (image, base, f"{image}_x{scale}", f"{base}_x{scale}"):
+        for name in (image, base, *(f"{one}{mark}{scale}" for one in (image, base) for mark in ("_x", "x"))):
             found = files.get(name, [])
             if len(found) > 1:
                 raise UsageError(f"{folder} has {len(found)} results named {name}; put them into class folders.")

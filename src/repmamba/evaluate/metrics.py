@@ -5,8 +5,10 @@ METRICS holds each measure of each rule: its unit, its direction, what is done b
 What is compared, and where it comes from, is not decided here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -161,15 +163,37 @@ def class_means(values: Mapping[str, float]) -> dict[str, float]:
     return {group: float(np.mean(groups[group])) for group in sorted(groups)}
 
 
-def metrics_of(rules: Sequence[str]) -> list[Metric]:
-    """The metrics of the named rules, or single ones by their whole name. Raises UsageError for an unknown name."""
+def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
+    """The metrics of the named rules, or single ones by their whole name.
+
+    peak: what PSNR and SSIM of the rules bands and consistency are relative to, in the numbers of the images, instead
+    of the type's largest value. Raises UsageError for an unknown name, and for a peak that no measure takes.
+    """
     chosen = []
     for rule in rules:
         found = [metric for metric in METRICS.values() if rule in (metric.rule, metric.name)]
         if not found:
             raise UsageError(f"There is no rule {rule}; choose among {', '.join(RULES)}.")
         chosen += [metric for metric in found if metric not in chosen]
-    return chosen
+    if peak is None:
+        return chosen
+    if not 0 < peak < math.inf:
+        raise UsageError(f"A peak of {peak:g} measures nothing; give a number above 0.")
+    relative = [_relative_to(metric, peak) for metric in chosen]
+    if relative == chosen:
+        rules_of_peaks = " and ".join(
+            dict.fromkeys(metric.rule for metric in METRICS.values() if metric.name in OF_PEAK)
+        )
+        raise UsageError(f"A peak or a range is for the rules {rules_of_peaks}; the others are for 8 bit.")
+    return relative
+
+
+def _relative_to(metric: Metric, peak: float) -> Metric:
+    """The metric with another peak, where it has one that depends on the image."""
+    measure = OF_PEAK.get(metric.name)
+    if measure is None:
+        return metric
+    return replace(metric, how=f"{metric.how}; here relative to {peak:g}", measure=partial(measure, peak=peak))
 
 
 def _published_psnr(sr: Image, pair: Pair) -> float:
@@ -221,12 +245,12 @@ def _esr_y_ssim(sr: Image, pair: Pair) -> float:
     return ssim(luma(_rounded(sr, pair.hr)), luma(pair.hr), crop=pair.scale)
 
 
-def _bands_psnr(sr: Image, pair: Pair) -> float:
-    return psnr(in_levels(sr, pair.hr), pair.hr, peak=peak_of(pair.hr))
+def _bands_psnr(sr: Image, pair: Pair, peak: float | None = None) -> float:
+    return psnr(in_levels(sr, pair.hr), pair.hr, peak=peak or peak_of(pair.hr))
 
 
-def _bands_ssim(sr: Image, pair: Pair) -> float:
-    return ssim(in_levels(sr, pair.hr), pair.hr, peak=peak_of(pair.hr))
+def _bands_ssim(sr: Image, pair: Pair, peak: float | None = None) -> float:
+    return ssim(in_levels(sr, pair.hr), pair.hr, peak=peak or peak_of(pair.hr))
 
 
 def _bands_sam(sr: Image, pair: Pair) -> float:
@@ -237,9 +261,9 @@ def _bands_ergas(sr: Image, pair: Pair) -> float:
     return ergas(in_levels(sr, pair.hr), pair.hr, pair.scale)
 
 
-def _consistency_psnr(sr: Image, pair: Pair) -> float:
+def _consistency_psnr(sr: Image, pair: Pair, peak: float | None = None) -> float:
     reduced = imresize(in_levels(sr, pair.hr), 1 / pair.scale)
-    return psnr(reduced, pair.lr, peak=peak_of(pair.hr))
+    return psnr(reduced, pair.lr, peak=peak or peak_of(pair.hr))
 
 
 _PUBLISHED_PSNR = "RGB jointly, no border cut; SR clipped to 0..255 and not rounded; 100 if equal"
@@ -273,6 +297,12 @@ METRICS: dict[str, Metric] = {
         Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),
     )
 }
+OF_PEAK: dict[str, Callable[..., float]] = {
+    "bands.psnr": _bands_psnr,
+    "bands.ssim": _bands_ssim,
+    "consistency.psnr": _consistency_psnr,
+}
+"""Measures whose peak is that of the images unless one is given."""
 RULES = tuple(dict.fromkeys(metric.rule for metric in METRICS.values()))
 
 

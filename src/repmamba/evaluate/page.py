@@ -27,8 +27,8 @@ from repmamba.evaluate.cost import Cost
 from repmamba.evaluate.metrics import Metric, in_levels
 from repmamba.evaluate.report import (
     CLASS_MEANS,
-    COST_COLUMNS,
     class_mean_rows,
+    cost_columns,
     cost_lines,
     cost_rows,
     difference_text,
@@ -45,8 +45,12 @@ ENDS_OF_GAINS, ENDS_OF_VALUES = ("Largest", "Smallest"), ("Best", "Worst")
 ERROR_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # magma's: 0 is dark
 
 SCRIPT = (
-    "document.querySelectorAll('.slider input').forEach(function(bar){bar.addEventListener('input',function(){"
-    "bar.parentElement.style.setProperty('--at',bar.value+'%');});});"
+    "document.querySelectorAll('.shown').forEach(function(shown){"
+    "var pictures=shown.querySelectorAll('.pictures img'),sides=shown.querySelectorAll('.slider div img'),"
+    "bar=shown.querySelector('.slider input');"
+    "bar.addEventListener('input',function(){bar.parentElement.style.setProperty('--at',bar.value+'%');});"
+    "shown.querySelectorAll('.slider select').forEach(function(choice,side){"
+    "function show(){sides[side].src=pictures[choice.value].src;}choice.addEventListener('change',show);show();});});"
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f23; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -72,7 +76,7 @@ figcaption { overflow-wrap: anywhere; line-height: 1.3; margin-top: .25rem; }
 .slider img + img { clip-path: inset(0 0 0 var(--at)); }
 .slider div::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; background: #fff;
   box-shadow: 0 0 3px #000; } .slider input { width: 100%; margin: .3rem 0 0; }
-.ends { display: flex; justify-content: space-between; gap: 1rem; } .ends span { overflow-wrap: anywhere; }
+.ends { display: flex; justify-content: space-between; gap: 1rem; } .ends select { max-width: 48%; }
 """
 
 
@@ -193,7 +197,7 @@ def _differences(scores: Scores) -> str:
 
 
 def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]) -> str:
-    heads = "".join(f"<th>{head.replace('10^9', '10⁹')}</th>" for head in COST_COLUMNS)
+    heads = "".join(f"<th>{head.replace('10^9', '10⁹')}</th>" for head in cost_columns(costs))
     rows = "".join(_row(cells) for cells in cost_rows(costs, missing="–"))
     table = f"<table><tr>{heads}</tr>{rows}</table>"
     note = "".join(f'<p class="note">{escape(line.strip())}</p>' for line in cost_lines(costs))
@@ -299,25 +303,33 @@ def _ends(scores: Scores, one: ImageSet, metric: Metric) -> list[tuple[str, list
 
 def _excerpt(shown: Excerpt) -> str:
     largest = max(float(np.quantile(error, 0.995)) for _, _, error in shown.results) or 1.0
-    figures = [_figure(shown.lr, "LR")]
-    figures += [_figure(picture, name) for name, picture, _ in shown.results]
-    figures.append(_figure(shown.truth, "GT"))
+    pictures = [("LR", shown.lr), ("GT", shown.truth), *((name, picture) for name, picture, _ in shown.results)]
+    figures = [_figure(picture, name) for name, picture in pictures]
     errors = [_figure(_error_colours(error / largest), f"error of {name}") for name, _, error in shown.results]
-    parts = [f"<p><b>{escape(shown.title)}</b></p>", f'<div class="excerpt">{"".join(figures)}</div>']
-    # The empty figure stands below LR, so that each error is below its picture.
-    parts.append(f'<div class="excerpt"><figure></figure>{"".join(errors)}</div>')
+    parts = [f"<p><b>{escape(shown.title)}</b></p>", f'<div class="excerpt pictures">{"".join(figures)}</div>']
+    # The empty figures stand below LR and GT, so that each error is below its picture.
+    parts.append(f'<div class="excerpt"><figure></figure><figure></figure>{"".join(errors)}</div>')
     parts.append(
-        f'<p class="note">Error: mean over the bands, black 0, bright {largest:.3g} or more. Below, slide.</p>'
+        f'<p class="note">Error: mean over the bands, black 0, bright {largest:.3g} or more. Below, slide, and choose '
+        "what is on either side.</p>"
     )
-    left = shown.results[0][:2]
-    right = shown.results[-1][:2] if len(shown.results) > 1 else ("GT", shown.truth)
-    under, over = _data_uri(left[1]), _data_uri(right[1])
+    left, right = 2, len(pictures) - 1 if len(shown.results) > 1 else 1
+    under, over = (_data_uri(pictures[side][1]) for side in (left, right))
+    names = [name for name, _ in pictures]
     parts.append(
         f'<div class="slider"><div><img alt="" src="{under}"><img alt="" src="{over}"></div>'
         '<input type="range" min="0" max="100" value="50" step="0.5" aria-label="where the two pictures meet">'
-        f'<p class="ends note"><span>{escape(left[0])}</span><span>{escape(right[0])}</span></p></div>'
+        f'<p class="ends">{_choice("left", names, left)}{_choice("right", names, right)}</p></div>'
     )
-    return "".join(parts)
+    return f'<section class="shown">{"".join(parts)}</section>'
+
+
+def _choice(side: str, names: Sequence[str], chosen: int) -> str:
+    entries = "".join(
+        f"<option value={place}{' selected' * (place == chosen)}>{escape(name)}</option>"
+        for place, name in enumerate(names)
+    )
+    return f'<select aria-label="the picture on the {side}" autocomplete="off">{entries}</select>'
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -21,7 +21,8 @@ from repmamba.evaluate.scores import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, Imag
 
 DIGITS = {"dB": 4, "degrees": 4, "": 5}
 CLASS_MEANS = "mean of the class means"
-COST_COLUMNS = ("network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan", "ms", "peak MB")
+COUNTED_COLUMNS = ("network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan")
+MEASURED_COLUMNS = ("ms", "peak MB")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -38,12 +39,22 @@ def table(scores: Scores, costs: dict[str, Cost]) -> str:
 
 def cost_table(costs: dict[str, Cost]) -> str:
     """Parameters, multiply-adds, time and memory of each network."""
-    return "\n".join(["Cost", *_aligned([list(COST_COLUMNS), *cost_rows(costs)]), *cost_lines(costs)])
+    return "\n".join(["Cost", *_aligned([cost_columns(costs), *cost_rows(costs)]), *cost_lines(costs)])
+
+
+def cost_columns(costs: dict[str, Cost]) -> list[str]:
+    """The heads of the columns: what is counted, and what is measured where anything was."""
+    return [*COUNTED_COLUMNS, *(MEASURED_COLUMNS if _any_measured(costs) else ())]
+
+
+def _any_measured(costs: dict[str, Cost]) -> bool:
+    return any(cost.seconds is not None or cost.peak_memory is not None for cost in costs.values())
 
 
 def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
-    """The COST_COLUMNS of each network; missing: stands for what was not measured."""
-    return [
+    """The cost_columns of each network; missing: stands for what was not measured of one of them."""
+    columns = len(cost_columns(costs))
+    rows = [
         [
             name,
             f"{cost.parameters:,}",
@@ -55,6 +66,7 @@ def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
         ]
         for name, cost in costs.items()
     ]
+    return [row[:columns] for row in rows]
 
 
 def cost_lines(costs: dict[str, Cost]) -> list[str]:

@@ -40,7 +40,7 @@ def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
     names = distinct_names([place.name for place in resolved], resolved)
     sets = []
     for folder, place, name in zip(folders, resolved, names, strict=True):
-        files = find_pairs(folder)
+        files = find_pairs(folder, scale)
         sets.append(ImageSet(name, place, tuple(files), scale or _scale_of(files[0], folder)))
     return sets
 

@@ -11,8 +11,12 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repmamba.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from repmamba.network.repmamba import RepMamba
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -71,6 +75,27 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
         return FoundWeights(text, fetch(text, revision=revision))
     known = ", ".join(packaged) or "none yet"
     raise CheckpointError(f"There are no weights '{text}': it is no file or folder, and the packaged ones are {known}.")
+
+
+def from_pretrained(
+    source: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+) -> RepMamba:
+    """The network in a folder or file, or of a repository of the Hugging Face hub named owner/name.
+
+    A folder or file that exists is never asked of the hub, so that it opens offline. revision: branch, tag or commit of
+    the repository.  local_files_only: take the hub's files from its cache on this machine only.
+    Raises CheckpointError, which names the packaged weights where the source is neither; UsageError, MissingExtra.
+    """
+    from repmamba.network import checkpoint
+
+    if isinstance(source, str) and not Path(source).exists() and not checkpoint.is_hub_name(source):
+        packaged = [entry.name for entry in packaged_weights()]
+        name = source if source in packaged else "x4"
+        raise CheckpointError(
+            f"{source} is no file or folder, and no name of a hub repository (owner/name) either. Packaged weights, "
+            f'which are {", ".join(packaged)}, open by load: repmamba.load("{name}", fuse=False).network.'
+        )
+    return checkpoint.from_pretrained(source, revision=revision, local_files_only=local_files_only)
 
 
 def _checked(entry: PackagedWeights) -> Path:

@@ -7,10 +7,13 @@ is asked where it is used.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from repmamba.errors import UsageError
 
@@ -87,6 +90,39 @@ def cuts(name: str, length: int) -> bool:
     return length % 2 == 0 and length >= LEAST[name]
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("This is no text.")
+    return value
+
+
+def yes_or_no(value: Any) -> bool:
+    """True or False, of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError("This is neither True nor False.")
+    return bool(value)
+
+
+def _one_of(value: int, numbers: tuple[int, ...]) -> int:
+    if value not in numbers:
+        raise ValueError("This is none of them.")
+    return value
+
+
+def _called(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError("This cannot be called.")
+    return value
+
+
+def path_of(name: str, value: Any) -> str:
+    """A path as text. Raises UsageError that names the argument."""
+    return str(_taken(name, value, PATH))
+
+
+TEXT, FLAG = Kind("a name", _text), Kind("True or False", yes_or_no)
+PATH = Kind("a path, as text or as a Path", lambda value: _text(os.fspath(value)))
+CALLED = Kind("a function", _called)
 WHOLE = Kind("a whole number", whole)
 PIXELS = Kind("a whole number of pixels", whole)
 RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
@@ -95,6 +131,17 @@ RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
 def _range(value: Any) -> Any:
     return value if isinstance(value, str) and value == "robust" else RANGE.taken(value)
 
+
+OF_LOAD = {
+    "weights": PATH,
+    "scale": Kind("2, 3 or 4", lambda value: _one_of(whole(value), (2, 3, 4))),
+    "backend": TEXT,
+    "precision": TEXT,
+    "fuse": FLAG,
+    "ensemble": FLAG,
+    "revision": TEXT,
+}
+"""What `load` takes, beside a device."""
 
 OF_ARRAYS = {
     "value_range": Kind(f"{RANGE.words}, or 'robust'", _range),

@@ -28,7 +28,7 @@ from repmamba.inference.dataarray import is_dataarray, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
 from repmamba.inference.onnx_runner import ExportedNetwork, open_exported
-from repmamba.inference.options import LEAST, OF_ARRAYS, check_cut, checked, cuts
+from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, checked, cuts
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.network.checkpoint import EXPORTED_ENDINGS, Checkpoint, read_checkpoint
@@ -290,6 +290,8 @@ def load(
     and rotations of what is enlarged, which is eight times the work.  revision: branch, tag or commit of a hub id.
     Raises CheckpointError, UsageError, MissingExtra.
     """
+    given = {"weights": weights, "scale": scale, "backend": backend, "precision": precision, "fuse": fuse}
+    checked(given | {"ensemble": ensemble, "revision": revision}, OF_LOAD)
     found = find_weights(weights if weights is not None else f"x{scale or 4}", revision=revision)
     if found.path.suffix.lower() in EXPORTED_ENDINGS:
         asked = {"scale": scale, "device": device, "backend": backend, "precision": precision}

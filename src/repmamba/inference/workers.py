@@ -96,7 +96,7 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     try:
         with _beginning:
             threads_of_caller = torch.get_num_threads()
-            share = max(1, threads_of_caller // workers)
+            share = max(1, min(threads_of_caller, available_cores()) // workers)
             try:
                 for beginning in [pool.submit(begin, share) for _ in range(workers)]:
                     beginning.result()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from repmamba import __version__
-from repmamba.durable import FULL, readable, write_durable
+from repmamba.durable import FULL, check_local, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import (
@@ -58,6 +58,15 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 KEPT_IN_FLOAT32 = ("A_log", "dt_weight", "dt_bias", "x_proj")
 """Last parts of the names that float16 storage leaves alone, beside all vectors: the scan raises e to their power."""
+
+
+def _compute_alone() -> None:
+    """In a forked process: torch's threads stayed with its parent, and whatever asked for them would wait for ever."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_alone)
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,16 @@ def save_pretrained(
     origin: str = "",
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is."""
+    """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is.
+
+    Raises UsageError for what is no RepMamba, CheckpointError, TargetError, NoSpace.
+    """
+    if not isinstance(network, RepMamba):
+        raise UsageError(f"network is a {type(network).__name__}; save_pretrained takes a RepMamba.")
+    if not isinstance(origin, str) or not isinstance(training or {}, Mapping):
+        raise UsageError("origin is a line of text and training a dict of facts; one of them is something else.")
+    _check_path("folder", folder)
+    check_local(folder)
     write_checkpoint(Path(folder), Checkpoint.of(network, origin=origin, training=training))
     return Path(folder)
 
@@ -162,8 +180,11 @@ def from_pretrained(
 
     A folder or file that exists is never asked of the hub, so that it opens offline. revision: branch, tag or commit of
     the repository.  local_files_only: take the hub's files from its cache on this machine alone.
-    Raises CheckpointError, MissingExtra.
+    Raises CheckpointError, UsageError, MissingExtra.
     """
+    _check_path("source", source)
+    if revision is not None and not isinstance(revision, str):
+        raise UsageError(f"revision is {revision!r:.80}; it takes a branch, a tag or a commit.")
     if Path(source).exists():
         if revision is not None:
             raise UsageError(f"{source} is here and has no revision '{revision}': leave it out.")
@@ -172,6 +193,11 @@ def from_pretrained(
     if not is_hub_name(name):
         raise CheckpointError(f"{name} is no file or folder, and no name of a hub repository (owner/name) either.")
     return read_checkpoint(fetch(name, revision=revision, local_files_only=local_files_only)).network()
+
+
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name} is {value!r:.80}; it takes a path, as text or as a Path.")
 
 
 def is_hub_name(text: str) -> bool:

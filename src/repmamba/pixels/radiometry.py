@@ -147,6 +147,18 @@ class ValueHistogram:
         keys = np.where(negative, ~bits, bits | np.uint32(1 << 31)) >> np.uint32(32 - _KEY_BITS)
         self.counts += np.bincount(keys, minlength=self.counts.size)
 
+    def merge(self, other: ValueHistogram, times: int = 1) -> None:
+        """Count what another histogram has counted, so many times."""
+        self.counts += times * other.counts
+
+    def is_plain(self) -> bool:
+        """Whether the percentages alone give the range, so that a sample of the values would give it too."""
+        values, counts = self._values()
+        if counts.size == 0:
+            return False
+        ranks = (max(1.0, counts.sum() * p / 100) for p in ROBUST_PERCENT)
+        return self.range() == tuple(_at_rank(values, counts, rank) for rank in ranks)
+
     def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
         """The values at two percentages; None where nothing was counted.
 

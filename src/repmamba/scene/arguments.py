@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-import numpy as np
-
-from repmamba.inference.options import PIXELS, RANGE, WHOLE, Kind, checked, number, several, whole
+from repmamba.inference.options import FLAG, PATH, PIXELS, RANGE, TEXT, WHOLE, Kind, checked, number, several, whole
 from repmamba.scene.plan import ValueRange
 from repmamba.tiles.window import Window
 
@@ -26,8 +24,8 @@ class Arguments(TypedDict, total=False):
     halo: int | None  # what is read around it, lr pixels, even
     window: Window | tuple[int, int, int, int] | None  # only this part, lr pixels: col, row, width, height
     bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None  # only these, by their numbers in the file, from 1
-    rgb: tuple[int, int, int] | None  # the numbers of red, green and blue; as the file says unless given
+    bands: Iterable[int | str] | None  # only these, by their numbers in the file, from 1, or their names
+    rgb: Sequence[int | str] | None  # the numbers or names of red, green and blue; as the file says unless given
     value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
     consistent: bool | None  # back-projection; on where the scene has a place unless given
     format: str | None  # a name of scene.formats; by the target's ending unless given
@@ -45,18 +43,6 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return checked(arguments, KINDS, ON_THE_COMMAND_LINE)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("This is no text.")
-    return value
-
-
-def _yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError("This is neither True nor False.")
-    return bool(value)
-
-
 def _window(value: Any) -> Window:
     """Four numbers as the command line and rasterio order them, a Window of rasterio, or one of ours."""
     if isinstance(value, Window):
@@ -65,6 +51,17 @@ def _window(value: Any) -> Window:
         value = [_exactly(value.col_off), _exactly(value.row_off), _exactly(value.width), _exactly(value.height)]
     col, row, width, height = several(whole, 4)(value)
     return Window(row, col, height, width)
+
+
+def _bands(count: int | None = None) -> Callable[[Any], tuple[int | str, ...]]:
+    """Numbers and names of bands; as many as count, where it is given."""
+
+    def read(values: Any) -> tuple[int | str, ...]:
+        if isinstance(values, str):
+            raise TypeError("This is one text.")
+        return several(lambda value: value if isinstance(value, str) else whole(value), count)(values)
+
+    return read
 
 
 def _exactly(length: float) -> int:
@@ -96,11 +93,10 @@ def _range(value: Any) -> Any:
 
 
 def _creation(value: Any) -> dict[str, str]:
-    return {_text(name): str(setting) for name, setting in dict(value).items()}
+    return {TEXT.taken(name): str(setting) for name, setting in dict(value).items()}
 
 
 FOUND = _one_of("robust", "type")
-TEXT, FLAG = Kind("a name", _text), Kind("True or False", _yes_or_no)
 
 KINDS: dict[str, Kind] = {
     "scale": WHOLE,
@@ -108,13 +104,13 @@ KINDS: dict[str, Kind] = {
     "backend": TEXT,
     "precision": TEXT,
     "ensemble": FLAG,
-    "confidence": Kind("a path", os.fspath),
+    "confidence": PATH,
     "tile": PIXELS,
     "halo": PIXELS,
     "window": Kind("four whole numbers (col, row, width, height) or a Window of rasterio", _window),
     "bbox": Kind("four numbers: left, bottom, right, top", several(number, 4)),
-    "bands": Kind("the numbers of bands, from 1", several(whole)),
-    "rgb": Kind("the numbers of three bands: red, green, blue", several(whole, 3)),
+    "bands": Kind("the numbers of bands, from 1, or their names", _bands()),
+    "rgb": Kind("the numbers or names of three bands: red, green, blue", _bands(3)),
     "value_range": Kind(f"{RANGE.words}, or {FOUND.words}", _range),
     "consistent": FLAG,
     "format": TEXT,

@@ -15,7 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+
+from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError
+from repmamba.inference.options import CALLED, FLAG, checked, path_of
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
@@ -23,25 +27,36 @@ from repmamba.scene.arguments import Arguments, checked_arguments
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
-from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
+from repmamba.scene.estimate import Estimate, check_memory, estimate, fitting_workers, with_time
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_consistency
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.scene.readback import TellPart
 from repmamba.scene.receipt import receipt_path
 from repmamba.scene.space import check_space
 from repmamba.scene.stored import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
-from repmamba.scene.writer import SceneWriters, disk_needs, files_written, read_beside
+from repmamba.scene.writer import (
+    SceneWriters,
+    disk_needs,
+    files_written,
+    finished_receipt,
+    read_beside,
+    refuse_other_result,
+)
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
 TellPixels = Callable[[int, int], None]  # output pixels finished, of how many
 NO_JOB = "0" * 32  # the id of none, so that all working folders are those of others
+CALLED_WITH = {
+    **dict.fromkeys(("overwrite", "restart", "keep_finished"), FLAG),
+    **dict.fromkeys(("progress", "assembling", "measuring"), CALLED),
+}
 Weights = str | os.PathLike[str] | Upscaler | None
 
 
@@ -60,14 +75,35 @@ class SceneResult:
     weights: str
     consistent: bool
     confidence: Path | None = None  # the raster that says how far the result can be trusted
+    kept: bool = False  # the whole result of this very job was there already
+    computed: int = 0  # pixels of the result, in this run
+    seconds_computing: float = 0.0  # of these pixels
 
     def summary(self) -> str:
         """One line for people."""
-        speed = self.grid.width * self.grid.height / 1e6 / max(self.seconds, 1e-9)
+        if self.kept:
+            return f"{self.path}: done already, by this very command; --overwrite computes it anew"
+        bands = f"{self.bands} band{'s' * (self.bands > 1)}"
+        return f"{self.brief(f'{bands}, {self.method}')}"
+
+    @property
+    def method(self) -> str:
+        """What it was made by, in a few words."""
+        return f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent"
+
+    @property
+    def speed(self) -> float | None:
+        """Megapixels of the result a second, while pixels were computed; None where none were."""
+        return self.computed / 1e6 / self.seconds_computing if self.computed and self.seconds_computing else None
+
+    def brief(self, more: str = "") -> str:
+        """The line of one of several results: what may differ from result to result."""
+        if self.kept:
+            return f"{self.path}: done already"
+        said = f", {more}, " if more else " "
+        speed = "" if self.speed is None else f" ({self.speed:.2f} megapixels/s while computing)"
         return (
-            f"{self.path}: {self.grid.width} x {self.grid.height} pixels, {self.bands} band{'s' * (self.bands > 1)}, "
-            f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent, "
-            f"in {self.seconds:.1f} s ({speed:.2f} megapixels/s)"
+            f"{self.path}: {self.grid.width} x {self.grid.height} pixels{said}in {self.seconds:.1f} s{speed}"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
             + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
             + (f"; how far to trust it: {self.confidence}" if self.confidence else "")
@@ -82,13 +118,17 @@ class SceneResult:
             "height": self.grid.height,
             "bands": self.bands,
             "crs": None if self.grid.crs is None else self.grid.crs.to_wkt(),
+            "epsg": None if self.grid.crs is None else self.grid.crs.to_epsg(),
             "transform": None if transform is None else list(transform)[:6],
             "scale": self.scale,
             "weights": self.weights,
             "consistent": self.consistent,
             "tiles": self.tiles,
             "tiles_resumed": self.resumed,
+            "done_already": self.kept,
             "seconds": round(self.seconds, 3),
+            "seconds_computing": round(self.seconds_computing, 3),
+            "megapixels_per_second": None if self.speed is None else round(self.speed, 3),
             "corrupt_pixels": self.corrupt_pixels,
             "confidence": None if self.confidence is None else str(self.confidence),
         }
@@ -101,8 +141,10 @@ def upscale_file(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    keep_finished: bool = False,
     progress: TellPixels | None = None,
     assembling: TellPixels | None = None,
+    measuring: TellPixels | None = None,
     **arguments: Unpack[Arguments],
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
@@ -110,18 +152,27 @@ def upscale_file(
     source: any raster that GDAL reads.  target: .tif, .cog.tif, .png or .jpg; the name appears when the file is whole.
     weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
-    goes on with them.  progress: called with the output pixels finished, and of how many.  assembling: likewise, while
-    the finished ones are put together and checked.  Further: see Arguments.
+    goes on with them.  keep_finished: where the target is the whole result of this very call, return it as it is.
+    progress: called with the output pixels finished, and of how many.  assembling: likewise, while
+    the finished ones are put together and checked.  measuring: likewise, with input pixels, while the range of a large
+    scene is found.  Further: see Arguments.
     Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory, Cluster.
     """
     begun = time.monotonic()
-    target = Path(target)
-    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+    target = _target(target)
+    checked({"keep_finished": keep_finished, "progress": progress, "assembling": assembling}, CALLED_WITH)
+    keep_finished = keep_finished and not (overwrite or restart)
+    how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": keep_finished}
+    with _planned(source, target, weights, arguments, **how, measuring=measuring) as planned:
         plan, upscaler, confidence = planned.plan, planned.upscaler, planned.confidence
-        writers = SceneWriters(target, plan, confidence, overwrite=overwrite, restart=restart)
+        writers = SceneWriters(target, plan, confidence, **how)
+        kept = keep_finished and writers.landed
         with _stopping_cleanly(writers):
             remaining, corrupt = writers.remaining(), CorruptBlocks(writers.folder)
-            _compute(planned, writers, remaining, corrupt, progress)
+            computing = time.monotonic()
+            if remaining:
+                _compute(planned, writers, remaining, corrupt, progress)
+            computing = time.monotonic() - computing
             planned.raster.check_unchanged()
             check_addresses(plan.job)
             writers.finish(_in_pixels(assembling, plan.profile.grid))
@@ -137,6 +188,9 @@ def upscale_file(
         weights=upscaler.name,
         consistent=plan.consistent,
         confidence=None if confidence is None else confidence.target,
+        kept=kept,
+        computed=sum(_area(plan.tiles[index].write) for index in remaining),
+        seconds_computing=computing,
     )
     logger.debug("%s", result.summary())
     return result
@@ -149,6 +203,8 @@ def plan_file(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    keep_finished: bool = False,
+    measuring: TellPixels | None = None,
     **arguments: Unpack[Arguments],
 ) -> Estimate:
     """What upscale_file would do with the same arguments, and what it would take. Writes nothing.
@@ -156,9 +212,16 @@ def plan_file(
     Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
     the lock, or that side-car files of another raster lie at the target.
     """
-    target = Path(target)
-    with _planned(source, target, weights, arguments, overwrite=overwrite, restart=restart) as planned:
+    target = _target(target)
+    checked({"keep_finished": keep_finished}, CALLED_WITH)
+    keep_finished = keep_finished and not (overwrite or restart)
+    how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": keep_finished}
+    with _planned(source, target, weights, arguments, **how, measuring=measuring) as planned:
         plan, confidence = planned.plan, planned.confidence
+        if keep_finished and _is_finished(target, plan, confidence):
+            return replace(planned.estimate, kept=True, seconds=0.0)
+        if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
+            refuse_other_result(target, plan.job)
         # What the writers of a run look at themselves.
         for file, _, job in files_written(target, plan, confidence):
             others = other_jobs(file, job.id)
@@ -189,10 +252,15 @@ def _planned(
     *,
     overwrite: bool,
     restart: bool,
+    keep_finished: bool,
+    measuring: TellPixels | None,
 ) -> Iterator[_Planned]:
     """The source, open, with all that was decided about it; what cannot be done is refused."""
-    given = checked_arguments(arguments)
-    check_targets(source, target, given.get("confidence"), overwrite=overwrite)
+    given, source = checked_arguments(arguments), path_of("source", source)
+    checked({"overwrite": overwrite, "restart": restart, "measuring": measuring}, CALLED_WITH)
+    # Whether a finished target is that of this very job is known once it is planned.
+    there = keep_finished and os.path.isfile(receipt_path(Path(os.path.realpath(target))))
+    check_targets(source, target, given.get("confidence"), overwrite=overwrite or there)
     load_options = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
     load_options["ensemble"] = given.pop("ensemble", False)
     reading = Reading(
@@ -212,7 +280,9 @@ def _planned(
         upscaler = _loaded(weights, load_options)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, reading), None
+        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring), None
+        facts = raster.facts
+        logger.info("%s: %s", facts.name, said_of_consistency(plan.consistent, options.consistent, facts.has_place))
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):
@@ -220,11 +290,21 @@ def _planned(
         side = choose_workers(workers, upscaler.device) if cluster is None else cluster.slots
         name = None if cluster is None else cluster.name
         expected = estimate(raster, target, plan, upscaler, side, confidence, name)
+        expected = fitting_workers(expected, raster, plan)
         check_memory(expected, raster, plan)
         if not restart:
             for file, _, job in files_written(target, plan, confidence):
                 refuse_to_continue_unknown(job.source, work_folder(file, job.id))
         yield _Planned(raster, upscaler, plan, confidence, expected, cluster)
+
+
+def _target(given: str | os.PathLike[str]) -> Path:
+    """The file to write. Raises UsageError, also for a name that ends in a slash and so is that of a folder."""
+    text = path_of("target", given)
+    check_local(text)
+    if text.endswith(("/", os.sep)):
+        raise UsageError(f"{text} is a folder: name a file in it.")
+    return Path(text)
 
 
 def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
@@ -233,6 +313,8 @@ def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
 
 def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
     """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
+    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler):
+        raise UsageError(f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler.")
     if not isinstance(weights, Upscaler):
         return load(weights, **load_options)
     scale = load_options.pop("scale") or weights.scale
@@ -266,6 +348,7 @@ def check_targets(
 
 def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
     """Refuse an output that cannot be. Raises UsageError, TargetError."""
+    check_local(target)
     check_name(target)
     if not os.path.isdir(target.parent):  # Path.is_dir raises for a name too long to be that of any
         raise TargetError(f"The folder {target.parent} does not exist: make it first.")
@@ -290,6 +373,11 @@ def _refuse_what_is_read(output: Path, replaced: Sequence[Path], raster: Raster)
                 raise UsageError(
                     f"{name}{with_it} is a part of the input {raster.facts.name}: give the output another name."
                 )
+
+
+def _is_finished(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None) -> bool:
+    """Whether all that a plan puts in place is there, whole, and of this very job."""
+    return all(finished_receipt(file, job) is not None for file, _, job in files_written(target, plan, confidence))
 
 
 def _was_left_by_a_stopped_run(target: Path) -> bool:
@@ -319,6 +407,8 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
+    has_data = len(remaining) < len(plan.tiles)  # of what an earlier run computed nothing is known
+
     with closing(
         side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
         if planned.cluster is None
@@ -326,11 +416,15 @@ def _compute(
     ) as results:
         for index, result in results:
             corrupt.add(raster.corrupt_blocks)
+            has_data = has_data or bool(np.isfinite(result.numbers[:, result.valid]).any())
             writers.put(index, result)
             done += _area(plan.tiles[index].write)
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
             if progress is not None:
                 progress(done, total)
+    if not has_data:
+        part = "" if plan.tiles.window == raster.whole else " in the part asked for"
+        logger.warning("%s has no valid pixel%s: all of the result is missing.", raster.facts.name, part)
 
 
 def _in_pixels(progress: TellPixels | None, grid: Grid) -> TellPart | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from repmamba.container import memory_left
 from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
@@ -33,7 +35,7 @@ GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_C
 NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
 PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
-MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
 
@@ -65,9 +67,12 @@ class Estimate:
     confidence: Path | None = None  # the second raster, where one is wanted
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
+    kept: bool = False  # the whole result of this very job is there already
 
     def summary(self) -> str:
         """A few lines for people."""
+        if self.kept:
+            return f"{self.source} -> {self.target}: done already, by this very command"
         lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
@@ -85,10 +90,62 @@ class Estimate:
             f"  memory   about {readable(self.memory_bytes)}{took}"
         )
 
+    @property
+    def method(self) -> str:
+        """What is usually the same for several inputs, in a few words."""
+        where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
+        return (
+            f"x{self.scale} with {self.weights}, tiles of {self.tile} + {self.halo} input pixels, {self.workers} side "
+            f"by side{where}, {'' if self.consistent else 'not '}made consistent"
+        )
+
+    def brief(self) -> str:
+        """The line of one of several inputs: what may differ from one to the other."""
+        if self.kept:
+            return f"{self.source} -> {self.target}: done already"
+        time_taken = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        alone = "" if self.bands_alone is None else f"; {self.bands_alone}"
+        return (
+            f"{self.source} -> {self.target}: {self.width} x {self.height} pixels, {self.bands} "
+            f"band{'s' * (self.bands > 1)} of {self.dtype}, {self.format}, range {min(self.low):g} to "
+            f"{max(self.high):g}, {self.tiles} tile{'s' * (self.tiles > 1)}{time_taken}{alone}"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What several scenes, one after the other, will take together; sizes in bytes."""
+
+    megapixels: float  # of the outputs
+    disk_bytes: int  # at most
+    memory_bytes: int  # of the largest
+    seconds: float
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.megapixels:,.1f} megapixels, about {_duration(self.seconds)}, at most "
+            f"{readable(self.disk_bytes)} on the disk, about {readable(self.memory_bytes)} of memory"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def total_of(estimates: Sequence[Estimate]) -> Total:
+    """What these take together, one after the other."""
+    return Total(
+        megapixels=sum(one.width * one.height for one in estimates) / 1e6,
+        disk_bytes=sum(one.disk_bytes for one in estimates),
+        memory_bytes=max((one.memory_bytes for one in estimates), default=0),
+        seconds=sum(one.seconds or 0.0 for one in estimates),
+    )
 
 
 def estimate(
@@ -125,7 +182,7 @@ def estimate(
         memory_bytes=_memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
         cluster=cluster,
         confidence=None if confidence is None else confidence.target,
-        bands_alone=said_of_bands_alone(plan.job.settings["together"]),
+        bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
     )
 
 
@@ -149,6 +206,22 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
     return statistics.median(seconds)
 
 
+def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
+    """The estimate with as many of its workers as memory holds, at least one: any number gives the same bytes."""
+    there = available_memory()
+    if there is None or made.memory_bytes <= there or made.cluster is not None:
+        return made
+    tile, workers = plan.tiles.tile, min(made.workers, len(plan.tiles))
+    while workers > 1 and _memory(raster, plan, tile, workers) > there:
+        workers -= 1
+    if workers < min(made.workers, len(plan.tiles)):
+        logger.info(
+            "%s: workers: %d instead of %d, as %s of memory are free; the result is the same.",
+            *(made.source, workers, made.workers, readable(there)),
+        )
+    return replace(made, workers=workers, memory_bytes=_memory(raster, plan, tile, workers))
+
+
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has to give."""
     there = available_memory()
@@ -157,38 +230,22 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     here = made.workers if made.cluster is None else 0
     fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
     advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
-    side, fewer = (f"{here} workers", "; so may fewer --workers") if here else ("no tile computed here", "")
+    side = f"{here} worker{'s' * (here > 1)}" if here else "no tile computed here"
     raise OutOfMemory(
         f"{made.source} needs about {readable(made.memory_bytes)} of memory with --tile {plan.tiles.tile} and "
-        f"{side}, and {readable(there)} are free. {advice}{fewer}."
+        f"{side}, and {readable(there)} are free. {advice}."
     )
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of its group.
-
-    What a group uses includes files that were read and are kept as long as nobody wants the memory: those do not count.
-    """
+    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of a container."""
     try:
         lines = MEMINFO.read_text().splitlines()
         there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return None
-    try:
-        limit = int((GROUP / "memory.max").read_text())
-        used = int((GROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no group, or one without a limit
-        return there
-    return max(0, min(there, limit - used + _files_in_memory()))
-
-
-def _files_in_memory() -> int:
-    """Bytes of files that the group used and that the system drops first; 0 where it does not say."""
-    try:
-        kinds = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
-        return int(kinds["inactive_file"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    left = memory_left()
+    return there if left is None else min(there, left)
 
 
 def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:

@@ -50,7 +50,23 @@ class Whole:
         return value.isdecimal() and self.least <= int(value) <= self.most and int(value) % self.step == 0
 
 
-Option = Choice | Whole
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A creation option that changes nothing by these words: it is taken, and GDAL does not get it."""
+
+    words: tuple[str, ...]
+    or_number: bool = False
+
+    def explain(self) -> str:
+        """What it takes, for an error's text."""
+        return "one of " + ", ".join(self.words) + (" or a whole number" * self.or_number)
+
+    def takes(self, value: str) -> bool:
+        """Whether a value may stand there; upper or lower case."""
+        return value.upper() in self.words or (self.or_number and value.isdecimal())
+
+
+Option = Choice | Whole | Unused
 _YES_NO = Choice(("YES", "NO"))
 DEFLATE_LEVEL = "4"  # against GDAL's 6, a file of imagery is 4 % larger and takes half the time
 _COMPRESSIONS = Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
@@ -101,6 +117,11 @@ class Format:
         return None
 
 
+_BOOLEANS = {**dict.fromkeys(("TRUE", "ON", "1"), "YES"), **dict.fromkeys(("FALSE", "OFF", "0"), "NO")}
+_UNUSED: dict[str, Option] = {
+    "NUM_THREADS": Unused(("ALL_CPUS",), or_number=True),  # GDAL's threads would lose errors, and change no byte
+    "STATISTICS": Unused(("AUTO", "NO")),
+}
 _TIFF_OPTIONS: dict[str, Option] = {
     "COMPRESS": _COMPRESSIONS,
     "PREDICTOR": Choice(("1", "2", "3")),
@@ -118,6 +139,12 @@ _TIFF_OPTIONS: dict[str, Option] = {
     "BIGTIFF": Choice(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
     "ENDIANNESS": Choice(("NATIVE", "LITTLE", "BIG")),
     "GEOTIFF_VERSION": Choice(("AUTO", "1.0", "1.1")),
+    **_UNUSED,
+    "SPARSE_OK": Unused(("NO",)),
+    "TFW": Unused(("NO",)),
+    "PROFILE": Unused(("GDALGEOTIFF",)),
+    "COPY_SRC_OVERVIEWS": Unused(("YES", "NO")),  # a result is made of tiles, and has no source with overviews
+    "STREAMABLE_OUTPUT": Unused(("NO",)),
 }
 _COG_OPTIONS: dict[str, Option] = {
     "COMPRESS": Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "JPEG", "WEBP")),
@@ -127,6 +154,10 @@ _COG_OPTIONS: dict[str, Option] = {
     "BLOCKSIZE": Whole(128, 4096, 16),
     "BIGTIFF": Choice(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
     "GEOTIFF_VERSION": Choice(("AUTO", "1.0", "1.1")),
+    **_UNUSED,
+    "OVERVIEWS": Unused(("AUTO",)),
+    "SPARSE_OK": Unused(("NO",)),
+    "ADD_ALPHA": Unused(("NO",)),
 }
 
 FORMATS: dict[str, Format] = {
@@ -196,7 +227,8 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
             )
         if not option.takes(value):
             raise UsageError(f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}.")
-    options = {**_defaults(profile, asked), **asked}
+    used = {name: value for name, value in asked.items() if not isinstance(chosen.options[name], Unused)}
+    options = {**_defaults(profile, used), **used}
     compression = options.get("COMPRESS", "")
     if compression in _OF_PICTURES and (profile.dtype != "uint8" or profile.count not in _OF_PICTURES[compression]):
         counts = ", ".join(map(str, _OF_PICTURES[compression]))
@@ -218,7 +250,16 @@ def is_lossless(profile: OutputProfile) -> bool:
 
 
 def _asked(profile: OutputProfile) -> dict[str, str]:
-    return {name.upper(): value.upper() for name, value in profile.creation}
+    return {
+        name.upper(): _usual_word(FORMATS[profile.format].options.get(name.upper()), value.upper())
+        for name, value in profile.creation
+    }
+
+
+def _usual_word(option: Option | None, value: str) -> str:
+    """YES and NO for what else GDAL takes for them, where an option takes these."""
+    takes_yes_or_no = isinstance(option, Choice | Unused) and bool({"YES", "NO"} & set(option.words))
+    return _BOOLEANS.get(value, value) if takes_yes_or_no else value
 
 
 def _keeps_pixels(chosen: Format, asked: Mapping[str, str]) -> bool:

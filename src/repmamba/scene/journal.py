@@ -57,6 +57,11 @@ class Journal:
         with self._guard:
             return [index for index in range(len(self.layout.tiles)) if index not in self._done]
 
+    def is_empty(self) -> bool:
+        """Whether no tile is done."""
+        with self._guard:
+            return not self._done
+
     def stored_bytes(self) -> int:
         """What the finished tiles take on the disk."""
         return sum(self.path(index).stat().st_size for index in sorted(self._done))

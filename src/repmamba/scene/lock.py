@@ -25,6 +25,11 @@ class TargetLock:
         self.was_left = False
         self._descriptor: int | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours now."""
+        return self._descriptor is not None
+
     def acquire(self) -> None:
         """Take it, or raise TargetError that names the holder."""
         while self._descriptor is None:

@@ -23,12 +23,14 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry, ValueHistogram
 from repmamba.scene.admission import Reading
+from repmamba.scene.colours import has_names, known_colours, numbers_of
 from repmamba.scene.formats import format_of
 from repmamba.scene.job import JobIdentity
 from repmamba.scene.origin import source_identity
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.profile import Wanted, fitting_profile
 from repmamba.scene.raster import Raster, RasterFacts
+from repmamba.scene.sampling import TellPixels, value_histograms
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
 
@@ -57,8 +59,8 @@ class SceneOptions:
     halo: int | None = None  # lr pixels, even
     window: Window | None = None  # lr
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top in the scene's CRS
-    bands: Iterable[int] | None = None  # numbers in the file, from 1
-    rgb: tuple[int, int, int] | None = None  # numbers in the file of red, green and blue
+    bands: Iterable[int | str] | None = None  # numbers in the file, from 1, or names
+    rgb: tuple[int | str, ...] | None = None  # numbers in the file, or names, of red, green and blue
     value_range: ValueRange | None = None
     consistent: bool | None = None
     format: str | None = None
@@ -97,16 +99,25 @@ class ScenePlan:
 
 
 def plan_scene(
-    raster: Raster, target: Path, upscaler: Upscaler, options: SceneOptions, how: Reading | None = None
+    raster: Raster,
+    target: Path,
+    upscaler: Upscaler,
+    options: SceneOptions,
+    how: Reading | None = None,
+    measuring: TellPixels | None = None,
 ) -> ScenePlan:
-    """The plan for a raster, an output and an upscaler. Reads the scene once if its range has to be found.
+    """The plan for a raster, an output and an upscaler.
 
+    Reads the scene, or a sample of a large one, if its range has to be found.
+    measuring: called with the pixels read for that, and of how many, where it takes long.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     facts = raster.facts
     how = how or Reading()
-    places = _places(facts, None if options.bands is None else tuple(options.bands))
-    rgb = _rgb(facts, places, options.rgb)
+    places = _places(facts, None if options.bands is None else numbers_of(facts, tuple(options.bands)))
+    rgb = _rgb(facts, places, None if options.rgb is None else numbers_of(facts, options.rgb))
+    if options.rgb is not None and rgb is not None:
+        facts = _with_colours(facts, [places[band] for band in rgb])
     chosen = format_of(target, options.format)
     if chosen.is_picture and options.bands is None and rgb is not None and len(places) == 3:
         places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)  # it shows its first band as red, whatever that is
@@ -131,11 +142,10 @@ def plan_scene(
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
     profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
     _warn_of_radar(facts)
-    radiometry = _radiometry(raster, places, groups, options)
+    radiometry = _radiometry(raster, places, groups, options, measuring)
     consistent = facts.has_place if options.consistent is None else options.consistent
-    logger.info("%s: %s", facts.name, _said_of_consistency(consistent, options.consistent, facts.has_place))
     together = _numbered(facts, places, groups)
-    if (alone := said_of_bands_alone(together)) is not None:
+    if (alone := said_of_bands_alone(together, facts)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
     settings = {
         "scale": upscaler.scale,
@@ -178,7 +188,7 @@ def usual_groups(facts: RasterFacts, network_bands: int = 3) -> list[list[int]]:
     return _numbered(facts, places, group_bands(len(places), _rgb(facts, places, None), network_bands))
 
 
-def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
+def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
     """What a user should know where three bands or more go through a network alone, and may be colours for all that.
 
     together: the numbers of bands that go through it together.
@@ -189,8 +199,25 @@ def said_of_bands_alone(together: Sequence[Sequence[int]]) -> str | None:
     said = f"bands {_listed(alone)} each alone as grey ({len(alone)} passes)"
     if len(alone) < len(together):  # the colours are known
         return said
+    known = known_colours(facts)
+    if known is not None and set(known) <= set(alone):
+        return f"{said}; bands {_listed(known)} are red, green and blue by their names: --rgb {_joined(known)}"
+    if has_names(facts):
+        return f"{said}; if some are red, green and blue: --rgb R,G,B, by number or name"
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: --rgb {','.join(map(str, alone[:3]))}"
+    return f"{said}; if {who} are colours: --rgb {_joined(alone[:3])}"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
+    """The facts with these places as red, green and blue, as the result says; others that said so say nothing."""
+    colours = ["undefined" if colour in ("red", "green", "blue", "gray") else colour for colour in facts.colorinterp]
+    for place, colour in zip(rgb, ("red", "green", "blue"), strict=True):
+        colours[place] = colour
+    return replace(facts, colorinterp=tuple(colours))
 
 
 def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list[list[int]]:
@@ -235,7 +262,7 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
         raise UsageError(f"{facts.name} has no transform, so a bbox means nothing in it; use --window.")
     left, bottom, right, top = options.bbox
     back = ~facts.grid.transform
-    corners = [back * corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
+    corners = [back @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
     cols, rows = zip(*corners, strict=True)
     # A pixel that the box only touches, by the rounding of its coordinates, is not meant.
     col, row = math.floor(min(cols) + 1e-6), math.floor(min(rows) + 1e-6)
@@ -249,7 +276,9 @@ def _window(facts: RasterFacts, options: SceneOptions) -> Window | None:
     return inside
 
 
-def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions) -> Radiometry:
+def _radiometry(
+    raster: Raster, places: tuple[int, ...], groups: Groups, options: SceneOptions, measuring: TellPixels | None
+) -> Radiometry:
     """The linear map of each band. Bands that go through the network together share theirs, or colours would shift."""
     dtype, asked = raster.facts.dtype, options.value_range
     usual = Radiometry.of_type(dtype, len(places), raster.facts.largest)
@@ -258,7 +287,7 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
     if asked == "type":
         return usual
     if asked == "robust":
-        ranges = _robust_ranges(raster, places, groups)
+        ranges = _robust_ranges(raster, places, groups, measuring)
         low, high = list(usual.low), list(usual.high)
         for group, found in zip(groups, ranges, strict=True):
             if found is not None:
@@ -268,19 +297,24 @@ def _radiometry(raster: Raster, places: tuple[int, ...], groups: Groups, options
     return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places))
 
 
-def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> list[tuple[float, float] | None]:
-    """The range of nearly all values of each group, from one pass over the whole scene, whatever the window."""
+def _robust_ranges(
+    raster: Raster, places: tuple[int, ...], groups: Groups, measuring: TellPixels | None
+) -> list[tuple[float, float] | None]:
+    """The range of nearly all values of each group, from one pass over the scene, whatever the window."""
     nodata = raster.facts.band_nodata
-    histograms = [ValueHistogram() for _ in groups]
     doubtful = 0
-    for strip in raster.strips():
-        raw, valid = raster.read(strip)
+
+    def count(window: Window, histograms: Sequence[ValueHistogram]) -> None:
+        nonlocal doubtful
+        raw, valid = raster.read(window)
         known = usable(raw, valid, nodata)
         if raw.dtype.kind != "f":
             doubtful += sum(int((known[place] & (raw[place] == nodata[place])).sum()) for place in places)
         for histogram, group in zip(histograms, groups, strict=True):
             for band in group:
                 histogram.add(raw[places[band]][known[places[band]]])
+
+    histograms = value_histograms(raster, count, len(groups), measuring)
     if doubtful:
         logger.warning(
             "%s: %d numbers are nodata in one band where others have data, and count as data: integers may be both. "
@@ -295,7 +329,7 @@ def _robust_ranges(raster: Raster, places: tuple[int, ...], groups: Groups) -> l
     return ranges
 
 
-def _said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether a result will be its input when it is made small again, and why, as one line of the log."""
     said = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:

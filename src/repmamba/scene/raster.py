@@ -34,6 +34,9 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
+CELL = 512  # pixels, the edge of a cell of small blocks
+READ_FROM_THE_TOP = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # formats whose readers decode all rows above
+
 DROPPED_TAGS = (
     *("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE"),
     *("OVR_", "EXIF_", "NODATA_VALUES", "INTERLEAVE", "COMPRESSION"),
@@ -138,6 +141,25 @@ class Raster:
         for row in range(0, self.grid.height, height):
             for col in range(0, self.grid.width, width):
                 yield Window(row, col, height, width).clipped(self.whole)
+
+    def cells(self) -> list[Window]:
+        """Windows of whole blocks that cover it, about as small as is worth reading by itself."""
+        height, width = self.facts.block
+        rows, cols = max(1, CELL // height) * height, max(1, CELL // width) * width
+        if self._pixels.by_rows:
+            rows, cols = max(1, CELL**2 // self.grid.width // height) * height, self.grid.width
+        corners = ((row, col) for row in range(0, self.grid.height, rows) for col in range(0, self.grid.width, cols))
+        return [Window(row, col, rows, cols).clipped(self.whole) for row, col in corners]
+
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether a window is read without all that lies above it in the file."""
+        return self._pixels.turn == 1 and self.facts.driver not in READ_FROM_THE_TOP
+
+    def is_unwritten(self, window: Window) -> bool:
+        """Whether a TIFF leaves out all blocks of a window, and with them whatever tells two such windows apart."""
+        with self._lock:
+            return self._pixels.is_unwritten(window)
 
     def check_unchanged(self) -> None:
         """Raise SourceError if a file it is read from is another one than at the start."""

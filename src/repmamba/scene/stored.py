@@ -103,6 +103,18 @@ class StoredPixels:
         cols = slice(window.col, window.col + window.width)
         return self.shown((raw[..., cols], valid[..., cols]))
 
+    def is_unwritten(self, window: Window) -> bool:
+        """Whether the file is a TIFF that leaves out all blocks of a window; a mask may still tell them apart."""
+        flags = self.dataset.mask_flag_enums[0]
+        has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        if self.dataset.driver != "GTiff" or has_mask or self.turn != 1:
+            return False
+        height, width = self.dataset.block_shapes[0]
+        rows = range(window.row // height, -(-(window.row + window.height) // height))
+        cols = range(window.col // width, -(-(window.col + window.width) // width))
+        names = (f"BLOCK_OFFSET_{col}_{row}" for row in rows for col in cols)
+        return all(self.dataset.get_tag_item(name, "TIFF", bidx=band) is None for name in names for band in self.bands)
+
     def close(self) -> None:
         """Give back what reading took, beside the dataset."""
         if self._upright is not None:

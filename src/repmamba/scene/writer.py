@@ -23,7 +23,7 @@ from repmamba import durable
 from repmamba.errors import TargetError, TargetExists, UsageError, VerificationError
 from repmamba.scene.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.formats import FORMATS, check_fit, is_lossless
-from repmamba.scene.job import JobIdentity
+from repmamba.scene.job import JobIdentity, differences
 from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, storage_errors, work_folder
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
@@ -66,6 +66,33 @@ def disk_needs(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None)
         (file, bytes_to_begin(profile, work_folder(file, job.id)))
         for file, profile, job in files_written(target, plan, confidence)
     ]
+
+
+def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
+    """The receipt of a target that is the whole result of this very job; None where it is not.
+
+    target: links followed. The receipt may still be where a run was stopped in its last step.
+    """
+    for path in (work_folder(target, job.id) / "receipt.json", receipt_path(target)):
+        try:
+            receipt = read_receipt(path)
+            size = target.stat().st_size
+        except (VerificationError, OSError):
+            continue
+        ours = receipt.job == job.as_json() and size == receipt.bytes
+        if ours and file_sha256(target) == receipt.sha256:
+            return receipt
+    return None
+
+
+def refuse_other_result(target: Path, job: JobIdentity) -> None:
+    """Raise TargetExists for a target that is there, and say how it was made otherwise, where a receipt tells."""
+    try:
+        unlike = differences(dict(read_receipt(receipt_path(target)).job), job.as_json())
+    except VerificationError:
+        unlike = []
+    made = f", made otherwise ({unlike[0]}{' and more' * (len(unlike) > 1)})" if unlike else ""
+    raise TargetExists(f"{target} is there already{made}: choose another name, or replace it with --overwrite.")
 
 
 class SceneWriter:
@@ -128,6 +155,11 @@ class SceneWriter:
             logger.info("%d of %d tiles are done already.", done, len(self._journal.layout.tiles))
         return None
 
+    @property
+    def landed(self) -> bool:
+        """Whether the whole result is in place."""
+        return self._landed is not None
+
     def remaining(self) -> list[int]:
         """The indices of the tiles that are not on the disk yet."""
         return [] if self._landed is not None else self._journal.remaining()
@@ -171,7 +203,12 @@ class SceneWriter:
             self._clear()
 
     def abandon(self) -> None:
-        """Leave everything for a later run of the same job, and let others work on the target. Harmless twice."""
+        """Leave everything for a later run of the same job, and let others work on the target. Harmless twice.
+
+        Where no tile is done there is nothing to leave, and nothing that would keep another job from beginning.
+        """
+        if self._lock.is_held and self._landed is None and self._journal.is_empty():
+            durable.remove(self.folder)
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -184,20 +221,11 @@ class SceneWriter:
 
     def _already_landed(self) -> Receipt | None:
         """The receipt of a result that a run put in place before it was stopped in its last step."""
-        for path in (self.folder / "receipt.json", receipt_path(self.target)):
-            try:
-                receipt = read_receipt(path)
-                size = self.target.stat().st_size
-            except (VerificationError, OSError):
-                continue
-            ours = receipt.job == self.job.as_json() and size == receipt.bytes
-            if ours and file_sha256(self.target) == receipt.sha256:
-                return receipt
-        return None
+        return finished_receipt(self.target, self.job)
 
     def _refuse_existing(self, *, sidecars: bool) -> None:
         if self.target.exists():
-            raise TargetExists(f"{self.target} exists already; --overwrite replaces it when the new result is whole.")
+            refuse_other_result(self.target, self.job)
         if sidecars:  # in a resumed run they may be ours, and are compared when they are replaced
             for path in read_beside(self.target, self.profile):
                 if path.exists():
@@ -274,11 +302,13 @@ class SceneWriters:
         *,
         overwrite: bool = False,
         restart: bool = False,
+        keep_finished: bool = False,
     ) -> None:
         windows = [tile.write for tile in plan.tiles]
         if confidence is not None:  # each writer looks for its own room alone
             check_space(disk_needs(target, plan, confidence))
-        self._writers = [SceneWriter(target, plan.profile, plan.job, windows, overwrite=overwrite, restart=restart)]
+        how: Any = {"overwrite": overwrite, "restart": restart}
+        self._writers = [SceneWriter(target, plan.profile, plan.job, windows, **how, keep_finished=keep_finished)]
         if confidence is not None:
             try:
                 self._writers.append(
@@ -287,8 +317,7 @@ class SceneWriters:
                         confidence.profile,
                         confidence.job,
                         windows,
-                        overwrite=overwrite,
-                        restart=restart,
+                        **how,
                         keep_finished=True,
                     )
                 )
@@ -301,6 +330,11 @@ class SceneWriters:
     def folder(self) -> Path:
         """The working folder of the result, which is the last to go."""
         return self._writers[0].folder
+
+    @property
+    def landed(self) -> bool:
+        """Whether all that is written is in place, as it is from the start where it was finished before."""
+        return all(writer.landed for writer in self._writers)
 
     def remaining(self) -> list[int]:
         """The indices of the tiles that either lacked when it was opened."""

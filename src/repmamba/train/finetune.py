@@ -20,6 +20,7 @@ from rasterio.crs import CRS
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.data.patches import Phase
 from repmamba.data.stock import stock_of
+from repmamba.durable import check_local
 from repmamba.errors import UsageError
 from repmamba.evaluate.metrics import Metric, psnr
 from repmamba.evaluate.scores import Paired, paired_difference
@@ -118,6 +119,7 @@ def finetune(
     finetuned.safetensors in the folder only if the interval of their gain lies above zero.
     Raises UsageError if the scenes have too few blocks without missing pixels, SourceError, CheckpointError.
     """
+    check_local(folder)
     path = find_weights(weights).path
     checkpoint = read_checkpoint(path)
     upscaler = load(weights, device=device)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
 from repmamba.data.stock import Stock
-from repmamba.durable import write_durable
+from repmamba.durable import check_local, write_durable
 from repmamba.errors import JobChanged, RepmambaWarning, TargetError
 from repmamba.train.batches import (
     batches,
@@ -65,6 +65,7 @@ def fit(
     Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
     finite or diverges, RecipeError, SourceError, TargetError.
     """
+    check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     settle(threads, nice)
     processes = find_processes(os.environ)

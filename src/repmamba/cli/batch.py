@@ -1,0 +1,246 @@
+"""Several inputs: which files are meant, where each result goes, and how one of them is enlarged after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repmamba.cli.terminal import say_error
+from repmamba.durable import check_local
+from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
+
+RASTER_ENDINGS = (  # of the files that a folder is searched for
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".jpx", ".webp", ".bmp", ".gif"),
+    *(".vrt", ".img", ".ntf", ".nitf", ".bil", ".bip", ".bsq", ".asc", ".dem", ".nc", ".kea", ".ecw"),
+)
+_DRIVER = re.compile(r"[A-Za-z]\w+:(?!//)")  # stands before one of several rasters in a file: NETCDF:"a.nc":heat
+_PARTS = re.compile(r'"([^"]*)"|([^:"]+)')  # of such a name: what is quoted, and what colons separate
+_ADDRESS = re.compile(r"(?:/vsi\w+/)*\w+://")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One raster to be enlarged."""
+
+    source: str  # as GDAL takes it
+    inside: str = ""  # its folder, seen from the folder that was named as an input
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One raster, and where its result goes."""
+
+    source: str
+    target: Path
+
+
+def find_inputs(named: Sequence[str], target: str, *, recursive: bool) -> list[Input]:
+    """The rasters that are meant by names of files and folders, those of a folder in the order of their names.
+
+    recursive: folders inside folders too. Left out are hidden files, results of earlier runs, which have a receipt, and
+    what lies in the folder of the results. Raises SourceError for a folder without rasters.
+    """
+    found: list[Input] = []
+    for name in named:
+        found += _rasters_in(Path(name), Path(target), recursive=recursive) if _is_folder(name) else [Input(name)]
+    return found
+
+
+def names_folders(named: Sequence[str]) -> bool:
+    """Whether a folder is among the inputs, so that the results need one too."""
+    return any(map(_is_folder, named))
+
+
+def check_output(target: str, inputs: int, *, folders: bool) -> None:
+    """Refuse an output that cannot be, before anything is read. Raises UsageError.
+
+    folders: whether a folder is among the inputs.
+    """
+    check_local(target)
+    if _is_for_several(target, inputs, folders) and not os.path.isdir(target):
+        what = "a folder is" if folders else f"there are {inputs} inputs"
+        what = f"{what} among the inputs" if folders else what
+        if os.path.exists(target):
+            raise UsageError(f"{target} is a file, and {what}: give a folder.")
+        if not _ends_in_slash(target) and _ends_as_a_raster(target):
+            raise UsageError(f"{target} reads as the name of a file, and {what}: give a folder, such as results/.")
+
+
+def plan_outputs(inputs: Sequence[Input], target: str, scale: int, *, folders: bool, dry_run: bool) -> list[Job]:
+    """Where each result goes: to the target for one input, else into it, a folder that is made if need be.
+
+    An existing folder, or a name that ends in a slash, is a folder for one input too. What is found in a folder keeps
+    its place in the folders below. Raises UsageError, TargetError.
+    """
+    check_output(target, len(inputs), folders=folders)
+    if not _is_for_several(target, len(inputs), folders):
+        return [Job(inputs[0].source, Path(target))]
+    jobs = [Job(one.source, Path(target) / one.inside / named_larger(one.source, scale)) for one in inputs]
+    targets = [job.target for job in jobs]
+    for job in jobs:
+        if targets.count(job.target) > 1:
+            alike = [other.source for other in jobs if other.target == job.target]
+            raise UsageError(
+                f"Several inputs would be written to {job.target} ({', '.join(alike[:3])}): enlarge them one by one."
+            )
+    refuse_inputs(jobs)
+    if not dry_run:
+        for folder in dict.fromkeys(path.parent for path in targets):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TargetError(
+                    f"The folder {folder} cannot be made: {error.strerror}. Choose another one."
+                ) from error
+    return jobs
+
+
+def refuse_inputs(jobs: Sequence[Job]) -> None:
+    """Raise UsageError where any result would replace any input, even one that has had its turn by then."""
+    inputs = {_file_at(job.source): job.source for job in jobs}
+    for job in jobs:
+        place = _file_at(job.target)
+        if place is not None and place in inputs:
+            raise UsageError(
+                f"{job.target}, the result of {job.source}, would be the input {inputs[place]}: name another folder."
+            )
+
+
+def one_by_one(enlarge: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]:
+    """enlarge each job; of several, those that fail are named, and returned when all had their turn."""
+    failed = []
+    for job in jobs:
+        try:
+            enlarge(job)
+        except RepmambaError as error:
+            if len(jobs) == 1:
+                raise
+            say_error(error, source=job.source)
+            failed.append(job.source)
+    return failed
+
+
+def named_larger(source: str, scale: int) -> str:
+    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are not written.
+
+    One of several rasters in a file has its own name added: NETCDF:"a.nc":heat becomes a_heat_x4.tif.
+    """
+    from repmamba.scene.formats import FORMATS
+
+    name, *others = _names_in(source)
+    endings = sorted((end for entry in FORMATS.values() for end in entry.suffixes), key=len, reverse=True)
+    ending = next((end for end in endings if name.lower().endswith(end)), None)
+    stem = name[: -len(ending)] if ending else Path(name).stem
+    kept = name[-len(ending) :] if ending else ".tif"
+    return "_".join([stem, *others, f"x{scale}{kept}"])
+
+
+class SayOnce(logging.Filter):
+    """Of log lines about one input after the other, those that only repeat what was said of the last are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = ""
+        self._said: dict[tuple[str, str], str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is to be shown; warnings always are."""
+        if record.levelno != logging.INFO or not record.name.startswith("repmamba.scene."):
+            return True
+        kind, said = (record.name, str(record.msg)), record.getMessage().replace(self.source, "", 1)
+        repeats = self._said.get(kind) == said
+        self._said[kind] = said
+        return not repeats
+
+
+def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
+    from repmamba.scene.receipt import receipt_path
+
+    found, below = [], []
+    results = Path(os.path.realpath(target))
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+        except OSError as error:
+            raise SourceError(f"{place} cannot be read: {error.strerror}.") from error
+        for entry in entries:
+            if entry.is_dir() and not _is_raster_folder(entry):
+                below.append(entry)
+                if recursive and not entry.is_symlink() and Path(os.path.realpath(entry)) != results:
+                    waiting.append(entry)
+            elif entry.name.lower().endswith(RASTER_ENDINGS) or entry.is_dir():
+                if receipt_path(entry).exists():  # a result
+                    continue
+                found.append(Input(str(entry), str(place.relative_to(folder))))
+    if not found:
+        hint = "; --recursive looks into the folders in it" if below and not recursive else ""
+        raise SourceError(f"The folder {folder} holds no rasters to enlarge{hint}. Looked for: {_listed_endings()}.")
+    return sorted(found, key=lambda one: one.source)
+
+
+def _listed_endings() -> str:
+    return ", ".join(RASTER_ENDINGS)
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(name) and not _is_raster_folder(Path(name))
+
+
+def _is_raster_folder(path: Path) -> bool:
+    from repmamba.scene.admission import RASTER_FOLDERS
+
+    return path.suffix.upper() in RASTER_FOLDERS and path.is_dir()
+
+
+def _is_for_several(target: str, inputs: int, folders: bool) -> bool:
+    return inputs != 1 or folders or _ends_in_slash(target) or os.path.isdir(target)
+
+
+def _ends_in_slash(target: str) -> bool:
+    return target.endswith(("/", os.sep))
+
+
+def _ends_as_a_raster(target: str) -> bool:
+    from repmamba.scene.formats import FORMATS
+
+    written = tuple(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
+    return target.lower().endswith((*written, *RASTER_ENDINGS))
+
+
+def _names_in(source: str) -> list[str]:
+    """The name of the file that a source is read from, then those of what is meant inside it, fit for a file's name."""
+    if os.path.exists(source):
+        return [Path(source).name]
+    if _ADDRESS.match(source) or source.startswith("/vsi"):
+        return [Path(re.split(r"[?#]", source)[0]).name]
+    if not _DRIVER.match(source):
+        return [Path(source).name]
+    parts = [quoted or plain for quoted, plain in _PARTS.findall(source.partition(":")[2])]
+    path = next((part for part in parts if os.path.exists(part)), None)
+    path = path or next((part for part in parts if Path(part).suffix), parts[0] if parts else source)
+    others = [re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part != path]
+    return [Path(path).name, *filter(None, others)]
+
+
+def _file_at(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from any other, whatever its names; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def common(values: Sequence[Any]) -> str:
+    """What is said of several inputs: one text where it is the same for all, else each with the number of inputs."""
+    kinds = list(dict.fromkeys(map(str, values)))
+    if len(kinds) == 1:
+        return kinds[0]
+    return "; ".join(f"{sum(str(value) == kind for value in values)} of {len(values)}: {kind}" for kind in kinds)
