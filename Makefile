@@ -11,7 +11,8 @@ PYTEST := $(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
 BENCHMARKS := \
   how_far_from_its_own_arithmetic where_does_the_time_go how_does_it_grow_with_area how_does_it_grow_with_threads \
-  against_a_light_window_transformer against_other_runtimes how_long_is_a_training_step which_scan_at_which_length \
+  against_a_light_window_transformer against_other_runtimes what_an_export_costs \
+  how_long_is_a_training_step which_scan_at_which_length \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
   does_it_choose_well

@@ -79,6 +79,7 @@ def test_the_tables_have_every_argument_and_no_other():
 
     assert arguments_in("Weights: load") == of(repmamba.load, but=set())
     assert arguments_in("Arrays: Upscaler.upscale") == of(repmamba.Upscaler.upscale, but={"self", "array"})
+    assert arguments_in("Other programs: export") == of(repmamba.export, but=set())
     assert arguments_in("Benchmarks: evaluate_folders") == of(repmamba.evaluate_folders, but=set())
     of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})
     assert arguments_in("Files: upscale_file") == of_files | set(KINDS)

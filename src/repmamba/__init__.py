@@ -16,6 +16,7 @@ _HOME = {  # name -> the module it lives in
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
     "set_tiles_in_flight": "repmamba.inference.workers",
+    "export": "repmamba.exporting.export",
     "evaluate_folders": "repmamba.evaluate.evaluation",
     "train": "repmamba.train.call",
     "finetune": "repmamba.train.finetune",
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate_folders",
+    "export",
     "finetune",
     "from_pretrained",
     "fuse",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from repmamba.data.degradations import register_degradation
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.evaluate.metrics import register_metric
+    from repmamba.exporting.export import export
     from repmamba.inference.catalogue import from_pretrained
     from repmamba.inference.upscaler import Upscaler, load
     from repmamba.inference.workers import set_tiles_in_flight

@@ -14,6 +14,7 @@ RepmambaError
 ├── JobChanged          a stopped run whose input, weights or options are not those of now
 ├── VerificationError   a result that is not what its receipt says
 ├── MethodFailed        a method of the caller's own that failed while images were scored
+├── ExportError         an exported network that does not give the network's own results
 ├── TrainingStopped     a training run that must not go on
 ├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
 └── OutOfMemory         a plan that the memory of this machine does not hold
@@ -77,6 +78,10 @@ class VerificationError(RepmambaError, ValueError):
 
 class MethodFailed(RepmambaError, RuntimeError):
     """A method of the caller's own that failed while images were scored; the text names it and the image."""
+
+
+class ExportError(RepmambaError, ArithmeticError):
+    """An exported network whose results are too far from the network's own."""
 
 
 class TrainingStopped(RepmambaError, RuntimeError):

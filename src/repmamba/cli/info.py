@@ -40,7 +40,7 @@ LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
 def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
     """Say what is installed and what runs, or what FILE is.
 
-    FILE is a raster, a checkpoint (file or folder) or the name of packaged weights.
+    FILE is a raster, a checkpoint (file or folder), an export (.onnx) or the name of packaged weights.
 
     \b
     Examples:
@@ -51,6 +51,8 @@ def info(file: str | None, scale: int, device: str | None, as_json: bool) -> Non
     """
     if file is None:
         shown = facts = environment_facts(device)
+    elif file.lower().endswith(".onnx"):
+        shown = facts = export_facts(file)
     elif _names_weights(file):
         facts = checkpoint_facts(file)
         shown = _in_short(file, facts)
@@ -112,6 +114,31 @@ def checkpoint_facts(weights: str) -> Facts:
         "value range": list(checkpoint.value_range),
         "configuration": checkpoint.config.to_dict(),
         "training": dict(checkpoint.training),
+    }
+
+
+def export_facts(file: str) -> Facts:
+    """What a network says of itself that `repmamba export` has written. Raises CheckpointError, MissingExtra."""
+    from repmamba.inference.onnx_runner import read_export
+
+    facts = read_export(Path(file)).facts
+    largest = {each.runtime: 0.0 for each in facts.parity}
+    for each in facts.parity:
+        largest[each.runtime] = max(largest[each.runtime], each.largest)
+    return {
+        "export": file,
+        "weights": facts.name,
+        "terms": facts.terms,
+        "scale": facts.scale,
+        "bands": facts.bands,
+        "input": "any size" if facts.size is None else f"{facts.size[1]} x {facts.size[0]} pixels, one at a time",
+        "value range": list(facts.value_range),
+        "tile and halo": f"{facts.tile} and {facts.halo} pixels of the input",
+        "matrices": facts.precision,
+        "for": facts.purpose or "any program",
+        "nodes": facts.nodes,
+        "largest difference": {name: f"{value:.1e}" for name, value in largest.items()},
+        "written by": facts.written_by,
     }
 
 

@@ -43,6 +43,7 @@ VERBS = (
     Verb("train", "repmamba.cli.train", "Train a network by a recipe.", goes_on=True),
     Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own.", goes_on=True),
     Verb("evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."),
+    Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
     Verb("completion", "repmamba.cli.completion", "Print what makes a shell complete repmamba's commands."),
 )
 

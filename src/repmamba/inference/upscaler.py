@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -29,11 +29,12 @@ from repmamba.inference.consistency import consistent as made_consistent
 from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
+from repmamba.inference.onnx_runner import ExportedNetwork, open_exported
 from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, checked, cuts
 from repmamba.inference.pillow import is_picture, picture_like, planes_of_picture, shown
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.workers import choose_workers, side_by_side
-from repmamba.network.checkpoint import Checkpoint, read_checkpoint
+from repmamba.network.checkpoint import EXPORTED_ENDINGS, Checkpoint, read_checkpoint
 from repmamba.network.fusion import FusedRepMamba, FusedRMB
 from repmamba.network.fusion import fuse as fused
 from repmamba.network.repmamba import RepMamba
@@ -68,7 +69,7 @@ class Upscaler:
     halo: int = HALO  # lr pixels read around it, by default
     device: torch.device = field(default_factory=choose_device)
     precision: str = "float32"
-    backend: str = ""  # of the scan
+    backend: str = ""  # of the scan; "" where the network is not ours, or has its own as an exported one
     ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
     calibration: Calibration | None = None  # which error to expect where the eight disagree; None: never measured
     terms: str = ""  # of the weights, in a line; "" where none are known
@@ -442,26 +443,26 @@ def load(
     ensemble: bool = False,
     revision: str | None = None,
 ) -> Upscaler:
-    """The Upscaler of a name (x4), a file, a folder or a hub id; ours or a published checkpoint.
+    """The Upscaler of a name (x4), a file, a folder or a hub id; a checkpoint, or an exported network (.onnx).
 
     weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
     refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
     trained form has twice; False keeps the network as it was trained,
     run by operations of torch.  ensemble: results are means over the eight flips
     and rotations of what is enlarged, which is eight times the work.  revision: branch, tag or commit of a hub id.
-    Raises CheckpointError, UsageError.
+    Raises CheckpointError, UsageError, MissingExtra.
     """
     given = {"weights": weights, "scale": scale, "backend": backend, "precision": precision, "fuse": fuse}
     checked(given | {"ensemble": ensemble, "revision": revision}, OF_LOAD)
     found = find_weights(weights if weights is not None else f"x{scale or 4}", revision=revision)
+    if found.path.suffix.lower() in EXPORTED_ENDINGS:
+        asked = {"scale": scale, "device": device, "backend": backend, "precision": precision}
+        return _load_exported(found, asked, ensemble=ensemble)
     checkpoint = read_checkpoint(found.path)
     config = checkpoint.config
     if config.scale < 2:
         raise CheckpointError(f"{found.name} is a network that does not enlarge (upsampler '{config.upsampler}').")
-    if scale is not None and scale != config.scale:
-        raise CheckpointError(
-            f"{found.name} is an x{config.scale} checkpoint, and x{scale} was asked for: name x{scale} weights."
-        )
+    _check_scale(found, config.scale, scale)
     if checkpoint.value_range != (0.0, 1.0):
         low, high = checkpoint.value_range
         raise CheckpointError(
@@ -501,6 +502,37 @@ def _runner(module: nn.Module, device: torch.device, precision: torch.dtype, sca
             return runner
     assert isinstance(module, RepMamba | FusedRepMamba)
     return TorchRunner(module, module.scale, module.config.in_chans, device, precision)
+
+
+def _check_scale(found: FoundWeights, scale: int, asked: int | None) -> None:
+    if asked is not None and asked != scale:
+        raise CheckpointError(
+            f"{found.name} is an x{scale} checkpoint, and x{asked} was asked for: name x{asked} weights."
+        )
+
+
+def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: bool) -> Upscaler:
+    """The Upscaler of an exported file: it computes on the CPU and in float32, by its own scan."""
+    ours = {"device": ("cpu", torch.device("cpu")), "precision": ("float32",), "backend": ()}
+    for name, allowed in ours.items():
+        if asked[name] is not None and asked[name] not in allowed:
+            raise UsageError(
+                f"{name}={str(asked[name])!r} is not for an exported network such as {found.path.name}, which "
+                "ONNX Runtime runs on the CPU in float32: leave it out, or load the weights themselves."
+            )
+    runner = open_exported(found.path)
+    facts = runner.facts
+    _check_scale(found, facts.scale, asked["scale"])
+    return Upscaler(
+        module=ExportedNetwork(runner),
+        runner=runner,
+        name=found.name,
+        digest=hashlib.sha256(runner.content).hexdigest()[:32],
+        tile=facts.tile,
+        halo=facts.halo,
+        device=torch.device("cpu"),
+        ensemble=ensemble,
+    )
 
 
 def pin_backend(upscaler: Upscaler) -> None:

@@ -53,6 +53,9 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 """How the names of files of weights end. Alone in a folder, one is taken whatever its name."""
 
+EXPORTED_ENDINGS = (".onnx", ".pt2")
+"""How the names of exported networks end, which are none of weights."""
+
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """A repository of the Hugging Face hub: owner/name."""
 
@@ -209,7 +212,7 @@ def _check_path(name: str, value: object) -> None:
 
 def is_hub_name(text: str) -> bool:
     """Whether it reads as the name of a repository of the Hugging Face hub, owner/name, and not as that of a file."""
-    return HUB_NAME.fullmatch(text) is not None and not text.endswith(WEIGHTS_ENDINGS)
+    return HUB_NAME.fullmatch(text) is not None and not text.endswith(WEIGHTS_ENDINGS + EXPORTED_ENDINGS)
 
 
 def fetch(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
