@@ -59,8 +59,9 @@ def test_every_dependency_has_a_lower_bound():
 @pytest.mark.parametrize("kind", ["oldest", "newest"])
 def test_a_scene_is_enlarged_with_the_dependencies_that_are_allowed(tmp_path, kind, python):
     interpreter = sys.executable if sys.version.startswith(f"{python}.") else shutil.which(f"python{python}")
-    if interpreter is None:
-        pytest.skip(f"this system has no python{python}")
+    # What pyenv puts in the way runs nothing where that version is not chosen.
+    if interpreter is None or subprocess.run([interpreter, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"this system has no python{python} that runs")
     subprocess.run([interpreter, "-m", "venv", tmp_path / "fresh"], check=True)
     fresh = tmp_path / "fresh" / "bin"
     install = [fresh / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
