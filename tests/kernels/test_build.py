@@ -154,6 +154,22 @@ def test_every_level_has_every_kernel_that_is_built_for_it(hatch_build):
     assert all(hasattr(library().handle, name) for name in found)
 
 
+@pytest.mark.long
+def test_no_function_of_one_level_can_take_the_place_of_anothers(hatch_build, tmp_path):
+    """The linker takes one of several weak functions of a name, perhaps one that the processor cannot run."""
+    if not shutil.which("nm"):
+        pytest.skip("this system has no nm")
+    target = hatch_build.TARGETS["linux-x86_64"]
+    flags = [flag for flag in hatch_build.FLAGS if flag != "-O3"] + ["-O0", "-w", "-fPIC", "-DLEVEL=v4"]
+    flags += ["-mcpu=x86_64_v4+avx512bf16+amx_bf16+amx_tile"]
+    for file in FOLDER.glob("*.cpp"):
+        compiled = tmp_path / f"{file.name}.o"
+        subprocess.run([*hatch_build.compiler(target), *flags, "-c", file, "-o", compiled], check=True)
+        symbols = subprocess.run(["nm", "--defined-only", compiled], capture_output=True, text=True, check=True).stdout
+        assert symbols
+        assert not re.findall(r"^\w+ [WV] .*", symbols, re.MULTILINE)
+
+
 def test_make_wheels_is_told_of_every_target(hatch_build):
     listed = subprocess.run([sys.executable, CHECKOUT / "hatch_build.py"], capture_output=True, text=True, check=True)
     assert listed.stdout.split() == list(hatch_build.TARGETS)

@@ -154,7 +154,7 @@ def test_a_forked_process_uses_the_library_of_its_parent():
 @pytest.mark.parametrize("refusal", [0, -1], ids=["granted", "refused"])
 def test_tiles_are_used_only_where_the_system_grants_them(refusal, fresh, monkeypatch):
     system = SimpleNamespace(syscall=Mock(return_value=refusal))
-    monkeypatch.setattr(module, "_loaded", lambda: SimpleNamespace(features=Mock(return_value=15)))
+    monkeypatch.setattr(module, "_loaded", lambda: SimpleNamespace(features=Mock(return_value=15), take_part=Mock()))
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: system)
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     assert fresh().amx == (refusal == 0)
