@@ -16,7 +16,7 @@ BENCHMARKS := \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network
 
-.PHONY: help demo test test-long check format bench qgis-plugin docs readme-picture clean
+.PHONY: help demo test test-long check format bench wheels qgis-plugin docs readme-picture clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,9 @@ help:  ## what can be made
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed: .venv/made pyproject.toml constraints.txt src/repmamba/__init__.py  # the version is in the last one
+KERNELS := hatch_build.py $(wildcard src/repmamba/kernels/*.cpp src/repmamba/kernels/*.h)
+
+.venv/installed: .venv/made pyproject.toml constraints.txt src/repmamba/__init__.py $(KERNELS)  # __init__: the version
 	@echo "Installing into .venv; torch is large, so this may take some minutes."
 	$(PIP) --editable .
 	@touch $@
@@ -73,6 +75,11 @@ bench: .venv/installed-bench  ## the benchmarks, one after the other; their answ
 	  || echo "$$question: no answer, or not the predicted one"; \
 	done
 
+wheels: .venv/installed-dev  ## a wheel for each platform, in dist/; the first time takes some minutes
+	@for target in $$($(BIN)/python hatch_build.py); do \
+	  REPMAMBA_TARGET=$$target $(BIN)/python -m build --wheel --no-isolation --outdir dist . || exit 1; \
+	done
+
 qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 	@mkdir -p dist
 	@rm -rf dist/repmamba_qgis.zip plugins/qgis/repmamba_qgis/__pycache__
@@ -81,8 +88,11 @@ qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
 	$(BIN)/python docs/write.py
 
-readme-picture: demo  ## the picture of the README, from the bundled scene
-	$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o docs/colorado.png
+readme-picture: .venv/installed  ## the picture of the README, from the bundled picture
+	@mkdir -p demo
+	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --overwrite
+	$(BIN)/python -W ignore examples/compare.py examples/intersection.png demo/intersection_x4.png \
+	  -o docs/intersection.png --window 60,60,104,76
 
-clean:  ## remove the environment, the demo's results and all caches
-	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove the environment, what was built, the demo's results and all caches
+	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,40 +17,21 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import measuring
-from network import fused, in_the_scan, without_passes
-from repmamba.network import inference_cpu, inference_stages
+from network import Stages, in_passes, in_the_scan, operations_of_torch
 from repmamba.network.fusion import FusedRMB
-from repmamba.network.inference_cpu import Array
-from repmamba.network.inference_stages import Stage
 
 REST = 0.3
 """Seconds: the threads of a runtime that has just computed go on looking for work."""
 
 WHOLE, OURS, TORCH = "compiled passes, with the scan", "compiled passes", "operations of torch"
 OTHERS = ("torch.compile", "OpenVINO", "ONNX Runtime")
-
-
-def passes_without_scan(network: nn.Module, image: Tensor) -> measuring.Run:
-    """Our passes, the stages of the scan left out."""
-
-    def all_but_the_scan(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
-        others = [stage for stage in stages if not in_the_scan(stage)]
-        inference_stages.run(others, kernels, memory)
-
-    def run() -> object:
-        with patch.object(inference_cpu, "run", all_but_the_scan):
-            return network(image)
-
-    return run
 
 
 def onnx_runtime(network: nn.Module, image: Tensor, threads: int) -> measuring.Run:
@@ -78,16 +59,6 @@ def openvino(network: nn.Module, image: Tensor, threads: int) -> measuring.Run:
     return lambda: compiled([image.numpy()])
 
 
-def operations_of_torch(network: nn.Module, image: Tensor) -> measuring.Run:
-    """One by one, as without our passes."""
-
-    def run() -> object:
-        with without_passes():
-            return network(image)
-
-    return run
-
-
 def installed(*packages: str) -> bool:
     """Whether all of them are."""
     return all(importlib.util.find_spec(package) for package in packages)
@@ -98,14 +69,16 @@ def main() -> None:
     options = measuring.start(__doc__, rounds=9)
     warnings.simplefilter("ignore")  # what converters remark on the code that they trace
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    network, image = fused().eval(), torch.rand(1, 3, 128, 128)
+    network, image = operations_of_torch(), torch.rand(1, 3, 128, 128)
+    whole, stages = in_passes(network, torch.float32), Stages(network, image)
+    assert whole is not None
     candidates: dict[str, measuring.Run] = {
         measuring.CONVOLUTION: measuring.convolution(),
-        WHOLE: lambda: network(image),
-        OURS: passes_without_scan(network, image),
-        TORCH: operations_of_torch(network, image),
+        WHOLE: lambda: whole(image),
+        OURS: lambda: stages.run(lambda stage: not in_the_scan(stage)),
+        TORCH: lambda: network(image),
     }
-    # Of what converts or compiles, our passes keep away by themselves. In the place of the scan there is nothing.
+    # In the place of the scan there is nothing.
     with patch.object(FusedRMB, "scan", lambda self, pooled: pooled), torch.inference_mode():
         if shutil.which("c++"):
             compiled = torch.compile(network)

@@ -16,7 +16,7 @@ from repmamba.evaluate.timing import processor
 from repmamba.inference.upscaler import Upscaler
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("repmamba", "torch", "numba", "numpy", "rasterio", "transformers", "openvino", "onnxruntime")
+PACKAGES = ("repmamba", "torch", "numpy", "rasterio", "transformers", "openvino", "onnxruntime")
 
 
 def options(description: str | None, answer: Path | None = None) -> argparse.ArgumentParser:

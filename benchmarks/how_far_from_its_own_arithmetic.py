@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import measuring
-from network import fused, in_the_scan, not_fused, stages_timed, without_passes
-from repmamba.network.inference_stages import Stage
-from repmamba.scan.vector_code import HAS_PAIRS
+from network import Stages, in_passes, in_the_scan, not_fused, operations_of_torch
+
+Network = Callable[[Tensor], Tensor]
 
 PASSES, PAIRS = "fused, compiled passes", "fused, compiled passes, bfloat16"
 TORCH, BF16 = "fused, operations of torch", "fused, operations of torch, bfloat16"
@@ -26,11 +26,11 @@ UNFUSED, STEPS = "not fused, compiled scan", "not fused, scan step by step"
 
 
 def in_bfloat16() -> AbstractContextManager[object]:
-    """The layers that torch's autocast, or the passes, take to it."""
+    """The layers that torch's autocast takes to it."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def called(network: nn.Module, image: Tensor, *contexts: Callable[[], AbstractContextManager[object]]) -> measuring.Run:
+def called(network: Network, image: Tensor, *contexts: Callable[[], AbstractContextManager[object]]) -> measuring.Run:
     """One call of a network within contexts."""
 
     def run() -> object:
@@ -42,38 +42,32 @@ def called(network: nn.Module, image: Tensor, *contexts: Callable[[], AbstractCo
     return run
 
 
-def share_of_the_scan(network: nn.Module, image: Tensor, clock: Callable[[], float], rounds: int) -> float:
+def share_of_the_scan(stages: Stages, clock: Callable[[], float], rounds: int) -> float:
     """The median share of the passes' time that is spent in the scan, each stage timed by itself."""
-    seconds = {True: 0.0, False: 0.0}
-
-    def tell(stage: Stage, taken: float) -> None:
-        seconds[in_the_scan(stage)] += taken
-
     shares = []
-    with stages_timed(clock, tell):
-        for _ in range(rounds):
-            seconds.update({True: 0.0, False: 0.0})
-            network(image)
-            shares.append(seconds[True] / (seconds[True] + seconds[False]))
+    for _ in range(rounds):
+        taken = stages.timed(clock)
+        shares.append(sum(seconds for stage, seconds in taken if in_the_scan(stage)) / sum(each for _, each in taken))
     return statistics.median(shares)
 
 
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=15)
-    network, image = fused(), torch.rand(1, 3, 128, 128)
-    candidates = {measuring.CONVOLUTION: measuring.convolution(), PASSES: called(network, image)}
-    if HAS_PAIRS:  # elsewhere the passes leave bfloat16 to torch
-        candidates[PAIRS] = called(network, image, in_bfloat16)
+    network, image = operations_of_torch(), torch.rand(1, 3, 128, 128)
+    candidates = {measuring.CONVOLUTION: measuring.convolution()}
+    for name, precision in ((PASSES, torch.float32), (PAIRS, torch.bfloat16)):
+        if passes := in_passes(network, precision):
+            candidates[name] = called(passes, image)
     candidates |= {
-        TORCH: called(network, image, without_passes),
-        BF16: called(network, image, without_passes, in_bfloat16),
+        TORCH: called(network, image),
+        BF16: called(network, image, in_bfloat16),
         UNFUSED: called(not_fused().eval(), image),
         STEPS: called(not_fused("definition").eval(), image),
     }
     with torch.inference_mode():
         times = measuring.measure(candidates, options, slow=frozenset({STEPS}), twice=frozenset({PASSES, PAIRS}))
-        share = share_of_the_scan(network, image, measuring.clock(options), options.rounds)
+        share = share_of_the_scan(Stages(network, image), measuring.clock(options), options.rounds)
     found = measuring.rows(times, measuring.UNIT)
     against = {name: measuring.ratio(times, name, PASSES) for name in list(candidates)[2:]}
     print(measuring.table(found))

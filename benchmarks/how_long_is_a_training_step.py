@@ -12,6 +12,7 @@ import torch
 
 import measuring
 from network import not_fused
+from repmamba.network.training_cpu import with_fast_passes
 from repmamba.train.step import Batch, training_step
 
 BATCH, SIDE = 8, 32
@@ -22,6 +23,8 @@ STEP_UNIT = measuring.CONVOLUTION_FLOP / (3 * measuring.NETWORK_FLOP * BATCH * S
 def step(precision: torch.dtype, backend: str | None = None) -> measuring.Run:
     """One training step of a network of its own."""
     network = not_fused(backend).train()
+    if backend is None:
+        with_fast_passes(network)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors alone
     optimiser = torch.optim.AdamW(network.parameters(), fused=True)
     batch = Batch(torch.rand(BATCH, 3, SIDE, SIDE), torch.rand(BATCH, 3, 4 * SIDE, 4 * SIDE))

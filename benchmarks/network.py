@@ -1,23 +1,34 @@
 """The network that the benchmarks of speed time, at x4 with random weights, and other ways to compute it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from types import ModuleType
-from unittest.mock import patch
+from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from repmamba.network import inference_cpu, inference_stages
+from repmamba.inference.compiled import compiled
+from repmamba.inference.packed import Layers
+from repmamba.inference.plans import Plan, Stage
 from repmamba.network.config import NetworkConfig
-from repmamba.network.fusion import fuse
-from repmamba.network.inference_cpu import Array
-from repmamba.network.inference_stages import Stage
+from repmamba.network.fusion import FusedRepMamba, fuse
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
 
 
-def fused() -> nn.Module:
+def fused() -> Callable[[Tensor], Tensor]:
     """As inference computes it: by compiled passes."""
+    network = in_passes(operations_of_torch(), torch.float32)
+    assert network is not None
+    return network
+
+
+def in_passes(network: FusedRepMamba, precision: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """A fused network by compiled passes, where the processor has them in that precision."""
+    runner = compiled(network, precision)
+    return None if runner is None else runner.network
+
+
+def operations_of_torch() -> FusedRepMamba:
+    """The fused network as a module of torch."""
     return fuse(RepMamba(NetworkConfig()))
 
 
@@ -30,25 +41,29 @@ def not_fused(scan: str | None = None) -> RepMamba:
     return network
 
 
-def without_passes() -> AbstractContextManager[object]:
-    """Within it a fused network is computed by operations of torch alone."""
-    return patch.object(inference_cpu, "serves", lambda *tensors: False)
+class Stages:
+    """The compiled passes of a fused network over one image, to be run stage by stage."""
 
+    def __init__(self, network: FusedRepMamba, image: Tensor) -> None:
+        self.plan = Plan(Layers(network, ""), (*image.shape, torch.get_num_threads()))
+        self.result = self.plan.run(image)  # kept: the last stage writes into it
 
-@contextmanager
-def stages_timed(clock: Callable[[], float], tell: Callable[[Stage, float], None]) -> Iterator[None]:
-    """Within it each stage of the compiled passes runs by itself, and is told with the seconds that it took."""
+    def run(self, wanted: Callable[[Stage], bool]) -> None:
+        """Those stages that are wanted, one after the other."""
+        for place, stage in enumerate(self.plan.stages):
+            if wanted(stage):
+                self.plan.compute(place, place + 1)
 
-    def one_by_one(stages: Sequence[Stage], kernels: ModuleType, memory: Callable[[int], Array]) -> None:
-        for stage in stages:
+    def timed(self, clock: Callable[[], float]) -> list[tuple[Stage, float]]:
+        """Every stage, run by itself, with the seconds that it took."""
+        taken = []
+        for place, stage in enumerate(self.plan.stages):
             begin = clock()
-            inference_stages.run((stage,), kernels, memory)
-            tell(stage, clock() - begin)
-
-    with patch.object(inference_cpu, "run", one_by_one):
-        yield
+            self.plan.compute(place, place + 1)
+            taken.append((stage, clock() - begin))
+        return taken
 
 
 def in_the_scan(stage: Stage) -> bool:
     """Whether a stage of the passes is the scan's."""
-    return stage.kernel.__module__ == "repmamba.scan.numba_kernels"
+    return stage.kernel == "scan_forward"

@@ -10,56 +10,53 @@ scan far below both, since it computes exponentials; what feeds a block between 
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 import measuring
-from network import fused, stages_timed
-from repmamba.network.inference_stages import Stage
+from network import Stages, operations_of_torch
 
 SCAN_MULTIPLY_ADDS = 66  # of a channel, direction and pooled pixel, as `repmamba evaluate --cost` counts
 COPIED = 1 << 26  # numbers: 256 MiB, which no cache holds
 
-KINDS: dict[str, tuple[str, Callable[..., int]]] = {
-    # The name of a kernel: what it computes, and its multiply-adds from its arguments.
-    "first_convolution": ("first 3x3 convolution", lambda h, w, x, edge, weight, *_: len(x) * weight.size),
+Work = Callable[[Any, int], int]
+
+KINDS: dict[str, tuple[str, Work, Work]] = {
+    # The name of a kernel: what it computes, its multiply-adds, and the numbers that it reads and writes, from its
+    # arguments and the pixels of all images.
+    "first_convolution": (
+        "first 3x3 convolution",
+        lambda a, pixels: pixels * 9 * a.inputs * a.outputs,
+        lambda a, pixels: pixels * (a.inputs + 2 * a.outputs),
+    ),
     "front": (
         "RMB, first half",
-        lambda h, w, v, scale, shift, in_x, bias, conv, conv_bias, high, high_bias, x_proj, *_: (
-            len(v) * (in_x.size + conv.size + high.size) + len(v) // 4 * x_proj.size
-        ),
+        lambda a, pixels: pixels * a.channels * (2 * a.channels + 27) + pixels // 4 * a.channels * a.projections,
+        lambda a, pixels: pixels * 3 * a.channels + pixels // 4 * (a.channels + a.projections),
     ),
-    "forward": (
+    "scan_forward": (
         "scan",
-        lambda *arguments: SCAN_MULTIPLY_ADDS * 2 * arguments[-1].size,
-    ),  # y holds two of four directions
+        lambda a, pixels: SCAN_MULTIPLY_ADDS * pixels * a.channels,  # a quarter of the pixels, in four directions
+        lambda a, pixels: pixels // 4 * (3 * a.channels + 4 * (a.rank + 32)),
+    ),
     "tail": (
         "RMB, second half",
-        lambda h, w, v, scale, shift, in_z, bias, y, halves, out_scale, out_shift, out_proj, *_: (
-            len(v) * (in_z.size + out_proj.size)
-        ),
+        lambda a, pixels: pixels * 4 * a.channels**2,
+        lambda a, pixels: pixels * (4 * a.channels + a.channels // 2 + 2 * a.beside_channels),
     ),
     "feed_forward": (
         "ConvFFN",
-        lambda h, w, t, c, ones, zeros, fc1, bias, conv, conv_bias, fc2, *_: len(t) * (fc1.size + conv.size + fc2.size),
+        lambda a, pixels: pixels * a.hidden * (2 * a.channels + 25),
+        lambda a, pixels: pixels * 3 * a.channels,
     ),
     "convolution": (
         "3x3 convolutions",
-        lambda h, w, x, normed, scale, shift, frame, weight, *_: len(x) * 9 * weight[0].size,
+        lambda a, pixels: pixels * 9 * a.inputs * a.outputs,
+        lambda a, pixels: pixels * (a.inputs + (2 if a.skip else 1) * a.outputs),
     ),
 }
-
-
-def bytes_of(arguments: Sequence[object]) -> int:
-    """Of all arrays among the arguments, each part of memory once."""
-    arrays = {x.__array_interface__["data"][0]: x for x in arguments if isinstance(x, np.ndarray) and x.size}
-    return sum(
-        x.itemsize * int(np.prod([n for n, step in zip(x.shape, x.strides, strict=True) if step]))
-        for x in arrays.values()
-    )
 
 
 def copy() -> measuring.Run:
@@ -71,28 +68,21 @@ def copy() -> measuring.Run:
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=15)
-    network, image = fused(), torch.rand(1, 3, 128, 128)
+    image = torch.rand(1, 3, 128, 128)
+    stages, pixels = Stages(operations_of_torch(), image), image[0, 0].numel()
     seconds: dict[str, list[float]] = defaultdict(list)
-    spent: dict[str, float] = defaultdict(float)  # in one call
-    work: dict[str, tuple[int, int, int]] = {}  # of one call: stages, operations, bytes
-
-    def tell(stage: Stage, taken: float) -> None:
-        kind, multiply_adds = KINDS[stage.kernel.__name__.partition("_with_")[0]]
-        spent[kind] += taken
-        calls, operations, moved = work.get(kind, (0, 0, 0))
-        more = 2 * multiply_adds(*stage.arguments)
-        work[kind] = calls + 1, operations + more, moved + bytes_of(stage.arguments)
-
-    with torch.inference_mode():
-        network(image)
-        rates = measuring.measure({measuring.CONVOLUTION: measuring.convolution(), "copy": copy()}, options)
-        with stages_timed(measuring.clock(options), tell):
-            for _ in range(options.rounds):
-                spent.clear()
-                work.clear()
-                network(image)
-                for kind, value in spent.items():
-                    seconds[kind].append(value)
+    rates = measuring.measure({measuring.CONVOLUTION: measuring.convolution(), "copy": copy()}, options)
+    for _ in range(options.rounds):
+        spent: dict[str, float] = defaultdict(float)  # in one call
+        work: dict[str, tuple[int, int, int]] = {}  # of one call: stages, operations, bytes
+        for stage, taken in stages.timed(measuring.clock(options)):
+            kind, multiply_adds, numbers = KINDS[stage.kernel]
+            spent[kind] += taken
+            calls, operations, moved = work.get(kind, (0, 0, 0))
+            more = 2 * multiply_adds(stage.arguments, pixels)
+            work[kind] = calls + 1, operations + more, moved + 4 * numbers(stage.arguments, pixels)
+        for kind, value in spent.items():
+            seconds[kind].append(value)
     limits = {
         "gflop_per_second": measuring.CONVOLUTION_FLOP / statistics.median(rates[measuring.CONVOLUTION]) / 1e9,
         "gb_per_second": 2 * 4 * COPIED / statistics.median(rates["copy"]) / 1e9,

@@ -2,9 +2,9 @@
 
 Question: how long do the backends of the scan take for one map (batch 1, 4 directions, 16 states), forward and with all
 gradients, and how does that grow with the number of pixels?
-Prediction: the compiled scan is the fastest everywhere; at 4096 pixels the chunked one is at least 10 times faster than
-the definition, and the compiled one at least 2.5 times faster than the same sums as plain nested loops in numba, which
-LLVM does not turn into vector code. Beyond small maps each grows with the number of pixels.
+Prediction: the native scan is the fastest everywhere; at 4096 pixels the chunked one is at least 10 times faster than
+the definition, and the native one at least 4 times faster than that. Beyond small maps each grows with the number of
+pixels.
 
 Timed: one thread, its CPU time, which a busy machine disturbs less than the clock. In every round each candidate runs
 once, so ratios are taken pair by pair within a round; shown are medians, and the quartiles of the times.
@@ -17,42 +17,16 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numba
-import numpy as np
 import torch
 from torch import Tensor
 
 import answers
 import measuring
-from repmamba.scan.directions import visits
 from repmamba.scan.selective import scan_map
 
 CASES = ((64, 8), (64, 16), (64, 32), (64, 64), (64, 128), (8, 64), (16, 64), (32, 64))  # channels, side of the map
 SLOW = 4096  # pixels beyond which the definition is left out
-PLAIN = "plain numba loops"
 Times = dict[tuple[str, str], list[float]]
-
-
-@numba.njit(nogil=True)
-def plain_loops(order, p, rows, dt_weight, dt_bias, A, D, y):  # type: ignore[no-untyped-def]
-    """The forward pass as one writes it first: loops in loops, float32, directions by their order of visits."""
-    rank = dt_weight.shape[2]
-    h = np.empty(16, np.float32)
-    for k in range(4):
-        for c in range(p.shape[1]):
-            h[:] = 0
-            for pixel in order[k]:
-                row = rows[pixel, k]
-                raw = dt_bias[k, c]
-                for j in range(rank):
-                    raw += dt_weight[k, c, j] * row[j]
-                dt = raw if raw > np.float32(20) else np.float32(math.log1p(math.exp(raw)))
-                x = p[pixel, c]
-                total = D[k, c] * x
-                for n in range(16):
-                    h[n] = math.exp(dt * A[k, c, n]) * h[n] + dt * x * row[rank + n]
-                    total += row[rank + 16 + n] * h[n]
-                y[pixel, c] += total
 
 
 def make_inputs(channels: int, side: int) -> list[Tensor]:
@@ -72,22 +46,9 @@ def make_inputs(channels: int, side: int) -> list[Tensor]:
     ]
 
 
-def run_plain(inputs: list[Tensor]) -> Tensor:
-    """`plain_loops` on the memory of the inputs, without a copy."""
-    p, projected, dt_weight, dt_bias, A, D = inputs
-    _, channels, height, width = p.shape
-    pixels = height * width
-    y = np.zeros((pixels, channels), np.float32)
-    rows = projected.permute(0, 2, 3, 1).reshape(pixels, 4, -1).numpy()
-    maps = p.permute(0, 2, 3, 1).reshape(pixels, channels).numpy()
-    parameters = (dt_weight, dt_bias, A.reshape(4, channels, 16), D.reshape(4, channels))
-    plain_loops(visits(height, width), maps, rows, *(x.numpy() for x in parameters), y)
-    return torch.from_numpy(y).reshape(1, height, width, channels).permute(0, 3, 1, 2)
-
-
 def candidates(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], object]]:
     """What is timed, by name and by pass."""
-    names = ["numba", "chunked"] + ["definition"] * (inputs[0][0, 0].numel() <= SLOW)
+    names = ["native", "chunked"] + ["definition"] * (inputs[0][0, 0].numel() <= SLOW)
     leaves = [x.clone().requires_grad_() for x in inputs]
 
     def forward(name: str) -> Callable[[], object]:
@@ -96,7 +57,7 @@ def candidates(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
     def with_gradients(name: str) -> Callable[[], object]:
         return lambda: torch.autograd.grad(scan_map(*leaves, backend=name).sum(), leaves)
 
-    timed: dict[tuple[str, str], Callable[[], object]] = {(PLAIN, "forward"): lambda: run_plain(inputs)}
+    timed: dict[tuple[str, str], Callable[[], object]] = {}
     for name in names:
         timed[name, "forward"] = forward(name)
         timed[name, "with gradients"] = with_gradients(name)
@@ -104,7 +65,7 @@ def candidates(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
 
 
 def measure(timed: dict[tuple[str, str], Callable[[], object]], rounds: int) -> Times:
-    """Milliseconds of each candidate in each round; the first round, which compiles, is not counted."""
+    """Milliseconds of each candidate in each round; the first round, which loads what is needed, is not counted."""
     times: Times = {key: [] for key in timed}
     for counted in range(rounds + 1):
         for key, run in timed.items():
@@ -118,10 +79,10 @@ def measure(timed: dict[tuple[str, str], Callable[[], object]], rounds: int) -> 
 
 
 def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
-    """One row for each candidate: median, quartiles, and the median ratio to the compiled scan, pair by pair."""
+    """One row for each candidate: median, quartiles, and the median ratio to the native scan, pair by pair."""
     rows: list[dict[str, object]] = []
     for (name, way), values in times.items():
-        pairs = zip(values, times["numba", way], strict=False)
+        pairs = zip(values, times["native", way], strict=False)
         rows.append(
             {
                 "scan": name,
@@ -131,7 +92,7 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
                 "ms": statistics.median(values),
                 "ms_quartiles": measuring.quartiles(values),
                 "rounds": len(values),
-                "times_numba": statistics.median(value / own for value, own in pairs),
+                "times_native": statistics.median(value / own for value, own in pairs),
             }
         )
     return rows
@@ -147,15 +108,14 @@ def main() -> None:
     results = []
     for channels, side in CASES:
         inputs = make_inputs(channels, side)
-        torch.testing.assert_close(run_plain(inputs), scan_map(*inputs, backend="numba"), rtol=1e-3, atol=1e-3)
         results += summary(measure(candidates(inputs), options.rounds), channels, side)
 
-    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles, ms':>17} {'x numba':>8}")
+    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles, ms':>17} {'x native':>8}")
     for row in results:
         low, high = row["ms_quartiles"]
         print(
             f"{row['pixels']:>7} {row['channels']:>8}  {row['scan']:<18} {row['pass']:<15} {row['ms']:>9.2f} "
-            f"{low:>8.2f}-{high:<8.2f} {row['times_numba']:>8.2f}"
+            f"{low:>8.2f}-{high:<8.2f} {row['times_native']:>8.2f}"
         )
     answers.write(options.json, threads=1, clock="cpu", results=results)
 

@@ -18,7 +18,8 @@ PACKAGE = Path(repmamba.__file__).parent
 BEGIN, END = "<!-- written by make docs -->", "<!-- until here -->"
 
 ROOMS = (  # name, what it is, what it needs beside the standard library
-    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; kernels: Numba, Triton"),
+    ("kernels", "what a CPU computes with: C++, compiled when the package is built, and its loader", "nothing"),
+    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; on GPUs Triton"),
     ("tiles", "cutting and joining as integer geometry; nothing is read or computed", "NumPy"),
     ("pixels", "what the numbers of an image mean; arrays in, arrays out", "NumPy"),
     ("network", "RepMamba, named as in the paper", "torch, NumPy"),

@@ -42,12 +42,7 @@ def refused(package, importer):
 """
 
 COMPILED = {
-    "repmamba.scan.numba_kernels",
-    "repmamba.scan.vector_code",
     "repmamba.scan.triton_kernels",
-    "repmamba.network.training_numba",
-    "repmamba.network.inference_numba",
-    "repmamba.network.inference_amx",
 }
 """Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""
 
@@ -136,7 +131,9 @@ def test_the_guard_against_heavy_imports_names_the_line():
 def test_scan_network_and_the_training_step_need_torch_and_numpy_alone():
     package = Path(repmamba.__file__).parent
     modules = [
-        f"repmamba.{room}.{file.stem}" for room in ("scan", "network") for file in (package / room).glob("[!_]*.py")
+        f"repmamba.{room}.{file.stem}"
+        for room in ("kernels", "scan", "network")
+        for file in (package / room).glob("[!_]*.py")
     ]
     assert set(modules) > COMPILED
     imports = "\n".join(f"import {module}" for module in [*modules, "repmamba.train.step"] if module not in COMPILED)

@@ -61,9 +61,9 @@ def test_what_the_shell_says_and_a_gpu_change_no_test(session):
 
 
 def test_a_skip_for_another_reason_than_the_good_ones_fails_the_run(session):
-    done = session(**HOSTILE, REASON="could not import 'numba'")
+    done = session(**HOSTILE, REASON="could not import 'torch'")
     assert done.returncode == 1
-    assert "   1  could not import 'numba'  NO GOOD REASON" in done.stdout
+    assert "   1  could not import 'torch'  NO GOOD REASON" in done.stdout
 
 
 def test_a_folder_that_is_not_the_reference_data_is_said_and_not_skipped(session, tmp_path):

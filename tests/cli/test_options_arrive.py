@@ -153,6 +153,7 @@ OF_SCENES = {
     "bbox": ("--bbox 1,2,3,4.5", (1.0, 2.0, 3.0, 4.5)),
     "bands": ("--bands 2,1", (2, 1)),
     "rgb": ("--rgb 3,2,1", (3, 2, 1)),
+    "nodata": ("--nodata -9999,0", (-9999.0, 0.0)),
     "value_range": ("--range 0,4000", (0.0, 4000.0)),
     "consistent": ("--no-consistent", False),
     "confidence": ("--confidence errors.tif", Path("errors.tif")),
@@ -186,6 +187,7 @@ def rows(verb: str, function: str, options: dict[str, tuple[str, Any]]) -> list[
 OPTIONS = [
     *rows("upscale", "upscale_file", OF_SCENES),
     *rows("upscale", "load", OF_LOAD),
+    Row("upscale", "no_alpha", "... --no-alpha", "upscale_file.alpha", False),
     Row("upscale", "weights", "... --weights mine", "load.weights", "mine"),
     Row("upscale", "scale", "... --scale 2", "load.scale", 2),
     Row("upscale", "ensemble", "... --ensemble", "load.ensemble", True),

@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repmamba.errors import UsageError
-from repmamba.network import inference_cpu
 from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import FusedRepMamba, fuse
 from repmamba.network.repconv import EPS, RepConv
@@ -172,9 +171,8 @@ def test_a_fused_network_survives_export(shaken, scan, monkeypatch):
         assert relative_difference(program.module()(image), expected) < 1e-5
 
 
-def test_maps_stay_channels_last_on_their_way(shaken, monkeypatch):
+def test_maps_stay_channels_last_on_their_way(shaken):
     """Tokens are then views of them: a layout that is lost on the way costs a copy at every layer behind it."""
-    monkeypatch.setattr(inference_cpu, "serves", lambda *tensors: False)  # the passes call no layers
     fused = fuse(shaken(CONFIGS[0]))
     lost = []
 

@@ -13,10 +13,12 @@ from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain, survey
 
 CPU = torch.device("cpu")
 ON_CPU = [backend for backend in BACKENDS if backend.serves(CPU)]
-# A process in which numba cannot be imported: None in sys.modules is what an import that fails leaves to the next.
-WITHOUT_NUMBA = """
-import sys, warnings
-sys.modules["numba"] = None
+# A process that finds no library of kernels.
+WITHOUT_KERNELS = """
+import warnings
+from pathlib import Path
+from repmamba.kernels import library
+library.PATH = Path("nowhere/_kernels.so")
 import torch
 from repmamba.scan.backends import explain
 from repmamba.scan.selective import selective_scan
@@ -25,7 +27,7 @@ warnings.simplefilter("always")
 u, B = torch.rand(1, 4, 9), torch.rand(1, 2, 16, 9)
 arguments = (u, torch.rand(1, 4, 9), -torch.rand(4, 16), B, B.flip(-1), torch.rand(4))
 with warnings.catch_warnings(record=True) as caught:
-    results = [selective_scan(*arguments, backend=name) for name in (None, None, "numba")]
+    results = [selective_scan(*arguments, backend=name) for name in (None, None, "native")]
 expected = selective_scan(*arguments, backend="definition")
 assert all(torch.allclose(result, expected, rtol=1e-5, atol=1e-6) for result in results)
 print([(warning.category.__name__, str(warning.message)) for warning in caught])
@@ -39,8 +41,8 @@ def no_wish_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_takes_the_compiled_scan_and_says_so():
-    assert choose(CPU).backend.name == "numba"
-    assert explain("cpu").name == "numba"
+    assert choose(CPU).backend.name == "native"
+    assert explain("cpu").name == "native"
 
 
 def test_a_device_that_only_torch_knows_takes_the_chunked_scan_without_a_warning():
@@ -59,7 +61,7 @@ def test_the_argument_goes_before_the_environment_variable_and_that_before_the_o
 
 
 def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypatch):
-    with pytest.raises(UsageError, match="triton, numba, chunked, definition"):
+    with pytest.raises(UsageError, match="triton, native, chunked, definition"):
         choose(CPU, "fortran")
     monkeypatch.setenv(VARIABLE, "cobol")
     with pytest.raises(UsageError, match=f"{VARIABLE} asks for the scan 'cobol'"):
@@ -67,9 +69,16 @@ def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypa
 
 
 def test_a_wish_that_the_device_cannot_serve_gives_way_and_says_why():
-    choice = explain("mps", "numba")
+    choice = explain("mps", "native")
     assert choice.name == "chunked"
     assert "does not run on mps" in choice.why
+
+
+def test_another_type_than_a_backend_computes_in_gives_way_to_the_next():
+    assert choose(CPU, dtype=torch.float64).backend.name == "chunked"
+    assert [name for name in map(str, ON_CPU) if choose(CPU, name, torch.float64).backend.name == name] == [
+        backend.name for backend in ON_CPU if torch.float64 in backend.dtypes
+    ]
 
 
 def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
@@ -77,17 +86,17 @@ def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
     assert list(states) == [backend.name for backend in BACKENDS]
     assert {name for name, state in states.items() if state == "Runs on cpu."} == {str(backend) for backend in ON_CPU}
     assert states["triton"] == "Does not run on cpu: it is for cuda."
-    assert survey("mps")["numba"] == "Does not run on mps: it is for cpu."
+    assert survey("mps")["native"] == "Does not run on mps: it is for cpu."
 
 
-def test_where_numba_cannot_be_imported_the_next_is_taken_with_one_warning():
+def test_without_kernels_the_next_is_taken_with_one_warning():
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", WITHOUT_KERNELS], capture_output=True, text=True, env=environment, check=False
     )
     assert process.returncode == 0, process.stderr
     caught, choice = process.stdout.splitlines()
     assert caught.count("BackendFallback") == 1
-    assert "'numba' cannot start" in caught
+    assert "'native' cannot start (OSError: this installation has no _kernels.so" in caught
     assert "'chunked' instead" in caught
     assert "name='chunked'" in choice

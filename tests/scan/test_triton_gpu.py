@@ -298,7 +298,7 @@ from repmamba.scan import backends, triton_gpu
 from repmamba.scan.selective import scan_map
 scan_map(torch.rand(1, 8, 2, 2), torch.rand(1, 132, 2, 2), torch.rand(4, 8, 1), torch.rand(4, 8), -torch.rand(32, 16),
          torch.rand(32))
-assert backends.explain("cpu").name == "numba"
+assert backends.explain("cpu").name == "native"
 assert backends.survey("cpu")["triton"] == "Does not run on cpu: it is for cuda."
 assert "repmamba.scan.triton_kernels" not in sys.modules
 """

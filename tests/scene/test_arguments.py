@@ -86,7 +86,7 @@ def test_what_is_given_comes_out_in_plain_types_and_none_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "option", [{"scale": 3}, {"device": "cpu"}, {"backend": "numba"}, {"precision": "bfloat16"}, {"ensemble": True}]
+    "option", [{"scale": 3}, {"device": "cpu"}, {"backend": "native"}, {"precision": "bfloat16"}, {"ensemble": True}]
 )
 def test_an_upscaler_that_is_made_already_takes_none_of_what_made_it(write_raster, bicubic, tmp_path, option):
     path = write_raster("in.tif", np.zeros((1, 8, 8), np.uint8))

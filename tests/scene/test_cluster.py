@@ -186,7 +186,7 @@ def fatal(end: Callable[[], Any]) -> Upscaler:
 
 
 def test_a_tile_that_does_not_fit_into_a_workers_memory_is_one_line(scheduler, scene, tmp_path):
-    with pytest.raises(OutOfMemory, match=r"of a worker of the cluster at tcp://.*fewer threads.*--tile below 32"):
+    with pytest.raises(OutOfMemory, match=r"of a worker of the cluster at tcp://.*fewer threads.*tile= below 32"):
         upscale_file(scene, tmp_path / "out.tif", fatal(lambda: None), cluster=scheduler)
     assert not (tmp_path / "out.tif").exists()
 
@@ -234,11 +234,11 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
         from repmamba.inference import upscaler
         from repmamba.scan.backends import Choice, explain
 
-        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No Numba.")
+        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No kernels.")
 
     client.run(pretend, "chunked")
     try:
-        with pytest.raises(ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No Numba"):
+        with pytest.raises(ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:
         client.run(pretend, None)
@@ -291,7 +291,7 @@ def test_a_fault_of_a_workers_own_system_is_told_as_that(scheduler, scene, tmp_p
 
 def test_a_worker_without_a_gpu_is_told_before_anything_is_unpacked():
     shared = cluster_module._Shared(b"no pickle", "cuda", cluster_module.__version__)
-    with pytest.raises(ClusterError, match=r"A worker has no GPU, .*--device cpu"):
+    with pytest.raises(ClusterError, match=r"A worker has no GPU, .*device='cpu'"):
         shared.unpacked()
 
 
@@ -356,7 +356,7 @@ def test_what_is_no_cluster_is_refused_before_anything_is_written(scheduler, sce
     ):
         with pytest.raises(fault, match=said):
             upscale_file(scene, target, cluster=place)
-    with pytest.raises(UsageError, match="leave --workers out, or --cluster"):
+    with pytest.raises(UsageError, match="leave workers= out, or cluster="):
         upscale_file(scene, target, cluster=scheduler, workers=2)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[dask\]'"):

@@ -105,10 +105,10 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
     assert (len(learnt), len(judged)) == (16, 8)
     places = [{block.corners for block in part} for part in (learnt, judged)]
     assert not places[0] & places[1]
-    scores = scored(upscaler.network, judged)
+    scores = scored(upscaler.module, judged)
     assert len(scores) == 8
     (first, *_) = judged
-    alone = [scored(upscaler.network, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs]
+    alone = [scored(upscaler.module, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs]
     assert scores[first.name] == pytest.approx(np.mean(alone))
     with pytest.raises(UsageError, match="give 20 blocks"):
         split(blocks[:20], 3)

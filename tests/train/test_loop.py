@@ -32,6 +32,7 @@ from repmamba.errors import (
 )
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner as learner_module
+from repmamba.train.callbacks import TensorBoard
 from repmamba.train.curves import read_curve
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
@@ -437,8 +438,11 @@ def test_a_recipe_without_images_is_refused(tiny, tmp_path):
 def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_path, monkeypatch):
     recipe = tiny(steps=2, data={"val": []})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
-        fit(recipe, tmp_path / "without", tensorboard=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("repmamba.train.loop.training_files", lambda recipe: pytest.fail("images were looked for"))
+        with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
+            fit(recipe, tmp_path / "without", tensorboard=True)
+    assert not (tmp_path / "without").exists()
     monkeypatch.undo()
     fit(recipe, tmp_path / "with", tensorboard=True)
     assert list((tmp_path / "with").glob("events.out.tfevents.*"))
@@ -448,7 +452,8 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):  # killed at step 6, its last save was of step 3
-        monitor = Monitor(tmp_path, tiny(), begun, writes=True, tensorboard=True, tell=lambda reached: None)
+        told = {"tell": lambda reached: None, "callbacks": [TensorBoard()]}
+        monitor = Monitor(tmp_path, tiny(), begun, writes=True, **told)
         with monitor:
             for step in range(begun + 1, last + 1):
                 monitor.log(step, loss, 0.0, 0.0)

@@ -102,7 +102,9 @@ def test_the_weights_that_ship_are_those_of_the_best_validation_not_of_the_last(
     tiny: Recipes, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     scores: Iterator[float] = iter([30.0, 31.0, 29.0])
-    monkeypatch.setattr(Judge, "judge", lambda self, network, step: Judgement(step, next(scores), 0.9, "esr-rgb", 2))
+    monkeypatch.setattr(
+        Judge, "judge", lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2)
+    )
     result = fit(tiny(steps=3, validation={"every": 1}), tmp_path)
     assert (result.best_step, result.psnr) == (2, 31.0)
     assert read_checkpoint(result.weights).training["steps"] == 2

@@ -16,7 +16,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli import options
-from repmamba.cli.terminal import printable
+from repmamba.cli.terminal import in_flags, printable
 from repmamba.errors import SourceError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-LIBRARIES = ("torch", "numpy", "numba", "rasterio", "Pillow")
+LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
 
 
 @click.command()
@@ -144,22 +144,27 @@ def export_facts(file: str) -> Facts:
 
 def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
-    from repmamba.scene.plan import said_of_bands_alone, usual_groups
+    from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
     from repmamba.scene.raster import open_raster
+    from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts = raster.facts
-    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts), facts)
+        facts, between = raster.facts, usual_range(raster)
+    grid, together = facts.grid, usual_groups(facts)
+    alone = said_of_bands_alone(together, facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
         "size": f"{grid.width} x {grid.height} pixels",
         "bands": dict(sorted(zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True))),
         "type": facts.dtype,
-        "missing pixels": _missing(facts),
+        "missing pixels": said_of_missing(facts),
+        "alpha": said_of_alpha(facts),
+        "colours": said_of_colours(together),
+        "value range": between,
         "place": _place(facts),
-        **({} if alone is None else {"through the network": alone}),
+        **({} if alone is None else {"through the network": in_flags(alone)}),
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
@@ -213,11 +218,6 @@ def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
 
 def _band(colour: str, description: str | None) -> str:
     return f"{colour}, {description}" if description else colour
-
-
-def _missing(facts: RasterFacts) -> str:
-    told_by = {"alpha": "where alpha is 0", "mask": "by a mask", "nodata": f"where all bands are {facts.nodata}"}
-    return told_by.get(facts.missing, "none are declared")
 
 
 def _place(facts: RasterFacts) -> Facts:

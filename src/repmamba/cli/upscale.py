@@ -16,7 +16,7 @@ import click
 from repmamba.cli import batch, options
 from repmamba.cli.batch import Job
 from repmamba.cli.progress import megapixels, shows_bars
-from repmamba.cli.terminal import filter_log, speaks_json, tell
+from repmamba.cli.terminal import filter_log, in_flags, speaks_json, tell
 from repmamba.errors import RepmambaError, UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +71,18 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     callback=options.bands(3),
     help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
     "Each other band goes through the network alone, at the cost of a whole pass.  [default: as the file says]",
+)
+@click.option(
+    "--nodata",
+    metavar="VALUE[,VALUE...]",
+    callback=options.numbers(float, None),
+    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file says]",
+)
+@click.option(
+    "--no-alpha",
+    "no_alpha",
+    is_flag=True,
+    help="Enlarge a band that the input calls alpha as data; so does --bands that names it.",
 )
 @click.option(
     "--range",
@@ -170,6 +182,7 @@ def upscale(
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
     settings["format"] = format_name
+    settings["alpha"] = not settings.pop("no_alpha")
     folders = batch.names_folders(sources)
     batch.check_output(target, len(sources), folders=folders)
     inputs = batch.find_inputs(sources, target, recursive=recursive)
@@ -206,7 +219,7 @@ def upscale(
         if speaks_json():
             tell("plan" if dry_run else "result", source=job.source, **found.as_json())
         elif dry_run or not quiet:
-            click.echo(found.brief() if several else found.summary())
+            click.echo(in_flags(found.brief() if several else found.summary()))
 
     with filter_log(once if several else None):
         if several:

@@ -95,7 +95,7 @@ def cost_of(config: NetworkConfig, height: int, width: int, *, passes: int = 1) 
 
 def config_of(upscaler: "Upscaler") -> NetworkConfig:
     """The configuration of the network that an Upscaler runs. Raises UsageError if it is none of ours."""
-    config = getattr(upscaler.network, "config", None)
+    config = getattr(upscaler.module, "config", None)
     if not isinstance(config, NetworkConfig):
         raise UsageError(f"{upscaler.name} is not a RepMamba network, so its cost cannot be counted.")
     return config

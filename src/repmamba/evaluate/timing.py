@@ -43,7 +43,7 @@ class Timing:
     def to_dict(self) -> dict[str, object]:
         """The fields, the two rates and what was installed, for JSON."""
         return asdict(self) | {
-            "versions": {name: version(name) for name in ("repmamba", "torch", "numba")},
+            "versions": {name: version(name) for name in ("repmamba", "torch")},
             "megapixels_per_second": self.output_megapixels / self.fastest,
             "megapixels_per_second_median": self.output_megapixels / self.median,
         }
@@ -73,7 +73,7 @@ def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, ba
 
     unit = torch.rand(batch, upscaler.bands, size, size, generator=torch.Generator().manual_seed(0))
     seconds = seconds_of(upscaler, unit, passes)
-    exported = isinstance(upscaler.network, ExportedNetwork)
+    exported = isinstance(upscaler.module, ExportedNetwork)
     choice = Choice("exported", "ONNX Runtime, in which the scan is part of the graph.")
     choice = choice if exported else explain(upscaler.device, backend)
     on_cuda, memory = upscaler.device.type == "cuda", process_memory()

@@ -43,6 +43,11 @@ class OnnxRunner:
         """See Runner."""
         return self.facts.bands
 
+    @property
+    def network(self) -> ExportedNetwork:
+        """See Runner."""
+        return ExportedNetwork(self)
+
     def run(self, unit: Tensor) -> Tensor:
         """See Runner."""
         (result,) = self._session.run(None, {LR: unit.contiguous().numpy()})

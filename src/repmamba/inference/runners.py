@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,6 +24,11 @@ class Runner(Protocol):
         """How many bands it takes and gives."""
         ...
 
+    @property
+    def network(self) -> Callable[[Tensor], Tensor]:
+        """(B, bands, h, w) -> (B, bands, scale h, scale w), not clamped, as the runner's own form computes it."""
+        ...
+
     def run(self, unit: Tensor) -> Tensor:
         """unit: (B, bands, h, w), float32, on the CPU -> (B, bands, scale h, scale w), likewise, not clamped."""
         ...
@@ -32,7 +38,7 @@ class Runner(Protocol):
 class TorchRunner:
     """A network of torch on its device."""
 
-    network: nn.Module
+    network: nn.Module = field(repr=False)
     scale: int
     bands: int
     device: torch.device

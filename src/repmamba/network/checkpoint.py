@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from repmamba import __version__
 from repmamba.durable import FULL, check_local, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
+from repmamba.network.card import NAME as CARD
+from repmamba.network.card import card, is_ours_to_write
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import (
     COUNT,
@@ -161,6 +164,8 @@ def save_pretrained(
 ) -> Path:
     """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is.
 
+    With it goes a model card, README.md; one that you have changed stays. origin: what the weights are, in a line.
+    training: facts as JSON holds them, for the card too; "terms" are those of the weights, which results repeat.
     Raises UsageError for what is no RepMamba, CheckpointError, TargetError, NoSpace.
     """
     if not isinstance(network, RepMamba):
@@ -169,8 +174,13 @@ def save_pretrained(
         raise UsageError("origin is a line of text and training a dict of facts; one of them is something else.")
     _check_path("folder", folder)
     check_local(folder)
-    write_checkpoint(Path(folder), Checkpoint.of(network, origin=origin, training=training))
-    return Path(folder)
+    checkpoint = Checkpoint.of(network, origin=origin, training=training)
+    place = Path(folder)
+    write_checkpoint(place, checkpoint)
+    if is_ours_to_write(place):
+        text = card(place.resolve().name, checkpoint.config, checkpoint.origin, checkpoint.training)
+        _write(place / CARD, text.encode())
+    return place
 
 
 def from_pretrained(
@@ -357,7 +367,7 @@ def _finished(described: Checkpoint, weights: Mapping[str, Tensor], file: Path) 
 
 def _check_values(weights: Mapping[str, Tensor], origin: str) -> None:
     for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+        if not np.isfinite(tensor.numpy()).all():  # torch would start its threads for each of a thousand tensors
             raise CheckpointError(
                 f"{origin} has values in {name} that are NaN or infinite; such weights are of no use."
             )

@@ -20,23 +20,27 @@ All maps are channels-last, so that tokens are views of them; each stage of an R
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmamba.errors import UsageError
-from repmamba.network import inference_cpu as compiled
 from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
-from repmamba.network.inference_cpu import Array, Passes
 from repmamba.network.lpfm import CSSP, LPFM, SideBySide
-from repmamba.network.onlookers import known
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
-from repmamba.network.repmamba import Group, PixelShuffleDirect, RepMamba, check_input, even
+from repmamba.network.repmamba import Group, RepMamba, check_input, even
 from repmamba.network.rmb import RMB
 from repmamba.scan.selective import scan_map
 from repmamba.scan.sizes import DIRECTIONS
+
+LAYERS = frozenset(
+    {
+        *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.LeakyReLU, nn.PixelShuffle, nn.Identity),
+        *(nn.Sequential, nn.ModuleList),
+    }
+)
+"""Of torch, in our networks."""
 
 LARGEST_SHIFT = 1e3
 """Of a layer normalisation's bias over its weight: beyond it, the sum of normalised value and shift loses digits."""
@@ -54,14 +58,28 @@ def fuse(network: nn.Module) -> "FusedRepMamba":
     if not isinstance(network, RepMamba):
         raise UsageError(f"fuse got a {type(network).__name__}; it takes a RepMamba.")
     for name, module in network.named_modules():
-        if module is not network and not known(module):
+        if module is not network and not _says_what_it_computes(module):
             raise UsageError(
                 f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds what weights say and "
                 "nothing else. Merge an adapter into its layer first, or use the network as it is."
             )
-    with torch.no_grad():
+    # Layers are made with random weights, which are replaced: the caller's random numbers are left as they were.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         fused = FusedRepMamba(network).requires_grad_(False).eval()
         return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _says_what_it_computes(module: nn.Module) -> bool:
+    """Whether a module is ours or torch's own, with no forward set on it, so that its weights tell all.
+
+    Adapters, parametrisations and quantisation put other parts in its place, of types derived from it.
+    """
+    kind = type(module)
+    return (
+        (kind in LAYERS or kind.__module__.startswith("repmamba."))
+        and "forward" not in vars(module)
+        and (not isinstance(module, nn.LayerNorm) or (module.eps == EPS and isinstance(module.bias, nn.Parameter)))
+    )
 
 
 class FusedRepMamba(nn.Module):
@@ -88,11 +106,7 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        result = compiled.compute(self, image)
-        if result is None:
-            result = self._enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
-        elif not isinstance(self.upsampler, PixelShuffleDirect):
-            result = self._enlarged(image, result)
+        result = self.enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
         return result[..., : height * self.scale, : width * self.scale]
 
     def _deep(self, image: Tensor) -> Tensor:
@@ -104,23 +118,10 @@ class FusedRepMamba(nn.Module):
         result: Tensor = self.conv_after_body(deep, shallow)
         return result
 
-    def _enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+    def enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+        """The upsampler's result: deep (B, 64, H', W'), H' and W' even."""
         result: Tensor = self.upsampler(deep)
         return even(image) + result if self.config.upsampler == "none" else result
-
-    def write(self, passes: Passes) -> None:
-        """The passes to the result, or to what other upsamplers than the direct one take."""
-        shallow, deep = passes.first_convolution(self.conv_first, passes.image, self.mean, self.embed_norm)
-        for group in self.groups:
-            assert isinstance(group, FusedGroup)
-            before, deep = deep, group.write(passes, deep)
-            if before is not shallow:
-                passes.free(before)
-        deep = self.conv_after_body.write(passes, deep, shallow)
-        if isinstance(self.upsampler, PixelShuffleDirect):
-            passes.shuffle(self.upsampler.conv, deep, self.scale)
-        else:
-            passes.give(deep)
 
     @staticmethod
     def _with_range_and_mean(network: RepMamba) -> nn.Conv2d:
@@ -181,10 +182,6 @@ class NormThenConv(nn.Module):
         result: Tensor = self.conv(normalised) + skip
         return result
 
-    def write(self, passes: Passes, deep: Array, skip: Array) -> Array:
-        """`forward` as passes."""
-        return _write_connection(passes, self.conv, deep, skip, self.norm, self.edge if self.folded else None)
-
 
 class FusedGroup(nn.Module):
     """A group of folded blocks. deep and result: (B, 64, H, W)."""
@@ -202,18 +199,6 @@ class FusedGroup(nn.Module):
         result: Tensor = deep + self.conv(body)
         return result
 
-    def write(self, passes: Passes, deep: Array) -> Array:
-        """`forward` as passes."""
-        body = deep
-        for block in self.blocks:
-            assert isinstance(block, FusedLPFM)
-            before, body = body, block.write(passes, body)
-            if before is not deep:
-                passes.free(before)
-        result = _write_connection(passes, self.conv, body, deep)
-        passes.free(body)
-        return result
-
 
 class FusedLPFM(nn.Module):
     """A folded block: CSSP, then ConvFFN, each with its skip. t and result: (B, 64, H, W)."""
@@ -229,13 +214,6 @@ class FusedLPFM(nn.Module):
         """t and result: (B, 64, H, W)."""
         a = t + self.cssp(t)
         result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
-        return result
-
-    def write(self, passes: Passes, t: Array) -> Array:
-        """`forward` as passes."""
-        c = self.cssp.write(passes, t)
-        result = passes.feed_forward(self.ffn, t, c)
-        passes.free(c)
         return result
 
 
@@ -256,16 +234,6 @@ class FusedCSSP(nn.Module):
         result: Tensor = self.m64(v)
         return result
 
-    def write(self, passes: Passes, t: Array) -> Array:
-        """`forward` as passes."""
-        c0, *others = _shares(t)
-        v, fresh = c0, []
-        for rmb, beside in zip((self.m8, self.m16, self.m32), others, strict=True):
-            v = passes.rmb(rmb, v, beside)
-            fresh.append(v)
-        passes.free(*fresh[:-1])
-        return passes.rmb(self.m64, v, result=v)
-
 
 class FusedSideBySide(nn.Module):
     """The folded RMBs of the ablation without CSSP. t and result: (B, 64, H, W)."""
@@ -279,36 +247,6 @@ class FusedSideBySide(nn.Module):
         """t and result: (B, 64, H, W)."""
         shares = t.split_with_sizes(SPLIT, dim=1)
         return torch.cat([rmb(share) for rmb, share in zip(self.rmbs, shares, strict=True)], dim=1)
-
-    def write(self, passes: Passes, t: Array) -> Array:
-        """`forward` as passes."""
-        result = passes.map(t.shape[1])
-        for rmb, share, place in zip(self.rmbs, _shares(t), _shares(result), strict=True):
-            assert isinstance(rmb, FusedRMB)
-            passes.rmb(rmb, share, result=place)
-        return result
-
-
-def _shares(t: Array) -> list[Array]:
-    """The channels of a map as CSSP splits them; views."""
-    return np.split(t, np.cumsum(SPLIT)[:-1], axis=1)
-
-
-def _write_connection(
-    passes: Passes,
-    conv: nn.Module,
-    x: Array,
-    skip: Array,
-    norm: nn.Module | None = None,
-    edge: Tensor | None = None,
-) -> Array:
-    """The convolution at the end of a group or of the body, or the bottleneck of three, as passes; and the skip."""
-    if isinstance(conv, nn.Conv2d):
-        return passes.convolution(conv, x, skip, norm=norm, edge=edge)
-    first, middle, last = (layer for layer in conv.children() if isinstance(layer, nn.Conv2d))
-    slope = next(layer.negative_slope for layer in conv.children() if isinstance(layer, nn.LeakyReLU))
-    narrow = passes.convolution(first, x, norm=norm, edge=edge, slope=slope)
-    return passes.convolution(last, passes.convolution(middle, narrow, slope=slope), skip)
 
 
 class FusedRMB(nn.Module):
@@ -455,14 +393,14 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor, *, like: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
     linear.weight = nn.Parameter(weight.to(like).contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(bias.to(like).contiguous(), requires_grad=False)
     return linear
 
 
 def _conv(weight: Tensor, bias: Tensor, *, like: Tensor, padding: int) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding, device="meta")
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=padding)
     conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     return conv

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from repmamba.network import training_cpu
 from repmamba.network.config import RMB_WIDTHS, SPLIT, WIDTH, NetworkConfig
 from repmamba.network.convffn import ConvFFN
 from repmamba.network.repconv import EPS, to_map, to_tokens
@@ -61,8 +60,5 @@ class LPFM(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
         a = t + self.cssp(t)
-        ffn = self.ffn
-        if training_cpu.serves(a, self.norm, ffn) and ffn.fc1.out_features % training_cpu.LANES == 0:
-            return training_cpu.feed_forward(a, self.norm, ffn.fc1, ffn.dw5x5, ffn.fc2)
-        result: Tensor = a + to_map(ffn(self.norm(to_tokens(a))))
+        result: Tensor = a + to_map(self.ffn(self.norm(to_tokens(a))))
         return result

@@ -71,7 +71,7 @@ def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def depthwise(kernel: Tensor, bias: Tensor, *, like: Tensor) -> nn.Conv2d:
     """A depthwise convolution that keeps the size, of the type and device of `like`. kernel: (width, 1, k, k)."""
     width, _, size, _ = kernel.shape
-    conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width, device="meta")
+    conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width)
     conv.weight = nn.Parameter(kernel.to(like), requires_grad=False)
     conv.bias = nn.Parameter(bias.to(like), requires_grad=False)
     return conv

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmamba.network import training_cpu
 from repmamba.network.config import dt_rank
 from repmamba.network.onlookers import plain
-from repmamba.network.repconv import EPS, RepConv, depthwise3x3, to_map, to_tokens
+from repmamba.network.repconv import EPS, depthwise3x3, to_map, to_tokens
 from repmamba.scan.selective import scan_map
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
@@ -91,20 +90,7 @@ class RMB(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """v and result: (B, width, H, W)."""
-        ss2d, (conv, high_conv) = self.ss2d, (self.ss2d.conv, self.ss2d.high_conv)
-        if isinstance(conv, RepConv) and isinstance(high_conv, RepConv):
-            unbiased = (ss2d.in_proj, ss2d.out_proj, self.dw1x1, conv.dw3x3, high_conv.dw3x3)
-            if training_cpu.serves(v, self, unbiased=unbiased):
-                return self._in_passes(v, conv, high_conv)
         tokens = to_tokens(v)
         residual = v + to_map(self.ss2d(self.norm(tokens)))
         result: Tensor = self.bn(self.dw1x1(residual))
         return result
-
-    def _in_passes(self, v: Tensor, conv: RepConv, high_conv: RepConv) -> Tensor:
-        ss2d = self.ss2d
-        v, s, pooled, z = training_cpu.enter(v, self.norm, ss2d.in_proj, conv)
-        scanned = ss2d.scan(pooled)
-        return training_cpu.leave(
-            *(v, s, pooled, scanned, z), high_conv, ss2d.out_norm, ss2d.out_proj, self.dw1x1, self.bn
-        )

@@ -1,8 +1,8 @@
 """The ways to compute the selective scan, and the choice among them.
 
 The first of the table that serves the device is taken. `backend=` of a call, or else the environment variable
-REPMAMBA_SCAN, puts another one first. One that cannot serve (another device, or it does not start) gives way to the
-next, with one BackendFallback warning for each reason in the life of the process.
+REPMAMBA_SCAN, puts another one first. One that cannot serve (another device or type, or it does not start) gives way to
+the next; a BackendFallback warning says so, once in a process for each reason.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repmamba.errors import UsageError
-from repmamba.scan.compiled import CACHE_ADVICE, in_words, start, warn_once
+from repmamba.scan.compiled import in_words, start, warn_once
 
 VARIABLE = "REPMAMBA_SCAN"
 
@@ -33,9 +33,9 @@ class Backend:
     exportable: bool  # made of torch's own operators only, so that ONNX and OpenVINO can take it
     halves: tuple[torch.dtype, ...] = ()  # of maps that it reads as they are, and turns into float32 as it goes
 
-    def serves(self, device: torch.device) -> bool:
-        """Whether tensors on this device can be given to it."""
-        return self.devices is None or device.type in self.devices
+    def serves(self, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether tensors on this device can be given to it, to compute in this type."""
+        return (self.devices is None or device.type in self.devices) and dtype in self.dtypes
 
     def __str__(self) -> str:
         return self.name
@@ -58,11 +58,12 @@ class Choice:
     why: str
 
 
+SINGLE = (torch.float32,)
 BOTH = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 BACKENDS = (  # in order of preference
     Backend("triton", "repmamba.scan.triton_gpu", "scan_sequences", "scan_map", ("cuda",), True, BOTH, False, HALVES),
-    Backend("numba", "repmamba.scan.numba_cpu", "scan_sequences", "scan_map", ("cpu",), True, BOTH, False),
+    Backend("native", "repmamba.scan.native_cpu", "scan_sequences", "scan_map", ("cpu",), True, SINGLE, False),
     Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", "scan_map_in_chunks", None, True, BOTH, True),
     Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
 )
@@ -70,21 +71,24 @@ BACKENDS = (  # in order of preference
 _LOADED: dict[str, Loaded] = {}  # those that have started
 
 
-def choose(device: torch.device, requested: str | None = None) -> Loaded:
-    """The backend for tensors on `device`; the requested one, or that of REPMAMBA_SCAN, where it can serve.
+def choose(device: torch.device, requested: str | None = None, dtype: torch.dtype = torch.float32) -> Loaded:
+    """The backend for tensors on `device` in `dtype`; the requested one, or that of REPMAMBA_SCAN, where it can serve.
 
     Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name not in the table.
     """
-    return _LOADED[_name(device.type, requested)]
+    return _LOADED[_name(device.type, requested, dtype)]
 
 
-# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a compiler of ours.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _name(device: str, requested: str | None) -> str:
-    loaded, _, failures = _first_that_serves(device, _wanted(requested))
+def _name(device: str, requested: str | None, dtype: torch.dtype) -> str:
+    loaded, _, failures = _first_that_serves(device, _wanted(requested), dtype)
     for failure in failures:
         warn_once(f"{failure} The scan runs on '{loaded.backend.name}' instead.")
     return loaded.backend.name
+
+
+# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a compiler. This is all that
+# torch.compiler.assume_constant_result does, which takes seconds to import what it is defined in.
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device | str = "cpu", requested: str | None = None) -> Choice:
@@ -117,13 +121,16 @@ def _wanted(requested: str | None) -> tuple[str | None, str]:
     return name, f"Asked for by {where}."
 
 
-def _first_that_serves(device: str, wanted: tuple[str | None, str]) -> tuple[Loaded, str, list[str]]:
+def _first_that_serves(
+    device: str, wanted: tuple[str | None, str], dtype: torch.dtype = torch.float32
+) -> tuple[Loaded, str, list[str]]:
     name, wish = wanted
     failures = []
     for backend in sorted(BACKENDS, key=lambda backend: backend.name != name):
-        if not backend.serves(torch.device(device)):
+        if not backend.serves(torch.device(device), dtype):
             if backend.name == name:
-                failures.append(f"The scan '{name}' does not run on {device}.")
+                kind = "" if dtype in backend.dtypes else f" in {dtype}".replace("torch.", "")
+                failures.append(f"The scan '{name}' does not run on {device}{kind}.")
             continue
         loaded = _start(backend)
         if isinstance(loaded, Loaded):
@@ -137,9 +144,10 @@ def _start(backend: Backend) -> Loaded | str:
     """The backend's functions, or why it cannot start. Asked once in a process."""
     try:
         module = start(backend.module)
+    except UsageError:
+        raise
     except Exception as fault:  # whatever a compiler or a missing library raises, the next backend works
-        advice = f" {CACHE_ADVICE}" if backend.name == "numba" and not isinstance(fault, ImportError) else ""
-        return f"The scan '{backend.name}' cannot start ({in_words(fault)}).{advice}"
+        return f"The scan '{backend.name}' cannot start ({in_words(fault)})."
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)
     return _LOADED[backend.name]

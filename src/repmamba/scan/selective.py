@@ -40,7 +40,7 @@ def selective_scan(
     u, dt, A, B, C, D = (x.to(working) for x in (u, dt, A, B, C, D))
     if dt_bias is not None:
         dt = softplus(dt + dt_bias.to(working)[:, None])
-    return choose(u.device, backend).sequences(u, dt, A, B, C, D)
+    return choose(u.device, backend, working).sequences(u, dt, A, B, C, D)
 
 
 def scan_map(
@@ -58,11 +58,11 @@ def scan_map(
     p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction in
     turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16), negative.  D: (4 C,).
     dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is float64.
-    Both maps are best in torch.channels_last, which numba and triton read without a copy. Raises ShapeMismatch.
+    Both maps are best in torch.channels_last, which native and triton read without a copy. Raises ShapeMismatch.
     """
     _check_map(p, projected, dt_weight, dt_bias, A, D)
-    loaded = choose(p.device, backend)
     working = _working_dtype(p)
+    loaded = choose(p.device, backend, working)
     p, projected = (x if x.dtype in loaded.backend.halves else x.to(working) for x in (p, projected))
     dt_weight, dt_bias, A, D = (x.to(working) for x in (dt_weight, dt_bias, A, D))
     if loaded.maps is not None:

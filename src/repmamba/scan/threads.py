@@ -1,7 +1,4 @@
-"""Threads of our own that compiled kernels share their work among; torch's would wait on the cores that we compute on.
-
-numba's layers of threads are not used either: they share an OpenMP library with torch and undo its setting.
-"""
+"""Threads of our own that compiled kernels share their work among; torch's would spin on our cores."""
 
 import os
 from collections.abc import Callable

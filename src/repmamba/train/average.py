@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from repmamba.network.repmamba import RepMamba
 
+Pairs = tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
+
 
 class Average:
     """The exponential moving average of a network.
@@ -19,6 +21,7 @@ class Average:
     def __init__(self, network: RepMamba, decay: float) -> None:
         self.decay = decay
         self.updates = 0
+        self._found: tuple[nn.Module, Pairs] | None = None
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -26,15 +29,19 @@ class Average:
         """Move the mean towards the network: weights and buffers alike, counts copied."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        means: list[Tensor] = []
-        values: list[Tensor] = []
-        for mean, value in zip(_tensors(self.network), _tensors(network), strict=True):
-            if mean.is_floating_point():
-                means.append(mean)
-                values.append(value)
-            else:
-                mean.copy_(value)
+        means, values, counts = self._pairs(network)
+        for count, value in counts:
+            count.copy_(value)
         torch._foreach_lerp_(means, values, 1 - decay)
+
+    def _pairs(self, network: nn.Module) -> Pairs:
+        """The means and the network's own numbers, and its counts; gathered once, since that takes as long again."""
+        if self._found is None or self._found[0] is not network:
+            pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+            self._found = network, ([mean for mean, _ in floats], [value for _, value in floats], counts)
+        return self._found[1]
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from repmamba.errors import RecipeError
 from repmamba.network.repmamba import RepMamba
+from repmamba.network.training_cpu import with_fast_passes
 from repmamba.train.average import Average
 from repmamba.train.losses import weighted
 from repmamba.train.processes import Processes
@@ -44,6 +45,8 @@ class Learner:
         average = _begin(network, recipe)
         # Kernels in the memory order of the network's maps: a tenth of a step on a CPU.
         self.network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        if device.type == "cpu" and not recipe.step.compile:
+            with_fast_passes(self.network)
         if recipe.step.batch_norm == "synchronised" and processes.world > 1:
             self.network = synchronised(self.network, device)
         self.begun_from = provenance(recipe.start.weights) if recipe.start.weights else None

@@ -3,12 +3,14 @@
 Around the step stands plain torch, and docs/decisions says why no framework does. What is in the folder, run.py says.
 """
 
+import gc
 import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
@@ -25,6 +27,7 @@ from repmamba.train.batches import (
     sampler_of,
     training_files,
 )
+from repmamba.train.callbacks import Callback, TensorBoard
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
@@ -50,6 +53,7 @@ def fit(
     minutes: float | None = None,
     progress: Tell | None = None,
     tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
     cache: Path | None = None,
     stock: Stock | None = None,
 ) -> FitResult:
@@ -58,15 +62,17 @@ def fit(
     device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
     batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
     return after so long, to be gone on with.  progress: called with how far the run is, by the first process; without
-    it, log lines say so.  tensorboard: write its files, too.  cache: a folder that keeps the decoded images for this
-    run and others; default the run's own where data.cache is "disk", else none.  None of these changes a sample;
-    another device or number of threads changes the last digits of a loss.
+    it, log lines say so.  tensorboard: write its files, too.  callbacks: who is told of lines of the curve,
+    validations and pictures.  cache: a folder that keeps the decoded images for this run and others; default the run's
+    own where data.cache is "disk", else none.  None of these changes a sample; another device or number of threads
+    changes the last digits of a loss.
     stock: images that are in memory already, to be learnt from in place of those that data.train names.
     Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
     finite or diverges, RecipeError, SourceError, TargetError.
     """
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    told = [*callbacks, *([TensorBoard()] if tensorboard else [])]
     settle(threads, nice)
     processes = find_processes(os.environ)
     tell = (progress or log_lines()) if processes.first else lambda reached: None
@@ -97,8 +103,8 @@ def fit(
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
         run = resumed(Run(recipe, folder, learner, processes, images), files)
-        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tensorboard=tensorboard, tell=tell)
-        with monitor, stop_signals() as stopped:
+        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told)
+        with monitor, stop_signals() as stopped, old_objects_left_alone():
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
                 monitor.stepped(sampler.count(run.step - 1))
@@ -106,7 +112,7 @@ def fit(
                     monitor.log(run.step, *run.measured())
                 if run.due(recipe.validation.every) and judge and judge.pairs:
                     monitor.pause()
-                    judgement = judge.judge(run.learner.best_network, run.step)
+                    judgement = judge.judge(run.learner.best_network, run.step, pictured=monitor.pictured)
                     monitor.judged(judgement, best=run.ranked(judgement))
                 leaving = run.agreed(stopped() or time.monotonic() > deadline)
                 if run.due(recipe.checkpoints.every) or leaving:
@@ -115,6 +121,16 @@ def fit(
                     break
         run.close()
         return run.result()
+
+
+@contextmanager
+def old_objects_left_alone() -> Iterator[None]:
+    """Within it the garbage collector looks only at what is made there: torch alone has half a million objects."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def warn_of_the_end(recipe: Recipe) -> None:

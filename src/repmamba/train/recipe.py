@@ -15,11 +15,10 @@ from typing import Any, Literal
 from repmamba.data.degradations import Stage
 from repmamba.data.patches import Phase
 from repmamba.errors import RecipeError
+from repmamba.evaluate.metrics import METRICS, rule_names
 from repmamba.network.config import NetworkConfig
 
 Augmentation = Literal["flips", "transpose", "rotations"]
-LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "gradient"]
-Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y", "bands"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +129,32 @@ class Step:
 class Loss:
     """One term of the loss: an entry of train.losses.LOSSES and its weight."""
 
-    name: LossName = "l1"
+    name: str = "l1"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        from repmamba.train.losses import LOSSES  # with torch, which a recipe has no need of otherwise
+
+        must(self.name in LOSSES, "losses.name", self.name, f"one of {', '.join(LOSSES)}")
         must(self.weight > 0, "losses.weight", self.weight, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS; "bands" is for what is not RGB
-    of 8 bit.
+    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS, one that has psnr and ssim;
+    "bands" is for what is not RGB of 8 bit.
 
     images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many are pictured.
     """
 
     every: int = 1000
-    rule: Rule = "esr-rgb"
+    rule: str = "esr-rgb"
     images: int = 0
     crops: int = 4
 
     def __post_init__(self) -> None:
+        rules = [rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= METRICS.keys()]
+        must(self.rule in rules, "validation.rule", self.rule, f"one of {', '.join(rules)}")
         at_least("validation.every", self.every, 1)
         at_least("validation.images", self.images, 0)
         at_least("validation.crops", self.crops, 0)

@@ -48,7 +48,7 @@ def training_step(
     precision: torch.dtype = torch.float32,
     parts: int = 1,
 ) -> StepResult:
-    """One update of the network's parameters.
+    """One update of the network's parameters, all of which the optimiser has.
 
     clip: largest norm of all gradients together; longer ones are scaled to it.
     precision: bfloat16 runs the forward pass under autocast; the loss, the scan and the weights stay float32.
@@ -66,7 +66,8 @@ def training_step(
             value = loss(sr.float(), hr) * (batch.weight * len(lr) / count)
             value.backward()  # type: ignore[no-untyped-call]
         total += value.detach()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), torch.inf if clip is None else clip)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if clip is None else clip)
     optimiser.step()
     return StepResult(total, norm, optimiser.param_groups[0]["lr"])
 
