@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 import measuring
-from network import fused
+from network import in_passes, operations_of_torch
 from repmamba.exporting.network import InputSize
 from repmamba.exporting.onnx_file import graph_of, model_of
 from repmamba.exporting.programs import ANY
 from repmamba.inference.exported import LR
 from repmamba.inference.onnx_runner import open_session
-from repmamba.network.fusion import FusedRepMamba
 
 REST = 0.3
 """Seconds: the threads of a runtime that has just computed go on looking for work."""
@@ -42,8 +41,9 @@ def openvino(content: bytes, image: np.ndarray, threads: int) -> measuring.Run:
 def main() -> None:
     """Time, print the table, write the JSON."""
     options = measuring.start(__doc__, rounds=5)
-    network, image = fused().eval(), torch.rand(1, 3, 128, 128)
-    assert isinstance(network, FusedRepMamba)
+    network, image = operations_of_torch(), torch.rand(1, 3, 128, 128)
+    ours = in_passes(network, torch.float32)
+    assert ours is not None
     with torch.no_grad():
         graph = graph_of(network, InputSize(), ANY, half=False)
         content = model_of(graph, network, InputSize()).SerializeToString()
@@ -53,7 +53,7 @@ def main() -> None:
     given = {LR: image.numpy()}
     candidates: dict[str, measuring.Run] = {
         measuring.CONVOLUTION: measuring.convolution(),
-        OURS: lambda: network(image),
+        OURS: lambda: ours(image),
         ONNX: lambda: session.run(None, given),
     }
     try:

@@ -142,7 +142,7 @@ def _facts(upscaler: Upscaler, path: Path, asked: _Asked) -> ExportedFacts:
         name=upscaler.name,
         network=upscaler.digest,
         weights=hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        terms=packaged.terms if packaged else "those of the weights it was made of",
+        terms=upscaler.terms or "those of the weights it was made of",
         training_data=packaged.training_data if packaged else "",
         tile=upscaler.tile,
         halo=upscaler.halo,

@@ -5,7 +5,6 @@ Only on the CPU. One session serves all threads; it has as many of its own as to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,9 @@ class OnnxRunner:
         return self.facts.bands
 
     @property
-    def network(self) -> Callable[[Tensor], Tensor]:
+    def network(self) -> ExportedNetwork:
         """See Runner."""
-        return self.run
+        return ExportedNetwork(self)
 
     def run(self, unit: Tensor) -> Tensor:
         """See Runner."""

@@ -29,7 +29,7 @@ from repmamba.inference.consistency import consistent as made_consistent
 from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
-from repmamba.inference.onnx_runner import ExportedNetwork, open_exported
+from repmamba.inference.onnx_runner import open_exported
 from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, checked, cuts
 from repmamba.inference.pillow import is_picture, picture_like, planes_of_picture, shown
 from repmamba.inference.runners import Runner, TorchRunner
@@ -524,7 +524,7 @@ def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: b
     facts = runner.facts
     _check_scale(found, facts.scale, asked["scale"])
     return Upscaler(
-        module=ExportedNetwork(runner),
+        module=runner.network,
         runner=runner,
         name=found.name,
         digest=hashlib.sha256(runner.content).hexdigest()[:32],
@@ -532,6 +532,7 @@ def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: b
         halo=facts.halo,
         device=torch.device("cpu"),
         ensemble=ensemble,
+        terms=facts.terms,
     )
 
 
