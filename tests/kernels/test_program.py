@@ -79,13 +79,13 @@ def test_the_program_finds_no_fault_on_another_platform(name, level, emulator, h
 
 @pytest.fixture(scope="module")
 def address_sanitizer() -> str:
-    """The runtime of AddressSanitizer, which GCC brings."""
-    found = ""
+    """What a process loads first: the runtime of AddressSanitizer, of GCC, and what that looks up in C++'s."""
+    found = []
     if sys.platform == "linux" and shutil.which("gcc"):
-        found = run("gcc", "-print-file-name=libasan.so")
-    if not Path(found).is_absolute():
+        found = [run("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so.6")]
+    if not found or not all(Path(file).is_absolute() for file in found):
         pytest.skip("this system has no AddressSanitizer of GCC")
-    return found
+    return " ".join(found)
 
 
 @pytest.mark.long
@@ -104,12 +104,13 @@ from repmamba.kernels import library
 library.PATH = Path(sys.argv[1])
 assert library.library().handle._name == sys.argv[1]
 import pytest
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 TESTS_OF_KERNELS = (
     ["tests/scan/test_selective.py", "-k", "native"],
     ["tests/scan/test_native_cpu.py", "-k", "threads or disturb or operators or finite"],
-    ["tests/network"],
+    ["tests/network/test_training_cpu.py"],
+    ["tests/inference/test_compiled.py"],
 )
 
 
