@@ -11,9 +11,11 @@ PYTEST := $(TEST_THREADS) $(BIN)/python -m pytest -n 2
 
 BENCHMARKS := \
   how_far_from_its_own_arithmetic where_does_the_time_go how_does_it_grow_with_area how_does_it_grow_with_threads \
-  against_a_light_window_transformer against_other_runtimes how_long_is_a_training_step which_scan_at_which_length \
+  against_a_light_window_transformer against_other_runtimes what_an_export_costs \
+  how_long_is_a_training_step which_scan_at_which_length \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
-  how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network
+  how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
+  does_it_choose_well
 
 .PHONY: help demo test test-long check format bench wheels qgis-plugin docs readme-picture clean
 
@@ -87,8 +89,11 @@ qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
 	$(BIN)/python docs/write.py
 
-readme-picture: demo  ## the picture of the README, from the bundled scene
-	$(BIN)/python examples/compare.py examples/colorado.tif demo/colorado_x4.tif -o docs/colorado.png
+readme-picture: .venv/installed  ## the picture of the README, from the bundled picture
+	@mkdir -p demo
+	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --overwrite
+	$(BIN)/python -W ignore examples/compare.py examples/intersection.png demo/intersection_x4.png \
+	  -o docs/intersection.png --window 60,60,104,76
 
 clean:  ## remove the environment, what was built, the demo's results and all caches
 	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

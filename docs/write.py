@@ -27,6 +27,7 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
     ("scene", "raster file in, raster file out", "rasterio"),
     ("data", "imagery to learn from and to be judged on", "NumPy, Pillow"),
     ("evaluate", "numbers one can defend", "NumPy"),
+    ("exporting", "a trained network as a file that other programs run", "onnx"),
     ("train", "one recipe, one step, one loop", "torch, NumPy"),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )

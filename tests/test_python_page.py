@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rasterio.transform import from_origin
 
 import repmamba
 from repmamba.data.images import write_png
+from repmamba.evaluate.metrics import METRICS
 from repmamba.scene.arguments import KINDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -22,7 +23,7 @@ EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
-def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with the files that the page names, and a hub that has its repository."""
     from repmamba.network.config import NetworkConfig
     from repmamba.network.repmamba import RepMamba
@@ -41,6 +42,8 @@ def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for part, edge in (("GT", 32), ("LR", 16)):
         write_png(tmp_path / "pairs" / part / "1.png", np.full((edge, edge, 3), 90, np.uint8))
     monkeypatch.chdir(tmp_path)
+    yield
+    METRICS.pop("mine.mae", None)  # an example registers it
 
 
 @pytest.mark.usefixtures("where_the_examples_run")
@@ -76,6 +79,7 @@ def test_the_tables_have_every_argument_and_no_other():
 
     assert arguments_in("Weights: load") == of(repmamba.load, but=set())
     assert arguments_in("Arrays: Upscaler.upscale") == of(repmamba.Upscaler.upscale, but={"self", "array"})
+    assert arguments_in("Other programs: export") == of(repmamba.export, but=set())
     assert arguments_in("Benchmarks: evaluate_folders") == of(repmamba.evaluate_folders, but=set())
     of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})
     assert arguments_in("Files: upscale_file") == of_files | set(KINDS)

@@ -13,6 +13,8 @@ RepmambaError
 │   └── NoSpace         a disk too small for what is to be written
 ├── JobChanged          a stopped run whose input, weights or options are not those of now
 ├── VerificationError   a result that is not what its receipt says
+├── MethodFailed        a method of the caller's own that failed while images were scored
+├── ExportError         an exported network that does not give the network's own results
 ├── TrainingStopped     a training run that must not go on
 ├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
 └── OutOfMemory         a plan that the memory of this machine does not hold
@@ -74,6 +76,14 @@ class VerificationError(RepmambaError, ValueError):
     """A result that is not what its receipt says."""
 
 
+class MethodFailed(RepmambaError, RuntimeError):
+    """A method of the caller's own that failed while images were scored; the text names it and the image."""
+
+
+class ExportError(RepmambaError, ArithmeticError):
+    """An exported network whose results are too far from the network's own."""
+
+
 class TrainingStopped(RepmambaError, RuntimeError):
     """A training run that must not go on: its loss is not finite or diverges, or one of its processes is missing."""
 
@@ -92,6 +102,10 @@ class RepmambaWarning(UserWarning):
 
 class BackendFallback(RepmambaWarning):
     """A scan backend could not start, and the next one in order was taken."""
+
+
+class UndeclaredNodata(RepmambaWarning):
+    """One number fills a scene and lies far from all others, as nodata does that nobody declared."""
 
 
 class OutsideTraining(RepmambaWarning):

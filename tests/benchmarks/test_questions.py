@@ -88,6 +88,27 @@ def test_quartiles_of_two_values_lie_between_them(ask):
     assert 1 <= low < high <= 2
 
 
+def test_thresholds_are_those_that_choose_right_most_often_and_equal_results_do_not_count(ask):
+    question = importlib.import_module("does_it_choose_well")
+
+    def seen(way: str, noise: float, blocks: float, gain: float):
+        return question.Seen("picture", way, noise, blocks, gain)
+
+    rows = [
+        *(seen("clean", noise, 0.01, -0.3) for noise in (0.5, 1.0, 2.0)),
+        *(seen("noise", noise, 0.01, 0.5) for noise in (2.6, 4.0)),
+        *(seen("jpeg", 1.0, blocks, 0.2) for blocks in (0.3, 0.5)),
+        seen("faint", 1.0, 0.2, -0.4),
+        seen("faint", 9.0, 0.7, -0.04),
+    ]
+    noisy, blocky = question.thresholds(rows)
+    assert 2.0 < noisy <= 2.6
+    assert 0.2 < blocky <= 0.3
+    assert all(question.right(one, noisy, blocky) for one in rows)
+    assert question.lost(rows[0], 0.4, blocky) == 0.3
+    assert question.summary(rows, (0.4, 0.3), (noisy, blocky))["right"] == pytest.approx(5 / 9)
+
+
 def test_the_pages_show_the_answers_that_are_kept(ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pages = {name: (CHECKOUT / "docs" / name).read_text("utf-8") for name in ("speed.md", "evaluation.md")}
     for name, text in pages.items():

@@ -82,6 +82,43 @@ def test_bands_have_the_numbers_that_upscale_takes(facts_of, tmp_path: Path):
     assert list(bands) == ["1", "2", "3", "4", "5"]
 
 
+def test_what_a_run_decides_of_a_raster_is_told(facts_of, tmp_path: Path):
+    file = tmp_path / "rgbanir.tif"
+    shape = {"width": 40, "height": 30, "count": 5, "dtype": "int16", "nodata": -9999}
+    values = np.random.default_rng(0).integers(200, 4000, (5, 30, 40)).astype(np.int16)
+    values[3] = 255
+    with rasterio.open(file, "w", driver="GTiff", photometric="RGB", alpha="YES", **shape) as five:
+        five.write(values)
+    facts = facts_of(file)
+    assert facts["missing pixels"] == "where alpha is 0; where a band is -9999, as the file declares"
+    assert facts["alpha"] == "band 4, as the file says (--no-alpha if it is data)"
+    assert facts["colours"] == "red, green, blue are bands 1, 2, 3"
+    low, high = np.percentile(values[:3], (0.5, 99.5))
+    told = facts["value range"]
+    assert [float(word) for word in told.split("; ")[0].split(" to ")] == pytest.approx([low, high], abs=4)
+    assert told.endswith(", which holds nearly all numbers of the scene, as usual of this type")
+    assert facts_of(SCENE)["alpha"] == "none"
+    assert facts_of(SCENE)["value range"] == "0 to 255, the ends of uint8, as usual of this type"
+
+
+def test_a_number_that_looks_like_nodata_is_told_in_the_facts(facts_of, geotiffs: Path):
+    told = facts_of(geotiffs / "cog_gcps.tif")["value range"]
+    assert "; nodata that is not declared, maybe: 0 in 2.01 % of it, 26 below all others" in told
+
+
+def test_of_a_large_or_a_damaged_raster_it_is_told_how_the_range_is_found(facts_of, tmp_path: Path):
+    file = tmp_path / "large.tif"
+    shape = {"width": 9000, "height": 9000, "count": 1, "dtype": "uint16"}
+    with rasterio.open(file, "w", driver="GTiff", sparse_ok=True, tiled=True, **shape):
+        pass
+    assert "a pass over all of it finds (upscale --dry-run)" in facts_of(file)["value range"]
+    file = tmp_path / "cut.tif"
+    with rasterio.open(file, "w", driver="GTiff", **shape | {"width": 300, "height": 300}) as cut:
+        cut.write(np.ones((1, 300, 300), np.uint16))
+    file.write_bytes(file.read_bytes()[:90_000])
+    assert facts_of(file)["value range"].startswith("not to be found: ")
+
+
 @pytest.mark.parametrize(
     ("bands", "told"),
     [

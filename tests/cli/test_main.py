@@ -129,6 +129,66 @@ def test_an_interruption_is_exit_code_130_without_a_traceback(verb_that, capsys)
     assert shown.strip() == "Error: interrupted"
 
 
+@pytest.mark.parametrize("verb", ["upscale", "train", "finetune", "prepare"])
+def test_an_interruption_says_that_the_same_command_goes_on(monkeypatch, capsys, verb):
+    command = cli.get_command(click.Context(cli), verb)
+    monkeypatch.setattr(command, "invoke", lambda ctx: raising(KeyboardInterrupt())())
+    arguments = {"train": ["x4"], "prepare": ["aid", "a", "b", "--scale", "2"]}.get(verb, ["a.tif", "-o", "b.tif"])
+    assert run([verb, *arguments]) == 130
+    said = capsys.readouterr().err.strip()
+    assert said == "Error: interrupted; what is finished is kept, and the same command goes on with it."
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("upscal", "upscale"), ("enlarge", "upscale"), ("eval", "evaluate"), ("trian", "train")]
+)
+def test_a_misspelt_verb_gets_a_suggestion(capsys, typed, meant):
+    assert run([typed, "a.tif"]) == 2
+    said = capsys.readouterr().err
+    assert f"Did you mean {meant}" in said or f"Did you mean '{meant}'" in said
+    assert run(["xyzzy"]) == 2
+    assert "There are upscale, verify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "parameter", "typed", "offered"),
+    [
+        ("train", "recipe", "x4", {"x4", "x4-open"}),
+        ("evaluate", "rules", "ban", {"bands", "bands.psnr"}),
+        ("info", "file", "x", {"x4", "x2"}),
+    ],
+)
+def test_a_shell_gets_the_names_of_recipes_and_rules(verb, parameter, typed, offered):
+    command = cli.get_command(click.Context(cli), verb)
+    found = next(one for one in command.params if one.name == parameter)
+    assert offered <= {item.value for item in found.shell_complete(click.Context(command), typed)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate {here} --method bicubic --json s3://bucket/all.json",
+        "evaluate {here} --method bicubic --save s3://bucket/results",
+        "evaluate {here} --method bicubic --report gs://bucket/page.html",
+        "prepare folder {here}/GT s3://bucket/pairs --scale 2",
+        "train x4 --set data.train=[] -o s3://bucket/run",
+        "finetune a.tif -o s3://bucket/run",
+    ],
+)
+def test_no_verb_writes_to_an_object_store(tmp_path, monkeypatch, capsys, line):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for name, edge in (("GT", 64), ("LR", 32)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (edge, edge)).save(tmp_path / name / "1.png")
+    assert run(line.format(here=tmp_path).split()) == 2
+    said = capsys.readouterr().err
+    assert "is not on this machine, and only local files are written" in said
+    assert said.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["GT", "LR"]
+
+
 def test_a_closed_pipe_ends_the_command_quietly():
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -205,6 +265,18 @@ def test_the_names_of_packaged_weights_are_known_without_torch():
     code = "import sys; from repmamba.inference import catalogue; catalogue.packaged_weights(); print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" not in process.stdout.split()
+
+
+@pytest.mark.parametrize(("quota", "before", "after"), [(None, None, None), (1.5, None, "2"), (1.5, "7", "7")])
+def test_threads_of_torch_are_as_many_as_a_container_grants(monkeypatch, quota, before, after):
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(command_line, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(command_line, "available_cores", lambda: 2)
+    with pytest.raises(SystemExit):
+        command_line.main(["--version"])
+    assert os.environ.get("OMP_NUM_THREADS") == after
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

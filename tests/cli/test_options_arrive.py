@@ -50,6 +50,7 @@ PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
     "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.scene.choice.load": SimpleNamespace(scale=2, name="x2"),  # where no weights are named
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
     "repmamba.scene.engine.plan_file": Answer(),
@@ -74,6 +75,7 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.evaluate.report.to_csv": "",
     "repmamba.evaluate.report.write_text": None,
     "repmamba.evaluate.timing.time_network": SimpleNamespace(to_dict=dict),
+    "repmamba.exporting.export.export": Answer(),
     "repmamba.cli.info.environment_facts": {"facts": 1},
     "repmamba.cli.info.raster_facts": {"facts": 1},
 }
@@ -136,6 +138,7 @@ NEEDED = {
     "prepare": "folder images pairs --scale 4",
     "train": "x4",
     "finetune": "a.tif",
+    "export": "x4 -o x4.onnx",
     "evaluate": "pairs --weights mine",
     "completion": "bash",
 }
@@ -151,6 +154,7 @@ OF_SCENES = {
     "bbox": ("--bbox 1,2,3,4.5", (1.0, 2.0, 3.0, 4.5)),
     "bands": ("--bands 2,1", (2, 1)),
     "rgb": ("--rgb 3,2,1", (3, 2, 1)),
+    "nodata": ("--nodata -9999,0", (-9999.0, 0.0)),
     "value_range": ("--range 0,4000", (0.0, 4000.0)),
     "consistent": ("--no-consistent", False),
     "confidence": ("--confidence errors.tif", Path("errors.tif")),
@@ -184,6 +188,7 @@ def rows(verb: str, function: str, options: dict[str, tuple[str, Any]]) -> list[
 OPTIONS = [
     *rows("upscale", "upscale_file", OF_SCENES),
     *rows("upscale", "load", OF_LOAD),
+    Row("upscale", "no_alpha", "... --no-alpha", "upscale_file.alpha", False),
     Row("upscale", "weights", "... --weights mine", "load.weights", "mine"),
     Row("upscale", "scale", "... --scale 2", "load.scale", 2),
     Row("upscale", "ensemble", "... --ensemble", "load.ensemble", True),
@@ -216,6 +221,7 @@ OPTIONS = [
     Row("prepare", "blur", "... --blur 0.5 2", "prepare.settings.stages", (Stage("blur", 0.5, 2),)),
     Row("prepare", "noise", "... --noise 0 5", "prepare.settings.stages", (Stage("noise", 0, 5),)),
     Row("prepare", "jpeg", "... --jpeg 60 95", "prepare.settings.stages", (Stage("jpeg", 60, 95),)),
+    Row("prepare", "degrade", "... --degrade middle", "prepare.settings.degrade", "middle"),
     Row("prepare", "jobs", "... --jobs 3", "prepare.workers", 3),
     Row("prepare", "quiet", "... --quiet", "stderr", ""),
     *rows("train", "fit", OF_RUNS),
@@ -233,6 +239,13 @@ OPTIONS = [
     Row("finetune", "steps", "... --steps 50", "finetune.steps", 50),
     Row("finetune", "rate", "... --rate 0.5", "finetune.rate", 0.5),
     Row("finetune", "seed", "... --seed 5", "finetune.seed", 5),
+    Row("export", "target", "x4 -o other.onnx", "export.target", Path("other.onnx")),
+    Row("export", "size", "... --size 64x48", "export.size", (48, 64)),
+    Row("export", "precision", "... --precision float16", "export.precision", "float16"),
+    Row("export", "program", "... --for deepness", "export.program", "deepness"),
+    Row("export", "overwrite", "... --overwrite", "export.overwrite", True),
+    Row("export", "quiet", "... --quiet", "stdout", ""),
+    Row("export", "as_json", "... --json", "stdout", '{"as": "JSON"}\n'),
     *rows("evaluate", "load", OF_LOAD),
     Row("evaluate", "weights", "pairs --weights other", "load.weights", "other"),
     Row("evaluate", "classics", "... --method nearest", "evaluate.methods.1.name", "nearest"),
@@ -298,8 +311,11 @@ def test_a_dry_run_plans_with_the_options_of_a_run(heard_of, row):
     assert at(heard_of(f"{line_of(row)} --dry-run"), row.place) == row.value
 
 
-def test_a_run_gets_the_upscaler_that_was_loaded(heard_of):
-    assert at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choose_beside(heard_of):
+    named = heard_of("upscale in.tif -o out.tif --weights mine")
+    assert at(named, "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+    chooser = at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights")
+    assert chooser.usual is API["repmamba.scene.choice.load"]
 
 
 @pytest.mark.usefixtures("heard_of")

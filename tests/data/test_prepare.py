@@ -282,6 +282,29 @@ def test_degradations_change_lr_alone_and_the_manifest_says_so(tmp_path, origina
     assert "noise 5 to 5" in json.loads((tmp_path / "noisy" / "manifest.json").read_text())["rule"]
 
 
+def test_a_named_chain_makes_lr_and_the_manifest_says_what_it_is(tmp_path, originals):
+    prepare(originals, tmp_path / "plain", settings())
+    prepare(originals, tmp_path / "middle", settings(degrade="middle"))
+    prepare(originals, tmp_path / "again", settings(degrade="middle"), workers=2)
+    plain, made, again = (find_pairs(tmp_path / name)[0].read(4) for name in ("plain", "middle", "again"))
+    assert np.array_equal(plain.hr, made.hr)
+    assert not np.array_equal(plain.lr, made.lr)
+    assert np.array_equal(again.lr, made.lr)
+    manifest = json.loads((tmp_path / "middle" / "manifest.json").read_text())
+    assert (manifest["degrade"], manifest["seed"]) == ("middle", 0)
+    assert "LR by the chain middle: blur (gaussian, stretched, box, disk) 0.5 to 0.9 lr pixels" in manifest["rule"]
+    assert "JPEG (colours whole, halved) 60 to 80 quality in 100%" in manifest["rule"]
+    with pytest.raises(JobChanged, match="made with another degrade"):
+        prepare(originals, tmp_path / "middle", settings(degrade="mild"))
+
+
+def test_a_chain_that_is_not_there_and_one_beside_faults_of_ones_own_are_refused():
+    with pytest.raises(UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"):
+        settings(degrade="fog")
+    with pytest.raises(UsageError, match="The chain mild has all its faults; leave out those of your own"):
+        settings(degrade="mild", stages=(Stage("noise", 5, 5),))
+
+
 def test_a_second_run_keeps_what_is_there_and_mends_what_is_missing(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings())
     before = contents(tmp_path / "pairs")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from click.testing import CliRunner
 
 from repmamba import evaluate_folders, load
 from repmamba.cli.evaluate import evaluate as command
-from repmamba.data.images import write_png
+from repmamba.data.images import read_image, write_png
 from repmamba.data.pairs import Pair, pair_from_hr
-from repmamba.errors import UsageError
+from repmamba.errors import CheckpointError, MethodFailed, ShapeMismatch, UsageError
 from repmamba.evaluate.methods import Method, network
+from repmamba.evaluate.metrics import METRICS, Metric, in_levels, register_metric
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
@@ -208,3 +210,71 @@ def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):
     evaluation = evaluate_folders(place / "towns", methods="bicubic")
     assert "towns" in repr(evaluation)
     assert ".png" not in repr(evaluation)
+
+
+def failing(pair):
+    raise KeyError("no model for this")
+
+
+@pytest.mark.parametrize(
+    ("enlarge", "error", "text"),
+    [
+        (failing, MethodFailed, r"^The method mine failed on a/1\. KeyError: 'no model for this'$"),
+        (lambda pair: load("x5"), CheckpointError, r"^mine, on a/1: There are no weights 'x5'"),
+        (lambda pair: pair.lr, ShapeMismatch, r"^The method mine gave an array of shape \(16, 20, 3\) for a/1; "),
+        (lambda pair: None, ShapeMismatch, r"^The method mine gave a NoneType for a/1; "),
+    ],
+)
+def test_a_method_that_fails_is_named_with_its_image(place, enlarge, error, text):
+    with pytest.raises(error, match=text):
+        evaluate_folders(place / "towns", methods=Method("mine", "of my own", enlarge), rules="esr-rgb.psnr")
+
+
+def test_an_evaluation_shows_itself_in_a_line_and_in_a_notebook(place):
+    evaluation = evaluate_folders(
+        [place / "towns", place / "fields"],
+        weights=place / "one" / "best.safetensors",
+        methods=[Method("<b>mine</b>", "of my own", lambda pair: pair.hr), "bicubic"],
+        rules="esr-rgb",
+    )
+    said = "3 methods (best, <b>mine</b>, bicubic) on 3 images of 2 sets (towns, fields), by 2 measures"
+    assert repr(evaluation) == f"<Evaluation: {said}>"
+    assert repr(evaluation.scores) == f"<Scores: {said}>"
+    assert repr(evaluation.scores.methods[-1]) == "<Method bicubic: MATLAB's imresize of LR as it is on disk>"
+    assert repr(evaluation.scores.metrics[0]) == "<Metric esr-rgb.psnr [dB]>"
+    assert all(len(repr(one)) < 200 and "\n" not in repr(one) for one in evaluation.scores.methods)
+    html = evaluation._repr_html_()
+    assert html.count("<table>") == 3  # two sets, the differences
+    assert "&lt;b&gt;mine" in html
+    assert "<b>" not in html
+    assert "script" not in html
+
+
+@pytest.fixture
+def mae():
+    yield register_metric(
+        Metric(
+            "mine.mae",
+            "levels",
+            False,
+            "images",
+            "mean absolute error, nothing rounded",
+            lambda sr, pair: float(np.abs(in_levels(sr, pair.hr) - pair.hr).mean()),
+        )
+    )
+    del METRICS["mine.mae"]
+
+
+def test_a_measure_of_ones_own_is_named_as_the_others_are(place, mae):
+    evaluation = evaluate_folders(place / "towns", methods=["nearest", "bicubic"], rules=["mine", "esr-rgb.psnr"])
+    pair = pair_from_hr("a/1", read_image(place / "towns" / "GT" / "a" / "1.png"), 2)
+    nearest = pair.lr.repeat(2, 0).repeat(2, 1).astype(float)
+    assert evaluation.scores.of("towns", "nearest", "mine.mae")["a/1"] == np.abs(nearest - pair.hr).mean()
+    assert "mine.mae [levels]" in evaluation.table()
+    assert "mean absolute error, nothing rounded" in evaluation.as_html(pictures=False)
+    assert evaluation.as_json()["metrics"]["mine.mae"]["unit"] == "levels"
+    with pytest.raises(UsageError, match=r"There is a metric mine\.mae already"):
+        register_metric(mae)
+    for name in ("mae", "mine.", "my rule.mae"):
+        with pytest.raises(UsageError, match=r"name it as 'rule\.measure'"):
+            register_metric(replace(mae, name=name))

@@ -14,17 +14,20 @@ from repmamba.data.pairs import Pair
 from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.evaluate.metrics import (
     METRICS,
-    RULES,
     average,
     class_means,
     ergas,
     metrics_of,
     psnr,
+    rule_names,
     score,
     spectral_angle,
     ssim,
 )
 from repmamba.pixels.resize import imresize, to_uint8
+
+MEASURED = [metric for metric in METRICS.values() if metric.rule != "perceptual"]
+"""Those that need no network's numbers; of the others is test_perceptual.py."""
 
 PUBLISHED_RULES = ("published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y")
 
@@ -120,7 +123,7 @@ def test_what_each_metric_is_averaged_over_is_as_published():
     assert over_classes == ["published.psnr", "published.ssim", "ttst-y.psnr", "ttst-y.ssim"]
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("metric", MEASURED, ids=repr)
 def test_equal_images_have_the_best_value_there_is(metric):
     hr = images(6, (48, 48, 3))[1]
     pair = Pair("x", to_uint8(imresize(hr / 255.0, 1 / 2)), hr)
@@ -134,7 +137,7 @@ def test_equal_images_have_the_best_value_there_is(metric):
         assert value == pytest.approx(best, abs=1e-12)
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("metric", MEASURED, ids=repr)
 def test_more_noise_is_worse(metric):
     hr = images(7, (48, 48, 3))[1]
     pair = Pair("x", to_uint8(imresize(hr / 255.0, 1 / 2)), hr)
@@ -148,7 +151,7 @@ def test_8_bit_results_score_the_same_as_the_same_values_in_unit(seed, scale):
     sr, hr = images(seed)
     pair = pair_of(hr, scale)
     sr = sr[: pair.hr.shape[0], : pair.hr.shape[1]]
-    metrics = [metric for metric in METRICS.values() if metric.rule != "ttst-y"]  # its truncation is not stable there
+    metrics = [metric for metric in MEASURED if metric.rule != "ttst-y"]  # its truncation is not stable there
     assert score(sr, pair, metrics) == pytest.approx(score(sr / 255.0, pair, metrics), abs=1e-9)
 
 
@@ -156,7 +159,7 @@ def test_rules_treat_the_fraction_of_a_result_each_in_their_way():
     hr = np.full((16, 16, 3), 100, np.uint8)
     pair = pair_of(hr)
     sr = np.full((16, 16, 3), 100.75 / 255)
-    values = score(sr, pair, list(METRICS.values()))
+    values = score(sr, pair, MEASURED)
     assert values["published.psnr"] == pytest.approx(20 * math.log10(255 / 0.75))
     assert values["esr-rgb.psnr"] == pytest.approx(20 * math.log10(255))
     assert values["ttst-y.psnr"] == math.inf
@@ -227,7 +230,7 @@ def test_rules_are_chosen_whole_or_by_a_single_measure():
         "esr-rgb.ssim",
         "published.psnr",
     ]
-    assert (*PUBLISHED_RULES, "bands", "consistency") == RULES
+    assert (*PUBLISHED_RULES, "bands", "perceptual", "consistency") == rule_names()
 
 
 def test_a_mean_of_class_means_weighs_classes_and_a_mean_over_images_does_not():

@@ -1,12 +1,14 @@
 """Packaged weights are the files whose digests the table has, or none."""
 
 import hashlib
+import shutil
 
 import pytest
 
+from repmamba import load, save_pretrained
 from repmamba.errors import CheckpointError
 from repmamba.inference import catalogue
-from repmamba.inference.catalogue import find_weights
+from repmamba.inference.catalogue import find_weights, packaged_weights, terms_of
 
 
 @pytest.fixture
@@ -36,3 +38,23 @@ def test_weights_that_are_missing_are_named(packaged):
     packaged.unlink()
     with pytest.raises(CheckpointError, match=r"x2 \(x2\.safetensors\) are missing; install repmamba again"):
         find_weights("x2")
+
+
+def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_path):
+    entry = packaged_weights()[0]
+    assert load("x4", device="cpu").terms == entry.terms
+    shutil.copy(entry.path, tmp_path / "mine.safetensors")
+    copied = load(tmp_path / "mine.safetensors", device="cpu")
+    assert copied.terms == entry.terms
+    assert repr(copied) == "<Upscaler mine: x4, 3 bands, on cpu, float32, tiles of 256 + 8>"
+    begun = {"begun_from": {"weights": "mine", "training": {"begun_from": {"weights": "x4", "training": {}}}}}
+    assert terms_of(tmp_path, begun) == f"begun from x4: {entry.terms}"
+    mean = {"begun_from": {"weights": "mine", "training": {}, "mean_with": [{"weights": "x4", "training": {}}]}}
+    assert terms_of(tmp_path, mean) == f"begun from x4: {entry.terms}"
+
+
+def test_weights_say_their_own_terms_or_none(small_weights, tmp_path):
+    upscaler = load(small_weights, fuse=False)
+    assert upscaler.terms == ""
+    save_pretrained(upscaler.network, tmp_path / "ours", training={"terms": "CC BY\n4.0"})
+    assert load(tmp_path / "ours").terms == "CC BY 4.0"

@@ -1,5 +1,6 @@
 """xarray: a DataArray comes back larger, in its place, with what is missing still missing."""
 
+import dask
 import numpy as np
 import pytest
 import rioxarray  # noqa: F401  # arrays have .rio
@@ -129,3 +130,132 @@ def test_dimensions_of_other_names_are_refused_until_they_are_named(upscaler):
         upscaler.upscale(array)
     named = upscaler.upscale(array.rio.set_spatial_dims(x_dim="lon", y_dim="lat"))
     assert (named.dims, named.shape) == (("lat", "lon"), (16, 22))
+
+
+def along(x, y=None):
+    """An array with these coordinates."""
+    x = np.asarray(x)
+    y = np.arange(float(8 if y is None else len(y)))[::-1] if y is None else np.asarray(y)
+    return xarray.DataArray(np.zeros((len(y), len(x)), np.float32), dims=("y", "x"), coords={"y": y, "x": x})
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (np.r_[345:360, 0:15] * 1.0, r"x are not evenly spaced: the step is 1, then -359 after x=359"),
+        (np.r_[170:180, -180:-170] * 1.0, r"then -359 after x=179"),
+        (np.r_[0:4, 10:16] * 1.0, r"the step is 1, then 7 after x=3"),
+        (np.r_[0:500, 501:1000], r"the step is 1, then 2 after x=499"),
+        (np.r_[10:0:-1, -3] * 10.0, r"the step is -10, then -40 after x=10"),
+        ([0.0, 1.0, 1.0, 2.0], r"then 0 after x=1"),
+        ([3.0, 3.0], r"all of them are 3"),
+        ([3.0, 3.0, 3.0], r"all of them are 3"),
+        ([0.0, 2.0, 1.0, 3.0], r"then -1 after x=2"),
+        ([0.0, np.nan, 2.0], r"number 2 of 3 is nan"),
+        ([0.0, 1.0, np.inf], r"number 3 of 3 is inf"),
+        (np.array(["a", "b", "c"]), r"numbers are expected"),
+        (np.arange("2020-01-01", "2020-01-09", dtype="datetime64[D]"), r"numbers are expected"),
+        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(64)[0])), r"not evenly spaced"),  # Gaussian latitudes
+        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(1280)[0])).astype("f4"), r"not evenly spaced"),
+        (np.geomspace(1, 2, 20), r"not evenly spaced"),
+    ],
+)
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_coordinates_that_are_no_grid_are_refused_with_the_first_jump(upscaler, x, says, axis):
+    array = along(x) if axis == "x" else along(np.arange(8.0), x)
+    with pytest.raises(UsageError, match=says if axis == "x" else says.replace("x=", "y=").replace("x are", "y are")):
+        upscaler.upscale(array)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        (np.arange(-180, 180, 1 / 12) + 1 / 24).astype("f4"),
+        (np.arange(-180, 180, 1 / 12) + 1 / 24).astype("f4").astype("f8"),
+        np.linspace(0, 1, 300),
+        np.round(np.arange(0, 10, 1 / 3), 4),
+        4_000_000 + np.arange(200) * 0.5,
+        (4_000_000 + np.arange(200) * 0.5).astype("f4"),
+        (500_000 + np.arange(300) * 0.3).astype("f4"),
+        np.arange(20)[::-1],
+        np.arange(20, dtype="uint8"),
+        np.array([5.0]),
+        np.array([5.0, 7.5]),
+        np.array([7.5, 5.0]),
+        1e-7 * np.arange(50),
+    ],
+)
+def test_coordinates_that_are_even_but_for_rounding_are_refined(upscaler, x):
+    after = upscaler.upscale(along(x)).x.values
+    middles = after.reshape(-1, 2).mean(1)
+    step = np.diff(x.astype(float)).mean() if len(x) > 1 else 1
+    np.testing.assert_allclose(middles, x.astype(float), atol=0.3 * abs(step))
+    assert np.allclose(np.diff(after), step / 2, rtol=1e-3)
+
+
+def test_an_integer_that_is_nodata_is_missing_in_its_band_alone(upscaler):
+    values = np.random.default_rng(4).integers(300, 4000, (2, 24, 24)).astype(np.int16)
+    values[1, :8] = -9999
+    after = upscaler.upscale(scene(values, nodata=-9999), value_range=(0, 4000)).values
+    np.testing.assert_array_equal(after == -9999, (values == -9999).repeat(2, 1).repeat(2, 2))
+    assert np.abs(after[1, 16:]).max() < 8000
+
+
+@pytest.mark.parametrize("nodata", [-9999, np.nan, 256])
+def test_a_nodata_that_its_numbers_cannot_have_says_nothing(upscaler, nodata):
+    values = np.random.default_rng(4).integers(0, 255, (3, 8, 8)).astype(np.uint8)
+    array = scene(values)
+    array.attrs["_FillValue"] = nodata
+    np.testing.assert_array_equal(upscaler.upscale(array).values, upscaler.upscale(scene(values)).values)
+
+
+@pytest.mark.parametrize("declared", [None, -1.0])
+def test_nodata_that_is_given_takes_the_place_of_the_array_s_own(upscaler, declared):
+    values = np.random.default_rng(4).random((2, 16, 16), np.float32)
+    values[:, :4] = -9999
+    after = upscaler.upscale(scene(values, nodata=declared), nodata=-9999)
+    assert after.rio.nodata == -9999
+    assert (after.values[:, :8] == -9999).all()
+    assert (after.values[:, 8:] > -3).all()
+
+
+def test_nodata_of_each_band_leaves_none_that_is_declared_of_all(upscaler):
+    values = np.random.default_rng(4).random((2, 16, 16), np.float32)
+    values[0, :4], values[1, :4] = -1, -9999
+    after = upscaler.upscale(scene(values, nodata=-9999), nodata=(-1, -9999))
+    assert after.rio.nodata is None
+    assert (after.values[0, :8] == -1).all()
+    assert (after.values[1, :8] == -9999).all()
+
+
+@pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
+@pytest.mark.parametrize("chunks", [{"y": 16, "x": 40}, {"y": 7, "x": 9}, {}])
+def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks):
+    values = np.random.default_rng(3).integers(0, 4000, [{"band": 4, "y": 53, "x": 37}[name] for name in dims])
+    eager = scene(values.astype(np.uint16), dims, nodata=0)
+    eager[dict.fromkeys(dims, slice(0, 3))] = 0
+    computed = []
+
+    def noted(block):
+        computed.append(block.shape)
+        return block
+
+    lazy = eager.chunk(chunks)
+    lazy = lazy.copy(data=lazy.data.map_blocks(noted, dtype=lazy.dtype, meta=np.empty((0,) * lazy.ndim, lazy.dtype)))
+    options = {"value_range": (0, 4000), "tile": 16, "halo": 4}
+    expected = upscaler.upscale(eager, **options)
+    result = upscaler.upscale(lazy, **options)
+    assert not computed
+    assert result.chunks is not None
+    assert (result.dims, result.dtype, result.sizes) == (expected.dims, expected.dtype, expected.sizes)
+    with dask.config.set(scheduler="synchronous"):
+        part = result.isel(x=slice(0, 8), y=slice(0, 8)).compute()
+    assert len(computed) < 53 * 37 / 60 + 2  # the chunks around the corner, and not all
+    assert part.equals(expected.isel(x=slice(0, 8), y=slice(0, 8)))
+    xarray.testing.assert_identical(result.compute(scheduler="threads"), expected)
+
+
+def test_a_lazy_array_is_not_read_to_find_its_range(upscaler):
+    lazy = scene(np.zeros((1, 8, 8), np.uint16)).chunk({"x": 4})
+    with pytest.raises(UsageError, match=r"value_range is 'robust'.*array\.compute\(\) first"):
+        upscaler.upscale(lazy, value_range="robust")

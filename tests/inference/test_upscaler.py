@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repmamba import load
-from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
+from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UndeclaredNodata, UsageError
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
@@ -294,3 +294,80 @@ def test_a_range_can_be_given_and_nothing_is_clipped_to_it(upscaler, random):
     result = upscaler.upscale(reflectance, value_range=(0, 4000))
     np.testing.assert_allclose(result / 4000, upscaler.upscale(unit), atol=1e-5)
     assert result.max() > 4000 or result.min() < 0
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 20, 30), (4, 128, 128), (13, 100, 80), (16, 40, 50)])
+def test_bands_first_as_rasterio_reads_is_refused_with_what_to_do(upscaler, shape):
+    with pytest.raises(ShapeMismatch, match=r"looks like \(bands, rows, columns\).*layout='bands-first'.*np.moveaxis"):
+        upscaler.upscale(np.zeros(shape, np.uint16))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(1, 18, 20), (3, 18, 20), (4, 18, 20), (2, 3, 4)])
+def test_an_array_of_bands_first_comes_back_bands_first(upscaler, random, shape, masked):
+    array = random.integers(0, 256, shape).astype(np.uint8)
+    if masked:
+        array = np.ma.masked_array(array, array < 20)
+    result = upscaler.upscale(array, layout="bands-first")
+    expected = upscaler.upscale(np.moveaxis(array, 0, 2), layout="bands-last")
+    assert result.shape == (shape[0], 2 * shape[1], 2 * shape[2])
+    np.testing.assert_array_equal(np.moveaxis(result, 0, 2), expected)
+    if masked:
+        np.testing.assert_array_equal(result.mask, array.mask.repeat(2, 1).repeat(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 3), (40, 50, 4), (40, 50, 13), (17, 20, 40), (1, 1, 13), (8, 9, 12)])
+def test_an_array_that_may_be_of_bands_last_is_taken_for_that(upscaler, shape):
+    assert upscaler.upscale(np.zeros(shape, np.uint8)).shape == (2 * shape[0], 2 * shape[1], shape[2])
+
+
+def test_bands_last_can_be_said_of_a_strip_of_many_bands(upscaler):
+    strip = np.zeros((4, 6, 40), np.uint8)
+    assert upscaler.upscale(strip, layout="bands-last").shape == (8, 12, 40)
+
+
+@pytest.mark.parametrize("layout", ["bands-first", "bands-last"])
+def test_a_layout_is_of_numpy_arrays_only(upscaler, layout):
+    with pytest.raises(UsageError, match="is for numpy arrays"):
+        upscaler.upscale(torch.zeros(3, 8, 8), layout=layout)
+    with pytest.raises(UsageError, match="it takes 'bands-first' or 'bands-last'"):
+        upscaler.upscale(np.zeros((8, 8, 3)), layout="first")
+
+
+def test_a_tensor_has_its_bands_first_whatever_its_size(upscaler):
+    assert upscaler.upscale(torch.zeros(3, 40, 50)).shape == (3, 80, 100)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("uint16", 0), ("float32", -9999.0), ("uint8", 255)])
+def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype, nodata):
+    array = random.integers(50, 200, (24, 24, 2)).astype(dtype)
+    array[:8, :, 1] = nodata
+    other = array.copy()
+    other[:8, :, 1] = 33
+    value_range = (0, 255)
+    result = upscaler.upscale(array, nodata=nodata, value_range=value_range)
+    missing = (array == nodata).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(result == nodata, missing)
+    expected = upscaler.upscale(other, nodata=33, value_range=value_range)
+    np.testing.assert_allclose(result[~missing], expected[~missing], rtol=0, atol=1)  # a step beside nodata
+    of_bands = upscaler.upscale(array, nodata=(3, nodata), value_range=value_range)
+    np.testing.assert_array_equal(of_bands[..., 1], result[..., 1])
+
+
+def test_nodata_of_another_type_or_number_is_refused(upscaler):
+    with pytest.raises(UsageError, match="Nodata -1 is not a number of type uint8"):
+        upscaler.upscale(np.zeros((8, 8), np.uint8), nodata=-1)
+    with pytest.raises(UsageError, match="nodata has 2 numbers, and the image 3 bands"):
+        upscaler.upscale(np.zeros((8, 8, 3)), nodata=(1, 2))
+
+
+def test_the_robust_range_of_an_array_names_what_fills_it(upscaler, random):
+    array = random.random((40, 40), np.float32)
+    clean = upscaler.upscale(array, value_range="robust")
+    array[:2] = -9999
+    with pytest.warns(UndeclaredNodata, match=r"-9999.0 in 5 % of it, .*nodata=NUMBER"):
+        result = upscaler.upscale(array, value_range="robust")
+    np.testing.assert_allclose(result[40:], clean[40:], atol=0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndeclaredNodata)
+        upscaler.upscale(array, value_range="robust", nodata=-9999)

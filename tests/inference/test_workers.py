@@ -1,5 +1,6 @@
 """Workers: one compute thread each, results in order, and nothing left behind."""
 
+import os
 import threading
 import time
 
@@ -9,7 +10,7 @@ import torch
 from repmamba import load
 from repmamba.errors import UsageError
 from repmamba.inference import compiled
-from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
+from repmamba.inference.workers import IN_FLIGHT, choose_workers, set_tiles_in_flight, side_by_side
 
 
 @pytest.fixture
@@ -128,3 +129,81 @@ def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
     assert choose_workers(None, torch.device("cuda")) == 1
     with pytest.raises(UsageError, match="at least 1"):
         choose_workers(0, cpu)
+
+
+def at_once(calls, workers):
+    """How many items of so many calls, each with so many workers, are computed at the same moment at most."""
+    guard, now, most = threading.Lock(), 0, 0
+
+    def compute(item: int) -> int:
+        nonlocal now, most
+        with guard:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with guard:
+            now -= 1
+        return item
+
+    results = []
+    callers = [
+        threading.Thread(target=lambda: results.append(list(side_by_side(compute, range(6), workers))))
+        for _ in range(calls)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert results == [list(range(6))] * calls
+    return most
+
+
+def test_calls_in_several_threads_share_one_set_of_workers():
+    assert at_once(calls=5, workers=2) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
+
+
+def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
+    release, seen, begun = threading.Event(), [], threading.Event()
+
+    def of_three(item: int) -> int:
+        begun.set()
+        release.wait(10)
+        return item
+
+    wide = threading.Thread(target=lambda: list(side_by_side(of_three, range(3), workers=3)))
+    wide.start()
+    assert begun.wait(10)
+    narrow = threading.Thread(target=lambda: seen.append(at_once(calls=1, workers=1)))
+    narrow.start()
+    time.sleep(0.05)
+    release.set()
+    wide.join()
+    narrow.join()
+    assert seen == [1]
+
+
+def test_the_tiles_in_flight_of_all_calls_are_bounded_on_request():
+    cpu = torch.device("cpu")
+    set_tiles_in_flight(1)
+    try:
+        assert choose_workers(None, cpu) == choose_workers(4, cpu) == 1
+        assert at_once(calls=3, workers=choose_workers(4, cpu)) == 1
+    finally:
+        set_tiles_in_flight(None)
+    assert choose_workers(4, cpu) == 4
+    for wrong in (0, -1, 1.5, True, "2"):
+        with pytest.raises(UsageError, match="at least 1, or None"):
+            set_tiles_in_flight(wrong)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_process_forked_while_workers_compute_has_workers_of_its_own():
+    results = side_by_side(lambda item: item, range(4), workers=2)
+    assert next(results) == 0
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(side_by_side(lambda item: 2 * item, range(3), workers=2)) == [0, 2, 4] else 1)
+    assert list(results) == [1, 2, 3]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

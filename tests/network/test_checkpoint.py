@@ -24,6 +24,7 @@ from repmamba.network.checkpoint import (
 )
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import to_published
+from repmamba.network.repmamba import RepMamba
 
 SMALL = NetworkConfig(depths=(1,), scale=2)
 
@@ -557,7 +558,7 @@ def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
 def test_a_saved_folder_opens_offline(network, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = save_pretrained(network, tmp_path / "weights", origin="here", training={"steps": 1})
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["scale"] == 2
     opened = from_pretrained(folder)
     assert same_weights(opened.state_dict(), network.state_dict())
@@ -630,6 +631,29 @@ def test_the_bounds_on_strangers_leave_room_for_the_largest_network(shaken, tmp_
     path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint.of(shaken(config)))
     assert read_checkpoint(path).config == config
     assert path.stat().st_size < weight_files.LARGEST_FILE / 10
+
+
+def test_a_model_card_goes_with_saved_weights_and_stays_once_it_is_changed(tmp_path):
+    network = RepMamba(NetworkConfig(scale=3, depths=(1,)))
+    told = {"terms": "CC BY 4.0", "images": 12, "note": "a | b ``` c"}
+    folder = save_pretrained(network, tmp_path / "ours", origin="of <two>\nscenes", training=told)
+    card = (folder / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: repmamba\npipeline_tag: image-to-image\n")
+    for line in (
+        "# ours",
+        "| scale | x3 |",
+        "| origin | of &lt;two> scenes |",
+        "| terms of the weights | CC BY 4.0 |",
+        '  "images": 12,',
+    ):
+        assert line in card.splitlines()
+    assert card.count("```") == 4
+    save_pretrained(network, folder)
+    assert "| terms of the weights | not told" in (folder / "README.md").read_text("utf-8")
+    (folder / "README.md").write_text("my own")
+    save_pretrained(network, folder)
+    assert (folder / "README.md").read_text() == "my own"
+    assert read_checkpoint(folder).config == network.config
 
 
 FORKED = """

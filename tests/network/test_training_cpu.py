@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,11 +32,12 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         patch.setenv(VARIABLE, "v4" if request.param == "pairs" else request.param)
         library.cache_clear()
         kernels = library()
-        of = {half: f"training_{'bfloat16' if half else 'float32'}" for half in (True, False)}
-        pairs = request.param == "pairs"
-        patch.setattr(training_cpu, "_kernel", lambda half: kernels.kernel(of[half], pairs=pairs))
+        if request.param != "pairs":
+            patch.setattr(training_cpu, "library", lambda: replace(kernels, pairs=False))
+        training_cpu._kernel.cache_clear()
         yield request.param
     library.cache_clear()
+    training_cpu._kernel.cache_clear()
 
 
 def fast(block: LPFM) -> LPFM:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repmamba.pixels.nodata import enlarged, filled, usable
+from repmamba.errors import UsageError
+from repmamba.pixels.nodata import as_nodata, enlarged, filled, missing_everywhere, usable
 
 
 @st.composite
@@ -67,11 +68,52 @@ def test_a_number_that_is_not_finite_is_unusable_in_its_own_band_alone(bad):
     assert known.sum() == 15
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32"])
 @pytest.mark.parametrize(("nodata", "missing"), [(-9999.0, 2), (np.nan, 0), (None, 0), (-1.7976931348623157e308, 0)])
-def test_a_float_that_is_nodata_is_unusable_in_its_own_band_alone(nodata, missing):
-    raw = np.ones((2, 3, 3), np.float32)
+def test_a_number_that_is_nodata_is_unusable_only_in_its_own_band(dtype, nodata, missing):
+    raw = np.ones((2, 3, 3), dtype)
     raw[:, 0, 0] = raw[1, 0, 1] = -9999
     known = usable(raw, np.ones((3, 3), bool), (None, nodata))
     assert known[0].all()
     assert (~known[1]).sum() == missing
-    assert usable(raw.astype(np.int16), np.ones((3, 3), bool), (None, nodata)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "missing"),
+    [
+        ("int16", (-9999, 0), [True, False, False]),
+        ("float32", (-9999, np.nan), [True, False, False]),
+        ("float32", (-9999, None), [False, False, False]),
+        ("uint8", (7, 7), [False, True, False]),
+    ],
+)
+def test_a_pixel_is_missing_everywhere_where_each_band_has_its_own_nodata(dtype, nodata, missing):
+    raw = np.array([[[-9999, 7, -9999]], [[0, 7, 3]]]).astype(dtype)
+    if nodata[1] is not None and np.isnan(nodata[1]):
+        raw[1, 0, 0] = np.nan
+    np.testing.assert_array_equal(missing_everywhere(raw, nodata), [missing])
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [
+        (-1, "uint8"),
+        (256, "uint8"),
+        (65536, "uint16"),
+        (0.5, "int16"),
+        (np.nan, "int32"),
+        (np.inf, "int16"),
+        (1e39, "float32"),
+    ],
+)
+def test_a_nodata_that_no_pixel_can_have_is_refused_with_what_the_type_holds(number, dtype):
+    with pytest.raises(UsageError, match=f"is not a number of type {dtype}, which holds .* from "):
+        as_nodata(number, dtype)
+
+
+def test_a_nodata_is_what_pixels_of_the_type_are():
+    assert as_nodata(-3.4028235e38, "float32") == np.finfo(np.float32).min
+    assert as_nodata(0.1, "float32") == np.float32(0.1)
+    assert np.isnan(as_nodata(np.nan, "float64"))
+    assert as_nodata(65535, "uint16") == 65535
+    assert as_nodata(-np.inf, "float32") == -np.inf

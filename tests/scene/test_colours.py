@@ -84,12 +84,12 @@ def test_the_order_that_is_advised_is_that_of_the_names(named):
 
     alone = "bands 1, 2, 3, 4 each alone as grey (4 passes)"
     assert advised(named(["B02", "B03", "B04", "B08"])) == (
-        f"{alone}; bands 3, 2, 1 are red, green and blue by their names: --rgb 3,2,1"
+        f"{alone}; bands 3, 2, 1 are red, green and blue by their names: rgb=(3, 2, 1)"
     )
     assert advised(named(["B2", "B3", "B4", "B5"])) == (
-        f"{alone}; if some are red, green and blue: --rgb R,G,B, by number or name"
+        f"{alone}; if some are red, green and blue: rgb=(R, G, B), by number or name"
     )
-    assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: --rgb 1,2,3"
+    assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: rgb=(1, 2, 3)"
 
 
 @pytest.mark.parametrize("asked", [("B04", "B03", "B02"), ("b4", "B3", 2), ("red", "green", "blue"), (4, 3, 2)])

@@ -12,14 +12,13 @@ import rasterio
 import torch
 
 from repmamba.errors import NoSpace, RepmambaError, TargetError, TargetExists, UsageError
-from repmamba.inference.confidence import Calibration, doubt
+from repmamba.inference.confidence import Calibration, doubt, rounded
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize_torch
 from repmamba.scene import space
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.readback import verify_result
 from repmamba.scene.receipt import read_receipt, receipt_path
-from repmamba.scene.tile_step import rounded
 from repmamba.scene.writer import SceneWriter
 from repmamba.tiles.window import Window
 

@@ -1,6 +1,9 @@
 """upscale_file: whole files in and out. A bicubic stand-in takes the network's place, so the truth is known."""
 
+import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -419,7 +422,7 @@ def test_the_output_is_no_part_of_the_input(write_raster, smooth, tmp_path, bicu
 def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster, smooth, tmp_path, bicubic):
     path = write_raster("in.tif", smooth(1, 9, 9))
     (tmp_path / "out.tif").write_text("mine")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         upscale_file(path, tmp_path / "out.tif", bicubic)
     assert (tmp_path / "out.tif").read_text() == "mine"
     upscale_file(path, tmp_path / "out.tif", bicubic, overwrite=True)
@@ -461,7 +464,7 @@ def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_same
     assert not lock.exists()
     lock.write_text("process 1 on nowhere\n")
     target.write_text("mine")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         upscale_file(path, target, bicubic)
     assert target.read_text() == "mine"
 
@@ -491,20 +494,46 @@ def test_a_plan_that_memory_does_not_hold_is_refused_with_the_tile_that_fits(
 ):
     path = write_raster("in.tif", smooth(3, 600, 600))
     monkeypatch.setattr(estimate, "available_memory", lambda: 800_000_000)
-    with pytest.raises(OutOfMemory, match=r"--tile 2\d\d fits") as caught:
+    with pytest.raises(OutOfMemory, match=r"tile=2\d\d fits") as caught:
         upscale_file(path, tmp_path / "out.tif", bicubic, tile=512, workers=1)
-    fitting = int(str(caught.value).split("--tile ")[2].split()[0])
+    fitting = int(str(caught.value).split("tile=")[2].split()[0])
     upscale_file(path, tmp_path / "out.tif", bicubic, tile=fitting, workers=1)
 
 
 def test_workers_beyond_the_number_of_tiles_take_no_memory(write_raster, smooth, tmp_path, bicubic):
     path, window = write_raster("in.tif", smooth(1, 300, 200)), Window(100, 0, 200, 200)  # rows 0, 1 and 2 of tiles
-    five, six, many = (
+    made = [
         plan_file(path, tmp_path / "out.tif", bicubic, tile=128, workers=workers, window=window, bands=(1,))
         for workers in (5, 6, 64)
-    )
-    assert six.tiles == 6
-    assert five.memory_bytes < six.memory_bytes == many.memory_bytes
+    ]
+    assert made[1].tiles == 6
+    five, six, many = (each.memory_bytes - each.program_bytes for each in made)
+    assert five < six == many
+
+
+PLAN_THEN_RUN = """
+import json, resource, sys
+import repmamba
+from repmamba.scene.engine import plan_file
+
+source, target, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+upscaler = repmamba.load("x4", device="cpu")
+told = plan_file(source, target, upscaler, workers=workers)
+repmamba.upscale_file(source, target, upscaler, workers=workers)
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"told": told.memory_bytes, "program": told.program_bytes, "measured": most}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no /proc")
+def test_the_memory_that_is_told_is_that_of_the_whole_process(write_raster, smooth, tmp_path):
+    path = write_raster("in.tif", smooth(3, 272, 500, "uint16"))
+    command = [sys.executable, "-c", PLAN_THEN_RUN, str(path), str(tmp_path / "out.tif"), "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    memory = json.loads(ended.stdout)
+    assert memory["program"] > 150_000_000  # torch alone takes that
+    assert 0.6 * memory["told"] < memory["measured"] < memory["told"]
 
 
 def test_memory_that_ends_on_the_way_stops_the_run_with_one_line(write_raster, smooth, tmp_path):
@@ -517,7 +546,7 @@ def test_memory_that_ends_on_the_way_stops_the_run_with_one_line(write_raster, s
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     greedy = replace(bicubic_upscaler(), runner=Greedy())
-    with pytest.raises(OutOfMemory, match="fewer --workers"):
+    with pytest.raises(OutOfMemory, match="smaller workers="):
         upscale_file(write_raster("in.tif", smooth(3, 20, 20)), tmp_path / "out.tif", greedy)
     assert not (tmp_path / "out.tif").exists()
 

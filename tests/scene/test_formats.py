@@ -9,7 +9,7 @@ from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
 
 RGB = OutputProfile("GTiff", Grid(100, 80), 3, "uint8")
-PER_BAND = ("colorinterp", "descriptions", "scales", "offsets", "units", "band_tags")
+PER_BAND = ("colorinterp", "descriptions", "scales", "offsets", "units", "band_nodata", "band_tags")
 TWO_BANDS, FOUR_BANDS, FIVE_BANDS = ({"count": count, **dict.fromkeys(PER_BAND, ())} for count in (2, 4, 5))
 RGBA = {**FOUR_BANDS, "colorinterp": ("red", "green", "blue", "alpha")}
 

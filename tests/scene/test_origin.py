@@ -224,7 +224,7 @@ def test_a_run_on_what_nobody_can_tell_apart_is_not_continued(address, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         upscale_file(address, target, bicubic, progress=stop)
     for attempt in (upscale_file, plan_file):
-        with pytest.raises(JobChanged, match=r"no ETag or time\. Start anew with --restart"):
+        with pytest.raises(JobChanged, match=r"no ETag or time\. Start anew with restart=True"):
             attempt(address, target, bicubic)
     plan_file(address, target, bicubic, restart=True)
     assert upscale_file(address, target, bicubic, restart=True).resumed == 0

@@ -1,6 +1,7 @@
 """The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from PIL import Image
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.admission import Reading
-from repmamba.scene.engine import plan_file
+from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
 from repmamba.scene.raster import open_raster
 from repmamba.tiles.window import Window
 
-from .conftest import BicubicRunner
+from .conftest import BicubicRunner, bicubic_upscaler
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_colour_interpretation_says_which_bands_are_red_green_and_blue(write_ras
 
 @pytest.mark.parametrize("options", [{"bands": (1, 5)}, {"bands": (2, 2)}, {"bands": ()}, {"rgb": (1, 2, 9)}])
 def test_bands_that_are_not_there_are_refused(write_raster, smooth, plan, options):
-    with pytest.raises(UsageError, match=r"no band 5|each band once|--rgb takes three"):
+    with pytest.raises(UsageError, match=r"no band 5|each band once|rgb= takes three"):
         plan(write_raster("a.tif", smooth(3, 10, 10, "uint16")), **options)
 
 
@@ -109,7 +110,7 @@ def test_a_bbox_is_the_window_of_the_pixels_it_meets(write_raster, smooth, plan)
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
-    with pytest.raises(UsageError, match="use --window"):
+    with pytest.raises(UsageError, match="use window="):
         plan(write_raster("a.tif", smooth(1, 9, 9), transform=None, crs=None), bbox=(0, 0, 1, 1))
 
 
@@ -198,6 +199,20 @@ def test_tags_say_what_the_result_is(tmp_path, smooth, plan):
     assert tags["SUPER_RESOLUTION_SCALE"] == "2"
     assert tags["SUPER_RESOLUTION_WEIGHTS"].startswith("bicubic 000")
     assert tags["SUPER_RESOLUTION_SOFTWARE"].startswith("repmamba ")
+    assert "SUPER_RESOLUTION_TERMS" not in tags
+
+
+def test_the_terms_of_the_weights_are_in_the_tags_and_in_one_log_line(write_raster, smooth, tmp_path, caplog):
+    caplog.set_level("INFO", "repmamba")
+    first, second = bicubic_upscaler(terms="research only."), bicubic_upscaler(terms="CC BY 4.0")
+    path = write_raster("a.tif", smooth(1, 10, 10))
+    upscale_file(path, tmp_path / "b.tif", first)
+    upscale_file(tmp_path / "b.tif", tmp_path / "c.png", second)
+    assert caplog.messages.count(f"{path}: terms of the weights bicubic: research only.") == 1
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.tags()["SUPER_RESOLUTION_TERMS"] == "research only."
+    with rasterio.open(tmp_path / "c.png") as file:  # of both
+        assert file.tags()["SUPER_RESOLUTION_TERMS"] == "research only.; CC BY 4.0"
 
 
 def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_raster, smooth, plan, bicubic):
@@ -227,7 +242,8 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_ra
             {"target": "out.png"},  # has no mask: alpha tells of missing pixels
         )
     ]
-    others += [plan(path, how=how).job for how in (Reading(fill_corrupt=True), Reading(expand_palette=True))]
+    readings = (Reading(fill_corrupt=True), Reading(expand_palette=True), Reading(nodata=(60,)))
+    others += [plan(path, how=how).job for how in readings]
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job)
     assert len({usual.id, *(other.id for other in others)}) == 1 + len(others)
@@ -239,7 +255,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     write_raster, smooth, tmp_path, bicubic, caplog
 ):
     path = write_raster("in.tif", smooth(3, 30, 30, "uint16"), photometric="MINISBLACK")
-    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"
+    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: rgb=(1, 2, 3)"
     with caplog.at_level(logging.INFO, "repmamba"):
         assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
         assert f"through the network: {said}" in caplog.text
@@ -250,3 +266,12 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         assert said_of_bands_alone([[1], [2]], raster.facts) is None
         said = said_of_bands_alone([[4, 3, 2], [1], [5], [6]], raster.facts)
     assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
+
+
+def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(write_raster, smooth, tmp_path, bicubic):
+    path = write_raster("in.tif", smooth(1, 40, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upscale_file(path, tmp_path / "out.tif", bicubic, bbox=(500100, 4099700, 500300, 4099900))
+    with rasterio.open(tmp_path / "out.tif") as result:
+        assert result.bounds == (500100, 4099700, 500300, 4099900)

@@ -173,7 +173,7 @@ def test_a_cog_is_one_to_the_strict_validator_and_its_overviews_are_means(tmp_pa
     above, valid = read(target)
     for level in range(levels):
         with rasterio.open(target, overview_level=level) as file:
-            expected, expected_valid = halved(above, valid, nodata=None, alpha=False)
+            expected, expected_valid = halved(above, valid)
             above, valid = file.read(), file.dataset_mask() != 0
         np.testing.assert_array_equal(above, expected)
         np.testing.assert_array_equal(valid, expected_valid)
@@ -181,25 +181,25 @@ def test_a_cog_is_one_to_the_strict_validator_and_its_overviews_are_means(tmp_pa
 
 def test_an_overview_leaves_missing_pixels_out_and_rounds_half_up():
     data = np.array([[[10, 21, 7], [0, 0, 9], [4, 5, 0]]], np.int16)
-    half, valid = halved(data, None, nodata=0, alpha=False)
+    half, valid = halved(data, None, nodata=[0])
     assert valid is None
     assert half.tolist() == [[[16, 8], [5, 0]]]  # (10 + 21) / 2, (7 + 9) / 2, (4 + 5) / 2, nothing
-    half, valid = halved(data, data[0] != 0, nodata=None, alpha=False)
+    half, valid = halved(data, data[0] != 0)
     assert half[0, :, 0].tolist() == [16, 5]
     assert valid.tolist() == [[True, True], [True, False]]
-    assert halved(np.array([[[-2, 2]]], np.int16), None, nodata=0, alpha=False)[0].item() == 2
+    assert halved(np.array([[[-2, 2]]], np.int16), None, nodata=[0])[0].item() == 2
 
 
 def test_an_overview_of_floats_passes_over_nan():
     data = np.array([[[1.0, np.nan], [2.0, 6.0]]], np.float32)
-    assert halved(data, None, nodata=float("nan"), alpha=False)[0].item() == 3.0
-    assert halved(data, None, nodata=None, alpha=False)[0].item() == 3.0
-    assert np.isnan(halved(np.full((1, 2, 2), np.nan), None, nodata=None, alpha=False)[0].item())
+    assert halved(data, None, nodata=[float("nan")])[0].item() == 3.0
+    assert halved(data, None)[0].item() == 3.0
+    assert np.isnan(halved(np.full((1, 2, 2), np.nan), None)[0].item())
 
 
 def test_an_overview_leaves_what_is_transparent_out_and_halves_the_opacity():
     data = np.array([[[10, 99], [20, 99]], [[255, 0], [255, 0]]], np.uint8)
-    assert halved(data, None, nodata=None, alpha=True)[0].ravel().tolist() == [15, 128]
+    assert halved(data, None, alpha=1)[0].ravel().tolist() == [15, 128]
 
 
 def test_all_that_a_profile_says_is_in_the_file(tmp_path):
@@ -273,7 +273,7 @@ def test_a_world_file_counts_from_the_centre_of_the_first_pixel():
 def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path):
     target = tmp_path / "scene.tif"
     target.write_bytes(b"dear to someone")
-    with pytest.raises(TargetExists, match="--overwrite"):
+    with pytest.raises(TargetExists, match="overwrite=True"):
         SMALL.write(target)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
     with pytest.raises(KeyboardInterrupt):
@@ -312,7 +312,7 @@ def test_a_stopped_run_of_another_job_is_refused_with_the_differences(tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         SMALL.write(target, before=interrupt_at(2))
     changed = replace(SMALL, job=replace(JOB, settings={"scale": 4, "tile": 128}, weights="ef" * 16))
-    with pytest.raises(JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*--restart"):
+    with pytest.raises(JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*restart=True"):
         changed.write(target)
     assert not target.exists()
     changed.write(target, restart=True)

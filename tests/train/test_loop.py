@@ -31,13 +31,16 @@ from repmamba.errors import (
     TrainingStopped,
 )
 from repmamba.network.checkpoint import read_checkpoint
+from repmamba.network.lpfm import LPFM
+from repmamba.network.training_cpu import FastLPFM
 from repmamba.train import learner as learner_module
+from repmamba.train.callbacks import TensorBoard
 from repmamba.train.curves import read_curve
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes
-from repmamba.train.recipe_file import recipe_text
+from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
@@ -285,6 +288,34 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(tiny, who
         fit(tiny(optimiser={"lr": 0.5}), whole_run)
 
 
+CONSTANT = {"kind": "constant", "warmup": 2}
+
+
+def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(tiny, tmp_path, seen):
+    planned = tiny(steps=8, schedule=CONSTANT | {"descent": 4, "floor": 0.1})
+    fit(planned, tmp_path / "planned", log_every=1)
+    fit(tiny(steps=2, schedule=CONSTANT), tmp_path / "moved", log_every=1)
+    longer = fit(tiny(steps=4, schedule=CONSTANT), tmp_path / "moved", log_every=1)
+    assert (longer.steps, longer.finished) == (4, True)
+    fit(planned, tmp_path / "moved", log_every=1)
+    # Each end has a validation of its own; the steps are those of the planned run.
+    steps = [line for line in seen(tmp_path / "moved") if line[0] == "step"]
+    assert steps == [line for line in seen(tmp_path / "planned") if line[0] == "step"]
+    rates = [line[4] for line in steps]
+    assert rates[2:5] == [1e-3] * 3
+    assert rates[5:] == pytest.approx([1e-3 * (0.1 + 0.9 * (1 - (t / 4) ** 0.5)) for t in (1, 2, 3)])
+
+
+def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
+    descending = tiny(steps=6, schedule=CONSTANT | {"descent": 4})
+    fit(descending, tmp_path)
+    with pytest.raises(JobChanged, match=r"\(steps: 6 -> 9\), with 6 steps done.*start.weights"):
+        fit(tiny(steps=9, schedule=CONSTANT | {"descent": 4}), tmp_path)
+    with pytest.raises(JobChanged, match=r"seed: 1234 -> 5; steps: 6 -> 9"):
+        fit(tiny(steps=9, seed=5, schedule=CONSTANT | {"descent": 4}), tmp_path)
+    assert read_recipe(tmp_path / "recipe.toml") == descending
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("changes", "what"),
@@ -365,6 +396,13 @@ def test_a_run_begins_from_weights_and_a_running_mean(tiny, tmp_path, whole_run)
     assert all(torch.equal(learner.best_network.state_dict()[name], best[name]) for name in best)
 
 
+def test_a_learner_on_a_cpu_has_fast_blocks_unless_its_network_is_compiled(tiny):
+    for compiled, expected in ((False, FastLPFM), (True, LPFM)):
+        learner = Learner(tiny(step={"compile": compiled}), torch.device("cpu"), Processes())
+        assert type(learner.network.groups[0].blocks[0]) is expected
+        assert type(learner.best_network.groups[0].blocks[0]) is LPFM
+
+
 def test_only_matrices_decay_where_the_recipe_says_so(tiny):
     network = Learner(tiny(), torch.device("cpu"), Processes()).network
     everything = parameter_groups(network, tiny())
@@ -437,8 +475,11 @@ def test_a_recipe_without_images_is_refused(tiny, tmp_path):
 def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_path, monkeypatch):
     recipe = tiny(steps=2, data={"val": []})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
-        fit(recipe, tmp_path / "without", tensorboard=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("repmamba.train.loop.training_files", lambda recipe: pytest.fail("images were looked for"))
+        with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
+            fit(recipe, tmp_path / "without", tensorboard=True)
+    assert not (tmp_path / "without").exists()
     monkeypatch.undo()
     fit(recipe, tmp_path / "with", tensorboard=True)
     assert list((tmp_path / "with").glob("events.out.tfevents.*"))
@@ -448,7 +489,8 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):  # killed at step 6, its last save was of step 3
-        monitor = Monitor(tmp_path, tiny(), begun, writes=True, tensorboard=True, tell=lambda reached: None)
+        told = {"tell": lambda reached: None, "callbacks": [TensorBoard()]}
+        monitor = Monitor(tmp_path, tiny(), begun, writes=True, **told)
         with monitor:
             for step in range(begun + 1, last + 1):
                 monitor.log(step, loss, 0.0, 0.0)

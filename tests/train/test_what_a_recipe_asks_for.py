@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock
-from repmamba.errors import RepmambaWarning
+from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train.batches import batches, checksums, open_stock, sampler_of, training_files
 from repmamba.train.learner import Learner
@@ -102,7 +102,9 @@ def test_the_weights_that_ship_are_those_of_the_best_validation_not_of_the_last(
     tiny: Recipes, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     scores: Iterator[float] = iter([30.0, 31.0, 29.0])
-    monkeypatch.setattr(Judge, "judge", lambda self, network, step: Judgement(step, next(scores), 0.9, "esr-rgb", 2))
+    monkeypatch.setattr(
+        Judge, "judge", lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2)
+    )
     result = fit(tiny(steps=3, validation={"every": 1}), tmp_path)
     assert (result.best_step, result.psnr) == (2, 31.0)
     assert read_checkpoint(result.weights).training["steps"] == 2
@@ -121,6 +123,24 @@ def test_degradations_change_what_goes_in_and_not_what_is_to_come_out(tiny: Reci
     plain, noisy = first(), first(degradations=[{"name": "noise", "low": 5, "high": 5}])
     assert torch.equal(noisy.hr, plain.hr)
     assert 0.01 < float((noisy.lr - plain.lr).std()) < 0.03  # of a standard deviation of 5 of 255
+
+
+def test_a_named_chain_is_learnt_from_in_the_place_of_single_faults(tiny: Recipes, stock: Stock):
+    def steps(**data) -> list[Batch]:
+        recipe = tiny(data=data)
+        return list(batches(stock, sampler_of(recipe, stock), recipe, 0, Processes(), CPU, 0))
+
+    plain, real, again = steps(), steps(degrade="sensor"), steps(degrade="sensor")
+    assert all(torch.equal(one.hr, other.hr) for one, other in zip(plain, real, strict=True))
+    assert all(torch.equal(one.lr, other.lr) for one, other in zip(again, real, strict=True))
+    same = [
+        torch.equal(clean, lr)
+        for one, other in zip(plain, real, strict=True)
+        for clean, lr in zip(one.lr, other.lr, strict=True)
+    ]
+    assert 0 < sum(same) < len(same) / 2  # about a quarter is clean
+    with pytest.raises(RecipeError, match=r"data.degrade is 'sensor'; it must be empty beside data.degradations"):
+        tiny(data={"degrade": "sensor", "degradations": [{"name": "noise", "low": 5, "high": 5}]})
 
 
 def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(tiny: Recipes, stock: Stock, tmp_path):

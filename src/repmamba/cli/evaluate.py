@@ -10,9 +10,9 @@ from repmamba.cli.progress import counting
 
 
 def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from repmamba.evaluate.metrics import METRICS, RULES
+    from repmamba.evaluate.metrics import METRICS, rule_names
 
-    return [name for name in (*RULES, *METRICS) if name.startswith(incomplete)]
+    return [name for name in (*rule_names(), *METRICS) if name.startswith(incomplete)]
 
 
 @click.command()

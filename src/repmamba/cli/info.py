@@ -16,14 +16,14 @@ import click
 
 from repmamba import __version__
 from repmamba.cli import options
-from repmamba.cli.terminal import printable
-from repmamba.errors import SourceError
+from repmamba.cli.terminal import in_flags, printable
+from repmamba.errors import CorruptSource, SourceError
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
     from repmamba.scene.grid import Grid
-    from repmamba.scene.raster import RasterFacts
+    from repmamba.scene.raster import Raster, RasterFacts
 
 Facts = dict[str, Any]
 
@@ -40,7 +40,7 @@ LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
 def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
     """Say what is installed and what runs, or what FILE is.
 
-    FILE is a raster, a checkpoint (file or folder) or the name of packaged weights.
+    FILE is a raster, a checkpoint (file or folder), an export (.onnx) or the name of packaged weights.
 
     \b
     Examples:
@@ -51,6 +51,8 @@ def info(file: str | None, scale: int, device: str | None, as_json: bool) -> Non
     """
     if file is None:
         shown = facts = environment_facts(device)
+    elif file.lower().endswith(".onnx"):
+        shown = facts = export_facts(file)
     elif _names_weights(file):
         facts = checkpoint_facts(file)
         shown = _in_short(file, facts)
@@ -115,29 +117,61 @@ def checkpoint_facts(weights: str) -> Facts:
     }
 
 
+def export_facts(file: str) -> Facts:
+    """What a network says of itself that `repmamba export` has written. Raises CheckpointError, MissingExtra."""
+    from repmamba.inference.onnx_runner import read_export
+
+    facts = read_export(Path(file)).facts
+    largest = {each.runtime: 0.0 for each in facts.parity}
+    for each in facts.parity:
+        largest[each.runtime] = max(largest[each.runtime], each.largest)
+    return {
+        "export": file,
+        "weights": facts.name,
+        "terms": facts.terms,
+        "scale": facts.scale,
+        "bands": facts.bands,
+        "input": "any size" if facts.size is None else f"{facts.size[1]} x {facts.size[0]} pixels, one at a time",
+        "value range": list(facts.value_range),
+        "tile and halo": f"{facts.tile} and {facts.halo} pixels of the input",
+        "matrices": facts.precision,
+        "for": facts.purpose or "any program",
+        "nodes": facts.nodes,
+        "largest difference": {name: f"{value:.1e}" for name, value in largest.items()},
+        "written by": facts.written_by,
+    }
+
+
 def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
-    from repmamba.scene.plan import said_of_bands_alone, usual_groups
+    from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
     from repmamba.scene.raster import open_raster
+    from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts = raster.facts
-    grid, alone = facts.grid, said_of_bands_alone(usual_groups(facts), facts)
+        facts, between = raster.facts, usual_range(raster)
+        weights = _weights(raster, f"x{scale}")
+    grid, together = facts.grid, usual_groups(facts)
+    alone = said_of_bands_alone(together, facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
         "size": f"{grid.width} x {grid.height} pixels",
         "bands": dict(sorted(zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True))),
         "type": facts.dtype,
-        "missing pixels": _missing(facts),
+        "missing pixels": said_of_missing(facts),
+        "alpha": said_of_alpha(facts),
+        "colours": said_of_colours(together),
+        "value range": between,
         "place": _place(facts),
-        **({} if alone is None else {"through the network": alone}),
+        **({} if alone is None else {"through the network": in_flags(alone)}),
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
             "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
             **_pixel(grid.refined(scale)),
+            "weights": weights,
         },
     }
 
@@ -171,6 +205,17 @@ def _refuse_unknown_name(file: str) -> None:
         raise SourceError(f"{file} is no file, and no name of packaged weights, which are {names}.")
 
 
+def _weights(raster: Raster, usual: str) -> str:
+    """The weights that upscale takes where none are named, and why."""
+    from repmamba.scene.choice import choose
+
+    try:
+        choice = choose(raster, usual)
+    except CorruptSource as fault:  # what the file is can be said all the same
+        return f"{usual}, if the pixels can be read: {fault}"
+    return usual if choice is None else f"{choice.weights}: the scene is {choice.why}"
+
+
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
     """Facts as aligned lines; a table inside a table is indented under its name. Values of files are made printable."""
     width = max((len(str(name)) for name in facts), default=0) + 2
@@ -186,11 +231,6 @@ def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
 
 def _band(colour: str, description: str | None) -> str:
     return f"{colour}, {description}" if description else colour
-
-
-def _missing(facts: RasterFacts) -> str:
-    told_by = {"alpha": "where alpha is 0", "mask": "by a mask", "nodata": f"where all bands are {facts.nodata}"}
-    return told_by.get(facts.missing, "none are declared")
 
 
 def _place(facts: RasterFacts) -> Facts:

@@ -17,6 +17,7 @@ import click
 
 from repmamba import __version__
 from repmamba.cli.terminal import log_to_stderr, say_error, show_warnings_as_lines, speak_json
+from repmamba.container import cpu_quota
 from repmamba.cores import available_cores
 from repmamba.errors import RepmambaError, UsageError
 
@@ -42,6 +43,7 @@ VERBS = (
     Verb("train", "repmamba.cli.train", "Train a network by a recipe.", goes_on=True),
     Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own.", goes_on=True),
     Verb("evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."),
+    Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
     Verb("completion", "repmamba.cli.completion", "Print what makes a shell complete repmamba's commands."),
 )
 
@@ -125,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores that ours compute on:
     # one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Likewise. torch counts the machine's cores, and a container may grant fewer.
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    if cpu_quota() is not None:  # torch counts the cores of the machine, of which a container grants fewer
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 

@@ -40,6 +40,12 @@ def _range(name: str, text: str) -> Callable[[Command], Command]:
 @_range("blur", "Gaussian blur of GT before it is reduced, sigma in its pixels.")
 @_range("noise", "Normal noise on LR, standard deviation in levels of 255.")
 @_range("jpeg", "JPEG compression of LR, quality from 1 to 100.")
+@click.option(
+    "--degrade",
+    metavar="NAME",
+    help="Make LR by a chain of all of these and others, as a camera does: mild, middle, strong, or sensor, of all "
+    "strengths, a quarter clean.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
 @options.quiet
 def prepare(
@@ -56,6 +62,7 @@ def prepare(
     blur: tuple[float, float] | None,
     noise: tuple[float, float] | None,
     jpeg: tuple[float, float] | None,
+    degrade: str | None,
     jobs: int | None,
     quiet: bool,
 ) -> None:
@@ -73,6 +80,7 @@ def prepare(
       repmamba prepare aid AID/ aid_x2 --scale 2 --manifest aid_x4/manifest.json
       repmamba prepare dota DOTA/ dota_x4 --scale 4 --split val --count 900 --seed 1
       repmamba prepare folder pictures/ pairs --scale 4 --blur 0.5 2 --noise 0 5 --jpeg 60 95
+      repmamba prepare folder pictures/ pairs --scale 4 --degrade middle
     """
     from repmamba.data.benchmarks import BENCHMARKS
     from repmamba.data.degradations import Stage
@@ -85,7 +93,7 @@ def prepare(
     stages = tuple(
         Stage(name, *limits) for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg)) if limits
     )
-    settings = Settings(BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages)
+    settings = Settings(BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages, degrade)
     with counting("Preparing", quiet=quiet) as progress:
         prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=progress)
     for line in prepared.summary().splitlines():

@@ -1,11 +1,13 @@
 """What goes to the terminal and how: errors and warnings as one line, text from strangers' files made harmless.
 
 Results go to stdout, everything else to stderr. With --json, results, progress, warnings and errors are events on
-stdout, one JSON object a line. The library itself only logs and warns; no other room prints.
+stdout, one JSON object a line. The library itself only logs and warns; no other room prints. Its messages name options
+as Python does, tile=256; here they become those of the command line, --tile 256.
 """
 
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,6 +25,35 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in " ".join(str(text).split())
     )
+
+
+FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
+    name: name.replace("_", "-")
+    for name in (
+        *("scale", "device", "backend", "precision", "weights", "ensemble", "confidence", "tile", "halo", "window"),
+        *("bbox", "bands", "rgb", "consistent", "format", "workers", "cluster", "untrusted", "max_pixels"),
+        *("on_corrupt", "expand_palette", "overwrite", "restart", "nodata", "save", "tensorboard", "minutes", "steps"),
+        *("peak", "cost"),
+    )
+}
+"""Keywords of Python that are flags of the command line, without its dashes."""
+
+_VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
+_KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
+
+
+def in_flags(text: str) -> str:
+    """A message of the library with the flags of the command line in the place of Python's keywords."""
+    return _KEYWORD.sub(_flag, text)
+
+
+def _flag(found: re.Match[str]) -> str:
+    name, value = FLAGS[found[1]], found[2]
+    if value in ("", "True"):
+        return f"--{name}"
+    if value == "False":
+        return f"--no-{name}"
+    return f"--{name} " + "".join(value.strip("()'").split())
 
 
 _json = False  # whether events are told in place of lines
@@ -48,10 +79,10 @@ def say_error(error: object, *, source: str | None = None) -> None:
     """One line on stderr, or an event. source: the input that it is about, where there are several."""
     if _json:
         kind = type(error).__name__ if isinstance(error, BaseException) else "Error"
-        tell("error", error=kind, message=printable(error), **({} if source is None else {"source": source}))
+        tell("error", error=kind, message=in_flags(printable(error)), **({} if source is None else {"source": source}))
     else:
         named = "" if source is None or source in str(error) else f"{source}: "
-        click.echo(f"Error: {printable(f'{named}{error}')}", err=True)
+        click.echo(f"Error: {in_flags(printable(f'{named}{error}'))}", err=True)
 
 
 def show_warnings_as_lines(*, debug: bool) -> None:
@@ -72,9 +103,14 @@ def log_to_stderr(level: int) -> None:
     logger = logging.getLogger("repmamba")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Lines("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(level)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
 
 
 @contextmanager
@@ -100,6 +136,6 @@ def _show_warning(
 ) -> None:
     where = "" if issubclass(category, RepmambaWarning) else f" ({category.__name__}, {filename}:{lineno})"
     if _json:
-        tell("warning", warning=category.__name__, message=printable(message))
+        tell("warning", warning=category.__name__, message=in_flags(printable(message)))
         return
-    click.echo(f"Warning: {printable(message)}{where}", err=True)
+    click.echo(f"Warning: {in_flags(printable(message))}{where}", err=True)

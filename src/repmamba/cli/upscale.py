@@ -16,7 +16,7 @@ import click
 from repmamba.cli import batch, options
 from repmamba.cli.batch import Job
 from repmamba.cli.progress import megapixels, shows_bars
-from repmamba.cli.terminal import filter_log, speaks_json, tell
+from repmamba.cli.terminal import filter_log, in_flags, speaks_json, tell
 from repmamba.errors import RepmambaError, UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +71,18 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     callback=options.bands(3),
     help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
     "Each other band goes through the network alone, at the cost of a whole pass.  [default: as the file says]",
+)
+@click.option(
+    "--nodata",
+    metavar="VALUE[,VALUE...]",
+    callback=options.numbers(float, None),
+    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file says]",
+)
+@click.option(
+    "--no-alpha",
+    "no_alpha",
+    is_flag=True,
+    help="Enlarge a band that the input calls alpha as data; so does --bands that names it.",
 )
 @click.option(
     "--range",
@@ -162,6 +174,7 @@ def upscale(
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
     from repmamba.inference.upscaler import load
+    from repmamba.scene.choice import Chooser
     from repmamba.scene.engine import plan_file, upscale_file
     from repmamba.tiles.window import Window
 
@@ -170,12 +183,15 @@ def upscale(
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
     settings["format"] = format_name
+    settings["alpha"] = not settings.pop("no_alpha")
     folders = batch.names_folders(sources)
     batch.check_output(target, len(sources), folders=folders)
     inputs = batch.find_inputs(sources, target, recursive=recursive)
     if settings["confidence"] is not None and len(inputs) > 1:
         raise UsageError(f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by one.")
-    upscaler = load(**network)
+    named = network.pop("weights")
+    # Named weights are for all inputs; without a name, each input has those that fit it.
+    upscaler = Chooser.loading(**network) if named is None else load(named, **network)
     jobs = batch.plan_outputs(inputs, target, upscaler.scale, folders=folders, dry_run=dry_run)
     several, shown, begun = len(jobs) > 1, list[Any](), time.monotonic()
     once = batch.SayOnce()
@@ -206,7 +222,7 @@ def upscale(
         if speaks_json():
             tell("plan" if dry_run else "result", source=job.source, **found.as_json())
         elif dry_run or not quiet:
-            click.echo(found.brief() if several else found.summary())
+            click.echo(in_flags(found.brief() if several else found.summary()))
 
     with filter_log(once if several else None):
         if several:

@@ -1,7 +1,8 @@
 """The ways from hr to lr: the benchmarks' plain reduction, and what sensors and formats add to it.
 
 A stage works on hr before the reduction (blur) or on lr after it (noise, JPEG). Its strength is drawn for each image
-from a range, by a generator that the caller seeds, so that the same seed gives the same lr. DEGRADATIONS is the table.
+from a range, by a generator that the caller seeds, so that the same seed gives the same lr. DEGRADATIONS is the table;
+`register_degradation` adds a kind of your own.
 """
 
 import io
@@ -92,7 +93,12 @@ def works_on(stage: Stage, place: str) -> bool:
 
 def _applied(stages: Sequence[tuple[Stage, float]], image: Unit, generator: np.random.Generator) -> Unit:
     for stage, strength in stages:
-        image = DEGRADATIONS[stage.name].apply(image, strength, generator)
+        degraded = DEGRADATIONS[stage.name].apply(image, strength, generator)
+        if np.shape(degraded) != image.shape:
+            raise ShapeMismatch(
+                f"The degradation {stage.name} gave {np.shape(degraded)} for {image.shape}; it must keep the shape."
+            )
+        image = degraded
     return image
 
 
@@ -120,14 +126,24 @@ def _noise(image: Unit, deviation: float, generator: np.random.Generator) -> Uni
 
 
 def _jpeg(image: Unit, quality: float, generator: np.random.Generator) -> Unit:
-    """Compressed and decompressed as JPEG, with Pillow's colour subsampling."""
-    if image.shape[2] not in (1, 3):
-        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {image.shape[2]}.")
-    levels = to_uint8(image)
+    return jpeg(to_uint8(image), round(quality)) / 255.0
+
+
+def jpeg(levels: NDArray[np.uint8], quality: int, *, colours_halved: bool | None = None) -> NDArray[np.uint8]:
+    """(H, W, C) compressed as JPEG and decompressed; one or three bands. Raises ShapeMismatch.
+
+    quality: 1 to 100.  colours_halved: whether colours are stored at half the resolution; default as Pillow has it.
+    """
+    if levels.shape[2] not in (1, 3):
+        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {levels.shape[2]}.")
+    stored: dict[str, str] = {}
+    if colours_halved is not None and levels.shape[2] == 3:
+        stored["subsampling"] = "4:2:0" if colours_halved else "4:4:4"
     packed = io.BytesIO()
-    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(packed, "JPEG", quality=round(quality))
-    with Image.open(packed) as picture:
-        return np.asarray(picture).reshape(image.shape) / 255.0
+    picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    picture.save(packed, "JPEG", quality=quality, **stored)
+    with Image.open(packed) as read:
+        return np.asarray(read).reshape(levels.shape)
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -138,3 +154,18 @@ DEGRADATIONS: dict[str, Degradation] = {
         Degradation("jpeg", "quality", 1, 100, "lr", _jpeg),
     )
 }
+
+
+def register_degradation(kind: Degradation) -> Degradation:
+    """Add a kind of stage of your own, so that `data.degradations` of a recipe can name it. Raises UsageError."""
+    if not kind.name or kind.name != "".join(kind.name.split()):
+        raise UsageError(f"A degradation is named {kind.name!r:.60}; give a name without spaces.")
+    if kind.name in DEGRADATIONS:
+        raise UsageError(f"There is a degradation {kind.name} already; take another name.")
+    if kind.works_on not in ("hr", "lr") or not kind.lowest <= kind.highest:
+        raise UsageError(
+            f"The degradation {kind.name} works on {kind.works_on!r:.40}, from {kind.lowest:g} to {kind.highest:g}; it "
+            "must work on 'hr' or 'lr', and its range must grow."
+        )
+    DEGRADATIONS[kind.name] = kind
+    return kind

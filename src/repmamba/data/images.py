@@ -6,7 +6,6 @@ memory.
 """
 
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,13 +147,12 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
 @contextmanager
 def _raster(path: Path) -> Iterator["DatasetReader"]:
     """A TIFF while it is open. Raises CorruptSource."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
+
+    from repmamba.gdal import opened
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
-                yield raster
+        with opened(path) as raster:
+            yield raster
     except (RasterioError, OSError, SystemError) as error:
         raise CorruptSource(f"{path.name} cannot be read as a TIFF: {error}.") from error

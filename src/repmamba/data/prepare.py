@@ -28,6 +28,7 @@ from repmamba.data.benchmarks import Benchmark, Bicubic, Original, find_original
 from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.data.images import blank_image, is_whole_png, read_file, read_image, write_png
 from repmamba.data.pairs import BICUBIC_FOLDER, HR_FOLDER, LR_FOLDER
+from repmamba.data.sensors import SENSORS, SensorChain
 from repmamba.durable import check_local, write_durable, write_errors
 from repmamba.errors import JobChanged, OutOfMemory, SourceError, UsageError, VerificationError
 from repmamba.pixels.resize import imresize, to_uint8
@@ -53,6 +54,7 @@ class Settings:
     drawn: tuple[int, int] | None = None  # for training and for test, of each class; None takes the benchmark's rule
     val: int | None = None  # held out of both for validation, of each class; None holds out none
     stages: tuple[Stage, ...] = ()
+    degrade: str | None = None  # a chain of data.sensors by name
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 3, 4):
@@ -68,13 +70,28 @@ class Settings:
         if self.drawn is not None and (not self.benchmark.drawn or min(self.drawn) < 0 or max(self.drawn) < 1):
             raise UsageError(f"{self.drawn} images for training and test cannot be drawn from {self.benchmark.title}.")
 
+        if self.degrade is not None and self.degrade not in SENSORS:
+            raise UsageError(f"There is no chain {self.degrade!r}; choose among {', '.join(SENSORS)}.")
+        if self.degrade is not None and self.stages:
+            raise UsageError(f"The chain {self.degrade} has all its faults; leave out those of your own.")
+
+    @property
+    def chain(self) -> Chain | SensorChain | None:
+        """What makes LR, where it is not the benchmark's own rule."""
+        if self.degrade is not None:
+            return SensorChain(self.degrade, self.scale)
+        return Chain(self.scale, self.stages) if self.stages else None
+
     @property
     def rule(self) -> str:
         """How the images are made, in a line."""
-        if not self.stages:
+        if self.chain is None:
             return self.benchmark.rule
+        gt = self.benchmark.rule.partition(";")[0]
+        if self.degrade is not None:
+            return f"{gt}; LR by the chain {self.degrade}: {SENSORS[self.degrade].words}; Bicubic from that LR"
         stages = ", ".join(f"{stage.name} {stage.low:g} to {stage.high:g}" for stage in self.stages)
-        return f"{self.benchmark.rule.partition(';')[0]}; LR by MATLAB's imresize with {stages}; Bicubic from that LR"
+        return f"{gt}; LR by MATLAB's imresize with {stages}; Bicubic from that LR"
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values, for the manifest."""
@@ -88,6 +105,7 @@ class Settings:
             "drawn": list(self.drawn or self.benchmark.drawn or ()) or None,
             "val": self.val,
             "degradations": [asdict(stage) for stage in self.stages],
+            "degrade": self.degrade,
             "rule": self.rule,
             "terms": self.benchmark.terms,
         }
@@ -294,8 +312,8 @@ def make_item(item: Item, source: Path, target: Path, settings: Settings) -> Mad
 def degrade(gt: NDArray[np.uint8], settings: Settings, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """LR and Bicubic of one cut image by the benchmark's rule, or by the chain that was asked for."""
     s = settings.scale
-    if settings.stages:
-        lr = Chain(s, settings.stages)(gt, generator_for(settings.seed, name))
+    if (chain := settings.chain) is not None:
+        lr = chain(gt, generator_for(settings.seed, name))
         return lr, to_uint8(imresize(lr / 255.0, s))
     return REDUCTIONS[settings.benchmark.bicubic](gt, s)
 
@@ -393,7 +411,7 @@ def _paths(target: Path, part: str, name: str) -> tuple[Path, Path, Path]:
 
 def _other_pixels(made: Sequence[Made], heading: dict[str, Any], listed: dict[str, Any] | None) -> tuple[str, ...]:
     """The images whose pixels are not those of a manifest that was made in the same way."""
-    if listed is None or any(listed.get(key) != heading[key] for key in ("scale", "degradations", "rule")):
+    if listed is None or any(listed.get(key) != heading[key] for key in ("scale", "degradations", "degrade", "rule")):
         return ()
     before = {(one["part"], one["name"]): (one["gt_sha256"], one["lr_sha256"]) for one in listed["images"]}
     return tuple(

@@ -25,7 +25,7 @@ from repmamba.errors import ShapeMismatch, UsageError
 if TYPE_CHECKING:
     import torch
 
-MARGIN = 4
+MARGIN = 8
 """lr pixels around a patch that is degraded, so that blur and reduction see its surroundings; cut off afterwards."""
 
 Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]

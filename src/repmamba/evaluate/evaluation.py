@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from repmamba.data.images import RASTERS
+from repmamba.durable import check_local
 from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
@@ -30,6 +31,13 @@ class Evaluation:
 
     scores: Scores
     costs: dict[str, cost.Cost]  # by the name of the method; of networks alone
+
+    def __repr__(self) -> str:
+        return f"<Evaluation: {self.scores.heading}>"
+
+    def _repr_html_(self) -> str:
+        """The means and the differences, for a notebook."""
+        return page.tables(self.scores)
 
     def table(self) -> str:
         """Means, paired differences, costs and the rules behind the numbers, for a terminal."""
@@ -82,8 +90,8 @@ def evaluate_folders(
     In this order they stand in the result, and the last is the one that the others are compared with.
     ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels that a network keeps of
     each tile, even; one pass over the whole image unless given.  device, backend, precision: as for `load`.
-    rules: names of metrics.RULES, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or
-    none; unless given esr-rgb and published, and for TIFFs bands and consistency.
+    rules: names of rules, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or none;
+    unless given esr-rgb and published, and for TIFFs bands and consistency.
     scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given.
     peak: what PSNR and SSIM of the rules bands and consistency are relative to, instead of the type's largest value:
     10000 for reflectance in 16 bit.  value_range: what is black and white to the networks; its width is the peak unless
@@ -99,6 +107,8 @@ def evaluate_folders(
     one_of: dict[str, Any] = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size, "progress": progress}
     one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
     asked = checked(several_of | one_of, KINDS)
+    if save is not None:
+        check_local(save)
     value_range, peak = asked.get("value_range"), asked.get("peak")
     if value_range is not None:
         low, high = value_range

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from repmamba.data.images import find_images, read_image
 from repmamba.data.pairs import Pair
-from repmamba.errors import ShapeMismatch, SourceError, UsageError
+from repmamba.errors import MethodFailed, RepmambaError, ShapeMismatch, SourceError, UsageError
 from repmamba.evaluate.metrics import peak_of
 from repmamba.inference.options import check_cut
 from repmamba.pixels.resize import imresize
@@ -39,6 +39,32 @@ class Method:
     weights: str | None = None  # what the upscaler was loaded from
     origin: Path | None = None  # the file or folder that gave the name, absolute
     find: Callable[[str, int], Path] | None = None  # a pair's name and scale -> its result, where results are read
+
+    def __repr__(self) -> str:
+        return f"<Method {self.name}: {self.how}>"
+
+    def sr_of(self, pair: Pair) -> Image:
+        """What `enlarge` makes of a pair, of the shape of its hr.
+
+        Raises MethodFailed, and ShapeMismatch for another shape; both name the method and the image, as do other
+        errors of repmamba, which keep their kind.
+        """
+        try:
+            sr = self.enlarge(pair)
+        except RepmambaError as error:
+            if pair.name in str(error):
+                raise
+            raise type(error)(f"{self.name}, on {pair.name}: {error}") from error
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise MethodFailed(f"The method {self.name} failed on {pair.name}. {reason}") from error
+        if not isinstance(sr, np.ndarray) or sr.shape != pair.hr.shape:
+            found = f"an array of shape {sr.shape}" if isinstance(sr, np.ndarray) else f"a {type(sr).__name__}"
+            raise ShapeMismatch(
+                f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape {pair.hr.shape} is "
+                "expected."
+            )
+        return sr
 
 
 def nearest() -> Method:

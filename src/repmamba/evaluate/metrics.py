@@ -1,7 +1,8 @@
 """How close a result comes to the truth: the measures, and the rules by which the field's papers apply them.
 
 The same images score up to several dB apart by different rules, so no number leaves this room without its rule's name.
-METRICS holds each measure of each rule: its unit, its direction, what is done before it and how images are averaged.
+METRICS holds each measure of each rule: its unit, its direction, what is done before it and how images are averaged;
+`register_metric` adds one of your own.
 What is compared, and where it comes from, is not decided here.
 """
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from repmamba.data.pairs import Pair
 from repmamba.errors import ShapeMismatch, UsageError
+from repmamba.evaluate import perceptual
 from repmamba.pixels.colour import luma
 from repmamba.pixels.resize import imresize
 
@@ -39,6 +41,9 @@ class Metric:
     how: str  # what is done to the images before, in a line to print beside the number
     measure: Callable[[Image, Pair], float]  # sr, as for `score`, and the pair it was made from
     bands: int | None = None  # how many it is defined for; any number where None
+
+    def __repr__(self) -> str:
+        return f"<Metric {self.name}{f' [{self.unit}]' * bool(self.unit)}>"
 
     @property
     def rule(self) -> str:
@@ -173,7 +178,7 @@ def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
     for rule in rules:
         found = [metric for metric in METRICS.values() if rule in (metric.rule, metric.name)]
         if not found:
-            raise UsageError(f"There is no rule {rule}; choose among {', '.join(RULES)}.")
+            raise UsageError(f"There is no rule {rule}; choose among {', '.join(rule_names())}.")
         chosen += [metric for metric in found if metric not in chosen]
     if peak is None:
         return chosen
@@ -194,6 +199,22 @@ def _relative_to(metric: Metric, peak: float) -> Metric:
     if measure is None:
         return metric
     return replace(metric, how=f"{metric.how}; here relative to {peak:g}", measure=partial(measure, peak=peak))
+
+
+def rule_names() -> tuple[str, ...]:
+    """The names of the rules in METRICS."""
+    return tuple(dict.fromkeys(metric.rule for metric in METRICS.values()))
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Add a measure of your own, so that `rules` of an evaluation can name it. Raises UsageError."""
+    rule, dot, measure = metric.name.partition(".")
+    if not (rule and dot and measure) or any(character.isspace() for character in metric.name):
+        raise UsageError(f"A metric is named {metric.name!r:.60}; name it as 'rule.measure', without spaces.")
+    if metric.name in METRICS:
+        raise UsageError(f"There is a metric {metric.name} already; take another name.")
+    METRICS[metric.name] = metric
+    return metric
 
 
 def _published_psnr(sr: Image, pair: Pair) -> float:
@@ -261,6 +282,14 @@ def _bands_ergas(sr: Image, pair: Pair) -> float:
     return ergas(in_levels(sr, pair.hr), pair.hr, pair.scale)
 
 
+def _perceptual_lpips(sr: Image, pair: Pair) -> float:
+    return perceptual.lpips(_rounded(sr, pair.hr), pair.hr)
+
+
+def _perceptual_dists(sr: Image, pair: Pair) -> float:
+    return perceptual.dists(_rounded(sr, pair.hr), pair.hr)
+
+
 def _consistency_psnr(sr: Image, pair: Pair, peak: float | None = None) -> float:
     reduced = imresize(in_levels(sr, pair.hr), 1 / pair.scale)
     return psnr(reduced, pair.lr, peak=peak or peak_of(pair.hr))
@@ -273,6 +302,8 @@ _HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then
 _ESR_RGB = "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of the channels"
 _ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
 _BANDS = "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: to the span of GT)"
+_LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, no border cut; 0 if equal"
+_DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, no border cut; 0 if equal"
 _CONSISTENCY = (
     "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with it; says nothing of detail"
 )
@@ -294,6 +325,8 @@ METRICS: dict[str, Metric] = {
         Metric("bands.ssim", "", True, "images", _BANDS, _bands_ssim),
         Metric("bands.sam", "degrees", False, "images", "mean angle between the spectra of a pixel", _bands_sam),
         Metric("bands.ergas", "", False, "images", "100/s times the relative error of the bands (Wald)", _bands_ergas),
+        Metric("perceptual.lpips", "", False, "images", _LPIPS, _perceptual_lpips, 3),
+        Metric("perceptual.dists", "", False, "images", _DISTS, _perceptual_dists, 3),
         Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),
     )
 }
@@ -303,7 +336,6 @@ OF_PEAK: dict[str, Callable[..., float]] = {
     "consistency.psnr": _consistency_psnr,
 }
 """Measures whose peak is that of the images unless one is given."""
-RULES = tuple(dict.fromkeys(metric.rule for metric in METRICS.values()))
 
 
 def _same_shape(sr: Image, hr: Image) -> None:

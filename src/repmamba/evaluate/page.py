@@ -154,6 +154,12 @@ def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True, other
     )
 
 
+def tables(scores: Scores) -> str:
+    """The means of each set and the paired differences, as a piece of a page of somebody else."""
+    parts = [_summary(scores, one) for one in scores.sets]
+    return "\n".join([*parts, *([_differences(scores)] if len(scores.methods) > 1 else [])])
+
+
 def _summary(scores: Scores, one: ImageSet) -> str:
     rows = []
     means = {
@@ -256,7 +262,7 @@ def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> li
 def excerpt(scores: Scores, one: ImageSet, files: PairFiles, metric: Metric) -> Excerpt:
     """The place of an image where the errors of first and last method differ most, enlarged anew by every method."""
     pair = files.read(one.scale)
-    stored = {method.name: in_type(method.enlarge(pair), pair.hr) for method in scores.methods}
+    stored = {method.name: in_type(method.sr_of(pair), pair.hr) for method in scores.methods}
     errors = {name: _error(sr, pair) for name, sr in stored.items()}
     first, last = errors[scores.methods[0].name], errors[scores.methods[-1].name]
     telling = np.abs(last**2 - first**2) if len(scores.methods) > 1 else first**2

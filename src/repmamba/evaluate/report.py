@@ -103,7 +103,7 @@ def class_mean_rows(scores: Scores, one: ImageSet) -> list[list[str]]:
 
 def number(value: float, unit: str) -> str:
     """A value with the digits of its unit; "inf" for equal images."""
-    return f"{value:.{DIGITS[unit]}f}" if math.isfinite(value) else ("inf" if value == math.inf else "-")
+    return f"{value:.{DIGITS.get(unit, 4)}f}" if math.isfinite(value) else ("inf" if value == math.inf else "-")
 
 
 def mean_text(summary: Summary, unit: str) -> str:
@@ -117,7 +117,7 @@ def difference_text(paired: Paired, unit: str) -> str:
     """A difference with its interval, "+0.5123 [+0.4876, +0.5402]"; one image alone has none."""
     if not paired.count:
         return "-"
-    digits = DIGITS[unit]
+    digits = DIGITS.get(unit, 4)
     text = f"{paired.difference:+.{digits}f}"
     if paired.count > 1:
         text += f" [{paired.low:+.{digits}f}, {paired.high:+.{digits}f}]"

@@ -120,7 +120,7 @@ def _enlarged(
     for done, (one, files) in enumerate(images, start=1):
         pair = files.read(one.scale)
         for method in methods:
-            sr = method.enlarge(pair)
+            sr = method.sr_of(pair)
             yield _Result(one.name, method.name, pair, sr)
             if save:
                 write_result(save / one.name / method.name, files, sr, pair)
@@ -208,23 +208,20 @@ def _scale_of(files: PairFiles, folder: Path) -> int:
 
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
     """Write (H, W, C) as TIFF; the name appears when the file is whole. Raises TargetError, NoSpace."""
-    import warnings
-
-    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
+
+    from repmamba.gdal import created
 
     height, width, bands = image.shape
     with whole_file(path) as unfinished, MemoryFile() as memory:  # GDAL keeps silent of a disk that is full on closing
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with memory.open(
-                driver="GTiff",
-                height=height,
-                width=width,
-                count=bands,
-                dtype=image.dtype.name,
-                compress="deflate",
-                bigtiff="if_safer",
-            ) as raster:
-                raster.write(np.moveaxis(image, -1, 0))
+        with created(
+            memory.name,
+            height=height,
+            width=width,
+            count=bands,
+            dtype=image.dtype.name,
+            compress="deflate",
+            bigtiff="if_safer",
+        ) as raster:
+            raster.write(np.moveaxis(image, -1, 0))
         unfinished.write_bytes(memory.getbuffer())

@@ -83,6 +83,18 @@ class Scores:
     metrics: tuple[Metric, ...]
     values: dict[tuple[str, str, str], dict[str, float]] = field(repr=False)  # (set, method, metric) -> image -> value
 
+    def __repr__(self) -> str:
+        return f"<Scores: {self.heading}>"
+
+    @property
+    def heading(self) -> str:
+        """What was scored, in a line."""
+        images = sum(len(one.files) for one in self.sets)
+        parts = ((self.methods, "method"), (self.sets, "set"), (self.metrics, "measure"))
+        methods, sets, metrics = (f"{len(each)} {word}{'s' * (len(each) != 1)}" for each, word in parts)
+        names, places = (_first([one.name for one in each]) for each in (self.methods, self.sets))
+        return f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), by {metrics}"
+
     def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
         """The values by image name."""
         return self.values[image_set, method, metric]
@@ -127,6 +139,10 @@ class Scores:
         for method in self.methods[:-1]:
             for metric in self.metrics:
                 yield method, metric, self.paired(image_set, method.name, self.methods[-1].name, metric)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:4]) + ", ..." * (len(names) > 4)
 
 
 def summarise(values: dict[str, float], metric: Metric) -> Summary:

@@ -68,11 +68,14 @@ def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, ba
     """Time passes of (batch, bands, size, size) noise. backend: of the scan, as `load` was asked for it."""
     import torch
 
-    from repmamba.scan.backends import explain
+    from repmamba.inference.onnx_runner import ExportedNetwork
+    from repmamba.scan.backends import Choice, explain
 
     unit = torch.rand(batch, upscaler.bands, size, size, generator=torch.Generator().manual_seed(0))
     seconds = seconds_of(upscaler, unit, passes)
-    choice = explain(upscaler.device, backend)
+    exported = isinstance(upscaler.network, ExportedNetwork)
+    choice = Choice("exported", "ONNX Runtime, in which the scan is part of the graph.")
+    choice = choice if exported else explain(upscaler.device, backend)
     on_cuda, memory = upscaler.device.type == "cuda", process_memory()
     return Timing(
         weights=upscaler.name,

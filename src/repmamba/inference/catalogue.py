@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repmamba.errors import CheckpointError, UsageError
 
@@ -75,6 +76,35 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
         return FoundWeights(text, fetch(text, revision=revision))
     known = ", ".join(packaged) or "none yet"
     raise CheckpointError(f"There are no weights '{text}': it is no file or folder, and the packaged ones are {known}.")
+
+
+def terms_of(path: Path, training: Mapping[str, Any]) -> str:
+    """The terms of weights in a line; "" where nothing is known of any.
+
+    path, training: of a checkpoint, its file and what it says of its training. Packaged weights have the terms of the
+    table, under another name too; weights that begin with packaged ones have theirs; others say their own as "terms".
+    """
+    if path.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        own = [entry.terms for entry in packaged_weights() if entry.digest == digest]
+        if own:
+            return own[0]
+    if told := training.get("terms"):
+        return " ".join(str(told).split())
+    begun = set(_begun_from(training))
+    return "; ".join(f"begun from {entry.name}: {entry.terms}" for entry in packaged_weights() if entry.name in begun)
+
+
+def _begun_from(training: Mapping[str, Any]) -> Iterator[str]:
+    """The names of all weights that a training began with, and that those began with."""
+    begun = training.get("begun_from")
+    if isinstance(begun, Mapping):
+        others = begun.get("mean_with", [])
+        for one in [begun, *(others if isinstance(others, list) else [])]:
+            if isinstance(one, Mapping):
+                yield str(one.get("weights"))
+                if isinstance(one.get("training"), Mapping):
+                    yield from _begun_from(one["training"])
 
 
 def from_pretrained(

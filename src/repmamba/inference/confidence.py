@@ -40,6 +40,12 @@ def doubt(sr: Tensor, variance: Tensor) -> Tensor:
     return (spread * contrast).sqrt().sqrt()
 
 
+def rounded(errors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to 1/1000 of their size or less, which is more than is known of them, for files of half the size."""
+    kept = errors.view(np.uint32) + np.uint32(1 << 13) & np.uint32(0xFFFFC000)  # 9 of the 23 bits of a mantissa
+    return kept.view(np.float32)
+
+
 def _around(planes: Tensor) -> Tensor:
     """The mean in the square around each pixel; planes: (bands, H, W). At an edge, the last pixel is repeated."""
     reach = WINDOW // 2

@@ -1,16 +1,23 @@
 """xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the same place.
 
-xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing.
+xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing. An
+array that dask computes later stays one: its blocks are enlarged when they are wanted, on the tile grid of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.errors import MissingExtra, ShapeMismatch, UsageError
+from repmamba.pixels.nodata import as_nodata
+from repmamba.tiles.window import Window
+
+UNEVEN = 0.002  # of a step, by which coordinates may be astray: written with a few digits
+UNEVEN_AT_MOST = 0.25  # the same, of float32 in large numbers; one dropped row makes half a step
 
 
 def is_dataarray(array: object) -> bool:
@@ -25,8 +32,11 @@ def is_dataarray(array: object) -> bool:
 
 
 def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
-    """The numbers of a DataArray as (bands, h, w), and its nodata. One dimension beside y and x may hold bands."""
-    place = _rioxarray(array)
+    """The numbers of a DataArray as (bands, h, w), and its nodata, if its type has it.
+
+    One dimension beside y and x may hold bands. The numbers are an array of dask where they are one
+    in the DataArray. Raises ShapeMismatch, and UsageError where coordinates are no grid.
+    """
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     if len(others) > 1 or 0 in array.shape:
@@ -34,14 +44,50 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
             f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside {rows} and {cols} it may "
             "have one of bands, none of them 0."
         )
-    ordered = array.transpose(*others, rows, cols).values
-    return ordered if others else ordered[None], place.nodata
+    _transform(array, rows, cols)  # refuses what is no grid before anything is computed
+    ordered = array.transpose(*others, rows, cols)
+    ordered = ordered.data if is_lazy(array) else ordered.values
+    return ordered if others else ordered[None], _nodata(array)
 
 
-def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
+def is_lazy(array: Any) -> bool:
+    """Whether the numbers of a DataArray are computed by dask, later."""
+    return array.chunks is not None
+
+
+def blockwise(
+    planes: Any, scale: int, tile: int, halo: int, enlarge: Callable[[NDArray[Any], Window, Window], NDArray[Any]]
+) -> Any:
+    """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w); nothing is computed here.
+
+    enlarge: of what is read for a block, (bands, h, w), and the two windows in planes, lr: read and block. Blocks are
+    as large as the chunks of planes, in whole tiles.
+    """
+    import dask.array
+    from dask.delayed import delayed
+
+    joined: Any = dask.array
+    bands, height, width = planes.shape
+    scene = Window(0, 0, height, width)
+    later, rows = delayed(enlarge), []
+    edges = [max(tile, size // tile * tile) for size in planes.chunksize[1:]]
+    for row in range(0, height, edges[0]):
+        blocks = []
+        for col in range(0, width, edges[1]):
+            block = Window(row, col, *edges).clipped(scene)
+            read = block.grown(halo).clipped(scene)
+            shape = (bands, scale * block.height, scale * block.width)
+            result = later(planes[:, *read.slices], read, block)
+            blocks.append(joined.from_delayed(result, shape, planes.dtype))
+        rows.append(blocks)
+    return joined.block([rows])
+
+
+def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None) -> Any:
     """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array.
 
-    Coordinates along rows and columns come along where they are these dimensions' own; statistics of pixels do not.
+    Coordinates along rows and columns come along where they are these dimensions' own; statistics
+    of pixels do not. nodata: in place of the array's own, of all bands or of each.
     """
     from affine import Affine
 
@@ -55,7 +101,8 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
             coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
         if rows in array.coords:
             coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
-    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith("STATISTICS_")}
+    dropped = ("STATISTICS_",) if nodata is None else ("STATISTICS_", "_FillValue", "missing_value")
+    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith(dropped)}
     result = type(array)(
         planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=attrs
     )
@@ -64,9 +111,12 @@ def like(array: Any, planes: NDArray[Any], scale: int) -> Any:
         result = result.rio.write_transform(transform)
     if place.crs is not None:
         result = result.rio.write_crs(place.crs)
-    if place.encoded_nodata is not None:
+    if nodata is not None:
+        if len(set(map(str, nodata))) == 1:
+            result = result.rio.write_nodata(as_nodata(nodata[0], planes.dtype.name))
+    elif place.encoded_nodata is not None:
         result = result.rio.write_nodata(place.encoded_nodata, encoded=True)
-    elif place.nodata is not None:
+    elif _nodata(array) is not None:
         result = result.rio.write_nodata(place.nodata)
     return result.transpose(*array.dims)
 
@@ -78,6 +128,8 @@ def _transform(array: Any, rows: Any, cols: Any) -> Any:
     """
     from affine import Affine
 
+    for name in {rows, cols} & set(array.coords):
+        _centres(name, array.coords[name].values)  # rioxarray fails on what is no number
     kept = array.rio.transform()
     if kept.b or kept.d:
         return kept
@@ -90,18 +142,65 @@ def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float,
     """Where an axis begins, and how far it is from pixel to pixel; edge and step where no coordinates tell."""
     if name not in array.coords:
         return edge, step
-    centres = array.coords[name].values.astype(np.float64)
+    centres = _centres(name, array.coords[name].values)
     if len(centres) > 1:
         step = (centres[-1] - centres[0]) / (len(centres) - 1)
+        _check_even(name, centres, step)
     return centres[0] - step / 2, step
+
+
+def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The coordinates of pixels as numbers. Raises UsageError where they are none."""
+    if values.dtype.kind not in "iuf":
+        raise UsageError(f"The coordinates {name} are {values.dtype}, and numbers are expected: drop or replace them.")
+    centres = values.astype(np.float64)
+    if not np.isfinite(centres).all():
+        place = int(np.argmin(np.isfinite(centres)))
+        raise UsageError(
+            f"The coordinates {name} are not a grid: number {place + 1} of {len(centres)} is "
+            f"{centres[place]}. Fill it in, or drop them (array.drop_vars)."
+        )
+    return centres
+
+
+def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
+    """Raise UsageError, with the place of the first jump, unless pixels lie step by step but for rounding."""
+    allowed = UNEVEN
+    if (centres == centres.astype(np.float32)).all():  # they may have been rounded to it
+        rounding = np.finfo(np.float32).eps * np.abs(centres).max()
+        allowed = min(UNEVEN_AT_MOST, UNEVEN + rounding / max(abs(step), 1e-300))
+    astray = np.abs(centres - centres[0] - step * np.arange(len(centres)))
+    if step != 0 and astray.max() <= allowed * abs(step):
+        return
+    steps = np.diff(centres)
+    if (steps == 0).all():
+        raise UsageError(f"The coordinates {name} are not a grid: all of them are {centres[0]:.10g}.")
+    changes = np.abs(np.diff(steps))
+    large = changes > allowed * np.abs(np.median(steps))
+    first = int(np.argmax(large if large.any() else changes))
+    raise UsageError(
+        f"The coordinates {name} are not evenly spaced: the step is {steps[first]:.6g}, then "
+        f"{steps[first + 1]:.6g} after {name}={centres[first + 1]:.10g}. Sort them, unwrap longitudes, "
+        "interpolate to an even grid (array.interp), or drop them (array.drop_vars)."
+    )
+
+
+def _nodata(array: Any) -> float | None:
+    """The nodata that an array declares; None where its type has no such number."""
+    try:
+        nodata = array.rio.nodata
+        return None if nodata is None else as_nodata(float(nodata), array.dtype.name)
+    except (OverflowError, ValueError):  # rioxarray's, and ours
+        return None
 
 
 def _spatial(array: Any) -> tuple[Any, Any]:
     """The names of the dimensions of rows and columns."""
+    place = _rioxarray(array)
     from rioxarray.exceptions import DimensionError
 
     try:
-        return array.rio.y_dim, array.rio.x_dim
+        return place.y_dim, place.x_dim
     except DimensionError as unknown:
         raise UsageError(
             f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns cannot be told: say so by "

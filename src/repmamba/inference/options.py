@@ -75,6 +75,14 @@ def several(taken: Callable[[Any], Any], count: int | None = None) -> Callable[[
     return read
 
 
+def several_or_one(value: Any) -> tuple[float, ...]:
+    """Real numbers; one alone, too. Raises ValueError for none at all."""
+    numbers = (number(value),) if isinstance(value, Real) else several(number)(value)
+    if not numbers:
+        raise ValueError("There is none.")
+    return numbers
+
+
 def check_cut(tile: int | None, halo: int | None) -> None:
     """Raise UsageError for a tile or a halo by which no image can be cut; None is left to the weights."""
     for name, length in (("tile", tile), ("halo", halo)):
@@ -125,11 +133,18 @@ PATH = Kind("a path, as text or as a Path", lambda value: _text(os.fspath(value)
 CALLED = Kind("a function", _called)
 WHOLE = Kind("a whole number", whole)
 PIXELS = Kind("a whole number of pixels", whole)
+NODATA = Kind("a number, or one for each band", several_or_one)
 RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
 
 
 def _range(value: Any) -> Any:
     return value if isinstance(value, str) and value == "robust" else RANGE.taken(value)
+
+
+def _layout(value: Any) -> str:
+    if value not in ("bands-first", "bands-last"):
+        raise ValueError("This is neither.")
+    return str(value)
 
 
 OF_LOAD = {
@@ -145,6 +160,9 @@ OF_LOAD = {
 
 OF_ARRAYS = {
     "value_range": Kind(f"{RANGE.words}, or 'robust'", _range),
+    "nodata": NODATA,
+    "consistent": FLAG,
+    "layout": Kind("'bands-first' or 'bands-last'", _layout),
     "tile": PIXELS,
     "halo": PIXELS,
     "workers": WHOLE,

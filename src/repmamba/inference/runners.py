@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -38,7 +38,7 @@ class Runner(Protocol):
 class TorchRunner:
     """A network of torch on its device."""
 
-    network: nn.Module
+    network: nn.Module = field(repr=False)
     scale: int
     bands: int
     device: torch.device

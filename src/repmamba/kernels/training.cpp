@@ -117,13 +117,13 @@ template <class V> static inline V silu_slope(V x) {
     return open + x * open * (1.0f - open);
 }
 
-// The normal distribution below x; bell: exp(-x^2 / 2).
+// The normal distribution below x, as in vec.h; bell: exp(-x^2 / 2).
 template <class V> static inline V normal(V x, V& bell) {
-    V t = 1.0f / (1.0f + 0.28f * (x > 0.0f ? x : -x));
-    bell = exp2_negative(x * x * (-LOG2_E / 2));
-    V tail = bell * t *
-             polynomial(t, {0.11711906506669244f, 0.0637222643650924f, 0.27837123603337927f,
-                            -0.24877396869464297f, 0.397162292892567f, -0.10760095996915225f});
+    V t = reciprocal(1.0f + 0.28f * (x > 0.0f ? x : -x));
+    bell = exp2_of_product(x * x, splat<V>(-LOG2_E / 2));
+    V tail = bell * t * polynomial(t, {0.11711906506669244f, 0.0637222643650924f,
+                                       0.27837123603337927f, -0.24877396869464297f,
+                                       0.397162292892567f, -0.10760095996915225f});
     return x > 0.0f ? 1.0f - tail : tail;
 }
 

@@ -25,6 +25,8 @@ from torch import Tensor
 from repmamba import __version__
 from repmamba.durable import FULL, check_local, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
+from repmamba.network.card import NAME as CARD
+from repmamba.network.card import card, is_ours_to_write
 from repmamba.network.config import NetworkConfig
 from repmamba.network.published import (
     COUNT,
@@ -50,6 +52,9 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 """How the names of files of weights end. Alone in a folder, one is taken whatever its name."""
+
+EXPORTED_ENDINGS = (".onnx", ".pt2")
+"""How the names of exported networks end, which are none of weights."""
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """A repository of the Hugging Face hub: owner/name."""
@@ -159,6 +164,8 @@ def save_pretrained(
 ) -> Path:
     """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub as it is.
 
+    With it goes a model card, README.md; one that you have changed stays. origin: what the weights are, in a line.
+    training: facts as JSON holds them, for the card too; "terms" are those of the weights, which results repeat.
     Raises UsageError for what is no RepMamba, CheckpointError, TargetError, NoSpace.
     """
     if not isinstance(network, RepMamba):
@@ -167,8 +174,13 @@ def save_pretrained(
         raise UsageError("origin is a line of text and training a dict of facts; one of them is something else.")
     _check_path("folder", folder)
     check_local(folder)
-    write_checkpoint(Path(folder), Checkpoint.of(network, origin=origin, training=training))
-    return Path(folder)
+    checkpoint = Checkpoint.of(network, origin=origin, training=training)
+    place = Path(folder)
+    write_checkpoint(place, checkpoint)
+    if is_ours_to_write(place):
+        text = card(place.resolve().name, checkpoint.config, checkpoint.origin, checkpoint.training)
+        _write(place / CARD, text.encode())
+    return place
 
 
 def from_pretrained(
@@ -200,7 +212,7 @@ def _check_path(name: str, value: object) -> None:
 
 def is_hub_name(text: str) -> bool:
     """Whether it reads as the name of a repository of the Hugging Face hub, owner/name, and not as that of a file."""
-    return HUB_NAME.fullmatch(text) is not None and not text.endswith(WEIGHTS_ENDINGS)
+    return HUB_NAME.fullmatch(text) is not None and not text.endswith(WEIGHTS_ENDINGS + EXPORTED_ENDINGS)
 
 
 def fetch(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmamba.network.config import dt_rank
-from repmamba.network.onlookers import plain
 from repmamba.network.repconv import EPS, depthwise3x3, to_map, to_tokens
 from repmamba.scan.selective import scan_map
 from repmamba.scan.sizes import DIRECTIONS, STATE
@@ -48,7 +47,7 @@ class SS2D(nn.Module):
 
     def forward(self, n: Tensor) -> Tensor:
         """n: normalised tokens (B, H, W, width); result of the same shape."""
-        x, z = self._halves(n)
+        x, z = self.in_proj(n).chunk(2, dim=-1)  # (B, H, W, 2 width) each
         x = F.silu(self.conv(to_map(x)))  # (B, 2 width, H, W)
         low, high = x.chunk(2, dim=1)
         pooled = F.avg_pool2d(low, 2)  # (B, width, H/2, W/2)
@@ -58,15 +57,6 @@ class SS2D(nn.Module):
         y = self.out_norm(to_tokens(torch.cat([low, self.high_conv(high)], dim=1)))
         result: Tensor = self.out_proj(y * F.silu(z))
         return result
-
-    def _halves(self, n: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves of in_proj(n), (B, H, W, 2 width) each."""
-        if not plain(self.in_proj) or self.in_proj.bias is not None:
-            x, z = self.in_proj(n).tensor_split(2, dim=-1)
-            return x, z
-        # Two products: a half that is cut out of one would have to be copied for the convolution.
-        weight_x, weight_z = self.in_proj.weight.chunk(2)
-        return F.linear(n, weight_x), F.linear(n, weight_z)
 
     def scan(self, pooled: Tensor) -> Tensor:
         """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""

@@ -201,4 +201,5 @@ def _addresses(tensors: Any) -> Any:
 
 @cache
 def _kernel(half: bool) -> Kernel:
-    return library().kernel("training_bfloat16" if half else "training_float32", pairs=half and library().pairs)
+    kernels = library()
+    return kernels.kernel("training_bfloat16" if half else "training_float32", pairs=half and kernels.pairs)

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.pixels.radiometry import mistaken
+from repmamba.errors import UsageError
+from repmamba.pixels.radiometry import mistaken, type_range
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -23,15 +24,36 @@ def usable(
 ) -> NDArray[np.bool_]:
     """raw: (bands, h, w), valid: (h, w) -> (bands, h, w), True where a band's number is valid, finite and not nodata.
 
-    nodata: of each band; of floats alone, since an integer that is nodata in one band may well be data, as black is.
+    nodata: of each band, where it has one. A number is missing in the band whose nodata it is, and in no other.
     """
-    if raw.dtype.kind != "f":
-        return np.broadcast_to(valid, raw.shape)
     known: NDArray[np.bool_] = valid & np.isfinite(raw)
     for band, number in enumerate(nodata):
         if number is not None:
             known[band] &= ~mistaken(raw[band], number)
     return known
+
+
+def as_nodata(number: float, dtype: str) -> float:
+    """A nodata that a user gives, as numbers of this type can equal it. Raises UsageError for one that none can."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            held = float(kind.type(number))
+        if np.isfinite(number) == np.isfinite(held):
+            return held
+    elif float(number).is_integer() and np.iinfo(kind).min <= number <= np.iinfo(kind).max:
+        return float(number)
+    low, high = type_range(dtype)
+    whole = "whole numbers " if kind.kind != "f" else "nan, and numbers "
+    raise UsageError(f"Nodata {number:g} is not a number of type {dtype}, which holds {whole}from {low:g} to {high:g}.")
+
+
+def missing_everywhere(raw: NDArray[np.generic], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
+    """raw: (bands, h, w) -> (h, w), True where each band has its nodata; a band without one has data everywhere."""
+    missing = np.ones(raw.shape[1:], bool)
+    for band, number in zip(raw, nodata, strict=True):
+        missing &= False if number is None else mistaken(band, number)
+    return missing
 
 
 def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:

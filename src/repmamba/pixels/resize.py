@@ -85,7 +85,7 @@ def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArr
     centre = np.arange(1, resized + 1) / scale + 0.5 * (1 - 1 / scale)  # counted from 1, as MATLAB counts
     taps = np.floor(centre - width / 2) + np.arange(math.ceil(width) + 2)[:, None]
     shrink = min(scale, 1.0)  # antialiasing: the kernel is widened by as much as the image shrinks
-    weights = shrink * _cubic(shrink * (centre - taps))
+    weights = shrink * cubic(shrink * (centre - taps))
     weights /= weights.sum(0)
     mirrored = (taps.astype(np.int64) - 1) % (2 * length)
     sources = np.where(mirrored < length, mirrored, 2 * length - 1 - mirrored)
@@ -99,8 +99,8 @@ def resized_length(length: int, scale: float) -> int:
     return math.ceil(scale * length - 1e-9)
 
 
-def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -1/2."""
+def cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel with a = -1/2, of offsets in pixels; 0 from 2 on."""
     t = np.abs(offset)
     inner = 1.5 * t**3 - 2.5 * t**2 + 1
     outer = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2

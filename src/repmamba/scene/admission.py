@@ -17,9 +17,7 @@ from repmamba.durable import readable
 from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
-CACHE_MB = 64
 GDAL_SETTINGS = {
-    "GDAL_CACHEMAX": CACHE_MB,  # more was not faster, and memory grows by 1.8 times of it
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else what is at an address now is mixed with what was there before
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
 }
@@ -66,6 +64,9 @@ class Reading:
     max_pixels: int | None = None
     fill_corrupt: bool = False  # blocks that cannot be read are missing pixels, and counted
     expand_palette: bool = False  # colours in place of classes
+    nodata: tuple[float, ...] | None = None  # one for all bands or one a band, in place of what the file declares
+    alpha: bool = True  # False: what the file calls alpha is a band like others
+    data_bands: tuple[int | str, ...] = ()  # numbers or names of bands that are data, whatever the file says
 
     @property
     def limits(self) -> Limits:
@@ -117,12 +118,12 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         raise SourceError(f"{name} has bands of several types ({', '.join(types)}); give them one type first.")
     if types[0] not in DTYPES:
         raise SourceError(f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}.")
-    limits, or_trust = how.limits, ", or leave out --untrusted if you trust its maker" if how.untrusted else ""
+    limits, or_trust = how.limits, ", or leave out untrusted=True if you trust its maker" if how.untrusted else ""
     pixels = dataset.width * dataset.height
     if pixels > limits.pixels:
         raise SourceError(
             f"{name} declares {dataset.width} x {dataset.height} pixels, and {limits.pixels} are allowed; "
-            "raise --max-pixels if that is meant."
+            "raise max_pixels= if that is meant."
         )
     if dataset.count > limits.bands:
         raise SourceError(
@@ -139,7 +140,7 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
     if os.path.isfile(name) and pixels > limits.pixels_per_byte * path.stat().st_size:
         raise SourceError(
             f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} bytes, which no image "
-            "needs so few for; raise --max-pixels if that is meant."
+            "needs so few for; raise max_pixels= if that is meant."
         )
 
 

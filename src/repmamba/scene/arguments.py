@@ -6,7 +6,20 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from repmamba.inference.options import FLAG, PATH, PIXELS, RANGE, TEXT, WHOLE, Kind, checked, number, several, whole
+from repmamba.inference.options import (
+    FLAG,
+    NODATA,
+    PATH,
+    PIXELS,
+    RANGE,
+    TEXT,
+    WHOLE,
+    Kind,
+    checked,
+    number,
+    several,
+    whole,
+)
 from repmamba.scene.plan import ValueRange
 from repmamba.tiles.window import Window
 
@@ -26,6 +39,8 @@ class Arguments(TypedDict, total=False):
     bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
     bands: Iterable[int | str] | None  # only these, by their numbers in the file, from 1, or their names
     rgb: Sequence[int | str] | None  # the numbers or names of red, green and blue; as the file says unless given
+    nodata: float | Sequence[float] | None  # of all bands, or one a band; in place of what the file declares
+    alpha: bool  # False: a band that the file calls alpha is enlarged as others are, and tells nothing
     value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
     consistent: bool | None  # back-projection; on where the scene has a place unless given
     format: str | None  # a name of scene.formats; by the target's ending unless given
@@ -111,6 +126,8 @@ KINDS: dict[str, Kind] = {
     "bbox": Kind("four numbers: left, bottom, right, top", several(number, 4)),
     "bands": Kind("the numbers of bands, from 1, or their names", _bands()),
     "rgb": Kind("the numbers or names of three bands: red, green, blue", _bands(3)),
+    "nodata": NODATA,
+    "alpha": FLAG,
     "value_range": Kind(f"{RANGE.words}, or {FOUND.words}", _range),
     "consistent": FLAG,
     "format": TEXT,

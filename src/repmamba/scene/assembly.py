@@ -26,6 +26,7 @@ from rasterio.shutil import copy as gdal_copy
 
 from repmamba import durable
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
+from repmamba.gdal import bounded_cache, created, opened, write_out_blocks
 from repmamba.scene.formats import FORMATS, creation_options, is_lossless, raw_bytes
 from repmamba.scene.journal import Journal
 from repmamba.scene.output import OutputProfile
@@ -42,7 +43,6 @@ from repmamba.scene.readback import (
     missing_block,
     open_level,
     squares,
-    unplaced_allowed,
 )
 from repmamba.scene.receipt import Level, Piece
 from repmamba.scene.tile_file import TilePixels
@@ -50,7 +50,7 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-WRITING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
+WRITING = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
 WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
 CACHE = 48 << 20  # bytes of decoded tiles kept there
@@ -120,7 +120,7 @@ def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, 
     whole = folder / WHOLE
     path = whole / name
     try:
-        with gdal_errors(path), unplaced_allowed():
+        with gdal_errors(path), bounded_cache():
             whole.mkdir()
             mosaic = Mosaic(journal, profile)
             expected = _WRITERS[profile.format](path, profile, mosaic, lambda done: progress(0.6 * done))
@@ -256,7 +256,7 @@ def _write_tiff(
     shape = {"width": grid.width, "height": grid.height, "count": profile.count, "dtype": profile.dtype}
     with (
         rasterio.Env(**WRITING),
-        rasterio.open(path, "w", driver="GTiff", nodata=profile.nodata, **shape, **place, **options) as dataset,
+        created(path, nodata=profile.nodata, **shape, **place, **options) as dataset,
     ):
         _describe(dataset, profile)
         windows = _writing_order(mosaic.windows, grid.width, grid.height, options)
@@ -265,6 +265,7 @@ def _write_tiff(
             dataset.write(pixels.data, window=gdal_window(window))
             if pixels.valid is not None:
                 dataset.write_mask(pixels.valid, window=gdal_window(window))
+            write_out_blocks()
             progress(number / len(windows))
 
 
@@ -344,17 +345,15 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
     pieces = []
     with (
         rasterio.Env(**WRITING),
-        rasterio.open(above, sharing=False) as source,
-        rasterio.open(
-            path, "w", driver="GTiff", nodata=profile.nodata, **shape, **_intermediate(profile, 256)
-        ) as target,
+        opened(above) as source,
+        created(path, nodata=profile.nodata, **shape, **_intermediate(profile, 256)) as target,
     ):
         target.colorinterp = source.colorinterp
         for window in squares(width, height, SQUARE // 2 if profile.count <= 8 else 256):
             place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
             data = source.read(window=place)
             valid = source.read_masks(1, window=place) != 0 if profile.mask else None
-            half, half_valid = halved(data, valid, nodata=profile.nodata, alpha=profile.has_alpha)
+            half, half_valid = halved(data, valid, nodata=profile.band_nodata, alpha=profile.alpha)
             target.write(half, window=gdal_window(window))
             if half_valid is not None:
                 target.write_mask(half_valid, window=gdal_window(window))

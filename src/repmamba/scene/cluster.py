@@ -117,7 +117,7 @@ class Cluster:
         if issubclass(result.kind, OutOfMemory):
             raise OutOfMemory(
                 f"A tile did not fit into the memory of a worker of the cluster at {self.name}: give its workers fewer "
-                f"threads or more memory, or take a --tile below {plan.tiles.tile} (that starts anew). {AGAIN}"
+                f"threads or more memory, or take a tile= below {plan.tiles.tile} (that starts anew). {AGAIN}"
             )
         raise result.kind(result.text)
 
@@ -221,7 +221,7 @@ class _Shared:
                 f"A worker has repmamba {__version__}, and the run is of {self._version}: install that one for all."
             )
         if self._device == "cuda" and not torch.cuda.is_available():
-            raise ClusterError("A worker has no GPU, and the run is to be computed by one: take --device cpu.")
+            raise ClusterError("A worker has no GPU, and the run is to be computed by one: take device='cpu'.")
         plan, upscaler = pickle.loads(self._packed)
         try:
             pin_backend(upscaler)

@@ -27,10 +27,10 @@ _WAVELENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nanomet\w*|um|µm|μm|micromet\
 
 def known_colours(facts: RasterFacts) -> tuple[int, int, int] | None:
     """The numbers of red, green and blue, by wavelengths, else by names; None where these do not tell."""
-    bands = facts.numbers[: facts.colours]
-    lengths = {number: _wavelength(facts, place) for place, number in enumerate(bands)}
+    bands = {place: facts.numbers[place] for place in facts.colours}
+    lengths = {number: _wavelength(facts, place) for place, number in bands.items()}
     by_length = [_nearest(lengths, colour) for colour in COLOURS]
-    names = {number: facts.descriptions[place] or "" for place, number in enumerate(bands)}
+    names = {number: facts.descriptions[place] or "" for place, number in bands.items()}
     by_word = [_only([number for number, name in names.items() if _says(name, colour)]) for colour in COLOURS]
     for found in (by_length, by_word, _by_number(facts, names)):
         red, green, blue = found
@@ -53,7 +53,7 @@ def _number_of(facts: RasterFacts, name: str) -> int:
     if name.strip().isdecimal():
         return int(name)
     wanted = _plain(name)
-    bands = list(zip(facts.numbers, facts.descriptions, strict=True))[: facts.colours]
+    bands = list(zip(facts.numbers, facts.descriptions, strict=True))
     for matches in (
         [number for number, said in bands if said and _plain(said) == wanted],
         # "B4, central wavelength 665 nm", and "B04 (red)"

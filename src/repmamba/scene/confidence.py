@@ -41,11 +41,11 @@ def with_confidence(
     calibration = upscaler.calibration
     if calibration is None:
         raise UsageError(
-            f"How far results of {upscaler.name} can be trusted has not been measured, so --confidence has nothing to "
+            f"How far results of {upscaler.name} can be trusted has not been measured, so confidence= has nothing to "
             "say; benchmarks/how_far_can_a_result_be_trusted.py measures it."
         )
     if upscaler.precision != PRECISION:
-        raise UsageError(f"--confidence was measured in {PRECISION}, and says nothing of {upscaler.precision}.")
+        raise UsageError(f"confidence= was measured in {PRECISION}, and says nothing of {upscaler.precision}.")
     settings = {**plan.job.settings, "confidence": digest(calibration.as_text().encode())}
     profile = confidence_profile(format_of(target, None).name, result, plan, calibration)
     check_fit(profile)

@@ -24,6 +24,7 @@ from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
+from repmamba.scene.choice import Choice, Chooser
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.corrupt import CorruptBlocks
@@ -31,6 +32,7 @@ from repmamba.scene.estimate import Estimate, check_memory, estimate, fitting_wo
 from repmamba.scene.grid import Grid
 from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.lock import TargetLock
+from repmamba.scene.memory import Source, Target, through_memory
 from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_consistency
 from repmamba.scene.raster import Raster, open_raster
@@ -57,14 +59,14 @@ CALLED_WITH = {
     **dict.fromkeys(("overwrite", "restart", "keep_finished"), FLAG),
     **dict.fromkeys(("progress", "assembling", "measuring"), CALLED),
 }
-Weights = str | os.PathLike[str] | Upscaler | None
+Weights = str | os.PathLike[str] | Upscaler | Chooser | None
 
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
     """What became of a scene."""
 
-    path: Path
+    path: Path | None  # None: written to a file object
     grid: Grid  # hr
     scale: int
     bands: int
@@ -73,16 +75,20 @@ class SceneResult:
     seconds: float
     corrupt_pixels: int  # lr pixels that could not be read and are missing in the result
     weights: str
+    chosen: str | None  # what the weights were chosen by, where the scene decided
     consistent: bool
     confidence: Path | None = None  # the raster that says how far the result can be trusted
     kept: bool = False  # the whole result of this very job was there already
     computed: int = 0  # pixels of the result, in this run
     seconds_computing: float = 0.0  # of these pixels
 
+    def __repr__(self) -> str:
+        return f"<SceneResult {self.summary()}>"
+
     def summary(self) -> str:
         """One line for people."""
         if self.kept:
-            return f"{self.path}: done already, by this very command; --overwrite computes it anew"
+            return f"{self.path}: done already, by this very command; overwrite=True computes it anew"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         return f"{self.brief(f'{bands}, {self.method}')}"
 
@@ -103,7 +109,8 @@ class SceneResult:
         said = f", {more}, " if more else " "
         speed = "" if self.speed is None else f" ({self.speed:.2f} megapixels/s while computing)"
         return (
-            f"{self.path}: {self.grid.width} x {self.grid.height} pixels{said}in {self.seconds:.1f} s{speed}"
+            f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{said}"
+            f"in {self.seconds:.1f} s{speed}"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
             + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
             + (f"; how far to trust it: {self.confidence}" if self.confidence else "")
@@ -113,7 +120,7 @@ class SceneResult:
         """The same as JSON values."""
         transform = self.grid.transform
         return {
-            "path": str(self.path),
+            "path": None if self.path is None else str(self.path),
             "width": self.grid.width,
             "height": self.grid.height,
             "bands": self.bands,
@@ -122,6 +129,7 @@ class SceneResult:
             "transform": None if transform is None else list(transform)[:6],
             "scale": self.scale,
             "weights": self.weights,
+            "chosen": self.chosen,
             "consistent": self.consistent,
             "tiles": self.tiles,
             "tiles_resumed": self.resumed,
@@ -134,9 +142,10 @@ class SceneResult:
         }
 
 
+@through_memory("path")
 def upscale_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: Source,
+    target: Target,
     weights: Weights = None,
     *,
     overwrite: bool = False,
@@ -149,8 +158,13 @@ def upscale_file(
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
 
-    source: any raster that GDAL reads.  target: .tif, .cog.tif, .png or .jpg; the name appears when the file is whole.
-    weights: as `load` takes them, or an Upscaler that is loaded already.  overwrite: replace a target that is there.
+    source: any raster that GDAL reads: a path, a name of GDAL's, or in memory: bytes, a binary file object (read from
+    where it stands) or an open dataset of rasterio.  target: .tif, .cog.tif, .png or .jpg; the name appears when the
+    file is whole. A name that begins with /vsimem/ and a binary file object take the result in memory, a file object a
+    GeoTIFF unless format says otherwise; its side-car files, and what a stopped run leaves, are not kept then.
+    weights: as `load` takes them, or an Upscaler that is loaded already; without any, those packaged
+    for the scale, or for real pictures (x4-real) where noise or JPEG is found.
+    overwrite: replace a target that is there.
     restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
     goes on with them.  keep_finished: where the target is the whole result of this very call, return it as it is.
     progress: called with the output pixels finished, and of how many.  assembling: likewise, while
@@ -186,6 +200,7 @@ def upscale_file(
         seconds=time.monotonic() - begun,
         corrupt_pixels=corrupt.pixels,
         weights=upscaler.name,
+        chosen=None if plan.choice is None else plan.choice.why,
         consistent=plan.consistent,
         confidence=None if confidence is None else confidence.target,
         kept=kept,
@@ -196,9 +211,10 @@ def upscale_file(
     return result
 
 
+@through_memory("target")
 def plan_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: Source,
+    target: Target,
     weights: Weights = None,
     *,
     overwrite: bool = False,
@@ -268,21 +284,26 @@ def _planned(
         max_pixels=given.pop("max_pixels", None),
         fill_corrupt=given.pop("on_corrupt", "error") == "fill",
         expand_palette=given.pop("expand_palette", False),
+        nodata=given.pop("nodata", None),
+        alpha=given.pop("alpha", True),
+        data_bands=given.get("bands", ()),
     )
     workers, place = given.pop("workers", None), given.pop("cluster", None)
     if workers is not None and place is not None:
-        raise UsageError("The workers are those of the cluster: leave --workers out, or --cluster.")
+        raise UsageError("The workers are those of the cluster: leave workers= out, or cluster=.")
     second = given.pop("confidence", None)
     options = SceneOptions(**given)
     with open_raster(source, reading) as raster, _cluster_at(place) as cluster:
         for output in (target, *([] if second is None else [Path(second)])):
             _refuse_what_is_read(output, [output], raster)
-        upscaler = _loaded(weights, load_options)
+        upscaler, choice = _loaded(weights, load_options, raster, confidence=second is not None)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring), None
+        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring, choice), None
         facts = raster.facts
         logger.info("%s: %s", facts.name, said_of_consistency(plan.consistent, options.consistent, facts.has_place))
+        if facts.alpha is not None:
+            logger.info("%s: alpha: %s.", facts.name, plan.said["alpha"])
         if second is not None:
             plan, confidence = with_confidence(plan, target, Path(second), upscaler)
         for file, profile, _ in files_written(target, plan, confidence):
@@ -311,12 +332,26 @@ def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
     return nullcontext() if place is None else connected(place)
 
 
-def _loaded(weights: Weights, load_options: dict[str, Any]) -> Upscaler:
-    """The Upscaler of the weights, or the one given; options that it was made with cannot be given again."""
-    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler):
+def _loaded(
+    weights: Weights, load_options: dict[str, Any], raster: Raster, *, confidence: bool
+) -> tuple[Upscaler, Choice | None]:
+    """The Upscaler of the weights, the one given, or one that fits the scene, and then why.
+
+    Options that an Upscaler was made with cannot be given again.
+    """
+    if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler | Chooser):
         raise UsageError(f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler.")
-    if not isinstance(weights, Upscaler):
-        return load(weights, **load_options)
+    if weights is None:
+        return Chooser.loading(**load_options)(raster, confidence=confidence)
+    if isinstance(weights, Chooser):
+        upscaler, choice = weights(raster, confidence=confidence)
+        return _made_already(upscaler, load_options), choice
+    if isinstance(weights, Upscaler):
+        return _made_already(weights, load_options), None
+    return load(weights, **load_options), None
+
+
+def _made_already(weights: Upscaler, load_options: dict[str, Any]) -> Upscaler:
     scale = load_options.pop("scale") or weights.scale
     if scale != weights.scale:
         raise UsageError(
@@ -358,7 +393,7 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
         raise TargetError(f"{target} is a folder: name a file in it.")
     # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
     if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
-        raise TargetExists(f"{target} is there already: choose another name, or replace it with --overwrite.")
+        raise TargetExists(f"{target} is there already: choose another name, or replace it with overwrite=True.")
     as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
     if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")

@@ -7,10 +7,11 @@ than changed: two machines would then give two results.
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_C
 NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
 PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
+STATM = Path("/proc/self/statm")
 MEMINFO = Path("/proc/meminfo")
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
 
@@ -45,7 +47,7 @@ class Estimate:
     """What one scene will take on this machine; sizes in bytes."""
 
     source: str
-    target: Path
+    target: Path | None  # None: a file object
     width: int  # of the output
     height: int
     bands: int
@@ -63,32 +65,44 @@ class Estimate:
     output_bytes: int  # before compression
     disk_bytes: int  # at the worst moment, what a stopped run left aside
     free_bytes: int  # where the output goes
-    memory_bytes: int  # above that of the program itself
+    memory_bytes: int  # of the whole process at its worst moment
+    program_bytes: int  # of them, what the process had when this was made: Python, torch, the weights
     cluster: str | None = None  # where the tiles are computed, if not on this machine
     confidence: Path | None = None  # the second raster, where one is wanted
+    said: Mapping[str, str] = field(default_factory=dict)  # what was decided of the source
+    chosen: str | None = None  # what the weights were chosen by, where the scene decided
     bands_alone: str | None = None  # what a user should know of bands that go through the network alone
     seconds: float | None = None
     kept: bool = False  # the whole result of this very job is there already
+
+    def __repr__(self) -> str:
+        return (
+            f"<Estimate {self.source} -> {self.target or 'memory'}: {self.width} x {self.height} pixels, "
+            f"{self.tiles} tile{'s' * (self.tiles > 1)}, x{self.scale} with {self.weights}, "
+            f"memory {readable(self.memory_bytes)}, disk {readable(self.disk_bytes)}>"
+        )
 
     def summary(self) -> str:
         """A few lines for people."""
         if self.kept:
             return f"{self.source} -> {self.target}: done already, by this very command"
-        lowest, highest = min(self.low), max(self.high)
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
+        chosen = "" if self.chosen is None else f"\n  weights  {self.weights}: the scene is {self.chosen}"
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
-            f"{self.source} -> {self.target}{second}\n"
+            f"{self.source} -> {self.target or 'memory'}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
             f"x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "
-            f"range {lowest:g} to {highest:g}; {'' if self.consistent else 'not '}made consistent{alone}\n"
+            f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
+            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
             f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
-            f"  memory   about {readable(self.memory_bytes)}{took}"
+            f"  memory   about {readable(self.memory_bytes)} for the whole process, "
+            f"{readable(self.program_bytes)} of them there already{took}"
         )
 
     @property
@@ -159,7 +173,7 @@ def estimate(
     cluster: str | None = None,
 ) -> Estimate:
     """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if there is one."""
-    profile = plan.profile
+    profile, program = plan.profile, resident_bytes()
     return Estimate(
         source=raster.facts.name,
         target=target,
@@ -177,12 +191,15 @@ def estimate(
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
+        said=plan.said,
         output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
-        memory_bytes=_memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        memory_bytes=program + _memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        program_bytes=program,
         cluster=cluster,
         confidence=None if confidence is None else confidence.target,
+        chosen=None if plan.choice is None else plan.choice.why,
         bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
     )
 
@@ -225,17 +242,25 @@ def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has to give."""
-    there = available_memory()
-    if there is None or made.memory_bytes <= there:
+    there, more = available_memory(), made.memory_bytes - made.program_bytes
+    if there is None or more <= there:
         return
     here = made.workers if made.cluster is None else 0
     fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
-    advice = f"--tile {fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No --tile is small enough"
+    advice = f"tile={fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No tile= is small enough"
     side = f"{here} worker{'s' * (here > 1)}" if here else "no tile computed here"
     raise OutOfMemory(
-        f"{made.source} needs about {readable(made.memory_bytes)} of memory with --tile {plan.tiles.tile} and "
+        f"{made.source} needs about {readable(more)} of memory with tile={plan.tiles.tile} and "
         f"{side}, and {readable(there)} are free. {advice}."
     )
+
+
+def resident_bytes() -> int:
+    """Bytes that this process has in memory now, libraries included; 0 where the system does not say."""
+    try:
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def available_memory() -> int | None:
@@ -250,7 +275,7 @@ def available_memory() -> int | None:
 
 
 def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
-    """Bytes at the worst moment, by what is alive then."""
+    """Bytes at the worst moment, beside those of the program, by what is alive then."""
     edge = tile + 2 * plan.tiles.halo
     lr = min(edge, raster.grid.height) * min(edge, raster.grid.width)
     hr = lr * plan.scale**2

@@ -198,7 +198,7 @@ def format_of(target: Path, asked: str | None = None) -> Format:
     matches = [(suffix, entry) for entry in FORMATS.values() for suffix in entry.suffixes if name.endswith(suffix)]
     if not matches:
         known = ", ".join(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
-        raise UsageError(f"{target.name} does not say its format; end it in one of {known}, or give --format.")
+        raise UsageError(f"{target.name} does not say its format; end it in one of {known}, or give format=.")
     return max(matches, key=lambda match: len(match[0]))[1]
 
 
@@ -210,7 +210,7 @@ def check_fit(profile: OutputProfile) -> None:
         able = [other.format for other in others if FORMATS[other.format].holds(other) is None]
         raise TargetError(
             f"{chosen.name} cannot hold {misfit}. "
-            + (f"These can: {', '.join(able)} (choose by the name's ending or --format)." if able else "No format can.")
+            + (f"These can: {', '.join(able)} (choose by the name's ending or format=)." if able else "No format can.")
         )
     creation_options(profile)
 
@@ -239,6 +239,8 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
     if compression == "WEBP" and options.get("INTERLEAVE") == "BAND":
         # GDAL warns of it, and then compresses memory that is not the picture's.
         raise UsageError("COMPRESS=WEBP takes bands side by side alone: leave INTERLEAVE=BAND out.")
+    if compression == "WEBP" and profile.alpha not in (None, profile.count - 1):
+        raise UsageError("COMPRESS=WEBP takes alpha as the last band: choose the order with --bands, or another one.")
     if compression == "JPEG" and profile.has_alpha:
         raise UsageError("COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep it.")
     return options

@@ -174,5 +174,5 @@ def refuse_changed_job(target: Path, job: JobIdentity, others: Sequence[Path]) -
 def _changed(folder: Path, unlike: Sequence[str]) -> str:
     return (
         f"A stopped run left {folder}, and since then this changed: {'; '.join(unlike)}. "
-        "Run it as before to continue it, or start anew with --restart (the folder stays, and may be deleted)."
+        "Run it as before to continue it, or start anew with restart=True (the folder stays, and may be deleted)."
     )

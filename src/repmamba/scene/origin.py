@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import rasterio
 
 from repmamba.errors import JobChanged, SourceError
+from repmamba.gdal import opened
 from repmamba.scene.admission import VIRTUAL
 from repmamba.scene.job import JobIdentity, Json, identify_file
 
@@ -43,7 +44,7 @@ def names_read(dataset: Any) -> tuple[str, ...]:
         name = waiting.pop()
         if name not in read and _is_virtual(name):
             try:
-                with rasterio.open(name, sharing=False) as virtual:
+                with opened(name) as virtual:
                     waiting += virtual.files
             except rasterio.errors.RasterioIOError as failure:  # reading it says so
                 logger.debug("%s cannot be looked into: %s", name, failure)
@@ -133,7 +134,7 @@ def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
     if source.get("not_told") and folder.is_dir():
         raise JobChanged(
             f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is still what it read: "
-            "it is no file, and has no ETag or time. Start anew with --restart, or copy it here first."
+            "it is no file, and has no ETag or time. Start anew with restart=True, or copy it here first."
         )
 
 

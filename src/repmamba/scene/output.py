@@ -18,8 +18,9 @@ Tags = Mapping[str, str]
 class OutputProfile:
     """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty ones are filled in.
 
-    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band (colorinterp's last is
-    "alpha"), else by nodata (its value stands in the data). What no field says is left to the format's defaults.
+    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band (the first that
+    colorinterp calls so), else by nodata (its value stands in the data). What no field says is left to the format's
+    defaults.
     """
 
     format: str  # a name of scene.formats.FORMATS
@@ -28,6 +29,7 @@ class OutputProfile:
     dtype: str  # NumPy's name
     nodata: float | None = None
     mask: bool = False
+    band_nodata: tuple[float | None, ...] = ()  # what stands where a band alone is missing, declared or not
     colorinterp: tuple[str, ...] = ()  # names of rasterio.enums.ColorInterp
     descriptions: tuple[str | None, ...] = ()
     scales: tuple[float, ...] = ()
@@ -46,6 +48,7 @@ class OutputProfile:
             "scales": (1.0,) * self.count,
             "offsets": (0.0,) * self.count,
             "units": (None,) * self.count,
+            "band_nodata": (self.nodata,) * self.count,
             "band_tags": ({},) * self.count,
         }
         for name, usual in defaults.items():
@@ -61,6 +64,11 @@ class OutputProfile:
         return ("gray", *("undefined",) * (self.count - 1))
 
     @property
+    def alpha(self) -> int | None:
+        """The band that says how opaque the others are, from 0; None without one."""
+        return self.colorinterp.index("alpha") if self.has_alpha else None
+
+    @property
     def has_alpha(self) -> bool:
-        """Whether the last band says how opaque the others are."""
-        return self.count > 1 and self.colorinterp[-1] == "alpha"
+        """Whether a band says how opaque the others are."""
+        return self.count > 1 and "alpha" in self.colorinterp

@@ -6,6 +6,7 @@ nobody can compare with a number that he does not know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,33 +16,33 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 
-def halved(data: Array, valid: Mask | None, *, nodata: float | None, alpha: bool) -> tuple[Array, Mask | None]:
+def halved(
+    data: Array, valid: Mask | None, *, nodata: Sequence[float | None] = (), alpha: int | None = None
+) -> tuple[Array, Mask | None]:
     """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean of what is there.
 
     data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None. Integers are
     rounded half up. A pixel is missing when all four are; a mean that hits nodata gives way to the largest of the four.
-    alpha: the last band is opacity; where it is 0, the others are missing.
+    nodata: of each band, missing in that one.  alpha: the band that is opacity; where it is 0, the others are missing.
     """
     count, height, width = data.shape
     half = np.empty((count, -(-height // 2), -(-width // 2)), data.dtype)
     for band in range(count):  # one by one: the sums take eight bytes a pixel, and there may be two hundred bands
-        opaque = alpha and band == count - 1
-        present = np.ones((height, width), bool) if opaque else _present(data, band, valid, nodata, alpha)
-        half[band] = _mean(data[band], present, nodata)
+        number = nodata[band] if nodata else None
+        present = np.ones((height, width), bool) if band == alpha else _present(data, band, valid, number, alpha)
+        half[band] = _mean(data[band], present, number)
     return half, None if valid is None else np.logical_or.reduce(_quads(valid))
 
 
-def _present(data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: bool) -> Mask:
+def _present(data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: int | None) -> Mask:
+    present: Mask = np.logical_not(np.isnan(data[band]))
     if valid is not None:
-        present = valid
-    elif alpha:
-        present = np.not_equal(data[-1], 0)
-    elif nodata is not None:
-        present = np.not_equal(data[band], np.asarray(nodata).astype(data.dtype))
-    else:
-        present = np.ones(data.shape[1:], bool)
-    known: Mask = np.logical_and(present, np.logical_not(np.isnan(data[band])))
-    return known
+        present &= valid
+    elif alpha is not None:
+        present &= data[alpha] != 0
+    if nodata is not None:
+        present &= np.not_equal(data[band], np.asarray(nodata).astype(data.dtype))
+    return present
 
 
 def _mean(values: Array, present: Mask, nodata: float | None) -> Array:

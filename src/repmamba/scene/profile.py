@@ -29,7 +29,10 @@ class Wanted:
     scale: int
     window: Window  # of the source that is enlarged, lr
     places: tuple[int, ...]  # of the bands that are enlarged, in what the raster reads
+    alpha_at: int  # place of the raster's alpha among the bands of the output, if it has one
     weights: str  # name and digest
+    terms: str = ""  # of the weights
+    chosen: str = ""  # what the weights were chosen by, where the scene decided
     creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
 
 
@@ -38,9 +41,10 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
 
     Raises TargetError with the formats that can hold it where this one cannot, UsageError for its creation options.
     """
-    free = [way for way in OTHER_WAYS.get(told, ()) if way != "alpha" or not facts.has_alpha]
-    for way in (told, *free):
-        profile = profile_of(facts, wanted, way)
+    free = [way for way in OTHER_WAYS.get(told, ()) if way != "alpha" or facts.alpha is None]
+    ways = [(told, facts.nodata_given), (told, False), *((way, False) for way in free)]
+    for way, kept in ways:
+        profile = profile_of(facts, wanted, way, with_nodata=kept)
         if FORMATS[wanted.format].holds(profile) is None:
             break
     else:
@@ -50,11 +54,16 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
     return profile, way
 
 
-def profile_of(facts: RasterFacts, wanted: Wanted, told: str) -> OutputProfile:
-    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at all."""
+def profile_of(facts: RasterFacts, wanted: Wanted, told: str, *, with_nodata: bool = False) -> OutputProfile:
+    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at all.
+
+    with_nodata: the raster's nodata is declared also beside a mask or alpha.
+    """
     scale, window = wanted.scale, wanted.window
-    copied = [*wanted.places, facts.count - 1] if facts.has_alpha else list(wanted.places)
-    made = told == "alpha" and not facts.has_alpha
+    copied = list(wanted.places)
+    if facts.alpha is not None:
+        copied.insert(wanted.alpha_at, facts.alpha)
+    made = told == "alpha" and facts.alpha is None
 
     def each(values: Sequence[Any], of_made_alpha: Any) -> tuple[Any, ...]:
         return tuple(values[place] for place in copied) + ((of_made_alpha,) if made else ())
@@ -64,7 +73,8 @@ def profile_of(facts: RasterFacts, wanted: Wanted, told: str) -> OutputProfile:
         grid=facts.grid.cut(window).refined(scale),
         count=len(copied) + made,
         dtype=facts.dtype,
-        nodata=facts.nodata if told == "nodata" else None,
+        nodata=facts.nodata if told == "nodata" or with_nodata else None,
+        band_nodata=each(facts.band_nodata, None),
         mask=told == "mask",
         colorinterp=each(facts.colorinterp, "alpha"),
         descriptions=each(facts.descriptions, None),
@@ -91,6 +101,10 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
+    if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
+        own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)  # those of a source that was enlarged before hold on
+    if wanted.chosen:
+        own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
     if "GEOLOCATION" in spaces:
         spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)

@@ -1,7 +1,7 @@
 """Raster: a file as the scene room sees it. Its grid, bands, tags, and any window of it as numbers and a valid mask.
 
-Which pixels are missing is said by GDAL's dataset mask alone: a mask band, else alpha, else nodata in all bands. What
-may be opened is decided in admission.py, how pixels are decoded in stored.py.
+A pixel is missing where a mask says so, else alpha, else nodata in all bands; and in one band alone, where it has that
+band's nodata. What may be opened is decided in admission.py, how pixels are decoded in stored.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,11 +24,12 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import SourceError
+from repmamba.gdal import bounded_cache, opened
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.admission import GDAL_SETTINGS, STRANGERS_SETTINGS, Reading, check_dataset, check_file
 from repmamba.scene.grid import Grid, lacking_rpcs
 from repmamba.scene.origin import file_behind, names_read
-from repmamba.scene.stored import Pixels, StoredPixels, is_placed, reading, stored_pixels
+from repmamba.scene.stored import Pixels, StoredPixels, is_called_data, is_placed, reading, stored_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,12 @@ class RasterFacts:
     grid: Grid
     dtype: str
     largest: float | None  # number that a pixel can have, where the file has fewer bits than its type (NBITS)
-    nodata: float | None  # where it alone tells what is missing
-    band_nodata: tuple[float | None, ...]  # what is missing in one band alone, where no mask or alpha tells
-    missing: str  # how missing pixels are told: "mask", "alpha" (the last band), "nodata", or "" for not at all
+    nodata: float | None  # of all bands, where that is how missing pixels are told, or where the user gave it
+    nodata_given: bool  # by the user
+    band_nodata: tuple[float | None, ...]  # what is missing in one band alone
+    missing: str  # how missing pixels are told of a result: "mask", "alpha", "nodata", or "" for not at all
+    told_by: str  # what tells of them in the file: "mask", "alpha", "bands" of each band alone, or "" for nothing
+    alpha: int | None  # which of the bands says how opaque the others are, from 0; a mask may tell what is missing
     numbers: tuple[int, ...]  # of the bands in the file, from 1
     colorinterp: tuple[str, ...]
     descriptions: tuple[str | None, ...]
@@ -83,14 +86,9 @@ class RasterFacts:
         return len(self.colorinterp)
 
     @property
-    def has_alpha(self) -> bool:
-        """Whether the last band says how opaque the others are, be it that a mask says what is missing."""
-        return self.count > 1 and self.colorinterp[-1] == "alpha"
-
-    @property
-    def colours(self) -> int:
-        """Bands without alpha."""
-        return self.count - self.has_alpha
+    def colours(self) -> tuple[int, ...]:
+        """The bands that are not alpha, from 0."""
+        return tuple(place for place in range(self.count) if place != self.alpha)
 
     @property
     def has_place(self) -> bool:
@@ -188,11 +186,10 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
     settings = GDAL_SETTINGS | (STRANGERS_SETTINGS if how.untrusted else {})
     stack = ExitStack()
     try:
-        with reading(name), warnings.catch_warnings():
-            # A picture has no place, and that is no reason to warn.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with reading(name):
+            stack.enter_context(bounded_cache())
             stack.enter_context(rasterio.Env(**settings))
-            dataset = stack.enter_context(rasterio.open(name, driver=driver, sharing=False))
+            dataset = stack.enter_context(opened(name, driver=driver))
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
                 logger.warning("%s holds others beside the first raster, which is read: %s.", name, _listed(others))
@@ -200,7 +197,7 @@ def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> R
             files = tuple(path for path in map(file_behind, names) if path is not None)
             pixels = stored_pixels(name, dataset, how, files)
             stack.callback(pixels.close)
-            facts = _facts(name, dataset, pixels, names)
+            facts = _facts(name, dataset, pixels, names, how)
             watched = {path: _stamp(path) for path in files}
     except BaseException:
         stack.close()
@@ -220,14 +217,17 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]) -> RasterFacts:
-    order = [band - 1 for band in pixels.bands]
-    colours = tuple(dataset.colorinterp[place].name for place in order)
-    count = pixels.count
+def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...], how: Reading) -> RasterFacts:
+    order = list(range(dataset.count))
+    colours = tuple(
+        "undefined" if colour.name == "alpha" and is_called_data(dataset, place, how) else colour.name
+        for place, colour in enumerate(dataset.colorinterp)
+    )
+    count, alpha, band_nodata = pixels.count, pixels.alpha, _band_nodata(dataset, pixels)
     if pixels.lookup is not None:
         colours = ("gray",) if count == 1 else ("red", "green", "blue", "alpha")[:count]
-        order = [0] * count
-    missing, nodata = _missing(dataset, pixels)
+        order, alpha, band_nodata = [0] * count, 3 if count == 4 else None, (None,) * count
+    missing, nodata = _missing(dataset, pixels, band_nodata)
     height, width = pixels.size
     gcps, gcps_crs = dataset.gcps
     if gcps and not dataset.transform.is_identity:
@@ -246,9 +246,12 @@ def _facts(name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...]
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         largest=_largest(dataset) if pixels.lookup is None else None,
         nodata=nodata,
-        band_nodata=_each(_band_nodata(dataset), order),
+        nodata_given=pixels.nodata is not None,
+        band_nodata=band_nodata,
         missing=missing,
-        numbers=pixels.bands if pixels.lookup is None else tuple(range(1, count + 1)),
+        told_by=pixels.missing,
+        alpha=alpha,
+        numbers=tuple(range(1, count + 1)),
         colorinterp=colours,
         descriptions=_each(dataset.descriptions, order),
         scales=_each(dataset.scales, order),
@@ -267,25 +270,19 @@ def _each(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     return tuple(values[place] for place in order)
 
 
-def _missing(dataset: Any, pixels: StoredPixels) -> tuple[str, float | None]:
-    """How the file tells of missing pixels: by a mask, else alpha, else one nodata for all bands."""
-    flags = dataset.mask_flag_enums[pixels.bands[0] - 1]
+def _missing(dataset: Any, pixels: StoredPixels, band_nodata: tuple[float | None, ...]) -> tuple[str, float | None]:
+    """How the raster tells of missing pixels, and the nodata of all bands where that does it, or the user gave it."""
     if pixels.lookup is not None:
-        if pixels.count == 4:
-            return "alpha", None
-        return ("" if MaskFlags.all_valid in flags else "mask"), None
-    if pixels.alpha_tells:
-        return "alpha", None
-    if MaskFlags.per_dataset in flags:
-        return "mask", dataset.nodata if MaskFlags.nodata not in flags else None
-    nodata = dataset.nodata if MaskFlags.nodata in flags else None
-    if any(MaskFlags.all_valid in each for each in dataset.mask_flag_enums):
-        return "", None  # a pixel is missing where it is in all bands
-    if nodata is not None and not _is_within(dataset.dtypes[0], nodata):
+        return ("alpha" if pixels.count == 4 else "mask" if pixels.missing else ""), None
+    of_bands = [nodata for place, nodata in enumerate(band_nodata) if place != pixels.alpha]
+    # NaN equals itself as a text alone.
+    one = of_bands[0] if len(set(map(str, of_bands))) == 1 else None
+    if pixels.missing != "bands":
+        return pixels.missing, one if pixels.nodata is not None else None
+    if one is not None:
+        return "nodata", one
+    if dataset.nodata is not None and not _is_within(dataset.dtypes[0], dataset.nodata):
         return "", None
-    one_for_all = len(set(map(str, dataset.nodatavals))) == 1
-    if nodata is not None and one_for_all and _is_number_of(dataset.dtypes[0], nodata):
-        return "nodata", nodata
     return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
 
 
@@ -298,16 +295,24 @@ def _largest(dataset: Any) -> float | None:
     return float((1 << int(bits)) - 1)
 
 
-def _band_nodata(dataset: Any) -> tuple[float | None, ...]:
-    """The nodata of each band of the file, where that tells what is missing."""
+def _band_nodata(dataset: Any, pixels: StoredPixels) -> tuple[float | None, ...]:
+    """The nodata of each band of the file, given or, where it tells what is missing, declared."""
+    if pixels.nodata is not None:
+        given = dict(zip(pixels.colours, pixels.nodata, strict=True))
+        return tuple(given.get(band) for band in pixels.bands)
     told = zip(dataset.nodatavals, dataset.mask_flag_enums, strict=True)
-    return tuple(nodata if MaskFlags.nodata in flags else None for nodata, flags in told)
+    numbers = (nodata if MaskFlags.nodata in flags else None for nodata, flags in told)
+    return tuple(None if number is None or not _can_equal(dataset.dtypes[0], number) else number for number in numbers)
 
 
 def _is_within(dtype: str, nodata: float) -> bool:
     """Whether a pixel can have about this value: some files declare -9999 for unsigned ones."""
     low, high = type_range(dtype)
     return np.dtype(dtype).kind == "f" or low <= nodata <= high
+
+
+def _can_equal(dtype: str, nodata: float) -> bool:
+    return _is_within(dtype, nodata) and _is_number_of(dtype, nodata)
 
 
 def _is_number_of(dtype: str, nodata: float) -> bool:

@@ -8,7 +8,6 @@ compared by digest, before the target's name appears and again whenever somebody
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,11 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from repmamba.errors import VerificationError
+from repmamba.gdal import bounded_cache, opened
 from repmamba.scene.formats import FORMATS
 from repmamba.scene.receipt import Level, Piece, Receipt, file_sha256
 from repmamba.scene.tile_file import packed_rows
@@ -30,7 +30,7 @@ from repmamba.tiles.window import Window
 GDAL_FAILURES = (RasterioError, CPLE_BaseError, OSError, SystemError)
 # Our own side-cars and overviews are read, also while a stranger's file is open, around which both are switched off.
 OWN_FILES = {"GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
-READING = {"GDAL_CACHEMAX": 64 << 20, "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_FILES}
+READING = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_FILES}
 STRIP = 64  # rows read at once from formats that only go from top to bottom
 LOSSY_DRIFT = 1.0  # grey levels by which the mean of a piece may differ between two decoders of the same JPEG
 
@@ -42,16 +42,8 @@ Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]  # windo
 def open_level(path: Path, level: int = 0) -> Iterator[Any]:
     """A raster through a handle that shares nothing with others; level 1 is its first overview."""
     choice = {} if level == 0 else {"overview_level": level - 1}
-    with unplaced_allowed(), rasterio.Env(**READING), rasterio.open(path, sharing=False, **choice) as dataset:
+    with bounded_cache(), rasterio.Env(**READING), opened(path, **choice) as dataset:
         yield dataset
-
-
-@contextmanager
-def unplaced_allowed() -> Iterator[None]:
-    """Pictures, masks and overviews have no transform, and nobody has to be told."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 def gdal_window(window: Window) -> GdalWindow:

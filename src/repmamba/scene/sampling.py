@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from repmamba.pixels.radiometry import ValueHistogram
+from repmamba.pixels.histogram import ValueHistogram
 from repmamba.scene.raster import Raster
 from repmamba.tiles.window import Window
 
@@ -104,7 +104,7 @@ def _told(raster: Raster, windows: Sequence[Window], what: str, progress: TellPi
     total, done = _area(windows), 0
     if what:
         logger.info(
-            "%s: reading %s to find the range of its values; --range LOW,HIGH saves it.", raster.facts.name, what
+            "%s: reading %s to find the range of its values; value_range=(LOW, HIGH) saves it.", raster.facts.name, what
         )
     for window in windows:
         if progress is not None and what:

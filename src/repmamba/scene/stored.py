@@ -1,4 +1,4 @@
-"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0 to 255, alpha last.
+"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0 to 255.
 
 What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for come row by row: the
 rows of the last one are kept. Errors of the libraries below become one line here, in `reading`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
-from repmamba.scene.admission import CACHE_MB, Reading, block_bytes
+from repmamba.gdal import CACHE_BYTES
+from repmamba.pixels.nodata import as_nodata, missing_everywhere
+from repmamba.scene.admission import Reading, block_bytes
 from repmamba.scene.upright import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
 
@@ -44,7 +45,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
     except RepmambaError:
         raise
     except MemoryError as error:
-        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller --tile.") from error
+        raise OutOfMemory(f"{name} does not fit into memory while it is read; use a smaller tile=.") from error
     except (rasterio.errors.RasterioError, CPLE_BaseError, OSError, SystemError, SyntaxError, ValueError) as error:
         reason = _reason(error)
         if window is None:
@@ -52,7 +53,7 @@ def reading(name: str, window: Window | None = None) -> Iterator[None]:
         raise CorruptSource(
             f"{name} is corrupt or truncated: its columns {window.col} to {window.col + window.width - 1}, rows "
             f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it again, or take what "
-            "cannot be read as missing with --on-corrupt fill."
+            "cannot be read as missing with on_corrupt='fill'."
         ) from error
 
 
@@ -71,14 +72,25 @@ class StoredPixels:
     dataset: Any
     by_rows: bool
     fill_corrupt: bool
-    bands: tuple[int, ...]  # of the file, from 1, in the order in which they are given out
-    alpha_tells: bool = False  # what is missing is where the last of the bands is 0
+    missing: str  # what tells of missing pixels: "mask", "alpha", "bands" (nodata, mostly), or "" for nothing
+    alpha: int | None = None  # which of the bands is alpha, from 0
+    nodata: tuple[float, ...] | None = None  # of each band but alpha, where the user gives it
     lookup: NDArray[Any] | None = None  # (number) -> (bands,), for palettes and for grey that is not shown as it stands
     turn: int = 1  # how the picture asks to be turned, as in EXIF
     corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
     _first: int = 0  # row at which the buffer begins
     _buffer: Pixels | None = field(default=None, repr=False)
     _upright: UprightPicture | None = field(default=None, repr=False)
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """All bands of the file, from 1."""
+        return tuple(range(1, self.dataset.count + 1))
+
+    @property
+    def colours(self) -> tuple[int, ...]:
+        """Those that are not alpha."""
+        return tuple(band for band in self.bands if band - 1 != self.alpha)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,7 +100,7 @@ class StoredPixels:
     @property
     def count(self) -> int:
         """Bands, as they are given out."""
-        return len(self.bands) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
+        return int(self.dataset.count) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) and valid (h, w) of a window."""
@@ -105,9 +117,7 @@ class StoredPixels:
 
     def is_unwritten(self, window: Window) -> bool:
         """Whether the file is a TIFF that leaves out all blocks of a window; a mask may still tell them apart."""
-        flags = self.dataset.mask_flag_enums[0]
-        has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-        if self.dataset.driver != "GTiff" or has_mask or self.turn != 1:
+        if self.dataset.driver != "GTiff" or self.missing == "mask" or self.turn != 1:
             return False
         height, width = self.dataset.block_shapes[0]
         rows = range(window.row // height, -(-(window.row + window.height) // height))
@@ -130,11 +140,11 @@ class StoredPixels:
 
     def memory_of(self, rows: int) -> int:
         """Bytes that are kept while windows of so many rows are read."""
-        row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * len(self.bands) + 1)
+        row: int = self.dataset.width * (np.dtype(self.dataset.dtypes[0]).itemsize * self.dataset.count + 1)
         block: int = self.dataset.block_shapes[0][0]
         decoded = block_bytes(self.dataset)
         # A block that the cache cannot hold is decoded beside it, from bytes that may be as many.
-        large = 2 * decoded if decoded > CACHE_MB << 20 else 0
+        large = 2 * decoded if decoded > CACHE_BYTES else 0
         if self.turn != 1:
             return large + 3 * row * -(-TURNED_ROWS // block) * block  # a strip, the same turned, and the next one
         return large + (row * (rows + block) if self.by_rows else 0)
@@ -175,12 +185,26 @@ class StoredPixels:
     def _from_file(self, window: Window) -> Pixels:
         rows, cols = window.slices
         place = ((rows.start, rows.stop), (cols.start, cols.stop))
-        raw = self.dataset.read(list(self.bands), window=place)
-        return raw, raw[-1] != 0 if self.alpha_tells else self.dataset.dataset_mask(window=place) != 0
+        raw = self.dataset.read(window=place)
+        return raw, self._valid(raw, place)
+
+    def _valid(self, raw: NDArray[Any], place: tuple[tuple[int, int], tuple[int, int]]) -> NDArray[np.bool_]:
+        valid = np.ones(raw.shape[1:], bool)
+        colours = [band - 1 for band in self.colours]
+        if self.missing == "alpha":
+            valid = raw[self.alpha] != 0
+        elif self.missing == "mask":
+            valid = self.dataset.read_masks(self.colours[0], window=place) != 0
+        elif self.missing == "bands" and self.nodata is None:
+            # Not dataset_mask: of four bands, it takes the nodata of the last for that of all.
+            valid = self.dataset.read_masks(list(self.colours), window=place).any(axis=0)
+        if self.nodata is not None:
+            valid = valid & ~missing_everywhere(raw[colours], self.nodata)
+        return valid
 
     def _block_by_block(self, window: Window) -> Pixels:
         """A window of which something cannot be read: what can, and the rest missing."""
-        raw = np.zeros((len(self.bands), window.height, window.width), self.dataset.dtypes[0])
+        raw = np.zeros((self.dataset.count, window.height, window.width), self.dataset.dtypes[0])
         valid = np.zeros((window.height, window.width), bool)
         height, width = self.dataset.block_shapes[0]
         for row in range(window.row // height * height, window.row + window.height, height):
@@ -217,23 +241,57 @@ class StoredPixels:
 
 def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) -> StoredPixels:
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of classes."""
-    alpha = [band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "alpha"]
-    if dataset.count == 1:
-        alpha = []
-    colours = [band for band in range(1, dataset.count + 1) if band not in alpha[:1]]
-    flags = dataset.mask_flag_enums[colours[0] - 1]
-    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    alpha = _alpha(dataset, how)
     grey = _grey_as_shown(dataset)
     return StoredPixels(
         name=name,
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
-        bands=(*colours, *alpha[:1]),
-        alpha_tells=bool(alpha) and not has_mask,
+        missing=_missing(dataset, alpha, given=how.nodata is not None),
+        alpha=alpha,
+        nodata=_given_nodata(name, dataset, alpha, how),
         lookup=_palette(name, dataset, how) if grey is None else grey,
         turn=_orientation(dataset, files),
     )
+
+
+def is_called_data(dataset: Any, place: int, how: Reading) -> bool:
+    """Whether the user says that a band, from 0, is no alpha: of all bands, or by its number or its name."""
+    names = {str(place + 1), (dataset.descriptions[place] or "").strip().lower()}
+    return not how.alpha or bool(names & {str(band).strip().lower() for band in how.data_bands})
+
+
+def _alpha(dataset: Any, how: Reading) -> int | None:
+    """Which band is taken for alpha, from 0: the first that the file calls so, and the user does not call data."""
+    if dataset.count == 1:
+        return None
+    called = (place for place, colour in enumerate(dataset.colorinterp) if colour.name == "alpha")
+    return next((place for place in called if not is_called_data(dataset, place, how)), None)
+
+
+def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
+    """What tells of missing pixels: a mask, else alpha, else all bands, each by its nodata or a mask of its own."""
+    flags = [each for band, each in enumerate(dataset.mask_flag_enums) if band != alpha]
+    if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
+        return "mask"
+    if alpha is not None:
+        return "alpha"
+    of_bands = not any(MaskFlags.all_valid in each or MaskFlags.alpha in each for each in flags)
+    return "bands" if given or of_bands else ""
+
+
+def _given_nodata(name: str, dataset: Any, alpha: int | None, how: Reading) -> tuple[float, ...] | None:
+    """The nodata that the user gives, of each band but alpha, as the file's type has it. Raises UsageError."""
+    if how.nodata is None:
+        return None
+    count = dataset.count - (alpha is not None)
+    if len(how.nodata) not in (1, count):
+        raise UsageError(
+            f"--nodata gives {len(how.nodata)} numbers, and {name} has {count} band{'s' * (count > 1)}: give one for "
+            "all, or one for each."
+        )
+    return tuple(as_nodata(number, dataset.dtypes[0]) for number in how.nodata * (count // len(how.nodata)))
 
 
 def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
@@ -244,7 +302,7 @@ def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
     if not how.expand_palette and _is_classes(dataset):
         raise UsageError(
             f"{name} has a palette, and its values look like classes, which cannot be enlarged as imagery. "
-            "If its colours are a picture, enlarge those with --expand-palette."
+            "If its colours are a picture, enlarge those with expand_palette=True."
         )
     has_alpha = dataset.count == 2 and dataset.colorinterp[1].name == "alpha" and dataset.dtypes[0] == "uint8"
     if palettes != [1] or (dataset.count != 1 and not has_alpha):
@@ -306,20 +364,23 @@ def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     asked = dataset.tags().get("EXIF_Orientation")
     if asked is None and dataset.driver != "JPEG":  # GDAL tells of it for JPEG alone
         page = _PAGE.match(dataset.name)
-        asked = _orientation_by_pillow(files[0], 1 if page is None else int(page[1]))
+        asked = _orientation_by_pillow(files[0], dataset.driver, 1 if page is None else int(page[1]))
     return int(asked) if str(asked).isdigit() and 1 <= int(asked) <= 8 else 1
 
 
-def _orientation_by_pillow(path: Path, page: int) -> str | None:
+def _orientation_by_pillow(path: Path, driver: str, page: int) -> str | None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
 
+    # Only the header is read, so the size does not matter; Image.open would warn of a large one.
+    opener: Any = {"PNG": PngImageFile, "GTiff": TiffImageFile, "WEBP": WebPImageFile}[driver]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
-            with Image.open(path) as image:
-                if page > 1:
-                    image.seek(page - 1)
-                # The getexif of PNG decodes the whole picture, to look behind it.
-                return str(Image.Image.getexif(image).get(0x0112))
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with opener(path) as image:
+            if page > 1:
+                image.seek(page - 1)
+            # The getexif of PNG decodes the whole picture, to look behind it.
+            return str(Image.Image.getexif(image).get(0x0112))
+    except (OSError, EOFError, SyntaxError, ValueError):
         return None

@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from repmamba.errors import OutOfMemory
-from repmamba.inference.confidence import doubt
-from repmamba.inference.consistency import consistent
-from repmamba.inference.upscaler import SEEN, Upscaler, restored
-from repmamba.pixels.nodata import enlarged, filled, usable
-from repmamba.pixels.radiometry import SPIKE, Radiometry
+from repmamba.inference.upscaler import Upscaler
+from repmamba.pixels.nodata import enlarged, usable
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
@@ -44,12 +39,14 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             raise
         raise OutOfMemory(
             f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; what is finished is "
-            f"kept. Run again with fewer --workers, or with a --tile below {plan.tiles.tile} (that starts anew)."
+            f"kept. Run again with a smaller workers=, or with a tile= below {plan.tiles.tile} (that starts anew)."
         ) from error
-    if plan.alpha == "source":
-        alpha = enlarged(raw[-1:], plan.scale)[:, *tile.keep.slices]
-        colours = np.concatenate([colours, alpha])
-    elif plan.alpha == "made":
+    if plan.alpha is not None:
+        alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
+        if plan.alpha_tells:
+            alpha = np.where(footprint, alpha, alpha.dtype.type(0))  # nodata that the user gave is transparent
+        colours = np.insert(colours, plan.alpha_at, alpha, axis=0)
+    elif plan.alpha_tells:
         opaque = np.where(footprint, np.iinfo(colours.dtype).max, 0).astype(colours.dtype)
         colours = np.concatenate([colours, opaque[None]])
     return TileResult(colours, footprint, errors)
@@ -73,53 +70,18 @@ def _colours(
         errors = np.full((len(plan.groups), *numbers.shape[1:]), np.nan, np.float32)
     if footprint.any():
         for place, group in enumerate(plan.groups):
-            radiometry = plan.radiometry.of_bands(group)
-            known = usable(raw[list(group)], valid, [plan.band_nodata[band] for band in group])
-            found, expected = _group(raw[list(group)], known, radiometry, tile, plan, upscaler)
+            nodata = [plan.band_nodata[band] for band in group]
+            found, expected = upscaler.enlarge_numbers(
+                raw[list(group)],
+                usable(raw[list(group)], valid, nodata),
+                tile.keep,
+                plan.radiometry.of_bands(group),
+                nodata=nodata,
+                consistent=plan.consistent,
+                calibration=plan.calibration,
+            )
             for band, enlarged_band in zip(group, found, strict=True):
                 np.copyto(numbers[band], enlarged_band, where=footprint)
             if errors is not None and expected is not None:
                 errors[place] = np.where(footprint, expected, np.float32(np.nan))
     return numbers, errors
-
-
-def _group(
-    raw: NDArray[Any],
-    known: NDArray[np.bool_],
-    radiometry: Radiometry,
-    tile: Tile,
-    plan: ScenePlan,
-    upscaler: Upscaler,
-) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Bands that go through the network together: (bands, h, w) of tile.read -> the same of tile.write; errors (h, w).
-
-    Where one of the bands is not known, so is the error of their mean: NaN.
-    """
-    whole = radiometry.to_unit(raw)
-    spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
-    # A spike is cut off before anything is made of it, and what was cut off put back where it was.
-    unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)
-    if plan.calibration is None:
-        sr, variance = upscaler.enlarge(unit, (tuple(range(len(raw))),)), None
-    else:
-        sr, variance = upscaler.enlarge_with_variance(unit)
-    if plan.consistent:
-        sr = consistent(sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), plan.scale)
-    if spike.any():
-        beyond = torch.from_numpy(np.where(spike, whole - unit, np.float32(0)))
-        sr = sr + F.interpolate(beyond[None], scale_factor=plan.scale, mode="bilinear")[0]
-    numbers = radiometry.from_unit(sr[:, *tile.keep.slices].numpy(), nodata=plan.nodata)
-    if not known.all():
-        numbers = restored(numbers, raw, known, tile, plan.scale)
-    if plan.calibration is None or variance is None:
-        return numbers, None
-    expected = plan.calibration.expected_error(doubt(sr, variance)[tile.keep.slices].numpy())
-    expected = rounded(expected * np.float32(radiometry.high[0] - radiometry.low[0]))  # one range for all of a group
-    everywhere = enlarged(np.logical_and.reduce(known), plan.scale)[tile.keep.slices]
-    return numbers, np.where(everywhere, expected, np.float32(np.nan))
-
-
-def rounded(errors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to 1/1000 of their size or less, which is more than is known of them, for files of half the size."""
-    kept = errors.view(np.uint32) + np.uint32(1 << 13) & np.uint32(0xFFFFC000)  # 9 of the 23 bits of a mantissa
-    return kept.view(np.float32)

@@ -16,10 +16,11 @@ from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
 
 from repmamba.errors import UsageError
+from repmamba.gdal import created, opened
 from repmamba.scene.formats import FORMATS, creation_options, is_lossless
 from repmamba.scene.grid import Grid
 from repmamba.scene.output import OutputProfile
-from repmamba.scene.readback import GDAL_FAILURES, OWN_FILES, unplaced_allowed
+from repmamba.scene.readback import GDAL_FAILURES, OWN_FILES
 
 NAME = "trial"  # of the files in memory
 EDGE = 96  # pixels, of more than one block
@@ -31,14 +32,14 @@ def check_options(profile: OutputProfile) -> None:
     """Raise UsageError where GDAL does not take the profile's creation options for its type and bands."""
     asked = ", ".join(f"{name}={value}" for name, value in profile.creation)
     try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES), unplaced_allowed():
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES):
             fault = _fault(replace(profile, grid=Grid(EDGE, EDGE)))
     except GDAL_FAILURES as error:
         fault = " ".join(str(error.__cause__ or error).split()).rstrip(".").rpartition(f"{NAME}: ")[2]
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
-            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for with --co."
+            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for with creation=."
         )
 
 
@@ -52,7 +53,7 @@ def _fault(profile: OutputProfile) -> str | None:
         _write(first, profile, pattern, options if direct else {})
         if not direct:
             gdal_copy(first.name, second.name, driver=chosen.driver, **options)
-        with rasterio.open((first if direct else second).name, sharing=False) as file:
+        with opened((first if direct else second).name) as file:
             found = file.read()
             if (file.count, file.dtypes[0]) != (profile.count, profile.dtype):
                 return f"it comes back as {file.count} bands of {file.dtypes[0]}"
@@ -64,7 +65,7 @@ def _fault(profile: OutputProfile) -> str | None:
 
 def _write(memory: MemoryFile, profile: OutputProfile, pattern: NDArray[Any], options: dict[str, str]) -> None:
     shape = {"width": EDGE, "height": EDGE, "count": profile.count, "dtype": profile.dtype}
-    with memory.open(driver="GTiff", nodata=profile.nodata, **shape, **options) as file:
+    with created(memory.name, nodata=profile.nodata, **shape, **options) as file:
         file.colorinterp = tuple(rasterio.enums.ColorInterp[name] for name in profile.colorinterp)
         file.write(pattern)
         if profile.mask:

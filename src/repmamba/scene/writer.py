@@ -92,7 +92,7 @@ def refuse_other_result(target: Path, job: JobIdentity) -> None:
     except VerificationError:
         unlike = []
     made = f", made otherwise ({unlike[0]}{' and more' * (len(unlike) > 1)})" if unlike else ""
-    raise TargetExists(f"{target} is there already{made}: choose another name, or replace it with --overwrite.")
+    raise TargetExists(f"{target} is there already{made}: choose another name, or replace it with overwrite=True.")
 
 
 class SceneWriter:
@@ -230,7 +230,8 @@ class SceneWriter:
             for path in read_beside(self.target, self.profile):
                 if path.exists():
                     raise TargetExists(
-                        f"{path} is of another file and would be read as part of the result; remove it, or --overwrite."
+                        f"{path} is of another file and would be read as part of the result; remove it, or give "
+                        "overwrite=True."
                     )
 
     def _check_space_to_assemble(self) -> None:
@@ -270,17 +271,17 @@ class SceneWriter:
             durable.move_durable(whole.path, self.target, replace=self._overwrite)
         except FileExistsError as taken:
             raise TargetExists(
-                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or --overwrite."
+                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or give overwrite=True."
             ) from taken
 
     def _place_sidecar(self, source: Path, path: Path) -> None:
         if not self._overwrite and path.exists() and path.read_bytes() != source.read_bytes():
-            raise TargetExists(f"{path} exists already and says something else; remove it, or --overwrite.")
+            raise TargetExists(f"{path} exists already and says something else; remove it, or give overwrite=True.")
         durable.move_durable(source, path, replace=True)
 
     def _discard_sidecar(self, path: Path) -> None:
         if not self._overwrite:
-            raise TargetExists(f"{path} would be read as part of the result; remove it, or --overwrite.")
+            raise TargetExists(f"{path} would be read as part of the result; remove it, or give overwrite=True.")
         durable.remove(path)
 
     def _clear(self) -> None:

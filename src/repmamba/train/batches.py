@@ -16,6 +16,7 @@ from repmamba.ahead import ahead
 from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
+from repmamba.data.sensors import SensorChain
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
 from repmamba.train.processes import Processes
@@ -43,9 +44,12 @@ def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterat
                 yield reduced
 
 
-def chain_of(recipe: Recipe) -> Chain | None:
+def chain_of(recipe: Recipe) -> Chain | SensorChain | None:
     """What makes lr from hr in place of the plain reduction, where the recipe degrades."""
-    return Chain(recipe.network.scale, recipe.data.degradations) if recipe.data.degradations else None
+    scale, data = recipe.network.scale, recipe.data
+    if data.degrade:
+        return SensorChain(data.degrade, scale)
+    return Chain(scale, data.degradations) if data.degradations else None
 
 
 def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
@@ -60,7 +64,7 @@ def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
         try:
             chain(hr, np.random.default_rng(0))
         except ShapeMismatch as fault:
-            raise RecipeError(f"data.degradations are set, and {files[0].hr} cannot be degraded: {fault}") from fault
+            raise RecipeError(f"The recipe degrades, and {files[0].hr} cannot be degraded: {fault}") from fault
 
 
 def counted_in_steps(recipe: Recipe, images: int) -> Recipe:

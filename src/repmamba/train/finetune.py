@@ -32,6 +32,7 @@ from repmamba.pixels.nodata import usable
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
 from repmamba.scene.raster import Raster, open_raster
 from repmamba.tiles.window import Window
+from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit
 from repmamba.train.reached import Tell
 from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule, Start, Step
@@ -82,6 +83,9 @@ class FinetuneResult:
     weights: str
     gain: Paired | None
 
+    def __repr__(self) -> str:
+        return f"<FinetuneResult {self.summary()}>"
+
     @property
     def improved(self) -> bool:
         """Whether the interval of the gain lies above zero."""
@@ -100,9 +104,9 @@ class FinetuneResult:
 
 
 def finetune(
-    scenes: Sequence[str | os.PathLike[str]],
-    folder: str | Path,
-    weights: str = "x4",
+    scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    weights: str | os.PathLike[str] = "x4",
     *,
     steps: int = 600,
     rate: float = 1e-4,
@@ -112,14 +116,16 @@ def finetune(
     nice: int = 0,
     minutes: float | None = None,
     progress: Tell | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> FinetuneResult:
-    """Train weights further on scenes, in a folder where a stopped run goes on.
+    """Train weights further on scenes, one or several, in a folder where a stopped run goes on.
 
     steps, rate: of the run, and its highest learning rate. The others as in `fit`. The new weights are written to
     finetuned.safetensors in the folder only if the interval of their gain lies above zero.
     Raises UsageError if the scenes have too few blocks without missing pixels, SourceError, CheckpointError.
     """
     check_local(folder)
+    scenes, weights, folder = _several(scenes), os.fspath(weights), Path(folder)
     path = find_weights(weights).path
     checkpoint = read_checkpoint(path)
     upscaler = load(weights, device=device)
@@ -141,7 +147,15 @@ def finetune(
         start=Start(weights=weights),
     )
     run = fit(
-        recipe, folder, stock=stock, device=device, threads=threads, nice=nice, minutes=minutes, progress=progress
+        recipe,
+        folder,
+        stock=stock,
+        device=device,
+        threads=threads,
+        nice=nice,
+        minutes=minutes,
+        progress=progress,
+        callbacks=callbacks,
     )
     if not run.finished:
         return FinetuneResult(run, weights, None)
@@ -154,6 +168,14 @@ def finetune(
     origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
     kept = write_checkpoint(Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts))
     return FinetuneResult(run, str(kept), gain)
+
+
+def _several(scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The names of one scene or of several. Raises UsageError."""
+    several = [scenes] if isinstance(scenes, str | os.PathLike) else list(scenes)
+    if not several or not all(isinstance(scene, str | os.PathLike) for scene in several):
+        raise UsageError(f"scenes is {scenes!r:.80}; it takes the path of a raster, or several.")
+    return [os.fspath(scene) for scene in several]
 
 
 def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:

@@ -27,6 +27,7 @@ from repmamba.train.batches import (
     sampler_of,
     training_files,
 )
+from repmamba.train.callbacks import Callback, TensorBoard
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
@@ -52,6 +53,7 @@ def fit(
     minutes: float | None = None,
     progress: Tell | None = None,
     tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
     cache: Path | None = None,
     stock: Stock | None = None,
 ) -> FitResult:
@@ -60,15 +62,17 @@ def fit(
     device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
     batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
     return after so long, to be gone on with.  progress: called with how far the run is, by the first process; without
-    it, log lines say so.  tensorboard: write its files, too.  cache: a folder that keeps the decoded images for this
-    run and others; default the run's own where data.cache is "disk", else none.  None of these changes a sample;
-    another device or number of threads changes the last digits of a loss.
+    it, log lines say so.  tensorboard: write its files, too.  callbacks: who is told of lines of the curve,
+    validations and pictures.  cache: a folder that keeps the decoded images for this run and others; default the run's
+    own where data.cache is "disk", else none.  None of these changes a sample; another device or number of threads
+    changes the last digits of a loss.
     stock: images that are in memory already, to be learnt from in place of those that data.train names.
     Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
     finite or diverges, RecipeError, SourceError, TargetError.
     """
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    told = [*callbacks, *([TensorBoard()] if tensorboard else [])]
     settle(threads, nice)
     processes = find_processes(os.environ)
     tell = (progress or log_lines()) if processes.first else lambda reached: None
@@ -99,7 +103,7 @@ def fit(
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
         run = resumed(Run(recipe, folder, learner, processes, images), files)
-        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tensorboard=tensorboard, tell=tell)
+        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told)
         with monitor, stop_signals() as stopped, old_objects_left_alone():
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
@@ -108,7 +112,7 @@ def fit(
                     monitor.log(run.step, *run.measured())
                 if run.due(recipe.validation.every) and judge and judge.pairs:
                     monitor.pause()
-                    judgement = judge.judge(run.learner.best_network, run.step)
+                    judgement = judge.judge(run.learner.best_network, run.step, pictured=monitor.pictured)
                     monitor.judged(judgement, best=run.ranked(judgement))
                 leaving = run.agreed(stopped() or time.monotonic() > deadline)
                 if run.due(recipe.checkpoints.every) or leaving:
@@ -158,21 +162,30 @@ def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError."""
+    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError.
+
+    The end of a run that has begun, and the descent to it, may be moved as long as no step done has seen the old one.
+    """
     if processes.first:
         kept = folder / "recipe.toml"
-        begun = (folder / "curve.jsonl").is_file() or saved_steps(folder / "saves")
-        if not begun or not kept.is_file():
+        saved = saved_steps(folder / "saves")
+        begun = (folder / "curve.jsonl").is_file() or saved
+        before = read_recipe(kept) if begun and kept.is_file() else None
+        done = saved[-1] if saved else 0
+        differences = before.differences(recipe) if before else []
+        if before and differences and not recipe.same_until(before, done):
+            raise JobChanged(
+                f"{folder} holds a run of another recipe ({'; '.join(differences)}), with {done} steps done. Go on "
+                "with that one, take another folder, or name its weights in start.weights."
+            )
+        if differences:
+            logger.info("The end of the run is moved (%s).", "; ".join(differences))
+        if before is None or differences:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_durable(kept, recipe_text(recipe).encode())
             except OSError as fault:
                 raise TargetError(f"{kept} cannot be written: {fault.strerror}. Take another folder.") from fault
-        if differences := read_recipe(kept).differences(recipe):
-            raise JobChanged(
-                f"{folder} holds a run of another recipe ({'; '.join(differences)}). Go on with that one, take another "
-                "folder, or name its weights in start.weights."
-            )
     processes.wait()
 
 

@@ -1,4 +1,4 @@
-"""The LOSSES table: how far an sr patch is from its hr, as one number to descend.
+"""The LOSSES table: how far an sr patch is from its hr, as one number to descend. `register_loss` adds one of your own.
 
 Each takes sr and hr, unit tensors (B, C, H, W) of one shape, sr not clamped, and gives a scalar in float32.
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from repmamba.errors import RecipeError, UsageError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,11 +60,31 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def register_loss(name: str, loss: Loss) -> Loss:
+    """Add a loss of your own, so that `losses` of a recipe can name it. Raises UsageError.
+
+    loss: of sr and hr, as those of the table; a module of torch will do, if it is on their device.
+    """
+    if not name or name != "".join(name.split()) or not callable(loss):
+        raise UsageError(f"A loss is named {name!r:.60}; give a name without spaces, and a function of sr and hr.")
+    if name in LOSSES:
+        raise UsageError(f"There is a loss {name} already; take another name.")
+    LOSSES[name] = loss
+    return loss
+
+
 def weighted(weights: Mapping[str, float]) -> Loss:
     """The sum of losses of the table, each times its weight; sr is brought to float32 first."""
 
     def loss(sr: Tensor, hr: Tensor) -> Tensor:
         sr = sr.float()
-        return torch.stack([weight * LOSSES[name](sr, hr) for name, weight in weights.items()]).sum()
+        return torch.stack([weight * _scalar(name, LOSSES[name](sr, hr)) for name, weight in weights.items()]).sum()
 
     return loss
+
+
+def _scalar(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim():
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise RecipeError(f"The loss {name} gave {found}; a tensor of one number without dimensions is expected.")
+    return value.float()

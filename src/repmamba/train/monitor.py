@@ -1,15 +1,19 @@
-"""What a run shows: what it is going to do, then its curve, how far it is, TensorBoard's files."""
+"""What a run shows: what it is going to do, then its curve, how far it is, and what its callbacks make of it."""
 
 import logging
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from repmamba.errors import MissingExtra
 from repmamba.evaluate.cost import parameters
+from repmamba.train.callbacks import Callback
 from repmamba.train.curves import Curve
 from repmamba.train.processes import Processes
 from repmamba.train.reached import Reached, Tell
@@ -40,14 +44,25 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
 
 
 class Monitor:
-    """The curve and the events of one run, from `step` steps on, and who is told of each step; used as a context.
+    """The curve of one run, from `step` steps on, and who is told of each step; used as a context.
 
     writes: False for all but the first process, which then shows nothing at all.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, *, writes: bool, tensorboard: bool, tell: Tell) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        step: int,
+        *,
+        writes: bool,
+        tell: Tell,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         self._curve = Curve(folder / "curve.jsonl", step) if writes else None
-        self._events = event_writer(folder, step) if tensorboard and writes else None
+        self._callbacks = tuple(callbacks) if writes else ()
+        self._recipe, self._folder = recipe, folder
+        self._ends = ExitStack()
         self._shown: dict[str, str] = {}
         self._tell = tell
         self._name, self._steps = recipe.name, recipe.steps
@@ -56,13 +71,17 @@ class Monitor:
         self._begun = self._since = self._paused = time.monotonic()
 
     def __enter__(self) -> Self:
+        with ExitStack() as ends:
+            for callback in self._callbacks:
+                callback.begin(self._recipe, self._folder, self._step)
+                ends.callback(callback.end)
+            self._ends = ends.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._events is not None:
-            self._events.close()
+        self._ends.close()
 
     def stepped(self, images: int) -> None:
         """One step more, of so many images over all processes."""
@@ -78,6 +97,8 @@ class Monitor:
         self._images, self._since = 0, now
         values = {"loss": loss, "lr": rate, "grad_norm": gradient_norm, "images_per_s": round(speed, 2)}
         self._write("step", step, values)
+        for callback in self._callbacks:
+            callback.step(step, values)
         self._shown |= {"loss": f"{loss:.5f}", "lr": f"{rate:.2e}", "img_s": f"{speed:.1f}"}
 
     def judged(self, judgement: Judgement, *, best: bool) -> None:
@@ -87,8 +108,15 @@ class Monitor:
         self._begun += pause
         values = {"psnr": judgement.psnr, "ssim": judgement.ssim, "rule": judgement.rule, "images": judgement.images}
         self._write("validation", judgement.step, values | {"best": best})
+        for callback in self._callbacks:
+            callback.validation(judgement, best=best)
         self._shown["psnr"] = f"{judgement.psnr:.3f}{'*' if best else ''}"
         logger.info("%s%s", judgement.summary(), "; the best so far." if best else ".")
+
+    def pictured(self, step: int, picture: NDArray[np.uint8]) -> None:
+        """A picture of a validation."""
+        for callback in self._callbacks:
+            callback.picture(step, picture)
 
     def pause(self) -> None:
         """From here to the next `judged`, the clock of the speed stands still."""
@@ -101,16 +129,3 @@ class Monitor:
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._curve is not None:
             self._curve.add(kind, step, **values)
-        if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
-
-
-def event_writer(folder: Path, step: int) -> Any:
-    """TensorBoard's writer into the folder, where nothing after `step` steps counts any more. Raises MissingExtra."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as missing:
-        raise MissingExtra("TensorBoard's files need tensorboard: pip install 'repmamba[train]'.") from missing
-    return SummaryWriter(str(folder), purge_step=step + 1)

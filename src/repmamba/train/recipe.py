@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from repmamba.data.degradations import Stage
 from repmamba.data.patches import Phase
+from repmamba.data.sensors import SENSORS
 from repmamba.errors import RecipeError
+from repmamba.evaluate.metrics import METRICS, rule_names
 from repmamba.network.config import NetworkConfig
 
 Augmentation = Literal["flips", "transpose", "rotations"]
-LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "gradient"]
-Rule = Literal["published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y", "bands"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Data:
     short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
     cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
     degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
-    plain reduction.  reductions: shares of its sides to which each training image is reduced besides, sharper then, as
-    far as the largest patch fits into it.
+    plain reduction.  degrade: a chain of data.sensors by name in their place.  reductions: shares of its sides to which
+    each training image is reduced besides, sharper then, as far as the largest patch fits into it.
     """
 
     train: tuple[str, ...] = ()
@@ -45,12 +45,15 @@ class Data:
     short_batch: Literal["keep", "fill"] = "fill"
     cache: Literal["memory", "disk", "device"] = "memory"
     degradations: tuple[Stage, ...] = ()
+    degrade: str = ""
     reductions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         must(all(0 < share < 1 for share in self.reductions), "data.reductions", self.reductions, "between 0 and 1")
         distinct = len(set(self.reductions)) == len(self.reductions)
         must(distinct, "data.reductions", self.reductions, "different from each other")
+        must(self.degrade in ("", *SENSORS), "data.degrade", self.degrade, f"one of {', '.join(SENSORS)}")
+        must(not (self.degrade and self.degradations), "data.degrade", self.degrade, "empty beside data.degradations")
         for phase in self.patches:
             at_least("data.patches.size", phase.size, 2)
             at_least("data.patches.batch", phase.batch, 1)
@@ -85,6 +88,9 @@ class Schedule:
 
     warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by `factor` at each of the
     `milestones`; kind "cosine": half a cosine from 1 down to `floor` at the run's end.
+    descent: of a constant rate, the last steps (or epochs) of the run, in which it falls to the share `floor` by
+    1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations", where this shape did better than a linear one.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -92,9 +98,13 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     factor: float = 0.5
     floor: float = 0.0
+    descent: int = 0
 
     def __post_init__(self) -> None:
         at_least("schedule.warmup", self.warmup, 0)
+        at_least("schedule.descent", self.descent, 0)
+        constant = self.kind == "constant" or self.descent == 0
+        must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends by itself")
         must(sorted(self.milestones) == list(self.milestones), "schedule.milestones", self.milestones, "growing")
         must(self.factor > 0, "schedule.factor", self.factor, "above 0")
         must(0 <= self.floor <= 1, "schedule.floor", self.floor, "from 0 to 1")
@@ -130,27 +140,32 @@ class Step:
 class Loss:
     """One term of the loss: an entry of train.losses.LOSSES and its weight."""
 
-    name: LossName = "l1"
+    name: str = "l1"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        from repmamba.train.losses import LOSSES  # with torch, which a recipe has no need of otherwise
+
+        must(self.name in LOSSES, "losses.name", self.name, f"one of {', '.join(LOSSES)}")
         must(self.weight > 0, "losses.weight", self.weight, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS; "bands" is for what is not RGB
-    of 8 bit.
+    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS, one that has psnr and ssim;
+    "bands" is for what is not RGB of 8 bit.
 
     images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many are pictured.
     """
 
     every: int = 1000
-    rule: Rule = "esr-rgb"
+    rule: str = "esr-rgb"
     images: int = 0
     crops: int = 4
 
     def __post_init__(self) -> None:
+        rules = [rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= METRICS.keys()]
+        must(self.rule in rules, "validation.rule", self.rule, f"one of {', '.join(rules)}")
         at_least("validation.every", self.every, 1)
         at_least("validation.images", self.images, 0)
         at_least("validation.crops", self.crops, 0)
@@ -231,6 +246,8 @@ class Recipe:
         parts = self.step.accumulate
         for phase in self.data.patches:
             must(phase.batch % parts == 0, "data.patches.batch", phase.batch, f"a multiple of step.accumulate, {parts}")
+        descent = self.schedule.descent
+        must(descent <= self.steps, "schedule.descent", descent, f"at most steps, {self.steps}")
         for key, number in _numbers(asdict(self), ""):
             must(math.isfinite(number), key, number, "finite")
 
@@ -245,7 +262,12 @@ class Recipe:
             unit="step",
             steps=self.steps * epoch,
             data=replace(self.data, patches=patches),
-            schedule=replace(self.schedule, warmup=self.schedule.warmup * epoch, milestones=milestones),
+            schedule=replace(
+                self.schedule,
+                warmup=self.schedule.warmup * epoch,
+                milestones=milestones,
+                descent=self.schedule.descent * epoch,
+            ),
             validation=replace(self.validation, every=self.validation.every * epoch),
             checkpoints=replace(
                 self.checkpoints,
@@ -266,14 +288,27 @@ class Recipe:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0; of a recipe that counts in steps."""
         schedule = self.schedule
-        if step < schedule.warmup:
-            return self.optimiser.lr * (step + 1) / schedule.warmup
         if schedule.kind == "constant":
             passed = sum(milestone <= step for milestone in schedule.milestones)
-            return self.optimiser.lr * schedule.factor**passed
-        done = (step - schedule.warmup) / max(self.steps - schedule.warmup, 1)
-        share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+            share = schedule.factor**passed
+            into = step - (self.steps - schedule.descent)
+            if into > 0:
+                share *= schedule.floor + (1 - schedule.floor) * (1 - math.sqrt(into / schedule.descent))
+        else:
+            done = max(step - schedule.warmup, 0) / max(self.steps - schedule.warmup, 1)
+            share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
+        if step < schedule.warmup:
+            share *= (step + 1) / schedule.warmup
         return self.optimiser.lr * share
+
+    def same_until(self, other: "Recipe", step: int) -> bool:
+        """Whether a run by `other` that has done so many steps is one by this recipe, too; both count in steps.
+
+        It is where they differ in nothing but the end of the run and the descent to it, and no step done has seen that.
+        """
+        end = {"steps", "schedule.descent", "schedule.floor"}
+        alike = {line.partition(":")[0] for line in self.differences(other)} <= end and step <= self.steps
+        return alike and all(self.rate(done) == other.rate(done) for done in range(step))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON or TOML; `build` makes the same recipe of it."""

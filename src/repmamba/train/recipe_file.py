@@ -31,9 +31,9 @@ def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     A key is dotted ("optimiser.lr"), a value TOML; one that is not is taken as text. Raises RecipeError.
     """
-    table = _parse(source)
+    table = recipe_tables(source)
     for setting in settings:
-        _set(table, setting)
+        lay(table, *_parted(setting))
     return build(table)
 
 
@@ -47,7 +47,8 @@ def recipe_text(recipe: Recipe) -> str:
     return _toml(recipe.to_dict())
 
 
-def _parse(source: str | Path) -> dict[str, Any]:
+def recipe_tables(source: str | Path) -> dict[str, Any]:
+    """The tables of a recipe in a file, or of the packaged one of that name, as they stand. Raises RecipeError."""
     path = Path(source)
     if not path.is_file() and str(source) in packaged():
         return tomllib.loads((files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8"))
@@ -61,7 +62,18 @@ def _parse(source: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{source} cannot be read: {fault.strerror}.") from fault
 
 
-def _set(table: dict[str, Any], setting: str) -> None:
+def lay(table: dict[str, Any], key: str, value: Any) -> None:
+    """Put a plain value into a recipe's tables, at a dotted key. Raises RecipeError."""
+    *path, last = key.split(".")
+    for name in path:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{key} cannot be set: {name} is a list. Set the whole list: {name}=[{{...}}].")
+    table[last] = value
+
+
+def _parted(setting: str) -> tuple[str, Any]:
+    """The key and the value of a setting, key=value."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"The setting {setting!r} is not of the form key=value, as in optimiser.lr=1e-4.")
@@ -69,12 +81,7 @@ def _set(table: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *path, last = key.strip().split(".")
-    for name in path:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise RecipeError(f"{key} cannot be set: {name} is a list. Set the whole list: {name}=[{{...}}].")
-    table[last] = value
+    return key.strip(), value
 
 
 def _build(kind: type[T], table: Any, where: str) -> T:

@@ -50,6 +50,9 @@ class FitResult:
     best_step: int
     rule: str
 
+    def __repr__(self) -> str:
+        return f"<FitResult {self.summary()}>"
+
     def summary(self) -> str:
         """One line for the user."""
         state = "Finished" if self.finished else "Stopped, to be gone on with,"

@@ -59,10 +59,12 @@ class Judge:
         self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
-    def judge(self, network: RepMamba, step: int) -> Judgement:
+    def judge(
+        self, network: RepMamba, step: int, *, pictured: Callable[[int, NDArray[np.uint8]], None] | None = None
+    ) -> Judgement:
         """The network's score, its crops written as a picture; the network is left in the mode it was in.
 
-        A picture that cannot be written is said aloud.
+        A picture that cannot be written is said aloud. pictured: called with the step and the picture.
         """
         values: dict[str, dict[str, float]] = {}
         shown: list[tuple[Pair, NDArray[np.float32]]] = []
@@ -75,8 +77,11 @@ class Judge:
                 shown.append((pair, sr))
         network.train(was_training)
         if shown:
+            crops = picture(shown)
+            if pictured is not None:
+                pictured(step, crops)
             try:
-                write_png(self.folder / "crops" / f"step-{step:08d}.png", picture(shown))
+                write_png(self.folder / "crops" / f"step-{step:08d}.png", crops)
             except TargetError as fault:
                 logger.warning("No picture of this validation: %s", fault)
         psnr, ssim = (
@@ -108,9 +113,7 @@ def degraded(pair: Pair, recipe: Recipe) -> Pair:
     try:
         return replace(pair, lr=chain(pair.hr, generator_for(recipe.seed, pair.name)))
     except ShapeMismatch as fault:
-        raise RecipeError(
-            f"data.degradations are set, and {pair.name}, of data.val, cannot be degraded: {fault}"
-        ) from fault
+        raise RecipeError(f"The recipe degrades, and {pair.name}, of data.val, cannot be degraded: {fault}") from fault
 
 
 def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:

@@ -1,0 +1,164 @@
+"""Parity: how far an exported network is from the one it was made of, in each runtime there is.
+
+Measured on every export: on noise of several sizes, odd ones and a batch among them, and on a
+picture (96 x 96 pixels of examples/colorado.tif, in the public domain). The yardstick is the
+network as `load` gives it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from repmamba.errors import ExportError
+from repmamba.inference.exported import Difference
+from repmamba.inference.onnx_runner import open_session
+from repmamba.inference.runners import Runner
+
+logger = logging.getLogger(__name__)
+
+Run: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+PICTURE = Path(__file__).with_name("picture.png")
+
+NOISE = ((2, 33, 50), (1, 1, 1), (1, 144, 160))
+"""Batch, height and width, where a network takes any."""
+
+ODD_PART = (slice(5, 76), slice(0, 89))
+"""Of the picture: 71 x 89 pixels."""
+
+LIMITS = {"float32": 1e-4, "float16": 1 / 255}
+"""The largest difference that an export may have, by the type in which its matrices are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An input, and what the network makes of it."""
+
+    words: str
+    lr: Tensor  # (batch, bands, h, w), unit
+    sr: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A program that runs a file of ONNX. samples: how many of them it is given."""
+
+    package: str
+    open: Callable[[bytes], Run]
+    samples: int | None
+
+
+def samples_of(runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]) -> list[Sample]:
+    """Inputs that an export takes, and what it should give: `finished` of the network's results."""
+    inputs = _fixed(runner.bands, *size) if size else _any(runner.bands)
+    return [Sample(words, lr, finished(runner.run(lr))) for words, lr in inputs]
+
+
+def _any(bands: int) -> Iterator[tuple[str, Tensor]]:
+    whole = picture(bands)
+    yield "picture", whole
+    for number, (batch, height, width) in enumerate(NOISE):
+        yield _noise(number, batch, bands, height, width)
+    yield "part of the picture", whole[..., *ODD_PART].contiguous()
+
+
+def _fixed(bands: int, height: int, width: int) -> Iterator[tuple[str, Tensor]]:
+    repeats = [-(-length // 96) for length in (height, width)]
+    yield "picture, repeated", picture(bands).repeat(1, 1, *repeats)[..., :height, :width].contiguous()
+    yield _noise(0, 1, bands, height, width)
+
+
+def _noise(seed: int, *shape: int) -> tuple[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return f"noise, seed {seed}", torch.rand(shape, generator=generator)
+
+
+def picture(bands: int) -> Tensor:
+    """The picture, (1, bands, 96, 96), unit; where there are not three bands, each is its grey."""
+    with Image.open(PICTURE) as opened:
+        rgb = torch.from_numpy(np.asarray(opened, np.float32) / 255).permute(2, 0, 1)
+    if bands != 3:
+        rgb = rgb.mean(0, keepdim=True).expand(bands, -1, -1)
+    return rgb[None].contiguous()
+
+
+def measured(content: bytes, samples: Sequence[Sample]) -> list[Difference]:
+    """The differences of a file of ONNX in all runtimes that are installed.
+
+    Raises MissingExtra, CheckpointError.
+    """
+    found = []
+    for runtime in RUNTIMES:
+        if importlib.util.find_spec(runtime.package) is None and runtime.samples is not None:
+            continue
+        run = runtime.open(content)
+        some = samples[: runtime.samples]
+        found += differences(run, some, runtime.package, version(runtime.package))
+    return found
+
+
+def differences(run: Run, samples: Sequence[Sample], runtime: str, of_version: str) -> list[Difference]:
+    """The largest difference of each sample's result from what is expected."""
+    found = []
+    for sample in samples:
+        result = run(sample.lr.numpy())
+        largest = float("inf")
+        if result.shape == tuple(sample.sr.shape):
+            away = np.abs(result - sample.sr.numpy()).max()
+            largest = float(away) if np.isfinite(away) else largest
+        logger.info("%s, %s %s: %.1e", runtime, sample.words, tuple(sample.lr.shape), largest)
+        found.append(Difference(runtime, of_version, sample.words, tuple(sample.lr.shape), largest))
+    return found
+
+
+def check(found: Sequence[Difference], precision: str) -> None:
+    """Raise ExportError where a difference is larger than the precision may have."""
+    limit = LIMITS[precision]
+    worst = max(found, key=lambda each: each.largest)
+    if not worst.largest <= limit:
+        raise ExportError(
+            f"{worst.runtime} {worst.version} gives results that are {worst.largest:.2g} away from the "
+            f"network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most {limit:.2g} is "
+            "allowed, and nothing was written. Report these weights, or another version of that "
+            "runtime may do."
+        )
+
+
+def _onnx_runtime(content: bytes) -> Run:
+    session = open_session(content)
+    name = session.get_inputs()[0].name
+    return lambda lr: session.run(None, {name: lr})[0]
+
+
+def _openvino(content: bytes) -> Run:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}  # it would take half precision where there is some
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(content), "CPU", settings)
+
+    def run(lr: NDArray[np.float32]) -> NDArray[np.float32]:
+        result: Any = compiled([lr])[0]
+        return np.array(result, np.float32)
+
+    return run
+
+
+RUNTIMES = (
+    Runtime("onnxruntime", _onnx_runtime, None),
+    # It compiles its kernels anew for each size, which takes seconds.
+    Runtime("openvino", _openvino, 2),
+)
+"""The first one is needed, the others are measured where they are installed."""

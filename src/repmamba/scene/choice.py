@@ -1,0 +1,172 @@
+"""Which packaged weights fit a scene, where the user names none: those for clean pictures, or those for real ones.
+
+What is measured is noise and the blocks of JPEG, on a few windows of the whole scene, whatever part of it is enlarged,
+so that every window of a scene is enlarged with the same weights. benchmarks/does_it_choose_well.py finds the
+thresholds on validation pictures, and shows how often they are right.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmamba.inference.catalogue import packaged_weights
+from repmamba.inference.upscaler import Upscaler, load
+from repmamba.pixels.histogram import ValueHistogram
+from repmamba.pixels.nodata import usable
+from repmamba.pixels.quality import BLOCK, SMALLEST, blockiness, noise_level
+from repmamba.pixels.radiometry import Radiometry
+from repmamba.scene.raster import Raster
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+EDGE, PLACES = 128, 5
+"""Edge of a window that is measured, in pixels, and how many places there are for one along each side of a scene."""
+
+KNOWN = 0.25
+"""The share of a window's pixels that must be there, and not all the same."""
+
+RGB = ("red", "green", "blue")
+
+NOISY, BLOCKY = 3.2, 0.3
+"""From what on real pictures' weights are better: noise in levels of 255, and JPEG's share of zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Weights for one scene, and what they were chosen by."""
+
+    scene: str
+    weights: str
+    noise: float  # standard deviation, levels of 255
+    blockiness: float  # share of coefficients that JPEG has made zero
+
+    @property
+    def why(self) -> str:
+        """What was measured, in words."""
+        faults = []
+        if self.noise >= NOISY:
+            faults.append(f"noisy (sigma {self.noise:.1f} of 255)")
+        if self.blockiness >= BLOCKY:
+            faults.append(f"compressed by JPEG (blockiness {self.blockiness:.2f})")
+        clean = f"clean (sigma {self.noise:.1f} of 255, blockiness {self.blockiness:.2f})"
+        return " and ".join(faults) or clean
+
+    def line(self) -> str:
+        """One line for people."""
+        return f"{self.scene}: the scene is {self.why}: {self.weights}."
+
+    def as_json(self) -> dict[str, Any]:
+        """What a receipt says of it."""
+        return {"weights": self.weights, "noise": self.noise, "blockiness": self.blockiness}
+
+
+class Chooser:
+    """Loads the weights that fit each scene, each only once. Made where a user names no weights."""
+
+    def __init__(self, usual: Upscaler, other: Callable[[str], Upscaler]) -> None:
+        """usual: for clean scenes.  other: loads packaged weights by their name, with the same options."""
+        self.usual = usual
+        self._other = other
+        self._loaded = {usual.name: usual}
+
+    @classmethod
+    def loading(cls, *, scale: int | None = None, **options: Any) -> Chooser:
+        """A chooser among the packaged weights of a scale, with the options of `load`."""
+        usual = load(None, scale=scale, **options)
+        return cls(usual, lambda name: load(name, scale=usual.scale, **options))
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the result is: 2, 3 or 4."""
+        return self.usual.scale
+
+    def __call__(self, raster: Raster, *, confidence: bool = False) -> tuple[Upscaler, Choice | None]:
+        """The Upscaler for a scene, and why; None where there was nothing to choose.
+
+        confidence: errors to expect are wanted, which not all weights have.
+        """
+        choice = choose(raster, self.usual.name)
+        if choice is None:
+            return self.usual, None
+        if choice.weights not in self._loaded:
+            self._loaded[choice.weights] = self._other(choice.weights)
+        chosen = self._loaded[choice.weights]
+        if confidence and chosen.calibration is None:
+            logger.info(
+                "%s: %s has no errors to expect, as --confidence asks: %s.", choice.scene, chosen.name, self.usual.name
+            )
+            return self.usual, None
+        logger.info("%s", choice.line())
+        return chosen, choice
+
+
+def choose(raster: Raster, usual: str) -> Choice | None:
+    """The weights that fit a scene: the usual ones of its scale, or those for real pictures, such as x4-real.
+
+    None where there are no such weights, or too little of the scene to measure.
+    """
+    real = f"{usual}-real"
+    if real not in {entry.name for entry in packaged_weights()}:
+        return None
+    windows = measured_windows(raster)
+    if not windows:
+        return None
+    # Rounded, so that the last digits of another machine do not make another job.
+    noise, blocks = round(noise_level(windows), 1), round(blockiness(windows), 2)
+    return Choice(raster.facts.name, real if noise >= NOISY or blocks >= BLOCKY else usual, noise, blocks)
+
+
+def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
+    """A few windows (bands, h, w) of a scene, evenly spread, in unit, NaN where a pixel is missing.
+
+    The bands are red, green and blue, or else the first three. Windows begin at multiples of 8 pixels.
+    """
+    facts = raster.facts
+    named = [facts.colorinterp.index(name) for name in RGB if name in facts.colorinterp]
+    places = named if len(named) == len(RGB) else list(facts.colours[: len(RGB)])
+    found: list[tuple[NDArray[np.generic], NDArray[np.bool_]]] = []
+    for window in _windows(raster.grid.height, raster.grid.width):
+        raw, valid = raster.read(window)
+        known = np.asarray(usable(raw, valid, facts.band_nodata)[places].all(0))
+        if known.mean() >= KNOWN and np.ptp(raw[places][:, known]) > 0:  # else a fill that nobody declared
+            found.append((raw[places], known))
+    if not found:
+        return []
+    radiometry = _radiometry([raw[:, known] for raw, known in found], facts.dtype, facts.largest)
+    return [np.where(known, radiometry.to_unit(raw), np.float32(np.nan)) for raw, known in found]
+
+
+def _radiometry(windows: list[NDArray[np.generic]], dtype: str, largest: float | None) -> Radiometry:
+    """One range for all bands: the type's for 8 bit, else what holds nearly all values (bands, ...) of the windows."""
+    usual = Radiometry.of_type(dtype, len(windows[0]), largest)
+    if dtype in ("uint8", "int8"):
+        return usual
+    histogram = ValueHistogram()
+    for window in windows:
+        histogram.add(window)
+    found = histogram.range()
+    if found is None:
+        return usual
+    return replace(usual, low=(found[0],) * len(windows[0]), high=(found[1],) * len(windows[0]))
+
+
+def _windows(height: int, width: int) -> Iterator[Window]:
+    """The places to look at, a grid over the scene, row by row, in which order every format is read fast."""
+    if min(height, width) < SMALLEST:
+        return
+    for row in _starts(height):
+        for col in _starts(width):
+            yield Window(row, col, min(EDGE, height - row), min(EDGE, width - col))
+
+
+def _starts(length: int) -> list[int]:
+    """Where windows begin along a side: multiples of 8, evenly spread, no two the same."""
+    last = max(length - EDGE, 0) // BLOCK
+    return sorted({BLOCK * round(last * place / (PLACES - 1)) for place in range(PLACES)})

@@ -1,0 +1,161 @@
+"""Rasters in memory: bytes, file objects and open datasets in; /vsimem/ and file objects out.
+
+The engine reads and writes files: that is how it continues, how it tells one input from another, and how it checks what
+was written. So what is in memory is put into a temporary folder (TMPDIR) first, and the result taken out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias, TypeVar, cast
+
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
+from rasterio.shutil import copy as gdal_copy
+from rasterio.shutil import copyfiles, delete, exists
+from rasterio.vrt import WarpedVRT
+
+from repmamba.errors import RepmambaError, SourceError, TargetError, TargetExists, UsageError
+from repmamba.scene.formats import format_of
+
+Named: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = Named | Any  # bytes, a binary file object, a dataset of rasterio
+Target: TypeAlias = Named | Any  # a binary file object
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+IN_MEMORY = "/vsimem/"  # begins GDAL's names of files in memory
+INPUT = "the input in memory"  # as messages call it
+
+
+def through_memory(field: str) -> Callable[[Function], Function]:
+    """Let a function of two file names, source and target, take what is in memory in place of either.
+
+    field: of its result, that names the target; None there where the target is a file object.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def run(source: Source, target: Target, *args: Any, **kwargs: Any) -> Any:
+            with _source(source) as read, _target(target, kwargs) as (written, name):
+                result = function(read, written, *args, **kwargs)
+            return result if written is target else replace(result, **{field: name})
+
+        return cast(Function, run)
+
+    return decorate
+
+
+@contextmanager
+def _source(source: Source) -> Iterator[Named]:
+    """The name of a file that holds the source. Raises UsageError for what is no source."""
+    if isinstance(source, str | os.PathLike) and not str(source).startswith(IN_MEMORY):
+        yield source
+        return
+    if isinstance(source, DatasetReader | DatasetWriter) and _can_be_opened_again(source):
+        yield source.name
+        return
+    with TemporaryDirectory(prefix="repmamba-") as folder:
+        name = os.path.join(folder, "input")
+        try:
+            _put(source, name)
+            yield name
+        except RepmambaError as error:
+            if name not in str(error):
+                raise
+            raise type(error)(str(error).replace(name, INPUT)) from error
+
+
+def _can_be_opened_again(dataset: Any) -> bool:
+    """Whether the name of an open dataset leads to the same pixels: not to those of another overview, say."""
+    if dataset.closed:
+        raise UsageError(f"The dataset {dataset.name} is closed: give an open one, or its name.")
+    if dataset.mode != "r":
+        raise UsageError(f"The dataset {dataset.name} is open for writing: close it, and give its name.")
+    return _shows_its_file(dataset) and not dataset.name.startswith(IN_MEMORY)
+
+
+def _shows_its_file(dataset: Any) -> bool:
+    """Whether it was opened without options, such as a level of overviews, and warps nothing."""
+    return type(dataset) is DatasetReader and not any(value is not None for value in dataset.options.values())
+
+
+def _put(source: Source, name: str) -> None:
+    """Write a source in memory into a file."""
+    try:
+        if isinstance(source, str | os.PathLike):
+            copyfiles(os.fspath(source), name)
+        elif isinstance(source, DatasetReader | WarpedVRT):
+            if _shows_its_file(source):
+                copyfiles(source.name, name)
+            else:
+                gdal_copy(source, name, driver="GTiff", BIGTIFF="IF_SAFER")
+        else:
+            Path(name).write_bytes(_bytes_of(source))
+    except RasterioError as error:
+        raise SourceError(f"{INPUT.capitalize()} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _bytes_of(source: Any) -> bytes | bytearray | memoryview:
+    """The bytes of a source, or of a file object from where it stands."""
+    if isinstance(source, MemoryFile):
+        return bytes(source.getbuffer())
+    content = source.read() if callable(getattr(source, "read", None)) else source
+    if isinstance(content, str):
+        raise UsageError("The input is a file object of text; open it in binary mode, 'rb'.")
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise UsageError(
+            f"The input is a {type(source).__name__}; give a path, bytes, a binary file object or an open dataset of "
+            "rasterio. Upscaler.upscale takes arrays."
+        )
+    return content
+
+
+@contextmanager
+def _target(target: Target, arguments: dict[str, Any]) -> Iterator[tuple[Named, Path | None]]:
+    """The name of a file to write, and the target's own; at the end its content goes where it is wanted."""
+    if isinstance(target, str | os.PathLike) and not str(target).startswith(IN_MEMORY):
+        yield target, Path(target)
+        return
+    name = os.fspath(target) if isinstance(target, str | os.PathLike) else None
+    if name is None and not callable(getattr(target, "write", None)):
+        raise UsageError(
+            f"The output is a {type(target).__name__}; give a path, a name that begins with {IN_MEMORY}, or a binary "
+            "file object."
+        )
+    if name is not None and exists(name) and not arguments.get("overwrite"):
+        raise TargetExists(f"{name} is there already: choose another name, or give overwrite=True.")
+    with TemporaryDirectory(prefix="repmamba-") as folder:
+        written = Path(folder, _file_name(target, name, arguments.get("format")))
+        yield written, None if name is None else Path(name)
+        if written.exists():  # a plan writes nothing
+            _deliver(written, target, name)
+
+
+def _file_name(target: Any, name: str | None, format: str | None) -> str:
+    """A name with the ending of the format; without any word of it a GeoTIFF's."""
+    own = os.path.basename(name or (target.name if isinstance(getattr(target, "name", None), str) else ""))
+    try:
+        return "output" + format_of(Path(own), format).suffixes[0]
+    except UsageError:
+        if format is not None or name is not None:
+            raise
+        return "output.tif"
+
+
+def _deliver(written: Path, target: Any, name: str | None) -> None:
+    try:
+        if name is None:
+            target.write(written.read_bytes())
+            return
+        if exists(name):
+            delete(name)
+        copyfiles(str(written), name)
+    except (OSError, TypeError, ValueError, RasterioError) as error:
+        where = "The file object" if name is None else name
+        raise TargetError(f"{where} cannot be written to: {' '.join(str(error).split())}") from error

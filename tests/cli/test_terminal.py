@@ -1,0 +1,71 @@
+"""What goes to the terminal: messages of the library in the words of the command line, and nothing that steers it."""
+
+import logging
+import warnings
+
+import pytest
+
+from repmamba.cli.main import cli
+from repmamba.cli.terminal import FLAGS, in_flags, printable
+from repmamba.evaluate.evaluation import KINDS as OF_EVALUATE
+from repmamba.scene.arguments import KINDS as OF_UPSCALE
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("replace it with overwrite=True.", "replace it with --overwrite."),
+        ("(consistent=False leaves it)", "(--no-consistent leaves it)"),
+        ("if they are colours: rgb=(4, 3, 2)", "if they are colours: --rgb 4,3,2"),
+        ("give value_range=(-0.5, 4000), or value_range='robust'.", "give --range -0.5,4000, or --range robust."),
+        ("leave workers= out, or cluster=.", "leave --workers out, or --cluster."),
+        ("with tile=256 and 2 workers; tile=224 fits.", "with --tile 256 and 2 workers; --tile 224 fits."),
+        ("tile=3: give an even number", "--tile 3: give an even number"),
+        ("asked for with creation=.", "asked for with --co."),
+    ],
+)
+def test_keywords_become_flags(said, shown):
+    assert in_flags(said) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/data/scale=4/x.tif is empty", "tile=256.tif is empty", "scale=4/x.tif is", "COMPRESS=LZW"],
+)
+def test_names_of_files_stay_as_they_are(text):
+    assert in_flags(text) == text
+
+
+def test_every_keyword_of_the_library_has_its_flag():
+    import click
+
+    flags = {
+        option.lstrip("-")
+        for verb in ("upscale", "evaluate", "train", "finetune")
+        for parameter in cli.get_command(click.Context(cli), verb).params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    known = {name for name in (*OF_UPSCALE, *OF_EVALUATE) if FLAGS.get(name, name.replace("_", "-")) in flags}
+    assert known - FLAGS.keys() <= {"folders", "sr", "cost_size"}
+    assert {FLAGS[name] for name in known & FLAGS.keys()} <= flags
+
+
+def test_errors_warnings_and_log_lines_are_shown_so(tmp_path, capsys):
+    from repmamba.cli.main import run
+    from repmamba.cli.terminal import _Lines, _show_warning
+    from repmamba.errors import RepmambaWarning
+
+    (tmp_path / "there.tif").write_bytes(b"something")
+    (tmp_path / "in.tif").write_bytes(b"something")
+    with warnings.catch_warnings():
+        assert run(["upscale", str(tmp_path / "in.tif"), "-o", str(tmp_path / "there.tif")]) == 1
+    assert "replace it with --overwrite." in capsys.readouterr().err
+    _show_warning(RepmambaWarning("see tile=16."), RepmambaWarning, "here", 1)
+    assert capsys.readouterr().err == "Warning: see --tile 16.\n"
+    record = logging.LogRecord("repmamba", logging.INFO, "", 1, "see %s", ("consistent=True.",), None)
+    assert _Lines("%(message)s").format(record) == "see --consistent."
+
+
+def test_a_file_s_name_does_not_steer_the_terminal():
+    assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb c"
