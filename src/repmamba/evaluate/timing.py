@@ -73,7 +73,7 @@ def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, ba
 
     unit = torch.rand(batch, upscaler.bands, size, size, generator=torch.Generator().manual_seed(0))
     seconds = seconds_of(upscaler, unit, passes)
-    exported = isinstance(upscaler.network, ExportedNetwork)
+    exported = isinstance(upscaler.module, ExportedNetwork)
     choice = Choice("exported", "ONNX Runtime, in which the scan is part of the graph.")
     choice = choice if exported else explain(upscaler.device, backend)
     on_cuda, memory = upscaler.device.type == "cuda", process_memory()
