@@ -56,5 +56,5 @@ def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_p
 def test_weights_say_their_own_terms_or_none(small_weights, tmp_path):
     upscaler = load(small_weights, fuse=False)
     assert upscaler.terms == ""
-    save_pretrained(upscaler.network, tmp_path / "ours", training={"terms": "CC BY\n4.0"})
+    save_pretrained(upscaler.module, tmp_path / "ours", training={"terms": "CC BY\n4.0"})
     assert load(tmp_path / "ours").terms == "CC BY 4.0"

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -364,6 +365,13 @@ def test_maps_go_with_their_runner(shaken):
     del runner
     gc.collect()
     assert there() is None
+
+
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pairs_only)], ids=str)
+def test_a_runner_travels_to_other_processes(shaken, precision):
+    runner, image = runner_of(fuse(shaken(CONFIGS[0])), precision), torch.rand(1, 3, 6, 10)
+    expected = runner.run(image)
+    assert torch.equal(pickle.loads(pickle.dumps(runner)).run(image), expected)
 
 
 # What `load` makes of it

@@ -123,7 +123,7 @@ def from_pretrained(
         name = source if source in packaged else "x4"
         raise CheckpointError(
             f"{source} is no file or folder, and no name of a hub repository (owner/name) either. Packaged weights, "
-            f'which are {", ".join(packaged)}, open by load: repmamba.load("{name}", fuse=False).network.'
+            f'which are {", ".join(packaged)}, open by load: repmamba.load("{name}", fuse=False).module.'
         )
     return checkpoint.from_pretrained(source, revision=revision, local_files_only=local_files_only)
 

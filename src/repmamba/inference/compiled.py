@@ -15,7 +15,9 @@ In bfloat16 the factors of the large products are rounded to it, two to a number
 RMB's first pass leaves for its second one; all else stays float32.
 """
 
+import platform
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +47,18 @@ def compiled(network: FusedRepMamba, precision: torch.dtype) -> Runner | None:
 
     Raises OSError where there are no compiled kernels.
     """
-    arithmetic = (
-        "" if precision == torch.float32 else "_amx" if library().amx else "_pairs" if library().pairs else None
-    )
-    return None if arithmetic is None else CompiledRunner(network, arithmetic)
+    if precision == torch.float32:
+        return CompiledRunner(network, "")
+    kernels = library()
+    return CompiledRunner(network, "_amx" if kernels.amx else "_pairs") if kernels.pairs else None
+
+
+def _made_elsewhere(network: FusedRepMamba, precision: torch.dtype) -> Runner:
+    """What stands for a runner in another process, whose processor may be another one."""
+    runner = compiled(network, precision)
+    if runner is None:
+        raise UsageError(f"The processor of {platform.node()} has no products of {precision}: use float32 there.")
+    return runner
 
 
 def share_passes(threads: int) -> None:
@@ -62,11 +72,15 @@ class CompiledRunner:
     def __init__(self, network: FusedRepMamba, suffix: str) -> None:
         """suffix: of the kernels' names: none for float32, "_pairs" or "_amx" for bfloat16."""
         self.scale, self.bands = network.scale, network.config.in_chans
+        self._source = network
         self._layers = Layers(network, suffix)
         self._enlarge = None if isinstance(network.upsampler, PixelShuffleDirect) else network.enlarged
         self._cast = suffix != ""
         self._kept: list[Plan] = []  # those that nobody runs, the last used one last
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_elsewhere, (self._source, torch.bfloat16 if self._cast else torch.float32)
 
     def run(self, unit: Tensor) -> Tensor:
         """See Runner."""

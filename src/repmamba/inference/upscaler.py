@@ -447,9 +447,9 @@ def load(
 
     weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
     refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
-    trained form has twice; False keeps the network as it was trained,
-    run by operations of torch.  ensemble: results are means over the eight flips
-    and rotations of what is enlarged, which is eight times the work.  revision: branch, tag or commit of a hub id.
+    trained form has twice; False keeps the network as it was trained, run by operations of torch.  ensemble: results
+    are means over the eight flips and rotations of what is enlarged, which is eight times the work.  revision: branch,
+    tag or commit of a hub id.
     Raises CheckpointError, UsageError, MissingExtra.
     """
     given = {"weights": weights, "scale": scale, "backend": backend, "precision": precision, "fuse": fuse}

@@ -29,7 +29,7 @@ template <class V, int N> static inline V polynomial(V x, const float (&c)[N]) {
     return value;
 }
 
-// 2**x for x <= 0, within 4e-7 relative; 0 for what is far below the normal numbers.
+// 2**x for x < 127, within 4e-7 relative; 0 for what is far below the normal numbers.
 template <class V> static inline V exp2_negative(V x) {
     typedef decltype(x < x) Bits;
     constexpr float rounding = 1.5f * (1 << 23) + 127;
