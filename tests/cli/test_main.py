@@ -153,7 +153,7 @@ def test_a_misspelt_verb_gets_a_suggestion(capsys, typed, meant):
 @pytest.mark.parametrize(
     ("verb", "parameter", "typed", "offered"),
     [
-        ("train", "recipe", "x4", {"x4", "x4-open"}),
+        ("train", "recipe", "x4", {"x4", "x4-real"}),
         ("evaluate", "rules", "ban", {"bands", "bands.psnr"}),
         ("info", "file", "x", {"x4", "x2"}),
     ],

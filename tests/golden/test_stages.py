@@ -73,6 +73,7 @@ def _note_rmb(name, rmb, note, found, patch):
     note(rmb, f"{name}.in", f"{name}.out")
     note(rmb.norm, None, f"{name}.norm", tokens=True)
     note(rmb.dw1x1, f"{name}.residual")
+    note(rmb.ss2d.in_proj, None, f"{name}.in_proj", tokens=True)
     note(rmb.ss2d.conv, None, f"{name}.conv")
     note(rmb.ss2d.high_conv, None, f"{name}.high_conv")
     note(rmb.ss2d.out_norm, f"{name}.joined", f"{name}.out_norm", tokens=True)
@@ -98,8 +99,6 @@ def _noted_scan(calls, *args, **backend):
 
 
 def _sort_calls(name, calls, scans, found):
-    x, z, *_ = (result for function, _, result in calls if function == "linear")
-    found[f"{name}.in_proj"] = to_map(torch.cat([x, z], dim=-1))
     found[f"{name}.act"] = next(result for function, _, result in calls if function == "silu")
     (low, *_), found[f"{name}.pooled"] = next((args, result) for function, args, result in calls if "pool" in function)
     nearest, bilinear = (result for function, _, result in calls if function == "interpolate")

@@ -148,7 +148,7 @@ class Bad:
 
 BAD_INPUTS = (
     Bad("missing file", lambda at: [at / "nowhere.tif"], "does not exist"),
-    Bad("folder", lambda at: [at], "is a folder"),
+    Bad("folder", lambda at: [at], "a folder is among the inputs", MISUSED),
     Bad("empty file", lambda at: [made(at / "empty.tif", b"")], "is empty"),
     Bad("truncated file", lambda at: [truncated(at / "cut.png")], "corrupt or truncated"),
     Bad("not an image", lambda at: [made(at / "text.tif", b"hello\n" * 50)], "cannot be read"),

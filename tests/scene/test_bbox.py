@@ -50,10 +50,10 @@ def test_a_box_is_where_it_is_however_its_degrees_are_counted(place, bbox, expec
 @pytest.mark.parametrize(
     ("place", "bbox", "windows"),
     [
-        (HALF_TURNS, (170, -10, -170, 10), "--window 0,80,10,20 and --window 350,80,10,20"),
-        (HALF_TURNS, (170, -10, 190, 10), "--window 0,80,10,20 and --window 350,80,10,20"),
-        (WHOLE_TURN, (-10, -10, 10, 10), "--window 0,80,10,20 and --window 350,80,10,20"),
-        (WHOLE_TURN, (350, -10, 10, 10), "--window 0,80,10,20 and --window 350,80,10,20"),
+        (HALF_TURNS, (170, -10, -170, 10), "window=(0,80,10,20) and window=(350,80,10,20)"),
+        (HALF_TURNS, (170, -10, 190, 10), "window=(0,80,10,20) and window=(350,80,10,20)"),
+        (WHOLE_TURN, (-10, -10, 10, 10), "window=(0,80,10,20) and window=(350,80,10,20)"),
+        (WHOLE_TURN, (350, -10, 10, 10), "window=(0,80,10,20) and window=(350,80,10,20)"),
     ],
 )
 def test_a_box_at_both_ends_of_a_grid_is_refused_with_its_two_windows(place, bbox, windows):

@@ -458,7 +458,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path, geotiffs, kind):
 
 
 def test_a_truncated_file_names_the_window(geotiffs, tmp_path):
-    words = r"columns 512 to 790, rows 512 to 717 cannot be read .*--on-corrupt fill"
+    words = r"columns 512 to 790, rows 512 to 717 cannot be read .*on_corrupt='fill'"
     with open_raster(damaged_copy(geotiffs, tmp_path)) as raster, pytest.raises(CorruptSource, match=words):
         raster.read(Window(512, 512, 206, 279))
 
@@ -597,7 +597,7 @@ class TestStrangersFiles:
         path = write_raster("bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8))
         with open_raster(path) as raster:
             assert raster.facts.count == 201
-        told = "201 bands, and 200 are allowed; write those .* of their own, or leave out --untrusted"
+        told = "201 bands, and 200 are allowed; write those .* of their own, or leave out untrusted=True"
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
 

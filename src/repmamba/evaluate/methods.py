@@ -112,7 +112,7 @@ def network(
         lr = ((pair.lr.astype(np.float64) - low) / (high - low)).astype(np.float32)
         edge = max(lr.shape[:2])
         cut = {"tile": edge + edge % 2, "halo": 0} if tile is None else {"tile": tile}
-        sr = asked.upscale(lr, **cut)
+        sr = asked.upscale(lr, layout="bands-last", **cut)
         return sr if value_range is None else (sr.astype(np.float64) * (high - low) + low) / largest
 
     how = "one pass over the whole image" if tile is None else f"tiles of {tile} lr pixels"

@@ -37,7 +37,7 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
     Raises UsageError where there are none, or where they are not one window.
     """
     if grid.transform is None:
-        raise UsageError(f"{name} has no transform, so a bbox means nothing in it; use --window.")
+        raise UsageError(f"{name} has no transform, so a bbox means nothing in it; use window=.")
     box = _Box(*bbox)
     if box.bottom > box.top:
         raise UsageError(f"The bbox {box} has its bottom above its top: give left, bottom, right, top.")
@@ -58,7 +58,7 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         raise UsageError(f"The bbox {box} does not meet {name}; is it in the scene's CRS?")
     if len(met) > 1:
         windows = sorted(met, key=lambda window: window.col)
-        parts = " and ".join(f"--window {w.col},{w.row},{w.width},{w.height}" for w in windows)
+        parts = " and ".join(f"window=({w.col},{w.row},{w.width},{w.height})" for w in windows)
         raise UsageError(
             f"The bbox {box} meets {name} at both of its ends, which are no one window: enlarge {parts}, one by one."
         )

@@ -226,8 +226,8 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
 
 def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
     """The estimate with as many of its workers as memory holds, at least one: any number gives the same bytes."""
-    there = available_memory()
-    if there is None or made.memory_bytes <= there or made.cluster is not None:
+    there, more = available_memory(), made.memory_bytes - made.program_bytes
+    if there is None or more <= there or made.cluster is not None:
         return made
     tile, workers = plan.tiles.tile, min(made.workers, len(plan.tiles))
     while workers > 1 and _memory(raster, plan, tile, workers) > there:
@@ -237,7 +237,8 @@ def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate
             "%s: workers: %d instead of %d, as %s of memory are free; the result is the same.",
             *(made.source, workers, made.workers, readable(there)),
         )
-    return replace(made, workers=workers, memory_bytes=_memory(raster, plan, tile, workers))
+    taken = made.program_bytes + _memory(raster, plan, tile, workers)
+    return replace(made, workers=workers, memory_bytes=taken)
 
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
