@@ -1,6 +1,8 @@
 """What export writes: measured, sealed, said of itself, and refused where it is not the network."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,29 @@ def test_the_whole_network_is_small_and_opens_at_once(in_onnx_runtime_only, monk
     open_session(written.path.read_bytes())
     assert time.process_time() - start < 2
     assert max(each.largest for each in written.facts.parity) < 1e-5
+
+
+DENORMALS = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from repmamba.inference.onnx_runner import open_session
+
+def flushed():
+    return float((np.array([1e-40], np.float32) * np.float32(1))[0]) == 0
+
+torch.set_flush_denormal(sys.argv[2] == "True")
+open_session(Path(sys.argv[1]).read_bytes())
+print(flushed())
+"""
+
+
+@pytest.mark.parametrize("flushed", ["False", "True"])
+def test_a_session_leaves_the_arithmetic_of_the_thread_as_it_was(small_export, flushed):
+    command = [sys.executable, "-c", DENORMALS, str(small_export.path), flushed]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)  # the first one of a process
+    assert ended.stdout.strip() == flushed
 
 
 def test_the_same_weights_give_the_same_bytes(small_weights, small_export, tmp_path):

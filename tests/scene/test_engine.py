@@ -511,8 +511,9 @@ def test_workers_beyond_the_number_of_tiles_take_no_memory(write_raster, smooth,
     assert five < six == many
 
 
-PLAN_THEN_RUN = """
-import json, resource, sys
+PLAN_THEN_RUN = r"""
+import json, re, sys
+from pathlib import Path
 import repmamba
 from repmamba.scene.engine import plan_file
 
@@ -520,7 +521,7 @@ source, target, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 upscaler = repmamba.load("x4", device="cpu")
 told = plan_file(source, target, upscaler, workers=workers)
 repmamba.upscale_file(source, target, upscaler, workers=workers)
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+most = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss has the parent's
 print(json.dumps({"told": told.memory_bytes, "program": told.program_bytes, "measured": most}))
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from repmamba.errors import CheckpointError, MissingExtra
 from repmamba.inference.exported import FACTS, LR, read_facts, read_sealed
 
 SETTINGS = {
-    # What is too small for a normal number is 0, as in our own kernels: else it costs a hundredfold.
+    # Numbers too small for a normal float are 0: computing with them takes a hundred times as long.
     "session.set_denormal_as_zero": "1",
     # Its threads would wait for work on the cores that ours compute on.
     "session.intra_op.allow_spinning": "0",
@@ -106,8 +107,16 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # what its optimiser remarks on is nobody's concern
     for name, value in SETTINGS.items():
         options.add_session_config_entry(name, value)
+    flushed = _flushes_denormals()
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as failure:  # its errors have classes of their own, one for each code
         reason = next(iter(str(failure).splitlines()), "no reason given")
         raise CheckpointError(f"ONNX Runtime cannot run this network: {reason:.200}") from failure
+    finally:
+        torch.set_flush_denormal(flushed)  # the first session changes this for the calling thread too
+
+
+def _flushes_denormals() -> bool:
+    """Whether the calling thread rounds numbers too small for a normal float to 0."""
+    return float((np.array([1e-40], np.float32) * np.float32(1))[0]) == 0
