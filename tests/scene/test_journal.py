@@ -152,3 +152,17 @@ def test_two_processes_do_not_work_on_one_target_and_a_dead_one_holds_nothing(tm
     lock.acquire()
     lock.release()
     assert not lock.path.exists()
+
+
+def test_a_tile_that_an_interruption_kept_from_being_counted_is_kept(tmp_path, monkeypatch):
+    def interrupted(folder):
+        if list(folder.glob("*.tile")):  # after the first tile has its name, before it is noted
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("repmamba.scene.journal.durable.sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SCENE.write(tmp_path / "scene.tif")
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob(".scene.tif.*/*.tile"))) == 1
+    with SCENE.writer(tmp_path / "scene.tif") as writer:
+        assert 0 not in writer.remaining()

@@ -58,9 +58,8 @@ class Journal:
             return [index for index in range(len(self.layout.tiles)) if index not in self._done]
 
     def is_empty(self) -> bool:
-        """Whether no tile is done."""
-        with self._guard:
-            return not self._done
+        """Whether the folder has no finished tile; one that an interruption kept from being counted is one too."""
+        return not any(self.folder.glob("*.tile"))
 
     def stored_bytes(self) -> int:
         """What the finished tiles take on the disk."""
