@@ -38,4 +38,5 @@ def test_version_metadata_and_changelog_agree():
 def test_the_metadata_names_the_terms_of_code_and_weights():
     facts = metadata("repmamba")
     assert facts["License-Expression"] == "Apache-2.0 AND LicenseRef-repmamba-weights"
-    assert {Path(name).name for name in facts.get_all("License-File")} == {"LICENSE", "LICENSE-WEIGHTS.md"}
+    files = {"LICENSE", "LICENSE-WEIGHTS.md", "ATTRIBUTION.md"}
+    assert {Path(name).name for name in facts.get_all("License-File")} == files

@@ -20,6 +20,7 @@ CACHE = "GDAL_CACHEMAX"  # rasterio hands this one to GDAL in bytes, always
 CACHE_BYTES = 64 << 20  # more was not faster, and memory grows by 1.8 times of it
 
 _guard = threading.Lock()
+_writing = threading.Lock()
 _inside, _bytes_outside = 0, 0  # calls in progress, and the size of the cache before the first of them
 
 
@@ -63,12 +64,20 @@ def bounded_cache() -> Iterator[None]:
                 set_gdal_config(CACHE, _bytes_outside)
 
 
-def write_out_blocks() -> None:
-    """Have GDAL write what its cache holds of all datasets, the blocks written first before those written later.
+@contextmanager
+def writing_alone() -> Iterator[None]:
+    """One thread at a time is in here, where a file is written from its creation to its end.
 
-    A dataset that is closed writes its blocks in another order, by their place, and which ones are left by then depends
-    on what other threads read and write: the same pixels would give files of other bytes.
+    GDAL's block cache is one for all threads, and a thread that needs room in it writes out the blocks of any dataset,
+    also a block of which not all bands are there yet, which is then written twice: the same pixels would give files of
+    other bytes.
     """
+    with _writing:
+        yield
+
+
+def write_out_blocks() -> None:
+    """Have GDAL write what its cache holds of all datasets, the blocks written first before those written later."""
     with _guard:
         size = get_gdal_config(CACHE)
         set_gdal_config(CACHE, 0)

@@ -26,7 +26,7 @@ from rasterio.shutil import copy as gdal_copy
 
 from repmamba import durable
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
-from repmamba.gdal import bounded_cache, created, opened, write_out_blocks
+from repmamba.gdal import bounded_cache, created, opened, write_out_blocks, writing_alone
 from repmamba.scene.formats import FORMATS, creation_options, is_lossless, raw_bytes
 from repmamba.scene.journal import Journal
 from repmamba.scene.output import OutputProfile
@@ -255,6 +255,7 @@ def _write_tiff(
     place = {name: value for name, value in (("transform", grid.transform), ("crs", grid.crs)) if value is not None}
     shape = {"width": grid.width, "height": grid.height, "count": profile.count, "dtype": profile.dtype}
     with (
+        writing_alone(),
         rasterio.Env(**WRITING),
         created(path, nodata=profile.nodata, **shape, **place, **options) as dataset,
     ):
