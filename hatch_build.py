@@ -1,8 +1,10 @@
-"""Builds the compiled kernels into the package, with the C++ compiler that the ziglang wheel brings.
+"""Builds the compiled kernels into the package, with the C++ compiler that the ziglang wheel
+brings.
 
-One library holds the kernels for every level of a processor family; the package chooses among them at run time. No
-system compiler is used. REPMAMBA_TARGET names another platform to build a wheel for. Where there is no compiler, or it
-fails, the wheel is made without a library, and the package says at run time that operations of torch are used instead.
+One library holds the kernels for every level of a processor family; the package chooses among them
+at run time. No system compiler is used. REPMAMBA_TARGET names another platform to build a wheel
+for. Where there is no compiler, or it fails, the wheel is made without a library, and the package
+says at run time that operations of torch are used instead.
 """
 
 import os
@@ -21,13 +23,23 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
 ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
-BEYOND = (  # and these for processors of level v4 that have more; "pairs" is a level of its own in the names
+# and these for processors of level v4 that have more; "pairs" is a level of its own in the names
+BEYOND = (
     ("pairs.cpp", "v4", "+avx512bf16"),
     ("amx.cpp", "v4", "+avx512bf16+amx_bf16+amx_tile"),
     ("training.cpp", "pairs", "+avx512bf16"),
 )
 FLAGS = [
-    *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *(
+        "-O3",
+        "-std=c++20",
+        "-g0",
+        "-Wall",
+        "-Wextra",
+        "-fvisibility=hidden",
+        "-fno-exceptions",
+        "-fno-rtti",
+    ),
     *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-ffp-contract=fast"),
     "-fno-sanitize=undefined",  # which zig has by default
 ]
@@ -35,7 +47,9 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class Target:
-    """A platform: zig's name for it, the wheel's tag, the library's suffix, zig's -mcpu of each level, lowest first."""
+    """A platform: zig's name for it, the wheel's tag, the library's suffix, zig's -mcpu of each
+    level, lowest first.
+    """
 
     triple: str
     tag: str
@@ -46,8 +60,12 @@ class Target:
 X86 = {"v2": "x86_64_v2", "v3": "x86_64_v3", "v4": "x86_64_v4"}
 TARGETS = {
     "linux-x86_64": Target("x86_64-linux-gnu.2.17", "manylinux_2_17_x86_64", ".so", X86),
-    "linux-aarch64": Target("aarch64-linux-gnu.2.17", "manylinux_2_17_aarch64", ".so", {"neon": "generic"}),
-    "macos-arm64": Target("aarch64-macos.11.0", "macosx_11_0_arm64", ".dylib", {"neon": "apple_m1"}),
+    "linux-aarch64": Target(
+        "aarch64-linux-gnu.2.17", "manylinux_2_17_aarch64", ".so", {"neon": "generic"}
+    ),
+    "macos-arm64": Target(
+        "aarch64-macos.11.0", "macosx_11_0_arm64", ".dylib", {"neon": "apple_m1"}
+    ),
     "macos-x86_64": Target("x86_64-macos.11.0", "macosx_11_0_x86_64", ".dylib", X86),
     "windows-x86_64": Target("x86_64-windows-gnu", "win_amd64", ".dll", X86),
 }
@@ -55,9 +73,13 @@ TARGETS = {
 
 def this_platform() -> str:
     """The name in TARGETS of the machine that builds; of no target where none is built for it."""
-    system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
+    system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(
+        sys.platform, sys.platform
+    )
     machine = platform.machine().lower()
-    machine = {"amd64": "x86_64", "aarch64": "arm64" if system == "macos" else "aarch64"}.get(machine, machine)
+    machine = {"amd64": "x86_64", "aarch64": "arm64" if system == "macos" else "aarch64"}.get(
+        machine, machine
+    )
     return f"{system}-{machine}"
 
 
@@ -67,23 +89,36 @@ def compiler(target: Target) -> list[str]:
 
 
 def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS) -> None:
-    """Compile all sources for all levels and link them into one library. Raises CalledProcessError."""
+    """Compile all sources for all levels and link them into one library. Raises
+    CalledProcessError.
+    """
     cc = [*compiler(target), *flags, f'-DSOURCES="{digest(sources)}"']
     position = [] if target.suffix == ".dll" else ["-fPIC"]
     files = sorted(file.name for file in sources.glob("*.cpp"))
     lowest, *_ = target.levels.values()
     jobs = [(file, lowest, "") for file in files if file in ONCE]
     others = {*ONCE, *(file for file, level, _ in BEYOND if level == "v4")}
-    jobs += [(file, cpu, level) for file in files if file not in others for level, cpu in target.levels.items()]
+    jobs += [
+        (file, cpu, level)
+        for file in files
+        if file not in others
+        for level, cpu in target.levels.items()
+    ]
     if "v4" in target.levels:
-        jobs += [(file, target.levels["v4"] + more, level) for file, level, more in BEYOND if file in files]
+        jobs += [
+            (file, target.levels["v4"] + more, level)
+            for file, level, more in BEYOND
+            if file in files
+        ]
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 
         def compiled(job: tuple[str, str, str], result: str) -> None:
             file, cpu, level = job
             defined = [f"-DLEVEL={level}"] if level else []
-            call([*cc, f"-mcpu={cpu}", *defined, *position, "-c", str(sources / file), "-o", result])
+            call(
+                [*cc, f"-mcpu={cpu}", *defined, *position, "-c", str(sources / file), "-o", result]
+            )
 
         list(pool.map(compiled, jobs, objects))
         linked = Path(made) / library.name
@@ -113,23 +148,31 @@ def is_current(library: Path, sources: Path) -> bool:
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Hatchling's hook: a wheel gets the library of its platform, an editable install has it beside the sources."""
+    """Hatchling's hook: a wheel gets the library of its platform, an editable install has it beside
+    the sources.
+    """
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build unless nothing has changed, and let the wheel carry the library and the platform's tag."""
+        """Build unless nothing has changed, and let the wheel carry the library and the platform's
+        tag.
+        """
         wanted = os.environ.get("REPMAMBA_TARGET")
         name = wanted or this_platform()
         if wanted and wanted not in TARGETS:
             raise ValueError(f"REPMAMBA_TARGET is {wanted}; it can be one of {', '.join(TARGETS)}.")
         if name not in TARGETS:
-            self.app.display_warning(f"repmamba has no compiled kernels for {name}; operations of torch are used.")
+            self.app.display_warning(
+                f"repmamba has no compiled kernels for {name}; operations of torch are used."
+            )
             return
         target, sources = TARGETS[name], Path(self.root) / SOURCES
         file = f"_kernels{target.suffix}"
         editable = version == "editable"
-        library = sources / file if editable else Path(self.root) / "build" / "kernels" / name / file
+        library = (
+            sources / file if editable else Path(self.root) / "build" / "kernels" / name / file
+        )
         try:
             if not is_current(library, sources):
                 build(target, sources, library)
@@ -137,7 +180,9 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
             library.unlink(missing_ok=True)
             if wanted:
                 raise
-            self.app.display_warning(f"The kernels could not be compiled ({fault}); operations of torch are used.")
+            self.app.display_warning(
+                f"The kernels could not be compiled ({fault}); operations of torch are used."
+            )
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{target.tag}"

@@ -1,11 +1,12 @@
 """How much faster is the network than a light window transformer of its size?
 
-Question: one 128x128 input at x4, float32: our fused network beside Swin2SR as the transformers package has it, in its
-light form (embed_dim 60, four stages of six, window 8, pixelshuffledirect; random weights), in one run.
-Prediction: at least four times faster.
+Question: one 128x128 input at x4, float32: our fused network beside Swin2SR as the transformers
+package has it, in its light form (embed_dim 60, four stages of six, window 8, pixelshuffledirect;
+random weights), in one run. Prediction: at least four times faster.
 
     pip install -e '.[bench]'
-    python benchmarks/against_a_light_window_transformer.py [--threads 2] [--clock wall] [--rounds 9] [--json FILE]
+    python benchmarks/against_a_light_window_transformer.py [--threads 2] [--clock wall] [--rounds
+    9] [--json FILE]
 """
 
 import sys
@@ -57,7 +58,10 @@ def main() -> None:
         )
     found, faster = measuring.rows(times, measuring.UNIT), measuring.ratio(times, THEIRS, OURS)
     print(measuring.table(found))
-    print(f"\n{THEIRS} takes {faster:.2f} times as long, with {parameters(theirs)} parameters to {parameters(ours)}")
+    print(
+        f"\n{THEIRS} takes {faster:.2f} times as long, with {parameters(theirs)} parameters to "
+        f"{parameters(ours)}"
+    )
     measuring.write(options, times=found, times_ours=faster)
 
 

@@ -1,10 +1,10 @@
 """Would a runtime made for inference be faster than the compiled passes?
 
-Question: one 128x128 input at x4, float32, the fused network without its scan, which those runtimes have no operation
-for: our compiled passes, torch's operations one by one, torch.compile, OpenVINO and ONNX Runtime, in one run. What is
-not installed is left out, and said to be; torch.compile wants a C++ compiler and the headers of Python.
-Prediction: torch.compile within 1.3 times the passes, the others slower; none so fast that a scan of its own, and a
-conversion for every user, would pay.
+Question: one 128x128 input at x4, float32, the fused network without its scan, which those runtimes
+have no operation for: our compiled passes, torch's operations one by one, torch.compile, OpenVINO
+and ONNX Runtime, in one run. What is not installed is left out, and said to be; torch.compile wants
+a C++ compiler and the headers of Python. Prediction: torch.compile within 1.3 times the passes, the
+others slower; none so fast that a scan of its own, and a conversion for every user, would pay.
 
     pip install -e '.[bench]'
     python benchmarks/against_other_runtimes.py [--threads 2] [--rounds 9] [--json FILE]
@@ -52,8 +52,13 @@ def openvino(network: nn.Module, image: Tensor, threads: int) -> measuring.Run:
     """The network as OpenVINO has it, in float32."""
     import openvino  # type: ignore[import-not-found,unused-ignore]
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    with patch.dict(os.environ, CI="true"):  # elsewhere the conversion tells OpenVINO's makers of it
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    # elsewhere the conversion tells OpenVINO's makers of it
+    with patch.dict(os.environ, CI="true"):
         model = openvino.convert_model(network, example_input=image)
     compiled = openvino.compile_model(model, "CPU", settings)
     return lambda: compiled([image.numpy()])
@@ -88,10 +93,15 @@ def main() -> None:
         if installed("onnxruntime", "onnx", "onnxscript"):
             candidates["ONNX Runtime"] = onnx_runtime(network, image, options.threads)
         if missing := [name for name in OTHERS if name not in candidates]:
-            print(f"Left out, since what they need is not installed: {', '.join(missing)}.", file=sys.stderr)
+            print(
+                f"Left out, since what they need is not installed: {', '.join(missing)}.",
+                file=sys.stderr,
+            )
         times = measuring.measure(candidates, options, rest=REST)
     found = measuring.rows(times, measuring.UNIT)
-    against = {name: measuring.ratio(times, name, OURS) for name in (TORCH, *OTHERS) if name in candidates}
+    against = {
+        name: measuring.ratio(times, name, OURS) for name in (TORCH, *OTHERS) if name in candidates
+    }
     print(measuring.table(found))
     for name, value in against.items():
         print(f"{name}: {value:.2f} times {OURS}")

@@ -1,4 +1,6 @@
-"""What every benchmark shares: its options, and its answer as JSON, with the machine and the versions it is of."""
+"""What every benchmark shares: its options, and its answer as JSON, with the machine and the
+versions it is of.
+"""
 
 import argparse
 import importlib.metadata
@@ -22,21 +24,34 @@ PACKAGES = ("repmamba", "torch", "numpy", "rasterio", "transformers", "openvino"
 def options(description: str | None, answer: Path | None = None) -> argparse.ArgumentParser:
     """The options of a benchmark, its docstring their introduction; --json, where its answer goes.
 
-    answer: where it goes by itself, from the root of the checkout; by default a file of its name in benchmarks/results.
+    answer: where it goes by itself, from the root of the checkout; by default a file of its name in
+    benchmarks/results.
     """
     answer = answer or Path("benchmarks", "results", f"{Path(sys.argv[0]).stem}.json")
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", default=ROOT / answer, help=f"the answer [{answer}]")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=ROOT / answer, help=f"the answer [{answer}]"
+    )
     return parser
 
 
-def options_on_imagery(description: str | None, answer: Path | None = None) -> argparse.ArgumentParser:
+def options_on_imagery(
+    description: str | None, answer: Path | None = None
+) -> argparse.ArgumentParser:
     """`options`, and --weights and --reference, what is measured and on which data."""
     parser = options(description, answer)
-    parser.add_argument("--weights", metavar="NAME|FILE", default="x4", help="what is measured [%(default)s]")
+    parser.add_argument(
+        "--weights", metavar="NAME|FILE", default="x4", help="what is measured [%(default)s]"
+    )
     reference = os.environ.get("REPMAMBA_REFERENCE", str(ROOT.parent / "shared"))
     parser.add_argument(
-        "--reference", type=_existing, metavar="FOLDER", default=reference, help="imagery [%(default)s]"
+        "--reference",
+        type=_existing,
+        metavar="FOLDER",
+        default=reference,
+        help="imagery [%(default)s]",
     )
     return parser
 
@@ -60,7 +75,9 @@ def weights(upscaler: Upscaler) -> dict[str, str]:
 
 
 def write(path: Path, *, threads: int, clock: str = "wall", **results: Any) -> None:
-    """The results as JSON, with the machine and the versions they were measured with. clock: "wall" or "cpu"."""
+    """The results as JSON, with the machine and the versions they were measured with. clock: "wall"
+    or "cpu".
+    """
     machine = {
         "processor": processor(torch.device("cpu")),
         "cores": available_cores(),
@@ -72,7 +89,9 @@ def write(path: Path, *, threads: int, clock: str = "wall", **results: Any) -> N
     }
     versions = {name: _version(name) for name in PACKAGES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "versions": versions, **results}, indent=1) + "\n", "utf-8")
+    path.write_text(
+        json.dumps({"machine": machine, "versions": versions, **results}, indent=1) + "\n", "utf-8"
+    )
     print(f"The answer as JSON: {path}", file=sys.stderr)
 
 

@@ -1,16 +1,19 @@
-"""Does upscale choose well between the weights for clean pictures and those for real ones, and by which thresholds?
+"""Does upscale choose well between the weights for clean pictures and those for real ones, and by
+which thresholds?
 
-Prediction: where the two differ by more than 0.05 dB, the choice is the better one for at least 95 % of the degraded
-test pictures, once the thresholds of noise and blockiness are fixed on validation pictures.
+Prediction: where the two differ by more than 0.05 dB, the choice is the better one for at least 95
+% of the degraded test pictures, once the thresholds of noise and blockiness are fixed on validation
+pictures.
 
-Each picture is reduced and degraded in fixed, seeded ways: the chains mild, middle and strong; noise and JPEG of one
-strength alone; and clean. Noise and blockiness are measured as `upscale` does, both weights enlarge it, and PSNR
-(esr-rgb) says which was better. On val/, thresholds are searched that are right most often, each way counting the same.
-On test/, nothing is chosen: the thresholds of the package and those of val/ are both shown, with what a wrong choice
-costs. Blur alone is shown apart: it is not measured, so nothing can be chosen by it.
+Each picture is reduced and degraded in fixed, seeded ways: the chains mild, middle and strong;
+noise and JPEG of one strength alone; and clean. Noise and blockiness are measured as `upscale`
+does, both weights enlarge it, and PSNR (esr-rgb) says which was better. On val/, thresholds are
+searched that are right most often, each way counting the same. On test/, nothing is chosen: the
+thresholds of the package and those of val/ are both shown, with what a wrong choice costs. Blur
+alone is shown apart: it is not measured, so nothing can be chosen by it.
 
-    python benchmarks/does_it_choose_well.py [--weights x4] [--real x4-real] [--images N] [--reference FOLDER]
-        [--json FILE]
+    python benchmarks/does_it_choose_well.py [--weights x4] [--real x4-real] [--images N]
+        [--reference FOLDER] [--json FILE]
 
 It takes some 20 minutes of CPU time. The thresholds are NOISY and BLOCKY of scene/choice.py.
 """
@@ -57,13 +60,22 @@ class Seen:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = answers.options_on_imagery(__doc__)
-    parser.add_argument("--real", metavar="NAME|FILE", default="x4-real", help="those for real pictures [%(default)s]")
-    parser.add_argument("--images", type=answers.count, metavar="N", default=30, help="of each set [%(default)s]")
+    parser.add_argument(
+        "--real",
+        metavar="NAME|FILE",
+        default="x4-real",
+        help="those for real pictures [%(default)s]",
+    )
+    parser.add_argument(
+        "--images", type=answers.count, metavar="N", default=30, help="of each set [%(default)s]"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     clean, real = load(options.weights), load(options.real, scale=load(options.weights).scale)
     data = options.reference / "data"
-    chosen_on = [seen for name in VALIDATION for seen in of_set(data / name, options.images, clean, real)]
+    chosen_on = [
+        seen for name in VALIDATION for seen in of_set(data / name, options.images, clean, real)
+    ]
     judged = [seen for name in TEST for seen in of_set(data / name, options.images, clean, real)]
     packaged, fitted = (NOISY, BLOCKY), thresholds(measurable(chosen_on))
     rows = [
@@ -71,12 +83,16 @@ def main() -> None:
         for way in dict.fromkeys(seen.way for seen in judged)
     ]
     whole = summary(measurable(judged), packaged, fitted)
-    print(f"Thresholds of the package: noise {NOISY:g}, blockiness {BLOCKY:g}; of val/: {fitted[0]:g}, {fitted[1]:g}.")
+    print(
+        f"Thresholds of the package: noise {NOISY:g}, blockiness {BLOCKY:g}; of val/: "
+        f"{fitted[0]:g}, {fitted[1]:g}."
+    )
     print("| way | pictures | gain of real, dB | right, package | right, val/ | lost, dB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in [*rows, {"way": "all but blur", **whole}]:
         print(
-            f"| {row['way']} | {row['pictures']} | {row['gain']:+.2f} | {row['right']:.1%} | {row['right_fitted']:.1%} "
+            f"| {row['way']} | {row['pictures']} | {row['gain']:+.2f} | {row['right']:.1%} | "
+            f"{row['right_fitted']:.1%} "
             f"| {row['lost']:.3f} |"
         )
     answers.write(
@@ -106,7 +122,8 @@ def of_picture(file: PairFiles, clean: Upscaler, real: Upscaler) -> Iterator[See
         lr = degrade(pair.hr, generator_for(SEED, pair.name))
         unit = torch.from_numpy(np.moveaxis(lr, 2, 0) / np.float32(255))
         scores = [
-            metric.measure(np.moveaxis(upscaler.run(unit[None])[0].numpy(), 0, 2), pair) for upscaler in (clean, real)
+            metric.measure(np.moveaxis(upscaler.run(unit[None])[0].numpy(), 0, 2), pair)
+            for upscaler in (clean, real)
         ]
         windows = [unit.numpy()]
         yield Seen(pair.name, way, noise_level(windows), blockiness(windows), scores[1] - scores[0])
@@ -119,7 +136,11 @@ def ways(scale: int) -> dict[str, Degrade]:
         for name, strengths in (("noise", (2, 4, 8)), ("jpeg", (90, 75, 60, 40)), ("blur", (3.0,)))
         for strength in strengths
     }
-    return {"clean": Chain(scale), **{name: SensorChain(name, scale) for name in ("mild", "middle", "strong")}, **alone}
+    return {
+        "clean": Chain(scale),
+        **{name: SensorChain(name, scale) for name in ("mild", "middle", "strong")},
+        **alone,
+    }
 
 
 def measurable(seen: Sequence[Seen]) -> list[Seen]:
@@ -139,13 +160,16 @@ def lost(seen: Seen, noisy: float, blocky: float) -> float:
 
 
 def thresholds(seen: Sequence[Seen]) -> tuple[float, float]:
-    """Noise and blockiness from which on real pictures' weights are taken: right most often, ways counting the same.
+    """Noise and blockiness from which on real pictures' weights are taken: right most often, ways
+    counting the same.
 
     Of several that are, the one that loses least.
     """
     counts = {way: sum(one.way == way for one in seen) for way in {one.way for one in seen}}
     share = np.array([1 / counts[one.way] for one in seen])
-    noise, blocks, gain = (np.array([getattr(one, name) for one in seen]) for name in ("noise", "blockiness", "gain"))
+    noise, blocks, gain = (
+        np.array([getattr(one, name) for one in seen]) for name in ("noise", "blockiness", "gain")
+    )
     best, found = (-1.0, -np.inf), (NOISY, BLOCKY)
     for noisy in np.arange(0.5, 10.01, 0.1):
         for blocky in np.arange(0.02, 0.81, 0.02):
@@ -157,7 +181,9 @@ def thresholds(seen: Sequence[Seen]) -> tuple[float, float]:
     return found
 
 
-def summary(seen: Sequence[Seen], packaged: tuple[float, float], fitted: tuple[float, float]) -> dict[str, Any]:
+def summary(
+    seen: Sequence[Seen], packaged: tuple[float, float], fitted: tuple[float, float]
+) -> dict[str, Any]:
     """What there is to say of some pictures."""
     return {
         "pictures": len(seen),

@@ -1,8 +1,9 @@
-"""How much faster is a call with more threads, and how much more is done with as many images side by side?
+"""How much faster is a call with more threads, and how much more is done with as many images side
+by side?
 
-Question: inputs of 128x128 at x4, float32: one call on 1 to all cores, and one image a core, each on one thread, as a
-scene's tiles are computed.
-Prediction: two threads 1.7 times one; two images side by side as much as two calls of one thread, so 1.9 times.
+Question: inputs of 128x128 at x4, float32: one call on 1 to all cores, and one image a core, each
+on one thread, as a scene's tiles are computed. Prediction: two threads 1.7 times one; two images
+side by side as much as two calls of one thread, so 1.9 times.
 
     python benchmarks/how_does_it_grow_with_threads.py [--clock wall] [--rounds 15] [--json FILE]
 """
@@ -30,7 +31,10 @@ def main() -> None:
 
     with ThreadPoolExecutor(cores) as pool:
         candidates: dict[str, measuring.Run] = {measuring.CONVOLUTION: measuring.convolution()}
-        candidates |= {f"one image, {count} thread{'s' * (count > 1)}": partial(on_threads, count) for count in counts}
+        candidates |= {
+            f"one image, {count} thread{'s' * (count > 1)}": partial(on_threads, count)
+            for count in counts
+        }
         beside = f"{cores} image{'s' * (cores > 1)}, a thread each"
         candidates[beside] = lambda: list(pool.map(on_threads, [1] * cores))
         with torch.inference_mode():

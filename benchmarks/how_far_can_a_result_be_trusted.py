@@ -1,29 +1,33 @@
-"""How far can a result be trusted, pixel by pixel, and does the ensemble's spread say it better than contrast does?
+"""How far can a result be trusted, pixel by pixel, and does the ensemble's spread say it better
+than contrast does?
 
-Where the eight flips and rotations of an image disagree, the result should be wrong. But so it should be wherever there
-is much to see, and that takes no ensemble: the plain predictor is the local contrast of the input, of its bicubic
-enlargement or of the result.
+Where the eight flips and rotations of an image disagree, the result should be wrong. But so it
+should be wherever there is much to see, and that takes no ensemble: the plain predictor is the
+local contrast of the input, of its bicubic enlargement or of the result.
 
-Prediction: spread alone beats the contrast of the input and of the bicubic image. Against that of the result, which
-shows what the network has drawn, it is about even, and the two together (the geometric mean of both in 3 x 3 pixels,
-as inference/confidence.py has it) beat either.
+Prediction: spread alone beats the contrast of the input and of the bicubic image. Against that of
+the result, which shows what the network has drawn, it is about even, and the two together (the
+geometric mean of both in 3 x 3 pixels, as inference/confidence.py has it) beat either.
 
-Measured with x4 weights, the mean of the eight as 8-bit RGB against the truth, error: mean of |sr - hr| over the bands.
-On val/: which contrast predicts best, alone and two of them together; and the table from predictor to expected error.
-On test/, with nothing chosen any more: the rank correlation with the true error, image by image and in all pixels of a
-set; the part of the way from chance to hindsight that is gained by leaving out the pixels predicted worst
-(sparsification); predicted against true error, by tenths of the predicted; and the gain of the ensemble in dB.
-Intervals are 95 %, by bootstrap over the images, of paired differences.
+Measured with x4 weights, the mean of the eight as 8-bit RGB against the truth, error: mean of |sr -
+hr| over the bands. On val/: which contrast predicts best, alone and two of them together; and the
+table from predictor to expected error. On test/, with nothing chosen any more: the rank correlation
+with the true error, image by image and in all pixels of a set; the part of the way from chance to
+hindsight that is gained by leaving out the pixels predicted worst (sparsification); predicted
+against true error, by tenths of the predicted; and the gain of the ensemble in dB. Intervals are 95
+%, by bootstrap over the images, of paired differences.
 
-Rule, fixed before test/ was read: the predictor is shipped if, in all three sets of test/, its rank correlation image
-by image exceeds that of the best contrast and that of the best two contrasts with intervals above 0.
+Rule, fixed before test/ was read: the predictor is shipped if, in all three sets of test/, its rank
+correlation image by image exceeds that of the best contrast and that of the best two contrasts with
+intervals above 0.
 
-    python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--json FILE]
-        [--calibration FILE] [--keep FOLDER] [--images N]
+    python benchmarks/how_far_can_a_result_be_trusted.py [--weights x4] [--reference FOLDER] [--json
+        FILE] [--calibration FILE] [--keep FOLDER] [--images N]
 
-It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are measured already. The
-plot lies beside the JSON.
---calibration writes the table that `--confidence` reads, to be put beside the weights. The answer is in
+It takes some six minutes of CPU time; with --keep, a stopped run goes on with the images that are
+measured already. The plot lies beside the JSON.
+--calibration writes the table that `--confidence` reads, to be put beside the weights. The answer
+is in
 docs/confidence.md.
 """
 
@@ -56,8 +60,10 @@ from repmamba.pixels.resize import imresize_torch, to_uint8
 
 VALIDATION = {"val/ucmerced": 30, "val/rsscn7": 30}  # pictures taken, or all if there are fewer
 TEST = {"test/ucmerced": 60, "test/rsscn7": 40, "test/epfl_road": 15}
-GREY = {"test/ucmerced": 20}  # also with their green band alone, as any other band goes through the network
-STEP = 3  # every third row and column counts: neighbours say nearly the same, and 3 meets every phase of x4
+# also with their green band alone, as any other band goes through the network
+GREY = {"test/ucmerced": 20}
+# every third row and column counts: neighbours say nearly the same, and 3 meets every phase of x4
+STEP = 3
 POOLED = 250  # pixels of each image in the intervals of what is taken over all pixels of a set
 
 Pixels = NDArray[np.float64]
@@ -75,19 +81,32 @@ class Measured:
 
 def main() -> None:
     """Measure, print the tables, write the JSON, the plot and the calibration."""
-    parser = answers.options_on_imagery(__doc__, Path("docs", "decisions", "how-far-can-a-result-be-trusted.json"))
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="where to write the table of --confidence")
-    parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="what was measured of each image, for a run that goes on"
+    parser = answers.options_on_imagery(
+        __doc__, Path("docs", "decisions", "how-far-can-a-result-be-trusted.json")
     )
-    parser.add_argument("--images", type=answers.count, metavar="N", help="of each set at most, to try it out")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="where to write the table of --confidence"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="what was measured of each image, for a run that goes on",
+    )
+    parser.add_argument(
+        "--images", type=answers.count, metavar="N", help="of each set at most, to try it out"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     upscaler = load(options.weights)
     data = options.reference / "data"
 
     def images_of(name: str, count: int, *, grey: bool = False) -> list[Measured]:
-        return list(measured(data / name, min(count, options.images or count), upscaler, options.keep, grey=grey))
+        return list(
+            measured(
+                data / name, min(count, options.images or count), upscaler, options.keep, grey=grey
+            )
+        )
 
     sets = {name: images_of(name, count) for name, count in VALIDATION.items()}
     validation = [image for images in sets.values() for image in images]
@@ -108,14 +127,22 @@ def main() -> None:
         "weights": answers.weights(upscaler),
         "chosen_on_validation": chosen,
         "validation": {name: correlation(validation, name) for name in validation[0].predictors},
-        "correlation": [row for name, images in tests.items() for row in correlations(name, images, shown)],
-        "differences": [row for name, images in tests.items() for row in differences(name, images, shown)],
+        "correlation": [
+            row for name, images in tests.items() for row in correlations(name, images, shown)
+        ],
+        "differences": [
+            row for name, images in tests.items() for row in differences(name, images, shown)
+        ],
         "reliability": [
-            row for name, images in (tests | grey).items() for row in reliability(name, images, calibration)
+            row
+            for name, images in (tests | grey).items()
+            for row in reliability(name, images, calibration)
         ],
         "ensemble": [gain(name, images) for name, images in tests.items()],
         "calibration": {"doubt": list(calibration.doubt), "error": list(calibration.error)},
-        "sparsification": {name: curve.tolist() for name, curve in sparsification(tests, shown).items()},
+        "sparsification": {
+            name: curve.tolist() for name, curve in sparsification(tests, shown).items()
+        },
     }
     answers.write(options.json, threads=1, clock="cpu", **found)
     print_tables(found)
@@ -132,7 +159,8 @@ def measured(
     files = find_pairs(folder)
     begun = time.process_time()
     for place in sorted(np.random.default_rng(16).permutation(len(files))[:count]):
-        name = f"{upscaler.digest[:8]}-{folder.parent.name}-{folder.name}-{place}{'-grey' * grey}.pickle"
+        kind = f"{folder.parent.name}-{folder.name}-{place}{'-grey' * grey}"
+        name = f"{upscaler.digest[:8]}-{kind}.pickle"
         kept = None if keep is None else keep / name
         if kept is not None and kept.is_file():
             yield pickle.loads(kept.read_bytes())
@@ -144,7 +172,8 @@ def measured(
         yield image
     seconds = time.process_time() - begun
     print(
-        f"{folder.parent.name}/{folder.name}{', one band' * grey}: done after {seconds:.0f} s of CPU time",
+        f"{folder.parent.name}/{folder.name}{', one band' * grey}: done after {seconds:.0f} s of "
+        "CPU time",
         file=sys.stderr,
     )
 
@@ -152,7 +181,10 @@ def measured(
 def of_image(pair: Pair, upscaler: Upscaler, *, grey: bool) -> Measured:
     """One image; grey: of its green band alone."""
     bands = [1] if grey else [0, 1, 2]
-    lr, hr = (torch.from_numpy(image[..., bands]).permute(2, 0, 1).contiguous() / 255 for image in (pair.lr, pair.hr))
+    lr, hr = (
+        torch.from_numpy(image[..., bands]).permute(2, 0, 1).contiguous() / 255
+        for image in (pair.lr, pair.hr)
+    )
     seen = lr.expand(3, -1, -1)[None]
     one, (mean, variance) = upscaler.run(seen)[0], mean_and_variance(upscaler.run, seen)
     sr = mean[0].mean(0, keepdim=True) if grey else mean[0]
@@ -161,7 +193,10 @@ def of_image(pair: Pair, upscaler: Upscaler, *, grey: bool) -> Measured:
     planes = {
         SPREAD: box(variance[0], 3).mean(0).sqrt(),
         TOGETHER: doubt(sr, variance[0]),
-        **{f"contrast of the input, {n} x {n}": enlarged_contrast(lr, n, upscaler.scale) for n in (3, 5)},
+        **{
+            f"contrast of the input, {n} x {n}": enlarged_contrast(lr, n, upscaler.scale)
+            for n in (3, 5)
+        },
         **{f"contrast of the bicubic image, {n} x {n}": contrast(bicubic, n) for n in (5, 9)},
         **{f"contrast of the result, {n} x {n}": contrast(sr, n) for n in (3, 5, 9)},
         "gradient of the bicubic image": gradient(bicubic),
@@ -172,7 +207,10 @@ def of_image(pair: Pair, upscaler: Upscaler, *, grey: bool) -> Measured:
     return Measured(
         error=sampled(error_of(sr, hr)),
         predictors={name: 255 * sampled(plane) for name, plane in planes.items()},
-        made_consistent=(sampled(error_of(projected, hr)), 255 * sampled(doubt(projected, variance[0]))),
+        made_consistent=(
+            sampled(error_of(projected, hr)),
+            255 * sampled(doubt(projected, variance[0])),
+        ),
         decibels=decibels,
     )
 
@@ -199,11 +237,15 @@ def sampled(plane: Tensor) -> Pixels:
 
 def box(planes: Tensor, edge: int) -> Tensor:
     """The mean in the square around each pixel."""
-    return F.avg_pool2d(F.pad(planes[None].double(), (edge // 2,) * 4, mode="replicate"), edge, stride=1)[0]
+    return F.avg_pool2d(
+        F.pad(planes[None].double(), (edge // 2,) * 4, mode="replicate"), edge, stride=1
+    )[0]
 
 
 def contrast(planes: Tensor, edge: int) -> Tensor:
-    """The standard deviation in the square around each pixel, root mean square over the bands: (H, W)."""
+    """The standard deviation in the square around each pixel, root mean square over the bands: (H,
+    W).
+    """
     numbers = planes.double()
     return (box(numbers.square(), edge) - box(numbers, edge).square()).mean(0).clamp_min(0).sqrt()
 
@@ -216,7 +258,10 @@ def enlarged_contrast(lr: Tensor, edge: int, scale: int) -> Tensor:
 def gradient(planes: Tensor) -> Tensor:
     """Its length, by central differences, root mean square over the bands: (H, W)."""
     padded = F.pad(planes[None].double(), (1, 1, 1, 1), mode="replicate")[0]
-    across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    across, down = (
+        padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2],
+        padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1],
+    )
     return (across.square() + down.square()).mean(0).sqrt()
 
 
@@ -224,7 +269,9 @@ def gradient(planes: Tensor) -> Tensor:
 
 
 def chosen_contrasts(images: list[Measured]) -> dict[str, str]:
-    """Which predictors without an ensemble rank best on val/: of what was there before, of all, and two multiplied."""
+    """Which predictors without an ensemble rank best on val/: of what was there before, of all, and
+    two multiplied.
+    """
     plain = [name for name in images[0].predictors if name not in (SPREAD, TOGETHER)]
     of_result = [name for name in plain if name.startswith("contrast of the result")]
     kinds = {
@@ -232,7 +279,10 @@ def chosen_contrasts(images: list[Measured]) -> dict[str, str]:
         "contrast": plain,
         "two_contrasts": [f"{a}{TIMES}{b}" for a, b in combinations(of_result, 2)],
     }
-    return {kind: max(names, key=lambda name: correlation(images, name)) for kind, names in kinds.items()}
+    return {
+        kind: max(names, key=lambda name: correlation(images, name))
+        for kind, names in kinds.items()
+    }
 
 
 TIMES = " times "
@@ -249,7 +299,9 @@ def correlation(images: list[Measured], name: str) -> float:
     return float(np.mean([spearman(predictor(image, name), image.error) for image in images]))
 
 
-def correlations(set_name: str, images: list[Measured], names: list[str]) -> Iterator[dict[str, Any]]:
+def correlations(
+    set_name: str, images: list[Measured], names: list[str]
+) -> Iterator[dict[str, Any]]:
     """One row for each predictor: by image, and over all pixels."""
     error = np.concatenate([image.error for image in images])
     for name in names:
@@ -260,13 +312,19 @@ def correlations(set_name: str, images: list[Measured], names: list[str]) -> Ite
             "predictor": name,
             "correlation": correlation(images, name),
             "correlation_of_all_pixels": spearman(pixels, error),
-            "sparsification": float(np.mean([gained(predictor(image, name), image.error) for image in images])),
+            "sparsification": float(
+                np.mean([gained(predictor(image, name), image.error) for image in images])
+            ),
             "sparsification_of_all_pixels": gained(pixels, error),
         }
 
 
-def differences(set_name: str, images: list[Measured], names: list[str]) -> Iterator[dict[str, Any]]:
-    """What spread alone and both together gain over contrast and over two contrasts, with intervals."""
+def differences(
+    set_name: str, images: list[Measured], names: list[str]
+) -> Iterator[dict[str, Any]]:
+    """What spread alone and both together gain over contrast and over two contrasts, with
+    intervals.
+    """
     rng = np.random.default_rng(17)
     few = [rng.permutation(len(image.error))[:POOLED] for image in images]
     for ours in (SPREAD, TOGETHER):
@@ -274,7 +332,8 @@ def differences(set_name: str, images: list[Measured], names: list[str]) -> Iter
             row: dict[str, Any] = {"set": set_name, "predictor": ours, "against": other}
             for measure, function in (("correlation", spearman), ("sparsification", gained)):
                 each = [
-                    function(predictor(image, ours), image.error) - function(predictor(image, other), image.error)
+                    function(predictor(image, ours), image.error)
+                    - function(predictor(image, other), image.error)
                     for image in images
                 ]
                 row[measure] = interval(partial(mean_of, np.array(each)), len(each))
@@ -297,19 +356,30 @@ def pooled(parts: list[tuple[Pixels, Pixels, Pixels]], chosen: NDArray[np.intp])
     return spearman(ours, error) - spearman(other, error)
 
 
-def interval(of: Callable[[NDArray[np.intp]], float], images: int, times: int = 10000) -> list[float]:
+def interval(
+    of: Callable[[NDArray[np.intp]], float], images: int, times: int = 10000
+) -> list[float]:
     """A figure of some images, with the ends of its 95 % bootstrap interval."""
     rng = np.random.default_rng(18)
     drawn = [of(rng.integers(0, images, images)) for _ in range(times)]
     return [of(np.arange(images)), *np.quantile(drawn, (0.025, 0.975)).tolist()]
 
 
-def reliability(set_name: str, images: list[Measured], calibration: Calibration) -> Iterator[dict[str, Any]]:
-    """Predicted and true error, means over tenths of the predicted, least first: as it comes, and made consistent."""
+def reliability(
+    set_name: str, images: list[Measured], calibration: Calibration
+) -> Iterator[dict[str, Any]]:
+    """Predicted and true error, means over tenths of the predicted, least first: as it comes, and
+    made consistent.
+    """
     for made_consistent in (False, True):
-        pairs = [im.made_consistent if made_consistent else (im.error, im.predictors[TOGETHER]) for im in images]
+        pairs = [
+            im.made_consistent if made_consistent else (im.error, im.predictors[TOGETHER])
+            for im in images
+        ]
         error = np.concatenate([pair[0] for pair in pairs])
-        expected = 255 * calibration.expected_error(np.concatenate([pair[1] for pair in pairs]) / 255)
+        expected = 255 * calibration.expected_error(
+            np.concatenate([pair[1] for pair in pairs]) / 255
+        )
         order = np.argsort(expected, kind="stable")
         yield {
             "set": set_name,
@@ -318,7 +388,10 @@ def reliability(set_name: str, images: list[Measured], calibration: Calibration)
             "correlation": float(np.mean([spearman(pair[1], pair[0]) for pair in pairs])),
             "predicted": [float(expected[part].mean()) for part in np.array_split(order, 10)],
             "true": [float(error[part].mean()) for part in np.array_split(order, 10)],
-            "true_quartiles": [np.quantile(error[part], (0.25, 0.75)).tolist() for part in np.array_split(order, 10)],
+            "true_quartiles": [
+                np.quantile(error[part], (0.25, 0.75)).tolist()
+                for part in np.array_split(order, 10)
+            ],
         }
 
 
@@ -348,20 +421,26 @@ def ranks(values: Pixels) -> Pixels:
 
 
 def left(predicted: Pixels, error: Pixels) -> Pixels:
-    """The mean error of what is left when the pixels predicted worst are taken out, none first, one by one."""
+    """The mean error of what is left when the pixels predicted worst are taken out, none first, one
+    by one.
+    """
     worst_last = error[np.argsort(predicted, kind="stable")]
     means: Pixels = (np.cumsum(worst_last) / np.arange(1, len(error) + 1))[::-1]
     return means
 
 
 def gained(predicted: Pixels, error: Pixels) -> float:
-    """How far the mean of `left` gets from that of chance (0) to that of the error itself, known in hindsight (1)."""
+    """How far the mean of `left` gets from that of chance (0) to that of the error itself, known in
+    hindsight (1).
+    """
     chance, best = error.mean(), left(error, error).mean()
     return float((chance - left(predicted, error).mean()) / (chance - best))
 
 
 def sparsification(tests: dict[str, list[Measured]], names: list[str]) -> dict[str, Pixels]:
-    """For each predictor, and for hindsight: the mean error left, relative to that of all pixels, mean over images."""
+    """For each predictor, and for hindsight: the mean error left, relative to that of all pixels,
+    mean over images.
+    """
     images = [image for images in tests.values() for image in images]
     curves = {}
     for name in [*names, "hindsight"]:
@@ -395,17 +474,26 @@ def print_tables(found: dict[str, Any]) -> None:
     print("| --- | --- | --- | ---: | ---: | ---: |")
     for row in found["differences"]:
         measures = ("correlation", "correlation_of_all_pixels", "sparsification")
-        numbers = " | ".join("{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[measure]) for measure in measures)
+        numbers = " | ".join(
+            "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[measure]) for measure in measures
+        )
         print(f"| {row['set']} | {row['predictor']} | {row['against']} | {numbers} |")
     print("\n| set | consistent | correlation | predicted error by tenths, levels | true, levels |")
     print("| --- | --- | ---: | --- | --- |")
     for row in found["reliability"]:
-        numbers = " | ".join(" ".join(f"{value:.1f}" for value in row[which]) for which in ("predicted", "true"))
-        print(f"| {row['set']} ({row['images']}) | {row['consistent']} | {row['correlation']:.3f} | {numbers} |")
+        numbers = " | ".join(
+            " ".join(f"{value:.1f}" for value in row[which]) for which in ("predicted", "true")
+        )
+        print(
+            f"| {row['set']} ({row['images']}) | {row['consistent']} | {row['correlation']:.3f} | "
+            f"{numbers} |"
+        )
     print("\n| set | one pass, dB | eight, dB | gain |\n| --- | ---: | ---: | ---: |")
     for row in found["ensemble"]:
         change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
-        print(f"| {row['set']} ({row['images']}) | {row['one']:.3f} | {row['eight']:.3f} | {change} |")
+        print(
+            f"| {row['set']} ({row['images']}) | {row['one']:.3f} | {row['eight']:.3f} | {change} |"
+        )
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -419,7 +507,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
         predicted, true = row["predicted"], row["true"]
         lower, upper = np.array(row["true_quartiles"]).T
         reliable.fill_between(predicted, lower, upper, alpha=0.12, color=f"C{place}", linewidth=0)
-        reliable.plot(predicted, true, "o-", markersize=4, color=f"C{place}", label=f"{row['set']} ({row['images']})")
+        reliable.plot(
+            predicted,
+            true,
+            "o-",
+            markersize=4,
+            color=f"C{place}",
+            label=f"{row['set']} ({row['images']})",
+        )
     most = max(max(row["true_quartiles"][-1]) for row in rows)
     reliable.plot([0, most], [0, most], color="grey", linewidth=0.8)
     furthest = 1.1 * max(max(row["predicted"]) for row in rows)
@@ -433,7 +528,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
     reliable.legend(fontsize=8, loc="upper left")
     for place, (name, curve) in enumerate(found["sparsification"].items()):
         dashed = "--" if name == "hindsight" else "-"
-        sparse.plot(100 * SHARES, curve, dashed, color="grey" if name == "hindsight" else f"C{place}", label=name)
+        sparse.plot(
+            100 * SHARES,
+            curve,
+            dashed,
+            color="grey" if name == "hindsight" else f"C{place}",
+            label=name,
+        )
     sparse.set(
         xlabel="% of the pixels left out, those expected worst first",
         ylabel="mean error of the others, all pixels: 1",

@@ -1,11 +1,14 @@
-"""How far is one call of the network from the time of its own arithmetic, and what of it is the scan?
+"""How far is one call of the network from the time of its own arithmetic, and what of it is the
+scan?
 
-Question: a 128x128 input, x4, in units of the time that its 21.2 GFLOP take at the rate of a 3x3 convolution: the fused
-network by compiled passes, the same by operations of torch, either under bfloat16, and not fused.
-Prediction: at most 2 units by compiled passes, the scan at most 15 % of them; at least 20 times faster than the network
-not fused with the scan as it is defined, step by step; bfloat16 1.4 times faster again where the processor has it.
+Question: a 128x128 input, x4, in units of the time that its 21.2 GFLOP take at the rate of a 3x3
+convolution: the fused network by compiled passes, the same by operations of torch, either under
+bfloat16, and not fused. Prediction: at most 2 units by compiled passes, the scan at most 15 % of
+them; at least 20 times faster than the network not fused with the scan as it is defined, step by
+step; bfloat16 1.4 times faster again where the processor has it.
 
-    python benchmarks/how_far_from_its_own_arithmetic.py [--threads 2] [--clock wall] [--rounds 15] [--json FILE]
+    python benchmarks/how_far_from_its_own_arithmetic.py [--threads 2] [--clock wall] [--rounds 15]
+    [--json FILE]
 """
 
 import statistics
@@ -30,7 +33,9 @@ def in_bfloat16() -> AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def called(network: Network, image: Tensor, *contexts: Callable[[], AbstractContextManager[object]]) -> measuring.Run:
+def called(
+    network: Network, image: Tensor, *contexts: Callable[[], AbstractContextManager[object]]
+) -> measuring.Run:
     """One call of a network within contexts."""
 
     def run() -> object:
@@ -43,11 +48,16 @@ def called(network: Network, image: Tensor, *contexts: Callable[[], AbstractCont
 
 
 def share_of_the_scan(stages: Stages, clock: Callable[[], float], rounds: int) -> float:
-    """The median share of the passes' time that is spent in the scan, each stage timed by itself."""
+    """The median share of the passes' time that is spent in the scan, each stage timed by
+    itself.
+    """
     shares = []
     for _ in range(rounds):
         taken = stages.timed(clock)
-        shares.append(sum(seconds for stage, seconds in taken if in_the_scan(stage)) / sum(each for _, each in taken))
+        shares.append(
+            sum(seconds for stage, seconds in taken if in_the_scan(stage))
+            / sum(each for _, each in taken)
+        )
     return statistics.median(shares)
 
 
@@ -66,7 +76,9 @@ def main() -> None:
         STEPS: called(not_fused("definition").eval(), image),
     }
     with torch.inference_mode():
-        times = measuring.measure(candidates, options, slow=frozenset({STEPS}), twice=frozenset({PASSES, PAIRS}))
+        times = measuring.measure(
+            candidates, options, slow=frozenset({STEPS}), twice=frozenset({PASSES, PAIRS})
+        )
         share = share_of_the_scan(Stages(network, image), measuring.clock(options), options.rounds)
     found = measuring.rows(times, measuring.UNIT)
     against = {name: measuring.ratio(times, name, PASSES) for name in list(candidates)[2:]}

@@ -1,11 +1,13 @@
 """How long is a training step, beside its own arithmetic and beside the scan as it is defined?
 
-Question: batch 8 of 32x32 at x4, forward, backward and update: under bfloat16 and in float32 with the compiled scan,
-and under bfloat16 with the scan step by step. The unit is the arithmetic of a step, three times that of its 8192 pixels
-forward, at the rate of a 3x3 convolution in float32.
-Prediction: at most 2.5 units under bfloat16, and at least 10 times faster than with the scan step by step.
+Question: batch 8 of 32x32 at x4, forward, backward and update: under bfloat16 and in float32 with
+the compiled scan, and under bfloat16 with the scan step by step. The unit is the arithmetic of a
+step, three times that of its 8192 pixels forward, at the rate of a 3x3 convolution in float32.
+Prediction: at most 2.5 units under bfloat16, and at least 10 times faster than with the scan step
+by step.
 
-    python benchmarks/how_long_is_a_training_step.py [--threads 2] [--clock wall] [--rounds 7] [--json FILE]
+    python benchmarks/how_long_is_a_training_step.py [--threads 2] [--clock wall] [--rounds 7]
+    [--json FILE]
 """
 
 import torch

@@ -1,7 +1,9 @@
-"""How the benchmarks of speed measure: rounds in which every candidate runs once, ratios pair by pair, one JSON.
+"""How the benchmarks of speed measure: rounds in which every candidate runs once, ratios pair by
+pair, one JSON.
 
-The unit is the time of the network's own arithmetic, 21.2 GFLOP for a 128x128 input at x4 without its scan, at the rate
-of Conv2d(64, 64, 3) on 1x64x128x128 in the same process; data that others publish in it can be laid beside ours.
+The unit is the time of the network's own arithmetic, 21.2 GFLOP for a 128x128 input at x4 without
+its scan, at the rate of Conv2d(64, 64, 3) on 1x64x128x128 in the same process; data that others
+publish in it can be laid beside ours.
 """
 
 import argparse
@@ -23,21 +25,29 @@ Times = dict[str, list[float]]
 CONVOLUTION = "Conv2d(64, 64, 3)"
 CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 128 * 128
 NETWORK_FLOP = 21.2e9
-"""Of one 128x128 input at x4, the scan not counted; four times the pixels are four times as many."""
+"""Of one 128x128 input at x4, the scan not counted; four times the pixels are four times as many.
+"""
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 
 def start(description: str | None, *, rounds: int, threads: int | None = 2) -> argparse.Namespace:
-    """Options shared by all, threads set; the process starts once more with an allocator that returns no memory.
+    """Options shared by all, threads set; the process starts once more with an allocator that
+    returns no memory.
 
-    threads: by default, where there are so many cores; None for as many as cores, without an option.
+    threads: by default, where there are so many cores; None for as many as cores, without an
+    option.
 
-    With the default one, page faults of the library's own operations are measured as well, by up to half their time.
+    With the default one, page faults of the library's own operations are measured as well, by up to
+    half their time.
     """
     parser = answers.options(description)
     parser.add_argument(
-        "--rounds", type=answers.count, metavar="N", default=rounds, help="rounds counted [%(default)s]"
+        "--rounds",
+        type=answers.count,
+        metavar="N",
+        default=rounds,
+        help="rounds counted [%(default)s]",
     )
     cores = available_cores()
     if threads is None:
@@ -83,11 +93,12 @@ def measure(
     twice: frozenset[str] = frozenset(),
     rest: float = 0.0,
 ) -> Times:
-    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones take two rounds.
+    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones
+    take two rounds.
 
-    twice: those that run once more before, not counted. They keep their maps until a call of another kind: a scene's
-    tiles find them, and a candidate after another would not.
-    rest: seconds before each, for threads of the one before that look for more work on the cores.
+    twice: those that run once more before, not counted. They keep their maps until a call of
+    another kind: a scene's tiles find them, and a candidate after another would not. rest: seconds
+    before each, for threads of the one before that look for more work on the cores.
     """
     seconds = clock(options)
     times: Times = {name: [] for name in candidates}
@@ -107,17 +118,23 @@ def measure(
 
 def ratio(times: Times, name: str, other: str, factor: float = 1.0) -> float:
     """The median over rounds of name over other, times a factor."""
-    return factor * statistics.median(a / b for a, b in zip(times[name], times[other], strict=False))
+    return factor * statistics.median(
+        a / b for a, b in zip(times[name], times[other], strict=False)
+    )
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
     """The first and the third, within the values however few there are."""
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, _, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
     return low, high
 
 
 def rows(times: Times, unit: float) -> list[dict[str, Any]]:
-    """Median and quartiles in milliseconds, and the median in units; unit: units in one convolution."""
+    """Median and quartiles in milliseconds, and the median in units; unit: units in one
+    convolution.
+    """
     found = []
     for name, values in times.items():
         units = ratio(times, name, CONVOLUTION, unit)
@@ -142,8 +159,12 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = [f"{'':<44} {'ms':>9} {'quartiles, ms':>19} {'units':>8}"]
     for row in found:
         low, high = row["ms_quartiles"]
-        lines.append(f"{row['what']:<44} {row['ms']:>9.2f} {low:>9.2f}-{high:<9.2f} {row['units']:>8.2f}")
-    return "\n".join([*lines, f"unit: the time of the network's own arithmetic at the rate of {CONVOLUTION}"])
+        lines.append(
+            f"{row['what']:<44} {row['ms']:>9.2f} {low:>9.2f}-{high:<9.2f} {row['units']:>8.2f}"
+        )
+    return "\n".join(
+        [*lines, f"unit: the time of the network's own arithmetic at the rate of {CONVOLUTION}"]
+    )
 
 
 def write(options: argparse.Namespace, **results: Any) -> None:

@@ -1,4 +1,6 @@
-"""The network that the benchmarks of speed time, at x4 with random weights, and other ways to compute it."""
+"""The network that the benchmarks of speed time, at x4 with random weights, and other ways to
+compute it.
+"""
 
 from collections.abc import Callable
 
@@ -33,7 +35,9 @@ def operations_of_torch() -> FusedRepMamba:
 
 
 def not_fused(scan: str | None = None) -> RepMamba:
-    """As training computes it. scan: a backend by name; None for the one that is chosen by itself."""
+    """As training computes it. scan: a backend by name; None for the one that is chosen by
+    itself.
+    """
     network = RepMamba(NetworkConfig())
     for module in network.modules():
         if isinstance(module, SS2D):

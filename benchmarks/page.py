@@ -1,5 +1,5 @@
-"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/, and other networks'
-accuracy at x4, from accuracy_x4.csv, into it and into docs/evaluation.md.
+"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/,
+and other networks' accuracy at x4, from accuracy_x4.csv, into it and into docs/evaluation.md.
 
 python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 """
@@ -28,12 +28,26 @@ QUESTIONS = (
 
 
 def main() -> None:
-    """Put each result's table between its marks, and draw; a question without a result keeps what stands there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, metavar="FOLDER", default=RESULTS, help="the answers [%(default)s]")
-    parser.add_argument("--docs", type=Path, metavar="FOLDER", default=DOCS, help="both pages, the plots [%(default)s]")
+    """Put each result's table between its marks, and draw; a question without a result keeps what
+    stands there.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", default=RESULTS, help="the answers [%(default)s]"
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FOLDER",
+        default=DOCS,
+        help="both pages, the plots [%(default)s]",
+    )
     options = parser.parse_args()
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in options.results.glob("*.json")}
+    results = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in options.results.glob("*.json")
+    }
     plots.draw(results, options.docs)
     for name in QUESTIONS:
         if result := results.get(name):
@@ -45,11 +59,16 @@ def main() -> None:
 
 
 def write_between_marks(page: Path, name: str, text: str) -> None:
-    """Put the text in the place of what stands between the mark of that name and the end of its part."""
+    """Put the text in the place of what stands between the mark of that name and the end of its
+    part.
+    """
     before, begun, rest = page.read_text("utf-8").partition(BEGIN.format(name=name))
     _, ended, after = rest.partition(END)
     if not (begun and ended):
-        sys.exit(f"{page} has no {BEGIN.format(name=name)} with {END} below it: put them where the table belongs.")
+        sys.exit(
+            f"{page} has no {BEGIN.format(name=name)} with {END} below it: put them where the "
+            "table belongs."
+        )
     page.write_text(f"{before}{BEGIN.format(name=name)}\n\n{text}\n{END}{after}", "utf-8")
 
 
@@ -61,7 +80,9 @@ def accuracy(networks: list[dict[str, str]]) -> str:
     ]
     for row in networks:
         cells = [row["network"], f"{row['parameters']} K"]
-        cells += [f"{row[name]} / {row[f'{name} ssim']}" for name in ("rsscn7", "ucmerced", "epfl_road")]
+        cells += [
+            f"{row[name]} / {row[f'{name} ssim']}" for name in ("rsscn7", "ucmerced", "epfl_road")
+        ]
         lines.append(f"| {' | '.join([*cells, row['units']])} |")
     return "\n".join(lines) + "\n"
 
@@ -72,7 +93,10 @@ def standing(networks: list[dict[str, str]]) -> str:
     better = [row for row in others if float(row["ucmerced"]) > float(ours["ucmerced"])]
     faster = [row["network"] for row in better if float(row["units"]) < float(ours["units"])]
     named = f" {len(faster)} of these are faster too: {'; '.join(faster)}." if faster else ""
-    return f"{len(better)} of the {len(others)} others are more accurate than the packaged x4 weights.{named}\n"
+    return (
+        f"{len(better)} of the {len(others)} others are more accurate than the packaged x4 "
+        f"weights.{named}\n"
+    )
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -81,13 +105,21 @@ def markdown(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     lines += ["", *ratios(result)]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    numba = f", numba {versions['numba']}" if "numba" in versions else ""  # of answers from before it was replaced
-    lines.append(f"{machine['processor']}, {threads}, {machine['clock']} clock, torch {versions['torch']}{numba}.")
+    # of answers from before it was replaced
+    numba = f", numba {versions['numba']}" if "numba" in versions else ""
+    lines.append(
+        f"{machine['processor']}, {threads}, {machine['clock']} clock, torch "
+        f"{versions['torch']}{numba}."
+    )
     return "\n".join(lines) + "\n"
 
 
 def _times(result: dict[str, Any]) -> list[str]:
-    columns = {"units_of_its_own": "units of its own", "times_a_quarter": "times a quarter", "memory_mb": "memory, MB"}
+    columns = {
+        "units_of_its_own": "units of its own",
+        "times_a_quarter": "times a quarter",
+        "memory_mb": "memory, MB",
+    }
     more = [name for name in columns if any(row.get(name) for row in result["times"])]
     heads = ["", "ms", "quartiles", "units", *(columns[name] for name in more)]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
@@ -104,7 +136,8 @@ def _passes(result: dict[str, Any]) -> list[str]:
     lines = ["| | calls | ms | share | GFLOP | MB | GFLOP/s | GB/s |", "| --- |" + " ---: |" * 7]
     for row in result["passes"]:
         lines.append(
-            f"| {row['what']} | {row['calls']} | {row['ms']:.1f} | {row['share']:.0%} | {row['gflop']:.2f} | "
+            f"| {row['what']} | {row['calls']} | {row['ms']:.1f} | {row['share']:.0%} | "
+            f"{row['gflop']:.2f} | "
             f"{row['mb']:.0f} | {row['gflop_per_second']:.0f} | {row['gb_per_second']:.1f} |"
         )
     limit = f"| {limits['gflop_per_second']:.0f} | {limits['gb_per_second']:.1f} |"
@@ -120,7 +153,10 @@ def ratios(result: dict[str, Any]) -> list[str]:
         for name, value in values.items()
     ]
     if "share_of_the_scan" in result:
-        lines.append(f"- in the scan, of a call by compiled passes: {100 * result['share_of_the_scan']:.0f} %")
+        lines.append(
+            f"- in the scan, of a call by compiled passes: {100 * result['share_of_the_scan']:.0f} "
+            "%"
+        )
     lines += [
         f"- {name}: {value:.2f} times as many as one thread does in the same time"
         for name, value in result.get("images_of_one_thread", {}).items()

@@ -1,4 +1,6 @@
-"""The plots of docs/speed.md, from results of the benchmarks; one whose results are not there stays as it is."""
+"""The plots of docs/speed.md, from results of the benchmarks; one whose results are not there stays
+as it is.
+"""
 
 import csv
 from pathlib import Path
@@ -14,8 +16,9 @@ from matplotlib.transforms import Bbox
 Results = dict[str, dict[str, Any]]
 
 ACCURACY = Path(__file__).parent / "accuracy_x4.csv"
-"""Light networks at x4: thousands of parameters, PSNR in dB and SSIM by `esr-rgb`, and their time in our unit where it
-was measured. Ours is the first, its time a result: the one row to change with the packaged weights."""
+"""Light networks at x4: thousands of parameters, PSNR in dB and SSIM by `esr-rgb`, and their time
+in our unit where it was measured. Ours is the first, its time a result: the one row to change with
+the packaged weights."""
 
 OURS, OTHERS = "#b3261e", "#3f5f7f"
 
@@ -42,7 +45,11 @@ def area(axes: Axes, result: dict[str, Any]) -> None:
     axes.loglog(pixels, straight, "--", color=OTHERS, label="as the area, from the largest")
     for row, x, y in zip(rows, pixels, times, strict=True):
         axes.annotate(row["what"], (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="pixels of the input", ylabel="milliseconds", title=f"Time against area, x4, {_machine(result)}")
+    axes.set(
+        xlabel="pixels of the input",
+        ylabel="milliseconds",
+        title=f"Time against area, x4, {_machine(result)}",
+    )
     axes.legend(frameon=False)
 
 
@@ -51,22 +58,39 @@ def threads(axes: Axes, result: dict[str, Any]) -> None:
     rows = [row for row in result["times"] if "thread" in row["what"]]
     cores = result["machine"]["cores"]
     images = [1e3 / row["ms"] * (cores if "each" in row["what"] else 1) for row in rows]
-    axes.barh([row["what"] for row in rows], images, color=[OTHERS] + [OURS] * (len(rows) - 1), height=0.6)
+    axes.barh(
+        [row["what"] for row in rows], images, color=[OTHERS] + [OURS] * (len(rows) - 1), height=0.6
+    )
     ideal = images[0] * cores
     axes.axvline(ideal, linestyle="--", color=OTHERS)
-    beside = {"xytext": (-6, 0), "textcoords": "offset points", "rotation": 90, "ha": "right", "va": "center"}
+    beside = {
+        "xytext": (-6, 0),
+        "textcoords": "offset points",
+        "rotation": 90,
+        "ha": "right",
+        "va": "center",
+    }
     axes.annotate(f"{cores} times one thread", (ideal, 0), fontsize=8, **beside)
     axes.invert_yaxis()
-    axes.set(xlabel="images of 128 x 128 a second", title=f"Images a second, x4, {_processor(result)}")
+    axes.set(
+        xlabel="images of 128 x 128 a second", title=f"Images a second, x4, {_processor(result)}"
+    )
 
 
 def roofline(axes: Axes, result: dict[str, Any]) -> None:
-    """Each kind of pass under what the machine can do: bytes at the rate of a copy, operations at that of Conv2d."""
+    """Each kind of pass under what the machine can do: bytes at the rate of a copy, operations at
+    that of Conv2d.
+    """
     rows, limits = result["passes"], result["limits"]
     top, slope = limits["gflop_per_second"], limits["gb_per_second"]
     intensities = [row["gflop"] * 1e3 / row["mb"] for row in rows]
     line = sorted({min(intensities) / 2, top / slope, max(intensities) * 2})
-    axes.loglog(line, [min(top, slope * each) for each in line], color=OTHERS, label="a copy, Conv2d(64, 64, 3)")
+    axes.loglog(
+        line,
+        [min(top, slope * each) for each in line],
+        color=OTHERS,
+        label="a copy, Conv2d(64, 64, 3)",
+    )
     rates, sizes = [row["gflop_per_second"] for row in rows], [1500 * row["share"] for row in rows]
     axes.scatter(intensities, rates, sizes, color=OURS, alpha=0.6)
     axes.margins(0.1)
@@ -96,10 +120,14 @@ def accuracy(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def networks(result: dict[str, Any]) -> list[dict[str, str]]:
-    """The rows of ACCURACY, ours first, with the time that a result of how_far_from_its_own_arithmetic has."""
+    """The rows of ACCURACY, ours first, with the time that a result of
+    how_far_from_its_own_arithmetic has.
+    """
     with ACCURACY.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    rows[0]["units"] = next(f"{row['units']:.2f}" for row in result["times"] if row["what"] == "fused, compiled passes")
+    rows[0]["units"] = next(
+        f"{row['units']:.2f}" for row in result["times"] if row["what"] == "fused, compiled passes"
+    )
     return rows
 
 
@@ -122,7 +150,8 @@ PLOTS = {
 
 
 def _label(axes: Axes, names: list[str], xs: list[float], ys: list[float]) -> None:
-    """Names beside their points, each at the first place around it where it covers no point and no other name.
+    """Names beside their points, each at the first place around it where it covers no point and no
+    other name.
 
     The limits and scales of the axes are set before: where a name lies depends on them.
     """
@@ -133,7 +162,11 @@ def _label(axes: Axes, names: list[str], xs: list[float], ys: list[float]) -> No
         for place in PLACES:
             text = axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **place)
             box = text.get_window_extent()
-            if axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and not box.count_overlaps(taken):
+            if (
+                axes.bbox.containsx(box.x0)
+                and axes.bbox.containsx(box.x1)
+                and not box.count_overlaps(taken)
+            ):
                 break
             if place is not PLACES[-1]:
                 text.remove()

@@ -1,8 +1,9 @@
 """What does a network cost that runs as an exported file, beside our own call?
 
-Question: one 128x128 input at x4, float32: our own call, the export in ONNX Runtime and in OpenVINO, pair by pair in
-one run; how long ONNX Runtime takes to open the file, and the size of the file. What is not installed is left out.
-Prediction: ONNX Runtime within 6 times our own call, OpenVINO within 12, the file under 6 MB and open within 2 s.
+Question: one 128x128 input at x4, float32: our own call, the export in ONNX Runtime and in
+OpenVINO, pair by pair in one run; how long ONNX Runtime takes to open the file, and the size of the
+file. What is not installed is left out. Prediction: ONNX Runtime within 6 times our own call,
+OpenVINO within 12, the file under 6 MB and open within 2 s.
 
     pip install -e '.[bench]'
     python benchmarks/what_an_export_costs.py [--threads 2] [--rounds 5] [--json FILE]
@@ -63,13 +64,17 @@ def main() -> None:
     with torch.inference_mode():
         times = measuring.measure(candidates, options, rest=REST)
     found = measuring.rows(times, measuring.UNIT)
-    against = {name: measuring.ratio(times, name, OURS) for name in (ONNX, OPENVINO) if name in candidates}
+    against = {
+        name: measuring.ratio(times, name, OURS) for name in (ONNX, OPENVINO) if name in candidates
+    }
     print(measuring.table(found))
     for name, value in against.items():
         print(f"{name}: {value:.2f} times {OURS}")
     size, nodes = len(content), len(graph.nodes)
     print(f"The file: {nodes:,} nodes, {size / 1e6:.1f} MB, opened by {ONNX} in {opened:.2f} s")
-    measuring.write(options, times=found, times_our_own_call=against, nodes=nodes, bytes=size, opened=opened)
+    measuring.write(
+        options, times=found, times_our_own_call=against, nodes=nodes, bytes=size, opened=opened
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What does a Dask cluster cost beside one process, and how many cores can one run feed?
 
-Prediction: a cluster of as many processes as cores, on this machine, takes at most 1.15 times as long as as many
-threads of one process, since a tile's arrays, some 7 MB, travel while others are computed. A run feeds 30 cores or
-more: reading, scheduling, the way of the results and durable tiles take a thirtieth of what a tile's network does. The
-second is the processor time of the run's process, the scheduler in it, with nearest neighbour in place of the network:
-some of it may overlap, so that it is a lower bound. A made scene, RGB of 16 bit, x4, the packaged weights.
+Prediction: a cluster of as many processes as cores, on this machine, takes at most 1.15 times as
+long as as many threads of one process, since a tile's arrays, some 7 MB, travel while others are
+computed. A run feeds 30 cores or more: reading, scheduling, the way of the results and durable
+tiles take a thirtieth of what a tile's network does. The second is the processor time of the run's
+process, the scheduler in it, with nearest neighbour in place of the network: some of it may
+overlap, so that it is a lower bound. A made scene, RGB of 16 bit, x4, the packaged weights.
 
     python benchmarks/what_does_a_cluster_cost.py [--edge 1024] [--rounds 3] [--json FILE]
 
@@ -39,7 +40,9 @@ LIMIT, FED = 1.15, 30
 
 @dataclass(frozen=True)
 class Nearest:
-    """In the network's place, and next to nothing to compute; with noise, since tiles that shrink are packed."""
+    """In the network's place, and next to nothing to compute; with noise, since tiles that shrink
+    are packed.
+    """
 
     scale: int
     bands: int
@@ -53,12 +56,21 @@ class Nearest:
 def main() -> None:
     """Two lines, and the JSON."""
     parser = answers.options(__doc__)
-    parser.add_argument("--edge", type=answers.count, metavar="N", default=1024, help="rows and columns [%(default)s]")
-    parser.add_argument("--rounds", type=answers.count, metavar="N", default=3, help="rounds counted [%(default)s]")
+    parser.add_argument(
+        "--edge",
+        type=answers.count,
+        metavar="N",
+        default=1024,
+        help="rows and columns [%(default)s]",
+    )
+    parser.add_argument(
+        "--rounds", type=answers.count, metavar="N", default=3, help="rounds counted [%(default)s]"
+    )
     options = parser.parse_args()
     from distributed import LocalCluster
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import this file
+    # its workers cannot import this file
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cores = available_cores()
     network = load()
     nearest = replace(network, runner=Nearest(network.scale, network.bands))
@@ -89,19 +101,31 @@ def main() -> None:
     megapixels = (options.edge * network.scale) ** 2 / 1e6
     middle = {name: statistics.median(wall for wall, _ in found) for name, found in spans.items()}
     ratio = statistics.median(
-        there / here for (there, _), (here, _) in zip(spans["cluster"], spans["one process"], strict=True)
+        there / here
+        for (there, _), (here, _) in zip(spans["cluster"], spans["one process"], strict=True)
     )
-    fed = cores * middle["one process"] / statistics.median(used for _, used in spans["cluster, nearest neighbour"])
+    fed = (
+        cores
+        * middle["one process"]
+        / statistics.median(used for _, used in spans["cluster, nearest neighbour"])
+    )
     for name, found in middle.items():
         print(f"{name:<28} {found:>7.1f} s {megapixels / found:>8.2f} megapixels/s")
-    print(f"a cluster takes {ratio:.2f} times as long as one process; one run feeds at least {fed:.0f} cores")
-    answers.write(options.json, threads=cores, megapixels=megapixels, spans=spans, ratio=ratio, fed=fed)
+    print(
+        f"a cluster takes {ratio:.2f} times as long as one process; one run feeds at least "
+        f"{fed:.0f} cores"
+    )
+    answers.write(
+        options.json, threads=cores, megapixels=megapixels, spans=spans, ratio=ratio, fed=fed
+    )
     if ratio > LIMIT or fed < FED:
         sys.exit("Not as predicted.")
 
 
 def computing(run: Callable[..., object]) -> tuple[float, float]:
-    """Seconds, by the clock and of this process, from the first tile read to the last one durable."""
+    """Seconds, by the clock and of this process, from the first tile read to the last one
+    durable.
+    """
     told: list[tuple[float, float]] = []
     run(progress=lambda done, total: told.append((time.perf_counter(), time.process_time())))
     return told[-1][0] - told[0][0], told[-1][1] - told[0][1]
@@ -110,8 +134,19 @@ def computing(run: Callable[..., object]) -> tuple[float, float]:
 def made_scene(path: Path, edge: int) -> Path:
     """Noise in tiles of 512: what it shows changes no time."""
     numbers = np.random.default_rng(0).integers(0, 4000, (3, edge, edge)).astype(np.uint16)
-    profile = {"driver": "GTiff", "height": edge, "width": edge, "count": 3, "dtype": "uint16", "tiled": True}
-    place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 4100000), "photometric": "RGB"}
+    profile = {
+        "driver": "GTiff",
+        "height": edge,
+        "width": edge,
+        "count": 3,
+        "dtype": "uint16",
+        "tiled": True,
+    }
+    place = {
+        "crs": "EPSG:32633",
+        "transform": Affine(10, 0, 500000, 0, -10, 4100000),
+        "photometric": "RGB",
+    }
     with rasterio.open(path, "w", blockxsize=512, blockysize=512, **profile, **place) as file:
         file.write(numbers)
     return path

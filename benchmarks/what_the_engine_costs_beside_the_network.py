@@ -1,12 +1,15 @@
-"""What does a scene cost beside its network: reading, consistency, rounding, durable tiles, assembling, reading back?
+"""What does a scene cost beside its network: reading, consistency, rounding, durable tiles,
+assembling, reading back?
 
-Prediction: less than 15 % of the network's processor time on the same tiles, whatever the type and format; and nine
-tenths of the reading and of the writing of tiles go on while another tile is computed. Real scenes, x4, the packaged
-weights, fused. Processor time of the whole process, from the opening of the scene to the renamed result, less that of
-the network's passes, which is measured in the thread that computes them; the machine may be busy with other work. The
-overlap is by the clock, on as many workers as cores.
+Prediction: less than 15 % of the network's processor time on the same tiles, whatever the type and
+format; and nine tenths of the reading and of the writing of tiles go on while another tile is
+computed. Real scenes, x4, the packaged weights, fused. Processor time of the whole process, from
+the opening of the scene to the renamed result, less that of the network's passes, which is measured
+in the thread that computes them; the machine may be busy with other work. The overlap is by the
+clock, on as many workers as cores.
 
-    python benchmarks/what_the_engine_costs_beside_the_network.py [--weights x4] [--reference FOLDER] [--json FILE]
+    python benchmarks/what_the_engine_costs_beside_the_network.py [--weights x4] [--reference
+    FOLDER] [--json FILE]
 
 The answer is in docs/decisions/0002-one-compute-thread-a-tile.md.
 """
@@ -36,9 +39,11 @@ from repmamba.scene.raster import Raster
 from repmamba.scene.writer import SceneWriter
 
 LIMIT, OVERLAP = 0.15, 0.9
-SCENES: dict[str, tuple[str, str, dict[str, Any]]] = {  # file of the reference data -> what it is, the ending, options
+# file of the reference data -> what it is, the ending, options
+SCENES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rgb_lzw.tif": ("RGB uint8", ".tif", {}),
-    "mosaic_cog1.tif": ("RGB uint16", ".tif", {"rgb": (1, 2, 3)}),  # the file does not say that its bands are colours
+    # the file does not say that its bands are colours
+    "mosaic_cog1.tif": ("RGB uint16", ".tif", {"rgb": (1, 2, 3)}),
     "pix4d_alpha_nodata.tif": ("RGB and alpha uint8", ".cog.tif", {}),
     "cog_nodata_nan.tif": ("one band float32", ".tif", {}),
 }
@@ -48,7 +53,9 @@ Span = tuple[float, float]
 
 @dataclass
 class Clock:
-    """Who did what, when: spans by the wall clock, and seconds of the processor, by the name of the step."""
+    """Who did what, when: spans by the wall clock, and seconds of the processor, by the name of the
+    step.
+    """
 
     spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
     cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -90,7 +97,8 @@ def watched(clock: Clock) -> Iterator[None]:
         "put": (SceneWriter, "put"),
     }
     patches = [
-        patch.object(place, name, clock.timed(step, getattr(place, name))) for step, (place, name) in steps.items()
+        patch.object(place, name, clock.timed(step, getattr(place, name)))
+        for step, (place, name) in steps.items()
     ]
     for each in patches:
         each.start()
@@ -107,24 +115,48 @@ def main() -> None:
     folder = options.reference / "data" / "geotiff"
     upscaler = load(options.weights)
     first, (_, ending, how) = next(iter(SCENES.items()))
-    costs(folder / first, ending, upscaler, how)  # compiles, and loads what is loaded once; not counted
+    # compiles, and loads what is loaded once; not counted
+    costs(folder / first, ending, upscaler, how)
     rows = []
     print("CPU seconds a tile:")
-    print("| scene | written as | tiles | network | engine | of the network's | read | tile | put | rest | overlap |")
+    print(
+        "| scene | written as | tiles | network | engine | of the network's | read | tile | put | "
+        "rest | overlap |"
+    )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, (kind, ending, how) in SCENES.items():
-        row = {"scene": name, "kind": kind, "written": ending, **costs(folder / name, ending, upscaler, how)}
+        row = {
+            "scene": name,
+            "kind": kind,
+            "written": ending,
+            **costs(folder / name, ending, upscaler, how),
+        }
         rows.append(row)
-        cells = [f"{name} ({kind})", ending, f"{row['tiles']}", *(f"{row[step]:.3f}" for step in ("network", "engine"))]
-        cells += [f"{row['ratio']:.1%}", *(f"{row[step]:.3f}" for step in ("read", "tile", "put", "rest"))]
+        cells = [
+            f"{name} ({kind})",
+            ending,
+            f"{row['tiles']}",
+            *(f"{row[step]:.3f}" for step in ("network", "engine")),
+        ]
+        cells += [
+            f"{row['ratio']:.1%}",
+            *(f"{row[step]:.3f}" for step in ("read", "tile", "put", "rest")),
+        ]
         print(f"| {' | '.join(cells)} | {row['overlap']:.0%} |", flush=True)
-    answers.write(options.json, threads=rows[0]["workers"], clock="cpu", weights=answers.weights(upscaler), rows=rows)
+    answers.write(
+        options.json,
+        threads=rows[0]["workers"],
+        clock="cpu",
+        weights=answers.weights(upscaler),
+        rows=rows,
+    )
     if any(row["ratio"] > LIMIT or row["overlap"] < OVERLAP for row in rows):
         sys.exit("Not as predicted.")
 
 
 def costs(source: Path, ending: str, upscaler: Upscaler, how: dict[str, Any]) -> dict[str, Any]:
-    """Processor seconds of a tile of a scene, by step, and how much of reading and writing overlaps computing.
+    """Processor seconds of a tile of a scene, by step, and how much of reading and writing overlaps
+    computing.
 
     The rest is what is done once: the range found, the file assembled, read back and compared.
     """
@@ -133,12 +165,18 @@ def costs(source: Path, ending: str, upscaler: Upscaler, how: dict[str, Any]) ->
     workers = choose_workers(None, upscaler.device)
     with TemporaryDirectory() as folder, watched(clock):
         used = time.process_time()
-        result = engine.upscale_file(source, Path(folder) / f"out{ending}", timed, workers=workers, **how)
+        result = engine.upscale_file(
+            source, Path(folder) / f"out{ending}", timed, workers=workers, **how
+        )
         used = time.process_time() - used
     network, tiles = clock.cpu["network"], result.tiles
     aside = clock.spans["read"] + clock.spans["put"]
     engine_cpu = (used - network) / tiles
-    steps = {"read": clock.cpu["read"], "tile": clock.cpu["tile"] - network, "put": clock.cpu["put"]}
+    steps = {
+        "read": clock.cpu["read"],
+        "tile": clock.cpu["tile"] - network,
+        "put": clock.cpu["put"],
+    }
     found = {name: seconds / tiles for name, seconds in steps.items()}
     return {
         "tiles": tiles,
@@ -160,7 +198,11 @@ def shared(some: list[Span], others: list[Span]) -> float:
             joined[-1][1] = max(joined[-1][1], end)
         else:
             joined.append([begin, end])
-    return sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in some for first, last in joined)
+    return sum(
+        max(0.0, min(end, last) - max(begin, first))
+        for begin, end in some
+        for first, last in joined
+    )
 
 
 if __name__ == "__main__":

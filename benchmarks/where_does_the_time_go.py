@@ -1,11 +1,14 @@
-"""Where does a call of the network spend its time, and how near is each kind of pass to what the machine can do?
+"""Where does a call of the network spend its time, and how near is each kind of pass to what the
+machine can do?
 
-Question: one 128x128 input at x4, float32, by compiled passes, each stage timed by itself: its operations, the bytes of
-the arrays that it reads and writes, and the rates that follow, beside the rates of Conv2d(64, 64, 3) and of a copy.
-Prediction: the convolutions near the rate of Conv2d, since their own arithmetic is 4/9 of what is counted here; the
-scan far below both, since it computes exponentials; what feeds a block between the two.
+Question: one 128x128 input at x4, float32, by compiled passes, each stage timed by itself: its
+operations, the bytes of the arrays that it reads and writes, and the rates that follow, beside the
+rates of Conv2d(64, 64, 3) and of a copy. Prediction: the convolutions near the rate of Conv2d,
+since their own arithmetic is 4/9 of what is counted here; the scan far below both, since it
+computes exponentials; what feeds a block between the two.
 
-    python benchmarks/where_does_the_time_go.py [--threads 2] [--clock wall] [--rounds 15] [--json FILE]
+    python benchmarks/where_does_the_time_go.py [--threads 2] [--clock wall] [--rounds 15] [--json
+    FILE]
 """
 
 import statistics
@@ -18,14 +21,15 @@ import torch
 import measuring
 from network import Stages, operations_of_torch
 
-SCAN_MULTIPLY_ADDS = 66  # of a channel, direction and pooled pixel, as `repmamba evaluate --cost` counts
+# of a channel, direction and pooled pixel, as `repmamba evaluate --cost` counts
+SCAN_MULTIPLY_ADDS = 66
 COPIED = 1 << 26  # numbers: 256 MiB, which no cache holds
 
 Work = Callable[[Any, int], int]
 
 KINDS: dict[str, tuple[str, Work, Work]] = {
-    # The name of a kernel: what it computes, its multiply-adds, and the numbers that it reads and writes, from its
-    # arguments and the pixels of all images.
+    # The name of a kernel: what it computes, its multiply-adds, and the numbers that it reads and
+    # writes, from its arguments and the pixels of all images.
     "first_convolution": (
         "first 3x3 convolution",
         lambda a, pixels: pixels * 9 * a.inputs * a.outputs,
@@ -33,12 +37,15 @@ KINDS: dict[str, tuple[str, Work, Work]] = {
     ),
     "front": (
         "RMB, first half",
-        lambda a, pixels: pixels * a.channels * (2 * a.channels + 27) + pixels // 4 * a.channels * a.projections,
+        lambda a, pixels: (
+            pixels * a.channels * (2 * a.channels + 27) + pixels // 4 * a.channels * a.projections
+        ),
         lambda a, pixels: pixels * 3 * a.channels + pixels // 4 * (a.channels + a.projections),
     ),
     "scan_forward": (
         "scan",
-        lambda a, pixels: SCAN_MULTIPLY_ADDS * pixels * a.channels,  # a quarter of the pixels, in four directions
+        # a quarter of the pixels, in four directions
+        lambda a, pixels: SCAN_MULTIPLY_ADDS * pixels * a.channels,
         lambda a, pixels: pixels // 4 * (3 * a.channels + 4 * (a.rank + 32)),
     ),
     "tail": (
@@ -71,7 +78,9 @@ def main() -> None:
     image = torch.rand(1, 3, 128, 128)
     stages, pixels = Stages(operations_of_torch(), image), image[0, 0].numel()
     seconds: dict[str, list[float]] = defaultdict(list)
-    rates = measuring.measure({measuring.CONVOLUTION: measuring.convolution(), "copy": copy()}, options)
+    rates = measuring.measure(
+        {measuring.CONVOLUTION: measuring.convolution(), "copy": copy()}, options
+    )
     for _ in range(options.rounds):
         spent: dict[str, float] = defaultdict(float)  # in one call
         work: dict[str, tuple[int, int, int]] = {}  # of one call: stages, operations, bytes
@@ -84,19 +93,30 @@ def main() -> None:
         for kind, value in spent.items():
             seconds[kind].append(value)
     limits = {
-        "gflop_per_second": measuring.CONVOLUTION_FLOP / statistics.median(rates[measuring.CONVOLUTION]) / 1e9,
+        "gflop_per_second": measuring.CONVOLUTION_FLOP
+        / statistics.median(rates[measuring.CONVOLUTION])
+        / 1e9,
         "gb_per_second": 2 * 4 * COPIED / statistics.median(rates["copy"]) / 1e9,
     }
-    passes = [_row(kind, *work[kind], statistics.median(values)) for kind, values in seconds.items()]
+    passes = [
+        _row(kind, *work[kind], statistics.median(values)) for kind, values in seconds.items()
+    ]
     whole = sum(row["ms"] for row in passes)
-    print(f"{'':<24} {'calls':>5} {'ms':>8} {'share':>6} {'GFLOP':>7} {'MB':>7} {'GFLOP/s':>8} {'GB/s':>6}")
+    print(
+        f"{'':<24} {'calls':>5} {'ms':>8} {'share':>6} {'GFLOP':>7} {'MB':>7} {'GFLOP/s':>8} "
+        f"{'GB/s':>6}"
+    )
     for row in passes:
         row["share"] = row["ms"] / whole
         print(
-            f"{row['what']:<24} {row['calls']:>5} {row['ms']:>8.2f} {row['share']:>6.1%} {row['gflop']:>7.2f} "
+            f"{row['what']:<24} {row['calls']:>5} {row['ms']:>8.2f} {row['share']:>6.1%} "
+            f"{row['gflop']:>7.2f} "
             f"{row['mb']:>7.1f} {row['gflop_per_second']:>8.1f} {row['gb_per_second']:>6.1f}"
         )
-    print(f"\nConv2d(64, 64, 3): {limits['gflop_per_second']:.0f} GFLOP/s; a copy: {limits['gb_per_second']:.1f} GB/s")
+    print(
+        f"\nConv2d(64, 64, 3): {limits['gflop_per_second']:.0f} GFLOP/s; a copy: "
+        f"{limits['gb_per_second']:.1f} GB/s"
+    )
     measuring.write(options, passes=passes, limits=limits)
 
 

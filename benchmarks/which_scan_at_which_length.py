@@ -1,13 +1,14 @@
 """Which scan is the fastest at which length, and by how much?
 
-Question: how long do the backends of the scan take for one map (batch 1, 4 directions, 16 states), forward and with all
-gradients, and how does that grow with the number of pixels?
-Prediction: the native scan is the fastest everywhere; at 4096 pixels the chunked one is at least 10 times faster than
-the definition, and the native one at least 4 times faster than that. Beyond small maps each grows with the number of
-pixels.
+Question: how long do the backends of the scan take for one map (batch 1, 4 directions, 16 states),
+forward and with all gradients, and how does that grow with the number of pixels? Prediction: the
+native scan is the fastest everywhere; at 4096 pixels the chunked one is at least 10 times faster
+than the definition, and the native one at least 4 times faster than that. Beyond small maps each
+grows with the number of pixels.
 
-Timed: one thread, its CPU time, which a busy machine disturbs less than the clock. In every round each candidate runs
-once, so ratios are taken pair by pair within a round; shown are medians, and the quartiles of the times.
+Timed: one thread, its CPU time, which a busy machine disturbs less than the clock. In every round
+each candidate runs once, so ratios are taken pair by pair within a round; shown are medians, and
+the quartiles of the times.
 
     python benchmarks/which_scan_at_which_length.py [--rounds 15] [--json FILE]
 """
@@ -24,7 +25,8 @@ import answers
 import measuring
 from repmamba.scan.selective import scan_map
 
-CASES = ((64, 8), (64, 16), (64, 32), (64, 64), (64, 128), (8, 64), (16, 64), (32, 64))  # channels, side of the map
+# channels, side of the map
+CASES = ((64, 8), (64, 16), (64, 32), (64, 64), (64, 128), (8, 64), (16, 64), (32, 64))
 SLOW = 4096  # pixels beyond which the definition is left out
 Times = dict[tuple[str, str], list[float]]
 
@@ -65,7 +67,9 @@ def candidates(inputs: list[Tensor]) -> dict[tuple[str, str], Callable[[], objec
 
 
 def measure(timed: dict[tuple[str, str], Callable[[], object]], rounds: int) -> Times:
-    """Milliseconds of each candidate in each round; the first round, which loads what is needed, is not counted."""
+    """Milliseconds of each candidate in each round; the first round, which loads what is needed, is
+    not counted.
+    """
     times: Times = {key: [] for key in timed}
     for counted in range(rounds + 1):
         for key, run in timed.items():
@@ -79,7 +83,9 @@ def measure(timed: dict[tuple[str, str], Callable[[], object]], rounds: int) -> 
 
 
 def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
-    """One row for each candidate: median, quartiles, and the median ratio to the native scan, pair by pair."""
+    """One row for each candidate: median, quartiles, and the median ratio to the native scan, pair
+    by pair.
+    """
     rows: list[dict[str, object]] = []
     for (name, way), values in times.items():
         pairs = zip(values, times["native", way], strict=False)
@@ -101,7 +107,9 @@ def summary(times: Times, channels: int, side: int) -> list[dict[str, object]]:
 def main() -> None:
     """Time, print the table, write the JSON."""
     parser = answers.options(__doc__)
-    parser.add_argument("--rounds", type=answers.count, metavar="N", default=15, help="rounds counted [%(default)s]")
+    parser.add_argument(
+        "--rounds", type=answers.count, metavar="N", default=15, help="rounds counted [%(default)s]"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -110,11 +118,15 @@ def main() -> None:
         inputs = make_inputs(channels, side)
         results += summary(measure(candidates(inputs), options.rounds), channels, side)
 
-    print(f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles, ms':>17} {'x native':>8}")
+    print(
+        f"{'pixels':>7} {'channels':>8}  {'scan':<18} {'pass':<15} {'ms':>9} {'quartiles, ms':>17} "
+        f"{'x native':>8}"
+    )
     for row in results:
         low, high = row["ms_quartiles"]
         print(
-            f"{row['pixels']:>7} {row['channels']:>8}  {row['scan']:<18} {row['pass']:<15} {row['ms']:>9.2f} "
+            f"{row['pixels']:>7} {row['channels']:>8}  {row['scan']:<18} {row['pass']:<15} "
+            f"{row['ms']:>9.2f} "
             f"{low:>8.2f}-{high:<8.2f} {row['times_native']:>8.2f}"
         )
     answers.write(options.json, threads=1, clock="cpu", results=results)

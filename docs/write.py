@@ -1,7 +1,8 @@
 """Writes into the pages what the code says of itself, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first line of every module; the
-rest of a page is written by hand. tests/cli/test_docs.py fails when a page is behind the code.
+docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first line of
+every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
+behind the code.
 """
 
 import ast
@@ -18,12 +19,24 @@ PACKAGE = Path(repmamba.__file__).parent
 BEGIN, END = "<!-- written by make docs -->", "<!-- until here -->"
 
 ROOMS = (  # name, what it is, what it needs beside the standard library
-    ("kernels", "what a CPU computes with: C++, compiled when the package is built, and its loader", "nothing"),
-    ("scan", "the selective scan: one definition and the ways to compute it", "torch, NumPy; on GPUs Triton"),
+    (
+        "kernels",
+        "what a CPU computes with: C++, compiled when the package is built, and its loader",
+        "nothing",
+    ),
+    (
+        "scan",
+        "the selective scan: one definition and the ways to compute it",
+        "torch, NumPy; on GPUs Triton",
+    ),
     ("tiles", "cutting and joining as integer geometry; nothing is read or computed", "NumPy"),
     ("pixels", "what the numbers of an image mean; arrays in, arrays out", "NumPy"),
     ("network", "RepMamba, named as in the paper", "torch, NumPy"),
-    ("inference", "a trained network made useful on arrays of any size and number of bands", "torch, NumPy"),
+    (
+        "inference",
+        "a trained network made useful on arrays of any size and number of bands",
+        "torch, NumPy",
+    ),
     ("scene", "raster file in, raster file out", "rasterio"),
     ("data", "imagery to learn from and to be judged on", "NumPy, Pillow"),
     ("evaluate", "numbers one can defend", "NumPy"),

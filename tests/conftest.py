@@ -1,4 +1,6 @@
-"""What all tests share: an environment of their own, where the reference data is, and what may be skipped."""
+"""What all tests share: an environment of their own, where the reference data is, and what may be
+skipped.
+"""
 
 import logging
 import os
@@ -27,7 +29,8 @@ GOOD_REASONS = (  # how the reason of a skip may begin; CONTRIBUTING.md says the
     "this processor has no",
 )
 
-# What the caller's shell says to repmamba, to a launcher's processes or to curl is not said to the tests.
+# What the caller's shell says to repmamba, to a launcher's processes or to curl is not said to the
+# tests.
 for name in list(os.environ):
     ours = name.startswith("REPMAMBA_") and name != "REPMAMBA_REFERENCE"
     if ours or name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE"):
@@ -38,14 +41,20 @@ settings.register_profile("no limit of time", deadline=None)  # a busy machine i
 settings.load_profile("no limit of time")
 
 gpu_is_available = torch.cuda.is_available
-gpu_is_available()  # CUDA reads which GPUs it may see once, now, before the variable is emptied for other tests
+# CUDA reads which GPUs it may see once, now, before the variable is emptied for other tests
+gpu_is_available()
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def pytest_configure() -> None:
     """A folder that was named and is not the reference data is a slip, and no reason to skip."""
-    if "REPMAMBA_REFERENCE" in os.environ and not (reference_folder() / "golden" / "README.md").is_file():
-        raise pytest.UsageError(f"REPMAMBA_REFERENCE is {reference_folder()}; there is no golden/README.md in it.")
+    if (
+        "REPMAMBA_REFERENCE" in os.environ
+        and not (reference_folder() / "golden" / "README.md").is_file()
+    ):
+        raise pytest.UsageError(
+            f"REPMAMBA_REFERENCE is {reference_folder()}; there is no golden/README.md in it."
+        )
 
 
 def reference_folder() -> Path:
@@ -73,7 +82,9 @@ def geotiffs(reference: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Weights of one block, drawn by their seed, as a user would save them: small.safetensors, one file for each."""
+    """Weights of one block, drawn by their seed, as a user would save them: small.safetensors, one
+    file for each.
+    """
     from repmamba.network.checkpoint import Checkpoint, write_checkpoint
     from repmamba.network.config import NetworkConfig
     from repmamba.network.repmamba import RepMamba
@@ -83,14 +94,18 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = RepMamba(NetworkConfig(scale=scale, depths=(1,)))
-        return write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", Checkpoint.of(network))
+        return write_checkpoint(
+            tmp_path_factory.mktemp("weights") / "small.safetensors", Checkpoint.of(network)
+        )
 
     return weights
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A filesystem of so many kB, of its own kind and really full when it is; skips where none can be mounted."""
+    """A filesystem of so many kB, of its own kind and really full when it is; skips where none can
+    be mounted.
+    """
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
@@ -111,7 +126,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture
 def limit_file_size() -> Callable[[int], AbstractContextManager[None]]:
-    """Within it, no file that this process writes grows beyond so many bytes: the fault of a full disk, without one."""
+    """Within it, no file that this process writes grows beyond so many bytes: the fault of a full
+    disk, without one.
+    """
     import resource
 
     @contextmanager
@@ -128,16 +145,24 @@ def limit_file_size() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is synced ("fsync"), renamed ("replace") and removed ("unlink") from now on, each with its (new) name."""
+    """What is synced ("fsync"), renamed ("replace") and removed ("unlink") from now on, each with
+    its (new) name.
+    """
     events: list[tuple[str, str]] = []
     fsync, replace, unlink = os.fsync, os.replace, os.unlink
 
     def noted(event: str, path: str | os.PathLike[str]) -> None:
         events.append((event, Path(path).name))
 
-    monkeypatch.setattr(os, "fsync", lambda fd: (noted("fsync", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda source, target: (noted("replace", target), replace(source, target)))
-    monkeypatch.setattr(os, "unlink", lambda path, **options: (noted("unlink", path), unlink(path, **options)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (noted("fsync", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (noted("replace", target), replace(source, target))
+    )
+    monkeypatch.setattr(
+        os, "unlink", lambda path, **options: (noted("unlink", path), unlink(path, **options))
+    )
     return events
 
 
@@ -149,7 +174,9 @@ def _the_same_numbers_every_time() -> None:
 
 @pytest.fixture(autouse=True)
 def _repmambas_logger_as_it_was() -> Iterator[None]:
-    """A verb sets the level of repmamba's logger for its process, which is here that of the next test, too."""
+    """A verb sets the level of repmamba's logger for its process, which is here that of the next
+    test, too.
+    """
     logger = logging.getLogger("repmamba")
     level, handlers = logger.level, list(logger.handlers)
     yield
@@ -158,7 +185,9 @@ def _repmambas_logger_as_it_was() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """There is a GPU for tests marked gpu alone; the others, and the processes that they start, are about the CPU."""
+    """There is a GPU for tests marked gpu alone; the others, and the processes that they start, are
+    about the CPU.
+    """
     if item.get_closest_marker("gpu") is None:
         torch.cuda.is_available = lambda: False
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -175,12 +204,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """What was skipped for another than a good reason was not tested: the run has failed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and session.exitstatus == pytest.ExitCode.OK and not all(map(is_good, reasons(reporter))):
+    if (
+        reporter
+        and session.exitstatus == pytest.ExitCode.OK
+        and not all(map(is_good, reasons(reporter)))
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many tests were skipped, and why: a count for each reason, so that none hides behind a green line."""
+    """How many tests were skipped, and why: a count for each reason, so that none hides behind a
+    green line.
+    """
     counts = reasons(terminalreporter)
     terminalreporter.section(f"{counts.total()} skipped")
     for reason, count in counts.most_common():
@@ -191,7 +226,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
     """Why tests were skipped, and how many for each reason."""
-    return Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reporter.getreports("skipped"))
+    return Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in reporter.getreports("skipped")
+    )
 
 
 def is_good(reason: str) -> bool:
@@ -199,7 +237,9 @@ def is_good(reason: str) -> bool:
     return reason.startswith(GOOD_REASONS)
 
 
-def _shaken(config: NetworkConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> RepMamba:
+def _shaken(
+    config: NetworkConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> RepMamba:
     """A network with random statistics and affines, as after training, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -19,7 +19,9 @@ def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_results_come_in_the_order_of_their_items(pool, count, most):
-    assert list(ahead(pool, lambda item: item * item, range(count), most)) == [item * item for item in range(count)]
+    assert list(ahead(pool, lambda item: item * item, range(count), most)) == [
+        item * item for item in range(count)
+    ]
 
 
 def test_the_first_is_waited_for_while_later_ones_are_finished():

@@ -1,4 +1,6 @@
-"""A value of another type, or one that means nothing, is a UsageError of one line, wherever in the front door."""
+"""A value of another type, or one that means nothing, is a UsageError of one line, wherever in the
+front door.
+"""
 
 import numpy as np
 import pytest
@@ -89,5 +91,7 @@ def test_networks(tmp_path):
 
 @pytest.mark.parametrize("name", ["x4", "x5"])
 def test_packaged_weights_are_named_where_they_do_not_open(name):
-    with pytest.raises(CheckpointError, match=r"Packaged weights, which are x4, x3, x2, x4-open, open by load"):
+    with pytest.raises(
+        CheckpointError, match=r"Packaged weights, which are x4, x3, x2, x4-open, open by load"
+    ):
         repmamba.from_pretrained(name)

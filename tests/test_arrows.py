@@ -1,4 +1,6 @@
-"""The four rules of docs/map.md about who may import whom. A failure names the module and the line at fault."""
+"""The four rules of docs/map.md about who may import whom. A failure names the module and the line
+at fault.
+"""
 
 import os
 import shutil
@@ -12,10 +14,12 @@ import repmamba
 from repmamba.cli.main import VERBS
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-LINT = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
+LINT = (
+    "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
+)
 
-# A finder that ends the process at the first import that `refused` names, and says which line asked for it. It does not
-# raise: an `except ImportError` on the way would hide it.
+# A finder that ends the process at the first import that `refused` names, and says which line asked
+# for it. It does not raise: an `except ImportError` on the way would hide it.
 GUARD = """
 import os, sys, traceback
 
@@ -44,7 +48,9 @@ def refused(package, importer):
 COMPILED = {
     "repmamba.scan.triton_kernels",
 }
-"""Kernels for a compiler that may be missing: the backend or layer that they belong to imports them when it starts."""
+"""Kernels for a compiler that may be missing: the backend or layer that they belong to imports them
+when it starts.
+"""
 
 
 def in_a_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +72,11 @@ def guarded(rule: str, code: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copied_package(tmp_path: Path) -> Path:
     """The package in a folder of its own, for tests that break a rule on purpose."""
-    shutil.copytree(Path(repmamba.__file__).parent, tmp_path / "repmamba", ignore=shutil.ignore_patterns("weights"))
+    shutil.copytree(
+        Path(repmamba.__file__).parent,
+        tmp_path / "repmamba",
+        ignore=shutil.ignore_patterns("weights"),
+    )
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -85,7 +95,9 @@ def test_rooms_import_downwards_alone_without_cycles_and_scene_knows_no_training
         ("attic/__init__.py", "", "repmamba.attic"),
     ],
 )
-def test_an_arrow_that_breaks_the_map_is_found_and_named(copied_package: Path, module: str, line: str, rule: str):
+def test_an_arrow_that_breaks_the_map_is_found_and_named(
+    copied_package: Path, module: str, line: str, rule: str
+):
     broken = copied_package / "repmamba" / module
     broken.parent.mkdir(exist_ok=True)
     broken.write_text(f"{line}\n")
@@ -136,7 +148,9 @@ def test_scan_network_and_the_training_step_need_torch_and_numpy_alone():
         for file in (package / room).glob("[!_]*.py")
     ]
     assert set(modules) > COMPILED
-    imports = "\n".join(f"import {module}" for module in [*modules, "repmamba.train.step"] if module not in COMPILED)
+    imports = "\n".join(
+        f"import {module}" for module in [*modules, "repmamba.train.step"] if module not in COMPILED
+    )
     process = guarded(TORCH_AND_NUMPY_ALONE, imports)
     assert process.returncode == 0, process.stderr
 

@@ -1,4 +1,6 @@
-"""The ground that all tests stand on: whatever the caller's shell says, and whatever was not tested."""
+"""The ground that all tests stand on: whatever the caller's shell says, and whatever was not
+tested.
+"""
 
 import os
 import shutil
@@ -47,9 +49,20 @@ def session(tmp_path: Path):
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
 
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "gpu", "-p", "no:cacheprovider", str(tmp_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "gpu",
+            "-p",
+            "no:cacheprovider",
+            str(tmp_path),
+        ]
         own = {"PYTHONPATH": str(tmp_path), "REASON": "no CUDA device"}
-        return subprocess.run(command, env=os.environ | own | environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=os.environ | own | environment, capture_output=True, text=True, check=False
+        )
 
     return run
 

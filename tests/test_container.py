@@ -18,7 +18,11 @@ def made(tmp_path, monkeypatch):
     def write(own: str = "", **files: str) -> None:
         (tmp_path / "own").write_text(own)
         for name, text in files.items():
-            path = tmp_path / "cgroup" / name.replace("__", "/").replace("cpu_", "cpu.").replace("memory_", "memory.")
+            path = (
+                tmp_path
+                / "cgroup"
+                / name.replace("__", "/").replace("cpu_", "cpu.").replace("memory_", "memory.")
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n")
 
@@ -38,10 +42,23 @@ V1 = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/ab
         (64, "0::/", {"cpu_max": "9900000 100000"}),
         # a group on a host: its own limit, and that of one around it
         (3, "0::/user.slice/job", {"user.slice__job__cpu_max": "300000 100000"}),
-        (2, "0::/user.slice/job", {"user.slice__job__cpu_max": "max 100000", "user.slice__cpu_max": "100000 50000"}),
-        # version 1: -1 is no limit; a container has its own group as the root, whatever the path in /proc says
-        (64, V1, {"cpu,cpuacct__cpu_cfs_quota_us": "-1", "cpu,cpuacct__cpu_cfs_period_us": "100000"}),
-        (5, V1, {"cpu,cpuacct__cpu_cfs_quota_us": "450000", "cpu,cpuacct__cpu_cfs_period_us": "100000"}),
+        (
+            2,
+            "0::/user.slice/job",
+            {"user.slice__job__cpu_max": "max 100000", "user.slice__cpu_max": "100000 50000"},
+        ),
+        # version 1: -1 is no limit; a container has its own group as the root, whatever the path in
+        # /proc says
+        (
+            64,
+            V1,
+            {"cpu,cpuacct__cpu_cfs_quota_us": "-1", "cpu,cpuacct__cpu_cfs_period_us": "100000"},
+        ),
+        (
+            5,
+            V1,
+            {"cpu,cpuacct__cpu_cfs_quota_us": "450000", "cpu,cpuacct__cpu_cfs_period_us": "100000"},
+        ),
         (4, V1, {"cpu__cpu_cfs_quota_us": "400000", "cpu__cpu_cfs_period_us": "100000"}),
         (
             6,
@@ -70,7 +87,11 @@ def test_a_quota_of_cpu_time_counts_as_cores(made, cores, own, files):
         (
             5500,
             "0::/",
-            {"memory_max": "8000", "memory_current": "5000", "memory_stat": "anon 900\nfile 3000\ninactive_file 2500"},
+            {
+                "memory_max": "8000",
+                "memory_current": "5000",
+                "memory_stat": "anon 900\nfile 3000\ninactive_file 2500",
+            },
         ),
         (
             2000,

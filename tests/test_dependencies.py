@@ -1,7 +1,9 @@
-"""The oldest and the newest allowed dependencies, installed in a fresh environment, enlarge a scene.
+"""The oldest and the newest allowed dependencies, installed in a fresh environment, enlarge a
+scene.
 
-torch is that of this environment, so that no set brings gigabytes of CUDA; its lower bound was run by
-hand. Other versions of Python take part where they are installed and pip finds this torch for them.
+torch is that of this environment, so that no set brings gigabytes of CUDA; its lower bound was run
+by hand. Other versions of Python take part where they are installed and pip finds this torch for
+them.
 """
 
 import json
@@ -58,15 +60,23 @@ def test_every_dependency_has_a_lower_bound():
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("kind", ["oldest", "newest"])
 def test_a_scene_is_enlarged_with_the_dependencies_that_are_allowed(tmp_path, kind, python):
-    interpreter = sys.executable if sys.version.startswith(f"{python}.") else shutil.which(f"python{python}")
+    interpreter = (
+        sys.executable if sys.version.startswith(f"{python}.") else shutil.which(f"python{python}")
+    )
     # What pyenv puts in the way runs nothing where that version is not chosen.
-    if interpreter is None or subprocess.run([interpreter, "--version"], capture_output=True, check=False).returncode:
+    if (
+        interpreter is None
+        or subprocess.run([interpreter, "--version"], capture_output=True, check=False).returncode
+    ):
         pytest.skip(f"this system has no python{python} that runs")
     subprocess.run([interpreter, "-m", "venv", tmp_path / "fresh"], check=True)
     fresh = tmp_path / "fresh" / "bin"
     install = [fresh / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     looked = subprocess.run(
-        [*install, "--dry-run", "--no-deps", f"torch=={version('torch')}"], capture_output=True, text=True, check=False
+        [*install, "--dry-run", "--no-deps", f"torch=={version('torch')}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if looked.returncode:
         pytest.skip(f"this system has no torch {version('torch')} for python{python}")
@@ -77,18 +87,37 @@ def test_a_scene_is_enlarged_with_the_dependencies_that_are_allowed(tmp_path, ki
     with rasterio.open(SCENE) as file:
         from PIL import Image
 
-        Image.fromarray(np.moveaxis(file.read()[:, 60:124, 60:124], 0, 2)).save(tmp_path / "pairs" / "one.png")
-    command = [fresh / "repmamba", "upscale", SCENE, "-o", "out.tif", "--scale", "2", "--json", "-q"]
+        Image.fromarray(np.moveaxis(file.read()[:, 60:124, 60:124], 0, 2)).save(
+            tmp_path / "pairs" / "one.png"
+        )
+    command = [
+        fresh / "repmamba",
+        "upscale",
+        SCENE,
+        "-o",
+        "out.tif",
+        "--scale",
+        "2",
+        "--json",
+        "-q",
+    ]
     ran = subprocess.run(
-        [*command, "--window", ",".join(map(str, WINDOW))], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, "--window", ",".join(map(str, WINDOW))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr == ""
     assert json.loads(ran.stdout)["event"] == "result"
     called = subprocess.run(
         [fresh / "python", "-W", "error::DeprecationWarning:repmamba", "-c", RUN],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (called.returncode, called.stderr) == (0, "")
     assert called.stdout == "(32, 32, 3)\n"
     upscale_file(SCENE, tmp_path / "here.tif", scale=2, window=WINDOW)

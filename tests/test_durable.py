@@ -10,7 +10,9 @@ from repmamba.errors import NoSpace, TargetError
 
 
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
-def test_a_durable_file_that_cannot_be_written_leaves_the_one_before_and_no_draft(tmp_path, monkeypatch, failing):
+def test_a_durable_file_that_cannot_be_written_leaves_the_one_before_and_no_draft(
+    tmp_path, monkeypatch, failing
+):
     path = tmp_path / "a.json"
     write_durable(path, b"be", b"fore")
 
@@ -25,7 +27,9 @@ def test_a_durable_file_that_cannot_be_written_leaves_the_one_before_and_no_draf
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(tmp_path, disk_events):
+def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(
+    tmp_path, disk_events
+):
     write_durable(tmp_path / "a.json", b"content")
     (synced, draft), *others = disk_events
     assert synced == "fsync"
@@ -33,7 +37,9 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_c
     assert others == [("replace", "a.json"), ("fsync", tmp_path.name)]
 
 
-def test_a_whole_file_has_its_name_when_the_block_ends_well_and_leaves_nothing_when_it_does_not(tmp_path):
+def test_a_whole_file_has_its_name_when_the_block_ends_well_and_leaves_nothing_when_it_does_not(
+    tmp_path,
+):
     path = tmp_path / "folder" / "a.png"
     with whole_file(path) as draft:
         draft.write_bytes(b"whole")

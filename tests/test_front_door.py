@@ -21,7 +21,9 @@ def test_every_name_of_the_front_door_opens(name: str):
 
 def test_the_errors_are_there_before_anything_else_is_imported():
     code = "import repmamba; print(repmamba.errors.RepmambaError.__name__)"
-    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
     assert process.stdout.strip() == "RepmambaError", process.stderr
 
 
@@ -31,7 +33,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_version_metadata_and_changelog_agree():
-    released = re.findall(r"^## (\d+\.\d+\.\d+)", (CHECKOUT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    released = re.findall(
+        r"^## (\d+\.\d+\.\d+)", (CHECKOUT / "CHANGELOG.md").read_text(), flags=re.MULTILINE
+    )
     assert released[0] == repmamba.__version__ == metadata("repmamba")["Version"]
 
 

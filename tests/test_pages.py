@@ -1,4 +1,6 @@
-"""What pages, benchmarks and examples name is there: verbs and options of the command line, and names of modules."""
+"""What pages, benchmarks and examples name is there: verbs and options of the command line, and
+names of modules.
+"""
 
 import ast
 import re
@@ -15,13 +17,21 @@ from repmamba.cli.main import VERBS, cli
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = [
     *(CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted(page for folder in ("docs", "examples", "src") for page in (CHECKOUT / folder).rglob("*.md")),
+    *sorted(
+        page for folder in ("docs", "examples", "src") for page in (CHECKOUT / folder).rglob("*.md")
+    ),
 ]
-SCRIPTS = sorted(script for folder in ("benchmarks", "examples", "docs") for script in (CHECKOUT / folder).glob("*.py"))
+SCRIPTS = sorted(
+    script
+    for folder in ("benchmarks", "examples", "docs")
+    for script in (CHECKOUT / folder).glob("*.py")
+)
 
 
 def commands_in(text: str) -> list[str]:
-    """The command lines of a page: lines that begin with the program, and what is marked as code in a sentence."""
+    """The command lines of a page: lines that begin with the program, and what is marked as code in
+    a sentence.
+    """
     text = text.replace("\\\n", " ")
     lines = re.findall(r"^ *(?:\$ )?(repmamba [a-z-].*)$", text, re.MULTILINE)
     return lines + re.findall(r"`(repmamba [a-z-][^`]*)`", text)
@@ -34,19 +44,26 @@ def faults_of(line: str) -> list[str]:
         return [] if verb.startswith("-") else [verb]
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
-    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"-h", "--help"}
+    known = {
+        name for option in command.params for name in (*option.opts, *option.secondary_opts)
+    } | {"-h", "--help"}
     asked = [word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)]
     return [word for word in asked if word not in known]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_the_commands_of_a_page_have_verbs_and_options_that_there_are(page):
-    wrong = {line: faults for line in commands_in(page.read_text("utf-8")) if (faults := faults_of(line))}
+    wrong = {
+        line: faults for line in commands_in(page.read_text("utf-8")) if (faults := faults_of(line))
+    }
     assert wrong == {}
 
 
 def test_commands_are_found_and_their_faults_too():
-    page = "`repmamba info`\n\n    repmamba upscale a.tif \\\n      -o b.tif --tiles 8  # --tile\n\n`repmamba enlarge`"
+    page = (
+        "`repmamba info`\n\n    repmamba upscale a.tif \\\n      -o b.tif --tiles 8  # "
+        "--tile\n\n`repmamba enlarge`"
+    )
     assert [faults_of(line) for line in commands_in(page)] == [["--tiles"], [], ["enlarge"]]
     assert sum(len(commands_in(page.read_text("utf-8"))) for page in PAGES) > 50
 
@@ -59,7 +76,9 @@ def names_in(file: Path) -> set[str]:
 
 
 def file_of(module: str, script: Path) -> Path | None:
-    """Where a module of ours is, from a script beside which there may be others; None for a library's."""
+    """Where a module of ours is, from a script beside which there may be others; None for a
+    library's.
+    """
     parts = module.split(".")
     if parts[0] != "repmamba":
         beside = script.with_name(f"{module}.py")
@@ -72,8 +91,20 @@ def file_of(module: str, script: Path) -> Path | None:
 def test_what_a_script_imports_of_ours_is_there(script):
     missing = []
     for node in ast.walk(ast.parse(script.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and (file := file_of(node.module, script)) is not None:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and (file := file_of(node.module, script)) is not None
+        ):
             found = names_in(file) if file.is_file() else set()
-            modules = {inner.stem for inner in file.parent.glob("*")} if file.name == "__init__.py" else set()
-            missing += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in found | modules]
+            modules = (
+                {inner.stem for inner in file.parent.glob("*")}
+                if file.name == "__init__.py"
+                else set()
+            )
+            missing += [
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if alias.name not in found | modules
+            ]
     assert missing == []

@@ -1,4 +1,6 @@
-"""docs/python.md and the README: their examples run, in their order, and tables have every argument there is."""
+"""docs/python.md and the README: their examples run, in their order, and tables have every argument
+there is.
+"""
 
 import inspect
 import re
@@ -36,7 +38,14 @@ def where_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     numbers[:, :5, :5] = 0
     place = {"crs": "EPSG:32633", "transform": from_origin(500000, 4100000, 10, 10), "nodata": 0}
     with rasterio.open(
-        tmp_path / "scene.tif", "w", driver="GTiff", count=4, height=40, width=60, dtype="uint16", **place
+        tmp_path / "scene.tif",
+        "w",
+        driver="GTiff",
+        count=4,
+        height=40,
+        width=60,
+        dtype="uint16",
+        **place,
     ) as scene:
         scene.write(numbers)
     for part, edge in (("GT", 32), ("LR", 16)):
@@ -52,14 +61,23 @@ def test_the_examples_run_one_after_the_other():
     for example in EXAMPLE.findall(PAGE):
         exec(example, names)
     assert isinstance(names["masked"], np.ma.MaskedArray)
-    for result in ("scene_x4.tif", "part.cog.tif", "from_xarray.tif", "evaluation.html", "ours/model.safetensors"):
+    for result in (
+        "scene_x4.tif",
+        "part.cog.tif",
+        "from_xarray.tif",
+        "evaluation.html",
+        "ours/model.safetensors",
+    ):
         assert Path(result).is_file()
 
 
 @pytest.mark.usefixtures("where_the_examples_run")
 def test_the_example_of_the_readme_runs():
     (example,) = EXAMPLE.findall((DOCS.parent / "README.md").read_text("utf-8"))
-    names: dict[str, Any] = {"array": np.zeros((9, 8, 3), np.uint8), "tensor": torch.zeros(1, 3, 9, 8)}
+    names: dict[str, Any] = {
+        "array": np.zeros((9, 8, 3), np.uint8),
+        "tensor": torch.zeros(1, 3, 9, 8),
+    }
     exec(example, names)
     assert Path("scene_x4.tif").is_file()
     assert names["large"].shape == (1, 3, 36, 32)
@@ -78,7 +96,9 @@ def test_the_tables_have_every_argument_and_no_other():
         return set(inspect.signature(function).parameters) - but
 
     assert arguments_in("Weights: load") == of(repmamba.load, but=set())
-    assert arguments_in("Arrays: Upscaler.upscale") == of(repmamba.Upscaler.upscale, but={"self", "array"})
+    assert arguments_in("Arrays: Upscaler.upscale") == of(
+        repmamba.Upscaler.upscale, but={"self", "array"}
+    )
     assert arguments_in("Other programs: export") == of(repmamba.export, but=set())
     assert arguments_in("Benchmarks: evaluate_folders") == of(repmamba.evaluate_folders, but=set())
     of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})

@@ -1,7 +1,7 @@
 """repmamba: super-resolution of satellite and aerial scenes with Rep-Mamba.
 
-The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor rasterio; errors,
-which import nothing, are there at once.
+The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor
+rasterio; errors, which import nothing, are there at once.
 """
 
 from importlib import import_module

@@ -14,21 +14,27 @@ OWN = Path("/proc/self/cgroup")  # lines of "number:controllers:/path"; no contr
 
 
 def cpu_quota() -> float | None:
-    """CPU time per time that the process may use, 1.5 for one and a half cores; None where there is no limit."""
+    """CPU time per time that the process may use, 1.5 for one and a half cores; None where there is
+    no limit.
+    """
     return _least("cpu", _quota)
 
 
 def memory_left() -> int | None:
     """Bytes that the groups of the process may still take; None where there is no limit.
 
-    What a group uses includes files that were read and are kept as long as nobody wants the memory: those do not count.
+    What a group uses includes files that were read and are kept as long as nobody wants the memory:
+    those do not count.
     """
     left = _least("memory", _left)
     return None if left is None else max(0, int(left))
 
 
 def _least(controller: str, read: Callable[[Path], float | None]) -> float | None:
-    return min((limit for folder in _folders(controller) if (limit := read(folder)) is not None), default=None)
+    return min(
+        (limit for folder in _folders(controller) if (limit := read(folder)) is not None),
+        default=None,
+    )
 
 
 def _folders(controller: str) -> Iterator[Path]:
@@ -50,7 +56,9 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    numbers = _words(folder / "cpu.max") or (_words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us"))
+    numbers = _words(folder / "cpu.max") or (
+        _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+    )
     try:
         quota, period = (float(number) for number in numbers)
     except ValueError:  # "max", or no such files

@@ -1,4 +1,6 @@
-"""How many CPU cores this process may use: a scheduler or a container often gives it fewer than the machine has."""
+"""How many CPU cores this process may use: a scheduler or a container often gives it fewer than the
+machine has.
+"""
 
 import math
 import os
@@ -7,7 +9,11 @@ from repmamba.container import cpu_quota
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use, at least 1: those it may run on, within the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, at least 1: those it may run on, within the quota of its
+    container.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))

@@ -1,10 +1,12 @@
-"""Files that survive a crash: how every room writes what others rely on, and what it says when that fails.
+"""Files that survive a crash: how every room writes what others rely on, and what it says when that
+fails.
 
-There are two promises. `write_durable` and `move_durable`: a file is written under a temporary name, synced, given its
-name, and then the folder is synced, so that after a power cut a name either leads to all of its bytes or is not there.
-`whole_file`: the same without syncing, which holds for readers and kills alone; for files that are many and can be made
-again. Python's own file objects and shutil hide the moments at which syncing can fail; here each is one call of `os`
-that a test can make fail.
+There are two promises. `write_durable` and `move_durable`: a file is written under a temporary
+name, synced, given its name, and then the folder is synced, so that after a power cut a name either
+leads to all of its bytes or is not there. `whole_file`: the same without syncing, which holds for
+readers and kills alone; for files that are many and can be made again. Python's own file objects
+and shutil hide the moments at which syncing can fail; here each is one call of `os` that a test can
+make fail.
 """
 
 from __future__ import annotations
@@ -24,16 +26,20 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # a full disk, a used-up quot
 FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where room does not help
 PIECE = 1 << 20  # bytes read at once where a whole file passes through
 _BINARY = getattr(os, "O_BINARY", 0)
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")  # s3://bucket/, also as a Path; /vsigs/bucket/
+# s3://bucket/, also as a Path; /vsigs/bucket/
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError for an output at an address or in an object store: only local files are written."""
+    """Raise UsageError for an output at an address or in an object store: only local files are
+    written.
+    """
     text = os.fspath(path)
     if _ADDRESS.match(text):
         address = re.sub(r"^(\w[\w+.-]*:)/(?!/)", r"\1//", text)  # a Path has one of the slashes
         raise UsageError(
-            f"{address} is not on this machine, and only local files are written: name a local file or folder, "
+            f"{address} is not on this machine, and only local files are written: name a local "
+            "file or folder, "
             "then copy the result there."
         )
 
@@ -42,7 +48,8 @@ def check_local(path: str | os.PathLike[str]) -> None:
 def write_errors(path: Path, after: str = "") -> Iterator[None]:
     """Turn what the system says while path is written into NoSpace or TargetError, each one line.
 
-    after: a sentence for the end of that line. Raises UsageError for a path that is not on this machine.
+    after: a sentence for the end of that line. Raises UsageError for a path that is not on this
+    machine.
     """
     check_local(path)
     try:
@@ -57,7 +64,9 @@ def write_errors(path: Path, after: str = "") -> Iterator[None]:
 
 
 def write_synced(path: Path, *parts: bytes) -> None:
-    """The parts, one after the other, as the content of path, on the disk when this returns; OSError if not."""
+    """The parts, one after the other, as the content of path, on the disk when this returns;
+    OSError if not.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
         for part in parts:
@@ -70,7 +79,9 @@ def write_synced(path: Path, *parts: bytes) -> None:
 
 
 def write_durable(path: Path, *parts: bytes) -> None:
-    """The parts as the content of path, which appears (or changes) at once and for good; OSError if it does not."""
+    """The parts as the content of path, which appears (or changes) at once and for good; OSError if
+    it does not.
+    """
     draft = _draft(path)
     try:
         write_synced(draft, *parts)
@@ -83,7 +94,8 @@ def write_durable(path: Path, *parts: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes path when the block ends well and goes when it does not; not synced.
+    """Another name to write to, which becomes path when the block ends well and goes when it does
+    not; not synced.
 
     Folders above it are made. Raises as write_errors.
     """
@@ -119,7 +131,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_durable(source: Path, target: Path, *, replace: bool) -> None:
-    """Give a synced file its final name, on the same filesystem; FileExistsError if taken, unless replace."""
+    """Give a synced file its final name, on the same filesystem; FileExistsError if taken, unless
+    replace.
+    """
     if replace:
         os.replace(source, target)
     else:
@@ -128,7 +142,9 @@ def move_durable(source: Path, target: Path, *, replace: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder if it is there; what cannot be removed stays, for the next run to see."""
+    """Remove a file or a whole folder if it is there; what cannot be removed stays, for the next
+    run to see.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -158,13 +174,20 @@ def _draft(path: Path) -> Path:
 
 
 def _move_to_free_name(source: Path, target: Path) -> None:
-    # A link fails where the name is taken, in one step; a rename would silently replace what came there meanwhile.
+    # A link fails where the name is taken, in one step; a rename would silently replace what came
+    # there meanwhile.
     try:
         os.link(source, target)
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+        if error.errno not in (
+            errno.EPERM,
+            errno.ENOTSUP,
+            errno.EOPNOTSUPP,
+            errno.EMLINK,
+            errno.ENOSYS,
+        ):
             raise
         if target.exists():  # a filesystem without links (FAT, some network drives)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error

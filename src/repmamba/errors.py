@@ -19,8 +19,9 @@ RepmambaError
 ├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
 └── OutOfMemory         a plan that the memory of this machine does not hold
 
-Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A message is one
-line: what was found, what was expected, what to do. This module imports nothing, so every room may import it.
+Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A
+message is one line: what was found, what was expected, what to do. This module imports nothing, so
+every room may import it.
 """
 
 
@@ -77,7 +78,9 @@ class VerificationError(RepmambaError, ValueError):
 
 
 class MethodFailed(RepmambaError, RuntimeError):
-    """A method of the caller's own that failed while images were scored; the text names it and the image."""
+    """A method of the caller's own that failed while images were scored; the text names it and the
+    image.
+    """
 
 
 class ExportError(RepmambaError, ArithmeticError):
@@ -85,7 +88,9 @@ class ExportError(RepmambaError, ArithmeticError):
 
 
 class TrainingStopped(RepmambaError, RuntimeError):
-    """A training run that must not go on: its loss is not finite or diverges, or one of its processes is missing."""
+    """A training run that must not go on: its loss is not finite or diverges, or one of its
+    processes is missing.
+    """
 
 
 class ClusterError(RepmambaError, ConnectionError):
@@ -105,7 +110,9 @@ class BackendFallback(RepmambaWarning):
 
 
 class UndeclaredNodata(RepmambaWarning):
-    """One number fills a scene and lies far from all others, as nodata does that nobody declared."""
+    """One number fills a scene and lies far from all others, as nodata does that nobody
+    declared.
+    """
 
 
 class OutsideTraining(RepmambaWarning):

@@ -1,4 +1,6 @@
-"""The benchmarks start, say what they ask and take, and write what they promise; how fast anything is, no test says."""
+"""The benchmarks start, say what they ask and take, and write what they promise; how fast anything
+is, no test says.
+"""
 
 import importlib
 import json
@@ -12,7 +14,11 @@ import torch
 
 CHECKOUT = Path(__file__).parents[2]
 BENCHMARKS = CHECKOUT / "benchmarks"
-QUESTIONS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.read_text("utf-8").split("\n\n")[0][-1] == "?")
+QUESTIONS = sorted(
+    path.stem
+    for path in BENCHMARKS.glob("*.py")
+    if path.read_text("utf-8").split("\n\n")[0][-1] == "?"
+)
 
 
 @pytest.fixture
@@ -33,12 +39,16 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 def test_make_bench_asks_every_question():
-    (listed,) = re.findall(r"^BENCHMARKS := (.*?[^\\])\n", (CHECKOUT / "Makefile").read_text("utf-8"), re.M | re.S)
+    (listed,) = re.findall(
+        r"^BENCHMARKS := (.*?[^\\])\n", (CHECKOUT / "Makefile").read_text("utf-8"), re.M | re.S
+    )
     assert sorted(listed.replace("\\", "").split()) == QUESTIONS
 
 
 @pytest.mark.parametrize("name", [*QUESTIONS, "page"])
-def test_help_tells_what_is_asked_and_what_each_option_is(ask, name: str, capsys: pytest.CaptureFixture[str]):
+def test_help_tells_what_is_asked_and_what_each_option_is(
+    ask, name: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit, match="0"):
         ask(name, "--help")
     text = capsys.readouterr().out
@@ -56,7 +66,12 @@ def test_help_tells_what_is_asked_and_what_each_option_is(ask, name: str, capsys
     ],
 )
 def test_an_answer_names_the_machine_and_the_versions(
-    ask, name: str, arguments: list[object], keys: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask,
+    name: str,
+    arguments: list[object],
+    keys: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(importlib.import_module("measuring"), "available_cores", lambda: 1)
     ask(name, *arguments, "--json", tmp_path / "new" / "answer.json")
@@ -67,8 +82,12 @@ def test_an_answer_names_the_machine_and_the_versions(
     assert answer["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("name", ["which_scan_at_which_length", "where_does_the_time_go", "what_durable_tiles_cost"])
-def test_no_rounds_at_all_are_refused_before_anything_is_measured(ask, name: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "name", ["which_scan_at_which_length", "where_does_the_time_go", "what_durable_tiles_cost"]
+)
+def test_no_rounds_at_all_are_refused_before_anything_is_measured(
+    ask, name: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit, match="2"):
         ask(name, "--rounds", "0")
     assert "argument --rounds: 0 is no whole number from 1" in capsys.readouterr().err
@@ -80,7 +99,10 @@ def test_reference_data_that_is_not_there_is_one_line(
     monkeypatch.setenv("REPMAMBA_REFERENCE", str(tmp_path / "none"))
     with pytest.raises(SystemExit, match="2"):
         ask("what_does_consistency_change")
-    assert f"{tmp_path / 'none'} is no folder: name that of the reference data" in capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'none'} is no folder: name that of the reference data"
+        in capsys.readouterr().err
+    )
 
 
 def test_quartiles_of_two_values_lie_between_them(ask):
@@ -109,8 +131,13 @@ def test_thresholds_are_those_that_choose_right_most_often_and_equal_results_do_
     assert question.summary(rows, (0.4, 0.3), (noisy, blocky))["right"] == pytest.approx(5 / 9)
 
 
-def test_the_pages_show_the_answers_that_are_kept(ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pages = {name: (CHECKOUT / "docs" / name).read_text("utf-8") for name in ("speed.md", "evaluation.md")}
+def test_the_pages_show_the_answers_that_are_kept(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pages = {
+        name: (CHECKOUT / "docs" / name).read_text("utf-8")
+        for name in ("speed.md", "evaluation.md")
+    }
     for name, text in pages.items():
         (tmp_path / name).write_text(text, "utf-8")
     monkeypatch.setattr(importlib.import_module("plots"), "draw", lambda results, folder: None)
@@ -118,7 +145,9 @@ def test_the_pages_show_the_answers_that_are_kept(ask, tmp_path: Path, monkeypat
     assert {name: (tmp_path / name).read_text("utf-8") for name in pages} == pages
 
 
-def test_a_page_without_a_place_for_a_table_is_left_alone(ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_page_without_a_place_for_a_table_is_left_alone(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "speed.md").write_text("# Speed\n")
     monkeypatch.setattr(importlib.import_module("plots"), "draw", lambda results, folder: None)
     with pytest.raises(SystemExit, match="has no <!-- how_far_from_its_own_arithmetic -->"):

@@ -19,22 +19,35 @@ SCENE = Path(__file__).resolve().parents[2] / "examples" / "colorado.tif"
 
 def planned(sources, target, scale=2, *, dry_run=False):
     jobs = batch.plan_outputs(
-        [Input(str(source)) for source in sources], str(target), scale, folders=False, dry_run=dry_run
+        [Input(str(source)) for source in sources],
+        str(target),
+        scale,
+        folders=False,
+        dry_run=dry_run,
     )
     return [job.target for job in jobs]
 
 
 @pytest.fixture
 def scenes(tmp_path, monkeypatch):
-    """A folder in/ of two small scenes, one more below it, and what is none; it is the working folder's."""
+    """A folder in/ of two small scenes, one more below it, and what is none; it is the working
+    folder's.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "below").mkdir(parents=True)
     for number, name in enumerate(("a.tif", "b.tif", "below/a.tif")):
         z = np.random.default_rng(number).integers(20, 230, (1, 24, 32), np.uint8)
         with rasterio.open(
-            tmp_path / "in" / name, "w", driver="GTiff", width=32, height=24, count=1, dtype="uint8", crs="EPSG:32632",
+            tmp_path / "in" / name,
+            "w",
+            driver="GTiff",
+            width=32,
+            height=24,
+            count=1,
+            dtype="uint8",
+            crs="EPSG:32632",
             transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6),
-        ) as file:  # fmt: skip
+        ) as file:
             file.write(z)
     (tmp_path / "in" / "notes.txt").write_text("not a raster")
     (tmp_path / "in" / ".hidden.tif").write_text("not to be seen")
@@ -94,16 +107,22 @@ def test_a_name_that_ends_in_a_slash_is_a_folder_for_one_input_too(tmp_path):
 
 
 def test_inputs_of_one_name_and_a_file_for_several_are_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"would be written to .*out/a_x2.tif \(one/a.tif, two/a.tif\)"):
+    with pytest.raises(
+        UsageError, match=r"would be written to .*out/a_x2.tif \(one/a.tif, two/a.tif\)"
+    ):
         planned(["one/a.tif", "two/a.tif"], tmp_path / "out")
     (tmp_path / "file.tif").write_text("")
     with pytest.raises(UsageError, match="is a file, and there are 2 inputs: give a folder"):
         planned(["a.tif", "b.tif"], tmp_path / "file.tif")
 
 
-@pytest.mark.parametrize("name", ["result.tif", "result.COG.TIF", "result.png", "result.jp2", "result.vrt"])
+@pytest.mark.parametrize(
+    "name", ["result.tif", "result.COG.TIF", "result.png", "result.jp2", "result.vrt"]
+)
 def test_a_name_of_a_file_is_no_folder_for_several(tmp_path, name):
-    with pytest.raises(UsageError, match="reads as the name of a file, and there are 2 inputs: give a folder"):
+    with pytest.raises(
+        UsageError, match="reads as the name of a file, and there are 2 inputs: give a folder"
+    ):
         planned(["a.tif", "b.tif"], tmp_path / name)
     assert os.listdir(tmp_path) == []
     assert planned(["a.tif", "b.tif"], f"{tmp_path / name}/")[0] == tmp_path / name / "a_x2.tif"
@@ -132,7 +151,10 @@ def test_of_several_inputs_one_that_fails_is_named_and_the_others_go_on(capsys):
     jobs = [Job(name, Path("out", name)) for name in ("a.tif", "bad1.tif", "b.tif", "bad2.tif")]
     assert batch.one_by_one(enlarge, jobs) == ["bad1.tif", "bad2.tif"]
     assert enlarged == ["a.tif", "b.tif"]
-    assert capsys.readouterr().err.splitlines() == ["Error: bad1.tif: it is empty", "Error: bad2.tif: it is empty"]
+    assert capsys.readouterr().err.splitlines() == [
+        "Error: bad1.tif: it is empty",
+        "Error: bad2.tif: it is empty",
+    ]
     with pytest.raises(SourceError, match=r"^it is empty$"):
         batch.one_by_one(enlarge, jobs[1:2])
 
@@ -148,7 +170,9 @@ def test_a_folder_stands_for_the_rasters_in_it(scenes, tmp_path):
         Input("more.tif"),
     ]
     (tmp_path / "empty" / "below").mkdir(parents=True)
-    with pytest.raises(SourceError, match=r"empty holds no rasters to enlarge; --recursive looks into"):
+    with pytest.raises(
+        SourceError, match=r"empty holds no rasters to enlarge; --recursive looks into"
+    ):
         batch.find_inputs(["empty"], "out", recursive=False)
     with pytest.raises(SourceError, match=r"empty holds no rasters to enlarge\. Looked for: \.tif"):
         batch.find_inputs(["empty"], "out", recursive=True)
@@ -159,10 +183,16 @@ def test_results_are_no_inputs_of_the_same_command(scenes):
     assert upscale("in", "-o", "in") == 0
     assert upscale("in", "-o", "in/results/", "--recursive") == 0
     assert upscale("in", "-o", "in") == upscale("in", "-o", "in/results/", "--recursive") == 0
-    names = sorted(str(path.relative_to(scenes)) for path in scenes.rglob("*.tif") if "_x2" in path.name)
+    names = sorted(
+        str(path.relative_to(scenes)) for path in scenes.rglob("*.tif") if "_x2" in path.name
+    )
     assert names == [
-        "a_x2.tif", "b_x2.tif", "results/a_x2.tif", "results/b_x2.tif", "results/below/a_x2.tif",
-    ]  # fmt: skip
+        "a_x2.tif",
+        "b_x2.tif",
+        "results/a_x2.tif",
+        "results/b_x2.tif",
+        "results/below/a_x2.tif",
+    ]
 
 
 def test_the_same_command_again_does_what_is_left(scenes, tmp_path, capsys):
@@ -170,7 +200,9 @@ def test_the_same_command_again_does_what_is_left(scenes, tmp_path, capsys):
     (scenes / "d.tif").write_bytes((scenes / "a.tif").read_bytes()[:200])
     assert upscale("in", "-o", "out") == FAILED
     said = capsys.readouterr()
-    assert "1 of 4 inputs were not enlarged: in/d.tif. The same command tries these again." in said.err
+    assert (
+        "1 of 4 inputs were not enlarged: in/d.tif. The same command tries these again." in said.err
+    )
     assert "4 inputs: 3 enlarged" in said.out
     assert said.out.rstrip().splitlines()[-1] == "  x2 with x2, made consistent"
     (tmp_path / "out" / "b_x2.tif").unlink()
@@ -206,8 +238,14 @@ def test_a_target_of_another_job_or_of_anybody_is_in_the_way(scenes, tmp_path, c
 def test_a_dry_run_of_several_says_what_they_take_together(scenes, capsys):
     assert upscale("in", "-o", "out", "--recursive", "--dry-run") == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.partition(" -> ")[0] for line in said[:3]] == ["in/a.tif", "in/b.tif", "in/below/a.tif"]
-    assert said[2].startswith("in/below/a.tif -> out/below/a_x2.tif: 64 x 48 pixels, 1 band of uint8, GTiff")
+    assert [line.partition(" -> ")[0] for line in said[:3]] == [
+        "in/a.tif",
+        "in/b.tif",
+        "in/below/a.tif",
+    ]
+    assert said[2].startswith(
+        "in/below/a.tif -> out/below/a_x2.tif: 64 x 48 pixels, 1 band of uint8, GTiff"
+    )
     assert said[3].startswith("3 inputs: 0.0 megapixels, about")
     assert "on the disk" in said[3]
     assert said[4].startswith("  x2 with x2, tiles of 256 + 8 input pixels")
@@ -231,8 +269,14 @@ def test_as_json_every_line_is_an_event(scenes, capsys):
     assert kinds[-2:] == ["summary", "error"]
     result = next(event for event in events if event["event"] == "result")
     assert (result["source"], result["epsg"], result["done_already"]) == ("in/a.tif", 32632, False)
-    progress = [event for event in events if event["event"] == "progress" and event["source"] == "in/a.tif"]
-    assert (progress[-1]["done"], progress[-1]["total"], progress[-1]["unit"]) == (64 * 48, 64 * 48, "pixels")
+    progress = [
+        event for event in events if event["event"] == "progress" and event["source"] == "in/a.tif"
+    ]
+    assert (progress[-1]["done"], progress[-1]["total"], progress[-1]["unit"]) == (
+        64 * 48,
+        64 * 48,
+        "pixels",
+    )
     wrong = next(event for event in events if event["event"] == "error")
     assert (wrong["source"], wrong["error"]) == ("in/c.tif", "CorruptSource")
     assert upscale("in/a.tif", "-o", "out/", "--json", "-q") == 0
@@ -240,7 +284,9 @@ def test_as_json_every_line_is_an_event(scenes, capsys):
     assert json.loads(only)["done_already"] is True
 
 
-@pytest.mark.parametrize("arguments", [["--scale", "9", "--json"], ["--json", "--nonsense"], ["--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["--scale", "9", "--json"], ["--json", "--nonsense"], ["--json"]]
+)
 def test_misuse_is_an_event_too(arguments, capsys):
     assert run(["upscale", "a.tif", *arguments]) == MISUSED
     shown = capsys.readouterr()
@@ -250,18 +296,31 @@ def test_misuse_is_an_event_too(arguments, capsys):
     assert capsys.readouterr().out == ""
 
 
-STORES = ("s3://bucket/", "s3://bucket/one.tif", "gs://bucket/", "az://c/", "/vsis3/bucket/", "/vsigs/bucket/x.tif")
+STORES = (
+    "s3://bucket/",
+    "s3://bucket/one.tif",
+    "gs://bucket/",
+    "az://c/",
+    "/vsis3/bucket/",
+    "/vsigs/bucket/x.tif",
+)
 
 
-@pytest.mark.parametrize("target", [*STORES, "abfs://c/x.tif", "https://host/x.tif", "/vsizip/a.zip/x.tif"])
+@pytest.mark.parametrize(
+    "target", [*STORES, "abfs://c/x.tif", "https://host/x.tif", "/vsizip/a.zip/x.tif"]
+)
 def test_an_output_that_is_not_on_this_machine_is_refused_before_anything_is_read(
     scenes, tmp_path, capsys, monkeypatch, target
 ):
-    monkeypatch.setattr("repmamba.inference.upscaler.load", lambda **network: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "repmamba.inference.upscaler.load", lambda **network: pytest.fail("weights were read")
+    )
     for sources in (["in/a.tif"], ["in/a.tif", "in/b.tif"], ["gone.tif"], ["in"]):
         for dry in ([], ["--dry-run"]):
             assert upscale(*sources, "-o", target, *dry) == MISUSED
             said = capsys.readouterr().err
-            assert said.startswith(f"Error: {target} is not on this machine, and only local files are written: name a")
+            assert said.startswith(
+                f"Error: {target} is not on this machine, and only local files are written: name a"
+            )
             assert said.count("\n") == 1
     assert os.listdir(tmp_path) == ["in"]

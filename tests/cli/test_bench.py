@@ -18,7 +18,23 @@ def weights(tiny_weights: Callable[..., Path]) -> str:
 
 
 def test_the_rates_are_pixels_of_output_over_time(weights: str, capsys: pytest.CaptureFixture[str]):
-    assert run(["bench", "--weights", weights, "--size", "16", "--batch", "2", "--passes", "3", "--json"]) == 0
+    assert (
+        run(
+            [
+                "bench",
+                "--weights",
+                weights,
+                "--size",
+                "16",
+                "--batch",
+                "2",
+                "--passes",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
+    )
     timing = json.loads(capsys.readouterr().out)
     pixels = 2 * (3 * 16) ** 2 / 1e6
     assert 0 < timing["fastest"] <= timing["median"]
@@ -27,7 +43,19 @@ def test_the_rates_are_pixels_of_output_over_time(weights: str, capsys: pytest.C
 
 
 def test_it_says_what_ran(weights: str, capsys: pytest.CaptureFixture[str]):
-    command = ["bench", "--weights", weights, "--size", "8", "--passes", "1", "--device", "cpu", "--backend", "chunked"]
+    command = [
+        "bench",
+        "--weights",
+        weights,
+        "--size",
+        "8",
+        "--passes",
+        "1",
+        "--device",
+        "cpu",
+        "--backend",
+        "chunked",
+    ]
     assert run([*command, "--json"]) == 0
     timing = json.loads(capsys.readouterr().out)
     assert (timing["weights"], timing["scale"], timing["precision"]) == ("small", 3, "float32")
@@ -42,7 +70,9 @@ def test_it_says_what_ran(weights: str, capsys: pytest.CaptureFixture[str]):
     assert "8 x 8 pixels, 1 pass\n" in shown
 
 
-def test_a_slow_network_has_a_speed_other_than_zero(weights: str, capsys: pytest.CaptureFixture[str]):
+def test_a_slow_network_has_a_speed_other_than_zero(
+    weights: str, capsys: pytest.CaptureFixture[str]
+):
     assert run(["bench", "--weights", weights, "--size", "1", "--passes", "1"]) == 0
     speed = re.search(r"^speed +(\S+) megapixels", capsys.readouterr().out, re.M)
     assert speed

@@ -1,4 +1,6 @@
-"""The pages of docs/cli hold what the commands say of themselves; `make docs` writes that part of them."""
+"""The pages of docs/cli hold what the commands say of themselves; `make docs` writes that part of
+them.
+"""
 
 import ast
 import re
@@ -34,17 +36,29 @@ def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
     page = flat((DOCS / "cli" / f"{verb.name}.md").read_text("utf-8"))
     for option in command.params:
         if isinstance(option, click.Option):
-            missing = [name for name in (*option.opts, *option.secondary_opts) if not re.search(rf"{name}\b", page)]
+            missing = [
+                name
+                for name in (*option.opts, *option.secondary_opts)
+                if not re.search(rf"{name}\b", page)
+            ]
             assert missing == [], "`make docs` writes the options into the pages"
             assert flat(option.help or "") in page, "`make docs` writes the options into the pages"
 
 
 def test_the_help_of_upscale_states_the_limits_that_hold():
     usual, strangers = Limits(), Limits.for_strangers()
-    options = {option.name: option.help or "" for option in upscale.params if isinstance(option, click.Option)}
-    assert f"[default: {usual.pixels:,}; with --untrusted {strangers.pixels:,}]" in options["max_pixels"]
+    options = {
+        option.name: option.help or ""
+        for option in upscale.params
+        if isinstance(option, click.Option)
+    }
+    assert (
+        f"[default: {usual.pixels:,}; with --untrusted {strangers.pixels:,}]"
+        in options["max_pixels"]
+    )
     of_strangers = (
-        f"at most {strangers.pixels:,} pixels, {strangers.bands} bands, blocks of {strangers.block_bytes >> 20} MiB "
+        f"at most {strangers.pixels:,} pixels, {strangers.bands} bands, blocks of "
+        f"{strangers.block_bytes >> 20} MiB "
         f"and {strangers.pixels_per_byte:,} pixels a byte"
     )
     assert of_strangers in options["untrusted"]
@@ -60,10 +74,16 @@ def test_the_map_has_every_module_with_its_first_line_and_no_other():
     shown = (DOCS / "map.md").read_text("utf-8")
     modules = [file for file in package.rglob("*.py") if not file.name.startswith("__")]
     names = re.findall(r"^ +([a-z]\w*\.py) ", shown, re.MULTILINE)
-    assert sorted(names) == sorted(file.name for file in modules), "`make docs` writes the modules into the map"
+    assert sorted(names) == sorted(file.name for file in modules), (
+        "`make docs` writes the modules into the map"
+    )
     for file in modules:
-        first_line = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-        assert f"{file.name} {first_line}" in flat(shown), "`make docs` writes the first lines into the map"
+        first_line = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[
+            0
+        ]
+        assert f"{file.name} {first_line}" in flat(shown), (
+            "`make docs` writes the first lines into the map"
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    return write_checkpoint(file, Checkpoint.of(network, origin="made by a test", training={"steps": 3}))
+    return write_checkpoint(
+        file, Checkpoint.of(network, origin="made by a test", training={"steps": 3})
+    )
 
 
 def test_without_a_file_it_tells_versions_device_and_the_scan_with_its_reason(facts_of):
@@ -48,8 +50,12 @@ def test_without_a_file_it_tells_versions_device_and_the_scan_with_its_reason(fa
     assert facts["scan"]["why"]
 
 
-def test_the_processor_is_named_as_where_costs_are_measured(facts_of, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("repmamba.evaluate.timing.processor", lambda device: f"A maker's {device} of 64 cores")
+def test_the_processor_is_named_as_where_costs_are_measured(
+    facts_of, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "repmamba.evaluate.timing.processor", lambda device: f"A maker's {device} of 64 cores"
+    )
     assert facts_of("--device", "cpu")["device"]["name"] == "A maker's cpu of 64 cores"
 
 
@@ -90,12 +96,16 @@ def test_what_a_run_decides_of_a_raster_is_told(facts_of, tmp_path: Path):
     with rasterio.open(file, "w", driver="GTiff", photometric="RGB", alpha="YES", **shape) as five:
         five.write(values)
     facts = facts_of(file)
-    assert facts["missing pixels"] == "where alpha is 0; where a band is -9999, as the file declares"
+    assert (
+        facts["missing pixels"] == "where alpha is 0; where a band is -9999, as the file declares"
+    )
     assert facts["alpha"] == "band 4, as the file says (--no-alpha if it is data)"
     assert facts["colours"] == "red, green, blue are bands 1, 2, 3"
     low, high = np.percentile(values[:3], (0.5, 99.5))
     told = facts["value range"]
-    assert [float(word) for word in told.split("; ")[0].split(" to ")] == pytest.approx([low, high], abs=4)
+    assert [float(word) for word in told.split("; ")[0].split(" to ")] == pytest.approx(
+        [low, high], abs=4
+    )
     assert told.endswith(", which holds nearly all numbers of the scene, as usual of this type")
     assert facts_of(SCENE)["alpha"] == "none"
     assert facts_of(SCENE)["value range"] == "0 to 255, the ends of uint8, as usual of this type"
@@ -124,12 +134,24 @@ def test_of_a_large_or_a_damaged_raster_it_is_told_how_the_range_is_found(facts_
     [
         (2, None),
         (3, "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"),
-        (4, "bands 1, 2, 3, 4 each alone as grey (4 passes); if the first three are colours: --rgb 1,2,3"),
+        (
+            4,
+            "bands 1, 2, 3, 4 each alone as grey (4 passes); if the first three are colours: --rgb "
+            "1,2,3",
+        ),
     ],
 )
-def test_bands_that_go_alone_are_told_where_they_may_be_colours(facts_of, tmp_path: Path, bands: int, told: str | None):
+def test_bands_that_go_alone_are_told_where_they_may_be_colours(
+    facts_of, tmp_path: Path, bands: int, told: str | None
+):
     file = tmp_path / "deep.tif"
-    shape = {"width": 8, "height": 6, "count": bands, "dtype": "uint16", "photometric": "MINISBLACK"}
+    shape = {
+        "width": 8,
+        "height": 6,
+        "count": bands,
+        "dtype": "uint16",
+        "photometric": "MINISBLACK",
+    }
     with rasterio.open(file, "w", driver="GTiff", **shape) as raster:
         raster.write(np.ones((bands, 6, 8), np.uint16))
     assert facts_of(file).get("through the network") == told
@@ -138,7 +160,14 @@ def test_bands_that_go_alone_are_told_where_they_may_be_colours(facts_of, tmp_pa
 def test_of_colours_and_further_bands_those_that_go_alone_are_told(facts_of, tmp_path: Path):
     assert "through the network" not in facts_of(SCENE)
     file = tmp_path / "six.tif"
-    shape = {"width": 8, "height": 6, "count": 6, "dtype": "uint8", "photometric": "RGB", "alpha": "NO"}
+    shape = {
+        "width": 8,
+        "height": 6,
+        "count": 6,
+        "dtype": "uint8",
+        "photometric": "RGB",
+        "alpha": "NO",
+    }
     with rasterio.open(file, "w", driver="GTiff", **shape) as raster:
         raster.write(np.ones((6, 6, 8), np.uint8))
     assert facts_of(file)["through the network"] == "bands 4, 5, 6 each alone as grey (3 passes)"
@@ -170,7 +199,9 @@ def test_a_coordinate_system_without_a_code_is_told_by_its_name(facts_of, geotif
 
 def test_a_picture_has_no_place(facts_of, tmp_path: Path):
     file = tmp_path / "grey.png"
-    with rasterio.open(file, "w", driver="PNG", width=8, height=6, count=1, dtype="uint8") as raster:
+    with rasterio.open(
+        file, "w", driver="PNG", width=8, height=6, count=1, dtype="uint8"
+    ) as raster:
         raster.write(np.zeros((1, 6, 8), np.uint8))
     assert facts_of(file)["place"] == {}
 
@@ -192,7 +223,10 @@ def test_a_checkpoint_is_told_with_its_configuration_and_training(facts_of, chec
 def test_both_counts_that_are_called_folded_are_told_apart(capsys):
     assert run(["info", "x4"]) == 0
     shown = capsys.readouterr().out
-    assert "795,984 as trained, 785,184 RepConvs folded, as papers count, 628,576 all folded, as it runs" in shown
+    assert (
+        "795,984 as trained, 785,184 RepConvs folded, as papers count, 628,576 all folded, as it "
+        "runs" in shown
+    )
 
 
 def test_of_packaged_weights_ten_lines_are_printed_and_the_rest_is_in_the_json(capsys, facts_of):
@@ -208,7 +242,10 @@ def test_of_packaged_weights_ten_lines_are_printed_and_the_rest_is_in_the_json(c
 def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
     assert run(["info", "x5"]) == 1
     said = capsys.readouterr().err
-    assert said == "Error: x5 is no file, and no name of packaged weights, which are x4, x3, x2, x4-open.\n"
+    assert (
+        said
+        == "Error: x5 is no file, and no name of packaged weights, which are x4, x3, x2, x4-open.\n"
+    )
     assert run(["info", "x5.tif"]) == 1
     assert "x5.tif does not exist" in capsys.readouterr().err
 
@@ -222,7 +259,9 @@ def test_a_corrupt_checkpoint_is_one_line(capsys, tmp_path: Path):
 
 def test_what_a_file_says_of_itself_cannot_steer_the_terminal(capsys, tmp_path: Path):
     file = tmp_path / "sly.tif"
-    with rasterio.open(file, "w", driver="GTiff", width=8, height=6, count=1, dtype="uint8") as raster:
+    with rasterio.open(
+        file, "w", driver="GTiff", width=8, height=6, count=1, dtype="uint8"
+    ) as raster:
         raster.write(np.zeros((1, 6, 8), np.uint8))
         raster.set_band_description(1, "\x1b[2J\x1b]0;owned\x07")
     assert run(["info", str(file)]) == 0

@@ -32,7 +32,9 @@ def verb_that(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
         module = ModuleType("trial_verb")
         module.__dict__["trial"] = trial
         monkeypatch.setitem(sys.modules, "trial_verb", module)
-        monkeypatch.setattr(command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests.")))
+        monkeypatch.setattr(
+            command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests."))
+        )
 
     return install
 
@@ -64,7 +66,11 @@ def test_the_help_of_every_verb_has_examples(verb: Verb, capsys: pytest.CaptureF
 def test_every_option_of_every_verb_says_what_it_does(verb: Verb):
     command = cli.get_command(click.Context(cli), verb.name)
     assert command is not None
-    silent = [option.name for option in command.params if isinstance(option, click.Option) and not option.help]
+    silent = [
+        option.name
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
     assert silent == []
 
 
@@ -94,7 +100,9 @@ def test_a_verb_that_does_not_exist_is_misuse(capsys: pytest.CaptureFixture[str]
         (UsageError("The tile is 0."), 2),
     ],
 )
-def test_an_error_of_ours_is_one_line_and_an_exit_code(verb_that, capsys, error: Exception, code: int):
+def test_an_error_of_ours_is_one_line_and_an_exit_code(
+    verb_that, capsys, error: Exception, code: int
+):
     verb_that(raising(error))
     assert run(["trial"]) == code
     shown = capsys.readouterr()
@@ -133,14 +141,20 @@ def test_an_interruption_is_exit_code_130_without_a_traceback(verb_that, capsys)
 def test_an_interruption_says_that_the_same_command_goes_on(monkeypatch, capsys, verb):
     command = cli.get_command(click.Context(cli), verb)
     monkeypatch.setattr(command, "invoke", lambda ctx: raising(KeyboardInterrupt())())
-    arguments = {"train": ["x4"], "prepare": ["aid", "a", "b", "--scale", "2"]}.get(verb, ["a.tif", "-o", "b.tif"])
+    arguments = {"train": ["x4"], "prepare": ["aid", "a", "b", "--scale", "2"]}.get(
+        verb, ["a.tif", "-o", "b.tif"]
+    )
     assert run([verb, *arguments]) == 130
     said = capsys.readouterr().err.strip()
-    assert said == "Error: interrupted; what is finished is kept, and the same command goes on with it."
+    assert (
+        said
+        == "Error: interrupted; what is finished is kept, and the same command goes on with it."
+    )
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("upscal", "upscale"), ("enlarge", "upscale"), ("eval", "evaluate"), ("trian", "train")]
+    ("typed", "meant"),
+    [("upscal", "upscale"), ("enlarge", "upscale"), ("eval", "evaluate"), ("trian", "train")],
 )
 def test_a_misspelt_verb_gets_a_suggestion(capsys, typed, meant):
     assert run([typed, "a.tif"]) == 2
@@ -225,7 +239,9 @@ def test_quiet_shows_no_warning_and_every_error(monkeypatch, capsys):
     module = ModuleType("trial_verb")
     module.__dict__["trial"] = trial
     monkeypatch.setitem(sys.modules, "trial_verb", module)
-    monkeypatch.setattr(command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests.")))
+    monkeypatch.setattr(
+        command_line, "VERBS", (*VERBS, Verb("trial", "trial_verb", "A verb of the tests."))
+    )
     with warnings.catch_warnings():
         assert run(["trial", "--quiet"]) == 2
         assert capsys.readouterr().err == "Error: The tile is 0.\n"
@@ -247,7 +263,11 @@ def test_completion_prints_what_the_shell_reads(shell: str, capsys: pytest.Captu
 def test_the_shell_gets_the_names_of_the_verbs():
     asked = {"_REPMAMBA_COMPLETE": "zsh_complete", "COMP_WORDS": "repmamba comp", "COMP_CWORD": "1"}
     process = subprocess.run(
-        [sys.executable, "-m", "repmamba.cli"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "repmamba.cli"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "completion" in process.stdout
 
@@ -262,12 +282,19 @@ def test_the_shell_gets_the_names_of_all_packaged_weights(verb: str):
 
 
 def test_the_names_of_packaged_weights_are_known_without_torch():
-    code = "import sys; from repmamba.inference import catalogue; catalogue.packaged_weights(); print(*sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from repmamba.inference import catalogue; catalogue.packaged_weights(); "
+        "print(*sys.modules)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "torch" not in process.stdout.split()
 
 
-@pytest.mark.parametrize(("quota", "before", "after"), [(None, None, None), (1.5, None, "2"), (1.5, "7", "7")])
+@pytest.mark.parametrize(
+    ("quota", "before", "after"), [(None, None, None), (1.5, None, "2"), (1.5, "7", "7")]
+)
 def test_threads_of_torch_are_as_many_as_a_container_grants(monkeypatch, quota, before, after):
     monkeypatch.setenv("OMP_NUM_THREADS", before or "")
     if before is None:

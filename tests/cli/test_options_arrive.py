@@ -1,8 +1,9 @@
 """Every option of every verb arrives, with its value, at the function that it is for.
 
-The functions of the API are replaced by recorders, which bind what they are called with to the real parameters. A row
-of OPTIONS is the option's name in the verb, a command line that gives it, where it has to arrive, and as what; the same
-command line without the option has to show something else there.
+The functions of the API are replaced by recorders, which bind what they are called with to the real
+parameters. A row of OPTIONS is the option's name in the verb, a command line that gives it, where
+it has to arrive, and as what; the same command line without the option has to show something else
+there.
 """
 
 import inspect
@@ -43,7 +44,15 @@ class Answer:
 
 def method_of(network: dict[str, Any]) -> Method:
     passes = 8 if network.get("ensemble") else 1
-    return Method("net" + "+" * (passes > 1), "how", lambda pair: pair.lr, 2, SimpleNamespace(), passes, "mine")
+    return Method(
+        "net" + "+" * (passes > 1),
+        "how",
+        lambda pair: pair.lr,
+        2,
+        SimpleNamespace(),
+        passes,
+        "mine",
+    )
 
 
 PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
@@ -60,7 +69,9 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.train.loop.fit": Answer(),
     "repmamba.train.finetune.finetune": Answer(),
     "repmamba.evaluate.methods.network": method_of,
-    "repmamba.evaluate.methods.results": lambda called: Method(called["folder"].name, "how", lambda pair: pair.lr),
+    "repmamba.evaluate.methods.results": lambda called: Method(
+        called["folder"].name, "how", lambda pair: pair.lr
+    ),
     "repmamba.evaluate.run.find_sets": PAIRS,
     "repmamba.evaluate.run.evaluate": lambda called: called["progress"](1, 2) or "scores",
     "repmamba.evaluate.metrics.metrics_of": "metrics",
@@ -106,7 +117,8 @@ def heard_of(monkeypatch, capsys) -> Iterator[Callable[[str], Heard]]:
 
     def heard(line: str) -> Heard:
         calls.clear()
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # another one than while this was set up
+        # another one than while this was set up
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         assert run(line.split()) == 0
         said = capsys.readouterr()
         return calls | {"stdout": said.out, "stderr": said.err}
@@ -180,7 +192,13 @@ OF_RUNS = {
 def rows(verb: str, function: str, options: dict[str, tuple[str, Any]]) -> list[Row]:
     """Rows of options that arrive under their own names, or nearly so."""
     return [
-        Row(verb, {"format": "format_name"}.get(name, name), f"... {words}", f"{function}.{name}", value)
+        Row(
+            verb,
+            {"format": "format_name"}.get(name, name),
+            f"... {words}",
+            f"{function}.{name}",
+            value,
+        )
         for name, (words, value) in options.items()
     ]
 
@@ -196,10 +214,28 @@ OPTIONS = [
     Row("upscale", "dry_run", "... --dry-run", "plan_file.source", "in.tif"),
     Row("upscale", "quiet", "... --quiet", "upscale_file.progress", None),
     Row("upscale", "recursive", "... --recursive", "find_inputs.recursive", True),
-    Row("upscale", "as_json", "... --json", "stdout", '{"event": "result", "source": "in.tif", "as": "JSON"}\n'),
-    Row("verify", "receipt_file", "... --receipt moved.json", "read_receipt.path", Path("moved.json")),
+    Row(
+        "upscale",
+        "as_json",
+        "... --json",
+        "stdout",
+        '{"event": "result", "source": "in.tif", "as": "JSON"}\n',
+    ),
+    Row(
+        "verify",
+        "receipt_file",
+        "... --receipt moved.json",
+        "read_receipt.path",
+        Path("moved.json"),
+    ),
     Row("verify", "quiet", "... --quiet", "stdout", ""),
-    Row("verify", "as_json", "... --json", "stdout", '{"path": "out.tif", "ok": true, "tiles": 1, "pieces": 1}\n'),
+    Row(
+        "verify",
+        "as_json",
+        "... --json",
+        "stdout",
+        '{"path": "out.tif", "ok": true, "tiles": 1, "pieces": 1}\n',
+    ),
     Row("info", "scale", "scene.tif --scale 2", "raster_facts.scale", 2),
     Row("info", "device", "... --device cpu", "environment_facts.device", "cpu"),
     Row("info", "as_json", "... --json", "stdout", '{\n  "facts": 1\n}\n'),
@@ -215,7 +251,13 @@ OPTIONS = [
     Row("prepare", "seed", "... --seed 7", "prepare.settings.seed", 7),
     Row("prepare", "part", "... --split val", "prepare.settings.part", "val"),
     Row("prepare", "count", "... --count 5", "prepare.settings.count", 5),
-    Row("prepare", "drawn", "aid images pairs --scale 4 --drawn 5 6", "prepare.settings.drawn", (5, 6)),
+    Row(
+        "prepare",
+        "drawn",
+        "aid images pairs --scale 4 --drawn 5 6",
+        "prepare.settings.drawn",
+        (5, 6),
+    ),
     Row("prepare", "val", "... --val 2", "prepare.settings.val", 2),
     Row("prepare", "manifest", "... --manifest m.json", "prepare.manifest", Path("m.json")),
     Row("prepare", "blur", "... --blur 0.5 2", "prepare.settings.stages", (Stage("blur", 0.5, 2),)),
@@ -252,7 +294,9 @@ OPTIONS = [
     Row("evaluate", "folders_of_results", "... --sr theirs", "results.folder", Path("theirs")),
     Row("evaluate", "ensemble", "... --ensemble", "evaluate.methods.1.passes", 8),
     Row("evaluate", "ensemble", "... --ensemble", "cost_of.passes", 8),
-    Row("evaluate", "rules", "... --rule esr-y --rule bands", "metrics_of.rules", ("esr-y", "bands")),
+    Row(
+        "evaluate", "rules", "... --rule esr-y --rule bands", "metrics_of.rules", ("esr-y", "bands")
+    ),
     Row("evaluate", "scale", "... --scale 3", "find_sets.scale", 3),
     Row("evaluate", "save", "... --save kept", "evaluate.save", Path("kept")),
     Row("evaluate", "report", "... --report page.html", "write_text.path", Path("page.html")),
@@ -264,7 +308,13 @@ OPTIONS = [
     Row("evaluate", "backend", "... --cost --backend chunked", "measured.backend", "chunked"),
     Row("evaluate", "cost_size", "... --cost-size 64", "cost_of.height", 64),
     Row("evaluate", "cost_size", "... --cost-size 64", "cost_of.width", 64),
-    Row("evaluate", "others", "... --report page.html --others o.csv", "read_others.path", Path("o.csv")),
+    Row(
+        "evaluate",
+        "others",
+        "... --report page.html --others o.csv",
+        "read_others.path",
+        Path("o.csv"),
+    ),
     Row("evaluate", "tile", "... --tile 32", "network.tile", 32),
     Row("evaluate", "peak", "... --peak 4000", "metrics_of.peak", 4000.0),
     Row("evaluate", "value_range", "... --range 200,4200", "network.value_range", (200.0, 4200.0)),
@@ -322,9 +372,15 @@ def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choo
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("upscale a.tif b.tif -o out --confidence errors.tif", "--confidence names one file, and there are 2 inputs"),
+        (
+            "upscale a.tif b.tif -o out --confidence errors.tif",
+            "--confidence names one file, and there are 2 inputs",
+        ),
         ("upscale in.tif -o out.tif --co COMPRESS", "'COMPRESS' is no NAME=VALUE"),
-        ("evaluate pairs --weights mine --others o.csv", "drawn in the page alone; name it by --report"),
+        (
+            "evaluate pairs --weights mine --others o.csv",
+            "drawn in the page alone; name it by --report",
+        ),
         ("evaluate pairs", "There is nothing to evaluate"),
     ],
 )
@@ -333,7 +389,9 @@ def test_options_that_mean_nothing_are_refused(line, said, capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("suffix", "rules"), [(".png", ["esr-rgb", "published"]), (".TIF", ["bands", "consistency"])])
+@pytest.mark.parametrize(
+    ("suffix", "rules"), [(".png", ["esr-rgb", "published"]), (".TIF", ["bands", "consistency"])]
+)
 def test_images_are_scored_by_the_rules_of_their_kind(heard_of, monkeypatch, suffix, rules):
     monkeypatch.setattr(PAIRS[0].files[0], "hr", Path(f"a{suffix}"))
     assert at(heard_of("evaluate pairs --weights mine"), "metrics_of.rules") == rules

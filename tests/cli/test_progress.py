@@ -16,7 +16,9 @@ PACKAGE = Path(repmamba.__file__).parent
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Makes a terminal of stderr, and gives what it is shown; called by the test, since pytest lays its own over it."""
+    """Makes a terminal of stderr, and gives what it is shown; called by the test, since pytest lays
+    its own over it.
+    """
 
     def made():
         stderr = io.StringIO()
@@ -28,7 +30,10 @@ def terminal(monkeypatch):
 
 
 def test_without_a_terminal_ten_lines_at_most_are_logged(caplog):
-    with caplog.at_level(logging.INFO, "repmamba"), megapixels("scene.tif", quiet=False) as progress:
+    with (
+        caplog.at_level(logging.INFO, "repmamba"),
+        megapixels("scene.tif", quiet=False) as progress,
+    ):
         for done in range(1001):
             progress(done * 1000, 1_000_000)
     assert 5 <= len(caplog.messages) <= 11

@@ -17,7 +17,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
 
 
 def test_eval_4x_scores_gt_and_lr_by_the_published_rule(tmp_path):
@@ -29,7 +31,8 @@ def test_eval_4x_scores_gt_and_lr_by_the_published_rule(tmp_path):
             Image.fromarray(picture).save(tmp_path / "data" / folder / f"{number:03d}.png")
     network = RepMamba(NetworkConfig(scale=4, depths=(1,)))
     names = [
-        str(write_checkpoint(tmp_path / f"{name}.safetensors", Checkpoint.of(network))) for name in ("mine", "yours")
+        str(write_checkpoint(tmp_path / f"{name}.safetensors", Checkpoint.of(network)))
+        for name in ("mine", "yours")
     ]
     both = [part for name in names for part in ("--weights", name)]
 
@@ -56,7 +59,10 @@ def test_train_runs_the_published_recipe_with_settings_over_it(tmp_path):
     ]
 
     trained = run(
-        str(CHECKOUT / "train.py"), "-o", str(tmp_path / "run"), *(part for one in settings for part in ("--set", one))
+        str(CHECKOUT / "train.py"),
+        "-o",
+        str(tmp_path / "run"),
+        *(part for one in settings for part in ("--set", one)),
     )
 
     assert trained.returncode == 0, trained.stderr

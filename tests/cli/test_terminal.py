@@ -1,4 +1,6 @@
-"""What goes to the terminal: messages of the library in the words of the command line, and nothing that steers it."""
+"""What goes to the terminal: messages of the library in the words of the command line, and nothing
+that steers it.
+"""
 
 import logging
 import warnings
@@ -17,9 +19,15 @@ from repmamba.scene.arguments import KINDS as OF_UPSCALE
         ("replace it with overwrite=True.", "replace it with --overwrite."),
         ("(consistent=False leaves it)", "(--no-consistent leaves it)"),
         ("if they are colours: rgb=(4, 3, 2)", "if they are colours: --rgb 4,3,2"),
-        ("give value_range=(-0.5, 4000), or value_range='robust'.", "give --range -0.5,4000, or --range robust."),
+        (
+            "give value_range=(-0.5, 4000), or value_range='robust'.",
+            "give --range -0.5,4000, or --range robust.",
+        ),
         ("leave workers= out, or cluster=.", "leave --workers out, or --cluster."),
-        ("with tile=256 and 2 workers; tile=224 fits.", "with --tile 256 and 2 workers; --tile 224 fits."),
+        (
+            "with tile=256 and 2 workers; tile=224 fits.",
+            "with --tile 256 and 2 workers; --tile 224 fits.",
+        ),
         ("tile=3: give an even number", "--tile 3: give an even number"),
         ("asked for with creation=.", "asked for with --co."),
     ],
@@ -46,7 +54,11 @@ def test_every_keyword_of_the_library_has_its_flag():
         for option in parameter.opts
         if option.startswith("--")
     }
-    known = {name for name in (*OF_UPSCALE, *OF_EVALUATE) if FLAGS.get(name, name.replace("_", "-")) in flags}
+    known = {
+        name
+        for name in (*OF_UPSCALE, *OF_EVALUATE)
+        if FLAGS.get(name, name.replace("_", "-")) in flags
+    }
     assert known - FLAGS.keys() <= {"folders", "sr", "cost_size"}
     assert {FLAGS[name] for name in known & FLAGS.keys()} <= flags
 
@@ -63,7 +75,9 @@ def test_errors_warnings_and_log_lines_are_shown_so(tmp_path, capsys):
     assert "replace it with --overwrite." in capsys.readouterr().err
     _show_warning(RepmambaWarning("see tile=16."), RepmambaWarning, "here", 1)
     assert capsys.readouterr().err == "Warning: see --tile 16.\n"
-    record = logging.LogRecord("repmamba", logging.INFO, "", 1, "see %s", ("consistent=True.",), None)
+    record = logging.LogRecord(
+        "repmamba", logging.INFO, "", 1, "see %s", ("consistent=True.",), None
+    )
     assert _Lines("%(message)s").format(record) == "see --consistent."
 
 

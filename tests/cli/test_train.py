@@ -26,13 +26,22 @@ def test_the_help_names_every_packaged_recipe():
 def test_a_new_recipe_in_the_package_is_named_too(monkeypatch):
     monkeypatch.setattr("repmamba.train.recipe_file.packaged", lambda: ["x4", "x4-new"])
     command = type(train)("train", help=train.callback.__doc__)
-    assert "one of the packaged: x4, x4-new." in " ".join(command.get_help(click.Context(command)).split())
+    assert "one of the packaged: x4, x4-new." in " ".join(
+        command.get_help(click.Context(command)).split()
+    )
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
-def test_of_several_processes_the_first_one_speaks_and_the_others_warn(monkeypatch, capsys, rank, speaks):
+def test_of_several_processes_the_first_one_speaks_and_the_others_warn(
+    monkeypatch, capsys, rank, speaks
+):
     logging.getLogger("repmamba").setLevel(logging.INFO)  # as without a terminal
-    for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": rank,
+        "MASTER_ADDR": "here",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     with one_voice(quiet=False) as say:
         assert logging.getLogger(ROOM).isEnabledFor(logging.INFO) == speaks

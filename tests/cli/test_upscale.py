@@ -46,10 +46,18 @@ def test_lists_of_numbers_are_read(option, text, value):
 
 @pytest.mark.parametrize(
     ("option", "text"),
-    [("window", "1,2,3"), ("window", "1,2,3,x"), ("bands", ""), ("rgb", "1,2"), ("value_range", "low,high")],
+    [
+        ("window", "1,2,3"),
+        ("window", "1,2,3,x"),
+        ("bands", ""),
+        ("rgb", "1,2"),
+        ("value_range", "low,high"),
+    ],
 )
 def test_lists_that_are_none_are_refused(option, text):
-    with pytest.raises(click.BadParameter, match=r"numbers (or names of bands )?with commas between"):
+    with pytest.raises(
+        click.BadParameter, match=r"numbers (or names of bands )?with commas between"
+    ):
         read(option, text)
 
 
@@ -69,9 +77,16 @@ class Planned:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_dry_run_says_what_it_found_even_when_it_is_quiet(monkeypatch, capsys, tmp_path, quiet):
-    monkeypatch.setattr("repmamba.inference.upscaler.load", lambda **network: SimpleNamespace(scale=4))
-    monkeypatch.setattr("repmamba.scene.engine.plan_file", lambda source, target, upscaler, **how: Planned(target))
-    assert run(["upscale", "in.tif", "-o", str(tmp_path / "out.tif"), "--dry-run", *["-q"] * quiet]) == 0
+    monkeypatch.setattr(
+        "repmamba.inference.upscaler.load", lambda **network: SimpleNamespace(scale=4)
+    )
+    monkeypatch.setattr(
+        "repmamba.scene.engine.plan_file", lambda source, target, upscaler, **how: Planned(target)
+    )
+    assert (
+        run(["upscale", "in.tif", "-o", str(tmp_path / "out.tif"), "--dry-run", *["-q"] * quiet])
+        == 0
+    )
     assert capsys.readouterr().out == "would write out.tif\n"
 
 

@@ -13,15 +13,28 @@ def lay_out(folder, *names):
 
 AID = [f"AID/{name}/{name.lower()}_{number}.jpg" for name in AID_CLASSES for number in (1, 2)]
 NWPU = [f"NWPU-RESISC45/{name}/{name}_001.jpg" for name in NWPU_CLASSES]
-DOTA = ["train/images/P0000.png", "train/labelTxt/P0000.txt", "val/images/P0003.png", "test/images/P0006.png"]
-DOTA_REPACKED = ["train/images/P0000.png", "train/annotations/version1.0/P0000.txt", "val/images/P0003.png"]
+DOTA = [
+    "train/images/P0000.png",
+    "train/labelTxt/P0000.txt",
+    "val/images/P0003.png",
+    "test/images/P0006.png",
+]
+DOTA_REPACKED = [
+    "train/images/P0000.png",
+    "train/annotations/version1.0/P0000.txt",
+    "val/images/P0003.png",
+]
 DIOR = [
     "JPEGImages-trainval/00001.jpg",
     "JPEGImages-test/11726.jpg",
     "Annotations/Horizontal Bounding Boxes/00001.xml",
     "Main/train.txt",
 ]
-DIOR_REPACKED = ["Images/trainval/00001.jpg", "Images/test/11726.jpg", "Annotations/trainval/00001.xml"]
+DIOR_REPACKED = [
+    "Images/trainval/00001.jpg",
+    "Images/test/11726.jpg",
+    "Annotations/trainval/00001.xml",
+]
 
 LAYOUTS = {
     "aid": ("aid", AID, None, 60, "Airport/airport_1"),
@@ -56,7 +69,9 @@ def test_the_real_names_of_aid_are_read(reference):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_another_layout_is_an_error_with_what_was_expected_and_found(tmp_path, name):
     lay_out(tmp_path, "pictures.zip", "notes/readme.txt")
-    with pytest.raises(SourceError, match=r"not laid out as expected: .*; found notes/, pictures.zip"):
+    with pytest.raises(
+        SourceError, match=r"not laid out as expected: .*; found notes/, pictures.zip"
+    ):
         find_originals(BENCHMARKS[name], tmp_path)
     with pytest.raises(SourceError, match="is not a folder"):
         find_originals(BENCHMARKS[name], tmp_path / "none")

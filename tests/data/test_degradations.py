@@ -35,7 +35,10 @@ def test_every_degradation_keeps_shape_and_type_and_repeats_with_its_seed(name):
 
 
 @settings(max_examples=20)
-@given(seed=integers(0, 2**32), order=sampled_from([("blur", "noise", "jpeg"), ("jpeg", "noise"), ("noise", "blur")]))
+@given(
+    seed=integers(0, 2**32),
+    order=sampled_from([("blur", "noise", "jpeg"), ("jpeg", "noise"), ("noise", "blur")]),
+)
 def test_chains_repeat_with_their_seed(seed, order):
     stages = [Stage(name, *RANGES[name]) for name in order]
     assert np.array_equal(degraded(*stages, seed=seed), degraded(*stages, seed=seed))
@@ -48,7 +51,9 @@ def test_a_stage_added_at_the_end_changes_no_strength_before_it():
 
 def test_strengths_stay_in_their_range():
     flat = np.full((256, 256, 3), 128, np.uint8)
-    spreads = [float(degraded(Stage("noise", 4, 6), hr=flat, seed=seed).std()) for seed in range(20)]
+    spreads = [
+        float(degraded(Stage("noise", 4, 6), hr=flat, seed=seed).std()) for seed in range(20)
+    ]
     assert 3.9 < min(spreads) < max(spreads) < 6.1
     assert max(spreads) - min(spreads) > 0.5
 
@@ -74,7 +79,12 @@ def test_a_single_band_is_degraded_too_and_four_have_no_jpeg():
 
 
 def test_ranges_that_make_no_sense_are_refused():
-    for name, low, high in (("blur", 2, 1), ("blur", -1, 1), ("jpeg", 0, 50), ("noise", 0, float("nan"))):
+    for name, low, high in (
+        ("blur", 2, 1),
+        ("blur", -1, 1),
+        ("jpeg", 0, 50),
+        ("noise", 0, float("nan")),
+    ):
         with pytest.raises(UsageError, match=f"range of {name}"):
             Stage(name, low, high)
     with pytest.raises(UsageError, match="no degradation fog; choose among blur, noise, jpeg"):

@@ -33,10 +33,13 @@ def test_an_opaque_alpha_changes_no_value(tmp_path, picture):
 
 def write_tiff(path, values, mask=None, **profile):
     bands, height, width = values.shape
-    placed = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}  # without a place, GDAL warns
+    # without a place, GDAL warns
+    placed = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(path, "w", "GTiff", width, height, bands, **placed, dtype=values.dtype, **profile) as raster,
+        rasterio.open(
+            path, "w", "GTiff", width, height, bands, **placed, dtype=values.dtype, **profile
+        ) as raster,
     ):
         raster.write(values)
         if mask is not None:
@@ -134,7 +137,11 @@ def test_images_are_found_in_order_without_hidden_ones(tmp_path, picture):
     for name in ("b/2.png", "b/10.JPG", "a.tif", ".cache/x.png", "b/.y.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a.tif", "b/10.JPG", "b/2.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == [
+        "a.tif",
+        "b/10.JPG",
+        "b/2.png",
+    ]
     assert find_images(tmp_path, deep=False) == [tmp_path / "a.tif"]
 
 

@@ -31,7 +31,12 @@ LAYOUTS = {
     "scaled names by class": ("GT/Airport/a.png", "LR/Airport/aX2.png", "Airport/a", "Airport"),
     "folders by scale": ("HR/0801.png", "LR/X2/0801x2.png", "0801", ""),
     "folders by scale, plain names": ("HR/0801.png", "LR/x2/0801.png", "0801", ""),
-    "DIV2K's folders": ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X2/0801x2.png", "0801", ""),
+    "DIV2K's folders": (
+        "DIV2K_valid_HR/0801.png",
+        "DIV2K_valid_LR_bicubic/X2/0801x2.png",
+        "0801",
+        "",
+    ),
     "a name that ends so by itself": ("GT/box2.png", "LR/box2.png", "box2", ""),
     "large images alone": ("000.png", None, "000", ""),
     "large images by class": ("Airport/a_1.png", None, "Airport/a_1", "Airport"),
@@ -55,7 +60,10 @@ def test_a_reduced_pair_is_that_of_the_reduced_image(tmp_path, share, scale):
     write_pair(tmp_path / "GT" / "0.png", tmp_path / "LR" / "0.png", scale=1)
     (found,) = find_pairs(tmp_path)
     reduced = replace(found, lr=None, reduction=share)
-    pair, expected = reduced.read(scale), pair_from_hr("0", to_uint8(imresize(HR / 255.0, share)), scale)
+    pair, expected = (
+        reduced.read(scale),
+        pair_from_hr("0", to_uint8(imresize(HR / 255.0, share)), scale),
+    )
     assert np.array_equal(pair.hr, expected.hr)
     assert np.array_equal(pair.lr, expected.lr)
     blank = reduced.blank(scale)
@@ -82,7 +90,9 @@ def test_pairs_are_made_by_name_not_by_position(tmp_path):
 def test_of_several_scales_that_asked_for_is_taken(tmp_path):
     write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x2.png")
     write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x3.png", scale=3)
-    with pytest.raises(UsageError, match=r"LR of several scales \(1x2.png and 1x3.png\): say which"):
+    with pytest.raises(
+        UsageError, match=r"LR of several scales \(1x2.png and 1x3.png\): say which"
+    ):
         find_pairs(tmp_path)
     for scale in (2, 3):
         (found,) = find_pairs(tmp_path, scale)
@@ -91,13 +101,17 @@ def test_of_several_scales_that_asked_for_is_taken(tmp_path):
 
 def test_a_name_that_tells_of_another_scale_is_refused(tmp_path):
     write_pair(tmp_path / "GT/1.png", tmp_path / "LR/1x3.png", scale=2)
-    with pytest.raises(ShapeMismatch, match=r"1x3.png is x3 by its name, and is not 3 times smaller than 1.png"):
+    with pytest.raises(
+        ShapeMismatch, match=r"1x3.png is x3 by its name, and is not 3 times smaller than 1.png"
+    ):
         find_pairs(tmp_path)
 
 
 def test_a_folder_with_lr_alone_says_what_it_lacks(tmp_path):
     write_pair(tmp_path / "High/1.png", tmp_path / "LR/1.png")
-    with pytest.raises(UsageError, match=r"has LR and neither of GT and HR, one of which .*; found High, LR"):
+    with pytest.raises(
+        UsageError, match=r"has LR and neither of GT and HR, one of which .*; found High, LR"
+    ):
         find_pairs(tmp_path)
 
 
@@ -135,7 +149,9 @@ def test_pairs_further_down_are_not_read_as_large_images(tmp_path):
 @pytest.mark.parametrize("inside", ["", "GT/"])
 def test_one_class_among_others_may_have_the_name_of_a_split(tmp_path, inside):
     for group in ("plane", "ship", "train"):
-        write_pair(tmp_path / f"{group}/{inside}1.png", tmp_path / f"{group}/LR/1.png" if inside else None)
+        write_pair(
+            tmp_path / f"{group}/{inside}1.png", tmp_path / f"{group}/LR/1.png" if inside else None
+        )
     assert [pair.group for pair in find_pairs(tmp_path)] == ["plane", "ship", "train"]
 
 
@@ -205,7 +221,9 @@ def test_a_reader_that_is_slow_does_not_have_a_whole_benchmark_in_memory(tmp_pat
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3})
     asked: list[object] = []
     submit = ThreadPoolExecutor.submit
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda pool, *work: asked.append(work) or submit(pool, *work))
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", lambda pool, *work: asked.append(work) or submit(pool, *work)
+    )
     reading = read_pairs(find_pairs(tmp_path), 2)
     next(reading)
     assert 1 < len(asked) <= 4

@@ -32,7 +32,9 @@ def test_epochs_phases_and_seeds_differ_and_the_same_step_is_the_same():
     sampler = Sampler(7, ((9, 12),) * 8, phases, ("flips",))
     drawn = [sampler.samples(step) for step in range(4)]
 
-    assert drawn == [Sampler(7, ((9, 12),) * 8, phases, ("flips",)).samples(step) for step in range(4)]
+    assert drawn == [
+        Sampler(7, ((9, 12),) * 8, phases, ("flips",)).samples(step) for step in range(4)
+    ]
     places = [[(sample.image, sample.row, sample.col) for sample in samples] for samples in drawn]
     assert len({str(place) for place in places}) == 4
     assert Sampler(8, ((9, 12),) * 8, phases, ("flips",)).samples(0) != drawn[0]
@@ -48,7 +50,13 @@ def test_offsets_reach_both_ends_of_an_image_that_is_not_square():
 
 @pytest.mark.parametrize(
     ("augment", "expected"),
-    [((), 1), (("flips",), 4), (("rotations",), 4), (("transpose",), 2), (("flips", "transpose"), 8)],
+    [
+        ((), 1),
+        (("flips",), 4),
+        (("rotations",), 4),
+        (("transpose",), 2),
+        (("flips", "transpose"), 8),
+    ],
 )
 def test_augmentations_give_each_of_their_orientations_equally_often(augment, expected):
     sampler = Sampler(3, ((5, 5),) * 16, (Phase(size=5, batch=16),), augment)

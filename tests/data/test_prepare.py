@@ -22,7 +22,9 @@ from repmamba.errors import JobChanged, SourceError, TargetError, UsageError, Ve
 
 
 def picture(height, width, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
+    coarse = np.random.default_rng(seed).integers(
+        0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8
+    )
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -38,17 +40,26 @@ def settings(name="folder", scale=4, **others):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
 def originals(tmp_path):
-    return write(tmp_path / "originals", {f"{group}/{n:02}.png": (33, 47) for group in ("a", "b") for n in range(6)})
+    return write(
+        tmp_path / "originals",
+        {f"{group}/{n:02}.png": (33, 47) for group in ("a", "b") for n in range(6)},
+    )
 
 
 @pytest.fixture
 def aid(tmp_path):
-    """AID in its real layout, of three pictures a class: the pixels of all classes are alike, their names are not."""
+    """AID in its real layout, of three pictures a class: the pixels of all classes are alike, their
+    names are not.
+    """
     jpeg = tmp_path / "one.jpg"
     Image.fromarray(picture(600, 600)).save(jpeg)
     for name in AID_CLASSES:
@@ -88,7 +99,9 @@ def test_aid_is_drawn_by_class_for_training_and_for_test(aid):
     assert len({item.name[-1] for item in test}) > 1  # not the same number in each class
     other, _ = draw_plan(aid, settings("aid", drawn=(2, 1), seed=1))
     assert items != other
-    with pytest.raises(UsageError, match="Airport of AID has 3 images that fit, and 130 are to be drawn"):
+    with pytest.raises(
+        UsageError, match="Airport of AID has 3 images that fit, and 130 are to be drawn"
+    ):
         draw_plan(aid, settings("aid"))
 
 
@@ -101,7 +114,9 @@ def test_images_held_out_for_validation_are_in_no_other_part_and_move_none(aid, 
     assert sorted(item.part for item in items) == ["train"] * 8 + ["val"] * 4
     assert len({item.source for item in items}) == 12
     for others in ({"count": 5, "val": 2}, {"val": 6}):
-        with pytest.raises(UsageError, match="7 are to be drawn; ask for fewer by --count or --val"):
+        with pytest.raises(
+            UsageError, match="7 are to be drawn; ask for fewer by --count or --val"
+        ):
             draw_plan(originals, settings(**others))
 
 
@@ -113,7 +128,9 @@ def test_aid_is_cut_from_row_and_column_43(tmp_path, aid, scale, edge):
         assert made.cut == (43, 43, edge, edge)
     assert [pair.name for pair in find_pairs(tmp_path / "pairs" / "test")] == [items[0].name]
     pair = find_pairs(tmp_path / "pairs" / "train")[0].read(scale)
-    assert np.array_equal(pair.hr, read_image(aid / items[-1].source)[43 : 43 + edge, 43 : 43 + edge])
+    assert np.array_equal(
+        pair.hr, read_image(aid / items[-1].source)[43 : 43 + edge, 43 : 43 + edge]
+    )
 
 
 def test_a_manifest_repeats_a_choice_at_another_scale(tmp_path, originals):
@@ -131,27 +148,36 @@ def test_the_manifest_of_a_repeated_draw_records_that_draw_and_no_other(tmp_path
     prepare(originals, tmp_path / "first", settings(count=2, val=1, seed=5), workers=1)
     first = tmp_path / "first" / "manifest.json"
     prepare(originals, tmp_path / "again", settings(scale=3), manifest=first, workers=1)
-    before, again = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "again"))
+    before, again = (
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "again")
+    )
     assert (again["count"], again["val"], again["seed"], again["scale"]) == (2, 1, 5, 3)
     assert again["images_sha256"] == before["images_sha256"]
     for others, text in (({"count": 2}, "leave out --count"), ({"val": 1}, "leave out --val")):
         with pytest.raises(UsageError, match=text):
             prepare(originals, tmp_path / "more", settings(**others), manifest=first)
-    with pytest.raises(UsageError, match=r"manifest.json is of 'folder', and nwpu is to be prepared"):
+    with pytest.raises(
+        UsageError, match=r"manifest.json is of 'folder', and nwpu is to be prepared"
+    ):
         prepare(originals, tmp_path / "more", settings("nwpu"), manifest=first)
 
 
 def test_pixels_that_are_not_those_of_the_manifest_are_said(tmp_path, originals):
     prepare(originals, tmp_path / "first", settings(), workers=1)
     manifest = tmp_path / "first" / "manifest.json"
-    assert prepare(originals, tmp_path / "again", settings(), manifest=manifest, workers=1).other == ()
+    assert (
+        prepare(originals, tmp_path / "again", settings(), manifest=manifest, workers=1).other == ()
+    )
     listed = json.loads(manifest.read_text())
     listed["images"][3]["lr_sha256"] = "0"
     manifest.write_text(json.dumps(listed))
     prepared = prepare(originals, tmp_path / "other", settings(), manifest=manifest, workers=1)
     assert prepared.other == ("a/03",)
     assert "other pixels than in the manifest given: 1, a/03 the first" in prepared.summary()
-    assert prepare(originals, tmp_path / "x3", settings(scale=3), manifest=manifest, workers=1).other == ()
+    assert (
+        prepare(originals, tmp_path / "x3", settings(scale=3), manifest=manifest, workers=1).other
+        == ()
+    )
 
 
 @pytest.mark.parametrize("inside", [".", "GT", "a/GT"])
@@ -179,13 +205,19 @@ def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals)
     assert len(manifest["images"][0]["source_sha256"]) == 64
     write(originals, {"a/00.png": (33, 46)})
     with pytest.raises(VerificationError, match=r"00\.png is not the image of the manifest"):
-        prepare(originals, tmp_path / "again", settings(), manifest=tmp_path / "pairs" / "manifest.json")
+        prepare(
+            originals, tmp_path / "again", settings(), manifest=tmp_path / "pairs" / "manifest.json"
+        )
     (originals / "b" / "05.png").unlink()
     with pytest.raises(SourceError, match=r"lacks 1 images of manifest.json, b/05.png"):
-        prepare(originals, tmp_path / "more", settings(), manifest=tmp_path / "pairs" / "manifest.json")
+        prepare(
+            originals, tmp_path / "more", settings(), manifest=tmp_path / "pairs" / "manifest.json"
+        )
 
 
-@pytest.mark.parametrize(("key", "text"), [("name", "../../x"), ("source", "/etc/passwd"), ("part", ".."), ("name", 3)])
+@pytest.mark.parametrize(
+    ("key", "text"), [("name", "../../x"), ("source", "/etc/passwd"), ("part", ".."), ("name", 3)]
+)
 def test_a_manifest_cannot_lead_out_of_its_folders(tmp_path, originals, key, text):
     entry = {"part": "", "name": "x", "source": "a/00.png", "source_sha256": "0"} | {key: text}
     entry |= {"cut": [0, 0, 4, 4], "gt_sha256": "0", "lr_sha256": "0"}
@@ -203,12 +235,16 @@ def test_what_is_no_manifest_is_refused(tmp_path, originals):
 @pytest.mark.parametrize("name", ["dota", "dior"])
 def test_dota_and_dior_are_cut_at_the_centre_and_reduced_by_pillow(tmp_path, name):
     folder = {"dota": "train/images", "dior": "JPEGImages-test"}[name]
-    source = write(tmp_path / name, {f"{folder}/0001.png": (601, 702), f"{folder}/0002.png": (511, 900)})
+    source = write(
+        tmp_path / name, {f"{folder}/0001.png": (601, 702), f"{folder}/0002.png": (511, 900)}
+    )
     prepared = prepare(source, tmp_path / "pairs", settings(name, scale=3))
     assert prepared.made == 1
     assert prepared.skipped[0].reason == "511x900 pixels; at least 512x512 are needed."
     pair = find_pairs(tmp_path / "pairs")[0].read(3)
-    assert np.array_equal(pair.hr, read_image(source / folder / "0001.png")[44 : 44 + 510, 95 : 95 + 510])
+    assert np.array_equal(
+        pair.hr, read_image(source / folder / "0001.png")[44 : 44 + 510, 95 : 95 + 510]
+    )
     lr = Image.fromarray(pair.hr).resize((170, 170), Image.Resampling.BICUBIC)
     assert np.array_equal(pair.lr, np.asarray(lr))
     bicubic = read_image(tmp_path / "pairs" / "Bicubic" / "0001.png")
@@ -244,7 +280,9 @@ def test_broken_images_are_named_and_counted_and_end_nothing(tmp_path, originals
     assert len(json.loads(prepared.manifest.read_text())["skipped"]) == 3
 
 
-def test_an_original_that_the_system_does_not_give_is_named_and_counted(tmp_path, originals, monkeypatch):
+def test_an_original_that_the_system_does_not_give_is_named_and_counted(
+    tmp_path, originals, monkeypatch
+):
     plain = Path.read_bytes
 
     def denied(path):
@@ -269,7 +307,9 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, originals):
 def test_no_process_is_started_where_one_core_alone_may_be_used(tmp_path, originals, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
-    monkeypatch.setattr("repmamba.data.prepare.ProcessPoolExecutor", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(
+        "repmamba.data.prepare.ProcessPoolExecutor", lambda *_, **__: pytest.fail("started")
+    )
     assert prepare(originals, tmp_path / "pairs", settings()).made == 12
 
 
@@ -286,22 +326,31 @@ def test_a_named_chain_makes_lr_and_the_manifest_says_what_it_is(tmp_path, origi
     prepare(originals, tmp_path / "plain", settings())
     prepare(originals, tmp_path / "middle", settings(degrade="middle"))
     prepare(originals, tmp_path / "again", settings(degrade="middle"), workers=2)
-    plain, made, again = (find_pairs(tmp_path / name)[0].read(4) for name in ("plain", "middle", "again"))
+    plain, made, again = (
+        find_pairs(tmp_path / name)[0].read(4) for name in ("plain", "middle", "again")
+    )
     assert np.array_equal(plain.hr, made.hr)
     assert not np.array_equal(plain.lr, made.lr)
     assert np.array_equal(again.lr, made.lr)
     manifest = json.loads((tmp_path / "middle" / "manifest.json").read_text())
     assert (manifest["degrade"], manifest["seed"]) == ("middle", 0)
-    assert "LR by the chain middle: blur (gaussian, stretched, box, disk) 0.5 to 0.9 lr pixels" in manifest["rule"]
+    assert (
+        "LR by the chain middle: blur (gaussian, stretched, box, disk) 0.5 to 0.9 lr pixels"
+        in manifest["rule"]
+    )
     assert "JPEG (colours whole, halved) 60 to 80 quality in 100%" in manifest["rule"]
     with pytest.raises(JobChanged, match="made with another degrade"):
         prepare(originals, tmp_path / "middle", settings(degrade="mild"))
 
 
 def test_a_chain_that_is_not_there_and_one_beside_faults_of_ones_own_are_refused():
-    with pytest.raises(UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"):
+    with pytest.raises(
+        UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"
+    ):
         settings(degrade="fog")
-    with pytest.raises(UsageError, match="The chain mild has all its faults; leave out those of your own"):
+    with pytest.raises(
+        UsageError, match="The chain mild has all its faults; leave out those of your own"
+    ):
         settings(degrade="mild", stages=(Stage("noise", 5, 5),))
 
 
@@ -342,7 +391,11 @@ def test_the_manifest_is_on_the_disk_before_the_journal_goes(tmp_path, originals
     prepare(originals, tmp_path / "pairs", settings(), workers=1)
     (synced, draft), *others = disk_events[-4:]
     assert (synced, draft.startswith(".manifest.json")) == ("fsync", True)
-    assert others == [("replace", "manifest.json"), ("fsync", "pairs"), ("unlink", ".prepare.jsonl")]
+    assert others == [
+        ("replace", "manifest.json"),
+        ("fsync", "pairs"),
+        ("unlink", ".prepare.jsonl"),
+    ]
 
 
 def test_other_settings_or_other_originals_never_mix(tmp_path, originals):
@@ -363,12 +416,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, kills):
         sys.executable,
         "-c",
         "import sys; from repmamba.cli.main import main; main(sys.argv[1:])",
-        "prepare", "folder", str(source), str(tmp_path / "killed"), "--scale", "4", "--jobs", "1",
-    ]  # fmt: skip
+        "prepare",
+        "folder",
+        str(source),
+        str(tmp_path / "killed"),
+        "--scale",
+        "4",
+        "--jobs",
+        "1",
+    ]
     for kill in range(kills):
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wanted = (kill + 1) * 36 // kills
-        while len(list((tmp_path / "killed" / "LR").glob("*.png"))) < wanted and process.poll() is None:
+        while (
+            len(list((tmp_path / "killed" / "LR").glob("*.png"))) < wanted
+            and process.poll() is None
+        ):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -407,7 +470,17 @@ def test_settings_that_make_no_sense_are_refused(others):
 
 
 def test_the_command_prints_what_it_made(tmp_path, originals):
-    arguments = ["folder", str(originals), str(tmp_path / "pairs"), "--scale", "4", "--jpeg", "50", "90", "-q"]
+    arguments = [
+        "folder",
+        str(originals),
+        str(tmp_path / "pairs"),
+        "--scale",
+        "4",
+        "--jpeg",
+        "50",
+        "90",
+        "-q",
+    ]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     assert "12 images made" in result.stdout

@@ -1,4 +1,6 @@
-"""The rule by which each benchmark's images are cut and reduced, held against the functions of the paper's bicubic."""
+"""The rule by which each benchmark's images are cut and reduced, held against the functions of the
+paper's bicubic.
+"""
 
 import numpy as np
 import pytest
@@ -11,17 +13,24 @@ from repmamba.pixels.resize import imresize, to_uint8
 
 
 def made(tmp_path, name, height, width, scale=4):
-    """One original of noise, and what becomes of it by the benchmark's rule, its files in pairs/."""
+    """One original of noise, and what becomes of it by the benchmark's rule, its files in
+    pairs/.
+    """
     image = np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8)
     write_png(tmp_path / "originals" / "one.png", image)
     settings = Settings(BENCHMARKS[name], scale)
-    return image, make_item(Item("", "one", "one.png"), tmp_path / "originals", tmp_path / "pairs", settings)
+    return image, make_item(
+        Item("", "one", "one.png"), tmp_path / "originals", tmp_path / "pairs", settings
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "row", "edge"), [("aid", 600, 43, 510), ("nwpu", 256, 0, 255), ("folder", 64, 0, 63)]
+    ("name", "size", "row", "edge"),
+    [("aid", 600, 43, 510), ("nwpu", 256, 0, 255), ("folder", 64, 0, 63)],
 )
-def test_aid_nwpu_and_a_folder_are_reduced_and_enlarged_by_matlabs_bicubic(tmp_path, name, size, row, edge):
+def test_aid_nwpu_and_a_folder_are_reduced_and_enlarged_by_matlabs_bicubic(
+    tmp_path, name, size, row, edge
+):
     image, outcome = made(tmp_path, name, size, size, scale=3)
     assert isinstance(outcome, Made)
     expected = pair_from_hr("one", image[row : row + edge, row : row + edge], 3)
@@ -40,4 +49,6 @@ def test_a_picture_of_aid_that_is_of_another_size_is_left_out(tmp_path):
 
 
 def test_aid_is_drawn_as_published_and_no_other_benchmark_is():
-    assert {name: benchmark.drawn for name, benchmark in BENCHMARKS.items() if benchmark.drawn} == {"aid": (100, 30)}
+    assert {name: benchmark.drawn for name, benchmark in BENCHMARKS.items() if benchmark.drawn} == {
+        "aid": (100, 30)
+    }

@@ -1,4 +1,6 @@
-"""The chains of real sensors: each fault against a plain form of it, and what holds of every chain."""
+"""The chains of real sensors: each fault against a plain form of it, and what holds of every
+chain.
+"""
 
 import io
 from dataclasses import replace
@@ -53,7 +55,9 @@ def test_the_area_kernel_is_gdals_average(scale):
     ours = reduced(HR.astype(np.float32), KERNELS["area"](scale), IDENTITY, scale)
     height, width = HR.shape[:2]
     with MemoryFile() as file:
-        with file.open(driver="GTiff", height=height, width=width, count=3, dtype="float32") as raster:
+        with file.open(
+            driver="GTiff", height=height, width=width, count=3, dtype="float32"
+        ) as raster:
             raster.write(np.moveaxis(HR, 2, 0).astype(np.float32))
         with file.open() as raster:
             shape = (3, height // scale, width // scale)
@@ -79,14 +83,19 @@ def test_a_blur_is_as_wide_as_its_sigma_keeps_grey_and_does_not_move_the_picture
     assert kernel.shape == (2 * reach + 1, 2 * reach + 1)
     assert kernel.sum() == pytest.approx(1, abs=1e-4)
     assert np.allclose(kernel, kernel[::-1, ::-1], atol=1e-3 * kernel.max())  # about its middle
-    spread = [[(kernel * a * b).sum() for a in (places[:, None], places)] for b in (places[:, None], places)]
+    spread = [
+        [(kernel * a * b).sum() for a in (places[:, None], places)]
+        for b in (places[:, None], places)
+    ]
     widest = np.sqrt(np.linalg.eigvalsh(np.array(spread))[-1])
     # The pixels themselves, 0.29 wide, are part of a box; a Gaussian has its tails cut.
     assert widest == pytest.approx(sigma, rel=0.06, abs=0.3 if sigma < 1 else 0.0)
 
 
 def test_a_stretched_blur_is_narrower_across():
-    kernel = sum(np.outer(rows, cols) for rows, cols in BLURS["stretched"](4.0, np.array([0.0, 0.0])))
+    kernel = sum(
+        np.outer(rows, cols) for rows, cols in BLURS["stretched"](4.0, np.array([0.0, 0.0]))
+    )
     places = np.arange(len(kernel)) - len(kernel) // 2
     spreads = [np.sqrt((kernel.sum(axis) * places**2).sum()) for axis in (1, 0)]
     assert spreads == pytest.approx([1.0, 4.0], rel=0.05)  # rows, columns
@@ -94,7 +103,9 @@ def test_a_stretched_blur_is_narrower_across():
 
 def test_blur_and_reduction_in_one_pass_are_one_after_the_other():
     blurred = gaussian_filter(HR.astype(float), (3, 3, 0), mode="reflect", radius=9)
-    ours = reduced(HR.astype(np.float32), KERNELS["bicubic"](4), BLURS["gaussian"](3.0, np.zeros(2)), 4)
+    ours = reduced(
+        HR.astype(np.float32), KERNELS["bicubic"](4), BLURS["gaussian"](3.0, np.zeros(2)), 4
+    )
     assert np.abs(ours - imresize(blurred, 1 / 4)).max() < 1e-2
 
 
@@ -139,8 +150,15 @@ def test_jpeg_stores_colours_whole_or_halved_as_pillow_does():
 def test_the_blocks_of_a_jpeg_lie_anywhere():
     sensor = replace(CLEAN, quality=always(10))
     ramp = np.broadcast_to(np.linspace(0, 255, 160)[None, :, None], (160, 160, 3)).astype(np.uint8)
-    first = {int(np.abs(np.diff(lr_of(sensor, ramp, seed=seed)[..., 0].astype(int), axis=1)).sum(0)[8:].argmax() % 8)
-             for seed in range(24)}  # fmt: skip
+    first = {
+        int(
+            np.abs(np.diff(lr_of(sensor, ramp, seed=seed)[..., 0].astype(int), axis=1))
+            .sum(0)[8:]
+            .argmax()
+            % 8
+        )
+        for seed in range(24)
+    }
     assert len(first) > 4
 
 
@@ -157,7 +175,10 @@ def test_a_chain_keeps_shape_and_type_and_repeats_with_its_seed(name, bands):
 
 def test_a_quarter_of_what_is_learnt_from_is_clean_and_exactly_the_plain_reduction():
     plain = pair_from_hr("x", HR, 4).lr
-    clean = [np.array_equal(SensorChain("sensor", 4)(HR, generator_for(0, str(n))), plain) for n in range(400)]
+    clean = [
+        np.array_equal(SensorChain("sensor", 4)(HR, generator_for(0, str(n))), plain)
+        for n in range(400)
+    ]
     assert 0.19 < np.mean(clean) < 0.31
     for name in ("mild", "middle", "strong"):
         assert SENSORS[name].clean == 0
@@ -168,7 +189,9 @@ def test_three_strengths_are_three():
     hr = ground.clip(0, 255).astype(np.uint8)
     plain = pair_from_hr("x", hr, 4).lr.astype(float)
     errors = [
-        np.mean([(SensorChain(name, 4)(hr, generator_for(0, str(n))) - plain).std() for n in range(20)])
+        np.mean(
+            [(SensorChain(name, 4)(hr, generator_for(0, str(n))) - plain).std() for n in range(20)]
+        )
         for name in ("mild", "middle", "strong")
     ]
     assert errors[2] > 1.2 * errors[1] > 1.2**2 * errors[0]
@@ -181,5 +204,7 @@ def test_what_cannot_be_degraded_and_chains_that_are_not_there_are_refused():
         SensorChain("mild", 4)(HR.astype(np.uint16), generator_for(0, "x"))
     with pytest.raises(ShapeMismatch, match=r"give \(H, W, 1\) or \(H, W, 3\)"):
         SensorChain("mild", 4)(HR[..., [0, 1, 2, 0]], generator_for(0, "x"))
-    with pytest.raises(UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"):
+    with pytest.raises(
+        UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"
+    ):
         SensorChain("fog", 4)

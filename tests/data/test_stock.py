@@ -21,7 +21,9 @@ def noise_pair(name: str, height: int, width: int, scale: int, seed: int) -> Pai
     """A pair whose lr has nothing to do with its hr, so that a mix-up of the two shows."""
     draw = np.random.default_rng(seed)
     lr = draw.integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return Pair(name, lr, draw.integers(0, 256, (scale * height, scale * width, 3)).astype(np.uint8))
+    return Pair(
+        name, lr, draw.integers(0, 256, (scale * height, scale * width, 3)).astype(np.uint8)
+    )
 
 
 def laid(image: np.ndarray, row: int, col: int, size: int, sample: Sample) -> np.ndarray:
@@ -47,24 +49,33 @@ def laid(image: np.ndarray, row: int, col: int, size: int, sample: Sample) -> np
 def test_a_patch_is_what_numpy_cuts_flips_and_transposes_whatever_the_shape(
     height, width, scale, size, flipped_rows, flipped_cols, transposed, seed
 ):
-    pairs = [noise_pair("other", 3, 5, scale, seed + 1), noise_pair("this", height, width, scale, seed)]
+    pairs = [
+        noise_pair("other", 3, 5, scale, seed + 1),
+        noise_pair("this", height, width, scale, seed),
+    ]
     row, col = max(height - size, 0), max(width - size, 0) // 2
     sample = Sample(1, row, col, flipped_rows, flipped_cols, transposed, (0, 0, 0))
 
     lr, hr = stock_of(pairs, scale).batch([sample], size)
 
     assert lr.shape == (1, 3, size, size)
-    np.testing.assert_array_equal((lr[0] * 255).permute(1, 2, 0).numpy(), laid(pairs[1].lr, row, col, size, sample))
+    np.testing.assert_array_equal(
+        (lr[0] * 255).permute(1, 2, 0).numpy(), laid(pairs[1].lr, row, col, size, sample)
+    )
     expected = laid(pairs[1].hr, scale * row, scale * col, scale * size, sample)
     np.testing.assert_array_equal((hr[0] * 255).permute(1, 2, 0).numpy(), expected)
 
 
 @settings(max_examples=40)
 @given(height=integers(2, 12), width=integers(2, 12), size=integers(2, 9), seed=integers(0, 99))
-def test_lr_and_hr_show_the_same_ground_even_where_a_patch_is_larger_than_its_image(height, width, size, seed):
+def test_lr_and_hr_show_the_same_ground_even_where_a_patch_is_larger_than_its_image(
+    height, width, size, seed
+):
     lr = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     stock = stock_of([Pair("blocks", lr, lr.repeat(2, axis=0).repeat(2, axis=1))], 2)
-    sampler = Sampler(seed, stock.sizes, (Phase(size=size, batch=4),), ("flips", "transpose", "rotations"))
+    sampler = Sampler(
+        seed, stock.sizes, (Phase(size=size, batch=4),), ("flips", "transpose", "rotations")
+    )
 
     small, large = stock.batch(sampler.samples(0), size)
 
@@ -75,7 +86,10 @@ def test_rotations_are_those_of_numpy():
     lr = np.arange(16, dtype=np.uint8).reshape(4, 4, 1).repeat(3, axis=2)
     stock = stock_of([Pair("square", lr, lr.repeat(2, axis=0).repeat(2, axis=1))], 2)
     sampler = Sampler(3, stock.sizes, (Phase(size=4, batch=1),), ("rotations",))
-    seen = {stock.batch(sampler.samples(step), 4)[0][0, 0].mul(255).byte().numpy().tobytes() for step in range(40)}
+    seen = {
+        stock.batch(sampler.samples(step), 4)[0][0, 0].mul(255).byte().numpy().tobytes()
+        for step in range(40)
+    }
     assert seen == {np.rot90(lr[..., 0], turns).tobytes() for turns in range(4)}
 
 
@@ -83,7 +97,9 @@ def pictures(folder: Path, count: int = 4) -> Path:
     folder.mkdir()
     for number in range(count):
         draw = np.random.default_rng(number)
-        Image.fromarray(draw.integers(0, 256, (21 + number, 30, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (21 + number, 30, 3)).astype(np.uint8)).save(
+            folder / f"{number}.png"
+        )
     return folder
 
 
@@ -97,14 +113,19 @@ def test_a_mapped_stock_equals_one_in_memory_and_is_not_decoded_twice(tmp_path):
 
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for stock in (first, again):
-        assert all(torch.equal(a, b) for a, b in zip(stock.batch(samples, 4), memory.batch(samples, 4), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(stock.batch(samples, 4), memory.batch(samples, 4), strict=True)
+        )
 
 
 def test_images_are_counted_as_they_are_decoded_and_not_where_the_cache_has_them(tmp_path):
     files, seen = find_pairs(pictures(tmp_path / "images")), []
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         seen.append([])
-        load_stock(files, 2, cache=cache, progress=lambda done, total: seen[-1].append((done, total)))
+        load_stock(
+            files, 2, cache=cache, progress=lambda done, total: seen[-1].append((done, total))
+        )
     assert seen == [[(done, 4) for done in range(1, 5)]] * 2 + [[]]
 
 
@@ -115,7 +136,11 @@ def test_a_cache_that_could_not_be_written_leaves_nothing_and_is_one_line(tmp_pa
         load_stock(find_pairs(tmp_path / "images"), 2, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(TargetError, match="cannot be written"):
-        load_stock(find_pairs(pictures(tmp_path / "others")), 2, cache=tmp_path / "others" / "0.png" / "cache")
+        load_stock(
+            find_pairs(pictures(tmp_path / "others")),
+            2,
+            cache=tmp_path / "others" / "0.png" / "cache",
+        )
 
 
 def test_the_index_of_a_cache_has_its_name_when_all_else_is_on_the_disk(tmp_path, disk_events):
@@ -171,13 +196,17 @@ def test_a_chain_without_stages_gives_the_reduction_of_the_whole_image():
 
 def test_sixteen_bit_images_become_unit():
     hr = np.full((8, 8, 2), 65535, np.uint16)
-    lr, _ = stock_of([pair_from_hr("a", hr, 2)], 2).batch([Sample(0, 0, 0, False, False, False, (0, 0, 0))], 4)
+    lr, _ = stock_of([pair_from_hr("a", hr, 2)], 2).batch(
+        [Sample(0, 0, 0, False, False, False, (0, 0, 0))], 4
+    )
     assert lr.shape == (1, 2, 4, 4)
     assert torch.equal(lr, torch.ones_like(lr))
 
 
 def test_images_of_different_kinds_and_no_images_are_refused():
     with pytest.raises(ShapeMismatch, match="b has scale 2, 1 bands"):
-        stock_of([noise_pair("a", 4, 4, 2, 0), pair_from_hr("b", np.zeros((8, 8, 1), np.uint8), 2)], 2)
+        stock_of(
+            [noise_pair("a", 4, 4, 2, 0), pair_from_hr("b", np.zeros((8, 8, 1), np.uint8), 2)], 2
+        )
     with pytest.raises(UsageError, match="no images"):
         load_stock([], 2)

@@ -23,12 +23,15 @@ def test_parameters_are_those_of_the_specification(name, trained, folded):
 
 
 @pytest.mark.parametrize(
-    ("name", "folded", "trained"), [("x2", 11.014, 11.061), ("x3", 11.156, 11.203), ("x4", 11.354, 11.401)]
+    ("name", "folded", "trained"),
+    [("x2", 11.014, 11.061), ("x3", 11.156, 11.203), ("x4", 11.354, 11.401)],
 )
 def test_multiply_adds_are_those_of_the_specification(name, folded, trained):
     counted = multiply_adds(PUBLISHED[name], 128, 128)
     assert round(sum(counted.values()) / 1e9, 3) == folded
-    assert round(sum(multiply_adds(PUBLISHED[name], 128, 128, "trained").values()) / 1e9, 3) == trained
+    assert (
+        round(sum(multiply_adds(PUBLISHED[name], 128, 128, "trained").values()) / 1e9, 3) == trained
+    )
     assert round(counted["scan"] / 1e9, 3) == 0.779
     assert round(counted["CSSP without scan"] / 1e9, 3) == 3.941
     assert round(counted["ConvFFN"] / 1e9, 3) == 1.925
@@ -51,7 +54,9 @@ OPTIONS = (
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_count_is_that_of_what_runs(monkeypatch, options):
-    """Against torch's counter of convolutions and matrix products; the scan, which it does not know, left out."""
+    """Against torch's counter of convolutions and matrix products; the scan, which it does not
+    know, left out.
+    """
     config = NetworkConfig(**({"depths": (1,)} | options))
     network = RepMamba(config).eval()
     monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others, **options: p)
@@ -69,7 +74,12 @@ def test_odd_sizes_cost_what_the_even_ones_do():
 
 def test_a_cost_states_its_size_and_both_forms():
     cost = cost_of(PUBLISHED["x4"], 128, 128)
-    assert (cost.height, cost.width, cost.parameters, cost.parameters_folded) == (128, 128, 795_984, 785_184)
+    assert (cost.height, cost.width, cost.parameters, cost.parameters_folded) == (
+        128,
+        128,
+        795_984,
+        785_184,
+    )
     assert cost.scan_multiply_adds < cost.multiply_adds
     assert cost.seconds is None
 
@@ -95,7 +105,9 @@ class InThisProcess:
 class Killed(InThisProcess):
     def submit(self, step, *arguments):
         future = Future()
-        future.set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+        future.set_exception(
+            BrokenProcessPool("A process in the process pool was terminated abruptly")
+        )
         return future
 
 
@@ -109,9 +121,13 @@ def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(
     ours = upscaler.load(small, **chosen)
     loads = []
     plain = upscaler.load
-    monkeypatch.setattr(upscaler, "load", lambda name, **options: loads.append(options) or plain(name, **options))
+    monkeypatch.setattr(
+        upscaler, "load", lambda name, **options: loads.append(options) or plain(name, **options)
+    )
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
-    cost = measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8), ours, small, backend="chunked")
+    cost = measured(
+        cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8), ours, small, backend="chunked"
+    )
     assert loads == [chosen]
     assert re.fullmatch(r"cpu \(.+, threads: \d+\), bfloat16", cost.device)
     assert cost.peak_memory > 0
@@ -121,23 +137,35 @@ def test_the_seconds_of_several_passes_are_so_many_times_those_of_one(small, mon
     monkeypatch.setattr("repmamba.evaluate.cost.measure", lambda *arguments: (0.5, 0.25))
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
     ours = upscaler.load(small, device="cpu")
-    cost = measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8, passes=8), ours, small, passes=8)
+    cost = measured(
+        cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8, passes=8), ours, small, passes=8
+    )
     assert (cost.seconds, cost.seconds_least) == (4, 2)
 
 
 def test_a_measuring_process_that_is_killed_is_one_clear_line(small, monkeypatch):
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", Killed)
     cost = cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8)
-    with pytest.raises(OutOfMemory, match=r"cost of an LR image of 8x8 pixels cannot be measured: .* smaller cost"):
+    with pytest.raises(
+        OutOfMemory, match=r"cost of an LR image of 8x8 pixels cannot be measured: .* smaller cost"
+    ):
         measured(cost, upscaler.load(small, device="cpu"), small)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("not enough memory: you tried to", OutOfMemory), ("a bug", RuntimeError)])
-def test_too_little_memory_while_time_is_measured_is_told_from_other_failures(small, monkeypatch, text, kind):
+@pytest.mark.parametrize(
+    ("text", "kind"), [("not enough memory: you tried to", OutOfMemory), ("a bug", RuntimeError)]
+)
+def test_too_little_memory_while_time_is_measured_is_told_from_other_failures(
+    small, monkeypatch, text, kind
+):
     def fails(*arguments):
         raise RuntimeError(text)
 
     monkeypatch.setattr("repmamba.evaluate.cost.measure", fails)
     with pytest.raises(kind) as caught:
-        measured(cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8), upscaler.load(small, device="cpu"), small)
+        measured(
+            cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8),
+            upscaler.load(small, device="cpu"),
+            small,
+        )
     assert type(caught.value) is kind

@@ -57,11 +57,18 @@ def test_folders_networks_results_and_methods_are_scored_side_by_side(place, tmp
     names = ["one/best", "one/best+", "two/best", "two/best+", "theirs", "nearest", "bicubic"]
     assert [method.name for method in evaluation.scores.methods] == names
     assert [one.name for one in evaluation.scores.sets] == ["towns", "fields"]
-    assert [metric.name for metric in evaluation.scores.metrics] == ["esr-rgb.psnr", "esr-rgb.ssim", "published.psnr"]
-    assert {name: (cost.height, cost.seconds) for name, cost in evaluation.costs.items()} == dict.fromkeys(
-        names[:4], (64, None)
+    assert [metric.name for metric in evaluation.scores.metrics] == [
+        "esr-rgb.psnr",
+        "esr-rgb.ssim",
+        "published.psnr",
+    ]
+    assert {
+        name: (cost.height, cost.seconds) for name, cost in evaluation.costs.items()
+    } == dict.fromkeys(names[:4], (64, None))
+    assert (
+        evaluation.costs["one/best+"].multiply_adds
+        == 8 * evaluation.costs["one/best"].multiply_adds
     )
-    assert evaluation.costs["one/best+"].multiply_adds == 8 * evaluation.costs["one/best"].multiply_adds
     assert (tmp_path / "saved" / "fields" / "one/best+" / "3.png").is_file()
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert "tiles of 8 lr pixels" in evaluation.scores.methods[0].how
@@ -70,8 +77,18 @@ def test_folders_networks_results_and_methods_are_scored_side_by_side(place, tmp
 def test_the_call_says_what_the_command_line_says(place, tmp_path):
     weights = place / "one" / "best.safetensors"
     outputs = {name: tmp_path / f"values.{name}" for name in ("json", "csv", "report")}
-    arguments = [str(place / "towns"), "--weights", str(weights), "--method", "bicubic", "-q", "--no-pictures"]
-    result = CliRunner().invoke(command, [*arguments, *(f"--{name}={path}" for name, path in outputs.items())])
+    arguments = [
+        str(place / "towns"),
+        "--weights",
+        str(weights),
+        "--method",
+        "bicubic",
+        "-q",
+        "--no-pictures",
+    ]
+    result = CliRunner().invoke(
+        command, [*arguments, *(f"--{name}={path}" for name, path in outputs.items())]
+    )
     assert result.exit_code == 0, result.output
     evaluation = evaluate_folders(place / "towns", weights=weights, methods="bicubic")
     assert result.stdout == f"{evaluation.table()}\n"
@@ -82,8 +99,12 @@ def test_the_call_says_what_the_command_line_says(place, tmp_path):
 
 
 def test_one_value_does_for_several(place):
-    one = evaluate_folders(str(place / "towns"), sr=str(place / "theirs"), methods="bicubic", rules="esr-rgb.psnr")
-    several = evaluate_folders([place / "towns"], sr=[place / "theirs"], methods=["bicubic"], rules=["esr-rgb.psnr"])
+    one = evaluate_folders(
+        str(place / "towns"), sr=str(place / "theirs"), methods="bicubic", rules="esr-rgb.psnr"
+    )
+    several = evaluate_folders(
+        [place / "towns"], sr=[place / "theirs"], methods=["bicubic"], rules=["esr-rgb.psnr"]
+    )
     assert list(one.scores.rows()) == list(several.scores.rows())
 
 
@@ -91,8 +112,13 @@ def test_a_method_of_ones_own_is_scored_beside_the_others(place):
     def repeated(pair):
         return pair.lr.repeat(2, axis=0).repeat(2, axis=1)
 
-    ours = [Method("twice", "repeated", repeated), network(load(place / "one" / "best.safetensors"))]
-    scores = evaluate_folders(place / "towns", methods=[*ours, "nearest"], rules="esr-rgb.psnr").scores
+    ours = [
+        Method("twice", "repeated", repeated),
+        network(load(place / "one" / "best.safetensors")),
+    ]
+    scores = evaluate_folders(
+        place / "towns", methods=[*ours, "nearest"], rules="esr-rgb.psnr"
+    ).scores
     twice, nearest = (scores.of("towns", name, "esr-rgb.psnr") for name in ("twice", "nearest"))
     assert twice == nearest
     assert scores.of("towns", "best", "esr-rgb.psnr")
@@ -114,9 +140,15 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
         ({"methods": "bicubic", "scale": 5}, "A scale of 5 is not evaluated; take 2, 3 or 4"),
         ({"methods": "bicubic", "cost_size": 0}, "LR image of 0 pixels"),
-        ({"methods": "bicubic", "peak": 4000}, "for the rules bands and consistency; the others are for 8 bit"),
+        (
+            {"methods": "bicubic", "peak": 4000},
+            "for the rules bands and consistency; the others are for 8 bit",
+        ),
         ({"methods": "bicubic", "rules": "bands", "peak": 0}, "A peak of 0 measures nothing"),
-        ({"methods": "bicubic", "rules": "bands", "value_range": (5, 5)}, "A range from 5 to 5 holds no values"),
+        (
+            {"methods": "bicubic", "rules": "bands", "value_range": (5, 5)},
+            "A range from 5 to 5 holds no values",
+        ),
     ],
     ids=str,
 )
@@ -154,7 +186,9 @@ def test_a_value_of_another_type_is_one_line(place, wrong, said):
 
 def test_what_is_none_is_not_given_and_numbers_may_be_numpys(place):
     nothing = dict.fromkeys(["weights", "sr", "rules", "scale", "tile", "save", "cost_size"])
-    given = evaluate_folders(place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8))
+    given = evaluate_folders(
+        place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8)
+    )
     assert evaluate_folders(place / "towns", methods="bicubic", **nothing).table() == given.table()
 
 
@@ -167,9 +201,14 @@ def reflectance(tmp_path_factory) -> Path:
     for name, image in (("GT", pair.hr), ("LR", pair.lr)):
         (folder / name).mkdir()
         with rasterio.open(
-            folder / name / "scene.tif", "w", driver="GTiff", dtype="uint16", count=3,
-            height=image.shape[0], width=image.shape[1],
-        ) as file:  # fmt: skip
+            folder / name / "scene.tif",
+            "w",
+            driver="GTiff",
+            dtype="uint16",
+            count=3,
+            height=image.shape[0],
+            width=image.shape[1],
+        ) as file:
             file.write(np.moveaxis(image, 2, 0))
     return folder
 
@@ -178,7 +217,10 @@ def reflectance(tmp_path_factory) -> Path:
 def test_a_peak_is_what_the_rules_for_bands_are_relative_to(reflectance):
     def values(**options):
         scores = evaluate_folders(reflectance, methods="bicubic", **options).scores
-        return {metric.name: scores.of(reflectance.name, "bicubic", metric.name)["scene"] for metric in scores.metrics}
+        return {
+            metric.name: scores.of(reflectance.name, "bicubic", metric.name)["scene"]
+            for metric in scores.metrics
+        }
 
     usual, told = values(), values(peak=4000)
     for name in ("bands.psnr", "consistency.psnr"):
@@ -221,13 +263,19 @@ def failing(pair):
     [
         (failing, MethodFailed, r"^The method mine failed on a/1\. KeyError: 'no model for this'$"),
         (lambda pair: load("x5"), CheckpointError, r"^mine, on a/1: There are no weights 'x5'"),
-        (lambda pair: pair.lr, ShapeMismatch, r"^The method mine gave an array of shape \(16, 20, 3\) for a/1; "),
+        (
+            lambda pair: pair.lr,
+            ShapeMismatch,
+            r"^The method mine gave an array of shape \(16, 20, 3\) for a/1; ",
+        ),
         (lambda pair: None, ShapeMismatch, r"^The method mine gave a NoneType for a/1; "),
     ],
 )
 def test_a_method_that_fails_is_named_with_its_image(place, enlarge, error, text):
     with pytest.raises(error, match=text):
-        evaluate_folders(place / "towns", methods=Method("mine", "of my own", enlarge), rules="esr-rgb.psnr")
+        evaluate_folders(
+            place / "towns", methods=Method("mine", "of my own", enlarge), rules="esr-rgb.psnr"
+        )
 
 
 def test_an_evaluation_shows_itself_in_a_line_and_in_a_notebook(place):
@@ -237,10 +285,16 @@ def test_an_evaluation_shows_itself_in_a_line_and_in_a_notebook(place):
         methods=[Method("<b>mine</b>", "of my own", lambda pair: pair.hr), "bicubic"],
         rules="esr-rgb",
     )
-    said = "3 methods (best, <b>mine</b>, bicubic) on 3 images of 2 sets (towns, fields), by 2 measures"
+    said = (
+        "3 methods (best, <b>mine</b>, bicubic) on 3 images of 2 sets (towns, fields), by 2 "
+        "measures"
+    )
     assert repr(evaluation) == f"<Evaluation: {said}>"
     assert repr(evaluation.scores) == f"<Scores: {said}>"
-    assert repr(evaluation.scores.methods[-1]) == "<Method bicubic: MATLAB's imresize of LR as it is on disk>"
+    assert (
+        repr(evaluation.scores.methods[-1])
+        == "<Method bicubic: MATLAB's imresize of LR as it is on disk>"
+    )
     assert repr(evaluation.scores.metrics[0]) == "<Metric esr-rgb.psnr [dB]>"
     assert all(len(repr(one)) < 200 and "\n" not in repr(one) for one in evaluation.scores.methods)
     html = evaluation._repr_html_()
@@ -266,10 +320,15 @@ def mae():
 
 
 def test_a_measure_of_ones_own_is_named_as_the_others_are(place, mae):
-    evaluation = evaluate_folders(place / "towns", methods=["nearest", "bicubic"], rules=["mine", "esr-rgb.psnr"])
+    evaluation = evaluate_folders(
+        place / "towns", methods=["nearest", "bicubic"], rules=["mine", "esr-rgb.psnr"]
+    )
     pair = pair_from_hr("a/1", read_image(place / "towns" / "GT" / "a" / "1.png"), 2)
     nearest = pair.lr.repeat(2, 0).repeat(2, 1).astype(float)
-    assert evaluation.scores.of("towns", "nearest", "mine.mae")["a/1"] == np.abs(nearest - pair.hr).mean()
+    assert (
+        evaluation.scores.of("towns", "nearest", "mine.mae")["a/1"]
+        == np.abs(nearest - pair.hr).mean()
+    )
     assert "mine.mae [levels]" in evaluation.table()
     assert "mean absolute error, nothing rounded" in evaluation.as_html(pictures=False)
     assert evaluation.as_json()["metrics"]["mine.mae"]["unit"] == "levels"

@@ -38,7 +38,9 @@ def pair():
 
 def test_nearest_repeats_and_bicubic_is_neither_rounded_nor_clipped(pair):
     assert np.array_equal(nearest().enlarge(pair)[::2, ::2], pair.lr)
-    edge = pair_from_hr("x", np.where(np.arange(16)[:, None, None] < 8, 0, 255).repeat(16, 1).astype(np.uint8), 2)
+    edge = pair_from_hr(
+        "x", np.where(np.arange(16)[:, None, None] < 8, 0, 255).repeat(16, 1).astype(np.uint8), 2
+    )
     sr = bicubic().enlarge(edge)
     assert np.array_equal(sr, imresize(edge.lr / 255.0, 2))
     assert sr.min() < 0 < 1 < sr.max()
@@ -64,7 +66,10 @@ def test_a_network_takes_other_bands_and_types_and_refuses_another_scale(upscale
 
 def test_tiles_are_named_and_change_little(upscaler):
     tiled = network(upscaler, tile=8)
-    assert "tiles of 8 lr pixels, values over the type's whole range, without back-projection" in tiled.how
+    assert (
+        "tiles of 8 lr pixels, values over the type's whole range, without back-projection"
+        in tiled.how
+    )
     wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)  # so wide that no tile reads all of it
     change = np.abs(tiled.enlarge(wide) - network(upscaler).enlarge(wide))
     assert change.shape == wide.hr.shape
@@ -90,7 +95,9 @@ def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
         for flip in (lambda image: image, np.flipud):
             turned = np.rot90(flip(lr), turns)
             size = (2 * turned.shape[0], 2 * turned.shape[1], 3)
-            expected.append(flip(np.rot90(once(Pair("x", turned, np.zeros(size, np.float32))), -turns)))
+            expected.append(
+                flip(np.rot90(once(Pair("x", turned, np.zeros(size, np.float32))), -turns))
+            )
     assert np.abs(method.enlarge(pair) - np.mean(expected, 0)).max() < 1e-5
     assert (method.name, method.passes) == ("small+", 8)
 
@@ -99,7 +106,9 @@ def test_an_ensemble_in_tiles_is_that_of_upscale(upscaler):
     wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)
     lr = (wide.lr / 255.0).astype(np.float32)
     asked = replace(upscaler, ensemble=True, halo=4).upscale(lr, tile=8)
-    assert np.array_equal(network(replace(upscaler, halo=4), ensemble=True, tile=8).enlarge(wide), asked)
+    assert np.array_equal(
+        network(replace(upscaler, halo=4), ensemble=True, tile=8).enlarge(wide), asked
+    )
 
 
 @pytest.mark.parametrize("name", ["Airport/a_1.png", "a_1.png", "Airport/a_1_x2.png", "a_1_x2.png"])
@@ -143,11 +152,17 @@ def test_as_many_folders_stand_before_a_name_as_tell_it_apart(origins, names):
 
 def test_weights_of_two_runs_are_told_apart_and_packaged_ones_keep_their_name(two_runs, upscaler):
     methods = [
-        network(load(name, device="cpu"), name, ensemble=ensemble) for name in two_runs for ensemble in (False, True)
+        network(load(name, device="cpu"), name, ensemble=ensemble)
+        for name in two_runs
+        for ensemble in (False, True)
     ]
     assert [method.name for method in told_apart([*methods, bicubic()])] == [
-        "run1/best", "run1/best+", "run2/best", "run2/best+", "bicubic"
-    ]  # fmt: skip
+        "run1/best",
+        "run1/best+",
+        "run2/best",
+        "run2/best+",
+        "bicubic",
+    ]
     assert network(upscaler, "x4").origin is None
 
 

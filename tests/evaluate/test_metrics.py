@@ -34,7 +34,9 @@ PUBLISHED_RULES = ("published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y")
 
 def images(seed, shape=(30, 41, 3), noise=12):
     rng = np.random.default_rng(seed)
-    hr = to_uint8(imresize(rng.random((shape[0] // 4 + 1, shape[1] // 4 + 1, *shape[2:])), 4))[: shape[0], : shape[1]]
+    hr = to_uint8(imresize(rng.random((shape[0] // 4 + 1, shape[1] // 4 + 1, *shape[2:])), 4))[
+        : shape[0], : shape[1]
+    ]
     sr = np.clip(hr + rng.normal(0, noise, hr.shape), 0, 255).astype(np.uint8)
     return sr, hr
 
@@ -51,7 +53,8 @@ def test_golden_numbers_are_met(golden, case, rule):
     arrays = load_file(golden / "metrics.safetensors")
     expected = json.loads((golden / "metrics.json").read_text())[case]
     hr, sr, scale = arrays[f"{case}.gt"], arrays[f"{case}.sr"], expected["scale"]
-    # Case b, 50x45 at x3, is no multiple of its scale, so no Pair may hold it: only sizes and scale matter here.
+    # Case b, 50x45 at x3, is no multiple of its scale, so no Pair may hold it: only sizes and scale
+    # matter here.
     pair = _Stub(hr, scale)
     values = score(sr, pair, metrics_of([rule]))
     assert values == pytest.approx({name: expected["values"][name] for name in values}, abs=1e-6)
@@ -68,9 +71,16 @@ def test_psnr_and_ssim_agree_with_scikit_image(shape):
     assert psnr(sr, hr) == pytest.approx(peak_signal_noise_ratio(hr, sr, data_range=255), abs=1e-10)
     theirs = [
         structural_similarity(
-            *planes, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+            *planes,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
         )[1][5 : shape[0] - 5, 5 : shape[1] - 5].mean()
-        for planes in zip(np.atleast_3d(sr).transpose(2, 0, 1), np.atleast_3d(hr).transpose(2, 0, 1), strict=True)
+        for planes in zip(
+            np.atleast_3d(sr).transpose(2, 0, 1), np.atleast_3d(hr).transpose(2, 0, 1), strict=True
+        )
     ]
     assert ssim(sr, hr) == pytest.approx(np.mean(theirs), abs=1e-10)
 
@@ -79,23 +89,37 @@ def test_psnr_and_ssim_agree_with_scikit_image(shape):
 def test_all_four_measures_agree_with_torchmetrics(shape):
     sr, hr = images(5, shape)
     theirs = [torch.from_numpy(one).double().permute(2, 0, 1)[None] for one in (sr, hr)]
-    mirrored = [np.pad(one, ((5, 5), (5, 5), (0, 0)), "reflect") for one in (sr, hr)]  # as its SSIM sees the border
+    # as its SSIM sees the border
+    mirrored = [np.pad(one, ((5, 5), (5, 5), (0, 0)), "reflect") for one in (sr, hr)]
     for name, ours, expected in (
         ("psnr", psnr(sr, hr), torchmetrics.peak_signal_noise_ratio(*theirs, data_range=255.0)),
-        ("ssim", ssim(*mirrored), torchmetrics.structural_similarity_index_measure(*theirs, data_range=255.0)),
+        (
+            "ssim",
+            ssim(*mirrored),
+            torchmetrics.structural_similarity_index_measure(*theirs, data_range=255.0),
+        ),
         ("sam", spectral_angle(sr, hr), torch.rad2deg(torchmetrics.spectral_angle_mapper(*theirs))),
-        ("ergas", ergas(sr, hr, 4), torchmetrics.error_relative_global_dimensionless_synthesis(*theirs, ratio=4)),
+        (
+            "ergas",
+            ergas(sr, hr, 4),
+            torchmetrics.error_relative_global_dimensionless_synthesis(*theirs, ratio=4),
+        ),
     ):
-        assert ours == pytest.approx(float(expected), rel=1e-6), name  # its arccos and its sums are the looser ones
+        # its arccos and its sums are the looser ones
+        assert ours == pytest.approx(float(expected), rel=1e-6), name
 
 
 def test_zero_padded_ssim_is_that_of_a_padded_image():
     sr, hr = images(4, (25, 30))
-    assert ssim(sr, hr, edges="zero") == pytest.approx(ssim(np.pad(sr, 5), np.pad(hr, 5)), abs=1e-12)
+    assert ssim(sr, hr, edges="zero") == pytest.approx(
+        ssim(np.pad(sr, 5), np.pad(hr, 5)), abs=1e-12
+    )
 
 
 def test_psnr_of_a_value_worked_by_hand():
-    assert psnr(np.full((4, 4), 10.0), np.full((4, 4), 13.0)) == pytest.approx(20 * math.log10(255 / 3))
+    assert psnr(np.full((4, 4), 10.0), np.full((4, 4), 13.0)) == pytest.approx(
+        20 * math.log10(255 / 3)
+    )
     assert psnr(np.full((4, 4), 0.1), np.full((4, 4), 0.2), peak=1.0) == pytest.approx(20)
 
 
@@ -107,7 +131,9 @@ def test_the_border_is_left_out():
     assert ssim(spoiled, hr, crop=2) == ssim(sr, hr, crop=2)
 
 
-@pytest.mark.parametrize(("rule", "crop"), [("esr-rgb", 2), ("esr-y", 2), ("haunet-rgb", 2), ("published", 0)])
+@pytest.mark.parametrize(
+    ("rule", "crop"), [("esr-rgb", 2), ("esr-y", 2), ("haunet-rgb", 2), ("published", 0)]
+)
 def test_a_rule_leaves_out_the_border_that_it_was_published_with(rule, crop):
     sr, hr = images(5, (30, 40, 3))
     pair, (metric,) = pair_of(hr), metrics_of([f"{rule}.psnr"])
@@ -141,7 +167,9 @@ def test_equal_images_have_the_best_value_there_is(metric):
 def test_more_noise_is_worse(metric):
     hr = images(7, (48, 48, 3))[1]
     pair = Pair("x", to_uint8(imresize(hr / 255.0, 1 / 2)), hr)
-    little, much = (score(images(7, (48, 48, 3), noise)[0], pair, [metric])[metric.name] for noise in (5, 25))
+    little, much = (
+        score(images(7, (48, 48, 3), noise)[0], pair, [metric])[metric.name] for noise in (5, 25)
+    )
     assert (little > much) == metric.higher_is_better
 
 
@@ -151,7 +179,8 @@ def test_8_bit_results_score_the_same_as_the_same_values_in_unit(seed, scale):
     sr, hr = images(seed)
     pair = pair_of(hr, scale)
     sr = sr[: pair.hr.shape[0], : pair.hr.shape[1]]
-    metrics = [metric for metric in MEASURED if metric.rule != "ttst-y"]  # its truncation is not stable there
+    # its truncation is not stable there
+    metrics = [metric for metric in MEASURED if metric.rule != "ttst-y"]
     assert score(sr, pair, metrics) == pytest.approx(score(sr / 255.0, pair, metrics), abs=1e-9)
 
 
@@ -202,14 +231,16 @@ def test_thirteen_bands_of_16_bit_are_measured_by_their_own_range():
 
 def test_floats_are_measured_by_the_span_of_the_truth():
     hr = np.linspace(-3, 5, 16 * 16, dtype=np.float32).reshape(16, 16, 1)
-    assert score(hr + np.float32(0.5), pair_of(hr), metrics_of(["bands"]))["bands.psnr"] == pytest.approx(
-        20 * math.log10(16), abs=1e-4
-    )
+    assert score(hr + np.float32(0.5), pair_of(hr), metrics_of(["bands"]))[
+        "bands.psnr"
+    ] == pytest.approx(20 * math.log10(16), abs=1e-4)
 
 
 def test_a_rule_for_pictures_refuses_other_bands_and_types():
     for hr in (np.zeros((16, 16, 4), np.uint8), np.zeros((16, 16, 3), np.uint16)):
-        with pytest.raises(UsageError, match="esr-rgb is defined for 3 of uint8; take the rule bands"):
+        with pytest.raises(
+            UsageError, match="esr-rgb is defined for 3 of uint8; take the rule bands"
+        ):
             score(hr, pair_of(hr), metrics_of(["esr-rgb"]))
 
 
@@ -225,7 +256,9 @@ def test_unknown_rules_and_shapes_that_differ_are_refused():
 
 
 def test_rules_are_chosen_whole_or_by_a_single_measure():
-    assert [metric.name for metric in metrics_of(["esr-rgb", "published.psnr", "esr-rgb.psnr"])] == [
+    assert [
+        metric.name for metric in metrics_of(["esr-rgb", "published.psnr", "esr-rgb.psnr"])
+    ] == [
         "esr-rgb.psnr",
         "esr-rgb.ssim",
         "published.psnr",

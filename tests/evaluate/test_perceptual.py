@@ -29,25 +29,34 @@ def features(layers, seed):
     for place, before, after, edge in layers:
         weight = draw.normal(0, (2 / (before * edge * edge)) ** 0.5, (after, before, edge, edge))
         numbers[f"features.{place}.weight"] = torch.from_numpy(weight.astype(np.float32))
-        numbers[f"features.{place}.bias"] = torch.from_numpy(draw.normal(0, 0.1, after).astype(np.float32))
+        numbers[f"features.{place}.bias"] = torch.from_numpy(
+            draw.normal(0, 0.1, after).astype(np.float32)
+        )
     return numbers
 
 
 def heads(package, ending):
     if package == "lpips":
         counts = (64, 192, 384, 256, 256)
-        return {f"lin{n}.model.1.weight": torch.linspace(0, 1, c).view(1, c, 1, 1) for n, c in enumerate(counts)}
+        return {
+            f"lin{n}.model.1.weight": torch.linspace(0, 1, c).view(1, c, 1, 1)
+            for n, c in enumerate(counts)
+        }
     return {name: torch.linspace(0.05, 0.2, 1475).view(1, -1, 1, 1) for name in ("alpha", "beta")}
 
 
 @pytest.fixture
 def numbers(tmp_path, monkeypatch):
-    """Networks of random numbers in torch's cache, and heads of known ones in the packages' place."""
+    """Networks of random numbers in torch's cache, and heads of known ones in the packages'
+    place.
+    """
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     for name, layers in (("alexnet", ALEXNET), ("vgg16", VGG16)):
-        torch.save(features(layers, seed=5), tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES[name])
+        torch.save(
+            features(layers, seed=5), tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES[name]
+        )
     monkeypatch.setattr(perceptual, "_head", heads)
     yield
     torch.hub.set_dir(before)
@@ -67,7 +76,8 @@ def images(height, width):
 
 # Of lpips 0.1.4 (net="alex") and DISTS-pytorch 0.1 with the numbers above.
 @pytest.mark.parametrize(
-    ("size", "lpips", "dists"), [((64, 80), 0.06048395, 0.00667906), ((33, 47), 0.05255548, 0.00734288)]
+    ("size", "lpips", "dists"),
+    [((64, 80), 0.06048395, 0.00667906), ((33, 47), 0.05255548, 0.00734288)],
 )
 def test_the_distances_are_those_of_the_authors_packages(numbers, size, lpips, dists):
     sr, hr = images(*size)
@@ -87,7 +97,9 @@ def test_equal_images_have_no_distance_and_noise_grows_it(numbers):
 def test_they_are_measures_of_an_evaluation(numbers, tmp_path):
     pair = pair_from_hr("one", images(64, 64)[1], 2)
     write_png(tmp_path / "pairs" / "one.png", pair.hr)
-    scores = evaluate_folders(tmp_path / "pairs", methods="nearest", scale=2, rules="perceptual").scores
+    scores = evaluate_folders(
+        tmp_path / "pairs", methods="nearest", scale=2, rules="perceptual"
+    ).scores
     assert [metric.name for metric in scores.metrics] == ["perceptual.lpips", "perceptual.dists"]
     nearest = pair.lr.repeat(2, 0).repeat(2, 1)
     found = scores.of("pairs", "nearest", "perceptual.lpips")["one"]
@@ -100,9 +112,13 @@ def test_what_is_missing_is_one_line_before_anything_is_enlarged(numbers, tmp_pa
     (tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES["alexnet"]).unlink()
     pair = pair_from_hr("one", images(64, 64)[1], 2)
     write_png(tmp_path / "pairs" / "one.png", pair.hr)
-    with pytest.raises(MissingExtra, match=r"alexnet-owt-7be5be79\.pth is missing.*torchvision\.models\.alexnet"):
+    with pytest.raises(
+        MissingExtra, match=r"alexnet-owt-7be5be79\.pth is missing.*torchvision\.models\.alexnet"
+    ):
         evaluate_folders(tmp_path / "pairs", methods="nearest", scale=2, rules="perceptual.lpips")
-    (tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES["alexnet"]).write_bytes(b"half a download")
+    (tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES["alexnet"]).write_bytes(
+        b"half a download"
+    )
     with pytest.raises(MissingExtra, match="cannot be read as weights"):
         perceptual.lpips(*images(64, 64))
     monkeypatch.undo()

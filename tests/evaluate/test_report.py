@@ -27,7 +27,8 @@ from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import PUBLISHED, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
-HOSTILE = "=<img src=x onerror=alert(1)>\"'&\x1b[31m</script><script>alert(2)<"  # a legal name of a file
+# a legal name of a file
+HOSTILE = "=<img src=x onerror=alert(1)>\"'&\x1b[31m</script><script>alert(2)<"
 
 
 def make_pairs(folder, names):
@@ -42,7 +43,9 @@ def make_pairs(folder, names):
 @pytest.fixture
 def scores(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["a/1", "a/2", "b/1", "b/2"])
-    return evaluate(find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"]))
+    return evaluate(
+        find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"])
+    )
 
 
 class Page(HTMLParser):
@@ -68,19 +71,34 @@ def test_the_table_names_the_rule_beside_each_number_and_explains_it(scores):
     for metric in scores.metrics:
         assert metric.name in text
         assert metric.how in text
-    for expected in ("pairs, x2, 4 images", "785,184", "11.354", "128x128", "the scan", "95% interval of 10,000"):
+    for expected in (
+        "pairs, x2, 4 images",
+        "785,184",
+        "11.354",
+        "128x128",
+        "the scan",
+        "95% interval of 10,000",
+    ):
         assert expected in text
     assert "\nDifference from nearest on the same images, with" in text
 
 
 def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["1", "2"])
-    scores = evaluate(find_sets([folder], 2), [results(folder / "GT"), bicubic()], metrics_of(["esr-rgb", "published"]))
+    scores = evaluate(
+        find_sets([folder], 2),
+        [results(folder / "GT"), bicubic()],
+        metrics_of(["esr-rgb", "published"]),
+    )
     read = json.loads(json.dumps(to_json(scores, {}), allow_nan=False))
     perfect = read["sets"]["pairs"]["methods"]["GT"]
     assert perfect["esr-rgb.psnr"] == {
-        "mean": "inf", "infinite": 2, "mean_of_classes": None, "classes": {}, "images": {"1": "inf", "2": "inf"}
-    }  # fmt: skip
+        "mean": "inf",
+        "infinite": 2,
+        "mean_of_classes": None,
+        "classes": {},
+        "images": {"1": "inf", "2": "inf"},
+    }
     assert perfect["published.psnr"]["mean"] == 100
     assert read["sets"]["pairs"]["paired"][0]["left_out"] == 2
     assert "inf" in table(scores, {})
@@ -91,7 +109,9 @@ def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):
 def uneven(tmp_path):
     """Three images of one class and one of another, so that the two means differ."""
     folder = make_pairs(tmp_path / "uneven", ["a/1", "a/2", "a/3", "b/1"])
-    return evaluate(find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"]))
+    return evaluate(
+        find_sets([folder], 2), [bicubic(), nearest()], metrics_of(["esr-rgb", "published"])
+    )
 
 
 def test_the_mean_of_class_means_is_in_json_table_and_page(uneven):
@@ -111,10 +131,15 @@ def test_the_mean_of_class_means_is_in_json_table_and_page(uneven):
 
 
 def test_means_of_class_means_are_printed_once_and_only_where_there_are_classes(tmp_path):
-    for name, images, rule in (("flat", ["1", "2"], "esr-rgb"), ("one", ["a/1"], "esr-rgb"),
-                               ("own", ["a/1", "b/1"], "published")):  # fmt: skip
+    for name, images, rule in (
+        ("flat", ["1", "2"], "esr-rgb"),
+        ("one", ["a/1"], "esr-rgb"),
+        ("own", ["a/1", "b/1"], "published"),
+    ):
         scores = evaluate(
-            find_sets([make_pairs(tmp_path / name, images)], 2), [bicubic(), nearest()], metrics_of([rule])
+            find_sets([make_pairs(tmp_path / name, images)], 2),
+            [bicubic(), nearest()],
+            metrics_of([rule]),
         )
         assert "\n  mean of the class means" not in table(scores, {})
         assert ">mean of the class means<" not in page(scores, {}, pictures=False)
@@ -137,7 +162,11 @@ def test_the_page_is_self_contained_and_runs_one_script_that_it_names_by_digest(
     text = page(scores, {"x4": cost_of(PUBLISHED["x4"], 128, 128)})
     parsed = Page(text)
     assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.of("img"))
-    assert not any(name in attributes for _, attributes in parsed.elements for name in ("href", "srcset", "action"))
+    assert not any(
+        name in attributes
+        for _, attributes in parsed.elements
+        for name in ("href", "srcset", "action")
+    )
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(meta["content"] for meta in parsed.of("meta") if "http-equiv" in meta)
@@ -151,8 +180,17 @@ def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
     text = page(scores, {})
     parsed = Page(text)
     words = " ".join(parsed.words)
-    for expected in ("Summary", "Classes, esr-rgb.psnr [dB]", "one mark an image", "Largest gain over nearest",
-                     "Smallest gain over nearest", "error of bicubic", "GT", "LR", "Rules"):  # fmt: skip
+    for expected in (
+        "Summary",
+        "Classes, esr-rgb.psnr [dB]",
+        "one mark an image",
+        "Largest gain over nearest",
+        "Smallest gain over nearest",
+        "error of bicubic",
+        "GT",
+        "LR",
+        "Rules",
+    ):
         assert expected in words
     assert len(parsed.of("svg")) == 2
     assert len([one for one in parsed.of("input") if one["type"] == "range"]) == 4
@@ -200,9 +238,10 @@ def test_the_page_can_leave_out_all_pictures(scores):
 @pytest.mark.parametrize("place", ["image", "class", "set", "method"])
 def test_a_hostile_name_injects_nothing(tmp_path, place):
     set_name = HOSTILE.replace("/", "") if place == "set" else "pairs"
-    names = {"image": [HOSTILE.replace("/", ""), "1"], "class": [HOSTILE.replace("/", "") + "/1", "b/1"]}.get(
-        place, ["1", "2"]
-    )
+    names = {
+        "image": [HOSTILE.replace("/", ""), "1"],
+        "class": [HOSTILE.replace("/", "") + "/1", "b/1"],
+    }.get(place, ["1", "2"])
     folder = make_pairs(tmp_path / set_name, names)
     methods = [bicubic(), nearest()]
     if place == "method":
@@ -212,7 +251,9 @@ def test_a_hostile_name_injects_nothing(tmp_path, place):
     harmless = Page(page(evaluate_plain(tmp_path, len(names), place), {}))
     parsed = Page(page(scores, {}))
     assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in harmless.elements]
-    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert not any(
+        name.startswith("on") for _, attributes in parsed.elements for name in attributes
+    )
     assert "\x1b" not in table(scores, {})
     cells = [cell for row in csv.reader(io.StringIO(to_csv(scores))) for cell in row]
     assert not any(cell.startswith("=") for cell in cells)
@@ -238,7 +279,9 @@ def test_charts_hold_their_marks_inside_and_escape_their_labels():
     widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', bar)]
     assert len(widths) == 4
     assert 0 < min(widths) < max(widths) <= 760
-    plot = complexity([Point(11.354, 28.1, "x4"), Point(0.2, 27.0, "small")], {"bicubic": 26.7}, "cost", "PSNR")
+    plot = complexity(
+        [Point(11.354, 28.1, "x4"), Point(0.2, 27.0, "small")], {"bicubic": 26.7}, "cost", "PSNR"
+    )
     assert len(re.findall("<circle", plot)) == 2
     assert "bicubic" in plot
 
@@ -276,7 +319,9 @@ def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tm
         read_others(path)
 
 
-@pytest.mark.parametrize("content", [None, b"IMDN, \xff, 1\n", b'"' + 200_000 * b"x"], ids=["none", "bytes", "long"])
+@pytest.mark.parametrize(
+    "content", [None, b"IMDN, \xff, 1\n", b'"' + 200_000 * b"x"], ids=["none", "bytes", "long"]
+)
 def test_a_list_of_other_networks_that_is_no_csv_is_one_clear_error(tmp_path, content):
     if content:
         (tmp_path / "others.csv").write_bytes(content)
@@ -289,7 +334,9 @@ def test_a_list_of_other_networks_may_come_from_a_spreadsheet(tmp_path):
     assert [point.label for point in read_others(tmp_path / "others.csv")] == ["IMDN"]
 
 
-@pytest.mark.parametrize("values", [(30.0, 30.0), (0.0, 0.0), (29.99, 30.01), (-5.0, 100.0), (0.61, 0.66)])
+@pytest.mark.parametrize(
+    "values", [(30.0, 30.0), (0.0, 0.0), (29.99, 30.01), (-5.0, 100.0), (0.61, 0.66)]
+)
 def test_axes_span_their_values_with_a_few_round_numbers(values):
     from repmamba.evaluate.charts import _ticks
 
@@ -301,7 +348,12 @@ def test_axes_span_their_values_with_a_few_round_numbers(values):
 
 
 def test_numbers_have_the_digits_of_their_unit():
-    assert [number(26.73405, "dB"), number(0.66295, ""), number(math.inf, "dB"), number(math.nan, "dB")] == [
+    assert [
+        number(26.73405, "dB"),
+        number(0.66295, ""),
+        number(math.inf, "dB"),
+        number(math.nan, "dB"),
+    ] == [
         "26.7340",
         "0.66295",
         "inf",
@@ -320,8 +372,26 @@ def test_a_report_that_cannot_be_written_is_one_clear_error(tmp_path):
 def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["a/1", "b/1"])
     outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
-    arguments = [str(folder), "--method", "bicubic", "--method", "nearest", "--rule", "esr-rgb", "-q"]
-    arguments += ["--report", outputs[0], "--json", outputs[1], "--csv", outputs[2], "--save", str(tmp_path / "saved")]
+    arguments = [
+        str(folder),
+        "--method",
+        "bicubic",
+        "--method",
+        "nearest",
+        "--rule",
+        "esr-rgb",
+        "-q",
+    ]
+    arguments += [
+        "--report",
+        outputs[0],
+        "--json",
+        outputs[1],
+        "--csv",
+        outputs[2],
+        "--save",
+        str(tmp_path / "saved"),
+    ]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     assert "pairs, x2, 2 images" in result.stdout
@@ -334,7 +404,16 @@ def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch
     folder = make_pairs(tmp_path / "pairs", ["1", "2"])
     monkeypatch.setattr("repmamba.evaluate.page._set", lambda *arguments, **options: 1 / 0)
     outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
-    arguments = [str(folder), "--method", "bicubic", "-q", "--report", outputs[0], "--json", outputs[1]]
+    arguments = [
+        str(folder),
+        "--method",
+        "bicubic",
+        "-q",
+        "--report",
+        outputs[0],
+        "--json",
+        outputs[1],
+    ]
     result = CliRunner().invoke(command, [*arguments, "--csv", outputs[2]])
     assert isinstance(result.exception, ZeroDivisionError)
     assert "pairs, x2, 2 images" in result.stdout
@@ -343,12 +422,18 @@ def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("option", ["--report", "--json", "--csv"])
-def test_what_cannot_be_written_or_measured_is_said_before_an_image_is_scored(tmp_path, monkeypatch, option):
+def test_what_cannot_be_written_or_measured_is_said_before_an_image_is_scored(
+    tmp_path, monkeypatch, option
+):
     folder = make_pairs(tmp_path / "pairs", ["1"])
-    monkeypatch.setattr("repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored"))
+    monkeypatch.setattr(
+        "repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored")
+    )
     (tmp_path / "file").write_text("")
     for target in (tmp_path, tmp_path / "file" / "out"):
-        result = CliRunner().invoke(command, [str(folder), "--method", "bicubic", "-q", option, str(target)])
+        result = CliRunner().invoke(
+            command, [str(folder), "--method", "bicubic", "-q", option, str(target)]
+        )
         assert isinstance(result.exception, TargetError)
 
 
@@ -359,14 +444,21 @@ def test_a_cost_that_cannot_be_measured_is_said_before_an_image_is_scored(tmp_pa
     weights = tmp_path / "small.safetensors"
     write_checkpoint(weights, Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
     folder = make_pairs(tmp_path / "pairs", ["1"])
-    monkeypatch.setattr("repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored"))
+    monkeypatch.setattr(
+        "repmamba.evaluate.run.evaluate", lambda *arguments, **options: pytest.fail("it was scored")
+    )
     monkeypatch.setattr("repmamba.evaluate.cost.measured", killed)
     result = CliRunner().invoke(command, [str(folder), "--weights", str(weights), "--cost", "-q"])
     assert isinstance(result.exception, OutOfMemory)
 
 
 def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
-    arguments = [str(make_pairs(tmp_path / "pairs", ["1"])), "-q", "--json", str(tmp_path / "values.json")]
+    arguments = [
+        str(make_pairs(tmp_path / "pairs", ["1"])),
+        "-q",
+        "--json",
+        str(tmp_path / "values.json"),
+    ]
     for run in ("one", "two"):
         weights = tmp_path / run / "best.safetensors"
         weights.parent.mkdir()
@@ -381,7 +473,9 @@ def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
 
 def test_other_networks_without_a_page_are_refused_rather_than_left_out(tmp_path):
     folder = make_pairs(tmp_path, ["1"])
-    result = CliRunner().invoke(command, [str(folder), "--method", "bicubic", "-q", "--others", "others.csv"])
+    result = CliRunner().invoke(
+        command, [str(folder), "--method", "bicubic", "-q", "--others", "others.csv"]
+    )
     assert isinstance(result.exception, UsageError)
     assert "name it by --report" in str(result.exception)
 

@@ -32,18 +32,28 @@ BASELINES = {
     ("dota_sample", 3): (22.8802, 0.72091, 22.9023),
     ("dota_sample", 2): (26.0788, 0.85989, 26.0924),
 }
-QUICK = {("ucmerced", 4), ("epfl_road", 4), ("aid_tiny", 4), ("aid_tiny", 3), ("aid_tiny", 2), ("dota_sample", 3)}
+QUICK = {
+    ("ucmerced", 4),
+    ("epfl_road", 4),
+    ("aid_tiny", 4),
+    ("aid_tiny", 3),
+    ("aid_tiny", 2),
+    ("dota_sample", 3),
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "scale"), [pytest.param(*row, marks=() if row in QUICK else pytest.mark.long) for row in BASELINES]
+    ("name", "scale"),
+    [pytest.param(*row, marks=() if row in QUICK else pytest.mark.long) for row in BASELINES],
 )
 def test_the_table_of_bicubic_is_met_to_its_last_digit(reference, name, scale):
     folder = reference / "data" / "test" / name
     # Its pairs of AID are x4; other scales start from GT alone, as all other sets do.
     sets = find_sets([folder / "GT" if name == "aid_tiny" and scale != 4 else folder], scale)
     scores = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "published.psnr"]))
-    psnr, ssim, published = (scores.summary(sets[0].name, "bicubic", metric).mean for metric in scores.metrics)
+    psnr, ssim, published = (
+        scores.summary(sets[0].name, "bicubic", metric).mean for metric in scores.metrics
+    )
     assert (round(psnr, 4), round(ssim, 5), round(published, 4)) == BASELINES[name, scale]
 
 
@@ -63,23 +73,36 @@ def test_every_image_is_scored_by_every_method_and_metric(folder):
     rows = list(scores.rows())
     assert sets[0].scale == 2
     assert len(rows) == 4 * 2 * 4
-    assert {(row.image_set, row.image) for row in rows} == {("pairs", name) for name in ("a/1", "a/2", "a/3", "b/1")}
+    assert {(row.image_set, row.image) for row in rows} == {
+        ("pairs", name) for name in ("a/1", "a/2", "a/3", "b/1")
+    }
     assert set(scores.classes("pairs", "bicubic", PSNR)) == {"a", "b"}
     by_image = list(scores.of("pairs", "bicubic", "published.psnr").values())
-    assert scores.summary("pairs", "bicubic", BY_CLASS).mean == pytest.approx((np.mean(by_image[:3]) + by_image[3]) / 2)
+    assert scores.summary("pairs", "bicubic", BY_CLASS).mean == pytest.approx(
+        (np.mean(by_image[:3]) + by_image[3]) / 2
+    )
 
 
 def test_saved_results_score_as_the_method_did_where_the_rule_rounds(folder, tmp_path):
     sets = find_sets([folder], 2)
     first = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "esr-y"]), save=tmp_path / "saved")
-    again = evaluate(sets, [results(tmp_path / "saved" / "pairs" / "bicubic")], metrics_of(["esr-rgb", "esr-y"]))
+    again = evaluate(
+        sets, [results(tmp_path / "saved" / "pairs" / "bicubic")], metrics_of(["esr-rgb", "esr-y"])
+    )
     for metric in first.metrics:
-        assert first.of("pairs", "bicubic", metric.name) == again.of("pairs", "bicubic", metric.name)
+        assert first.of("pairs", "bicubic", metric.name) == again.of(
+            "pairs", "bicubic", metric.name
+        )
 
 
 def test_progress_counts_images(folder):
     seen = []
-    evaluate(find_sets([folder], 2), [bicubic()], [PSNR], progress=lambda done, total: seen.append((done, total)))
+    evaluate(
+        find_sets([folder], 2),
+        [bicubic()],
+        [PSNR],
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -93,13 +116,23 @@ def test_pairs_of_tiffs_of_any_bands_are_scored_and_saved(tmp_path):
         (tmp_path / "pairs" / part).mkdir(parents=True)
         height, width, count = image.shape
         with rasterio.open(
-            tmp_path / "pairs" / part / "scene.tif", "w", driver="GTiff", height=height, width=width, count=count,
+            tmp_path / "pairs" / part / "scene.tif",
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=count,
             dtype="uint16",
-        ) as raster:  # fmt: skip
+        ) as raster:
             raster.write(np.moveaxis(image, -1, 0))
     sets = find_sets([tmp_path / "pairs"], None)
-    scores = evaluate(sets, [bicubic()], metrics_of(["bands", "consistency"]), save=tmp_path / "saved")
-    values = {metric.name: scores.of("pairs", "bicubic", metric.name)["scene"] for metric in scores.metrics}
+    scores = evaluate(
+        sets, [bicubic()], metrics_of(["bands", "consistency"]), save=tmp_path / "saved"
+    )
+    values = {
+        metric.name: scores.of("pairs", "bicubic", metric.name)["scene"]
+        for metric in scores.metrics
+    }
     assert 0 < values["bands.sam"] < 90
     assert values["bands.ergas"] > 0
     assert values["consistency.psnr"] > values["bands.psnr"]
@@ -122,7 +155,9 @@ def test_methods_of_one_name_and_of_another_scale_are_refused(folder):
         ("a/1", UsageError, r"b/1\.png is the only result for a/1 and for b/1"),
     ],
 )
-def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(folder, tmp_path, missing, error, text):
+def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(
+    folder, tmp_path, missing, error, text
+):
     shutil.copytree(folder / "GT", tmp_path / "theirs")
     (tmp_path / "theirs" / f"{missing}.png").unlink()
     never = Method("never", "", lambda pair: pytest.fail("it computed"))
@@ -134,12 +169,18 @@ def test_an_image_too_small_for_the_rule_is_named_before_any_is_enlarged(folder)
     for part, edge in (("GT", 12), ("LR", 6)):
         write_png(folder / part / "b" / "2.png", np.zeros((edge, edge, 3), np.uint8))
     never = Method("never", "", lambda pair: pytest.fail("it computed"))
-    with pytest.raises(ShapeMismatch, match=r"b/2: SSIM has windows of 11x11 pixels, and this image has 8x8"):
+    with pytest.raises(
+        ShapeMismatch, match=r"b/2: SSIM has windows of 11x11 pixels, and this image has 8x8"
+    ):
         evaluate(find_sets([folder], 2), [never], metrics_of(["esr-rgb"]))
 
 
 @pytest.mark.parametrize(
-    ("where", "text"), [("LR", "a/3: GT has 32x40 pixels and LR 16x16"), ("theirs", r"result for a/3 is \(16, 16, 3\)")]
+    ("where", "text"),
+    [
+        ("LR", "a/3: GT has 32x40 pixels and LR 16x16"),
+        ("theirs", r"result for a/3 is \(16, 16, 3\)"),
+    ],
 )
 def test_a_file_of_another_size_is_named_before_any_image_is_enlarged(folder, where, text):
     shutil.copytree(folder / "GT", folder / "theirs")
@@ -155,7 +196,12 @@ def test_results_are_never_saved_among_the_images_that_are_scored(folder, tmp_pa
     shutil.copytree(folder, below)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match="would mix with the images of"):
-        evaluate(find_sets([below if save == "above" else folder], 2), [bicubic()], [PSNR], save=tmp_path / save)
+        evaluate(
+            find_sets([below if save == "above" else folder], 2),
+            [bicubic()],
+            [PSNR],
+            save=tmp_path / save,
+        )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -206,7 +252,9 @@ def test_folders_of_one_name_are_told_apart_however_many_they_are(folder, tmp_pa
 
 
 @pytest.mark.parametrize("failing", ["target", "disk"])
-def test_a_result_that_cannot_be_kept_as_tiff_is_one_clear_error_and_leaves_nothing(tmp_path, failing, monkeypatch):
+def test_a_result_that_cannot_be_kept_as_tiff_is_one_clear_error_and_leaves_nothing(
+    tmp_path, failing, monkeypatch
+):
     image = np.random.default_rng(14).integers(0, 4000, (8, 8, 5), np.uint16)
     pair = pair_from_hr("scene", image, 2)
     if failing == "target":
@@ -234,5 +282,7 @@ def test_a_folder_without_lr_needs_a_scale(folder):
 def test_an_lr_as_large_as_its_gt_is_refused(tmp_path):
     for part in ("GT", "LR"):
         write_png(tmp_path / part / "a.png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(ShapeMismatch, match="GT and LR of a have one size; LR must be 2, 3 or 4 times smaller"):
+    with pytest.raises(
+        ShapeMismatch, match="GT and LR of a have one size; LR must be 2, 3 or 4 times smaller"
+    ):
         find_sets([tmp_path], None)

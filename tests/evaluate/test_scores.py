@@ -45,8 +45,12 @@ def test_the_interval_agrees_with_scipys_bootstrap():
 
     rng = np.random.default_rng(12)
     values = rng.normal(0.2, 0.5, 60)
-    paired = paired_difference({str(i): float(v) for i, v in enumerate(values)}, {str(i): 0.0 for i in range(60)}, PSNR)
-    theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    paired = paired_difference(
+        {str(i): float(v) for i, v in enumerate(values)}, {str(i): 0.0 for i in range(60)}, PSNR
+    )
+    theirs = bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=1
+    ).confidence_interval
     assert (paired.low, paired.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
 
 

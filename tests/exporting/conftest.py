@@ -1,4 +1,6 @@
-"""Exports that tests share: writing one takes seconds, since it is run in every runtime there is."""
+"""Exports that tests share: writing one takes seconds, since it is run in every runtime there
+is.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

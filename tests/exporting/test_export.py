@@ -28,7 +28,9 @@ from repmamba.tiles.plan import HALO, TILE
 
 
 def test_the_file_says_what_was_measured_and_how_to_use_it(small_export, small_weights):
-    facts = json.loads(open_session(small_export.path.read_bytes()).get_modelmeta().custom_metadata_map[FACTS])
+    facts = json.loads(
+        open_session(small_export.path.read_bytes()).get_modelmeta().custom_metadata_map[FACTS]
+    )
     assert facts == json.loads(json.dumps(small_export.facts.to_dict()))
     assert (facts["scale"], facts["bands"], facts["value_range"]) == (2, 3, [0.0, 1.0])
     assert (facts["tile"], facts["halo"], facts["size"]) == (TILE, HALO, None)
@@ -78,7 +80,8 @@ print(flushed())
 @pytest.mark.parametrize("flushed", ["False", "True"])
 def test_a_session_leaves_the_arithmetic_of_the_thread_as_it_was(small_export, flushed):
     command = [sys.executable, "-c", DENORMALS, str(small_export.path), flushed]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)  # the first one of a process
+    # the first one of a process
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == flushed
 
 
@@ -87,7 +90,9 @@ def test_the_same_weights_give_the_same_bytes(small_weights, small_export, tmp_p
     assert again.path.read_bytes() == small_export.path.read_bytes()
 
 
-def test_a_runtime_with_other_results_is_refused_and_nothing_is_written(small_weights, monkeypatch, tmp_path):
+def test_a_runtime_with_other_results_is_refused_and_nothing_is_written(
+    small_weights, monkeypatch, tmp_path
+):
     def off_by(error: float):
         def opened(content):
             run = parity._onnx_runtime(content)
@@ -152,7 +157,9 @@ def test_a_fixed_size_takes_one_image_of_that_size(small_weights, in_onnx_runtim
         ("missing/x.onnx", {}, TargetError, "make it first"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_at_once(small_weights, tmp_path, target, options, error, words):
+def test_what_cannot_be_exported_is_refused_at_once(
+    small_weights, tmp_path, target, options, error, words
+):
     with pytest.raises(error, match=words):
         export(small_weights, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
@@ -212,14 +219,23 @@ def picture(tmp_path) -> Callable[[], Path]:
     path = tmp_path / "scene.tif"
     numbers = np.random.default_rng(3).integers(0, 256, (3, 37, 50), np.uint8)
     with rasterio.open(
-        path, "w", driver="GTiff", width=50, height=37, count=3, dtype="uint8", crs="EPSG:32613",
+        path,
+        "w",
+        driver="GTiff",
+        width=50,
+        height=37,
+        count=3,
+        dtype="uint8",
+        crs="EPSG:32613",
         transform=rasterio.Affine(2, 0, 4e5, 0, -2, 4e6),
-    ) as raster:  # fmt: skip
+    ) as raster:
         raster.write(numbers)
     return path
 
 
-def test_the_whole_engine_gives_the_same_raster_within_a_grey_level(small_export, small_weights, picture, tmp_path):
+def test_the_whole_engine_gives_the_same_raster_within_a_grey_level(
+    small_export, small_weights, picture, tmp_path
+):
     import rasterio
 
     results = []
@@ -235,16 +251,24 @@ def test_the_whole_engine_gives_the_same_raster_within_a_grey_level(small_export
     assert exported.std() > 10
 
 
-def test_an_export_is_evaluated_timed_and_described_as_weights_are(small_export, small_weights, tmp_path, capsys):
+def test_an_export_is_evaluated_timed_and_described_as_weights_are(
+    small_export, small_weights, tmp_path, capsys
+):
     from repmamba.cli.main import run
     from repmamba.data.images import write_png
 
     noise = np.random.default_rng(5).integers(0, 256, (2, 32, 32, 3), np.uint8)
     write_png(tmp_path / "pairs" / "GT" / "1.png", noise[0])
     write_png(tmp_path / "pairs" / "LR" / "1.png", noise[1, :16, :16])
-    scores = repmamba.evaluate_folders(tmp_path / "pairs", weights=[str(small_export.path), str(small_weights)]).scores
+    scores = repmamba.evaluate_folders(
+        tmp_path / "pairs", weights=[str(small_export.path), str(small_weights)]
+    ).scores
     values = {
-        method.name: {metric: images for (_, name, metric), images in scores.values.items() if name == method.name}
+        method.name: {
+            metric: images
+            for (_, name, metric), images in scores.values.items()
+            if name == method.name
+        }
         for method in scores.methods
     }
     exported, own = values.values()
@@ -260,5 +284,7 @@ def test_an_export_is_evaluated_timed_and_described_as_weights_are(small_export,
     "options", [{"device": "cuda:7"}, {"backend": "numba"}, {"precision": "bfloat16"}, {"scale": 3}]
 )
 def test_what_an_export_cannot_do_is_refused_in_one_line(small_export, options):
-    with pytest.raises((UsageError, CheckpointError), match=next(iter(options)) if "scale" not in options else "x2"):
+    with pytest.raises(
+        (UsageError, CheckpointError), match=next(iter(options)) if "scale" not in options else "x2"
+    ):
         repmamba.load(small_export.path, **options)

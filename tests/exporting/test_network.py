@@ -83,7 +83,8 @@ def test_there_is_no_loop_and_the_size_of_the_input_adds_no_nodes():
     network = fuse(RepMamba(NetworkConfig(scale=2, depths=(1,))))
     with torch.no_grad():
         graphs: list[Graph] = [
-            graph_of(network, size, ANY, half=False) for size in (InputSize(), InputSize(64, 64), InputSize(1000, 1000))
+            graph_of(network, size, ANY, half=False)
+            for size in (InputSize(), InputSize(64, 64), InputSize(1000, 1000))
         ]
     kinds = {node.op_type for graph in graphs for node in graph.nodes}
     assert not kinds & {"Loop", "Scan", "If"}

@@ -1,4 +1,5 @@
-"""Deepness, the plugin of QGIS: what it reads of a file, and what becomes of the file's results in it.
+"""Deepness, the plugin of QGIS: what it reads of a file, and what becomes of the file's results in
+it.
 
 Read as src/deepness/processing/models of PUTvision/qgis-plugin-deepness reads it: by a session of
 ONNX Runtime, its shapes and its metadata.

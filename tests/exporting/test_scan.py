@@ -1,4 +1,6 @@
-"""The scan as nodes against its definition, also where a factored form would overflow or lose digits."""
+"""The scan as nodes against its definition, also where a factored form would overflow or lose
+digits.
+"""
 
 import numpy as np
 import pytest
@@ -33,8 +35,13 @@ def session_of(layer: Layer, size: tuple[int, int] | None):
     else:
         sides = list(size)
     result = scan_map(graph, layer, "p", plan_scans(graph, *sides))
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", channel, "h", "w"]) for name in ("p", result)]
-    written = helper.make_graph(graph.nodes, "scan", ends[:1], ends[1:], list(graph.constants.values()))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", channel, "h", "w"])
+        for name in ("p", result)
+    ]
+    written = helper.make_graph(
+        graph.nodes, "scan", ends[:1], ends[1:], list(graph.constants.values())
+    )
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(written, opset_imports=opset, ir_version=IR_VERSION)
     return open_session(model.SerializeToString())
@@ -44,7 +51,9 @@ def by_definition(layer: Layer, p: torch.Tensor) -> torch.Tensor:
     p = p.double()
     projected = torch.einsum("nc,bchw->bnhw", layer.x_proj.double(), p)
     rest = (layer.dt_weight, layer.dt_bias, layer.A, layer.D)
-    return scan_map_as_sequences(scan_by_definition, p, projected, *(each.double() for each in rest))
+    return scan_map_as_sequences(
+        scan_by_definition, p, projected, *(each.double() for each in rest)
+    )
 
 
 SIZES = [(1, 1, 1), (1, 16, 16), (1, 16, 17), (3, 5, 7), (1, 2, 600), (1, 40, 33)]

@@ -23,12 +23,18 @@ def numbers(golden: Path) -> Callable[[str], Numbers]:
 
 @pytest.fixture(scope="session")
 def network_of(numbers: Callable[[str], Numbers]) -> Callable[..., RepMamba]:
-    """network_of("net_x4") -> a new network with those weights; a variant's file replaces what differs from net_x4."""
+    """network_of("net_x4") -> a new network with those weights; a variant's file replaces what
+    differs from net_x4.
+    """
 
     def make(name: str, *, dtype: torch.dtype = torch.float32) -> RepMamba:
         state = dict(numbers(name if name.startswith("net_") else "net_x4"))
         if not name.startswith("net_"):
-            own = {key.removeprefix("state."): value for key, value in numbers(name).items() if key[:6] == "state."}
+            own = {
+                key.removeprefix("state."): value
+                for key, value in numbers(name).items()
+                if key[:6] == "state."
+            }
             replaced = {key.split(".")[0] for key in own}
             state = {
                 key: value
@@ -44,7 +50,12 @@ def network_of(numbers: Callable[[str], Numbers]) -> Callable[..., RepMamba]:
 
 
 def _kept(key: str, own: Numbers) -> bool:
-    """What of net_x4 a variant keeps: 3conv replaces the connections alone, an upsampler the upsampler alone."""
+    """What of net_x4 a variant keeps: 3conv replaces the connections alone, an upsampler the
+    upsampler alone.
+    """
     if any(name.startswith("layers.") for name in own):
-        return not (key.startswith("conv_after_body.") or (key.startswith("layers.") and key.split(".")[2] == "conv"))
+        return not (
+            key.startswith("conv_after_body.")
+            or (key.startswith("layers.") and key.split(".")[2] == "conv")
+        )
     return not key.startswith("upsample.")

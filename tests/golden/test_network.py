@@ -12,7 +12,8 @@ from repmamba.network.published import from_published, published_names, to_publi
 from repmamba.network.repmamba import RepMamba
 
 VARIANTS = ("upsampler_pixelshuffle", "upsampler_nearest_conv", "resi_3conv")
-TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-8}  # the README allows 1e-4 and 1e-5; a sound one is within these
+# the README allows 1e-4 and 1e-5; a sound one is within these
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-8}
 
 
 @pytest.fixture(params=[False, True], ids=["as trained", "fused"])
@@ -43,7 +44,9 @@ def test_variants_are_those_of_the_published_network(variant, dtype, form, numbe
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
 def trained(request, numbers, network_of):
-    """The network after one forward and backward pass in training mode, its prediction and its loss."""
+    """The network after one forward and backward pass in training mode, its prediction and its
+    loss.
+    """
     golden = numbers("train_x4")
     network = network_of("net_x4", dtype=request.param).train()
     prediction = network(golden["input"].to(request.param))
@@ -62,8 +65,12 @@ def test_loss_is_that_of_the_published_network(trained, numbers):
 def test_every_gradient_is_that_of_the_published_network(trained, numbers):
     network, _, _ = trained
     golden = numbers("train_x4")
-    gradients = to_published(network.config, {name: value.grad for name, value in network.named_parameters()})
-    assert set(gradients) == {key.removeprefix("grad.") for key in golden if key.startswith("grad.")}
+    gradients = to_published(
+        network.config, {name: value.grad for name, value in network.named_parameters()}
+    )
+    assert set(gradients) == {
+        key.removeprefix("grad.") for key in golden if key.startswith("grad.")
+    }
     for name, gradient in gradients.items():
         expected = golden[f"grad.{name}"]
         assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max() + 1e-8, name
@@ -100,7 +107,9 @@ def test_fresh_weights_are_distributed_as_published(golden: Path):
             assert tensor.min().item() == pytest.approx(known["min"], abs=1e-6), name
             assert tensor.max().item() == pytest.approx(known["max"], abs=1e-6), name
         else:
-            assert abs(tensor.mean().item() - known["mean_of_means"]) <= 5 * known["std_of_means"], name
+            assert (
+                abs(tensor.mean().item() - known["mean_of_means"]) <= 5 * known["std_of_means"]
+            ), name
             assert abs(std - known["mean_of_stds"]) <= 5 * known["std_of_stds"], name
 
 

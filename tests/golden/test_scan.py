@@ -1,4 +1,6 @@
-"""The bare scan against the golden numbers: plain and extreme dt, L from 1 to 1000, values and all gradients."""
+"""The bare scan against the golden numbers: plain and extreme dt, L from 1 to 1000, values and all
+gradients.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,9 @@ BOUNDS = {torch.float32: (VALUE, GRADIENT), torch.float64: (DOUBLE, DOUBLE)}
 @pytest.mark.parametrize("length", [1, 7, 64, 1000])
 @pytest.mark.parametrize("kind", ["plain", "extreme"])
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_the_scan_meets_the_golden_numbers_in_value_and_gradient(backend, kind, length, dtype, golden: Path):
+def test_the_scan_meets_the_golden_numbers_in_value_and_gradient(
+    backend, kind, length, dtype, golden: Path
+):
     case = f"{kind}.L{length}."
     numbers = {
         name.removeprefix(case): x

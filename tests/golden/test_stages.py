@@ -1,4 +1,6 @@
-"""Every intermediate result of the published modules, found in ours by forward hooks and by watching what RMBs call."""
+"""Every intermediate result of the published modules, found in ours by forward hooks and by
+watching what RMBs call.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 class Watched:
-    """A namespace of functions that notes what each is called with and returns, in the order of the calls."""
+    """A namespace of functions that notes what each is called with and returns, in the order of the
+    calls.
+    """
 
     def __init__(self, functions):
         self.functions = functions
@@ -84,7 +88,11 @@ def _note_rmb(name, rmb, note, found, patch):
         functions, scan = Watched(torch.nn.functional), Watched(rmb_module)
         with patch.context() as inner:
             inner.setattr(rmb_module, "F", functions)
-            inner.setattr(rmb_module, "scan_map", lambda *args, **backend: _noted_scan(scan.calls, *args, **backend))
+            inner.setattr(
+                rmb_module,
+                "scan_map",
+                lambda *args, **backend: _noted_scan(scan.calls, *args, **backend),
+            )
             result = plain(tokens)
         _sort_calls(name, functions.calls, scan.calls, found)
         return result
@@ -100,7 +108,9 @@ def _noted_scan(calls, *args, **backend):
 
 def _sort_calls(name, calls, scans, found):
     found[f"{name}.act"] = next(result for function, _, result in calls if function == "silu")
-    (low, *_), found[f"{name}.pooled"] = next((args, result) for function, args, result in calls if "pool" in function)
+    (low, *_), found[f"{name}.pooled"] = next(
+        (args, result) for function, args, result in calls if "pool" in function
+    )
     nearest, bilinear = (result for function, _, result in calls if function == "interpolate")
     found[f"{name}.low"] = low
     found[f"{name}.residue"] = low - nearest
@@ -119,12 +129,25 @@ def _lay_out_scan(name, pooled, projected, dt_weight, dt_bias, A, D, found):
     u = to_sequences(pooled.unsqueeze(1).expand(batch, 4, channels, height, width))
     delta = torch.einsum("kcr,bkrl->bkcl", dt_weight, rows[:, :, :rank])
     B, C = rows[:, :, rank : rank + 16], rows[:, :, rank + 16 :]
-    y = selective_scan(u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, dt_bias=dt_bias.flatten()).view_as(u)
+    y = selective_scan(
+        u.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, dt_bias=dt_bias.flatten()
+    ).view_as(u)
     by_row, by_column = y[:, 0::2], y[:, 1::2]
     forwards = torch.stack([by_row[:, 0], by_row[:, 1].flip(-1)], 1).unflatten(-1, (height, width))
-    downwards = torch.stack([by_column[:, 0], by_column[:, 1].flip(-1)], 1).unflatten(-1, (width, height))
-    order = torch.stack([forwards[:, 0], downwards[:, 0].mT, forwards[:, 1], downwards[:, 1].mT], dim=1)
-    for stage, value in (("u", u), ("delta", delta), ("B", B), ("C", C), ("y", y), ("image_order", order)):
+    downwards = torch.stack([by_column[:, 0], by_column[:, 1].flip(-1)], 1).unflatten(
+        -1, (width, height)
+    )
+    order = torch.stack(
+        [forwards[:, 0], downwards[:, 0].mT, forwards[:, 1], downwards[:, 1].mT], dim=1
+    )
+    for stage, value in (
+        ("u", u),
+        ("delta", delta),
+        ("B", B),
+        ("C", C),
+        ("y", y),
+        ("image_order", order),
+    ):
         found[f"{name}.scan.{stage}"] = value
 
 

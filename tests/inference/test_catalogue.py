@@ -17,7 +17,14 @@ def packaged(tmp_path, monkeypatch):
     path = tmp_path / "x2.safetensors"
     path.write_bytes(b"numbers")
     digest = hashlib.sha256(b"numbers").hexdigest()
-    entry = {"name": "x2", "scale": 2, "file": path.name, "digest": digest, "training_data": "none", "terms": "none"}
+    entry = {
+        "name": "x2",
+        "scale": 2,
+        "file": path.name,
+        "digest": digest,
+        "training_data": "none",
+        "terms": "none",
+    }
     lines = [f"{key} = {value!r}" for key, value in entry.items()]
     (tmp_path / "catalogue.toml").write_text("\n".join(["[[weights]]", *lines]))
     monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
@@ -30,13 +37,17 @@ def test_weights_are_found_by_their_name(packaged):
 
 def test_weights_that_are_not_those_of_the_table_are_refused(packaged):
     packaged.write_bytes(b"Numbers")
-    with pytest.raises(CheckpointError, match="x2 are not those of the table; install repmamba again"):
+    with pytest.raises(
+        CheckpointError, match="x2 are not those of the table; install repmamba again"
+    ):
         find_weights("x2")
 
 
 def test_weights_that_are_missing_are_named(packaged):
     packaged.unlink()
-    with pytest.raises(CheckpointError, match=r"x2 \(x2\.safetensors\) are missing; install repmamba again"):
+    with pytest.raises(
+        CheckpointError, match=r"x2 \(x2\.safetensors\) are missing; install repmamba again"
+    ):
         find_weights("x2")
 
 
@@ -47,9 +58,20 @@ def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_p
     copied = load(tmp_path / "mine.safetensors", device="cpu")
     assert copied.terms == entry.terms
     assert repr(copied) == "<Upscaler mine: x4, 3 bands, on cpu, float32, tiles of 256 + 8>"
-    begun = {"begun_from": {"weights": "mine", "training": {"begun_from": {"weights": "x4", "training": {}}}}}
+    begun = {
+        "begun_from": {
+            "weights": "mine",
+            "training": {"begun_from": {"weights": "x4", "training": {}}},
+        }
+    }
     assert terms_of(tmp_path, begun) == f"begun from x4: {entry.terms}"
-    mean = {"begun_from": {"weights": "mine", "training": {}, "mean_with": [{"weights": "x4", "training": {}}]}}
+    mean = {
+        "begun_from": {
+            "weights": "mine",
+            "training": {},
+            "mean_with": [{"weights": "x4", "training": {}}],
+        }
+    }
     assert terms_of(tmp_path, mean) == f"begun from x4: {entry.terms}"
 
 

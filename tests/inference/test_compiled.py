@@ -1,4 +1,6 @@
-"""The compiled passes of the fused network against its operations in torch, which are what fusion.py says."""
+"""The compiled passes of the fused network against its operations in torch, which are what
+fusion.py says.
+"""
 
 import ctypes
 import gc
@@ -47,7 +49,9 @@ CONFIGS = (
 )
 MOST_SECONDS = 60.0  # that a thread is waited for, which never takes a second
 
-pairs_only = pytest.mark.skipif(not library().pairs, reason="this processor has no products of bfloat16")
+pairs_only = pytest.mark.skipif(
+    not library().pairs, reason="this processor has no products of bfloat16"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +86,14 @@ def relative_difference(result: Tensor, expected: Tensor) -> float:
     seed=integers(0, 1 << 30),
     batch=integers(1, 3),
     height=integers(1, 19),
-    width=integers(1, 19) | integers(120, 140),  # around the pieces in which a convolution takes a row
+    # around the pieces in which a convolution takes a row
+    width=integers(1, 19) | integers(120, 140),
 )
 def test_compiled_equals_torch(shaken, config, seed, batch, height, width):
     fused = fuse(shaken(config, seed=seed))
-    image = torch.rand(batch, config.in_chans, height, width, generator=torch.Generator().manual_seed(seed))
+    image = torch.rand(
+        batch, config.in_chans, height, width, generator=torch.Generator().manual_seed(seed)
+    )
     assert relative_difference(runner_of(fused).run(image), by_torch(fused, image)) < 1e-5
 
 
@@ -127,7 +134,11 @@ def test_the_arguments_are_those_of_the_header():
         body = re.search(rf"struct {name} {{(.*?)\n}};", header, re.DOTALL)
         assert body is not None
         declared = re.findall(r"[\w*, ]+;", re.sub(r"//.*", "", body[1]))
-        names = [re.findall(r"\w+", part)[-1] for line in declared for part in line.rstrip(";").split(",")]
+        names = [
+            re.findall(r"\w+", part)[-1]
+            for line in declared
+            for part in line.rstrip(";").split(",")
+        ]
         assert [field for field, _ in arguments._fields_] == names
 
 
@@ -151,7 +162,9 @@ def test_calls_from_several_threads_do_not_meet(shaken):
     def check(image: Tensor, right: Tensor) -> None:
         wrong.extend(image.shape for _ in range(5) if not torch.equal(runner.run(image), right))
 
-    threads = [threading.Thread(target=check, args=pair) for pair in zip(images, expected, strict=True)]
+    threads = [
+        threading.Thread(target=check, args=pair) for pair in zip(images, expected, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,12 +215,24 @@ def test_what_torch_makes_by_default_changes_nothing(shaken, default):
 
 
 def test_no_operation_of_torch_computes_beside_the_passes(shaken):
-    """They would start torch's threads, which spin for a while on the cores that the passes compute on."""
+    """They would start torch's threads, which spin for a while on the cores that the passes compute
+    on.
+    """
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 32, 32)
     runner.run(image)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         runner.run(image)
-    views = {"alias", "as_strided", "detach", "empty", "permute", "resolve_conj", "resolve_neg", "slice", "to"}
+    views = {
+        "alias",
+        "as_strided",
+        "detach",
+        "empty",
+        "permute",
+        "resolve_conj",
+        "resolve_neg",
+        "slice",
+        "to",
+    }
     assert {event.name.removeprefix("aten::") for event in profile.events()} <= views
 
 
@@ -289,7 +314,9 @@ def test_a_product_in_bfloat16_is_that_of_the_rounded_factors(shaken, size):
     runner.run(image)
     plan = runner._plan((*image.shape, 1))
     rmb = fused.groups[0].blocks[0].cssp.m64
-    stage = [place for place, stage in enumerate(plan.stages) if stage.kernel.startswith("front")][-1]
+    stage = [place for place, stage in enumerate(plan.stages) if stage.kernel.startswith("front")][
+        -1
+    ]
     plan.compute(stage, stage + 1)
     arguments, pixels = plan.stages[stage].arguments, size[0] * size[1] // 4
     pooled = map_at(arguments.pooled, pixels, 64)
@@ -306,14 +333,18 @@ def test_a_convolution_by_amx_is_that_of_the_rounded_factors(shaken, size):
     image = torch.rand(1, 3, *size)
     runner.run(image)
     plan = runner._plan((*image.shape, 1))
-    stage = next(place for place, stage in enumerate(plan.stages) if stage.kernel == "convolution_amx")
+    stage = next(
+        place for place, stage in enumerate(plan.stages) if stage.kernel == "convolution_amx"
+    )
     x, skip = (torch.randn(size[0] * size[1], 64) for _ in range(2))
     arguments = plan.stages[stage].arguments
     arguments.x, arguments.skip = x.data_ptr(), skip.data_ptr()
     plan.compute(stage, stage + 1)
     conv = fused.groups[0].conv
     as_map = x.T.reshape(1, 64, *size).bfloat16().double()
-    exact = nn.functional.conv2d(as_map, conv.weight.bfloat16().double(), conv.bias.double(), padding=1)
+    exact = nn.functional.conv2d(
+        as_map, conv.weight.bfloat16().double(), conv.bias.double(), padding=1
+    )
     expected = exact[0].flatten(1).T + skip
     assert relative_difference(map_at(arguments.result, *x.shape).double(), expected) < 1e-6
 
@@ -367,7 +398,9 @@ def test_maps_go_with_their_runner(shaken):
     assert there() is None
 
 
-@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=pairs_only)], ids=str)
+@pytest.mark.parametrize(
+    "precision", [torch.float32, pytest.param(torch.bfloat16, marks=pairs_only)], ids=str
+)
 def test_a_runner_travels_to_other_processes(shaken, precision):
     runner, image = runner_of(fuse(shaken(CONFIGS[0])), precision), torch.rand(1, 3, 6, 10)
     expected = runner.run(image)
@@ -377,7 +410,9 @@ def test_a_runner_travels_to_other_processes(shaken, precision):
 # What `load` makes of it
 
 
-def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked_for(small_weights, monkeypatch):
+def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked_for(
+    small_weights, monkeypatch
+):
     assert isinstance(load(small_weights, device="cpu").runner, CompiledRunner)
     for how in ({"fuse": False}, {"backend": "chunked"}):
         assert isinstance(load(small_weights, device="cpu", **how).runner, TorchRunner)

@@ -31,7 +31,9 @@ def test_the_variance_is_that_of_the_eight_and_the_mean_is_that_of_an_ensemble_i
         for axes in ((), (-1,)):
             seen = torch.rot90(unit.flip(axes), turns, (-2, -1))
             eight.append(torch.rot90(leaning(seen), -turns, (-2, -1)).flip(axes))
-    torch.testing.assert_close(variance, torch.stack(eight).double().var(0, correction=0).float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        variance, torch.stack(eight).double().var(0, correction=0).float(), rtol=1e-3, atol=0
+    )
 
 
 def test_doubt_is_the_geometric_mean_of_spread_and_contrast():
@@ -40,7 +42,8 @@ def test_doubt_is_the_geometric_mean_of_spread_and_contrast():
     found = doubt(sr, torch.full((3, 7, 7), 0.04))
     contrast = np.sqrt(0.9**2 / 9 - (0.9 / 9) ** 2)  # one of nine pixels is 0.9
     assert found[3, 3] == pytest.approx(np.sqrt(0.2 * contrast), rel=1e-6)
-    assert found[2, 4] == pytest.approx(found[3, 3])  # the square around it holds the same nine pixels
+    # the square around it holds the same nine pixels
+    assert found[2, 4] == pytest.approx(found[3, 3])
     assert found[0, 0] == 0
 
 
@@ -83,24 +86,31 @@ def test_between_entries_lies_a_straight_line_and_beyond_them_what_stands_at_the
 
 
 @pytest.mark.parametrize(
-    ("doubts", "errors"), [((), ()), ((0.1, 0.2), (0.1,)), ((0.2, 0.1), (0.1, 0.2)), ((0.1, 0.2), (0.2, 0.1))]
+    ("doubts", "errors"),
+    [((), ()), ((0.1, 0.2), (0.1,)), ((0.2, 0.1), (0.1, 0.2)), ((0.1, 0.2), (0.2, 0.1))],
 )
 def test_what_is_no_table_is_refused(doubts, errors):
     with pytest.raises(UsageError, match="calibration needs"):
         Calibration("", "", doubts, errors)
 
 
-def test_a_calibration_is_read_from_beside_the_weights_and_only_for_those_it_was_measured_with(tmp_path):
+def test_a_calibration_is_read_from_beside_the_weights_and_only_for_those_it_was_measured_with(
+    tmp_path,
+):
     for weights in (tmp_path / "mine.safetensors", tmp_path):
         calibration_path(weights).write_text(TABLE.as_text())
         assert read_calibration(weights, TABLE.network) == TABLE
         assert read_calibration(weights, "cd" * 16) is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["confidence.json", "mine.confidence.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "confidence.json",
+        "mine.confidence.json",
+    ]
     assert read_calibration(tmp_path / "other.safetensors", TABLE.network) is None
 
 
 @pytest.mark.parametrize(
-    "damage", ["{", "[]", "{}", '{"network": 1, "measured_on": "", "doubt": [2, 1], "error": [1, 1]}']
+    "damage",
+    ["{", "[]", "{}", '{"network": 1, "measured_on": "", "doubt": [2, 1], "error": [1, 1]}'],
 )
 def test_a_damaged_calibration_is_one_line(tmp_path, damage):
     (tmp_path / "confidence.json").write_text(damage)

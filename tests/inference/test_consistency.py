@@ -1,4 +1,6 @@
-"""Consistency: the result reduces to its input, is changed as little as possible, and never for the worse."""
+"""Consistency: the result reduces to its input, is changed as little as possible, and never for the
+worse.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,12 @@ from repmamba.pixels.resize import imresize_torch
 
 
 @settings(max_examples=30)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), scale=st.sampled_from([2, 3, 4]), seed=st.integers(0, 999))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    scale=st.sampled_from([2, 3, 4]),
+    seed=st.integers(0, 999),
+)
 def test_the_result_reduces_to_its_input(height, width, scale, seed):
     torch.manual_seed(seed)
     lr, sr = torch.rand(2, height, width), torch.rand(2, scale * height, scale * width)
@@ -33,7 +40,9 @@ def test_a_result_never_moves_away_from_the_truth(scale):
 def test_a_result_that_is_consistent_is_left_alone():
     truth = torch.rand(1, 32, 32)
     lr = imresize_torch(truth[None], 0.25)[0]
-    torch.testing.assert_close(consistent(truth, lr, torch.ones_like(lr, dtype=torch.bool), 4), truth)
+    torch.testing.assert_close(
+        consistent(truth, lr, torch.ones_like(lr, dtype=torch.bool), 4), truth
+    )
 
 
 def test_what_stands_in_a_missing_pixel_has_no_influence():

@@ -25,7 +25,9 @@ def scene(values, dims=("band", "y", "x"), *, nodata=None, crs="EPSG:32633"):
     }
     if "band" in dims:
         coords["band"] = [f"B{number}" for number in range(sizes["band"])]
-    array = xarray.DataArray(values, dims=dims, coords=coords, name="scene", attrs={"sensor": "one"})
+    array = xarray.DataArray(
+        values, dims=dims, coords=coords, name="scene", attrs={"sensor": "one"}
+    )
     array = array.rio.write_crs(crs).rio.write_transform(transform)
     return array if nodata is None else array.rio.write_nodata(nodata)
 
@@ -33,7 +35,9 @@ def scene(values, dims=("band", "y", "x"), *, nodata=None, crs="EPSG:32633"):
 @pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
 def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims):
     sizes = {"band": 3, "y": 8, "x": 11}
-    values = np.random.default_rng(0).integers(0, 256, [sizes[name] for name in dims]).astype(np.uint8)
+    values = (
+        np.random.default_rng(0).integers(0, 256, [sizes[name] for name in dims]).astype(np.uint8)
+    )
     before = scene(values, dims)
     after = upscaler.upscale(before)
     assert after.dims == before.dims
@@ -46,7 +50,9 @@ def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims)
     if "band" in dims:
         assert list(after.band.values) == ["B0", "B1", "B2"]
         as_numpy = before.transpose("y", "x", "band").values
-        np.testing.assert_array_equal(after.transpose("y", "x", "band").values, upscaler.upscale(as_numpy))
+        np.testing.assert_array_equal(
+            after.transpose("y", "x", "band").values, upscaler.upscale(as_numpy)
+        )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,9 @@ def test_what_was_chosen_of_a_raster_lies_where_its_coordinates_say(upscaler, ch
 
 
 def test_one_column_without_a_transform_lies_where_its_coordinate_says(upscaler):
-    array = xarray.DataArray(np.zeros((8, 1), np.float32), dims=("y", "x"), coords={"y": np.arange(8.0), "x": [3.0]})
+    array = xarray.DataArray(
+        np.zeros((8, 1), np.float32), dims=("y", "x"), coords={"y": np.arange(8.0), "x": [3.0]}
+    )
     assert upscaler.upscale(array).x.values == pytest.approx([2.75, 3.25])
 
 
@@ -99,14 +107,18 @@ def test_a_float_that_is_nodata_is_missing_in_its_band_alone(upscaler):
 
 
 def test_statistics_of_pixels_that_are_no_more_are_left_out(upscaler):
-    before = scene(np.zeros((8, 8), np.uint8), ("y", "x")).assign_attrs(STATISTICS_MAXIMUM=200, wavelength=665)
+    before = scene(np.zeros((8, 8), np.uint8), ("y", "x")).assign_attrs(
+        STATISTICS_MAXIMUM=200, wavelength=665
+    )
     assert {"sensor", "wavelength"} == set(upscaler.upscale(before).attrs)
 
 
 def test_an_array_without_coordinates_gets_none(upscaler):
     values = np.zeros((8, 10), np.float32)
     assert not upscaler.upscale(xarray.DataArray(values, dims=("y", "x"))).coords
-    placed = xarray.DataArray(values, dims=("y", "x")).rio.write_transform(Affine(10, 0, 500, 0, -10, 400))
+    placed = xarray.DataArray(values, dims=("y", "x")).rio.write_transform(
+        Affine(10, 0, 500, 0, -10, 400)
+    )
     after = upscaler.upscale(placed)
     assert set(after.coords) == {"spatial_ref"}
     assert after.rio.transform() == Affine(5, 0, 500, 0, -5, 400)
@@ -136,13 +148,18 @@ def along(x, y=None):
     """An array with these coordinates."""
     x = np.asarray(x)
     y = np.arange(float(8 if y is None else len(y)))[::-1] if y is None else np.asarray(y)
-    return xarray.DataArray(np.zeros((len(y), len(x)), np.float32), dims=("y", "x"), coords={"y": y, "x": x})
+    return xarray.DataArray(
+        np.zeros((len(y), len(x)), np.float32), dims=("y", "x"), coords={"y": y, "x": x}
+    )
 
 
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        (np.r_[345:360, 0:15] * 1.0, r"x are not evenly spaced: the step is 1, then -359 after x=359"),
+        (
+            np.r_[345:360, 0:15] * 1.0,
+            r"x are not evenly spaced: the step is 1, then -359 after x=359",
+        ),
         (np.r_[170:180, -180:-170] * 1.0, r"then -359 after x=179"),
         (np.r_[0:4, 10:16] * 1.0, r"the step is 1, then 7 after x=3"),
         (np.r_[0:500, 501:1000], r"the step is 1, then 2 after x=499"),
@@ -155,15 +172,22 @@ def along(x, y=None):
         ([0.0, 1.0, np.inf], r"number 3 of 3 is inf"),
         (np.array(["a", "b", "c"]), r"numbers are expected"),
         (np.arange("2020-01-01", "2020-01-09", dtype="datetime64[D]"), r"numbers are expected"),
-        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(64)[0])), r"not evenly spaced"),  # Gaussian latitudes
-        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(1280)[0])).astype("f4"), r"not evenly spaced"),
+        # Gaussian latitudes
+        (np.degrees(np.arcsin(np.polynomial.legendre.leggauss(64)[0])), r"not evenly spaced"),
+        (
+            np.degrees(np.arcsin(np.polynomial.legendre.leggauss(1280)[0])).astype("f4"),
+            r"not evenly spaced",
+        ),
         (np.geomspace(1, 2, 20), r"not evenly spaced"),
     ],
 )
 @pytest.mark.parametrize("axis", ["x", "y"])
 def test_coordinates_that_are_no_grid_are_refused_with_the_first_jump(upscaler, x, says, axis):
     array = along(x) if axis == "x" else along(np.arange(8.0), x)
-    with pytest.raises(UsageError, match=says if axis == "x" else says.replace("x=", "y=").replace("x are", "y are")):
+    with pytest.raises(
+        UsageError,
+        match=says if axis == "x" else says.replace("x=", "y=").replace("x are", "y are"),
+    ):
         upscaler.upscale(array)
 
 
@@ -206,7 +230,9 @@ def test_a_nodata_that_its_numbers_cannot_have_says_nothing(upscaler, nodata):
     values = np.random.default_rng(4).integers(0, 255, (3, 8, 8)).astype(np.uint8)
     array = scene(values)
     array.attrs["_FillValue"] = nodata
-    np.testing.assert_array_equal(upscaler.upscale(array).values, upscaler.upscale(scene(values)).values)
+    np.testing.assert_array_equal(
+        upscaler.upscale(array).values, upscaler.upscale(scene(values)).values
+    )
 
 
 @pytest.mark.parametrize("declared", [None, -1.0])
@@ -231,7 +257,9 @@ def test_nodata_of_each_band_leaves_none_that_is_declared_of_all(upscaler):
 @pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
 @pytest.mark.parametrize("chunks", [{"y": 16, "x": 40}, {"y": 7, "x": 9}, {}])
 def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks):
-    values = np.random.default_rng(3).integers(0, 4000, [{"band": 4, "y": 53, "x": 37}[name] for name in dims])
+    values = np.random.default_rng(3).integers(
+        0, 4000, [{"band": 4, "y": 53, "x": 37}[name] for name in dims]
+    )
     eager = scene(values.astype(np.uint16), dims, nodata=0)
     eager[dict.fromkeys(dims, slice(0, 3))] = 0
     computed = []
@@ -241,13 +269,21 @@ def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks
         return block
 
     lazy = eager.chunk(chunks)
-    lazy = lazy.copy(data=lazy.data.map_blocks(noted, dtype=lazy.dtype, meta=np.empty((0,) * lazy.ndim, lazy.dtype)))
+    lazy = lazy.copy(
+        data=lazy.data.map_blocks(
+            noted, dtype=lazy.dtype, meta=np.empty((0,) * lazy.ndim, lazy.dtype)
+        )
+    )
     options = {"value_range": (0, 4000), "tile": 16, "halo": 4}
     expected = upscaler.upscale(eager, **options)
     result = upscaler.upscale(lazy, **options)
     assert not computed
     assert result.chunks is not None
-    assert (result.dims, result.dtype, result.sizes) == (expected.dims, expected.dtype, expected.sizes)
+    assert (result.dims, result.dtype, result.sizes) == (
+        expected.dims,
+        expected.dtype,
+        expected.sizes,
+    )
     with dask.config.set(scheduler="synchronous"):
         part = result.isel(x=slice(0, 8), y=slice(0, 8)).compute()
     assert len(computed) < 53 * 37 / 60 + 2  # the chunks around the corner, and not all

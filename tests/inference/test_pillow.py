@@ -59,10 +59,14 @@ def test_transparent_pixels_touch_nothing_and_alpha_is_enlarged_by_nearest(upsca
 
 @pytest.mark.parametrize(("mode", "shown"), [("P", "RGB"), ("1", "L"), ("LA", "LA")])
 def test_palettes_and_bits_are_enlarged_as_what_they_show(upscaler, mode, shown):
-    picture = Image.fromarray(numbers(9, 14, 3)).convert("L" if mode == "LA" else "RGB").convert(mode)
+    picture = (
+        Image.fromarray(numbers(9, 14, 3)).convert("L" if mode == "LA" else "RGB").convert(mode)
+    )
     result = upscaler.upscale(picture)
     assert result.mode == shown
-    np.testing.assert_array_equal(np.asarray(result), np.asarray(upscaler.upscale(picture.convert(shown))))
+    np.testing.assert_array_equal(
+        np.asarray(result), np.asarray(upscaler.upscale(picture.convert(shown)))
+    )
 
 
 def test_a_transparent_colour_of_a_palette_becomes_alpha(upscaler):
@@ -88,7 +92,9 @@ def test_what_a_file_says_of_its_colours_stays(upscaler, tmp_path):
 
 
 def test_pictures_that_cannot_be_enlarged_are_one_line(upscaler):
-    with pytest.raises(UsageError, match=r"mode CMYK cannot be enlarged; these can: L, .*picture\.convert"):
+    with pytest.raises(
+        UsageError, match=r"mode CMYK cannot be enlarged; these can: L, .*picture\.convert"
+    ):
         upscaler.upscale(Image.new("CMYK", (8, 8)))
     with pytest.raises(ShapeMismatch, match="0 x 8 pixels"):
         upscaler.upscale(Image.new("RGB", (0, 8)))

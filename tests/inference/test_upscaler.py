@@ -1,4 +1,6 @@
-"""Upscaler: arrays of every kind, and a result that depends on nothing but array, weights and plan."""
+"""Upscaler: arrays of every kind, and a result that depends on nothing but array, weights and
+plan.
+"""
 
 import warnings
 from dataclasses import replace
@@ -8,7 +10,13 @@ import pytest
 import torch
 
 from repmamba import load
-from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UndeclaredNodata, UsageError
+from repmamba.errors import (
+    CheckpointError,
+    OutsideTraining,
+    ShapeMismatch,
+    UndeclaredNodata,
+    UsageError,
+)
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
@@ -67,7 +75,8 @@ def test_tensors_arrays_and_the_network_itself_agree(upscaler, random):
     np.testing.assert_allclose(by_array, by_network, atol=1e-5)
 
 
-@pytest.mark.parametrize("tile", [64, 96])  # four tiles, which workers share, and one, which threads do
+# four tiles, which workers share, and one, which threads do
+@pytest.mark.parametrize("tile", [64, 96])
 def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile, random):
     image = random.random((90, 70, 4)).astype(np.float32)
     before, results = torch.get_num_threads(), []
@@ -82,7 +91,9 @@ def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile, 
 
 
 def test_tiles_meet_without_a_seam(upscaler):
-    """A flat image has to stay flat at each of the four places in a pixel: a cut would show as a line."""
+    """A flat image has to stay flat at each of the four places in a pixel: a cut would show as a
+    line.
+    """
     result = upscaler.upscale(np.full((80, 80, 3), 0.4, np.float32), tile=32, halo=8)
     places = result[20:-20, 20:-20].reshape(60, 2, 60, 2, 3)
     assert np.ptp(places, axis=(0, 2)).max() < 0.02
@@ -107,7 +118,9 @@ def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscale
     expected = masked.repeat(2, axis=0).repeat(2, axis=1)
     results = []
     for below in (-9999, 7):  # what lies under a mask is no measurement
-        image = np.ma.masked_array(np.where(masked, below, numbers).astype(dtype), masked, fill_value=-9999)
+        image = np.ma.masked_array(
+            np.where(masked, below, numbers).astype(dtype), masked, fill_value=-9999
+        )
         results.append(upscaler.upscale(image, tile=32))
         assert isinstance(results[-1], np.ma.MaskedArray)
         assert results[-1].dtype == dtype
@@ -151,7 +164,9 @@ def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, ran
     image = (random.random((40, 40, 4)) * [4000, 4000, 4000, 90]).astype(np.uint16)
     image[3, 3, 0] = 65535
     result = upscaler.upscale(image, value_range="robust")
-    colours, other = (np.percentile(image[..., bands], (0.5, 99.5)) for bands in (slice(3), slice(3, 4)))
+    colours, other = (
+        np.percentile(image[..., bands], (0.5, 99.5)) for bands in (slice(3), slice(3, 4))
+    )
     for bands, found in ((slice(3), colours), (slice(3, 4), other)):
         given = upscaler.upscale(image[..., bands], value_range=tuple(found))
         np.testing.assert_allclose(result[..., bands].astype(float), given, atol=0.01 * found[1])
@@ -159,14 +174,22 @@ def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, ran
         upscaler.upscale(image, value_range="type")
 
 
-@pytest.mark.parametrize("image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)]
+)
 def test_what_is_no_image_is_refused(upscaler, image):
     with pytest.raises(ShapeMismatch, match="is no image"):
         upscaler.upscale(image)
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), complex), [[1, 2], [3, 4]], np.zeros((4, 4), bool), np.matrix([[1, 2], [3, 4]])]
+    "image",
+    [
+        np.zeros((4, 4), complex),
+        [[1, 2], [3, 4]],
+        np.zeros((4, 4), bool),
+        np.matrix([[1, 2], [3, 4]]),
+    ],
 )
 def test_types_without_a_meaning_are_refused(upscaler, image):
     with pytest.raises(UsageError):
@@ -185,7 +208,9 @@ def test_unknown_weights_are_refused_and_the_known_ones_named():
 
 def test_a_network_that_does_not_enlarge_is_refused(tmp_path):
     path = tmp_path / "none.safetensors"
-    write_checkpoint(path, Checkpoint.of(RepMamba(NetworkConfig(scale=1, upsampler="none", depths=(1,)))))
+    write_checkpoint(
+        path, Checkpoint.of(RepMamba(NetworkConfig(scale=1, upsampler="none", depths=(1,))))
+    )
     with pytest.raises(CheckpointError, match="does not enlarge"):
         load(path)
 
@@ -200,12 +225,16 @@ def test_equal_networks_have_equal_digests_whatever_their_files(small_weights, t
 @pytest.mark.parametrize("halo", [24, 0])
 def test_tile_and_halo_come_from_the_weights(tmp_path, halo):
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
-    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training={"tile": 192, "halo": halo}))
+    write_checkpoint(
+        tmp_path / "own.safetensors", Checkpoint.of(network, training={"tile": 192, "halo": halo})
+    )
     upscaler = load(tmp_path / "own.safetensors")
     assert (upscaler.tile, upscaler.halo) == (192, halo)
 
 
-@pytest.mark.parametrize("facts", [{"tile": True}, {"tile": 10**12}, {"tile": 7}, {"halo": True}, {"halo": -2}])
+@pytest.mark.parametrize(
+    "facts", [{"tile": True}, {"tile": 10**12}, {"tile": 7}, {"halo": True}, {"halo": -2}]
+)
 def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
     write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training=facts))
@@ -213,10 +242,14 @@ def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
         load(tmp_path / "own.safetensors")
 
 
-@pytest.mark.parametrize(("name", "length", "least"), [("tile", 31, 2), ("tile", 0, 2), ("halo", 7, 0)])
+@pytest.mark.parametrize(
+    ("name", "length", "least"), [("tile", 31, 2), ("tile", 0, 2), ("halo", 7, 0)]
+)
 def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, length, least):
     for asked, option in ((upscaler, {name: length}), (replace(upscaler, **{name: length}), {})):
-        with pytest.raises(UsageError, match=f"{name}={length}: give an even number of pixels from {least} on"):
+        with pytest.raises(
+            UsageError, match=f"{name}={length}: give an even number of pixels from {least} on"
+        ):
             asked.upscale(np.zeros((8, 8)), **option)
 
 
@@ -229,7 +262,14 @@ def test_weights_of_another_value_range_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [{"tile": 0}, {"tile": True}, {"tile": 16.0}, {"halo": -1}, {"workers": "2"}, {"value_range": "0,1"}],
+    [
+        {"tile": 0},
+        {"tile": True},
+        {"tile": 16.0},
+        {"halo": -1},
+        {"workers": "2"},
+        {"value_range": "0,1"},
+    ],
     ids=str,
 )
 def test_an_option_without_a_meaning_is_one_line(upscaler, option):
@@ -239,7 +279,9 @@ def test_an_option_without_a_meaning_is_one_line(upscaler, option):
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
-def test_weights_of_the_hub_are_those_of_the_revision(small_weights, tmp_path, monkeypatch, revision):
+def test_weights_of_the_hub_are_those_of_the_revision(
+    small_weights, tmp_path, monkeypatch, revision
+):
     asked = []
 
     def snapshot_download(name, **options):
@@ -261,10 +303,14 @@ def test_a_revision_of_what_is_here_is_refused(small_weights):
 
 def test_the_trained_and_the_fused_network_agree(small_weights, upscaler, random):
     image = random.random((20, 22, 3)).astype(np.float32)
-    np.testing.assert_allclose(load(small_weights, fuse=False).upscale(image), upscaler.upscale(image), atol=1e-5)
+    np.testing.assert_allclose(
+        load(small_weights, fuse=False).upscale(image), upscaler.upscale(image), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("option", "value"), [("device", "abacus"), ("device", "cuda:77"), ("precision", "int4")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("device", "abacus"), ("device", "cuda:77"), ("precision", "int4")]
+)
 def test_a_device_or_precision_that_is_not_there_is_refused(small_weights, option, value):
     with pytest.raises(UsageError, match=r"choose|There is no"):
         load(small_weights, **{option: value})
@@ -276,7 +322,9 @@ def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse
 
     asked = []
     for module in (fusion, rmb):
-        monkeypatch.setattr(module, "scan_map", lambda *maps, backend: asked.append(backend) or maps[0])
+        monkeypatch.setattr(
+            module, "scan_map", lambda *maps, backend: asked.append(backend) or maps[0]
+        )
     upscaler = load(small_weights, backend="chunked", fuse=fuse)
     assert upscaler.backend == "chunked"
     upscaler.upscale(random.random((8, 8, 3)).astype(np.float32))
@@ -296,9 +344,14 @@ def test_a_range_can_be_given_and_nothing_is_clipped_to_it(upscaler, random):
     assert result.max() > 4000 or result.min() < 0
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 20, 30), (4, 128, 128), (13, 100, 80), (16, 40, 50)])
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 64), (3, 20, 30), (4, 128, 128), (13, 100, 80), (16, 40, 50)]
+)
 def test_bands_first_as_rasterio_reads_is_refused_with_what_to_do(upscaler, shape):
-    with pytest.raises(ShapeMismatch, match=r"looks like \(bands, rows, columns\).*layout='bands-first'.*np.moveaxis"):
+    with pytest.raises(
+        ShapeMismatch,
+        match=r"looks like \(bands, rows, columns\).*layout='bands-first'.*np.moveaxis",
+    ):
         upscaler.upscale(np.zeros(shape, np.uint16))
 
 
@@ -316,9 +369,15 @@ def test_an_array_of_bands_first_comes_back_bands_first(upscaler, random, shape,
         np.testing.assert_array_equal(result.mask, array.mask.repeat(2, 1).repeat(2, 2))
 
 
-@pytest.mark.parametrize("shape", [(40, 50, 3), (40, 50, 4), (40, 50, 13), (17, 20, 40), (1, 1, 13), (8, 9, 12)])
+@pytest.mark.parametrize(
+    "shape", [(40, 50, 3), (40, 50, 4), (40, 50, 13), (17, 20, 40), (1, 1, 13), (8, 9, 12)]
+)
 def test_an_array_that_may_be_of_bands_last_is_taken_for_that(upscaler, shape):
-    assert upscaler.upscale(np.zeros(shape, np.uint8)).shape == (2 * shape[0], 2 * shape[1], shape[2])
+    assert upscaler.upscale(np.zeros(shape, np.uint8)).shape == (
+        2 * shape[0],
+        2 * shape[1],
+        shape[2],
+    )
 
 
 def test_bands_last_can_be_said_of_a_strip_of_many_bands(upscaler):
@@ -338,7 +397,9 @@ def test_a_tensor_has_its_bands_first_whatever_its_size(upscaler):
     assert upscaler.upscale(torch.zeros(3, 40, 50)).shape == (3, 80, 100)
 
 
-@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("uint16", 0), ("float32", -9999.0), ("uint8", 255)])
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("int16", -9999), ("uint16", 0), ("float32", -9999.0), ("uint8", 255)]
+)
 def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype, nodata):
     array = random.integers(50, 200, (24, 24, 2)).astype(dtype)
     array[:8, :, 1] = nodata
@@ -349,7 +410,8 @@ def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype
     missing = (array == nodata).repeat(2, 0).repeat(2, 1)
     np.testing.assert_array_equal(result == nodata, missing)
     expected = upscaler.upscale(other, nodata=33, value_range=value_range)
-    np.testing.assert_allclose(result[~missing], expected[~missing], rtol=0, atol=1)  # a step beside nodata
+    # a step beside nodata
+    np.testing.assert_allclose(result[~missing], expected[~missing], rtol=0, atol=1)
     of_bands = upscaler.upscale(array, nodata=(3, nodata), value_range=value_range)
     np.testing.assert_array_equal(of_bands[..., 1], result[..., 1])
 

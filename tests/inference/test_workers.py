@@ -35,7 +35,9 @@ def test_each_worker_computes_with_one_thread_and_the_caller_keeps_its_own():
 
 @pytest.mark.usefixtures("two_threads_of_the_caller")
 def test_two_runs_at_once_leave_every_thread_its_number():
-    """As in a server with a thread a request: the first ends while the second, begun meanwhile, goes on."""
+    """As in a server with a thread a request: the first ends while the second, begun meanwhile,
+    goes on.
+    """
     second_is_at_work, first_has_ended = threading.Event(), threading.Event()
     seen: dict[str, int] = {}
 
@@ -49,7 +51,9 @@ def test_two_runs_at_once_leave_every_thread_its_number():
         seen["and at its end"] = torch.get_num_threads()
 
     other = threading.Thread(target=second)
-    for number, count in enumerate(side_by_side(lambda _: torch.get_num_threads(), range(8), workers=2)):
+    for number, count in enumerate(
+        side_by_side(lambda _: torch.get_num_threads(), range(8), workers=2)
+    ):
         assert count == 1
         if number == 0:
             other.start()
@@ -64,8 +68,12 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 
 
 @pytest.mark.usefixtures("two_threads_of_the_caller")
-@pytest.mark.parametrize(("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)])
-def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(small_weights, monkeypatch, workers, count, threads):
+@pytest.mark.parametrize(
+    ("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)]
+)
+def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(
+    small_weights, monkeypatch, workers, count, threads
+):
     network, noted = load(small_weights).network, []
 
     class Noted(compiled.Plan):
@@ -89,7 +97,9 @@ def test_results_come_in_order_whichever_is_ready_first(workers):
         time.sleep(0.02 if item % 3 == 0 else 0)
         return item * item
 
-    assert list(side_by_side(slow_at_first, range(20), workers)) == [item * item for item in range(20)]
+    assert list(side_by_side(slow_at_first, range(20), workers)) == [
+        item * item for item in range(20)
+    ]
 
 
 def test_no_more_items_are_drawn_than_workers_need():
@@ -119,7 +129,9 @@ def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
     with pytest.raises(ValueError, match="three"):
         list(side_by_side(fails_at_three, range(1000), workers=1))
     assert len(computed) < 10
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")
+    ]
 
 
 def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
@@ -132,7 +144,9 @@ def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
 
 
 def at_once(calls, workers):
-    """How many items of so many calls, each with so many workers, are computed at the same moment at most."""
+    """How many items of so many calls, each with so many workers, are computed at the same moment
+    at most.
+    """
     guard, now, most = threading.Lock(), 0, 0
 
     def compute(item: int) -> int:
@@ -147,7 +161,9 @@ def at_once(calls, workers):
 
     results = []
     callers = [
-        threading.Thread(target=lambda: results.append(list(side_by_side(compute, range(6), workers))))
+        threading.Thread(
+            target=lambda: results.append(list(side_by_side(compute, range(6), workers)))
+        )
         for _ in range(calls)
     ]
     for caller in callers:
@@ -160,7 +176,9 @@ def at_once(calls, workers):
 
 def test_calls_in_several_threads_share_one_set_of_workers():
     assert at_once(calls=5, workers=2) == 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")
+    ]
 
 
 def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
@@ -204,6 +222,8 @@ def test_a_process_forked_while_workers_compute_has_workers_of_its_own():
     assert next(results) == 0
     child = os.fork()
     if child == 0:
-        os._exit(0 if list(side_by_side(lambda item: 2 * item, range(3), workers=2)) == [0, 2, 4] else 1)
+        os._exit(
+            0 if list(side_by_side(lambda item: 2 * item, range(3), workers=2)) == [0, 2, 4] else 1
+        )
     assert list(results) == [1, 2, 3]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -17,7 +17,10 @@ GAP, CAPTION = 8, 30
 
 def test_the_bundled_scene_is_the_file_it_was_taken_from(geotiffs: Path):
     original = geotiffs / "201404_13SED190110_201404_0x1500m_CL_1_mask.tif"
-    assert hashlib.sha256(SCENE.read_bytes()).digest() == hashlib.sha256(original.read_bytes()).digest()
+    assert (
+        hashlib.sha256(SCENE.read_bytes()).digest()
+        == hashlib.sha256(original.read_bytes()).digest()
+    )
 
 
 @pytest.fixture(params=[2, 3, 4])
@@ -34,15 +37,30 @@ def enlarged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]
 
 
 @pytest.mark.parametrize("window", ["112,56,104,76", "0,0,20,10", "363,222,20,10"])
-def test_the_three_panels_of_the_picture_show_the_same_ground(enlarged: tuple[int, Path], tmp_path: Path, window: str):
+def test_the_three_panels_of_the_picture_show_the_same_ground(
+    enlarged: tuple[int, Path], tmp_path: Path, window: str
+):
     scale, sr = enlarged
     picture = tmp_path / "comparison.png"
-    command = [sys.executable, EXAMPLES / "compare.py", SCENE, sr, "-o", picture, "--window", window]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"{picture}\n"
+    command = [
+        sys.executable,
+        EXAMPLES / "compare.py",
+        SCENE,
+        sr,
+        "-o",
+        picture,
+        "--window",
+        window,
+    ]
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"{picture}\n"
+    )
 
     pixels = np.asarray(Image.open(picture)).astype(int)[CAPTION:]
     width = (pixels.shape[1] + GAP) // 3
-    given, bicubic, result = (pixels[:, left : left + width - GAP] for left in (0, width, 2 * width))
+    given, bicubic, result = (
+        pixels[:, left : left + width - GAP] for left in (0, width, 2 * width)
+    )
     col, row, columns, rows = map(int, window.split(","))
     with rasterio.open(SCENE) as lr:
         truth = np.moveaxis(lr.read(window=((row, row + rows), (col, col + columns))), 0, -1)

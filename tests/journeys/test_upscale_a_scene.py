@@ -1,4 +1,6 @@
-"""The first journey, by the command: a file in, the same file larger, in its place; one line for whatever is wrong."""
+"""The first journey, by the command: a file in, the same file larger, in its place; one line for
+whatever is wrong.
+"""
 
 import json
 import os
@@ -48,14 +50,28 @@ def picture(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_real_scene_comes_back_four_times_larger_in_its_place(geotiffs, tmp_path, weights, name, capsys):
+def test_a_real_scene_comes_back_four_times_larger_in_its_place(
+    geotiffs, tmp_path, weights, name, capsys
+):
     window = (32, 64, 150, 130)  # column, row, width, height
     arguments = ["--weights", weights, "--window", ",".join(map(str, window)), "--json", "--quiet"]
-    assert run([str(part) for part in ("upscale", geotiffs / name, "-o", tmp_path / "out.tif", *arguments)]) == 0
+    assert (
+        run(
+            [
+                str(part)
+                for part in ("upscale", geotiffs / name, "-o", tmp_path / "out.tif", *arguments)
+            ]
+        )
+        == 0
+    )
     said = json.loads(capsys.readouterr().out)
     col, row, width, height = window
     with rasterio.open(geotiffs / name) as before, rasterio.open(tmp_path / "out.tif") as after:
-        assert (said["width"], said["height"]) == (after.width, after.height) == (4 * width, 4 * height)
+        assert (
+            (said["width"], said["height"])
+            == (after.width, after.height)
+            == (4 * width, 4 * height)
+        )
         assert after.crs == before.crs
         assert after.dtypes == before.dtypes
         for right, down in ((0, 0), (width, 0), (0, height), (width, height)):
@@ -68,13 +84,24 @@ def test_a_real_scene_comes_back_four_times_larger_in_its_place(geotiffs, tmp_pa
 def test_several_inputs_go_into_a_folder_and_keep_their_names(tmp_path, picture, weights):
     Image.open(picture).save(tmp_path / "other.webp")
     target = tmp_path / "larger"
-    arguments = ["upscale", picture, tmp_path / "other.webp", "-o", target, "--weights", weights, "-q"]
+    arguments = [
+        "upscale",
+        picture,
+        tmp_path / "other.webp",
+        "-o",
+        target,
+        "--weights",
+        weights,
+        "-q",
+    ]
     assert run([str(part) for part in arguments]) == 0
     names = {path.name for path in target.iterdir() if path.suffix in (".png", ".tif")}
     assert names == {"picture_x4.png", "other_x4.tif"}
 
 
-def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_stdout(tmp_path, picture, weights):
+def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_stdout(
+    tmp_path, picture, weights
+):
     command = [
         sys.executable,
         "-m",
@@ -87,7 +114,9 @@ def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_st
         weights,
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{tmp_path / 'out.png'}: 96 x 80 pixels, 3 bands, x4 with tiny, not made consistent")
+    assert done.stdout.startswith(
+        f"{tmp_path / 'out.png'}: 96 x 80 pixels, 3 bands, x4 with tiny, not made consistent"
+    )
     assert "100 % of 0.0 megapixels" in done.stderr
     assert "not made consistent with its input, since it is a picture" in done.stderr
     assert "\r" not in done.stderr
@@ -95,15 +124,29 @@ def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_st
 
 def test_a_dry_run_tells_the_plan_and_does_nothing(tmp_path, picture, weights, capsys):
     target = tmp_path / "out.png"
-    assert run(["upscale", str(picture), "-o", str(target), "--weights", str(weights), "--dry-run"]) == 0
+    assert (
+        run(["upscale", str(picture), "-o", str(target), "--weights", str(weights), "--dry-run"])
+        == 0
+    )
     assert "1 tile of 256 + 8 input pixels" in capsys.readouterr().out
     assert not target.exists()
 
 
-def test_a_dry_run_of_several_plans_a_folder_that_is_not_there_yet(tmp_path, picture, weights, capsys):
+def test_a_dry_run_of_several_plans_a_folder_that_is_not_there_yet(
+    tmp_path, picture, weights, capsys
+):
     Image.open(picture).save(tmp_path / "other.png")
     target = tmp_path / "new" / "larger"
-    arguments = ["upscale", picture, tmp_path / "other.png", "-o", target, "--weights", weights, "--dry-run"]
+    arguments = [
+        "upscale",
+        picture,
+        tmp_path / "other.png",
+        "-o",
+        target,
+        "--weights",
+        weights,
+        "--dry-run",
+    ]
     assert run([str(part) for part in arguments]) == 0
     said = capsys.readouterr().out
     for name in ("picture", "other"):
@@ -137,7 +180,9 @@ def cut_weights(path: Path) -> Path:
 
 
 class Bad:
-    """One line of the table: what is wrong, the command's arguments in a folder of its own, and words of the error."""
+    """One line of the table: what is wrong, the command's arguments in a folder of its own, and
+    words of the error.
+    """
 
     def __init__(self, name: str, arguments, words: str, code: int = FAILED) -> None:
         self.name, self.arguments, self.words, self.code = name, arguments, words, code
@@ -154,20 +199,56 @@ BAD_INPUTS = (
     Bad("not an image", lambda at: [made(at / "text.tif", b"hello\n" * 50)], "cannot be read"),
     Bad("zero size", lambda at: [made(at / "zero.png", ZERO_SIZED_PNG)], "cannot be read"),
     Bad("unknown scale", lambda at: [image(at / "in.png"), "--scale", "5"], "--scale", MISUSED),
-    Bad("weights of another scale", lambda at: [image(at / "in.png"), "--scale", "3"], "x3 was asked for"),
+    Bad(
+        "weights of another scale",
+        lambda at: [image(at / "in.png"), "--scale", "3"],
+        "x3 was asked for",
+    ),
     Bad(
         "corrupt weights",
         lambda at: [image(at / "in.png"), "--weights", cut_weights(at / "cut.safetensors")],
         "truncated",
     ),
-    Bad("no such weights", lambda at: [image(at / "in.png"), "--weights", at / "none.safetensors"], "no weights"),
+    Bad(
+        "no such weights",
+        lambda at: [image(at / "in.png"), "--weights", at / "none.safetensors"],
+        "no weights",
+    ),
     Bad("output is input", lambda at: [image(at / "out.png")], "is the input", MISUSED),
-    Bad("output is there", lambda at: [image(at / "in.png"), "-o", image(at / "there.png")], "--overwrite"),
-    Bad("output in no folder", lambda at: [image(at / "in.png"), "-o", at / "no" / "out.png"], "does not exist"),
-    Bad("unknown format", lambda at: [image(at / "in.png"), "-o", at / "out.xyz"], "does not say its format", MISUSED),
-    Bad("window outside", lambda at: [image(at / "in.png"), "--window", "20,0,11,5"], "does not lie inside", MISUSED),
-    Bad("window of words", lambda at: [image(at / "in.png"), "--window", "all"], "4 numbers with commas", MISUSED),
-    Bad("bbox of no number", lambda at: [image(at / "in.png"), "--bbox", "nan,0,1,1"], "four finite numbers", MISUSED),
+    Bad(
+        "output is there",
+        lambda at: [image(at / "in.png"), "-o", image(at / "there.png")],
+        "--overwrite",
+    ),
+    Bad(
+        "output in no folder",
+        lambda at: [image(at / "in.png"), "-o", at / "no" / "out.png"],
+        "does not exist",
+    ),
+    Bad(
+        "unknown format",
+        lambda at: [image(at / "in.png"), "-o", at / "out.xyz"],
+        "does not say its format",
+        MISUSED,
+    ),
+    Bad(
+        "window outside",
+        lambda at: [image(at / "in.png"), "--window", "20,0,11,5"],
+        "does not lie inside",
+        MISUSED,
+    ),
+    Bad(
+        "window of words",
+        lambda at: [image(at / "in.png"), "--window", "all"],
+        "4 numbers with commas",
+        MISUSED,
+    ),
+    Bad(
+        "bbox of no number",
+        lambda at: [image(at / "in.png"), "--bbox", "nan,0,1,1"],
+        "four finite numbers",
+        MISUSED,
+    ),
     Bad("odd tile", lambda at: [image(at / "in.png"), "--tile", "31"], "even number", MISUSED),
 )
 ZERO_SIZED_PNG = bytes.fromhex(
@@ -235,7 +316,15 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_result(small_disk, tmp_path
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "in.png")
     target = small_disk(192) / "out.tif"
-    arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target), "--weights", str(weights), "-q"]
+    arguments = [
+        "upscale",
+        str(tmp_path / "in.png"),
+        "-o",
+        str(target),
+        "--weights",
+        str(weights),
+        "-q",
+    ]
     assert run(arguments) == FAILED
     assert "Make room" in capsys.readouterr().err
     assert not target.exists()

@@ -1,4 +1,6 @@
-"""The build hook: what is built for which platform, when it is built again, and what is made where it cannot be."""
+"""The build hook: what is built for which platform, when it is built again, and what is made where
+it cannot be.
+"""
 
 import re
 import shutil
@@ -23,7 +25,8 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("sources.py", "levels.cpp", "kernels.h"):
         shutil.copy(FOLDER / name, sources)
     (sources / "one.cpp").write_text(
-        '#include "kernels.h"\nKERNEL(one, float) { (void)first, (void)last, (void)a, (void)scratch; }'
+        '#include "kernels.h"\nKERNEL(one, float) { (void)first, (void)last, (void)a, '
+        "(void)scratch; }"
     )
     return tmp_path
 
@@ -41,14 +44,18 @@ def build(hatch_build: SimpleNamespace, checkout: Path, monkeypatch: pytest.Monk
         data = {"pure_python": True, "force_include": {}}
         hook = hatch_build.Kernels(str(checkout), {}, None, None, "", "wheel", app)
         hook.initialize(version, data)
-        return SimpleNamespace(calls=calls.call_count, data=data, warnings=app.display_warning.call_args_list)
+        return SimpleNamespace(
+            calls=calls.call_count, data=data, warnings=app.display_warning.call_args_list
+        )
 
     run.fails = lambda fault: calls.configure_mock(side_effect=fault)  # type: ignore[attr-defined]
     return run
 
 
 def test_every_level_of_every_target_has_its_lanes(hatch_build):
-    assert {level for target in hatch_build.TARGETS.values() for level in target.levels} == set(LANES)
+    assert {level for target in hatch_build.TARGETS.values() for level in target.levels} == set(
+        LANES
+    )
 
 
 def test_the_targets_are_those_that_pip_knows_by_their_tags(hatch_build):
@@ -72,16 +79,21 @@ def test_the_targets_are_those_that_pip_knows_by_their_tags(hatch_build):
         ("linux", "riscv64", "linux-riscv64"),
     ],
 )
-def test_this_platform_is_named_as_the_targets_are(system, machine, expected, hatch_build, monkeypatch):
+def test_this_platform_is_named_as_the_targets_are(
+    system, machine, expected, hatch_build, monkeypatch
+):
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert hatch_build.this_platform() == expected
 
 
-def test_a_wheel_carries_the_library_and_the_platforms_tag_and_is_built_once(build, checkout, hatch_build):
+def test_a_wheel_carries_the_library_and_the_platforms_tag_and_is_built_once(
+    build, checkout, hatch_build
+):
     target = hatch_build.TARGETS[hatch_build.this_platform()]
     first, second = build(), build()
-    assert first.calls == 2 + len(target.levels)  # levels.cpp, one.cpp for each level, and the linker
+    # levels.cpp, one.cpp for each level, and the linker
+    assert first.calls == 2 + len(target.levels)
     assert second.calls == 0
     for result in (first, second):
         assert result.data["tag"] == f"py3-none-{target.tag}"
@@ -101,9 +113,13 @@ def test_an_editable_install_has_the_library_beside_its_sources(build, checkout)
 
 @pytest.mark.parametrize("version", ["standard", "editable"])
 @pytest.mark.parametrize(
-    "fault", [subprocess.CalledProcessError(1, "zig"), FileNotFoundError("no python")], ids=["fails", "missing"]
+    "fault",
+    [subprocess.CalledProcessError(1, "zig"), FileNotFoundError("no python")],
+    ids=["fails", "missing"],
 )
-def test_where_the_compiler_fails_the_wheel_is_pure_and_holds_no_older_library(version, fault, build, checkout):
+def test_where_the_compiler_fails_the_wheel_is_pure_and_holds_no_older_library(
+    version, fault, build, checkout
+):
     build(version)
     (checkout / "src/repmamba/kernels/one.cpp").open("a").write("// changed")
     build.fails(fault)
@@ -127,14 +143,19 @@ def test_a_named_target_is_built_or_nothing_is(build, monkeypatch):
     with pytest.raises(subprocess.CalledProcessError):
         build()
     monkeypatch.setenv("REPMAMBA_TARGET", "amiga-m68k")
-    with pytest.raises(ValueError, match="REPMAMBA_TARGET is amiga-m68k; it can be one of linux-x86_64"):
+    with pytest.raises(
+        ValueError, match="REPMAMBA_TARGET is amiga-m68k; it can be one of linux-x86_64"
+    ):
         build()
 
 
 def test_the_library_asks_for_no_newer_glibc_than_its_tag_says():
     if PATH.suffix != ".so":
         pytest.skip("this system has no glibc")
-    versions = {tuple(map(int, found.split(b"."))) for found in re.findall(rb"GLIBC_([0-9.]+)", PATH.read_bytes())}
+    versions = {
+        tuple(map(int, found.split(b".")))
+        for found in re.findall(rb"GLIBC_([0-9.]+)", PATH.read_bytes())
+    }
     assert max(versions) <= (2, 17)
 
 
@@ -148,28 +169,45 @@ def test_every_level_has_every_kernel_that_is_built_for_it(hatch_build):
     found = [
         f"{name}_{level}"
         for file, level in built
-        for name in re.findall(r"^KERNEL\((\w+), ", (FOLDER / file).read_text("utf-8"), re.MULTILINE)
+        for name in re.findall(
+            r"^KERNEL\((\w+), ", (FOLDER / file).read_text("utf-8"), re.MULTILINE
+        )
     ]
-    assert {f"{name}_{level}" for name in ("scan_forward", "scan_backward") for level in target.levels} <= set(found)
+    assert {
+        f"{name}_{level}" for name in ("scan_forward", "scan_backward") for level in target.levels
+    } <= set(found)
     assert all(hasattr(library().handle, name) for name in found)
 
 
 @pytest.mark.long
 def test_no_function_of_one_level_can_take_the_place_of_anothers(hatch_build, tmp_path):
-    """The linker takes one of several weak functions of a name, perhaps one that the processor cannot run."""
+    """The linker takes one of several weak functions of a name, perhaps one that the processor
+    cannot run.
+    """
     if not shutil.which("nm"):
         pytest.skip("this system has no nm")
     target = hatch_build.TARGETS["linux-x86_64"]
-    flags = [flag for flag in hatch_build.FLAGS if flag != "-O3"] + ["-O0", "-w", "-fPIC", "-DLEVEL=v4"]
+    flags = [flag for flag in hatch_build.FLAGS if flag != "-O3"] + [
+        "-O0",
+        "-w",
+        "-fPIC",
+        "-DLEVEL=v4",
+    ]
     flags += ["-mcpu=x86_64_v4+avx512bf16+amx_bf16+amx_tile"]
     for file in FOLDER.glob("*.cpp"):
         compiled = tmp_path / f"{file.name}.o"
-        subprocess.run([*hatch_build.compiler(target), *flags, "-c", file, "-o", compiled], check=True)
-        symbols = subprocess.run(["nm", "--defined-only", compiled], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [*hatch_build.compiler(target), *flags, "-c", file, "-o", compiled], check=True
+        )
+        symbols = subprocess.run(
+            ["nm", "--defined-only", compiled], capture_output=True, text=True, check=True
+        ).stdout
         assert symbols
         assert not re.findall(r"^\w+ [WV] .*", symbols, re.MULTILINE)
 
 
 def test_make_wheels_is_told_of_every_target(hatch_build):
-    listed = subprocess.run([sys.executable, CHECKOUT / "hatch_build.py"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [sys.executable, CHECKOUT / "hatch_build.py"], capture_output=True, text=True, check=True
+    )
     assert listed.stdout.split() == list(hatch_build.TARGETS)

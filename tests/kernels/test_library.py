@@ -59,7 +59,9 @@ def test_the_levels_follow_from_the_processors_features(machine, features, expec
 def test_the_features_are_those_that_the_system_tells_of():
     if sys.platform != "linux" or levels(FEATURES) == ("neon",):
         pytest.skip("this system has no list of the processor's features in /proc/cpuinfo")
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    flags = next(
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
+    ).split()
     v3 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"} <= set(flags)
     v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(flags)
     pairs = v4 and "avx512_bf16" in flags
@@ -71,7 +73,9 @@ def test_the_features_are_those_that_the_system_tells_of():
 def test_a_level_that_the_processor_lacks_is_refused_with_those_it_has(level, fresh, monkeypatch):
     monkeypatch.setenv(VARIABLE, level)
     monkeypatch.setattr(module, "levels", lambda features: ("v2", "v3"))
-    with pytest.raises(UsageError, match=f"'{level}'; this processor runs v2, v3: name one of them"):
+    with pytest.raises(
+        UsageError, match=f"'{level}'; this processor runs v2, v3: name one of them"
+    ):
         fresh()
 
 
@@ -90,7 +94,11 @@ def test_an_unknown_level_ends_a_command_with_one_line():
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "this installation has no"), (b"", "file too short"), (b"no library at all" * 99, "invalid ELF header")],
+    [
+        (None, "this installation has no"),
+        (b"", "file too short"),
+        (b"no library at all" * 99, "invalid ELF header"),
+    ],
     ids=["missing", "empty", "damaged"],
 )
 def test_a_library_that_cannot_be_loaded_is_told_by_an_error_with_the_reason(
@@ -110,13 +118,17 @@ def test_a_library_of_something_else_is_refused(fresh, monkeypatch):
         fresh()
 
 
-def test_sources_that_have_changed_since_the_library_was_built_are_noticed(fresh, tmp_path, monkeypatch):
+def test_sources_that_have_changed_since_the_library_was_built_are_noticed(
+    fresh, tmp_path, monkeypatch
+):
     for file in module.FOLDER.glob("*.*"):
         shutil.copy(file, tmp_path)
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     assert fresh().level
     (tmp_path / "scan.cpp").write_text("// changed\n")
-    with pytest.raises(OSError, match=r"older than its sources: run `pip install --editable \.` again"):
+    with pytest.raises(
+        OSError, match=r"older than its sources: run `pip install --editable \.` again"
+    ):
         fresh()
 
 
@@ -132,7 +144,8 @@ def test_threads_that_ask_at_once_get_the_same_library():
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from repmamba.kernels.library import library\n"
-        "with ThreadPoolExecutor(8) as pool: found = set(pool.map(lambda _: library().level, range(64)))\n"
+        "with ThreadPoolExecutor(8) as pool: found = set(pool.map(lambda _: library().level, "
+        "range(64)))\n"
         "assert len(found) == 1, found\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -150,11 +163,15 @@ def test_a_forked_process_uses_the_library_of_its_parent():
         assert forked.apply_async(level_in_a_fork).get(timeout=600) == library().level
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="this system has no permission of tiles to ask for")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="this system has no permission of tiles to ask for"
+)
 @pytest.mark.parametrize("refusal", [0, -1], ids=["granted", "refused"])
 def test_tiles_are_used_only_where_the_system_grants_them(refusal, fresh, monkeypatch):
     system = SimpleNamespace(syscall=Mock(return_value=refusal))
-    monkeypatch.setattr(module, "_loaded", lambda: SimpleNamespace(features=Mock(return_value=15), take_part=Mock()))
+    monkeypatch.setattr(
+        module, "_loaded", lambda: SimpleNamespace(features=Mock(return_value=15), take_part=Mock())
+    )
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: system)
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     assert fresh().amx == (refusal == 0)

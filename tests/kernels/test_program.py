@@ -1,4 +1,5 @@
-"""The kernels' own test program, program.cpp, at each level: on this processor, and on others where they are emulated.
+"""The kernels' own test program, program.cpp, at each level: on this processor, and on others where
+they are emulated.
 
 And all kernels under sanitizers: in the program, and in the tests of the rooms that call them.
 """
@@ -18,16 +19,32 @@ from ..conftest import CHECKOUT
 
 PROGRAM = Path(__file__).with_name("program.cpp")
 FEATURES = library().handle.features()
-# AddressSanitizer as the compiler's own front end has it: zig's keeps no runtime for it. Undefined behaviour ends the
-# process by an illegal instruction, without a runtime.
-SANITIZED = ["-O1", "-g", "-Xclang", "-fsanitize=address", "-fsanitize=undefined", "-fsanitize-trap=undefined"]
+# AddressSanitizer as the compiler's own front end has it: zig's keeps no runtime for it. Undefined
+# behaviour ends the process by an illegal instruction, without a runtime.
+SANITIZED = [
+    "-O1",
+    "-g",
+    "-Xclang",
+    "-fsanitize=address",
+    "-fsanitize=undefined",
+    "-fsanitize-trap=undefined",
+]
 
 
-def compile_program(hatch_build, target, level: str, result: Path, *, sanitized: bool = False) -> None:
-    command = [*hatch_build.compiler(target), *flags(hatch_build, sanitized), f"-I{FOLDER}", f"-DLEVEL={level}"]
+def compile_program(
+    hatch_build, target, level: str, result: Path, *, sanitized: bool = False
+) -> None:
+    command = [
+        *hatch_build.compiler(target),
+        *flags(hatch_build, sanitized),
+        f"-I{FOLDER}",
+        f"-DLEVEL={level}",
+    ]
     objects = [result.with_suffix(f".{n}.o") for n in range(2)]
     for source, made in zip((PROGRAM, FOLDER / "scan.cpp"), objects, strict=True):
-        subprocess.run([*command, f"-mcpu={target.levels[level]}", "-c", source, "-o", made], check=True)
+        subprocess.run(
+            [*command, f"-mcpu={target.levels[level]}", "-c", source, "-o", made], check=True
+        )
     link = ["gcc", "-fsanitize=address"] if sanitized else hatch_build.compiler(target)
     static = ["-static"] if "musl" in target.triple else []
     math = [] if "windows" in target.triple else ["-lm"]
@@ -37,12 +54,19 @@ def compile_program(hatch_build, target, level: str, result: Path, *, sanitized:
 def flags(hatch_build, sanitized: bool) -> list[str]:
     if not sanitized:
         return hatch_build.FLAGS
-    return [flag for flag in hatch_build.FLAGS if flag not in ("-O3", "-g0", "-fno-sanitize=undefined")] + SANITIZED
+    return [
+        flag for flag in hatch_build.FLAGS if flag not in ("-O3", "-g0", "-fno-sanitize=undefined")
+    ] + SANITIZED
 
 
 def run(*command: str | Path, **environment: str) -> str:
     process = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=3000
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3000,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout.strip()
@@ -65,7 +89,9 @@ def test_the_program_finds_no_fault_at_any_level_of_this_processor(level, hatch_
         ("windows-x86_64", "v4", "wine"),
     ],
 )
-def test_the_program_finds_no_fault_on_another_platform(name, level, emulator, hatch_build, tmp_path):
+def test_the_program_finds_no_fault_on_another_platform(
+    name, level, emulator, hatch_build, tmp_path
+):
     if not (path := shutil.which(emulator)):
         pytest.skip(f"this system has no {emulator}")
     if emulator == "wine" and level not in levels(FEATURES):
@@ -74,15 +100,22 @@ def test_the_program_finds_no_fault_on_another_platform(name, level, emulator, h
     # The emulator is given no C library, and zig links only musl's into the program.
     target = replace(target, triple=target.triple.replace("linux-gnu.2.17", "linux-musl"))
     compile_program(hatch_build, target, level, tmp_path / "program.exe")
-    assert run(path, tmp_path / "program.exe", WINEPREFIX=str(tmp_path), WINEDEBUG="-all") == "all hold"
+    assert (
+        run(path, tmp_path / "program.exe", WINEPREFIX=str(tmp_path), WINEDEBUG="-all")
+        == "all hold"
+    )
 
 
 @pytest.fixture(scope="module")
 def address_sanitizer() -> str:
-    """What a process loads first: the runtime of AddressSanitizer, of GCC, and what that looks up in C++'s."""
+    """What a process loads first: the runtime of AddressSanitizer, of GCC, and what that looks up
+    in C++'s.
+    """
     found = []
     if sys.platform == "linux" and shutil.which("gcc"):
-        found = [run("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so.6")]
+        found = [
+            run("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so.6")
+        ]
     if not found or not all(Path(file).is_absolute() for file in found):
         pytest.skip("this system has no AddressSanitizer of GCC")
     return " ".join(found)
@@ -117,12 +150,18 @@ TESTS_OF_KERNELS = (
 @pytest.mark.long
 @pytest.mark.parametrize("tests", TESTS_OF_KERNELS, ids=lambda tests: tests[0])
 @pytest.mark.parametrize("level", levels(FEATURES))
-def test_the_rooms_tests_run_clean_under_sanitizers(level, tests, hatch_build, address_sanitizer, tmp_path_factory):
+def test_the_rooms_tests_run_clean_under_sanitizers(
+    level, tests, hatch_build, address_sanitizer, tmp_path_factory
+):
     sanitized = tmp_path_factory.getbasetemp() / "sanitized" / PATH.name
     target = hatch_build.TARGETS[hatch_build.this_platform()]
     if not sanitized.exists():
         hatch_build.build(target, FOLDER, sanitized, flags(hatch_build, sanitized=True))
-    environment = {VARIABLE: level, "LD_PRELOAD": address_sanitizer, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {
+        VARIABLE: level,
+        "LD_PRELOAD": address_sanitizer,
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
     process = subprocess.run(
         [sys.executable, "-c", WITH_ANOTHER_LIBRARY, sanitized, *tests],
         env=os.environ | environment | {"OMP_NUM_THREADS": "1"},

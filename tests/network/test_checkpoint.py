@@ -37,7 +37,9 @@ def network(shaken):
 @pytest.fixture(scope="module")
 def published(network):
     """The network's state as the published code would save it."""
-    return {name: tensor.clone() for name, tensor in to_published(SMALL, network.state_dict()).items()}
+    return {
+        name: tensor.clone() for name, tensor in to_published(SMALL, network.state_dict()).items()
+    }
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def refusal(path, **options):
 
 @pytest.mark.parametrize("name", ["one.safetensors", "folder"])
 def test_what_is_written_is_read_again(network, tmp_path, name):
-    given = Checkpoint.of(network, origin="from scratch", training={"steps": 3956, "data": ["RSSCN7"], "psnr": 27.5})
+    given = Checkpoint.of(
+        network, origin="from scratch", training={"steps": 3956, "data": ["RSSCN7"], "psnr": 27.5}
+    )
     write_checkpoint(tmp_path / name, given)
     read = read_checkpoint(tmp_path / name)
     assert same_weights(given.weights, read.weights)
@@ -80,7 +84,9 @@ def test_what_is_written_is_read_again(network, tmp_path, name):
     "config",
     [
         NetworkConfig(depths=(1,), repconv=False, cssp=False),
-        NetworkConfig(depths=(1, 2), in_chans=13, img_range=255.0, patch_norm=False, resi_connection="3conv"),
+        NetworkConfig(
+            depths=(1, 2), in_chans=13, img_range=255.0, patch_norm=False, resi_connection="3conv"
+        ),
         NetworkConfig(depths=(1,), upsampler="nearest+conv", mlp_ratio=1.5),
     ],
     ids=str,
@@ -106,7 +112,9 @@ def test_equal_checkpoints_have_equal_bytes(network, tmp_path):
     training = {"b": 1, "a": 2}
     digests = set()
     for number, facts in enumerate((training, dict(reversed(training.items())))):
-        path = write_checkpoint(tmp_path / f"{number}.safetensors", Checkpoint.of(network, training=facts))
+        path = write_checkpoint(
+            tmp_path / f"{number}.safetensors", Checkpoint.of(network, training=facts)
+        )
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
 
@@ -155,7 +163,10 @@ def test_a_target_that_cannot_be_written_is_one_line(network, tmp_path):
 
 def test_weights_that_are_of_no_use_are_not_written(network, tmp_path):
     target = tmp_path / "a.safetensors"
-    for name, value, words in (("norm.weight", float("nan"), "NaN"), ("conv_first.weight", 1e6, "infinite")):
+    for name, value, words in (
+        ("norm.weight", float("nan"), "NaN"),
+        ("conv_first.weight", 1e6, "infinite"),
+    ):
         checkpoint = Checkpoint.of(network)
         checkpoint.weights[name].flatten()[0] = value
         with pytest.raises(CheckpointError, match=words):
@@ -196,15 +207,25 @@ def as_data_parallel_training_state(state):
 
 def as_parameters(state):
     return {
-        name: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) for name, tensor in state.items()
+        name: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        for name, tensor in state.items()
     }
 
 
 def without_counts(state):
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    }
 
 
-FORMS = (as_plain, as_training_state, as_data_parallel, as_data_parallel_training_state, as_parameters, without_counts)
+FORMS = (
+    as_plain,
+    as_training_state,
+    as_data_parallel,
+    as_data_parallel_training_state,
+    as_parameters,
+    without_counts,
+)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
@@ -221,14 +242,20 @@ def test_every_published_form_of_pth_is_read(network, published, tmp_path, form)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_published_safetensors_file_is_read(network, published, tmp_path, prefix):
     save_file(
-        {prefix + name: tensor for name, tensor in published.items()}, tmp_path / "m.safetensors", {"format": "pt"}
+        {prefix + name: tensor for name, tensor in published.items()},
+        tmp_path / "m.safetensors",
+        {"format": "pt"},
     )
     assert same_weights(read_checkpoint(tmp_path / "m.safetensors").weights, network.state_dict())
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_a_published_folder_is_read_with_the_range_of_its_config(network, published, tmp_path, weights):
-    (tmp_path / "config.json").write_text(json.dumps({"upscale": 2, "img_range": 255.0, "embed_dim": 64}))
+def test_a_published_folder_is_read_with_the_range_of_its_config(
+    network, published, tmp_path, weights
+):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"upscale": 2, "img_range": 255.0, "embed_dim": 64})
+    )
     if weights.endswith("bin"):
         torch.save(published, tmp_path / weights)
     else:
@@ -247,7 +274,10 @@ def test_the_golden_checkpoints_open_by_themselves(golden, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_other_floating_types_become_float32(published, tmp_path, dtype):
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in published.items()}
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in published.items()
+    }
     torch.save(state, tmp_path / "a.pth")
     save_file(state, tmp_path / "a.safetensors")
     for name in ("a.pth", "a.safetensors"):
@@ -261,8 +291,14 @@ def test_other_floating_types_become_float32(published, tmp_path, dtype):
     ("expected", "words"),
     [
         (NetworkConfig(depths=(1,)), "This is an x2 checkpoint, and an x4 one is expected"),
-        (NetworkConfig(depths=(1,), scale=2, resi_connection="3conv"), "written with the 1conv connection"),
-        (NetworkConfig(depths=(1,), scale=2, upsampler="pixelshuffle"), "upsampler pixelshuffledirect"),
+        (
+            NetworkConfig(depths=(1,), scale=2, resi_connection="3conv"),
+            "written with the 1conv connection",
+        ),
+        (
+            NetworkConfig(depths=(1,), scale=2, upsampler="pixelshuffle"),
+            "upsampler pixelshuffledirect",
+        ),
         (NetworkConfig(depths=(1,), scale=2, in_chans=4), "takes 3 bands, and 4 are expected"),
     ],
     ids=str,
@@ -285,7 +321,10 @@ def test_missing_unexpected_and_misshapen_names_are_listed(published, tmp_path):
     state["extra"] = torch.ones(1)
     torch.save(state, tmp_path / "a.pth")
     text = refusal(tmp_path / "a.pth")
-    assert "1 missing (norm.bias); 1 unexpected (extra); 1 of another shape (norm.weight of shape (65,)" in text
+    assert (
+        "1 missing (norm.bias); 1 unexpected (extra); 1 of another shape (norm.weight of shape "
+        "(65,)" in text
+    )
 
 
 def test_a_position_embedding_is_refused(published, tmp_path):
@@ -360,7 +399,10 @@ def test_a_future_format_is_refused_by_its_number(tmp_path, ours):
     header, data = header_and_data(ours)
     facts = json.loads(header["__metadata__"]["repmamba"])
     for change, words in (
-        ({"format_version": 2}, "format version 2, and this repmamba reads up to 1; install a newer repmamba"),
+        (
+            {"format_version": 2},
+            "format version 2, and this repmamba reads up to 1; install a newer repmamba",
+        ),
         ({"format_version": "one"}, "format version is 'one'"),
         ({"config": {"scale": 9}}, "scale is 9"),
         ({"config": {"depths": [1000]}}, "1000 blocks"),
@@ -409,7 +451,12 @@ def test_hostile_headers_are_refused(tmp_path, ours):
     write_safetensors(path, names, b"")
     assert "has 110000 names" in refusal(path)
 
-    for text in (b"{" + b'"a":[' * 100_000, b'{"a":' + b"9" * 10_000 + b"}", b"{\xff", b'{"a": NaN}'):
+    for text in (
+        b"{" + b'"a":[' * 100_000,
+        b'{"a":' + b"9" * 10_000 + b"}",
+        b"{\xff",
+        b'{"a": NaN}',
+    ):
         write_safetensors(path, text, b"")
         assert "corrupt" in refusal(path)
     path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
@@ -432,7 +479,9 @@ def test_a_negative_variance_is_refused(published, tmp_path):
     assert "negative variance" in refusal(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("tensor", [torch.ones(64, dtype=torch.int32), torch.ones(64, dtype=torch.complex64)], ids=str)
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(64, dtype=torch.int32), torch.ones(64, dtype=torch.complex64)], ids=str
+)
 def test_weights_of_another_kind_of_number_are_refused(published, tmp_path, tensor):
     torch.save(published | {"norm.weight": tensor}, tmp_path / "a.pth")
     assert "weights are floating point" in refusal(tmp_path / "a.pth")
@@ -493,9 +542,15 @@ def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
         stride = data.index(b"K\x01\x85", shape + 1)
         thousand, million = (b"J" + struct.pack("<i", 1 << power) for power in (10, 20))
         return (
-            data[:shape] + thousand + million + b"\x86" + data[shape + 3 : stride] + million + b"K\x01\x86"
+            data[:shape]
+            + thousand
+            + million
+            + b"\x86"
+            + data[shape + 3 : stride]
+            + million
+            + b"K\x01\x86"
             + data[stride + 3 :]
-        )  # fmt: skip
+        )
 
     rewritten(tmp_path / "small.pth", tmp_path / "large.pth", change=declare_more)
     assert (tmp_path / "large.pth").stat().st_size < 3000
@@ -531,13 +586,18 @@ def test_parts_of_the_same_name_are_refused(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        zipfile.ZipFile(tmp_path / "a.pth", "a") as archive,
+    ):
         archive.writestr(name, b"\x80\x02}.")
     assert "parts of the same name" in refusal(tmp_path / "a.pth")
 
 
 def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
-    """Whatever a damaged file does, it ends in a CheckpointError or in weights of the right shapes."""
+    """Whatever a damaged file does, it ends in a CheckpointError or in weights of the right
+    shapes.
+    """
     buffer = io.BytesIO()
     torch.save({"state_dict": published}, buffer)
     whole = buffer.getvalue()
@@ -558,7 +618,11 @@ def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
 def test_a_saved_folder_opens_offline(network, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = save_pretrained(network, tmp_path / "weights", origin="here", training={"steps": 1})
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((folder / "config.json").read_text())["scale"] == 2
     opened = from_pretrained(folder)
     assert same_weights(opened.state_dict(), network.state_dict())
@@ -585,12 +649,16 @@ def test_a_hub_name_is_fetched_and_opened(network, tmp_path, monkeypatch):
 
 def test_a_hub_name_that_is_not_in_the_cache_is_one_line_offline(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="someone/nothing could not be had from the hub") as refused:
+    with pytest.raises(
+        CheckpointError, match="someone/nothing could not be had from the hub"
+    ) as refused:
         from_pretrained("someone/nothing", local_files_only=True)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["x9", "a/b/c", "./nothing/here", "folder/missing.pth", "someone/not a name"])
+@pytest.mark.parametrize(
+    "name", ["x9", "a/b/c", "./nothing/here", "folder/missing.pth", "someone/not a name"]
+)
 def test_what_is_neither_a_file_nor_a_name_is_one_line(name):
     with pytest.raises(CheckpointError) as refused:
         from_pretrained(name, local_files_only=True)
@@ -608,7 +676,9 @@ def test_whatever_the_hub_raises_is_one_line(monkeypatch):
         raise RuntimeError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(CheckpointError, match=r"had from the hub \(RuntimeError: no route\)") as refused:
+    with pytest.raises(
+        CheckpointError, match=r"had from the hub \(RuntimeError: no route\)"
+    ) as refused:
         from_pretrained("someone/repmamba-x2")
     assert "\n" not in str(refused.value)
 
@@ -677,5 +747,7 @@ sys.exit(child.exitcode)
 
 
 def test_a_forked_process_loads_weights_after_its_parent_did():
-    ended = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=200, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=200, check=False
+    )
     assert ended.returncode == 0, ended.stderr

@@ -115,11 +115,15 @@ def test_a_layer_of_another_kind_or_another_eps_is_refused_rather_than_lost():
     network = RepMamba(NetworkConfig(depths=(1,)))
     block = network.groups[0].blocks[0]
     block.norm.eps = 1.0
-    with pytest.raises(UsageError, match=r"whose groups\.0\.blocks\.0\.norm is not the network's own .* Merge"):
+    with pytest.raises(
+        UsageError, match=r"whose groups\.0\.blocks\.0\.norm is not the network's own .* Merge"
+    ):
         fuse(network)
     block.norm.eps = EPS
     block.ffn.fc2 = Adapted(block.ffn.fc2.in_features, 64)
-    with pytest.raises(UsageError, match=r"whose groups\.0\.blocks\.0\.ffn\.fc2 is not the network's own \(Adapted"):
+    with pytest.raises(
+        UsageError, match=r"whose groups\.0\.blocks\.0\.ffn\.fc2 is not the network's own \(Adapted"
+    ):
         fuse(network)
 
 
@@ -172,7 +176,9 @@ def test_a_fused_network_survives_export(shaken, scan, monkeypatch):
 
 
 def test_maps_stay_channels_last_on_their_way(shaken):
-    """Tokens are then views of them: a layout that is lost on the way costs a copy at every layer behind it."""
+    """Tokens are then views of them: a layout that is lost on the way costs a copy at every layer
+    behind it.
+    """
     fused = fuse(shaken(CONFIGS[0]))
     lost = []
 

@@ -37,7 +37,9 @@ def test_a_configuration_is_read_off_the_shapes_it_gives(config):
 
 
 def test_the_range_is_what_the_shapes_cannot_say():
-    assert read_config(published_shapes(NetworkConfig()), img_range=255.0) == NetworkConfig(img_range=255.0)
+    assert read_config(published_shapes(NetworkConfig()), img_range=255.0) == NetworkConfig(
+        img_range=255.0
+    )
 
 
 def test_a_position_embedding_is_refused_in_one_line():
@@ -83,7 +85,11 @@ def test_ablated_networks_have_no_published_names():
 def fault(found, expected=None, **options):
     with pytest.raises(CheckpointError) as refused:
         check_names_and_shapes(
-            found, expected or expected_shapes(NetworkConfig()), origin="a.pth", network="b", **options
+            found,
+            expected or expected_shapes(NetworkConfig()),
+            origin="a.pth",
+            network="b",
+            **options,
         )
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -92,12 +98,16 @@ def fault(found, expected=None, **options):
 def test_the_first_names_at_fault_are_listed_with_their_number():
     expected = expected_shapes(NetworkConfig())
     names = list(expected)
-    found = {name: shape for name, shape in expected.items() if name not in names[10:15]} | {"extra": (1,)}
+    found = {name: shape for name, shape in expected.items() if name not in names[10:15]} | {
+        "extra": (1,)
+    }
     found[names[0]] = (1, 2)
     text = fault(found)
     assert f"5 missing ({names[10]}, {names[11]}, {names[12]} and 2 more)" in text
     assert "1 unexpected (extra)" in text
-    assert f"1 of another shape ({names[0]} of shape (1, 2) instead of {expected[names[0]]})" in text
+    assert (
+        f"1 of another shape ({names[0]} of shape (1, 2) instead of {expected[names[0]]})" in text
+    )
 
 
 def test_the_reason_is_guessed():
@@ -110,7 +120,9 @@ def test_the_reason_is_guessed():
 
 def test_batch_counts_may_be_missing():
     expected = expected_shapes(NetworkConfig())
-    found = {name: shape for name, shape in expected.items() if not name.endswith("num_batches_tracked")}
+    found = {
+        name: shape for name, shape in expected.items() if not name.endswith("num_batches_tracked")
+    }
     check_names_and_shapes(found, expected, origin="a", network="b")
 
 

@@ -46,19 +46,27 @@ def test_parts_have_the_sizes_of_the_specification():
     assert parameters(block.cssp) == 64_592
     assert [parameters(rmb) for rmb in block.cssp.children()] == [2_480, 5_728, 14_528, 41_856]
     assert parameters(block.ffn) == 8_320 + 3_328 + 8_256
-    buffers = [value for name, value in network.state_dict().items() if "running" in name or "tracked" in name]
+    buffers = [
+        value
+        for name, value in network.state_dict().items()
+        if "running" in name or "tracked" in name
+    ]
     assert sum(buffer.numel() for buffer in buffers) == 10_200
 
 
 SMALL = {
-    scale: NetworkConfig(scale=scale, depths=(1,), upsampler="none" if scale == 1 else "pixelshuffledirect")
+    scale: NetworkConfig(
+        scale=scale, depths=(1,), upsampler="none" if scale == 1 else "pixelshuffledirect"
+    )
     for scale in (1, 2, 3, 4)
 }
 
 
 @settings(max_examples=15)
 @given(height=integers(1, 9), width=integers(1, 9), scale=sampled_from([1, 2, 3, 4]))
-def test_odd_sizes_are_the_even_ones_with_the_last_row_and_column_repeated_and_cut(shaken, height, width, scale):
+def test_odd_sizes_are_the_even_ones_with_the_last_row_and_column_repeated_and_cut(
+    shaken, height, width, scale
+):
     network = shaken(SMALL[scale])
     image = torch.rand(1, 3, height, width)
     repeated = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
@@ -90,10 +98,14 @@ def test_an_input_that_does_not_fit_is_refused_in_one_line(shape):
         RepMamba(NetworkConfig(depths=(1,)))(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("switches", [{"repconv": False}, {"cssp": False}, {"repconv": False, "cssp": False}], ids=str)
+@pytest.mark.parametrize(
+    "switches", [{"repconv": False}, {"cssp": False}, {"repconv": False, "cssp": False}], ids=str
+)
 def test_ablated_networks_train(switches):
     network = RepMamba(NetworkConfig(depths=(1,), **switches))
-    assert any(isinstance(module, RepConv) for module in network.modules()) == switches.get("repconv", True)
+    assert any(isinstance(module, RepConv) for module in network.modules()) == switches.get(
+        "repconv", True
+    )
     network(torch.rand(2, 3, 4, 4)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 

@@ -1,4 +1,6 @@
-"""The passes that train on a CPU against torch's own operations in float64, which a block takes for that type."""
+"""The passes that train on a CPU against torch's own operations in float64, which a block takes for
+that type.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -48,7 +50,9 @@ def fast(block: LPFM) -> LPFM:
 
 
 def shake(module: nn.Module) -> None:
-    """Put the module in training mode, and none of its parameters at a value that hides a mistake."""
+    """Put the module in training mode, and none of its parameters at a value that hides a
+    mistake.
+    """
     for name, parameter in module.named_parameters():
         if not name.endswith("A_log"):
             nn.init.uniform_(parameter, 0.2, 0.8)  # a normalisation divides by some of them
@@ -59,7 +63,9 @@ def shake(module: nn.Module) -> None:
 
 def maps(*shape: int) -> tuple[Tensor, Tensor]:
     """An input, which wants a gradient, and a gradient of the result."""
-    x, gradient = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    x, gradient = (
+        torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
     return (x + 0.5).requires_grad_(), gradient
 
 
@@ -70,7 +76,9 @@ def close(found: Tensor | None, expected: Tensor | None, bound: float) -> bool:
 
 
 def assert_trains_as_in_float64(block: LPFM, x: Tensor, gradient: Tensor, bound: float) -> None:
-    """Result, gradients and statistics of a block by the passes are those of its copy in float64."""
+    """Result, gradients and statistics of a block by the passes are those of its copy in
+    float64.
+    """
     reference = copy.deepcopy(block).double()
     x_reference = x.detach().double().requires_grad_()
     expected = reference(x_reference)
@@ -80,13 +88,17 @@ def assert_trains_as_in_float64(block: LPFM, x: Tensor, gradient: Tensor, bound:
 
     assert close(found, expected, bound)
     assert close(x.grad, x_reference.grad, bound)
-    for (name, parameter), (_, exact) in zip(block.named_parameters(), reference.named_parameters(), strict=True):
+    for (name, parameter), (_, exact) in zip(
+        block.named_parameters(), reference.named_parameters(), strict=True
+    ):
         if name.endswith(ZERO_IN_EXACT_ARITHMETIC):
             assert parameter.grad is not None
             assert not parameter.grad.any(), name
         else:
             assert close(parameter.grad, exact.grad, bound), name
-    for (name, buffer), (_, expected) in zip(block.named_buffers(), reference.named_buffers(), strict=True):
+    for (name, buffer), (_, expected) in zip(
+        block.named_buffers(), reference.named_buffers(), strict=True
+    ):
         assert close(buffer, expected.double(), bound), name
 
 
@@ -97,7 +109,8 @@ def test_a_block_trains_as_in_float64(level: str, batch: int, height: int, colum
     block = LPFM(NetworkConfig())
     shake(block)
     x, gradient = maps(batch, WIDTH, 2 * height, 2 * columns)
-    assert_trains_as_in_float64(block, x, gradient, bound=1e-3)  # five normalisations one after another
+    # five normalisations one after another
+    assert_trains_as_in_float64(block, x, gradient, bound=1e-3)
 
 
 @pytest.mark.parametrize("mlp_ratio", [2.0, 0.25, 3.75])
@@ -112,7 +125,9 @@ def test_maps_in_another_memory_order_give_the_same() -> None:
     torch.manual_seed(0)
     block = LPFM(NetworkConfig()).train()
     x, gradient = maps(2, WIDTH, 4, 6)
-    assert_trains_as_in_float64(block, x.detach().contiguous().requires_grad_(), gradient.contiguous(), 5e-5)
+    assert_trains_as_in_float64(
+        block, x.detach().contiguous().requires_grad_(), gradient.contiguous(), 5e-5
+    )
 
 
 def test_under_autocast_the_gradients_are_those_of_float32_within_its_precision(level: str) -> None:
@@ -125,7 +140,9 @@ def test_under_autocast_the_gradients_are_those_of_float32_within_its_precision(
     result.backward(gradient)
     reference(x.detach().double()).backward(gradient.double())
     assert result.dtype == torch.float32
-    for (name, found), (_, exact) in zip(block.named_parameters(), reference.named_parameters(), strict=True):
+    for (name, found), (_, exact) in zip(
+        block.named_parameters(), reference.named_parameters(), strict=True
+    ):
         if not name.endswith(ZERO_IN_EXACT_ARITHMETIC):
             assert found.grad is not None
             assert exact.grad is not None
@@ -170,14 +187,18 @@ def test_two_steps_at_once_keep_their_memory_apart() -> None:
         block.zero_grad()
         results[number].backward(gradient)
         found = [x.grad, *(parameter.grad for parameter in block.parameters())]
-        assert all(torch.equal(one, other) for one, other in zip(found, expected[number], strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(found, expected[number], strict=True)
+        )
 
 
 def test_gradients_of_several_pieces_add_up() -> None:
     torch.manual_seed(0)
     block, (x, gradient) = fast(LPFM(NetworkConfig()).train()), maps(2, WIDTH, 8, 8)
     block(x).backward(gradient)
-    once = [parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None]
+    once = [
+        parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None
+    ]
     block(x).backward(gradient)
     for parameter, before in zip(block.parameters(), once, strict=True):
         assert parameter.grad is not None
@@ -203,7 +224,9 @@ REASONS = ("evaluation", "float64", "float16", "frozen statistics")
 
 
 @pytest.mark.parametrize("why", REASONS)
-def test_torchs_own_operations_run_where_the_passes_do_not_serve(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_own_operations_run_where_the_passes_do_not_serve(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     plain, x = LPFM(NetworkConfig()).train(), torch.randn(2, WIDTH, 4, 4)
     if why == "evaluation":
@@ -217,7 +240,9 @@ def test_torchs_own_operations_run_where_the_passes_do_not_serve(why: str, monke
     monkeypatch.setattr(training_cpu, "_Passes", None)
     with torch.autocast("cpu", torch.float16, enabled=why == "float16"):
         assert torch.equal(block(x), plain(x))
-    for (name, buffer), (_, expected) in zip(block.named_buffers(), plain.named_buffers(), strict=True):
+    for (name, buffer), (_, expected) in zip(
+        block.named_buffers(), plain.named_buffers(), strict=True
+    ):
         assert torch.equal(buffer, expected), name
 
 

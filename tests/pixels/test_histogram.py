@@ -26,7 +26,10 @@ def test_percentiles_of_a_stream_are_those_of_the_whole(dtype, percent):
     np.testing.assert_allclose([low, high], expected, rtol=1 / 1000, atol=1)
 
 
-@given(values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32)), cut=st.integers(0, 60))
+@given(
+    values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32)),
+    cut=st.integers(0, 60),
+)
 def test_a_histogram_does_not_depend_on_order_or_cuts(values, cut):
     one, other = ValueHistogram(), ValueHistogram()
     one.add(values)
@@ -55,7 +58,9 @@ def range_of(values):
 @pytest.mark.parametrize("size", [1e-30, 1e-8, 1, 400])
 @pytest.mark.parametrize("usual", [0, 1, -0.5])
 @pytest.mark.parametrize("count", [FEW + 1, 40])
-def test_the_range_of_a_scene_that_is_nearly_all_one_value_is_that_of_the_others(size, usual, count):
+def test_the_range_of_a_scene_that_is_nearly_all_one_value_is_that_of_the_others(
+    size, usual, count
+):
     values = np.full(10_000, usual * size)
     values[:count] = size * np.linspace(2, 5, count)
     low, high, spikes = range_of(values)
@@ -135,7 +140,9 @@ def test_no_share_of_a_fill_drags_the_range(share, number, low, width):
     assert fill.distance == pytest.approx(max(low - number, number - low - width), rel=0.02)
 
 
-@pytest.mark.parametrize("numbers", [(-9999, 32767), (-9999, -32768), (-9999, -9998), (-9999, -9000, -32768)])
+@pytest.mark.parametrize(
+    "numbers", [(-9999, 32767), (-9999, -32768), (-9999, -9998), (-9999, -9000, -32768)]
+)
 def test_several_fills_hide_none_of_each_other(numbers):
     values = np.random.default_rng(0).uniform(300, 4000, 4000)
     expected = histogram_of(values).range()
@@ -158,7 +165,9 @@ def test_pixels_resampled_at_the_edge_of_a_fill_do_not_hide_it():
 def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
     values = np.random.default_rng(0).integers(10, 246, 9000)
     values[:500] = number
-    assert [fill.number for fill in histogram_of(values).fills(zero=True)] == ([0] if number == 0 else [])
+    assert [fill.number for fill in histogram_of(values).fills(zero=True)] == (
+        [0] if number == 0 else []
+    )
     assert not histogram_of(values).fills()
 
 
@@ -170,13 +179,25 @@ def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
         np.random.default_rng(0).integers(0, 16, 9000),  # of four bits
         np.repeat(np.arange(1005, 1150, 12), 40),  # a few values, each in many pixels
         np.repeat([0, 100, 101, 102, 103], 1000),  # classes
-        np.concatenate([np.zeros(9000), np.random.default_rng(0).random(1000)]),  # a night with lamps
+        # a night with lamps
+        np.concatenate([np.zeros(9000), np.random.default_rng(0).random(1000)]),
         np.random.default_rng(0).lognormal(0, 2, 9000),
         np.random.default_rng(0).integers(0, 12000, 9000) ** 2 % 65536,
         np.full(100, 7),
         [],
     ],
-    ids=["shadows", "all", "four bits", "levels", "classes", "lamps", "tail", "noise", "constant", "none"],
+    ids=[
+        "shadows",
+        "all",
+        "four bits",
+        "levels",
+        "classes",
+        "lamps",
+        "tail",
+        "noise",
+        "constant",
+        "none",
+    ],
 )
 def test_numbers_among_others_are_no_fill(values):
     assert not histogram_of(np.asarray(values, float)).fills(zero=True)
@@ -190,6 +211,10 @@ def test_a_warning_names_each_fill_once_as_its_type_has_it():
     with pytest.warns(
         UndeclaredNodata, match=r"^A scene may .*: -3.4028235e\+38 in 3 % of it, 3.403e\+38 below"
     ) as told:
-        warn_of_fills("A scene", said_of_fills([histogram_of(values), histogram_of(other)], "float32"), stacklevel=1)
+        warn_of_fills(
+            "A scene",
+            said_of_fills([histogram_of(values), histogram_of(other)], "float32"),
+            stacklevel=1,
+        )
     assert str(told[0].message).count("of it") == 1
     assert told[0].filename == __file__

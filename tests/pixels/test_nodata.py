@@ -69,7 +69,9 @@ def test_a_number_that_is_not_finite_is_unusable_in_its_own_band_alone(bad):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32"])
-@pytest.mark.parametrize(("nodata", "missing"), [(-9999.0, 2), (np.nan, 0), (None, 0), (-1.7976931348623157e308, 0)])
+@pytest.mark.parametrize(
+    ("nodata", "missing"), [(-9999.0, 2), (np.nan, 0), (None, 0), (-1.7976931348623157e308, 0)]
+)
 def test_a_number_that_is_nodata_is_unusable_only_in_its_own_band(dtype, nodata, missing):
     raw = np.ones((2, 3, 3), dtype)
     raw[:, 0, 0] = raw[1, 0, 1] = -9999

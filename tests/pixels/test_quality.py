@@ -27,7 +27,9 @@ def noisy(unit, sigma, seed=1):
 
 def compressed(unit, quality):
     levels = np.clip(np.round(LEVELS * unit), 0, 255).astype(np.uint8)
-    return np.moveaxis(jpeg(np.ascontiguousarray(np.moveaxis(levels, 0, 2)), quality), 2, 0) / LEVELS
+    return (
+        np.moveaxis(jpeg(np.ascontiguousarray(np.moveaxis(levels, 0, 2)), quality), 2, 0) / LEVELS
+    )
 
 
 def test_blocks_are_transformed_as_scipy_does():

@@ -17,7 +17,10 @@ INTEGERS = [dtype for dtype in DTYPES if np.dtype(dtype).kind in "iu"]
 def test_every_number_of_a_type_comes_back(dtype):
     low, high = (int(limit) for limit in type_range(dtype))
     raw = np.arange(low, high + 1).astype(dtype).reshape(1, 1, -1)
-    for radiometry in (Radiometry.of_type(dtype, 1), Radiometry(dtype, (low + 7.0,), (low + 187.5,))):
+    for radiometry in (
+        Radiometry.of_type(dtype, 1),
+        Radiometry(dtype, (low + 7.0,), (low + 187.5,)),
+    ):
         np.testing.assert_array_equal(radiometry.from_unit(radiometry.to_unit(raw)), raw)
 
 
@@ -26,7 +29,10 @@ def test_numbers_far_outside_the_range_come_back_to_the_precision_of_unit(dtype)
     radiometry = Radiometry(dtype, (10.0,), (110.0,))
     raw = np.array([0, 10, 60, 110, min(250, type_range(dtype)[1])]).astype(dtype).reshape(1, 1, -1)
     np.testing.assert_allclose(
-        radiometry.from_unit(radiometry.to_unit(raw)).astype(float), raw.astype(float), rtol=1e-5, atol=1e-5
+        radiometry.from_unit(radiometry.to_unit(raw)).astype(float),
+        raw.astype(float),
+        rtol=1e-5,
+        atol=1e-5,
     )
     assert radiometry.to_unit(raw).ravel()[[1, 3]].tolist() == [0.0, 1.0]
 
@@ -49,7 +55,9 @@ def test_results_are_clipped_to_the_type_and_to_nothing_else(dtype):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@given(exact=hnp.arrays(np.float64, (1, 4, 4), elements=st.floats(-5, 260)), nodata=st.integers(0, 127))
+@given(
+    exact=hnp.arrays(np.float64, (1, 4, 4), elements=st.floats(-5, 260)), nodata=st.integers(0, 127)
+)
 def test_a_valid_integer_never_equals_nodata_and_moves_by_one(dtype, exact, nodata):
     radiometry = Radiometry(dtype, (0.0,), (1.0,))
     free = radiometry.from_unit(exact)
@@ -70,7 +78,8 @@ def test_a_nodata_at_the_end_of_the_type_moves_inwards(dtype, end):
 
 def test_a_nodata_that_is_a_numpy_number_does_not_wrap_around():
     radiometry = Radiometry.of_type("uint16", 1)
-    unit = np.full((1, 1, 1), -0.25 / 65535, np.float32)  # a quarter below 0: rounds to 0, and may not go to 65535
+    # a quarter below 0: rounds to 0, and may not go to 65535
+    unit = np.full((1, 1, 1), -0.25 / 65535, np.float32)
     assert radiometry.from_unit(unit, nodata=[np.uint16(0)]).item() == 1
 
 
@@ -79,7 +88,9 @@ def test_a_nodata_that_is_a_numpy_number_does_not_wrap_around():
 def test_a_valid_float_moves_to_the_next_float_that_is_not_taken_for_nodata(dtype, nodata):
     if isinstance(nodata, str):
         nodata = type_range(dtype)[nodata == "highest"]
-    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(np.full((1, 1, 1), nodata), nodata=[nodata])
+    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(
+        np.full((1, 1, 1), nodata), nodata=[nodata]
+    )
     value = result[0, 0, 0]
     assert value != np.dtype(dtype).type(nodata)
     assert np.isfinite(value)
@@ -92,10 +103,23 @@ def test_a_valid_float_moves_to_the_next_float_that_is_not_taken_for_nodata(dtyp
 def test_gdal_takes_no_valid_float_for_nodata(dtype, nodata):
     place = np.dtype(dtype).type(nodata)
     around = np.concatenate(
-        [place * (1 + np.linspace(-1e-6, 1e-6, 401)), place + np.spacing(place) * np.arange(-9, 10), [0.5 * place]]
+        [
+            place * (1 + np.linspace(-1e-6, 1e-6, 401)),
+            place + np.spacing(place) * np.arange(-9, 10),
+            [0.5 * place],
+        ]
     )
-    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(around[None, None].astype(float), nodata=[nodata])
-    profile = {"driver": "GTiff", "width": around.size, "height": 1, "count": 1, "dtype": dtype, "nodata": nodata}
+    result = Radiometry(dtype, (0.0,), (1.0,)).from_unit(
+        around[None, None].astype(float), nodata=[nodata]
+    )
+    profile = {
+        "driver": "GTiff",
+        "width": around.size,
+        "height": 1,
+        "count": 1,
+        "dtype": dtype,
+        "nodata": nodata,
+    }
     with MemoryFile() as memory:
         with memory.open(**profile) as file:
             file.write(result)
@@ -107,7 +131,9 @@ def test_gdal_takes_no_valid_float_for_nodata(dtype, nodata):
 def test_nan_stays_and_a_nan_nodata_moves_nothing():
     radiometry = Radiometry("float32", (0.0,), (2.0,))
     raw = np.array([np.nan, 1.0], np.float32).reshape(1, 1, 2)
-    np.testing.assert_array_equal(radiometry.from_unit(radiometry.to_unit(raw), nodata=[np.nan]), raw)
+    np.testing.assert_array_equal(
+        radiometry.from_unit(radiometry.to_unit(raw), nodata=[np.nan]), raw
+    )
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (7.0, 3.0), (0.0, np.inf), (np.nan, 1.0)])

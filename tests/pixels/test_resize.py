@@ -9,13 +9,23 @@ from safetensors.numpy import load_file
 from repmamba.errors import ShapeMismatch, UsageError
 from repmamba.pixels.resize import contributions, imresize, imresize_torch, to_uint8
 
-SCALES = {"scale_1_2": 1 / 2, "scale_1_3": 1 / 3, "scale_1_4": 1 / 4, "scale_2": 2, "scale_3": 3, "scale_4": 4}
+SCALES = {
+    "scale_1_2": 1 / 2,
+    "scale_1_3": 1 / 3,
+    "scale_1_4": 1 / 4,
+    "scale_2": 2,
+    "scale_3": 3,
+    "scale_4": 4,
+}
 
 
 @pytest.fixture(scope="module")
 def airport(reference):
     folder = reference / "data" / "test" / "aid_tiny"
-    return {part: np.asarray(Image.open(folder / part / "airport_285.png")) for part in ("GT", "LR", "Bicubic")}
+    return {
+        part: np.asarray(Image.open(folder / part / "airport_285.png"))
+        for part in ("GT", "LR", "Bicubic")
+    }
 
 
 def test_the_published_lr_is_met_in_every_value(airport):
@@ -28,7 +38,9 @@ def test_the_published_bicubic_is_met_in_every_value_when_the_lr_is_not_rounded(
 
 
 def test_rounding_the_lr_first_gives_another_bicubic(airport):
-    difference = np.abs(to_uint8(imresize(airport["LR"] / 255.0, 4)).astype(int) - airport["Bicubic"])
+    difference = np.abs(
+        to_uint8(imresize(airport["LR"] / 255.0, 4)).astype(int) - airport["Bicubic"]
+    )
     assert difference.max() == 1
     # One enlarged value lies on a half, where the last bit of the arithmetic decides.
     assert abs((difference > 0).sum() - 154_571) <= 1
@@ -37,7 +49,8 @@ def test_rounding_the_lr_first_gives_another_bicubic(airport):
 @pytest.mark.parametrize(("key", "scale"), SCALES.items(), ids=str)
 def test_golden_numbers_are_met(golden, key, scale):
     cases = load_file(golden / "imresize.safetensors")
-    # The file holds the results in the memory order of a transposed array, under the shape of the plain one.
+    # The file holds the results in the memory order of a transposed array, under the shape of the
+    # plain one.
     expected = cases[key].swapaxes(0, 1).reshape(cases[key].shape)
     assert np.abs(imresize(cases["input"], scale) - expected).max() < 1e-12
 
@@ -103,4 +116,10 @@ def test_what_cannot_be_resized_is_refused():
 
 
 def test_8_bit_is_clipped_and_rounded_half_up():
-    assert to_uint8(np.array([-0.1, 0.5 / 255, 1.5 / 255, 1.49 / 255, 2.0])).tolist() == [0, 1, 2, 1, 255]
+    assert to_uint8(np.array([-0.1, 0.5 / 255, 1.5 / 255, 1.49 / 255, 2.0])).tolist() == [
+        0,
+        1,
+        2,
+        1,
+        255,
+    ]

@@ -1,4 +1,6 @@
-"""The plugin of QGIS: its call of the command line, for real; and the plugin in a QGIS, where one is installed."""
+"""The plugin of QGIS: its call of the command line, for real; and the plugin in a QGIS, where one
+is installed.
+"""
 
 import configparser
 import importlib.util
@@ -40,11 +42,22 @@ def command() -> ModuleType:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """64 x 48 pixels, west of Greenwich, so that its coordinates begin with a minus; a space in its name."""
+    """64 x 48 pixels, west of Greenwich, so that its coordinates begin with a minus; a space in its
+    name.
+    """
     path = tmp_path / "a scene.tif"
     numbers = np.random.default_rng(0).integers(40, 200, (3, 48, 64)).astype(np.uint8)
-    profile = {"driver": "GTiff", "count": 3, "height": 48, "width": 64, "dtype": "uint8", "photometric": "RGB"}
-    with rasterio.open(path, "w", crs="EPSG:4326", transform=Affine(0.01, 0, -1, 0, -0.01, -2), **profile) as file:
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": 48,
+        "width": 64,
+        "dtype": "uint8",
+        "photometric": "RGB",
+    }
+    with rasterio.open(
+        path, "w", crs="EPSG:4326", transform=Affine(0.01, 0, -1, 0, -0.01, -2), **profile
+    ) as file:
         file.write(numbers)
     return path
 
@@ -53,11 +66,15 @@ def call(command: ModuleType, request: object) -> list[str]:
     return [str(PROGRAM), *request.arguments()]
 
 
-def test_a_request_becomes_a_raster_in_its_place_and_its_progress_is_told(command, scene, tiny_weights, tmp_path):
+def test_a_request_becomes_a_raster_in_its_place_and_its_progress_is_told(
+    command, scene, tiny_weights, tmp_path
+):
     target = tmp_path / "out.tif"
     weights = str(tiny_weights(2))
     bbox = (-0.9, -2.3, -0.6, -2.1)
-    request = command.Request(str(scene), str(target), 2, weights=weights, bbox=bbox, value_range="0,255", rgb="1,2,3")
+    request = command.Request(
+        str(scene), str(target), 2, weights=weights, bbox=bbox, value_range="0,255", rgb="1,2,3"
+    )
     lines: list[str] = []
     command.run(call(command, request), lines.append, lambda: False)
     with rasterio.open(target) as result:
@@ -72,9 +89,21 @@ def test_every_option_of_a_request_is_one_of_the_command_line(command):
     parsed = upscale.make_context("upscale", request.arguments()[1:]).params
     assert parsed["sources"] == ("a",)
     assert (str(parsed["target"]), parsed["scale"], parsed["weights"]) == ("b", 3, "x3")
-    assert (parsed["bbox"], parsed["rgb"], parsed["value_range"]) == ((1, 2, 3, 4), (3, 2, 1), "robust")
+    assert (parsed["bbox"], parsed["rgb"], parsed["value_range"]) == (
+        (1, 2, 3, 4),
+        (3, 2, 1),
+        "robust",
+    )
     assert (parsed["ensemble"], str(parsed["confidence"]), parsed["overwrite"]) == (True, "c", True)
-    assert command.Request("-a", "b", 4).arguments() == ["upscale", "-o", "b", "--scale=4", "--overwrite", "--", "-a"]
+    assert command.Request("-a", "b", 4).arguments() == [
+        "upscale",
+        "-o",
+        "b",
+        "--scale=4",
+        "--overwrite",
+        "--",
+        "-a",
+    ]
 
 
 def test_a_failure_is_the_commands_own_line(command, tmp_path):
@@ -85,7 +114,9 @@ def test_a_failure_is_the_commands_own_line(command, tmp_path):
     assert lines[-1].startswith("Error: ")
 
 
-def test_a_request_to_stop_ends_the_command_within_moments_and_leaves_no_half_result(command, scene, tmp_path):
+def test_a_request_to_stop_ends_the_command_within_moments_and_leaves_no_half_result(
+    command, scene, tmp_path
+):
     target = tmp_path / "out.tif"
     request = command.Request(str(scene), str(target), 4, ensemble=True)
     begun = time.monotonic()
@@ -109,7 +140,11 @@ def test_what_qgis_sets_for_its_own_libraries_does_not_reach_the_command(command
         monkeypatch.setenv(name, "/of/qgis")
     monkeypatch.setenv("HOME", "/home/somebody")
     lines: list[str] = []
-    code = "import os; print(*[name for name, value in os.environ.items() if value == '/of/qgis'], os.environ['HOME'])"
+    code = (
+        "import os; print(*[name for name, value in os.environ.items() if value == "
+        "'/of/qgis'], "
+        "os.environ['HOME'])"
+    )
     command.run([sys.executable, "-c", code], lines.append, lambda: False)
     assert lines == ["/home/somebody"]
 
@@ -120,7 +155,8 @@ def test_the_command_is_that_of_the_setting_or_the_one_on_the_path(command, tmp_
     assert command.find_command("") == str(PROGRAM)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        command.CommandError, match=r"not on the PATH of QGIS: install repmamba .* Providers, Rep-Mamba"
+        command.CommandError,
+        match=r"not on the PATH of QGIS: install repmamba .* Providers, Rep-Mamba",
     ):
         command.find_command("")
     with pytest.raises(command.CommandError, match=r"There is no program /gone/repmamba: install"):
@@ -139,10 +175,14 @@ def test_the_metadata_are_what_qgis_asks_for_and_of_this_version():
 
 @pytest.fixture
 def qgis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """qgis_process with this plugin alone, in a profile and an environment of its own: ours is for another GDAL."""
+    """qgis_process with this plugin alone, in a profile and an environment of its own: ours is for
+    another GDAL.
+    """
     if QGIS is None:
         pytest.skip("this system has no QGIS")
-    folders = {name: tmp_path / name for name in ("QGIS_CUSTOM_CONFIG_PATH", "XDG_RUNTIME_DIR", "HOME")}
+    folders = {
+        name: tmp_path / name for name in ("QGIS_CUSTOM_CONFIG_PATH", "XDG_RUNTIME_DIR", "HOME")
+    }
     for folder in folders.values():
         folder.mkdir(0o700)
     environment = {name: str(folder) for name, folder in folders.items()} | {
@@ -160,7 +200,9 @@ def qgis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_the_algorithm_of_qgis_enlarges_a_part_given_in_another_crs(qgis, scene, tiny_weights, tmp_path):
+def test_the_algorithm_of_qgis_enlarges_a_part_given_in_another_crs(
+    qgis, scene, tiny_weights, tmp_path
+):
     target, part = tmp_path / "out.tif", (-0.9, -2.3, -0.6, -2.1)
     left, bottom, right, top = transform_bounds("EPSG:4326", "EPSG:3857", *part)
     answers = {

@@ -13,8 +13,12 @@ MapCase = Callable[..., list[Tensor]]
 def map_case() -> MapCase:
     """Makes (p, projected, dt_weight, dt_bias, A, D) of scan_map, in float64 and channels_last."""
 
-    def make(batch: int, channel: int, height: int, width: int, rank: int, *, spread: float = 1.0) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(batch + 10 * channel + 100 * height + 1000 * width + rank)
+    def make(
+        batch: int, channel: int, height: int, width: int, rank: int, *, spread: float = 1.0
+    ) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(
+            batch + 10 * channel + 100 * height + 1000 * width + rank
+        )
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -24,7 +28,12 @@ def map_case() -> MapCase:
         rates[::3] /= 100  # some channels remember for long
         return [
             *(x.to(memory_format=torch.channels_last) for x in maps),
-            *(spread * normal(4, channel, rank), normal(4, channel) - 2, -rates, normal(4 * channel)),
+            *(
+                spread * normal(4, channel, rank),
+                normal(4, channel) - 2,
+                -rates,
+                normal(4 * channel),
+            ),
         ]
 
     return make

@@ -1,4 +1,6 @@
-"""Which backend runs: by device, by argument, by environment variable, and when one cannot start."""
+"""Which backend runs: by device, by argument, by environment variable, and when one cannot
+start.
+"""
 
 import os
 import subprocess
@@ -52,7 +54,9 @@ def test_a_device_that_only_torch_knows_takes_the_chunked_scan_without_a_warning
 
 
 @pytest.mark.parametrize("backend", ON_CPU, ids=str)
-def test_the_argument_goes_before_the_environment_variable_and_that_before_the_order(backend, monkeypatch):
+def test_the_argument_goes_before_the_environment_variable_and_that_before_the_order(
+    backend, monkeypatch
+):
     monkeypatch.setenv(VARIABLE, backend.name)
     assert choose(CPU).backend == backend
     assert VARIABLE in explain("cpu").why
@@ -76,15 +80,17 @@ def test_a_wish_that_the_device_cannot_serve_gives_way_and_says_why():
 
 def test_another_type_than_a_backend_computes_in_gives_way_to_the_next():
     assert choose(CPU, dtype=torch.float64).backend.name == "chunked"
-    assert [name for name in map(str, ON_CPU) if choose(CPU, name, torch.float64).backend.name == name] == [
-        backend.name for backend in ON_CPU if torch.float64 in backend.dtypes
-    ]
+    assert [
+        name for name in map(str, ON_CPU) if choose(CPU, name, torch.float64).backend.name == name
+    ] == [backend.name for backend in ON_CPU if torch.float64 in backend.dtypes]
 
 
 def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
     states = survey("cpu")
     assert list(states) == [backend.name for backend in BACKENDS]
-    assert {name for name, state in states.items() if state == "Runs on cpu."} == {str(backend) for backend in ON_CPU}
+    assert {name for name, state in states.items() if state == "Runs on cpu."} == {
+        str(backend) for backend in ON_CPU
+    }
     assert states["triton"] == "Does not run on cpu: it is for cuda."
     assert survey("mps")["native"] == "Does not run on mps: it is for cpu."
 
@@ -92,7 +98,11 @@ def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
 def test_without_kernels_the_next_is_taken_with_one_warning():
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_KERNELS], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", WITHOUT_KERNELS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     caught, choice = process.stdout.splitlines()

@@ -1,4 +1,6 @@
-"""What holds for the chunked scan alone: blocks that do not show, no overflow, and a graph of torch's own operators."""
+"""What holds for the chunked scan alone: blocks that do not show, no overflow, and a graph of
+torch's own operators.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,11 @@ from repmamba.scan.selective import scan_map
 
 def sequences(length: int, *, dt: float, rate: float) -> list[Tensor]:
     torch.manual_seed(2)
-    u, B, C = torch.randn(1, 4, length), torch.randn(1, 2, 16, length), torch.randn(1, 2, 16, length)
+    u, B, C = (
+        torch.randn(1, 4, length),
+        torch.randn(1, 2, 16, length),
+        torch.randn(1, 2, 16, length),
+    )
     return [u, torch.full_like(u, dt), torch.full((4, 16), -rate), B, C, torch.randn(4)]
 
 
@@ -28,11 +34,20 @@ def test_no_size_of_dt_and_A_gives_a_number_that_is_not_finite(length: int, dt: 
 
 @pytest.mark.parametrize("positions", [1, 3, 16, 100])
 @pytest.mark.parametrize("length", [1, 2, 17, 97])
-def test_it_agrees_with_the_definition_however_the_sequence_falls_into_blocks(length, positions, monkeypatch):
-    monkeypatch.setattr(chunked, "CPU_BLOCK", 2 * 2 * 16 * 2 * positions)  # batch, groups, state, channel
+def test_it_agrees_with_the_definition_however_the_sequence_falls_into_blocks(
+    length, positions, monkeypatch
+):
+    # batch, groups, state, channel
+    monkeypatch.setattr(chunked, "CPU_BLOCK", 2 * 2 * 16 * 2 * positions)
     torch.manual_seed(length)
     u, dt = torch.randn(2, 4, length), torch.rand(2, 4, length)
-    inputs = [u, dt, -3 * torch.rand(4, 16), torch.randn(2, 2, 16, length), torch.randn(2, 2, 16, length)]
+    inputs = [
+        u,
+        dt,
+        -3 * torch.rand(4, 16),
+        torch.randn(2, 2, 16, length),
+        torch.randn(2, 2, 16, length),
+    ]
     inputs = [x.double().requires_grad_() for x in (*inputs, torch.randn(4))]
     y, expected = scan_in_chunks(*inputs), scan_by_definition(*inputs)
     torch.testing.assert_close(y, expected)
@@ -66,17 +81,25 @@ class ChunkedMap(nn.Module):
             self.register_buffer(name, value)
 
     def forward(self, p: Tensor, projected: Tensor) -> Tensor:
-        return scan_map(p, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend="chunked")
+        return scan_map(
+            p, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend="chunked"
+        )
 
 
 def test_an_exported_graph_has_operators_of_torch_alone_and_serves_other_sizes(map_case):
     p, projected, *parameters = (x.float() for x in map_case(1, 8, 6, 7, 1))
     network = ChunkedMap(parameters)
     sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    program = torch.export.export(network, (p, projected), dynamic_shapes={"p": sides, "projected": sides})
-    called = {node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")}
+    program = torch.export.export(
+        network, (p, projected), dynamic_shapes={"p": sides, "projected": sides}
+    )
+    called = {
+        node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")
+    }
     assert called == {"aten"}
     for height, width in ((6, 7), (5, 4), (31, 33), (1, 400)):
         other, its_rows, *_ = (x.float() for x in map_case(1, 8, height, width, 1))
         expected = scan_map(other, its_rows, *parameters, backend="definition")
-        torch.testing.assert_close(program.module()(other, its_rows), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            program.module()(other, its_rows), expected, rtol=1e-5, atol=1e-4
+        )

@@ -39,5 +39,7 @@ def test_networks_infer_and_train_without_kernels_and_say_so_once():
     )
     assert process.returncode == 0, process.stderr
     (said,) = process.stdout.splitlines()
-    assert said.startswith("BackendFallback The scan 'native' cannot start (OSError: this installation has no _kernels")
+    assert said.startswith(
+        "BackendFallback The scan 'native' cannot start (OSError: this installation has no _kernels"
+    )
     assert said.endswith("The scan runs on 'chunked' instead.")

@@ -11,7 +11,9 @@ SIDES = integers(1, 9)
 
 def counted(height: int, width: int) -> torch.Tensor:
     """A map whose pixel (i, j) holds i w + j, once for each direction."""
-    return torch.arange(height * width).reshape(1, 1, 1, height, width).expand(1, 4, 1, height, width)
+    return (
+        torch.arange(height * width).reshape(1, 1, 1, height, width).expand(1, 4, 1, height, width)
+    )
 
 
 def test_a_map_of_two_by_three_is_visited_in_the_four_published_orders():

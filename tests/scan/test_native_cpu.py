@@ -1,4 +1,6 @@
-"""What holds for the compiled scan only: threads, torch.compile and torch.export, processes, levels, precision."""
+"""What holds for the compiled scan only: threads, torch.compile and torch.export, processes,
+levels, precision.
+"""
 
 import os
 import subprocess
@@ -59,11 +61,15 @@ def test_one_thread_of_torch_means_that_no_other_is_asked(many_pixels, one_threa
 def test_the_gradients_of_float64_maps_are_the_numerical_ones_by_another_backend(backend, map_case):
     inputs = [x.requires_grad_() for x in map_case(2, 3, 2, 3, 1)]
     fallback = (
-        pytest.warns(BackendFallback, match="'native' does not run on cpu in float64") if backend else nullcontext()
+        pytest.warns(BackendFallback, match="'native' does not run on cpu in float64")
+        if backend
+        else nullcontext()
     )
     compiled.warn_once.cache_clear()
     with fallback:
-        assert torch.autograd.gradcheck(lambda *x: scan_map(*x, backend=backend), inputs, fast_mode=True)
+        assert torch.autograd.gradcheck(
+            lambda *x: scan_map(*x, backend=backend), inputs, fast_mode=True
+        )
 
 
 class Map(nn.Module):
@@ -136,7 +142,10 @@ def test_the_operators_keep_the_rules_of_torch(operator, map_case):
         called, inputs = torch.ops.repmamba.scan_map, [x.float() for x in map_case(2, 8, 3, 4, 1)]
     else:
         u, B = torch.rand(2, 6, 5), torch.randn(2, 3, 16, 5)
-        called, inputs = torch.ops.repmamba.scan_sequences, [u, u + 1, -torch.rand(6, 16), B, B + 1, torch.rand(6)]
+        called, inputs = (
+            torch.ops.repmamba.scan_sequences,
+            [u, u + 1, -torch.rand(6, 16), B, B + 1, torch.rand(6)],
+        )
     torch.library.opcheck(called, (*(x.requires_grad_() for x in inputs), True))
 
 

@@ -1,4 +1,6 @@
-"""Every backend against the definition, through the two entries, and what the entries promise by themselves."""
+"""Every backend against the definition, through the two entries, and what the entries promise by
+themselves.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ FASTER = [name for name in ON_CPU if name != "definition"]
 MAP_TENSORS = ("p", "projected", "dt_weight", "dt_bias", "A", "D")
 
 
-def assert_backend_is_the_definition(backend: str, inputs: list[Tensor], dtype: torch.dtype) -> None:
+def assert_backend_is_the_definition(
+    backend: str, inputs: list[Tensor], dtype: torch.dtype
+) -> None:
     """Values and all six gradients, against the definition in float64 on the same numbers."""
     inputs = [x.to(dtype) for x in inputs]
     exact = [x.double().requires_grad_() for x in inputs]
@@ -26,15 +30,23 @@ def assert_backend_is_the_definition(backend: str, inputs: list[Tensor], dtype: 
     assert found.dtype == dtype
     value, gradient = (DOUBLE, DOUBLE) if dtype == torch.float64 else (VALUE, GRADIENT)
     assert_near(found, expected, value, "value")
-    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    pairs = zip(torch.autograd.grad(found, ours, dy.to(dtype)), torch.autograd.grad(expected, exact, dy), strict=True)
+    dy = torch.randn(
+        expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
+    pairs = zip(
+        torch.autograd.grad(found, ours, dy.to(dtype)),
+        torch.autograd.grad(expected, exact, dy),
+        strict=True,
+    )
     for name, (mine, true) in zip(MAP_TENSORS, pairs, strict=True):
         assert mine.dtype == dtype
         assert_near(mine, true, gradient, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("channel", "rank"), [(8, 1), (16, 1), (32, 1), (64, 2), (5, 1), (48, 3), (1, 2)])
+@pytest.mark.parametrize(
+    ("channel", "rank"), [(8, 1), (16, 1), (32, 1), (64, 2), (5, 1), (48, 3), (1, 2)]
+)
 @pytest.mark.parametrize("backend", FASTER)
 @pytest.mark.usefixtures("fresh_memory_is_nan")
 def test_backend_agrees_with_the_definition_at_every_width(backend, channel, rank, dtype, map_case):
@@ -46,14 +58,18 @@ def test_backend_agrees_with_the_definition_at_every_width(backend, channel, ran
 )
 @pytest.mark.parametrize("backend", FASTER)
 @pytest.mark.usefixtures("fresh_memory_is_nan")
-def test_backend_agrees_with_the_definition_at_one_step_around_a_segment_and_at_many(backend, size, map_case):
+def test_backend_agrees_with_the_definition_at_one_step_around_a_segment_and_at_many(
+    backend, size, map_case
+):
     assert_backend_is_the_definition(backend, map_case(1, 8, *size, 1), torch.float32)
 
 
 @pytest.mark.parametrize("backend", FASTER)
 def test_second_derivatives_are_refused_rather_than_wrong(backend, map_case):
     inputs = [x.float().requires_grad_() for x in map_case(1, 8, 3, 4, 1)]
-    gradients = torch.autograd.grad(scan_map(*inputs, backend=backend).square().sum(), inputs, create_graph=True)
+    gradients = torch.autograd.grad(
+        scan_map(*inputs, backend=backend).square().sum(), inputs, create_graph=True
+    )
     with pytest.raises(RuntimeError, match=r"once_differentiable|no autograd formula"):
         gradients[0].square().sum().backward()
 
@@ -80,7 +96,9 @@ def test_what_torch_makes_by_default_changes_nothing(backend, map_case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", FASTER)
-def test_backend_agrees_with_the_definition_where_decays_vanish_and_where_they_are_one(backend, dtype, map_case):
+def test_backend_agrees_with_the_definition_where_decays_vanish_and_where_they_are_one(
+    backend, dtype, map_case
+):
     inputs = map_case(1, 16, 9, 10, 2, spread=15.0)  # raw dt to either side of 40
     raw = torch.einsum("kcr,bkrhw->bkchw", inputs[2], inputs[1].reshape(1, 4, 34, 9, 10)[:, :, :2])
     assert raw.min() < -30
@@ -98,14 +116,21 @@ def test_backend_agrees_with_the_definition_where_decays_vanish_and_where_they_a
     rank=integers(1, 3),
     dtype=sampled_from([torch.float32, torch.float64]),
 )
-def test_backend_agrees_with_the_definition_on_any_shape(backend, batch, channel, height, width, rank, dtype):
+def test_backend_agrees_with_the_definition_on_any_shape(
+    backend, batch, channel, height, width, rank, dtype
+):
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     inputs = [normal(batch, channel, height, width), normal(batch, 4 * (rank + 32), height, width)]
-    inputs += [normal(4, channel, rank), normal(4, channel), -torch.exp(normal(4 * channel, 16)), normal(4 * channel)]
+    inputs += [
+        normal(4, channel, rank),
+        normal(4, channel),
+        -torch.exp(normal(4 * channel, 16)),
+        normal(4 * channel),
+    ]
     assert_backend_is_the_definition(backend, inputs, dtype)
 
 
@@ -127,24 +152,37 @@ def test_half_precision_goes_in_and_float32_comes_out_also_under_autocast(backen
     with torch.autocast("cpu", torch.bfloat16):
         found = scan_map(*halves, backend=backend)
     assert found.dtype == torch.float32
-    assert_near(found, scan_map(*(x.double() for x in halves), backend="definition"), VALUE, "value")
+    assert_near(
+        found, scan_map(*(x.double() for x in halves), backend="definition"), VALUE, "value"
+    )
 
 
 @pytest.mark.parametrize("backend", FASTER)
 def test_a_map_is_its_four_sequences(backend, map_case):
-    """scan_map of one direction's parameters, the other three silent, is selective_scan along that direction."""
+    """scan_map of one direction's parameters, the other three silent, is selective_scan along that
+    direction.
+    """
     p, projected, dt_weight, dt_bias, A, D = map_case(1, 8, 3, 5, 1)
     projected = projected.clone().reshape(1, 4, 33, 3, 5)
     projected[:, [0, 2, 3], 17:] = 0  # C
     D = D.clone().reshape(4, 8)
     D[[0, 2, 3]] = 0
-    found = scan_map(p, projected.flatten(1, 2), dt_weight, dt_bias, A, D.flatten(), backend=backend)
+    found = scan_map(
+        p, projected.flatten(1, 2), dt_weight, dt_bias, A, D.flatten(), backend=backend
+    )
 
     down_columns = projected[:, 1].transpose(-1, -2).flatten(2)
     u = p.transpose(-1, -2).flatten(2)
     r, B, C = down_columns[:, :1], down_columns[:, 1:17], down_columns[:, 17:]
     y = selective_scan(
-        u, dt_weight[1] @ r, A[8:16], B.unsqueeze(1), C.unsqueeze(1), D[1], dt_bias=dt_bias[1], backend=backend
+        u,
+        dt_weight[1] @ r,
+        A[8:16],
+        B.unsqueeze(1),
+        C.unsqueeze(1),
+        D[1],
+        dt_bias=dt_bias[1],
+        backend=backend,
     )
     torch.testing.assert_close(found, y.reshape(1, 8, 5, 3).transpose(-1, -2))
 

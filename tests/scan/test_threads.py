@@ -14,8 +14,12 @@ from repmamba.scan.threads import side_by_side
 @given(units=integers(1, 40), threads=integers(1, 9))
 def test_every_unit_is_done_once_and_the_first_ones_by_the_calling_thread(units: int, threads: int):
     done = []
-    side_by_side(lambda first, last: done.append((first, last, threading.get_ident())), units, threads)
-    assert sorted(unit for first, last, _ in done for unit in range(first, last)) == list(range(units))
+    side_by_side(
+        lambda first, last: done.append((first, last, threading.get_ident())), units, threads
+    )
+    assert sorted(unit for first, last, _ in done for unit in range(first, last)) == list(
+        range(units)
+    )
     assert {first for first, last, thread in done if thread == threading.get_ident()} == {0}
 
 

@@ -1,4 +1,5 @@
-"""The GPU scan without a GPU: its kernels in Triton's interpreter, and compiled for GPUs that are not here.
+"""The GPU scan without a GPU: its kernels in Triton's interpreter, and compiled for GPUs that are
+not here.
 
 The last tests, marked gpu, run on one.
 """
@@ -38,7 +39,9 @@ needs_triton = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Ask]:
     """Calls a function of triton_interpreter.py in its process."""
-    process = subprocess.Popen([sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -54,11 +57,17 @@ def ask() -> Iterator[Ask]:
     assert process.wait(timeout=30) == 0
 
 
-def assert_is_the_definition(ask: Ask, inputs: list[Tensor], *, steps: int = 4, segment: int = 2) -> None:
-    """Value and all six gradients against the definition in float64 on the same numbers; 4 steps: many chunks."""
+def assert_is_the_definition(
+    ask: Ask, inputs: list[Tensor], *, steps: int = 4, segment: int = 2
+) -> None:
+    """Value and all six gradients against the definition in float64 on the same numbers; 4 steps:
+    many chunks.
+    """
     exact = [x.double().requires_grad_() for x in inputs]
     expected = scan_map(*exact, backend="definition")
-    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    dy = torch.randn(
+        expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
     found, *ours = ask("gradients", "scan_map", inputs, dy, steps, segment)
     double = inputs[0].dtype == torch.float64
     assert found.dtype == (torch.float64 if double else torch.float32)
@@ -93,7 +102,9 @@ def test_the_kernels_agree_with_the_definition_with_chunks_as_long_as_on_a_gpu(a
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_kernels_agree_with_the_definition_where_decays_vanish_and_where_they_are_one(dtype, ask, map_case):
+def test_the_kernels_agree_with_the_definition_where_decays_vanish_and_where_they_are_one(
+    dtype, ask, map_case
+):
     inputs = map_case(1, 8, 3, 4, 2, spread=15.0)  # raw dt to either side of 30
     raw = torch.einsum("kcr,bkrhw->bkchw", inputs[2], inputs[1].reshape(1, 4, 34, 3, 4)[:, :, :2])
     assert raw.min() < -30
@@ -110,7 +121,9 @@ def test_the_kernels_agree_with_the_definition_where_decays_vanish_and_where_the
     width=integers(1, 3),
     rank=integers(1, 3),
 )
-def test_the_kernels_agree_with_the_definition_on_any_shape(ask, map_case, batch, channel, height, width, rank):
+def test_the_kernels_agree_with_the_definition_on_any_shape(
+    ask, map_case, batch, channel, height, width, rank
+):
     assert_is_the_definition(ask, map_case(batch, channel, height, width, rank))
 
 
@@ -120,7 +133,12 @@ def test_half_precision_maps_are_read_as_they_are_and_the_rest_is_float32(dtype,
     maps, constants = map_case(1, 8, 2, 4, 1)[:2], map_case(1, 8, 2, 4, 1)[2:]
     inputs = [*(x.to(dtype) for x in maps), *(x.float() for x in constants)]
     assert_is_the_definition(ask, inputs)
-    assert_near(ask("value", inputs), scan_map(*(x.double() for x in inputs), backend="definition"), VALUE, "value")
+    assert_near(
+        ask("value", inputs),
+        scan_map(*(x.double() for x in inputs), backend="definition"),
+        VALUE,
+        "value",
+    )
 
 
 @needs_triton
@@ -146,10 +164,14 @@ def test_sequences_meet_the_golden_numbers(kind, length, ask, golden: Path):
     numbers = load_file(golden / "scan.safetensors")
     names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
     inputs = [numbers[f"{kind}.L{length}.{name}"] for name in names]
-    y, *gradients = ask("gradients", "selective_scan", inputs, numbers[f"{kind}.L{length}.dy"], 4, 2)
+    y, *gradients = ask(
+        "gradients", "selective_scan", inputs, numbers[f"{kind}.L{length}.dy"], 4, 2
+    )
     assert_near(y, numbers[f"{kind}.L{length}.y"], VALUE, "value")
     for name, found in zip(names, gradients, strict=True):
-        assert_near(found, numbers[f"{kind}.L{length}.grad_{name}"], GRADIENT, f"gradient of {name}")
+        assert_near(
+            found, numbers[f"{kind}.L{length}.grad_{name}"], GRADIENT, f"gradient of {name}"
+        )
 
 
 @needs_triton
@@ -157,7 +179,11 @@ def test_the_operators_keep_the_rules_of_torch(ask, map_case):
     ask("keeps_the_rules_of_torch", "scan_map_triton", [x.float() for x in map_case(1, 2, 1, 2, 1)])
     torch.manual_seed(0)
     u, B = torch.rand(1, 2, 3), torch.randn(1, 2, 16, 3)
-    ask("keeps_the_rules_of_torch", "scan_sequences_triton", [u, u + 1, -torch.rand(2, 16), B, B + 1, torch.rand(2)])
+    ask(
+        "keeps_the_rules_of_torch",
+        "scan_sequences_triton",
+        [u, u + 1, -torch.rand(2, 16), B, B + 1, torch.rand(2)],
+    )
 
 
 @needs_triton
@@ -165,8 +191,12 @@ def test_the_operators_keep_the_rules_of_torch(ask, map_case):
 def test_derivatives_in_forward_mode_are_refused_rather_than_lost(operator, ask, map_case):
     u, B = torch.rand(1, 2, 3), torch.randn(1, 2, 16, 3)
     sequences = [u, u + 1, -torch.rand(2, 16), B, B + 1, torch.rand(2)]
-    inputs = sequences if operator == "scan_sequences" else [x.float() for x in map_case(1, 2, 1, 2, 1)]
-    assert "'triton' has no derivatives in forward mode" in ask("said_of_a_tangent", operator, inputs)
+    inputs = (
+        sequences if operator == "scan_sequences" else [x.float() for x in map_case(1, 2, 1, 2, 1)]
+    )
+    assert "'triton' has no derivatives in forward mode" in ask(
+        "said_of_a_tangent", operator, inputs
+    )
 
 
 @needs_triton
@@ -216,9 +246,18 @@ EVERY_WIDTH = [
 ]  # of the network: height, width, channel, rank
 
 
-def kernels_compiled(architecture: int, dtype: str, shape: tuple[int, ...], cache: Path) -> list[str]:
+def kernels_compiled(
+    architecture: int, dtype: str, shape: tuple[int, ...], cache: Path
+) -> list[str]:
     process = subprocess.run(
-        [sys.executable, "-c", COMPILED_FOR_A_GPU_THAT_IS_NOT_HERE, str(architecture), dtype, *map(str, shape)],
+        [
+            sys.executable,
+            "-c",
+            COMPILED_FOR_A_GPU_THAT_IS_NOT_HERE,
+            str(architecture),
+            dtype,
+            *map(str, shape),
+        ],
         env=os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
@@ -230,7 +269,12 @@ def kernels_compiled(architecture: int, dtype: str, shape: tuple[int, ...], cach
 
 @needs_triton
 def test_every_kernel_compiles_to_machine_code_as_it_is_launched(tmp_path):
-    assert kernels_compiled(90, "float32", EVERY_WIDTH[0], tmp_path) == ["carry", "chunk_ends", "gradients", "outputs"]
+    assert kernels_compiled(90, "float32", EVERY_WIDTH[0], tmp_path) == [
+        "carry",
+        "chunk_ends",
+        "gradients",
+        "outputs",
+    ]
 
 
 @needs_triton
@@ -272,8 +316,12 @@ print(*(warning.message for warning in caught), sep="\\n")
         pytest.param("{}", "False", "0 active drivers", id="no GPU", marks=needs_triton),
     ],
 )
-def test_where_the_launcher_cannot_start_chunked_is_taken_with_one_warning(modules, device, reason, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name not in ("REPMAMBA_SCAN", "CC")}
+def test_where_the_launcher_cannot_start_chunked_is_taken_with_one_warning(
+    modules, device, reason, tmp_path
+):
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("REPMAMBA_SCAN", "CC")
+    }
     process = subprocess.run(
         [sys.executable, "-c", WITHOUT_A_LAUNCHER, modules, device],
         env=environment | {"PATH": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path)},
@@ -289,7 +337,9 @@ def test_where_the_launcher_cannot_start_chunked_is_taken_with_one_warning(modul
 
 
 def test_the_kernels_are_not_imported_before_a_gpu_is_computed_on():
-    """Nor triton by us; torch imports it, where it is installed, with the part that torch.library brings in."""
+    """Nor triton by us; torch imports it, where it is installed, with the part that torch.library
+    brings in.
+    """
     code = """
 import sys, repmamba
 assert "triton" not in sys.modules
@@ -302,7 +352,9 @@ assert backends.explain("cpu").name == "native"
 assert backends.survey("cpu")["triton"] == "Does not run on cpu: it is for cuda."
 assert "repmamba.scan.triton_kernels" not in sys.modules
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -313,7 +365,10 @@ assert "repmamba.scan.triton_kernels" not in sys.modules
     [(8, 1, (64, 64)), (16, 1, (1, 1)), (32, 1, (33, 31)), (64, 2, (40, 24)), (5, 3, (3, 43))],
 )
 def test_on_a_gpu_it_agrees_with_the_definition(channel, rank, size, dtype, map_case):
-    inputs = [x.to("cuda", dtype if n < 2 else torch.float32) for n, x in enumerate(map_case(2, channel, *size, rank))]
+    inputs = [
+        x.to("cuda", dtype if n < 2 else torch.float32)
+        for n, x in enumerate(map_case(2, channel, *size, rank))
+    ]
     if dtype == torch.float64:
         inputs = [x.double() for x in inputs]
     exact, ours = ([x.to(kind).requires_grad_() for x in inputs] for kind in (torch.float64, None))
@@ -322,7 +377,9 @@ def test_on_a_gpu_it_agrees_with_the_definition(channel, rank, size, dtype, map_
     double = dtype == torch.float64
     assert_near(found, expected, DOUBLE if double else VALUE, "value")
     pairs = zip(
-        torch.autograd.grad(found, ours, dy.to(found.dtype)), torch.autograd.grad(expected, exact, dy), strict=True
+        torch.autograd.grad(found, ours, dy.to(found.dtype)),
+        torch.autograd.grad(expected, exact, dy),
+        strict=True,
     )
     for name, (mine, true) in zip(MAP_TENSORS, pairs, strict=True):
         bound = DOUBLE if double else max(GRADIENT, torch.finfo(mine.dtype).eps)

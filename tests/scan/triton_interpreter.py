@@ -1,8 +1,9 @@
-"""A process whose Triton kernels run step by step in Python, on the CPU: it answers what test_triton_gpu.py asks.
+"""A process whose Triton kernels run step by step in Python, on the CPU: it answers what
+test_triton_gpu.py asks.
 
-A process of its own, for TRITON_INTERPRET has to be set before triton is imported, and holds for all that imports it.
-It reads pickled (function, arguments) from stdin and writes pickled (result, fault) to stdout; what fresh memory holds
-is NaN, so that a place which a kernel forgets is seen.
+A process of its own, for TRITON_INTERPRET has to be set before triton is imported, and holds for
+all that imports it. It reads pickled (function, arguments) from stdin and writes pickled (result,
+fault) to stdout; what fresh memory holds is NaN, so that a place which a kernel forgets is seen.
 """
 
 import os
@@ -24,8 +25,12 @@ from repmamba.scan import backends, triton_gpu
 from repmamba.scan.selective import scan_map, selective_scan
 
 
-def gradients(operator: str, inputs: list[Tensor], dy: Tensor, steps: int, segment: int) -> list[Tensor]:
-    """The result of scan_map or selective_scan, and the gradients of its inputs, with chunks of so many steps."""
+def gradients(
+    operator: str, inputs: list[Tensor], dy: Tensor, steps: int, segment: int
+) -> list[Tensor]:
+    """The result of scan_map or selective_scan, and the gradients of its inputs, with chunks of so
+    many steps.
+    """
     triton_gpu.STEPS, triton_gpu.SEGMENT = steps, segment
     leaves = [x.clone().requires_grad_() for x in inputs]
     if operator == "scan_map":
@@ -54,7 +59,8 @@ def said_of_a_tangent(operator: str, inputs: list[Tensor]) -> str:
 
 def keeps_the_rules_of_torch(operator: str, inputs: list[Tensor]) -> None:
     """Schema, fake tensors and autograd registration, as torch.library.opcheck tests them."""
-    torch.use_deterministic_algorithms(False)  # opcheck compares kept states, and takes NaN for a difference
+    # opcheck compares kept states, and takes NaN for a difference
+    torch.use_deterministic_algorithms(False)
     called = getattr(torch.ops.repmamba, operator)
     torch.library.opcheck(called, (*(x.requires_grad_() for x in inputs), True))
     torch.use_deterministic_algorithms(True)
@@ -79,16 +85,22 @@ def compiled_and_plain(inputs: list[Tensor]) -> list[list[Tensor]]:
     results = []
     for way in (torch.compile(network, fullgraph=True, backend="aot_eager"), network):
         y = way(p, projected)
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [p, *network.parameters()])])
+        results.append(
+            [y.detach(), *torch.autograd.grad(y.square().sum(), [p, *network.parameters()])]
+        )
     return results
 
 
 def exported(inputs: list[Tensor], others: list[Tensor]) -> tuple[list[str], Tensor, Tensor]:
-    """The operators of an exported program, and what it and the module make of inputs of another size."""
+    """The operators of an exported program, and what it and the module make of inputs of another
+    size.
+    """
     p, projected, *parameters = inputs
     network = Map(parameters)
     sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    program = torch.export.export(network, (p, projected), dynamic_shapes={"p": sides, "projected": sides})
+    program = torch.export.export(
+        network, (p, projected), dynamic_shapes={"p": sides, "projected": sides}
+    )
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     with torch.no_grad():
         return called, program.module()(*others[:2]), network(*others[:2])
@@ -101,17 +113,19 @@ def _call_without_patching_again(function: Any, *arguments: Any, **named: Any) -
     return function.rewrite()(*arguments, **named)
 
 
-# Triton's interpreter wraps its whole language once more at every call of a function inside a kernel, and never takes
-# that off again: without this the tests take ten times as long.
+# Triton's interpreter wraps its whole language once more at every call of a function inside a
+# kernel, and never takes that off again: without this the tests take ten times as long.
 _PATCHED: set[int] = set()
 interpreter.InterpretedFunction.__call__ = _call_without_patching_again
 
 
 def main() -> None:
     """Answer until stdin ends."""
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # whoever prints does not disturb the answers
+    # whoever prints does not disturb the answers
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr
     backends.BACKENDS = tuple(
-        replace(backend, devices=("cpu",)) if backend.name == "triton" else backend for backend in backends.BACKENDS
+        replace(backend, devices=("cpu",)) if backend.name == "triton" else backend
+        for backend in backends.BACKENDS
     )
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()

@@ -1,7 +1,8 @@
-"""A server of one file, as a process: `python address_server.py FOLDER` prints its port and serves FOLDER/scene.tif.
+"""A server of one file, as a process: `python address_server.py FOLDER` prints its port and serves
+FOLDER/scene.tif.
 
-Parts are given where parts are asked for; FOLDER/says.json has further headers. A process of its own, since GDAL may
-keep Python's threads waiting while it waits for an answer.
+Parts are given where parts are asked for; FOLDER/says.json has further headers. A process of its
+own, since GDAL may keep Python's threads waiting while it waits for an answer.
 """
 
 import json

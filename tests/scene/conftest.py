@@ -18,7 +18,9 @@ from repmamba.pixels.resize import imresize_torch
 
 @dataclass(frozen=True)
 class BicubicRunner:
-    """imresize in a network's place; each pixel depends on its near neighbours alone, so tiles can be told exactly."""
+    """imresize in a network's place; each pixel depends on its near neighbours alone, so tiles can
+    be told exactly.
+    """
 
     scale: int = 2
     bands: int = 3
@@ -40,7 +42,9 @@ def bicubic() -> Upscaler:
 
 @pytest.fixture
 def write_raster(tmp_path: Path) -> Callable[..., Path]:
-    """Write (bands, h, w) as a file; a place on the map unless transform=None; further options are rasterio's."""
+    """Write (bands, h, w) as a file; a place on the map unless transform=None; further options are
+    rasterio's.
+    """
 
     def write(
         name: str,
@@ -50,12 +54,18 @@ def write_raster(tmp_path: Path) -> Callable[..., Path]:
         **profile: Any,
     ) -> Path:
         path = tmp_path / name
-        usual = {"driver": "GTiff", "crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 4100000)}
+        usual = {
+            "driver": "GTiff",
+            "crs": "EPSG:32633",
+            "transform": Affine(10, 0, 500000, 0, -10, 4100000),
+        }
         options = {key: value for key, value in (usual | profile).items() if value is not None}
         count, height, width = data.shape
         with (
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-            rasterio.open(path, "w", count=count, height=height, width=width, dtype=data.dtype, **options) as file,
+            rasterio.open(
+                path, "w", count=count, height=height, width=width, dtype=data.dtype, **options
+            ) as file,
         ):
             file.write(data)
             if mask is not None:
@@ -67,10 +77,17 @@ def write_raster(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def smooth() -> Callable[..., NDArray[Any]]:
-    """A picture that looks like one to a network: soft shapes over the range given; (bands, h, w)."""
+    """A picture that looks like one to a network: soft shapes over the range given; (bands, h,
+    w).
+    """
 
     def make(
-        bands: int, height: int, width: int, dtype: str = "uint8", low: float = 20, high: float = 230
+        bands: int,
+        height: int,
+        width: int,
+        dtype: str = "uint8",
+        low: float = 20,
+        high: float = 230,
     ) -> NDArray[Any]:
         rows, cols = np.mgrid[:height, :width]
         waves = [np.sin(rows / (7 + band)) * np.cos(cols / (5 + 2 * band)) for band in range(bands)]

@@ -1,4 +1,6 @@
-"""Processes that are killed when their work has come to some point, however fast or busy the machine is."""
+"""Processes that are killed when their work has come to some point, however fast or busy the
+machine is.
+"""
 
 import os
 import signal
@@ -32,14 +34,22 @@ def writer_of(target: Path) -> str:
 
 def tiles_of(target: Path) -> int:
     """How many tiles of the target wait to be put together."""
-    return len(glob(f".{target.name}.*/*.tile", root_dir=target.parent))  # Path.glob fails where a folder vanishes
+    # Path.glob fails where a folder vanishes
+    return len(glob(f".{target.name}.*/*.tile", root_dir=target.parent))
 
 
 def killed_at(command: Sequence[str | Path], target: Path, tiles: int, delay: float) -> bool:
-    """Start what writes the target, kill it some seconds after so many tiles are there; False if it ended before."""
-    process = subprocess.Popen([str(part) for part in command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """Start what writes the target, kill it some seconds after so many tiles are there; False if it
+    ended before.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     try:
-        wait_until(lambda: f"process {process.pid} " in writer_of(target) and tiles_of(target) >= tiles, process)
+        wait_until(
+            lambda: f"process {process.pid} " in writer_of(target) and tiles_of(target) >= tiles,
+            process,
+        )
         time.sleep(delay)
     finally:
         process.kill()

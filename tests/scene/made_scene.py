@@ -1,7 +1,8 @@
-"""A made scene whose every pixel is known, and a process that writes it: `python made_scene.py TARGET FORMAT [WHAT]`.
+"""A made scene whose every pixel is known, and a process that writes it: `python made_scene.py
+TARGET FORMAT [WHAT]`.
 
-The tests kill that process, fill its disk and limit its files. WHAT is `limit=BYTES` (of any file it writes) or
-`pause=SECONDS` (before each tile, so that a kill finds it at work).
+The tests kill that process, fill its disk and limit its files. WHAT is `limit=BYTES` (of any file
+it writes) or `pause=SECONDS` (before each tile, so that a kill finds it at work).
 """
 
 import os
@@ -29,7 +30,10 @@ from repmamba.tiles.window import Window
 
 PLACE = Grid(700, 600, Affine(2.5, 0, 500000, 0, -2.5, 4100000), CRS.from_epsg(32633))
 JOB = JobIdentity(
-    {"name": "scene.tif", "bytes": 1234, "digest": "ab" * 16}, "cd" * 16, {"scale": 4, "tile": 64}, "0.1.0"
+    {"name": "scene.tif", "bytes": 1234, "digest": "ab" * 16},
+    "cd" * 16,
+    {"scale": 4, "tile": 64},
+    "0.1.0",
 )
 
 
@@ -69,8 +73,13 @@ class MadeScene:
     def data(self) -> NDArray[Any]:
         """(count, h, w)"""
         rows, cols = np.mgrid[: self.grid.height, : self.grid.width]
-        noise = np.random.default_rng(7).integers(0, 12, (self.count, self.grid.height, self.grid.width))
-        waves = [110 + 90 * np.sin(rows / (20 + 3 * band)) * np.cos(cols / 31) for band in range(self.count)]
+        noise = np.random.default_rng(7).integers(
+            0, 12, (self.count, self.grid.height, self.grid.width)
+        )
+        waves = [
+            110 + 90 * np.sin(rows / (20 + 3 * band)) * np.cos(cols / 31)
+            for band in range(self.count)
+        ]
         return (np.stack(waves) + noise).astype(self.dtype)
 
     def valid(self) -> NDArray[np.bool_]:
@@ -82,7 +91,12 @@ class MadeScene:
         return SceneWriter(target, self.profile, self.job, self.windows, **options)
 
     def write(
-        self, target: Path, *, order: int = 1, before: Callable[[int], None] = lambda index: None, **options: Any
+        self,
+        target: Path,
+        *,
+        order: int = 1,
+        before: Callable[[int], None] = lambda index: None,
+        **options: Any,
     ) -> Receipt:
         """Write what remains of it, last tile first with order=-1."""
         data, valid = self.data(), self.valid()

@@ -1,4 +1,6 @@
-"""Names that no file can have, of inputs and of outputs: one line at the start, no traceback and no late end."""
+"""Names that no file can have, of inputs and of outputs: one line at the start, no traceback and no
+late end.
+"""
 
 import os
 from pathlib import Path
@@ -24,7 +26,8 @@ def test_the_text_of_a_virtual_raster_stands_for_its_name_at_any_length(
     write_raster("in.tif", smooth(1, 20, 20))
     monkeypatch.chdir(tmp_path)
     text = (
-        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="Byte" '
+        'band="1"><SimpleSource>'
         f'<SourceFilename relativeToVRT="0">in.tif</SourceFilename><SourceBand>1</SourceBand>{" " * padding}'
         "</SimpleSource></VRTRasterBand></VRTDataset>"
     )
@@ -35,7 +38,10 @@ def test_the_text_of_a_virtual_raster_stands_for_its_name_at_any_length(
 def test_the_name_of_an_output_leaves_room_for_that_of_its_working_folder(
     write_raster, smooth, tmp_path, bicubic, length
 ):
-    path, target = write_raster("in.tif", smooth(1, 20, 20)), tmp_path / ("ä" + "a" * (length - 6) + ".tif")
+    path, target = (
+        write_raster("in.tif", smooth(1, 20, 20)),
+        tmp_path / ("ä" + "a" * (length - 6) + ".tif"),
+    )
     assert len(os.fsencode(target.name)) == length
     if length <= 228:
         upscale_file(path, target, bicubic)
@@ -46,7 +52,9 @@ def test_the_name_of_an_output_leaves_room_for_that_of_its_working_folder(
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 
 
-@pytest.mark.parametrize("name", [os.fsdecode(b"\xff\xfe.tif"), "a\0b.tif", os.fsdecode(b"\xff/out.tif")])
+@pytest.mark.parametrize(
+    "name", [os.fsdecode(b"\xff\xfe.tif"), "a\0b.tif", os.fsdecode(b"\xff/out.tif")]
+)
 def test_an_output_whose_name_gdal_cannot_be_told_is_refused_at_the_start(
     write_raster, smooth, tmp_path, bicubic, name
 ):

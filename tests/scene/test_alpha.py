@@ -47,7 +47,9 @@ def opened(path):
 @pytest.mark.parametrize("name", ["out.tif", "out.cog.tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("colours", ORDERS.values(), ids=ORDERS)
-def test_bands_come_back_in_the_order_of_the_source(write_raster, smooth, tmp_path, bicubic, colours, dtype, name):
+def test_bands_come_back_in_the_order_of_the_source(
+    write_raster, smooth, tmp_path, bicubic, colours, dtype, name
+):
     path, data = labelled(write_raster, smooth, colours, dtype)
     upscale_file(path, tmp_path / name, bicubic)
     result, found, descriptions = opened(tmp_path / name)
@@ -55,7 +57,8 @@ def test_bands_come_back_in_the_order_of_the_source(write_raster, smooth, tmp_pa
     assert descriptions == [f"{band} {colour}" for band, colour in enumerate(found, 1)]
     alpha = found.index("alpha")
     np.testing.assert_array_equal(result[alpha], data[alpha].repeat(2, 0).repeat(2, 1))
-    for band in range(len(data)):  # what is missing keeps its numbers, and the rest looks like its source
+    # what is missing keeps its numbers, and the rest looks like its source
+    for band in range(len(data)):
         np.testing.assert_array_equal(result[band, :24], data[band, :12].repeat(2, 0).repeat(2, 1))
         if band != alpha:
             small = result[band].reshape(48, 2, 40, 2).mean((1, 3))
@@ -102,17 +105,23 @@ def test_bands_can_name_one_of_two_alphas_as_data(write_raster, smooth, tmp_path
     assert found == ["undefined", "red", "green", "blue", "alpha"]
 
 
-def test_nodata_counts_where_the_user_says_that_there_is_no_alpha(write_raster, smooth, tmp_path, bicubic):
+def test_nodata_counts_where_the_user_says_that_there_is_no_alpha(
+    write_raster, smooth, tmp_path, bicubic
+):
     data = smooth(4, 40, 40, "int16", 100, 900)
     data[:, :10] = -9999
     path = write_raster("in.tif", data, photometric="RGB", alpha="YES", nodata=-9999)
     upscale_file(path, tmp_path / "out.tif", bicubic, alpha=False)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.nodata == -9999
-        np.testing.assert_array_equal((file.read() == -9999).all(0), np.arange(80)[:, None].repeat(80, 1) < 20)
+        np.testing.assert_array_equal(
+            (file.read() == -9999).all(0), np.arange(80)[:, None].repeat(80, 1) < 20
+        )
 
 
-def test_the_log_and_a_dry_run_say_what_is_taken_for_alpha(write_raster, smooth, tmp_path, bicubic, caplog):
+def test_the_log_and_a_dry_run_say_what_is_taken_for_alpha(
+    write_raster, smooth, tmp_path, bicubic, caplog
+):
     path, _ = labelled(write_raster, smooth, ORDERS["middle"])
     with caplog.at_level(logging.INFO, "repmamba"):
         made = plan_file(path, tmp_path / "out.tif", bicubic)

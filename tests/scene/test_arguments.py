@@ -54,7 +54,9 @@ def test_a_value_of_another_type_is_one_line_that_says_what_is_taken(attempt, na
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "meant"), [("range", "value_range"), ("co", "creation"), ("colour", None)])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("range", "value_range"), ("co", "creation"), ("colour", None)]
+)
 def test_an_unknown_name_is_one_line_that_names_those_that_are_known(name, meant):
     with pytest.raises(UsageError, match=f"There is no option '{name}'") as refused:
         upscale_file("in.tif", "out.tif", **{name: (0, 1)})
@@ -86,17 +88,31 @@ def test_what_is_given_comes_out_in_plain_types_and_none_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "option", [{"scale": 3}, {"device": "cpu"}, {"backend": "native"}, {"precision": "bfloat16"}, {"ensemble": True}]
+    "option",
+    [
+        {"scale": 3},
+        {"device": "cpu"},
+        {"backend": "native"},
+        {"precision": "bfloat16"},
+        {"ensemble": True},
+    ],
 )
-def test_an_upscaler_that_is_made_already_takes_none_of_what_made_it(write_raster, bicubic, tmp_path, option):
+def test_an_upscaler_that_is_made_already_takes_none_of_what_made_it(
+    write_raster, bicubic, tmp_path, option
+):
     path = write_raster("in.tif", np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(UsageError, match="The Upscaler bicubic is"):
         plan_file(path, tmp_path / "out.tif", bicubic, **option)
-    assert plan_file(path, tmp_path / "out.tif", bicubic, scale=bicubic.scale, ensemble=False).scale == bicubic.scale
+    assert (
+        plan_file(path, tmp_path / "out.tif", bicubic, scale=bicubic.scale, ensemble=False).scale
+        == bicubic.scale
+    )
 
 
 @pytest.mark.parametrize("window", [(4, 2, 8, 6), RasterioWindow(4, 2, 8, 6), Window(2, 4, 6, 8)])
-def test_a_window_is_columns_first_as_on_the_command_line_and_in_rasterio(write_raster, bicubic, tmp_path, window):
+def test_a_window_is_columns_first_as_on_the_command_line_and_in_rasterio(
+    write_raster, bicubic, tmp_path, window
+):
     path = write_raster("in.tif", np.arange(3 * 20 * 24, dtype=np.uint16).reshape(3, 20, 24))
     result = upscale_file(path, tmp_path / "out.tif", bicubic, window=window)
     assert (result.grid.width, result.grid.height) == (8 * bicubic.scale, 6 * bicubic.scale)

@@ -20,7 +20,8 @@ FILES = {"GTiff": "scene.tif", "COG": "scene.cog.tif", "PNG": "scene.png", "JPEG
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
 def test_a_nodata_that_the_type_rounds_is_declared_rounded(tmp_path, name):
-    scene = Described(OutputProfile(name, SMALL, 1, "float32", nodata=-3.40282e38))  # as ENVI headers have it
+    # as ENVI headers have it
+    scene = Described(OutputProfile(name, SMALL, 1, "float32", nodata=-3.40282e38))
     scene.write(tmp_path / FILES[name])
     with rasterio.open(tmp_path / FILES[name]) as file:
         assert file.nodata == pytest.approx(-3.40282e38, rel=1e-7)
@@ -43,9 +44,13 @@ def test_control_points_between_pixels_are_kept_as_exactly_as_the_format_can(tmp
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
-def test_tags_that_cannot_be_written_are_left_out_with_a_warning_and_the_others_stay(tmp_path, caplog, name):
+def test_tags_that_cannot_be_written_are_left_out_with_a_warning_and_the_others_stay(
+    tmp_path, caplog, name
+):
     tags = {"ns": "one", "bidx": "2", "SENSOR": "x"}
-    profile = OutputProfile(name, SMALL, 1, "uint8", tags={"": tags}, band_tags=({"": tags | {"SENSOR": "of a band"}},))
+    profile = OutputProfile(
+        name, SMALL, 1, "uint8", tags={"": tags}, band_tags=({"": tags | {"SENSOR": "of a band"}},)
+    )
     Described(profile).write(tmp_path / FILES[name])
     with rasterio.open(tmp_path / FILES[name]) as file:
         assert (file.tags()["SENSOR"], file.tags(1)["SENSOR"]) == ("x", "of a band")
@@ -61,14 +66,18 @@ BAND = """<VRTRasterBand dataType="Byte" band="1"><SimpleSource>
 TRANSFORM = "<GeoTransform>500000,10,0,4100000,0,-10</GeoTransform>"
 
 
-@pytest.mark.parametrize("place", ["<SRS>EPSG:32633</SRS>" + TRANSFORM, TRANSFORM, "<SRS>EPSG:32633</SRS>", ""])
+@pytest.mark.parametrize(
+    "place", ["<SRS>EPSG:32633</SRS>" + TRANSFORM, TRANSFORM, "<SRS>EPSG:32633</SRS>", ""]
+)
 @pytest.mark.parametrize("name", ["out.tif", "out.cog.tif", "out.png"])
 def test_of_a_transform_and_control_points_the_transform_is_kept_with_a_warning(
     write_raster, smooth, tmp_path, bicubic, caplog, name, place
 ):
     write_raster("in.tif", smooth(1, 40, 40), crs=None, transform=None)
     vrt = tmp_path / "in.vrt"
-    vrt.write_text(f'<VRTDataset rasterXSize="40" rasterYSize="40">{place}{GCP_LIST}{BAND}</VRTDataset>')
+    vrt.write_text(
+        f'<VRTDataset rasterXSize="40" rasterYSize="40">{place}{GCP_LIST}{BAND}</VRTDataset>'
+    )
     upscale_file(vrt, tmp_path / name, bicubic)
     with rasterio.open(tmp_path / name) as file:
         if TRANSFORM in place:

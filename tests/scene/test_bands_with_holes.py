@@ -1,4 +1,6 @@
-"""Bands that lack pixels which others have: what is nodata there is missing there, of floats and integers alike."""
+"""Bands that lack pixels which others have: what is nodata there is missing there, of floats and
+integers alike.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,12 @@ def test_a_float_that_is_nodata_in_one_band_is_missing_in_that_band_alone(
     results = []
     for number in (nodata, np.nan):
         data[1, :16] = number
-        upscale_file(write_raster("in.tif", data, nodata=nodata), tmp_path / "out.tif", bicubic, overwrite=True)
+        upscale_file(
+            write_raster("in.tif", data, nodata=nodata),
+            tmp_path / "out.tif",
+            bicubic,
+            overwrite=True,
+        )
         with rasterio.open(tmp_path / "out.tif") as file:
             assert file.nodata == nodata
             results.append(file.read())
@@ -27,8 +34,12 @@ def test_a_float_that_is_nodata_in_one_band_is_missing_in_that_band_alone(
     assert -0.1 < results[0][1, 32:].min() < results[0][1, 32:].max() < 0.4
 
 
-def test_an_integer_that_is_nodata_in_one_band_gives_what_a_float_gives(write_raster, smooth, tmp_path, bicubic):
-    """Bands of one scene that end at different columns, as of Landsat and any gdalbuildvrt -separate."""
+def test_an_integer_that_is_nodata_in_one_band_gives_what_a_float_gives(
+    write_raster, smooth, tmp_path, bicubic
+):
+    """Bands of one scene that end at different columns, as of Landsat and any gdalbuildvrt
+    -separate.
+    """
     results = {}
     for dtype in ("int16", "float32"):
         data = smooth(3, 64, 64, "int16", 600, 3500).astype(dtype)
@@ -45,7 +56,9 @@ def test_an_integer_that_is_nodata_in_one_band_gives_what_a_float_gives(write_ra
     assert results["int16"][~missing].min() > 400
 
 
-def test_nodata_of_the_last_of_four_bands_is_not_that_of_all(write_raster, smooth, tmp_path, bicubic):
+def test_nodata_of_the_last_of_four_bands_is_not_that_of_all(
+    write_raster, smooth, tmp_path, bicubic
+):
     """rasterio's dataset_mask takes the fourth band of RGB for alpha, be it infrared."""
     data = smooth(4, 40, 40, "int16", 600, 3500)
     data[3, :8] = -9999
@@ -59,7 +72,9 @@ def test_nodata_of_the_last_of_four_bands_is_not_that_of_all(write_raster, smoot
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32"])
-def test_black_that_is_nodata_stays_where_one_band_has_it(write_raster, smooth, tmp_path, bicubic, dtype):
+def test_black_that_is_nodata_stays_where_one_band_has_it(
+    write_raster, smooth, tmp_path, bicubic, dtype
+):
     data = smooth(2, 40, 40, dtype, 20, 230)
     data[1, 5:7, 5:9] = 0
     data[:, 20, 20] = 0
@@ -69,7 +84,9 @@ def test_black_that_is_nodata_stays_where_one_band_has_it(write_raster, smooth, 
 
 
 def test_overviews_leave_out_what_is_missing_in_one_band(write_raster, smooth, tmp_path, bicubic):
-    """Each band has a nodata of its own, so a mask tells what is missing in both; a COG has overviews."""
+    """Each band has a nodata of its own, so a mask tells what is missing in both; a COG has
+    overviews.
+    """
     data = smooth(2, 300, 300, "int16", 600, 3500)
     data[0, 100:151], data[1, 200:] = -9999, -1
     path = write_raster("in.tif", data)

@@ -1,4 +1,6 @@
-"""A box on the ground: over the antimeridian, on grids from 0 to 360 and beyond, and never the rest of the world."""
+"""A box on the ground: over the antimeridian, on grids from 0 to 360 and beyond, and never the rest
+of the world.
+"""
 
 import pytest
 from affine import Affine

@@ -1,4 +1,6 @@
-"""Calls side by side in one process: the same bytes as alone, and nothing of the process is changed after them."""
+"""Calls side by side in one process: the same bytes as alone, and nothing of the process is changed
+after them.
+"""
 
 import threading
 import warnings
@@ -27,16 +29,24 @@ def bytes_of(folder, scene, upscaler, **options):
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".cog.tif", ".jpg"])
-def test_a_cache_that_others_fill_changes_no_byte_of_a_result(masked_scene, bicubic, tmp_path, suffix):
+def test_a_cache_that_others_fill_changes_no_byte_of_a_result(
+    masked_scene, bicubic, tmp_path, suffix
+):
     alone = bytes_of(tmp_path / "alone", masked_scene, bicubic, suffix=suffix)
     flushed = bytes_of(
-        tmp_path / "flushed", masked_scene, bicubic, suffix=suffix, assembling=lambda *_: write_out_blocks()
+        tmp_path / "flushed",
+        masked_scene,
+        bicubic,
+        suffix=suffix,
+        assembling=lambda *_: write_out_blocks(),
     )
 
     def no_cache(*_):
         set_gdal_config(CACHE, 64)
 
-    without = bytes_of(tmp_path / "without", masked_scene, bicubic, suffix=suffix, assembling=no_cache)
+    without = bytes_of(
+        tmp_path / "without", masked_scene, bicubic, suffix=suffix, assembling=no_cache
+    )
     assert alone == flushed == without
 
 
@@ -48,7 +58,9 @@ def test_threads_that_share_an_upscaler_write_the_same_bytes_and_leave_the_proce
     filters, settings = list(warnings.filters), [get_gdal_config(name) for name in options]
     found = {}
     threads = [
-        threading.Thread(target=lambda n=n: found.update({n: bytes_of(tmp_path / str(n), masked_scene, bicubic)}))
+        threading.Thread(
+            target=lambda n=n: found.update({n: bytes_of(tmp_path / str(n), masked_scene, bicubic)})
+        )
         for n in range(4)
     ]
     for thread in threads:

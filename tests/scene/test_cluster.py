@@ -1,4 +1,6 @@
-"""Tiles on a Dask cluster of real processes: the same bytes as here, whatever ends, and one line for what cannot be."""
+"""Tiles on a Dask cluster of real processes: the same bytes as here, whatever ends, and one line
+for what cannot be.
+"""
 
 import asyncio
 import json
@@ -67,13 +69,18 @@ SMALL = {"tile": 32, "halo": 8}
 def test_a_cluster_gives_the_bytes_of_this_machine(scheduler, scene, weights, tmp_path):
     here, there = tmp_path / "here" / "out.tif", tmp_path / "there" / "out.tif"
     told: list[tuple[int, int]] = []
-    for target, where in ((here, {}), (there, {"cluster": scheduler, "progress": lambda *done: told.append(done)})):
+    for target, where in (
+        (here, {}),
+        (there, {"cluster": scheduler, "progress": lambda *done: told.append(done)}),
+    ):
         target.parent.mkdir()
         result = upscale_file(scene, target, weights, **SMALL, **where)
         assert (result.tiles, result.resumed) == (12, 0)
     assert there.read_bytes() == here.read_bytes()
     assert receipt_path(there).read_bytes() == receipt_path(here).read_bytes()
-    assert sorted(path.name for path in there.parent.iterdir()) == sorted(path.name for path in here.parent.iterdir())
+    assert sorted(path.name for path in there.parent.iterdir()) == sorted(
+        path.name for path in here.parent.iterdir()
+    )
     total = 4 * 96 * 128
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[0] == (0, total)
@@ -167,7 +174,9 @@ def test_a_cluster_without_workers_is_waited_for(scene, weights, tmp_path, caplo
     with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as workers:
         grown = threading.Timer(1.0, workers.scale, args=[1])
         grown.start()
-        upscale_file(scene, tmp_path / "out.tif", weights, cluster=workers.scheduler_address, **SMALL)
+        upscale_file(
+            scene, tmp_path / "out.tif", weights, cluster=workers.scheduler_address, **SMALL
+        )
     assert "has no workers yet; the run waits for them" in caplog.text
 
 
@@ -185,11 +194,21 @@ class Fatal:
 
 
 def fatal(end: Callable[[], Any]) -> Upscaler:
-    return Upscaler(torch.nn.Identity(), Fatal(end), "fatal", "0" * 32, tile=32, halo=8, device=torch.device("cpu"))
+    return Upscaler(
+        torch.nn.Identity(),
+        Fatal(end),
+        "fatal",
+        "0" * 32,
+        tile=32,
+        halo=8,
+        device=torch.device("cpu"),
+    )
 
 
 def test_a_tile_that_does_not_fit_into_a_workers_memory_is_one_line(scheduler, scene, tmp_path):
-    with pytest.raises(OutOfMemory, match=r"of a worker of the cluster at tcp://.*fewer threads.*tile= below 32"):
+    with pytest.raises(
+        OutOfMemory, match=r"of a worker of the cluster at tcp://.*fewer threads.*tile= below 32"
+    ):
         upscale_file(scene, tmp_path / "out.tif", fatal(lambda: None), cluster=scheduler)
     assert not (tmp_path / "out.tif").exists()
 
@@ -198,12 +217,22 @@ def test_a_tile_that_ends_its_workers_is_one_line(scene, tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as workers,
-        pytest.raises(ClusterError, match=r"ended 1 times over one tile, .* more of it, .*What is finished is kept"),
+        pytest.raises(
+            ClusterError,
+            match=r"ended 1 times over one tile, .* more of it, .*What is finished is kept",
+        ),
     ):
-        upscale_file(scene, tmp_path / "out.tif", fatal(lambda: os._exit(1)), cluster=workers.scheduler_address)
+        upscale_file(
+            scene,
+            tmp_path / "out.tif",
+            fatal(lambda: os._exit(1)),
+            cluster=workers.scheduler_address,
+        )
 
 
-def test_a_scheduler_that_ends_is_one_line_and_the_run_can_be_gone_on_with(scene, weights, tmp_path, monkeypatch):
+def test_a_scheduler_that_ends_is_one_line_and_the_run_can_be_gone_on_with(
+    scene, weights, tmp_path, monkeypatch
+):
     monkeypatch.setattr(cluster_module, "PATIENCE", 1)
     target = tmp_path / "out.tif"
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as workers:
@@ -213,7 +242,9 @@ def test_a_scheduler_that_ends_is_one_line_and_the_run_can_be_gone_on_with(scene
                 workers.close()
 
         with pytest.raises(ClusterError, match="was lost"):
-            upscale_file(scene, target, weights, cluster=workers.scheduler_address, progress=end, **SMALL)
+            upscale_file(
+                scene, target, weights, cluster=workers.scheduler_address, progress=end, **SMALL
+            )
     assert upscale_file(scene, target, weights, **SMALL).resumed > 0
 
 
@@ -232,7 +263,9 @@ def test_a_worker_of_another_version_is_refused(client, scene, weights, tmp_path
         client.run(pretend, next(iter(before.values())))
 
 
-def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_differ(client, scene, weights, tmp_path):
+def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_differ(
+    client, scene, weights, tmp_path
+):
     def pretend(name: str | None) -> None:
         from repmamba.inference import upscaler
         from repmamba.scan.backends import Choice, explain
@@ -241,7 +274,9 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
 
     client.run(pretend, "chunked")
     try:
-        with pytest.raises(ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"):
+        with pytest.raises(
+            ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"
+        ):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:
         client.run(pretend, None)
@@ -260,7 +295,9 @@ class Slow:
         return torch.nn.functional.interpolate(unit, scale_factor=2)
 
 
-def test_what_is_stopped_leaves_nothing_to_compute_in_a_cluster_of_ones_own(client, scene, tmp_path):
+def test_what_is_stopped_leaves_nothing_to_compute_in_a_cluster_of_ones_own(
+    client, scene, tmp_path
+):
     def stop(done: int, total: int) -> None:
         if done:
             raise KeyboardInterrupt
@@ -271,24 +308,33 @@ def test_what_is_stopped_leaves_nothing_to_compute_in_a_cluster_of_ones_own(clie
     slow = replace(fatal(lambda: None), runner=Slow(2.0))
     with pytest.raises(KeyboardInterrupt):
         upscale_file(scene, tmp_path / "out.tif", slow, cluster=client, progress=stop, bands=(1,))
-    time.sleep(1)  # of the two that each tile takes, and one is in hand for each worker, and one waits there
+    # of the two that each tile takes, and one is in hand for each worker, and one waits there
+    time.sleep(1)
     assert client.run_on_scheduler(tiles) == 0
 
 
-def test_a_fault_of_reading_is_none_of_the_cluster(scheduler, scene, weights, tmp_path, monkeypatch):
+def test_a_fault_of_reading_is_none_of_the_cluster(
+    scheduler, scene, weights, tmp_path, monkeypatch
+):
     def failing(self: Raster, window: Any) -> Any:
         raise OutOfMemory("The window does not fit into memory while it is read.")
 
     monkeypatch.setattr(Raster, "read", failing)
-    with pytest.raises(OutOfMemory, match=r"^The window does not fit into memory while it is read\.$"):
-        upscale_file(scene, tmp_path / "out.tif", weights, cluster=scheduler, value_range=(0, 4000), **SMALL)
+    with pytest.raises(
+        OutOfMemory, match=r"^The window does not fit into memory while it is read\.$"
+    ):
+        upscale_file(
+            scene, tmp_path / "out.tif", weights, cluster=scheduler, value_range=(0, 4000), **SMALL
+        )
 
 
 def test_a_fault_of_a_workers_own_system_is_told_as_that(scheduler, scene, tmp_path):
     def failing() -> None:
         raise PermissionError("no access to the GPU")
 
-    with pytest.raises(ClusterError, match=r"^A tile failed on a worker: no access to the GPU\. What is finished"):
+    with pytest.raises(
+        ClusterError, match=r"^A tile failed on a worker: no access to the GPU\. What is finished"
+    ):
         upscale_file(scene, tmp_path / "out.tif", fatal(failing), cluster=scheduler)
 
 
@@ -321,14 +367,17 @@ main(["--scheduler-file", sys.argv[1], "--no-dashboard", "--port", "0", "--host"
 
 def test_a_scheduler_without_repmamba_is_one_line(scene, weights, tmp_path):
     file = tmp_path / "scheduler.json"
-    with subprocess.Popen([sys.executable, "-c", BARE, str(file)], stderr=subprocess.DEVNULL) as bare:
+    with subprocess.Popen(
+        [sys.executable, "-c", BARE, str(file)], stderr=subprocess.DEVNULL
+    ) as bare:
         try:
             end = time.monotonic() + 60
             while not file.exists():
                 assert time.monotonic() < end
                 time.sleep(0.05)
             with pytest.raises(
-                ClusterError, match=r"The scheduler or a worker .* lacks what a tile needs \(.*\): install"
+                ClusterError,
+                match=r"The scheduler or a worker .* lacks what a tile needs \(.*\): install",
             ):
                 upscale_file(scene, tmp_path / "out.tif", weights, cluster=file, **SMALL)
         finally:
@@ -339,11 +388,16 @@ def test_a_worker_that_lacks_a_package_is_told_apart(scheduler, scene, tmp_path)
     def lacking() -> None:
         raise ModuleNotFoundError("No module named 'repmamba'")
 
-    with pytest.raises(ClusterError, match=r"lacks what a tile needs \(No module named 'repmamba'\): install repmamba"):
+    with pytest.raises(
+        ClusterError,
+        match=r"lacks what a tile needs \(No module named 'repmamba'\): install repmamba",
+    ):
         upscale_file(scene, tmp_path / "out.tif", fatal(lacking), cluster=scheduler)
 
 
-def test_what_is_no_cluster_is_refused_before_anything_is_written(scheduler, scene, tmp_path, monkeypatch):
+def test_what_is_no_cluster_is_refused_before_anything_is_written(
+    scheduler, scene, tmp_path, monkeypatch
+):
     monkeypatch.setattr(cluster_module, "PATIENCE", 1)
     target = tmp_path / "out.tif"
     broken = tmp_path / "broken.json"
@@ -376,7 +430,9 @@ def test_a_client_that_is_asynchronous_is_refused(scheduler, scene, tmp_path):
     asyncio.run(inside())
 
 
-def test_the_command_line_takes_an_address_or_a_scheduler_file(client, scene, weights, tmp_path, capsys, monkeypatch):
+def test_the_command_line_takes_an_address_or_a_scheduler_file(
+    client, scene, weights, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(cluster_module, "PATIENCE", 1)
     file = tmp_path / "scheduler.json"
     # The client writes such a file too, with counts that JSON has no keys for once a task has run.
@@ -389,9 +445,22 @@ def test_the_command_line_takes_an_address_or_a_scheduler_file(client, scene, we
             assert np.count_nonzero(result.read(1) == 0) == 4 * 10 * 30
     capsys.readouterr()
     assert (
-        run(["upscale", str(scene), "-o", str(tmp_path / "new.tif"), "--cluster", str(tmp_path / "no.json")]) == MISUSED
+        run(
+            [
+                "upscale",
+                str(scene),
+                "-o",
+                str(tmp_path / "new.tif"),
+                "--cluster",
+                str(tmp_path / "no.json"),
+            ]
+        )
+        == MISUSED
     )
-    assert run(["upscale", str(scene), "-o", str(tmp_path / "new.tif"), "--cluster", NOWHERE]) == FAILED
+    assert (
+        run(["upscale", str(scene), "-o", str(tmp_path / "new.tif"), "--cluster", NOWHERE])
+        == FAILED
+    )
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert all(line.startswith("Error: ") for line in said)

@@ -1,4 +1,6 @@
-"""The second raster: what it holds and says of itself, and that both files are absent or whole, whatever happens."""
+"""The second raster: what it holds and says of itself, and that both files are absent or whole,
+whatever happens.
+"""
 
 import errno
 import itertools
@@ -29,7 +31,9 @@ TABLE = Calibration("0" * 32, "made pictures", (0.0, 0.05, 0.5), (0.004, 0.02, 0
 
 @dataclass(frozen=True)
 class LeaningRunner:
-    """Bicubic, and a pixel's left neighbour a little: what the eight do not agree on, and near pixels alone decide."""
+    """Bicubic, and a pixel's left neighbour a little: what the eight do not agree on, and near
+    pixels alone decide.
+    """
 
     scale: int = 2
     bands: int = 3
@@ -43,11 +47,15 @@ def leaning_upscaler(**changes: Any) -> Upscaler:
     return replace(bicubic_upscaler(), runner=LeaningRunner(), calibration=TABLE, **changes)
 
 
-def both(path: Path, folder: Path, upscaler: Upscaler | None = None, **settings: Any) -> tuple[Path, Path]:
+def both(
+    path: Path, folder: Path, upscaler: Upscaler | None = None, **settings: Any
+) -> tuple[Path, Path]:
     """The result and its confidence."""
     folder.mkdir(exist_ok=True)
     targets = folder / "out.tif", folder / "trust.tif"
-    upscale_file(path, targets[0], upscaler or leaning_upscaler(), confidence=targets[1], **settings)
+    upscale_file(
+        path, targets[0], upscaler or leaning_upscaler(), confidence=targets[1], **settings
+    )
     return targets
 
 
@@ -56,7 +64,9 @@ def read(path: Path) -> np.ndarray:
         return file.read()
 
 
-def test_it_holds_what_the_table_says_of_the_doubt_in_the_results_own_numbers(write_raster, smooth, tmp_path):
+def test_it_holds_what_the_table_says_of_the_doubt_in_the_results_own_numbers(
+    write_raster, smooth, tmp_path
+):
     data = smooth(3, 40, 50, "uint16", 300, 4000)
     path = write_raster("in.tif", data, photometric="RGB")
     out, trust = both(path, tmp_path / "x", value_range=(300, 4300), consistent=False)
@@ -84,10 +94,17 @@ def test_it_lies_on_the_grid_of_the_result_and_says_what_it_is(write_raster, smo
         file.units, file.scales = ("K",) * 4, (0.5,) * 4
     out, trust = both(path, tmp_path / "x")
     with rasterio.open(out) as result, rasterio.open(trust) as file:
-        assert (file.shape, file.transform, file.crs) == (result.shape, result.transform, result.crs)
+        assert (file.shape, file.transform, file.crs) == (
+            result.shape,
+            result.transform,
+            result.crs,
+        )
         assert file.dtypes == ("float32", "float32")
         assert np.isnan(file.nodata)
-        assert file.descriptions == ("expected absolute error of bands 1, 2, 3", "expected absolute error of band 4")
+        assert file.descriptions == (
+            "expected absolute error of bands 1, 2, 3",
+            "expected absolute error of band 4",
+        )
         assert (file.units, file.scales, file.offsets) == (("K", "K"), (0.5, 0.5), (0.0, 0.0))
         tags = file.tags()
         assert tags["CONFIDENCE_OF"] == "out.tif"
@@ -98,7 +115,9 @@ def test_it_lies_on_the_grid_of_the_result_and_says_what_it_is(write_raster, smo
     verify_result(trust, read_receipt(receipt_path(trust)))
 
 
-def test_it_is_missing_where_the_result_is_and_where_a_band_of_its_group_is(write_raster, smooth, tmp_path):
+def test_it_is_missing_where_the_result_is_and_where_a_band_of_its_group_is(
+    write_raster, smooth, tmp_path
+):
     data = smooth(3, 40, 40, "float32", 0, 1)
     mask = np.ones((40, 40), bool)
     mask[5:15, 20:33] = False
@@ -130,7 +149,10 @@ def test_a_stopped_run_goes_on_with_both(write_raster, smooth, tmp_path):
         both(path, tmp_path / "again", progress=stop_half_way)
     assert not list((tmp_path / "again").glob("[!.]*"))
     result = upscale_file(
-        path, tmp_path / "again" / "out.tif", leaning_upscaler(), confidence=tmp_path / "again" / "trust.tif"
+        path,
+        tmp_path / "again" / "out.tif",
+        leaning_upscaler(),
+        confidence=tmp_path / "again" / "trust.tif",
     )
     assert 0 < result.resumed < result.tiles
     assert contents(tmp_path / "again") == contents(whole[0].parent)
@@ -173,8 +195,12 @@ def test_stopped_before_any_step_of_the_end_both_are_absent_or_whole_and_the_sam
     assert number == 1 + 2 * 3
 
 
-@pytest.mark.parametrize("calls", [("fsync",), ("replace", "link", "rename", "unlink")], ids=lambda calls: calls[0])
-def test_whichever_call_fails_both_are_absent_or_whole_and_the_next_run_finishes(write_raster, smooth, tmp_path, calls):
+@pytest.mark.parametrize(
+    "calls", [("fsync",), ("replace", "link", "rename", "unlink")], ids=lambda calls: calls[0]
+)
+def test_whichever_call_fails_both_are_absent_or_whole_and_the_next_run_finishes(
+    write_raster, smooth, tmp_path, calls
+):
     from .test_faults import FailingCalls, is_whole, visible
 
     path = write_raster("in.tif", smooth(3, 24, 30), photometric="RGB")
@@ -199,7 +225,9 @@ def test_whichever_call_fails_both_are_absent_or_whole_and_the_next_run_finishes
     assert number > 8
 
 
-def test_a_confidence_that_is_there_already_is_kept_unless_it_may_be_replaced(write_raster, smooth, tmp_path):
+def test_a_confidence_that_is_there_already_is_kept_unless_it_may_be_replaced(
+    write_raster, smooth, tmp_path
+):
     path = write_raster("in.tif", smooth(3, 20, 20), photometric="RGB")
     (tmp_path / "trust.tif").write_bytes(b"of somebody else")
     with pytest.raises(TargetExists, match=r"trust\.tif"):
@@ -212,9 +240,13 @@ def test_a_confidence_that_is_there_already_is_kept_unless_it_may_be_replaced(wr
 def test_what_cannot_be_is_refused_before_the_first_pixel(write_raster, smooth, tmp_path):
     path = write_raster("in.tif", smooth(3, 20, 20), photometric="RGB")
 
-    def refused(error: type[Exception], match: str, trust: str = "trust.tif", **changes: Any) -> None:
+    def refused(
+        error: type[Exception], match: str, trust: str = "trust.tif", **changes: Any
+    ) -> None:
         with pytest.raises(error, match=match):
-            upscale_file(path, tmp_path / "out.tif", leaning_upscaler(**changes), confidence=tmp_path / trust)
+            upscale_file(
+                path, tmp_path / "out.tif", leaning_upscaler(**changes), confidence=tmp_path / trust
+            )
         assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 
     refused(UsageError, "was measured in float32", precision="bfloat16")
@@ -223,12 +255,16 @@ def test_what_cannot_be_is_refused_before_the_first_pixel(write_raster, smooth, 
     refused(TargetError, "PNG cannot hold float32", "trust.png")
     refused(UsageError, "does not say its format", "trust")
     with pytest.raises(UsageError, match="bicubic can be trusted has not been measured"):
-        upscale_file(path, tmp_path / "out.tif", bicubic_upscaler(), confidence=tmp_path / "trust.tif")
+        upscale_file(
+            path, tmp_path / "out.tif", bicubic_upscaler(), confidence=tmp_path / "trust.tif"
+        )
 
 
 def test_a_dry_run_counts_the_second_raster(write_raster, smooth, tmp_path):
     path = write_raster("in.tif", smooth(3, 60, 40), photometric="RGB")
-    made = plan_file(path, tmp_path / "out.tif", leaning_upscaler(), confidence=tmp_path / "trust.tif")
+    made = plan_file(
+        path, tmp_path / "out.tif", leaning_upscaler(), confidence=tmp_path / "trust.tif"
+    )
     without = plan_file(path, tmp_path / "out.tif", leaning_upscaler())
     assert made.output_bytes == without.output_bytes + 120 * 80 * 4
     assert made.memory_bytes > without.memory_bytes
@@ -238,7 +274,9 @@ def test_a_dry_run_counts_the_second_raster(write_raster, smooth, tmp_path):
 
 
 @pytest.mark.parametrize("attempt", [plan_file, upscale_file])
-def test_room_for_either_raster_is_not_enough_for_both(write_raster, smooth, tmp_path, monkeypatch, attempt):
+def test_room_for_either_raster_is_not_enough_for_both(
+    write_raster, smooth, tmp_path, monkeypatch, attempt
+):
     path = write_raster("in.tif", smooth(3, 60, 40), photometric="RGB")
     files = {"target": tmp_path / "out.tif", "confidence": tmp_path / "trust.tif"}
     needed = plan_file(path, weights=leaning_upscaler(), **files).disk_bytes

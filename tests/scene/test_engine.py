@@ -1,4 +1,6 @@
-"""upscale_file: whole files in and out. A bicubic stand-in takes the network's place, so the truth is known."""
+"""upscale_file: whole files in and out. A bicubic stand-in takes the network's place, so the truth
+is known.
+"""
 
 import json
 import os
@@ -13,7 +15,15 @@ from PIL import Image
 from rasterio.transform import RPCTransformer
 
 from repmamba import load
-from repmamba.errors import JobChanged, NoSpace, OutOfMemory, SourceError, TargetError, TargetExists, UsageError
+from repmamba.errors import (
+    JobChanged,
+    NoSpace,
+    OutOfMemory,
+    SourceError,
+    TargetError,
+    TargetExists,
+    UsageError,
+)
 from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
 from repmamba.scene import estimate, space
@@ -48,16 +58,26 @@ GEOTIFFS = {  # name -> options that it needs
 }
 
 
-LONG = {"cog.tif", "cog_hirise_mars.tif"}  # 28 and 22 million numbers to compare; a window of the second in journeys/
+# 28 and 22 million numbers to compare; a window of the second in journeys/
+LONG = {"cog.tif", "cog_hirise_mars.tif"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in GEOTIFFS])
-def test_a_real_raster_keeps_place_type_bands_missing_pixels_and_tags(geotiffs, tmp_path, bicubic, name):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in GEOTIFFS]
+)
+def test_a_real_raster_keeps_place_type_bands_missing_pixels_and_tags(
+    geotiffs, tmp_path, bicubic, name
+):
     upscale_file(geotiffs / name, tmp_path / "out.tif", bicubic, **GEOTIFFS[name])
     with rasterio.open(geotiffs / name) as before, rasterio.open(tmp_path / "out.tif") as after:
         assert (after.width, after.height) == (2 * before.width, 2 * before.height)
         assert after.crs == before.crs
-        for col, row in ((0, 0), (before.width, 0), (0, before.height), (before.width, before.height)):
+        for col, row in (
+            (0, 0),
+            (before.width, 0),
+            (0, before.height),
+            (before.width, before.height),
+        ):
             if not before.transform.is_identity:
                 found = ~before.transform @ (after.transform @ (2 * col, 2 * row))
                 np.testing.assert_allclose(found, (col, row), rtol=0, atol=1e-6)
@@ -66,14 +86,24 @@ def test_a_real_raster_keeps_place_type_bands_missing_pixels_and_tags(geotiffs, 
         np.testing.assert_array_equal(after.dataset_mask() != 0, mask.repeat(2, 0).repeat(2, 1))
         assert after.tags()["AREA_OR_POINT"] == before.tags()["AREA_OR_POINT"]
         if name == "image_colormap.tif":
-            assert after.colorinterp[:3] == tuple(rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue"))
+            assert after.colorinterp[:3] == tuple(
+                rasterio.enums.ColorInterp[c] for c in ("red", "green", "blue")
+            )
             return
         assert after.dtypes == before.dtypes
         assert after.nodatavals == before.nodatavals
         assert after.colorinterp == before.colorinterp
         assert after.descriptions == before.descriptions
-        assert (after.scales, after.offsets, after.units) == (before.scales, before.offsets, before.units)
-        kept = {key: value for key, value in before.tags().items() if not key.startswith(("OVR_", "STATISTICS"))}
+        assert (after.scales, after.offsets, after.units) == (
+            before.scales,
+            before.offsets,
+            before.units,
+        )
+        kept = {
+            key: value
+            for key, value in before.tags().items()
+            if not key.startswith(("OVR_", "STATISTICS"))
+        }
         assert kept.items() <= after.tags().items()
         check_gcps(before, after)
         check_rpcs(before, after)
@@ -94,14 +124,19 @@ def check_rpcs(before, after) -> None:
     exactly = {"RPC_PIXEL_ERROR_THRESHOLD": "1e-7", "RPC_MAX_ITERATIONS": "100"}
     with RPCTransformer(before.rpcs, **exactly) as lr, RPCTransformer(after.rpcs, **exactly) as hr:
         np.testing.assert_allclose(
-            hr.xy(100, 60, offset="ul", zs=50.0), lr.xy(50, 30, offset="ul", zs=50.0), rtol=0, atol=1e-9
+            hr.xy(100, 60, offset="ul", zs=50.0),
+            lr.xy(50, 30, offset="ul", zs=50.0),
+            rtol=0,
+            atol=1e-9,
         )
 
 
 def check_values(before, after, mask) -> None:
-    """Reduced again, the result is the input: within the rounding of its type, or a thousandth of its spread.
+    """Reduced again, the result is the input: within the rounding of its type, or a thousandth of
+    its spread.
 
-    Left out are pixels near one whose result its type (or nodata) did not allow, and two pixels from missing ones.
+    Left out are pixels near one whose result its type (or nodata) did not allow, and two pixels
+    from missing ones.
     """
     source, result = before.read().astype(float), after.read().astype(float)
     alpha = [band for band, colour in enumerate(before.colorinterp) if colour.name == "alpha"]
@@ -113,7 +148,9 @@ def check_values(before, after, mask) -> None:
             continue
         stopped = in_lr(np.isin(sr, forbidden(before)))
         counted = known & ~near(~known, 2) & ~near(stopped & known, 3)
-        difference = np.abs(imresize(np.nan_to_num(sr, nan=0, posinf=0, neginf=0), 0.5) - lr)[counted]
+        difference = np.abs(imresize(np.nan_to_num(sr, nan=0, posinf=0, neginf=0), 0.5) - lr)[
+            counted
+        ]
         if difference.size:
             integer = np.dtype(before.dtypes[0]).kind in "iu"
             most, mean = (1, 0.5) if integer else (1e-3 * np.ptp(lr[known]),) * 2
@@ -137,7 +174,11 @@ def near(pixels, steps: int):
     """Those pixels, and all that are so many steps away, diagonal ones included."""
     for _ in range(steps):
         padded = np.pad(pixels, 1)
-        shifts = [padded[r : r + pixels.shape[0], c : c + pixels.shape[1]] for r in range(3) for c in range(3)]
+        shifts = [
+            padded[r : r + pixels.shape[0], c : c + pixels.shape[1]]
+            for r in range(3)
+            for c in range(3)
+        ]
         pixels = np.logical_or.reduce(shifts)
     return pixels
 
@@ -158,7 +199,9 @@ def test_every_type_comes_back_by_the_same_map(write_raster, smooth, tmp_path, b
 def test_values_beyond_the_range_are_not_clipped_to_it(write_raster, smooth, tmp_path, bicubic):
     data = smooth(1, 60, 60, "uint16", 1000, 2000)
     data[0, 20:40, 20:40] = 50000
-    upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic, value_range=(1000, 2000))
+    upscale_file(
+        write_raster("in.tif", data), tmp_path / "out.tif", bicubic, value_range=(1000, 2000)
+    )
     with rasterio.open(tmp_path / "out.tif") as file:
         assert abs(int(file.read(1)[60, 60]) - 50000) <= 1
 
@@ -168,24 +211,34 @@ def test_a_window_holds_the_same_pixels_as_the_whole(write_raster, smooth, tmp_p
     upscale_file(path, tmp_path / "whole.tif", bicubic)
     with rasterio.open(tmp_path / "whole.tif") as file:
         whole, transform = file.read(), file.transform
-    for number, window in enumerate((Window(5, 7, 20, 30), Window(60, 63, 9, 5), Window(100, 0, 70, 190))):
+    for number, window in enumerate(
+        (Window(5, 7, 20, 30), Window(60, 63, 9, 5), Window(100, 0, 70, 190))
+    ):
         target = tmp_path / f"part{number}.tif"
         upscale_file(path, target, bicubic, window=window)
         with rasterio.open(target) as file:
             np.testing.assert_array_equal(file.read(), whole[:, *window.scaled(2).slices])
-            np.testing.assert_allclose(file.transform @ (0, 0), transform @ (2 * window.col, 2 * window.row))
+            np.testing.assert_allclose(
+                file.transform @ (0, 0), transform @ (2 * window.col, 2 * window.row)
+            )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_any_number_of_workers_gives_the_same_bytes(write_raster, smooth, tmp_path, small_upscaler, dtype):
+def test_any_number_of_workers_gives_the_same_bytes(
+    write_raster, smooth, tmp_path, small_upscaler, dtype
+):
     path = write_raster("in.tif", smooth(4, 60, 70, dtype))
     for workers in (1, 2, 5):
-        upscale_file(path, tmp_path / f"{workers}.tif", small_upscaler, workers=workers, tile=32, halo=8)
+        upscale_file(
+            path, tmp_path / f"{workers}.tif", small_upscaler, workers=workers, tile=32, halo=8
+        )
     contents = {(tmp_path / f"{workers}.tif").read_bytes() for workers in (1, 2, 5)}
     assert len(contents) == 1
 
 
-def test_a_scene_by_an_ensemble_is_the_array_by_one(write_raster, smooth, tmp_path, tiny_weights, small_upscaler):
+def test_a_scene_by_an_ensemble_is_the_array_by_one(
+    write_raster, smooth, tmp_path, tiny_weights, small_upscaler
+):
     data = smooth(3, 20, 26)
     path = write_raster("in.tif", data, photometric="RGB")
     weights = tiny_weights(seed=3)
@@ -203,7 +256,9 @@ def small_upscaler(tiny_weights):
 
 
 @pytest.mark.parametrize("told", ["nodata", "mask", "alpha", "nan"])
-def test_missing_pixels_have_no_influence_and_keep_their_footprint(write_raster, smooth, tmp_path, bicubic, told):
+def test_missing_pixels_have_no_influence_and_keep_their_footprint(
+    write_raster, smooth, tmp_path, bicubic, told
+):
     valid = np.ones((90, 80), bool)
     valid[10:30, 20:50] = valid[70, 70] = valid[0, 0] = False
     results = []
@@ -242,7 +297,10 @@ def test_what_lies_under_a_mask_or_alpha_stays(write_raster, smooth, tmp_path, b
     valid[10:30, 20:50] = valid[0, 0] = valid[:, 64:] = False  # a whole tile of them, and more
     options = {"mask": valid}
     if told == "alpha":
-        data, options = np.concatenate([data, np.where(valid, 255, 0).astype(np.uint8)[None]]), {"alpha": "YES"}
+        data, options = (
+            np.concatenate([data, np.where(valid, 255, 0).astype(np.uint8)[None]]),
+            {"alpha": "YES"},
+        )
     path = write_raster("in.tif", data, photometric="RGB", **options)
     for bands in ((1, 2, 3), (3, 1)):
         target = tmp_path / f"out{len(bands)}.tif"
@@ -294,7 +352,13 @@ def test_tiles_without_a_valid_pixel_are_not_computed(write_raster, smooth, tmp_
 
 def test_two_hundred_bands_go_through(write_raster, smooth, tmp_path, bicubic):
     data = smooth(200, 12, 13, "uint16", 10, 2000)
-    upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic, value_range="type", consistent=False)
+    upscale_file(
+        write_raster("in.tif", data),
+        tmp_path / "out.tif",
+        bicubic,
+        value_range="type",
+        consistent=False,
+    )
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.count == 200
         np.testing.assert_allclose(file.read(157), imresize(data[156], 2), atol=0.6)
@@ -317,7 +381,9 @@ def test_a_picture_stays_a_picture(tmp_path, smooth, bicubic, suffix):
     upscale_file(tmp_path / "in.png", tmp_path / f"out.{suffix}", bicubic)
     with Image.open(tmp_path / f"out.{suffix}") as image:
         assert (image.size, image.mode) == ((120, 100), "RGB")
-    assert {path.name for path in tmp_path.iterdir()} == {"in.png", f"out.{suffix}"} | sidecars(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.png", f"out.{suffix}"} | sidecars(
+        tmp_path
+    )
 
 
 def sidecars(folder) -> set[str]:
@@ -329,14 +395,19 @@ def test_pixels_of_a_tiled_run_are_those_of_one_pass(write_raster, smooth, tmp_p
     path = write_raster("in.tif", smooth(3, 150, 140), crs=None, transform=None)
     upscale_file(path, tmp_path / "tiled.tif", bicubic, tile=32)
     upscale_file(path, tmp_path / "whole.tif", bicubic, tile=160)
-    with rasterio.open(tmp_path / "tiled.tif") as tiled, rasterio.open(tmp_path / "whole.tif") as whole:
+    with (
+        rasterio.open(tmp_path / "tiled.tif") as tiled,
+        rasterio.open(tmp_path / "whole.tif") as whole,
+    ):
         np.testing.assert_array_equal(tiled.read(), whole.read())
 
 
 def test_progress_counts_output_pixels_to_the_last(write_raster, smooth, tmp_path, bicubic):
     said = []
     path = write_raster("in.tif", smooth(1, 100, 100))
-    upscale_file(path, tmp_path / "out.tif", bicubic, progress=lambda done, total: said.append((done, total)))
+    upscale_file(
+        path, tmp_path / "out.tif", bicubic, progress=lambda done, total: said.append((done, total))
+    )
     assert said[0] == (0, 40000)
     assert said[-1] == (40000, 40000)
     assert said == sorted(said)
@@ -345,7 +416,12 @@ def test_progress_counts_output_pixels_to_the_last(write_raster, smooth, tmp_pat
 def test_assembling_is_told_to_the_last_pixel(write_raster, smooth, tmp_path, bicubic):
     said = []
     path = write_raster("in.tif", smooth(1, 100, 100))
-    upscale_file(path, tmp_path / "out.tif", bicubic, assembling=lambda done, total: said.append((done, total)))
+    upscale_file(
+        path,
+        tmp_path / "out.tif",
+        bicubic,
+        assembling=lambda done, total: said.append((done, total)),
+    )
     assert said[-1] == (40000, 40000)
     assert said == sorted(said)
 
@@ -361,7 +437,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(write_raster, smooth, tm
     with pytest.raises(KeyboardInterrupt):
         upscale_file(path, tmp_path / "again.tif", bicubic, progress=stop_half_way)
     assert not (tmp_path / "again.tif").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")
+    ]
     result = upscale_file(path, tmp_path / "again.tif", bicubic)
     assert 0 < result.resumed < result.tiles
     assert (tmp_path / "again.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
@@ -373,7 +451,10 @@ def test_corrupt_blocks_are_missing_in_the_result_and_counted(geotiffs, tmp_path
     result = upscale_file(tmp_path / "in.tif", tmp_path / "out.tif", bicubic, on_corrupt="fill")
     assert result.corrupt_pixels > 0
     assert "corrupt input pixels are missing" in result.summary()
-    with rasterio.open(tmp_path / "out.tif") as after, rasterio.open(geotiffs / "rgb_lzw.tif") as before:
+    with (
+        rasterio.open(tmp_path / "out.tif") as after,
+        rasterio.open(geotiffs / "rgb_lzw.tif") as before,
+    ):
         lost = before.dataset_mask().repeat(2, 0).repeat(2, 1).astype(int) - after.dataset_mask()
         assert (lost >= 0).all()
         assert (lost > 0).any()
@@ -410,7 +491,8 @@ def test_the_input_is_never_the_output(write_raster, smooth, tmp_path, bicubic, 
 def test_the_output_is_no_part_of_the_input(write_raster, smooth, tmp_path, bicubic):
     part = write_raster("part.tif", smooth(1, 9, 9))
     (tmp_path / "mosaic.vrt").write_text(
-        '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" '
+        'band="1"><SimpleSource>'
         '<SourceFilename relativeToVRT="1">part.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
     )
     before = part.read_bytes()
@@ -419,7 +501,9 @@ def test_the_output_is_no_part_of_the_input(write_raster, smooth, tmp_path, bicu
     assert part.read_bytes() == before
 
 
-def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(write_raster, smooth, tmp_path, bicubic):
+def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(
+    write_raster, smooth, tmp_path, bicubic
+):
     path = write_raster("in.tif", smooth(1, 9, 9))
     (tmp_path / "out.tif").write_text("mine")
     with pytest.raises(TargetExists, match="overwrite=True"):
@@ -477,7 +561,9 @@ def test_an_output_that_cannot_be_is_refused(write_raster, smooth, tmp_path, bic
 
 
 @pytest.mark.parametrize("all_are_read", [False, True])
-def test_a_source_that_changes_meanwhile_leaves_no_result(write_raster, smooth, tmp_path, bicubic, all_are_read):
+def test_a_source_that_changes_meanwhile_leaves_no_result(
+    write_raster, smooth, tmp_path, bicubic, all_are_read
+):
     path = write_raster("in.tif", smooth(1, 200, 200))
 
     def touch(done: int, total: int) -> None:
@@ -501,9 +587,18 @@ def test_a_plan_that_memory_does_not_hold_is_refused_with_the_tile_that_fits(
 
 
 def test_workers_beyond_the_number_of_tiles_take_no_memory(write_raster, smooth, tmp_path, bicubic):
-    path, window = write_raster("in.tif", smooth(1, 300, 200)), Window(100, 0, 200, 200)  # rows 0, 1 and 2 of tiles
+    # rows 0, 1 and 2 of tiles
+    path, window = write_raster("in.tif", smooth(1, 300, 200)), Window(100, 0, 200, 200)
     made = [
-        plan_file(path, tmp_path / "out.tif", bicubic, tile=128, workers=workers, window=window, bands=(1,))
+        plan_file(
+            path,
+            tmp_path / "out.tif",
+            bicubic,
+            tile=128,
+            workers=workers,
+            window=window,
+            bands=(1,),
+        )
         for workers in (5, 6, 64)
     ]
     assert made[1].tiles == 6
@@ -530,7 +625,9 @@ print(json.dumps({"told": told.memory_bytes, "program": told.program_bytes, "mea
 def test_the_memory_that_is_told_is_that_of_the_whole_process(write_raster, smooth, tmp_path):
     path = write_raster("in.tif", smooth(3, 272, 500, "uint16"))
     command = [sys.executable, "-c", PLAN_THEN_RUN, str(path), str(tmp_path / "out.tif"), "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert ended.returncode == 0, ended.stderr
     memory = json.loads(ended.stdout)
     assert memory["program"] > 150_000_000  # torch alone takes that
@@ -544,7 +641,9 @@ def test_memory_that_ends_on_the_way_stops_the_run_with_one_line(write_raster, s
         scale, bands = 2, 3
 
         def run(self, unit):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
 
     greedy = replace(bicubic_upscaler(), runner=Greedy())
     with pytest.raises(OutOfMemory, match="smaller workers="):
@@ -560,7 +659,9 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(write_raster, smooth, t
     assert made.seconds is not None
     for word in ("400 x 600", "6 tiles of 128 + 8", "disk", "memory", "time"):
         assert word in made.summary()
-    one = plan_file(path, tmp_path / "out.tif", bicubic, bands=(1,), window=Window(0, 0, 64, 64)).summary()
+    one = plan_file(
+        path, tmp_path / "out.tif", bicubic, bands=(1,), window=Window(0, 0, 64, 64)
+    ).summary()
     assert "1 band of" in one
     assert "1 tile of" in one
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
@@ -616,8 +717,12 @@ def test_memory_is_that_of_the_machine_within_the_limit_of_its_container(tmp_pat
         assert estimate.available_memory() == there
 
 
-def test_where_memory_holds_fewer_workers_fewer_compute(write_raster, smooth, tmp_path, bicubic, monkeypatch, caplog):
-    """Any number of them gives the same bytes, so this is nothing to refuse a scene for, whoever chose the number."""
+def test_where_memory_holds_fewer_workers_fewer_compute(
+    write_raster, smooth, tmp_path, bicubic, monkeypatch, caplog
+):
+    """Any number of them gives the same bytes, so this is nothing to refuse a scene for, whoever
+    chose the number.
+    """
     path = write_raster("in.tif", smooth(3, 600, 600))
     whole = plan_file(path, tmp_path / "out.tif", bicubic, tile=64, workers=64)
     assert whole.workers == 64
@@ -635,8 +740,12 @@ def test_where_memory_holds_fewer_workers_fewer_compute(write_raster, smooth, tm
 
 
 @pytest.mark.parametrize("kind", ["uint8 nodata", "uint16 nodata", "float NaN", "mask"])
-def test_a_scene_without_a_valid_pixel_says_so(write_raster, smooth, tmp_path, bicubic, caplog, kind):
-    data = smooth(3, 40, 50, {"f": "float32"}.get(kind[0], kind.split()[0] if kind[0] == "u" else "uint8"))
+def test_a_scene_without_a_valid_pixel_says_so(
+    write_raster, smooth, tmp_path, bicubic, caplog, kind
+):
+    data = smooth(
+        3, 40, 50, {"f": "float32"}.get(kind[0], kind.split()[0] if kind[0] == "u" else "uint8")
+    )
     how = {}
     if kind == "mask":
         how["mask"] = np.zeros((40, 50), bool)
@@ -659,7 +768,9 @@ def test_a_scene_without_a_valid_pixel_says_so(write_raster, smooth, tmp_path, b
 
 
 def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_path, bicubic):
-    """A virtual raster over four files: no seam where they meet, and the same as the same pixels in one file."""
+    """A virtual raster over four files: no seam where they meet, and the same as the same pixels in
+    one file.
+    """
     from affine import Affine
 
     data = smooth(3, 128, 160, "uint16", 200, 9000)
@@ -674,7 +785,8 @@ def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_pa
     bands = "".join(
         f'<VRTRasterBand dataType="UInt16" band="{band}">'
         + "".join(
-            f'<SimpleSource><SourceFilename relativeToVRT="1">{name}</SourceFilename><SourceBand>{band}</SourceBand>'
+            "<SimpleSource><SourceFilename "
+            f'relativeToVRT="1">{name}</SourceFilename><SourceBand>{band}</SourceBand>'
             '<SrcRect xOff="0" yOff="0" xSize="80" ySize="64"/>'
             f'<DstRect xOff="{col}" yOff="{row}" xSize="80" ySize="64"/>'
             "</SimpleSource>"
@@ -689,12 +801,20 @@ def test_a_mosaic_of_sixteen_bit_tiles_is_one_scene(write_raster, smooth, tmp_pa
     )
     upscale_file(tmp_path / "mosaic.vrt", tmp_path / "mosaic.tif", bicubic)
     upscale_file(write_raster("one.tif", data), tmp_path / "whole.tif", bicubic)
-    with rasterio.open(tmp_path / "mosaic.tif") as mosaic, rasterio.open(tmp_path / "whole.tif") as whole:
+    with (
+        rasterio.open(tmp_path / "mosaic.tif") as mosaic,
+        rasterio.open(tmp_path / "whole.tif") as whole,
+    ):
         np.testing.assert_array_equal(mosaic.read(), whole.read())
         assert mosaic.transform == whole.transform
 
 
-def test_an_upscaler_of_another_scale_is_refused_with_what_to_do(write_raster, smooth, tmp_path, bicubic):
+def test_an_upscaler_of_another_scale_is_refused_with_what_to_do(
+    write_raster, smooth, tmp_path, bicubic
+):
     path = write_raster("in.tif", smooth(1, 20, 20))
-    with pytest.raises(UsageError, match="is of x2, and x3 was asked for: load weights of x3, or leave the scale out"):
+    with pytest.raises(
+        UsageError,
+        match="is of x2, and x3 was asked for: load weights of x3, or leave the scale out",
+    ):
         upscale_file(path, tmp_path / "out.tif", bicubic, scale=3)

@@ -1,7 +1,8 @@
-"""Never half a result: what kills, full disks and failing calls leave behind, and that the same call continues.
+"""Never half a result: what kills, full disks and failing calls leave behind, and that the same
+call continues.
 
-Each test ends with the same three claims: the target's name was never there before the result was whole, the same call
-then finishes, and what it finishes is byte for byte the uninterrupted result.
+Each test ends with the same three claims: the target's name was never there before the result was
+whole, the same call then finishes, and what it finishes is byte for byte the uninterrupted result.
 """
 
 import errno
@@ -33,7 +34,9 @@ PROGRAM = Path(__file__).with_name("made_scene.py")
 
 
 def is_whole(target: Path) -> bool:
-    """Whether the result is there; if so it must be right, receipt or not (a kill may come between the two)."""
+    """Whether the result is there; if so it must be right, receipt or not (a kill may come between
+    the two).
+    """
     if not target.exists():
         return False
     receipts = [receipt_path(target), *target.parent.glob(f".{target.name}.*/receipt.json")]
@@ -51,7 +54,9 @@ def visible(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MadeScene, str], dict[str, bytes]]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[MadeScene, str], dict[str, bytes]]:
     """All files of a run that nothing disturbed, by name; each scene is written once."""
     known: dict[str, dict[str, bytes]] = {}
 
@@ -69,7 +74,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[MadeSce
 
 
 def kill_until_done(folder: Path, name: str, kills: int, seed: int) -> None:
-    """Kill runs at moments spread over a whole one, begin anew after each that got to its end; let the last finish."""
+    """Kill runs at moments spread over a whole one, begin anew after each that got to its end; let
+    the last finish.
+    """
     target = folder / SCENES[name][0]
     command = [sys.executable, PROGRAM, target, name, "pause=0.03"]
     rng, killed = random.Random(seed), 0
@@ -88,12 +95,16 @@ def kill_until_done(folder: Path, name: str, kills: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["GTiff", "COG", "PNG"])
 @pytest.mark.parametrize("kills", [3, pytest.param(67, marks=pytest.mark.long)])
-def test_a_killed_process_leaves_nothing_half_and_the_next_one_continues(tmp_path, uninterrupted, name, kills):
+def test_a_killed_process_leaves_nothing_half_and_the_next_one_continues(
+    tmp_path, uninterrupted, name, kills
+):
     kill_until_done(tmp_path, name, kills, seed=20240 + kills)
     assert contents(tmp_path) == uninterrupted(SCENES[name][1], SCENES[name][0])
 
 
-def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_next_one(tmp_path, uninterrupted):
+def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_next_one(
+    tmp_path, uninterrupted
+):
     target, scene = tmp_path / SCENES["GTiff"][0], SCENES["GTiff"][1]
     receipt = scene.write(target)
     TargetLock(target).path.write_text("process 1 on nowhere\n")
@@ -108,20 +119,30 @@ def test_a_run_killed_when_only_its_lock_was_left_to_remove_is_ended_by_the_next
 # ---- calls that fail
 
 TINY = {
-    "GTiff": ("tiny.tif", MadeScene(grid=PLACE.__class__(96, 80, PLACE.transform, PLACE.crs), tile=64, mask=True)),
-    "PNG": ("tiny.png", MadeScene("PNG", grid=PLACE.__class__(96, 80, PLACE.transform, PLACE.crs), tile=64)),
+    "GTiff": (
+        "tiny.tif",
+        MadeScene(grid=PLACE.__class__(96, 80, PLACE.transform, PLACE.crs), tile=64, mask=True),
+    ),
+    "PNG": (
+        "tiny.png",
+        MadeScene("PNG", grid=PLACE.__class__(96, 80, PLACE.transform, PLACE.crs), tile=64),
+    ),
 }
 
 
 class FailingCalls:
     """Makes the n-th call of some functions of `os` fail, and counts them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], number: int, code: int) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], number: int, code: int
+    ) -> None:
         self.count = 0
         for name in names:
             monkeypatch.setattr(os, name, self._failing(getattr(os, name), number, code))
 
-    def _failing(self, real: Callable[..., object], number: int, code: int) -> Callable[..., object]:
+    def _failing(
+        self, real: Callable[..., object], number: int, code: int
+    ) -> Callable[..., object]:
         def call(*arguments: object, **keywords: object) -> object:
             self.count += 1
             if self.count == number:
@@ -140,7 +161,9 @@ def failure_of(scene: MadeScene, target: Path) -> RepmambaError | None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-@pytest.mark.parametrize("calls", [("write",), ("fsync",), ("replace", "link", "rename", "unlink")], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "calls", [("write",), ("fsync",), ("replace", "link", "rename", "unlink")], ids=lambda c: c[0]
+)
 @pytest.mark.parametrize("name", TINY)
 def test_whichever_call_fails_the_result_is_absent_or_whole_and_the_next_run_finishes(
     tmp_path, uninterrupted, name, calls, code
@@ -161,7 +184,8 @@ def test_whichever_call_fails_the_result_is_absent_or_whole_and_the_next_run_fin
             assert "\n" not in str(error)
             scene.write(folder / file)
             assert [path.name for path in folder.glob(".*")] == []
-        # Without an error, it was the removal of a temporary file that failed: that may stay, hidden.
+        # Without an error, it was the removal of a temporary file that failed: that may stay,
+        # hidden.
         assert visible(folder) == uninterrupted(scene, file), f"call {number}"
     assert number > 4
 
@@ -190,11 +214,14 @@ def test_tiles_that_were_done_when_a_disk_was_full_are_not_computed_again(tmp_pa
 def test_a_limit_on_file_sizes_is_one_line_and_no_result(tmp_path, uninterrupted, name, limit):
     file, scene = SCENES[name]
     run = subprocess.run(
-        [sys.executable, PROGRAM, tmp_path / file, name, f"limit={limit}"], capture_output=True, text=True
+        [sys.executable, PROGRAM, tmp_path / file, name, f"limit={limit}"],
+        capture_output=True,
+        text=True,
     )
     reference = uninterrupted(scene, file)
     if limit < len(reference[file]):
-        errors = [line for line in run.stderr.splitlines() if not line.startswith("_tiff")]  # libtiff prints its own
+        # libtiff prints its own
+        errors = [line for line in run.stderr.splitlines() if not line.startswith("_tiff")]
         assert run.returncode == 3
         assert len(errors) == 1, run.stderr
         assert errors[0].startswith(("NoSpace", "TargetError"))
@@ -204,10 +231,13 @@ def test_a_limit_on_file_sizes_is_one_line_and_no_result(tmp_path, uninterrupted
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG", "PNG", "JPEG"])
-def test_a_full_disk_is_no_space_at_every_size_and_no_result(small_disk, monkeypatch, uninterrupted, name):
+def test_a_full_disk_is_no_space_at_every_size_and_no_result(
+    small_disk, monkeypatch, uninterrupted, name
+):
     file, scene = SCENES[name]
     reference = uninterrupted(scene, file)
-    monkeypatch.setattr(SceneWriter, "_check_space", lambda *arguments: None)  # so that it really fills up
+    # so that it really fills up
+    monkeypatch.setattr(SceneWriter, "_check_space", lambda *arguments: None)
     outcomes = set()
     for size in range(200, 6000, 700):
         folder = small_disk(size)
@@ -224,17 +254,25 @@ def test_a_full_disk_is_no_space_at_every_size_and_no_result(small_disk, monkeyp
 def test_a_disk_that_is_too_small_is_refused_before_the_first_tile(small_disk):
     folder = small_disk(1500)
     with pytest.raises(NoSpace, match=r"free, and tiles and result of scene.tif may take"):
-        SCENES["GTiff"][1].write(folder / "scene.tif", before=lambda index: pytest.fail("a tile was computed"))
+        SCENES["GTiff"][1].write(
+            folder / "scene.tif", before=lambda index: pytest.fail("a tile was computed")
+        )
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
-def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatch, limit_file_size, name):
-    """The counter-proof: tiles written across blocks, nothing read back: for some limit GDAL does not say a word."""
+def test_without_the_second_reader_a_loss_would_pass_unseen(
+    tmp_path, monkeypatch, limit_file_size, name
+):
+    """The counter-proof: tiles written across blocks, nothing read back: for some limit GDAL does
+    not say a word.
+    """
     file, scene = SCENES[name][0], replace(SCENES[name][1], tile=200, mask=name == "COG")
     monkeypatch.setattr(assembly, "_writing_order", lambda tiles, *others: tiles)
     monkeypatch.setattr(assembly, "write_out_blocks", lambda: None)
-    monkeypatch.setattr(assembly, "_checked", lambda path, profile, expected, mosaic, progress: tuple(expected))
+    monkeypatch.setattr(
+        assembly, "_checked", lambda path, profile, expected, mosaic, progress: tuple(expected)
+    )
     monkeypatch.setattr(assembly, "_check_intermediates", lambda files, levels, profile: None)
     monkeypatch.setattr(assembly, "_check_description", lambda path, profile: None)
     for size in range(300_000, 1_200_000, 30_000):
@@ -254,7 +292,9 @@ def test_without_the_second_reader_a_loss_would_pass_unseen(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("compression", ["JPEG", "WEBP"])
 @pytest.mark.parametrize("lost", ["mask", "overview"])
-def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(tmp_path, monkeypatch, lost, compression):
+def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(
+    tmp_path, monkeypatch, lost, compression
+):
     copy = assembly.gdal_copy
 
     def losing_copy(base: Path, *arguments: object, **options: object) -> None:
@@ -265,11 +305,16 @@ def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(tmp_path, m
                 file.write(np.zeros((file.count, file.height, file.width), np.uint8))
         copy(base, *arguments, **options)
 
-    scene = replace(SCENES["COG"][1], creation=(*SCENES["COG"][1].creation, ("COMPRESS", compression)))
+    scene = replace(
+        SCENES["COG"][1], creation=(*SCENES["COG"][1].creation, ("COMPRESS", compression))
+    )
     receipt = scene.write(tmp_path / "whole.cog.tif")
     verify_result(tmp_path / "whole.cog.tif", receipt)
     monkeypatch.setattr(assembly, "gdal_copy", losing_copy)
-    words = {"mask": "of level 0 .* did not reach the disk", "overview": "of level 1 .* has other means"}
+    words = {
+        "mask": "of level 0 .* did not reach the disk",
+        "overview": "of level 1 .* has other means",
+    }
     with pytest.raises(VerificationError, match=words[lost]):
         scene.write(tmp_path / "scene.cog.tif")
     assert not (tmp_path / "scene.cog.tif").exists()
@@ -279,7 +324,11 @@ def test_every_test_that_the_page_names_exists():
     tests = Path(__file__).parent
     page = (tests.parents[1] / "docs" / "never-half-a-result.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
-    there = {name for path in tests.glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    there = {
+        name
+        for path in tests.glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     assert len(named) > 20
     assert named <= there, sorted(named - there)
 
@@ -288,10 +337,20 @@ def test_a_block_that_never_reached_the_disk_is_seen_though_the_file_opens(tmp_p
     """A sparse file is what a kill or a full disk leaves: it opens, and reads as zeros."""
     scene = MadeScene(mask=False)
     receipt = scene.write(tmp_path / "scene.tif")
-    profile = {"driver": "GTiff", "width": 700, "height": 600, "count": 3, "dtype": "uint8", "sparse_ok": True}
+    profile = {
+        "driver": "GTiff",
+        "width": 700,
+        "height": 600,
+        "count": 3,
+        "dtype": "uint8",
+        "sparse_ok": True,
+    }
     with rasterio.open(tmp_path / "scene.tif", "w", tiled=True, **profile) as file:
         first = squares(700, 600, 256)[0]
-        file.write(scene.data()[(slice(None), *first.slices)], window=rasterio.windows.Window(0, 0, 256, 256))
+        file.write(
+            scene.data()[(slice(None), *first.slices)],
+            window=rasterio.windows.Window(0, 0, 256, 256),
+        )
     with rasterio.open(tmp_path / "scene.tif") as file:
         assert not np.any(file.read()[:, 300:])
     with pytest.raises(VerificationError, match="never written"):

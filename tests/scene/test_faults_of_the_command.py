@@ -28,7 +28,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A picture of 16 tiles and x2 weights."""
     folder = tmp_path_factory.mktemp("inputs")
     torch.manual_seed(0)
-    write_checkpoint(folder / "tiny.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,)))))
+    write_checkpoint(
+        folder / "tiny.safetensors", Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
+    )
     pixels = np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(folder / "scene.png")
     return folder / "scene.png", folder / "tiny.safetensors"
@@ -36,8 +38,32 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def command(inputs: tuple[Path, Path], target: Path) -> list[str]:
     source, weights = inputs
-    options = ["--weights", weights, "--tile", "24", "--halo", "4", "--backend", "chunked", "--workers", "2", "--quiet"]
-    return [str(part) for part in (sys.executable, "-m", "repmamba.cli", "upscale", source, "-o", target, *options)]
+    options = [
+        "--weights",
+        weights,
+        "--tile",
+        "24",
+        "--halo",
+        "4",
+        "--backend",
+        "chunked",
+        "--workers",
+        "2",
+        "--quiet",
+    ]
+    return [
+        str(part)
+        for part in (
+            sys.executable,
+            "-m",
+            "repmamba.cli",
+            "upscale",
+            source,
+            "-o",
+            target,
+            *options,
+        )
+    ]
 
 
 def start(inputs: tuple[Path, Path], target: Path) -> subprocess.Popen[bytes]:
@@ -77,7 +103,9 @@ def test_the_command_killed_at_any_moment_leaves_nothing_half_and_goes_on(tmp_pa
     }
 
 
-def test_ctrl_c_leaves_the_tiles_and_verify_finds_what_is_done_to_the_result_later(tmp_path, inputs):
+def test_ctrl_c_leaves_the_tiles_and_verify_finds_what_is_done_to_the_result_later(
+    tmp_path, inputs
+):
     target = tmp_path / "scene.tif"
     process = start(inputs, target)
     try:

@@ -11,10 +11,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 
 
 @pytest.mark.parametrize("call", [upscale_file, plan_file])
-def test_the_world_file_of_the_input_is_not_replaced_by_that_of_the_result(tmp_path, smooth, bicubic, call):
+def test_the_world_file_of_the_input_is_not_replaced_by_that_of_the_result(
+    tmp_path, smooth, bicubic, call
+):
     Image.fromarray(np.moveaxis(smooth(3, 40, 50), 0, 2)).save(tmp_path / "w.jpg")
     (tmp_path / "w.jgw").write_text("10\n0\n0\n-10\n500005\n4099995\n")
-    with pytest.raises(UsageError, match=r"w\.jgw, which goes with .*w\.jpeg, is a part of the input"):
+    with pytest.raises(
+        UsageError, match=r"w\.jgw, which goes with .*w\.jpeg, is a part of the input"
+    ):
         call(tmp_path / "w.jpg", tmp_path / "w.jpeg", bicubic, overwrite=True)
     assert (tmp_path / "w.jgw").read_text().startswith("10\n")
     upscale_file(tmp_path / "w.jpg", tmp_path / "w.tif", bicubic)  # a GeoTIFF has no world file

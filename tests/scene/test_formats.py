@@ -10,7 +10,9 @@ from repmamba.scene.output import OutputProfile
 
 RGB = OutputProfile("GTiff", Grid(100, 80), 3, "uint8")
 PER_BAND = ("colorinterp", "descriptions", "scales", "offsets", "units", "band_nodata", "band_tags")
-TWO_BANDS, FOUR_BANDS, FIVE_BANDS = ({"count": count, **dict.fromkeys(PER_BAND, ())} for count in (2, 4, 5))
+TWO_BANDS, FOUR_BANDS, FIVE_BANDS = (
+    {"count": count, **dict.fromkeys(PER_BAND, ())} for count in (2, 4, 5)
+)
 RGBA = {**FOUR_BANDS, "colorinterp": ("red", "green", "blue", "alpha")}
 
 
@@ -42,21 +44,46 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, asked):
 @pytest.mark.parametrize(
     ("change", "misfit"),
     [
-        ({"format": "PNG", "dtype": "float32"}, "PNG cannot hold float32 pixels. These can: GTiff, COG "),
-        ({"format": "JPEG", "dtype": "uint16"}, "JPEG cannot hold uint16 pixels. These can: GTiff, COG, PNG "),
-        ({"format": "PNG", **FIVE_BANDS}, "PNG cannot hold 5 bands of which none is alpha. These can: GTiff, COG "),
-        ({"format": "PNG", **FOUR_BANDS}, "PNG cannot hold 4 bands of which none is alpha. These can: GTiff, COG "),
-        ({"format": "PNG", **TWO_BANDS}, "PNG cannot hold 2 bands of which none is alpha. These can: GTiff, COG "),
-        ({"format": "JPEG", **RGBA}, "JPEG cannot hold 4 bands of which one is alpha. These can: GTiff, COG, PNG "),
+        (
+            {"format": "PNG", "dtype": "float32"},
+            "PNG cannot hold float32 pixels. These can: GTiff, COG ",
+        ),
+        (
+            {"format": "JPEG", "dtype": "uint16"},
+            "JPEG cannot hold uint16 pixels. These can: GTiff, COG, PNG ",
+        ),
+        (
+            {"format": "PNG", **FIVE_BANDS},
+            "PNG cannot hold 5 bands of which none is alpha. These can: GTiff, COG ",
+        ),
+        (
+            {"format": "PNG", **FOUR_BANDS},
+            "PNG cannot hold 4 bands of which none is alpha. These can: GTiff, COG ",
+        ),
+        (
+            {"format": "PNG", **TWO_BANDS},
+            "PNG cannot hold 2 bands of which none is alpha. These can: GTiff, COG ",
+        ),
+        (
+            {"format": "JPEG", **RGBA},
+            "JPEG cannot hold 4 bands of which one is alpha. These can: GTiff, COG, PNG ",
+        ),
         (
             {"format": "JPEG", "grid": Grid(70_000, 10)},
             "JPEG cannot hold 70000 x 10 pixels. These can: GTiff, COG, PNG ",
         ),
-        ({"format": "PNG", "mask": True}, "PNG cannot hold a mask beside the bands. These can: GTiff, COG, JPEG "),
-        ({"format": "JPEG", "nodata": 0.0}, "JPEG cannot hold a nodata value. These can: GTiff, COG, PNG "),
+        (
+            {"format": "PNG", "mask": True},
+            "PNG cannot hold a mask beside the bands. These can: GTiff, COG, JPEG ",
+        ),
+        (
+            {"format": "JPEG", "nodata": 0.0},
+            "JPEG cannot hold a nodata value. These can: GTiff, COG, PNG ",
+        ),
         (
             {"nodata": 0.0, "creation": (("COMPRESS", "JPEG"),)},
-            "GTiff cannot hold a nodata value in pixels that its compression changes. These can: GTiff, COG, PNG ",
+            "GTiff cannot hold a nodata value in pixels that its compression changes. These can: "
+            "GTiff, COG, PNG ",
         ),
         ({"dtype": "complex64"}, "GTiff cannot hold complex64 pixels. No format can."),
     ],
@@ -80,9 +107,15 @@ def test_the_defaults_of_every_format_are_options_that_a_user_could_ask_for(name
     [
         (("COMPRES", "LZW"), "no creation option COMPRES here; it has "),
         (("COMPRESS", "ZIP"), "COMPRESS=ZIP of GTiff: it takes one of NONE, LZW"),
-        (("BLOCKXSIZE", "100"), "BLOCKXSIZE=100 of GTiff: it takes a whole number from 64 to 4096, a multiple of 16"),
+        (
+            ("BLOCKXSIZE", "100"),
+            "BLOCKXSIZE=100 of GTiff: it takes a whole number from 64 to 4096, a multiple of 16",
+        ),
         (("SPARSE_OK", "YES"), "SPARSE_OK=YES of GTiff: it takes one of NO"),
-        (("NUM_THREADS", "many"), "NUM_THREADS=MANY of GTiff: it takes one of ALL_CPUS or a whole number"),
+        (
+            ("NUM_THREADS", "many"),
+            "NUM_THREADS=MANY of GTiff: it takes one of ALL_CPUS or a whole number",
+        ),
     ],
 )
 def test_a_creation_option_is_checked_before_the_first_pixel(asked, says):
@@ -91,7 +124,9 @@ def test_a_creation_option_is_checked_before_the_first_pixel(asked, says):
 
 
 @pytest.mark.parametrize("name", ["GTiff", "COG"])
-@pytest.mark.parametrize("asked", ["NUM_THREADS=4", "num_threads=all_cpus", "STATISTICS=NO", "SPARSE_OK=FALSE"])
+@pytest.mark.parametrize(
+    "asked", ["NUM_THREADS=4", "num_threads=all_cpus", "STATISTICS=NO", "SPARSE_OK=FALSE"]
+)
 def test_an_option_that_changes_nothing_is_taken_and_left_out(name, asked):
     profile = replace(RGB, format=name)
     option = tuple(asked.split("="))
@@ -146,7 +181,9 @@ def test_deflate_is_quick_unless_a_level_is_asked_for():
     assert creation_options(RGB)["ZLEVEL"] == "4"
     assert creation_options(replace(RGB, creation=(("ZLEVEL", "9"),)))["ZLEVEL"] == "9"
     assert creation_options(replace(RGB, format="COG"))["LEVEL"] == "4"
-    assert "LEVEL" not in creation_options(replace(RGB, format="COG", creation=(("COMPRESS", "ZSTD"),)))
+    assert "LEVEL" not in creation_options(
+        replace(RGB, format="COG", creation=(("COMPRESS", "ZSTD"),))
+    )
 
 
 @pytest.mark.parametrize(("edge", "big"), [(20_000, "NO"), (30_000, "YES")])

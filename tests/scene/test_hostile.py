@@ -1,4 +1,6 @@
-"""Strangers' files: whatever they are, one line or a whole result, within bounds of memory and time."""
+"""Strangers' files: whatever they are, one line or a whole result, within bounds of memory and
+time.
+"""
 
 import subprocess
 import sys
@@ -27,7 +29,8 @@ def test_every_hostile_file_ends_in_its_error():
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(1, 90), *(pytest.param(seed, 1000, marks=pytest.mark.long) for seed in range(2, 12))]
+    ("seed", "count"),
+    [(1, 90), *(pytest.param(seed, 1000, marks=pytest.mark.long) for seed in range(2, 12))],
 )
 def test_a_damaged_file_ends_in_one_line_or_in_a_whole_result(seed, count):
     done = outcome("mutations", str(seed), str(count))

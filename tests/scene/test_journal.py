@@ -28,7 +28,9 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys_and_spells_nan():
 
 
 def test_the_id_of_a_job_changes_with_each_of_its_parts_and_with_nothing_else():
-    same = JobIdentity(dict(reversed(JOB.source.items())), JOB.weights, dict(JOB.settings), JOB.version)
+    same = JobIdentity(
+        dict(reversed(JOB.source.items())), JOB.weights, dict(JOB.settings), JOB.version
+    )
     assert same.id == JOB.id
     others = [
         replace(JOB, weights="x"),
@@ -40,7 +42,10 @@ def test_the_id_of_a_job_changes_with_each_of_its_parts_and_with_nothing_else():
 
 
 def test_differences_are_named_down_to_the_leaf():
-    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}}) == ["a.c: 2 -> 5", "d: 3 -> None"]
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}}) == [
+        "a.c: 2 -> 5",
+        "d: 3 -> None",
+    ]
 
 
 @pytest.mark.parametrize("size", [0, 10, 70 << 20])
@@ -99,14 +104,20 @@ def test_a_torn_tile_is_seen_by_its_header_and_size(tmp_path, kept):
 
 def test_a_tile_of_another_job_or_place_is_not_taken_up(tmp_path):
     path, layout = recorded_tile(tmp_path)
-    for other, index in ((replace(layout, job="cd"), 4), (layout, 3), (replace(layout, count=1), 4)):
+    for other, index in (
+        (replace(layout, job="cd"), 4),
+        (layout, 3),
+        (replace(layout, count=1), 4),
+    ):
         with pytest.raises(VerificationError, match="another job"):
             read_header(path, other, index)
 
 
 def test_a_tile_of_missing_pixels_takes_next_to_no_room(tmp_path):
     layout = Layout("ab", squares(512, 512, 512), 3, "float32", mask=True)
-    nothing = tile_pixels(layout, 0, np.zeros((3, 512, 512), np.float32), np.zeros((512, 512), bool))
+    nothing = tile_pixels(
+        layout, 0, np.zeros((3, 512, 512), np.float32), np.zeros((512, 512), bool)
+    )
     assert sum(map(len, encode_tile(layout, 0, nothing))) < 20_000
 
 

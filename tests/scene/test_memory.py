@@ -1,4 +1,6 @@
-"""Rasters in memory: whatever holds the input and wherever the result goes, the same pixels at the same place."""
+"""Rasters in memory: whatever holds the input and wherever the result goes, the same pixels at the
+same place.
+"""
 
 import io
 import os
@@ -52,7 +54,11 @@ def test_a_file_object_is_read_from_where_it_stands(scene, by_name, bicubic):
 
 
 def test_open_datasets_are_inputs(scene, by_name, bicubic):
-    with rasterio.open(scene) as file, MemoryFile(scene.read_bytes()) as memory, memory.open() as inside:
+    with (
+        rasterio.open(scene) as file,
+        MemoryFile(scene.read_bytes()) as memory,
+        memory.open() as inside,
+    ):
         for source in (file, memory, inside, memory.name):
             out = io.BytesIO()
             upscale_file(source, out, bicubic)
@@ -78,7 +84,8 @@ def test_a_dataset_is_taken_as_it_was_opened(write_raster, smooth, bicubic):
 
 
 @pytest.mark.parametrize(
-    ("format", "driver"), [(None, "GTiff"), ("GTiff", "GTiff"), ("COG", "GTiff"), ("PNG", "PNG"), ("JPEG", "JPEG")]
+    ("format", "driver"),
+    [(None, "GTiff"), ("GTiff", "GTiff"), ("COG", "GTiff"), ("PNG", "PNG"), ("JPEG", "JPEG")],
 )
 def test_a_file_object_takes_any_format(scene, bicubic, format, driver):
     out = io.BytesIO()

@@ -1,4 +1,6 @@
-"""--nodata: a number that no header declares is missing and written into the result; a warning asks for it."""
+"""--nodata: a number that no header declares is missing and written into the result; a warning asks
+for it.
+"""
 
 import warnings
 
@@ -59,7 +61,9 @@ def test_a_fill_that_is_not_declared_is_named_and_changes_nothing_far_from_it(
 
 
 @pytest.mark.parametrize(("dtype", "number"), FILLS)
-def test_the_number_given_is_missing_kept_and_declared(write_raster, smooth, bicubic, dtype, number):
+def test_the_number_given_is_missing_kept_and_declared(
+    write_raster, smooth, bicubic, dtype, number
+):
     data = scene(smooth, dtype)
     data[0, :20, :30] = number
     missing = np.zeros((96, 96), bool)
@@ -69,7 +73,9 @@ def test_the_number_given_is_missing_kept_and_declared(write_raster, smooth, bic
     assert not told
     assert np.dtype(dtype).type(nodata) == np.dtype(dtype).type(number)
     np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(result[0] == np.dtype(dtype).type(number), missing.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(
+        result[0] == np.dtype(dtype).type(number), missing.repeat(2, 0).repeat(2, 1)
+    )
 
 
 def test_nan_can_be_declared(write_raster, smooth, bicubic):
@@ -129,7 +135,9 @@ def test_it_is_missing_beside_a_mask_or_alpha_too(write_raster, smooth, bicubic,
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg"])
-def test_a_format_without_nodata_tells_of_it_by_other_means(write_raster, smooth, tmp_path, bicubic, name):
+def test_a_format_without_nodata_tells_of_it_by_other_means(
+    write_raster, smooth, tmp_path, bicubic, name
+):
     data = smooth(3, 40, 40)
     data[:, :10] = 0
     path = write_raster("in.tif", data, photometric="RGB")
@@ -142,17 +150,27 @@ def test_a_format_without_nodata_tells_of_it_by_other_means(write_raster, smooth
 @pytest.mark.parametrize(
     ("dtype", "nodata", "says"),
     [
-        ("uint8", -9999, "Nodata -9999 is not a number of type uint8, which holds whole numbers from 0 to 255"),
+        (
+            "uint8",
+            -9999,
+            "Nodata -9999 is not a number of type uint8, which holds whole numbers from 0 to 255",
+        ),
         ("uint16", 65536, "not a number of type uint16"),
         ("int16", np.nan, "Nodata nan is not a number of type int16"),
         ("int32", 0.5, "not a number of type int32"),
         ("float32", 1e300, "not a number of type float32"),
-        ("uint8", (1, 2), "gives 2 numbers, and .*in.tif has 3 bands: give one for all, or one for each"),
+        (
+            "uint8",
+            (1, 2),
+            "gives 2 numbers, and .*in.tif has 3 bands: give one for all, or one for each",
+        ),
         ("uint8", (), "nodata is .*; it takes a number, or one for each band"),
         ("uint8", "none", "nodata is 'none'; it takes a number, or one for each band"),
     ],
 )
-def test_a_nodata_that_cannot_be_is_refused_in_one_line(write_raster, smooth, bicubic, tmp_path, dtype, nodata, says):
+def test_a_nodata_that_cannot_be_is_refused_in_one_line(
+    write_raster, smooth, bicubic, tmp_path, dtype, nodata, says
+):
     path = write_raster("in.tif", smooth(3, 20, 20, dtype))
     with pytest.raises(UsageError, match=says) as refused:
         upscale_file(path, tmp_path / "out.tif", bicubic, nodata=nodata)
@@ -165,8 +183,10 @@ def test_a_virtual_raster_takes_it_too(write_raster, smooth, bicubic, tmp_path):
     data[0, :20] = -9999
     write_raster("in.tif", data)
     (tmp_path / "in.vrt").write_text(
-        '<VRTDataset rasterXSize="96" rasterYSize="96"><SRS>EPSG:32633</SRS><VRTRasterBand dataType="Int16" band="1">'
-        '<SimpleSource><SourceFilename relativeToVRT="1">in.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+        '<VRTDataset rasterXSize="96" rasterYSize="96"><SRS>EPSG:32633</SRS><VRTRasterBand '
+        'dataType="Int16" band="1">'
+        "<SimpleSource><SourceFilename "
+        'relativeToVRT="1">in.tif</SourceFilename></SimpleSource></VRTRasterBand>'
         "</VRTDataset>"
     )
     result, nodata, told = enlarged(tmp_path / "in.vrt", bicubic, nodata=-9999)
@@ -202,7 +222,10 @@ def test_a_collar_of_zeros_in_eight_bits_is_named_from_a_sample(write_raster, sm
 
 def test_a_dry_run_says_what_is_missing_and_who_says_so(write_raster, smooth, bicubic, tmp_path):
     path = write_raster("in.tif", scene(smooth, "int16"), nodata=-1)
-    for options, says in (({}, "where a band is -1, as the file declares"), ({"nodata": -9999}, "-9999, as given")):
+    for options, says in (
+        ({}, "where a band is -1, as the file declares"),
+        ({"nodata": -9999}, "-9999, as given"),
+    ):
         made = plan_file(path, tmp_path / "out.tif", bicubic, **options)
         assert says in made.said["missing"]
         assert says in made.summary()

@@ -44,7 +44,9 @@ from repmamba.scene.origin import file_behind, identify_address, source_identity
         ("{at}", None),
     ],
 )
-def test_the_file_behind_a_name_is_found_through_archives_and_nowhere_else(tmp_path, monkeypatch, name, file):
+def test_the_file_behind_a_name_is_found_through_archives_and_nowhere_else(
+    tmp_path, monkeypatch, name, file
+):
     for made in ("a.tif", "z.zip", "z.tar", "a.tif.gz"):
         (tmp_path / made).write_bytes(b"x")
     monkeypatch.chdir(tmp_path)  # where /vsimem/a.tif must not be taken for a.tif
@@ -55,7 +57,10 @@ def test_the_file_behind_a_name_is_found_through_archives_and_nowhere_else(tmp_p
 
 def test_members_of_one_archive_are_told_apart_and_what_nobody_knows_is_named(tmp_path):
     (tmp_path / "z.zip").write_bytes(b"x")
-    one, other = (source_identity(name, [name]) for name in (f"/vsizip/{tmp_path}/z.zip/{part}.tif" for part in "ab"))
+    one, other = (
+        source_identity(name, [name])
+        for name in (f"/vsizip/{tmp_path}/z.zip/{part}.tif" for part in "ab")
+    )
     assert one["files"] == other["files"]
     assert one != other
     assert "not_told" not in one
@@ -65,7 +70,8 @@ def test_members_of_one_archive_are_told_apart_and_what_nobody_knows_is_named(tm
 def virtual(path: Path, source: str) -> Path:
     """A virtual raster of 200 x 200 pixels over another raster."""
     path.write_text(
-        '<VRTDataset rasterXSize="200" rasterYSize="200"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<VRTDataset rasterXSize="200" rasterYSize="200"><VRTRasterBand dataType="Byte" '
+        'band="1"><SimpleSource>'
         f'<SourceFilename relativeToVRT="0">{escape(source)}</SourceFilename><SourceBand>1</SourceBand>'
         "</SimpleSource></VRTRasterBand></VRTDataset>"
     )
@@ -94,7 +100,9 @@ def test_the_innermost_input_of_virtual_rasters_is_not_overwritten(chain, tmp_pa
     assert (tmp_path / "scene.tif").read_bytes() == before
 
 
-def test_a_run_on_virtual_rasters_goes_on_with_that_innermost_input(chain, tmp_path, write_raster, smooth, bicubic):
+def test_a_run_on_virtual_rasters_goes_on_with_that_innermost_input(
+    chain, tmp_path, write_raster, smooth, bicubic
+):
     target = tmp_path / "out.tif"
     with pytest.raises(KeyboardInterrupt):
         upscale_file(chain, target, bicubic, progress=stop)
@@ -107,7 +115,9 @@ def test_a_run_on_virtual_rasters_goes_on_with_that_innermost_input(chain, tmp_p
     assert upscale_file(chain, target, bicubic).resumed > 0
 
 
-def test_an_innermost_input_that_changes_while_it_is_read_leaves_no_result(chain, tmp_path, bicubic):
+def test_an_innermost_input_that_changes_while_it_is_read_leaves_no_result(
+    chain, tmp_path, bicubic
+):
     def touch(done: int, total: int) -> None:
         if done:
             os.utime(tmp_path / "scene.tif", ns=(1, 1))
@@ -126,7 +136,9 @@ def test_a_virtual_raster_of_itself_is_one_line(tmp_path, bicubic):
 
 @pytest.fixture
 def archive(tmp_path, write_raster, smooth):
-    """Writes an archive of one scene, which is another one each time, and gives GDAL's name for what is in it."""
+    """Writes an archive of one scene, which is another one each time, and gives GDAL's name for
+    what is in it.
+    """
     seen = iter(range(9))
 
     def write() -> str:
@@ -191,10 +203,15 @@ def say(folder: Path, **headers: str) -> None:
     ("before", "after"),
     [
         ({"ETag": '"one"'}, {"ETag": '"two"'}),
-        ({"Last_Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}, {"Last_Modified": "Tue, 03 Nov 2026 10:00:00 GMT"}),
+        (
+            {"Last_Modified": "Mon, 02 Nov 2026 10:00:00 GMT"},
+            {"Last_Modified": "Tue, 03 Nov 2026 10:00:00 GMT"},
+        ),
     ],
 )
-def test_a_run_on_an_address_goes_on_while_its_server_says_the_same(address, tmp_path, bicubic, before, after):
+def test_a_run_on_an_address_goes_on_while_its_server_says_the_same(
+    address, tmp_path, bicubic, before, after
+):
     target = tmp_path / "out.tif"
     say(tmp_path, **before)
     with pytest.raises(KeyboardInterrupt):
@@ -207,7 +224,9 @@ def test_a_run_on_an_address_goes_on_while_its_server_says_the_same(address, tmp
     assert upscale_file(address, target, bicubic).resumed > 0
 
 
-def test_an_address_that_says_something_else_in_the_end_leaves_no_result(address, tmp_path, bicubic):
+def test_an_address_that_says_something_else_in_the_end_leaves_no_result(
+    address, tmp_path, bicubic
+):
     say(tmp_path, ETag='"one"')
 
     def change(done: int, total: int) -> None:
@@ -241,7 +260,9 @@ def test_a_server_is_asked_for_what_it_says_and_not_for_the_file(address, tmp_pa
     assert identify_address("ftp://127.0.0.1/scene.tif") is None
 
 
-def test_what_was_at_an_address_before_is_not_read_again(address, tmp_path, bicubic, write_raster, smooth):
+def test_what_was_at_an_address_before_is_not_read_again(
+    address, tmp_path, bicubic, write_raster, smooth
+):
     upscale_file(address, tmp_path / "before.tif", bicubic)
     write_raster("scene.tif", smooth(1, 210, 220))
     assert upscale_file(address, tmp_path / "after.tif", bicubic).grid.width == 440

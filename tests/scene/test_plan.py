@@ -1,4 +1,6 @@
-"""The plan of a scene: everything is decided before the first pixel, and by nothing but scene, weights and options."""
+"""The plan of a scene: everything is decided before the first pixel, and by nothing but scene,
+weights and options.
+"""
 
 import logging
 import warnings
@@ -28,7 +30,12 @@ def plan(bicubic, tmp_path):
     """Plan a file with options, for the stand-in or one that differs from it."""
 
     def make(
-        path: Path, target: str = "out.tif", *, how: Reading | None = None, network: Upscaler = bicubic, **options
+        path: Path,
+        target: str = "out.tif",
+        *,
+        how: Reading | None = None,
+        network: Upscaler = bicubic,
+        **options,
     ) -> ScenePlan:
         with open_raster(path, how or Reading()) as raster:
             return plan_scene(raster, tmp_path / target, network, SceneOptions(**options), how)
@@ -36,7 +43,9 @@ def plan(bicubic, tmp_path):
     return make
 
 
-def test_eight_bits_are_mapped_by_their_type_and_others_by_robust_percentiles(write_raster, smooth, plan):
+def test_eight_bits_are_mapped_by_their_type_and_others_by_robust_percentiles(
+    write_raster, smooth, plan
+):
     eight = plan(write_raster("a.tif", smooth(3, 30, 30)))
     assert (eight.radiometry.low, eight.radiometry.high) == ((0,) * 3, (255,) * 3)
     signed = plan(write_raster("signed.tif", smooth(1, 30, 30, "int8", -20, 60)))
@@ -72,7 +81,9 @@ def test_the_range_is_that_of_the_scene_whatever_the_window(write_raster, smooth
 
 
 def test_colours_share_one_map_and_other_bands_have_their_own(write_raster, smooth, plan):
-    data = np.concatenate([smooth(1, 50, 50, "uint16", 1000 * n, 1000 * n + 500) for n in range(1, 6)])
+    data = np.concatenate(
+        [smooth(1, 50, 50, "uint16", 1000 * n, 1000 * n + 500) for n in range(1, 6)]
+    )
     radiometry = plan(write_raster("a.tif", data), rgb=(4, 2, 1)).radiometry
     ranges = list(zip(radiometry.low, radiometry.high, strict=True))
     assert ranges[0] == ranges[1] == ranges[3] == pytest.approx((1000, 4500), rel=0.01)
@@ -91,7 +102,9 @@ def test_colour_interpretation_says_which_bands_are_red_green_and_blue(write_ras
     assert plan(path, bands=(4, 3, 2, 1)).groups == ((1, 2, 3), (0,))
 
 
-@pytest.mark.parametrize("options", [{"bands": (1, 5)}, {"bands": (2, 2)}, {"bands": ()}, {"rgb": (1, 2, 9)}])
+@pytest.mark.parametrize(
+    "options", [{"bands": (1, 5)}, {"bands": (2, 2)}, {"bands": ()}, {"rgb": (1, 2, 9)}]
+)
 def test_bands_that_are_not_there_are_refused(write_raster, smooth, plan, options):
     with pytest.raises(UsageError, match=r"no band 5|each band once|rgb= takes three"):
         plan(write_raster("a.tif", smooth(3, 10, 10, "uint16")), **options)
@@ -127,14 +140,18 @@ def test_tile_and_halo_are_even(option):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(write_raster, smooth, plan, geotiffs):
+def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(
+    write_raster, smooth, plan, geotiffs
+):
     assert plan(write_raster("a.tif", smooth(1, 9, 9))).consistent
     assert not plan(write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)).consistent
     assert plan(geotiffs / "test_rpcs.tif").consistent
     assert not plan(write_raster("c.tif", smooth(1, 9, 9)), consistent=False).consistent
 
 
-def test_the_log_says_whether_a_result_is_made_consistent_and_why(write_raster, smooth, tmp_path, bicubic, caplog):
+def test_the_log_says_whether_a_result_is_made_consistent_and_why(
+    write_raster, smooth, tmp_path, bicubic, caplog
+):
     placed = write_raster("a.tif", smooth(1, 9, 9))
     picture = write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)
     with caplog.at_level("INFO", "repmamba"):
@@ -180,7 +197,9 @@ def test_the_output_tells_of_missing_pixels_as_the_source_does_or_as_its_format_
     assert made.profile.count == 3 + (told == "alpha")
 
 
-def test_a_format_that_cannot_hold_the_scene_is_refused_with_those_that_can(write_raster, smooth, plan):
+def test_a_format_that_cannot_hold_the_scene_is_refused_with_those_that_can(
+    write_raster, smooth, plan
+):
     path = write_raster("a.tif", smooth(5, 10, 10, "float32"))
     with pytest.raises(TargetError, match=r"PNG cannot hold float32 pixels. These can: GTiff, COG"):
         plan(path, "out.png")
@@ -202,7 +221,9 @@ def test_tags_say_what_the_result_is(tmp_path, smooth, plan):
     assert "SUPER_RESOLUTION_TERMS" not in tags
 
 
-def test_the_terms_of_the_weights_are_in_the_tags_and_in_one_log_line(write_raster, smooth, tmp_path, caplog):
+def test_the_terms_of_the_weights_are_in_the_tags_and_in_one_log_line(
+    write_raster, smooth, tmp_path, caplog
+):
     caplog.set_level("INFO", "repmamba")
     first, second = bicubic_upscaler(terms="research only."), bicubic_upscaler(terms="CC BY 4.0")
     path = write_raster("a.tif", smooth(1, 10, 10))
@@ -215,7 +236,9 @@ def test_the_terms_of_the_weights_are_in_the_tags_and_in_one_log_line(write_rast
         assert file.tags()["SUPER_RESOLUTION_TERMS"] == "research only.; CC BY 4.0"
 
 
-def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_raster, smooth, plan, bicubic):
+def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(
+    write_raster, smooth, plan, bicubic
+):
     path = write_raster("a.tif", smooth(3, 40, 40, "uint16"), mask=np.ones((40, 40), bool))
     usual = plan(path).job
     assert plan(path).job.id == usual.id
@@ -247,8 +270,13 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(write_ra
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job)
     assert len({usual.id, *(other.id for other in others)}) == 1 + len(others)
-    varied = {key for key, value in usual.settings.items() if any(other.settings[key] != value for other in others)}
-    assert usual.settings.keys() - varied == {"compute_threads_of_a_tile", "tiles_in_one_pass"}  # constants
+    varied = {
+        key
+        for key, value in usual.settings.items()
+        if any(other.settings[key] != value for other in others)
+    }
+    # constants
+    assert usual.settings.keys() - varied == {"compute_threads_of_a_tile", "tiles_in_one_pass"}
 
 
 def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass_each(
@@ -260,7 +288,9 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
         assert f"through the network: {said}" in caplog.text
         caplog.clear()
-        assert "as grey" not in plan_file(path, tmp_path / "out.tif", bicubic, rgb=(1, 2, 3)).summary()
+        assert (
+            "as grey" not in plan_file(path, tmp_path / "out.tif", bicubic, rgb=(1, 2, 3)).summary()
+        )
         assert "as grey" not in caplog.text
     with open_raster(write_raster("six.tif", smooth(6, 9, 9))) as raster:
         assert said_of_bands_alone([[1], [2]], raster.facts) is None
@@ -268,7 +298,9 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
 
 
-def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(write_raster, smooth, tmp_path, bicubic):
+def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(
+    write_raster, smooth, tmp_path, bicubic
+):
     path = write_raster("in.tif", smooth(1, 40, 50))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

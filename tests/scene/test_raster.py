@@ -1,4 +1,6 @@
-"""Raster: what is read, what is missing, and one line for everything that can be wrong with a file."""
+"""Raster: what is read, what is missing, and one line for everything that can be wrong with a
+file.
+"""
 
 import errno
 import io
@@ -60,7 +62,9 @@ def test_what_is_stored_by_rows_is_decoded_once(write_raster, smooth, name, monk
     if name.endswith(".tif"):
         path = write_raster(name, data, blockysize=7)
     else:
-        path = write_raster(name, data, driver="PNG" if "png" in name else "JPEG", crs=None, transform=None)
+        path = write_raster(
+            name, data, driver="PNG" if "png" in name else "JPEG", crs=None, transform=None
+        )
     with open_raster(path) as raster:
         rows_decoded = 0
         decode = raster._pixels._from_file
@@ -132,14 +136,26 @@ def test_a_nodata_that_no_pixel_can_have_says_nothing(tmp_path, write_raster, sm
         assert (raster.facts.missing, raster.facts.nodata) == ("", None)
 
 
-def virtual(path: Path, sources: list[Path], inside: str = "", of_bands: tuple[str, ...] = (), size: int = 20) -> Path:
+def virtual(
+    path: Path,
+    sources: list[Path],
+    inside: str = "",
+    of_bands: tuple[str, ...] = (),
+    size: int = 20,
+) -> Path:
     """A virtual raster with a band of each source; XML goes inside it, and inside its bands."""
     bands = [
-        f'<VRTRasterBand dataType="Byte" band="{number}">{says}<SimpleSource><SourceFilename>{source}</SourceFilename>'
+        '<VRTRasterBand dataType="Byte" '
+        f'band="{number}">{says}<SimpleSource><SourceFilename>{source}</SourceFilename>'
         "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
-        for number, (source, says) in enumerate(zip(sources, of_bands or ("",) * len(sources), strict=True), start=1)
+        for number, (source, says) in enumerate(
+            zip(sources, of_bands or ("",) * len(sources), strict=True), start=1
+        )
     ]
-    path.write_text(f'<VRTDataset rasterXSize="{size}" rasterYSize="{size}">{inside}{"".join(bands)}</VRTDataset>')
+    path.write_text(
+        f'<VRTDataset rasterXSize="{size}" '
+        f'rasterYSize="{size}">{inside}{"".join(bands)}</VRTDataset>'
+    )
     return path
 
 
@@ -157,7 +173,8 @@ def a_mask_for_each_band(folder: Path, write_raster) -> Path:
         mask[0, :rows] = 0
         inside = write_raster(f"mask{number}.tif", mask)
         masks.append(
-            f'<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource><SourceFilename>{inside}</SourceFilename>'
+            "<MaskBand><VRTRasterBand "
+            f'dataType="Byte"><SimpleSource><SourceFilename>{inside}</SourceFilename>'
             "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></MaskBand>"
         )
         sources.append(write_raster(f"in{number}.tif", np.full((1, 20, 20), 9, np.uint8)))
@@ -167,14 +184,25 @@ def a_mask_for_each_band(folder: Path, write_raster) -> Path:
 def a_nodata_that_gdal_rounds(folder: Path, write_raster) -> Path:
     data = np.full((1, 20, 20), 9, np.uint8)
     data[0, :5] = 0
-    return virtual(folder / "in.vrt", [write_raster("in.tif", data)], of_bands=("<NoDataValue>0.5</NoDataValue>",))
+    return virtual(
+        folder / "in.vrt",
+        [write_raster("in.tif", data)],
+        of_bands=("<NoDataValue>0.5</NoDataValue>",),
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "suffix"),
-    [(a_cube, "tif"), (a_cube, "png"), (a_mask_for_each_band, "tif"), (a_nodata_that_gdal_rounds, "tif")],
+    [
+        (a_cube, "tif"),
+        (a_cube, "png"),
+        (a_mask_for_each_band, "tif"),
+        (a_nodata_that_gdal_rounds, "tif"),
+    ],
 )
-def test_whatever_makes_gdals_mask_tells_of_missing_pixels(tmp_path, write_raster, bicubic, make, suffix):
+def test_whatever_makes_gdals_mask_tells_of_missing_pixels(
+    tmp_path, write_raster, bicubic, make, suffix
+):
     path, target = make(tmp_path, write_raster), tmp_path / f"out.{suffix}"
     with open_raster(path) as raster:
         assert (raster.facts.missing, raster.facts.nodata) == ("mask", None)
@@ -187,7 +215,9 @@ def test_whatever_makes_gdals_mask_tells_of_missing_pixels(tmp_path, write_raste
 
 @pytest.mark.parametrize("nodata", [("", "0"), ("0", ""), ("-9999", "0")])
 def test_where_one_band_has_no_missing_pixels_none_is_missing(tmp_path, write_raster, nodata):
-    sources = [write_raster(f"in{number}.tif", np.zeros((1, 20, 20), np.uint8)) for number in range(2)]
+    sources = [
+        write_raster(f"in{number}.tif", np.zeros((1, 20, 20), np.uint8)) for number in range(2)
+    ]
     declared = tuple(f"<NoDataValue>{number}</NoDataValue>" if number else "" for number in nodata)
     with open_raster(virtual(tmp_path / "in.vrt", sources, of_bands=declared)) as raster:
         assert raster.facts.missing == ""
@@ -205,7 +235,9 @@ def test_where_one_band_has_no_missing_pixels_none_is_missing(tmp_path, write_ra
         ),
     ],
 )
-def test_a_transform_counts_also_where_it_is_nearly_none(tmp_path, write_raster, smooth, bicubic, inside, transform):
+def test_a_transform_counts_also_where_it_is_nearly_none(
+    tmp_path, write_raster, smooth, bicubic, inside, transform
+):
     source = write_raster("in.tif", smooth(1, 20, 20), crs=None, transform=None)
     path, target = virtual(tmp_path / "in.vrt", [source], inside), tmp_path / "out.tif"
     with open_raster(path) as raster:
@@ -216,13 +248,17 @@ def test_a_transform_counts_also_where_it_is_nearly_none(tmp_path, write_raster,
         assert file.transform == (transform @ Affine.scale(0.5) if transform else Affine.identity())
 
 
-def test_a_crs_beside_rpcs_or_control_points_makes_no_transform(tmp_path, geotiffs, write_raster, smooth):
+def test_a_crs_beside_rpcs_or_control_points_makes_no_transform(
+    tmp_path, geotiffs, write_raster, smooth
+):
     shutil.copy(geotiffs / "test_rpcs.tif", tmp_path / "rpcs.tif")
     with rasterio.open(tmp_path / "rpcs.tif", "r+") as file:
         file.crs = "EPSG:4326"
     source = write_raster("in.tif", smooth(1, 20, 20), crs=None, transform=None)
     corners = ((0, 0), (20, 0), (0, 20))
-    points = "".join(f'<GCP Id="{x} {y}" Pixel="{x}" Line="{y}" X="{10 + x}" Y="{50 - y}"/>' for x, y in corners)
+    points = "".join(
+        f'<GCP Id="{x} {y}" Pixel="{x}" Line="{y}" X="{10 + x}" Y="{50 - y}"/>' for x, y in corners
+    )
     inside = f'<SRS>EPSG:4326</SRS><GCPList Projection="EPSG:4326">{points}</GCPList>'
     for path in (tmp_path / "rpcs.tif", virtual(tmp_path / "in.vrt", [source], inside)):
         with open_raster(path) as raster:
@@ -236,14 +272,20 @@ def test_a_picture_is_turned_as_it_asks(tmp_path, turn, suffix):
     from PIL import ImageOps
 
     random = np.random.default_rng(turn)
-    image = Image.fromarray(np.kron(random.integers(0, 256, (70, 9, 3)), np.ones((4, 4, 1))).astype(np.uint8))
+    image = Image.fromarray(
+        np.kron(random.integers(0, 256, (70, 9, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    )
     exif = Image.Exif()
     exif[0x0112] = turn
     path = tmp_path / f"picture.{suffix}"
     if suffix == "tif":
         image.save(path, tiffinfo={0x0112: turn})
     else:
-        image.save(path, exif=exif, **{"webp": {"lossless": True}, "jpg": {"subsampling": 0}}.get(suffix, {}))
+        image.save(
+            path,
+            exif=exif,
+            **{"webp": {"lossless": True}, "jpg": {"subsampling": 0}}.get(suffix, {}),
+        )
     with Image.open(path) as shown:
         expected = np.asarray(ImageOps.exif_transpose(shown).convert("RGB"))
     with open_raster(path) as raster:
@@ -280,7 +322,13 @@ def test_a_block_larger_than_the_cache_counts_as_memory(tmp_path):
     shape = {"width": 20000, "height": 20000, "count": 1, "dtype": "uint8", "sparse_ok": "TRUE"}
     for edge in (512, 16384):
         with rasterio.open(
-            tmp_path / f"{edge}.tif", "w", driver="GTiff", tiled=True, blockxsize=edge, blockysize=edge, **shape
+            tmp_path / f"{edge}.tif",
+            "w",
+            driver="GTiff",
+            tiled=True,
+            blockxsize=edge,
+            blockysize=edge,
+            **shape,
         ):
             pass
     with open_raster(tmp_path / "512.tif") as small, open_raster(tmp_path / "16384.tif") as large:
@@ -356,7 +404,9 @@ def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_cmyk_is_read_as_colours(tmp_path, suffix):
     random = np.random.default_rng(2)
-    image = Image.fromarray(np.kron(random.integers(0, 256, (4, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8))
+    image = Image.fromarray(
+        np.kron(random.integers(0, 256, (4, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    )
     image.convert("CMYK").save(tmp_path / f"ink.{suffix}")
     with open_raster(tmp_path / f"ink.{suffix}") as raster:
         raw, _ = raster.read(raster.whole)
@@ -384,7 +434,9 @@ def test_alpha_that_is_not_the_last_band_is_given_out_where_it_is(write_raster, 
     np.testing.assert_array_equal(raw, data)
 
 
-def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(write_raster, smooth):
+def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(
+    write_raster, smooth
+):
     path = write_raster("file.tif", smooth(1, 8, 8))
     with rasterio.open(path, "r+") as file:
         file.update_tags(ACQUIRED="2021-05-01", EXIF_GPSLatitude="47 N", STATISTICS_MEAN="3")
@@ -394,19 +446,34 @@ def test_statistics_and_what_a_camera_notes_of_its_owner_are_not_among_the_tags(
     with open_raster(path) as raster:
         assert raster.facts.tags[""]["ACQUIRED"] == "2021-05-01"
         assert raster.facts.tags["mission"] == {"name": "one"}
-        assert not [name for name in raster.facts.tags[""] if name.startswith(("EXIF", "STATISTICS", "TIFFTAG_M"))]
+        assert not [
+            name
+            for name in raster.facts.tags[""]
+            if name.startswith(("EXIF", "STATISTICS", "TIFFTAG_M"))
+        ]
         assert raster.facts.band_tags == ({"": {"wavelength": "665"}},)
 
 
-def test_of_a_source_s_own_header_what_tells_of_its_grid_and_its_bytes_is_not_among_the_tags(tmp_path, smooth):
+def test_of_a_source_s_own_header_what_tells_of_its_grid_and_its_bytes_is_not_among_the_tags(
+    tmp_path, smooth
+):
     path = tmp_path / "in.img"
-    with rasterio.open(path, "w", driver="ENVI", width=30, height=20, count=3, dtype="uint8", crs="EPSG:32633") as file:
+    with rasterio.open(
+        path, "w", driver="ENVI", width=30, height=20, count=3, dtype="uint8", crs="EPSG:32633"
+    ) as file:
         file.write(smooth(3, 20, 30))
     header = path.with_suffix(".hdr")
-    more = "sensor type = AVIRIS\nx start = 5\npixel size = {10, 10}\nwavelength = {0.4, 0.5, 0.6}\nfwhm = {1, 2, 3}\n"
+    more = (
+        "sensor type = AVIRIS\nx start = 5\npixel size = {10, 10}\nwavelength = {0.4, 0.5, "
+        "0.6}\nfwhm = {1, 2, 3}\n"
+    )
     header.write_text(f"{header.read_text().rstrip()}\nwavelength units = Micrometers\n{more}")
     with open_raster(path) as raster:
-        assert raster.facts.tags["ENVI"].keys() == {"description", "sensor_type", "wavelength_units"}
+        assert raster.facts.tags["ENVI"].keys() == {
+            "description",
+            "sensor_type",
+            "wavelength_units",
+        }
         assert raster.facts.band_tags[1]["IMAGERY"]["CENTRAL_WAVELENGTH_UM"] == "0.500"
     rasterio.shutil.copy(path, tmp_path / "in.cub", driver="ISIS3")
     with open_raster(tmp_path / "in.cub") as raster:
@@ -432,9 +499,18 @@ BROKEN = {
     "missing": (lambda folder, tiffs: folder / "nowhere.tif", r"does not exist"),
     "folder": (lambda folder, tiffs: folder, r"is a folder"),
     "empty": (lambda folder, tiffs: made(folder / "empty.tif", b""), r"is empty"),
-    "text": (lambda folder, tiffs: made(folder / "text.tif", b"hello, world\n" * 9), r"cannot be read"),
-    "header only": (lambda folder, tiffs: made(folder / "cut.png", b"\x89PNG\r\n\x1a\n"), r"cannot be read"),
-    "complex": (lambda folder, tiffs: tiffs / "cint16.tif", r"complex_int16; these can be enlarged"),
+    "text": (
+        lambda folder, tiffs: made(folder / "text.tif", b"hello, world\n" * 9),
+        r"cannot be read",
+    ),
+    "header only": (
+        lambda folder, tiffs: made(folder / "cut.png", b"\x89PNG\r\n\x1a\n"),
+        r"cannot be read",
+    ),
+    "complex": (
+        lambda folder, tiffs: tiffs / "cint16.tif",
+        r"complex_int16; these can be enlarged",
+    ),
     "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"no regular file"),
 }
 
@@ -459,7 +535,10 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path, geotiffs, kind):
 
 def test_a_truncated_file_names_the_window(geotiffs, tmp_path):
     words = r"columns 512 to 790, rows 512 to 717 cannot be read .*on_corrupt='fill'"
-    with open_raster(damaged_copy(geotiffs, tmp_path)) as raster, pytest.raises(CorruptSource, match=words):
+    with (
+        open_raster(damaged_copy(geotiffs, tmp_path)) as raster,
+        pytest.raises(CorruptSource, match=words),
+    ):
         raster.read(Window(512, 512, 206, 279))
 
 
@@ -504,7 +583,8 @@ def test_bands_of_several_types_are_refused(tmp_path, write_raster, smooth):
     write_raster("two.tif", smooth(1, 8, 8, "uint16"))
     vrt = tmp_path / "both.vrt"
     bands = [
-        f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource><SourceFilename relativeToVRT="1">{name}'
+        f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource><SourceFilename '
+        f'relativeToVRT="1">{name}'
         "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
         for number, (kind, name) in enumerate((("Byte", "one.tif"), ("UInt16", "two.tif")), start=1)
     ]
@@ -522,7 +602,8 @@ class TestStrangersFiles:
         source = write_raster("inner.tif", smooth(1, 8, 8))
         vrt = tmp_path / "upload.tif"
         vrt.write_text(
-            '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+            '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" '
+            'band="1"><SimpleSource>'
             f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
             "</VRTDataset>"
         )
@@ -531,7 +612,9 @@ class TestStrangersFiles:
         with pytest.raises(SourceError, match="none of the formats taken from strangers"):
             open_raster(vrt, self.stranger)
 
-    @pytest.mark.parametrize("name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "<VRTDataset/>"])
+    @pytest.mark.parametrize(
+        "name", ["/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "<VRTDataset/>"]
+    )
     def test_an_address_is_no_file(self, name):
         with pytest.raises(SourceError, match="does not exist"):
             open_raster(name, self.stranger)
@@ -540,17 +623,28 @@ class TestStrangersFiles:
         path = write_raster("file.tif", smooth(1, 8, 8))
         shutil.copy(path, tmp_path / "copy.tif")
         (tmp_path / "copy.tif.aux.xml").write_text(
-            '<PAMDataset><PAMRasterBand band="1"><NoDataValue>77</NoDataValue></PAMRasterBand></PAMDataset>'
+            "<PAMDataset><PAMRasterBand "
+            'band="1"><NoDataValue>77</NoDataValue></PAMRasterBand></PAMDataset>'
         )
         with open_raster(tmp_path / "copy.tif") as raster:
             assert raster.facts.nodata == 77
         with open_raster(tmp_path / "copy.tif", self.stranger) as raster:
             assert raster.facts.nodata is None
 
-    def test_what_declares_more_pixels_than_allowed_is_refused_before_it_is_decoded(self, write_raster):
+    def test_what_declares_more_pixels_than_allowed_is_refused_before_it_is_decoded(
+        self, write_raster
+    ):
         path = write_raster("sparse.tif", np.zeros((1, 4, 4), np.uint8))
         with rasterio.open(
-            path, "w", driver="GTiff", width=40000, height=40000, count=1, dtype="uint8", tiled=True, sparse_ok=True
+            path,
+            "w",
+            driver="GTiff",
+            width=40000,
+            height=40000,
+            count=1,
+            dtype="uint8",
+            tiled=True,
+            sparse_ok=True,
         ):
             pass
         with open_raster(path) as raster:
@@ -563,7 +657,15 @@ class TestStrangersFiles:
     def test_more_pixels_than_bytes_can_hold_are_refused(self, write_raster):
         path = write_raster("few.tif", np.zeros((1, 4, 4), np.uint8))
         with rasterio.open(
-            path, "w", driver="GTiff", width=9000, height=9000, count=1, dtype="uint8", tiled=True, sparse_ok=True
+            path,
+            "w",
+            driver="GTiff",
+            width=9000,
+            height=9000,
+            count=1,
+            dtype="uint8",
+            tiled=True,
+            sparse_ok=True,
         ):
             pass
         with pytest.raises(SourceError, match="which no image"):
@@ -572,10 +674,15 @@ class TestStrangersFiles:
     def test_a_block_too_large_to_decode_is_refused(self, write_raster):
         path = write_raster("block.tif", np.zeros((1, 4, 4), np.uint8))
         edge = {"width": 9600, "height": 9600, "blockxsize": 9600, "blockysize": 9600}
-        with rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, sparse_ok=True, **edge):
+        with rasterio.open(
+            path, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, sparse_ok=True, **edge
+        ):
             pass
         assert Limits.for_strangers().block_bytes < 9600 * 9600
-        told = r"9600 x 9600 pixels and 92\.2 MB, more than may be decoded at once \(67\.1 MB\).*TILED=YES, or"
+        told = (
+            r"9600 x 9600 pixels and 92\.2 MB, more than may be decoded at once \(67\.1 "
+            r"MB\).*TILED=YES, or"
+        )
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
 
@@ -587,17 +694,24 @@ class TestStrangersFiles:
             with rasterio.open(path, "w", driver="GTiff", sparse_ok=True, **edge, **layout) as file:
                 file.write(np.random.default_rng(0).integers(0, 256, (4096, 4096), np.uint8), 1)
             if refused:
-                with pytest.raises(SourceError, match=r"4096 x 4096 pixels and 83\.9 MB, more than may be decoded"):
+                with pytest.raises(
+                    SourceError, match=r"4096 x 4096 pixels and 83\.9 MB, more than may be decoded"
+                ):
                     open_raster(path, self.stranger)
             else:
                 with open_raster(path, self.stranger) as raster:
                     assert raster.facts.count == 5
 
     def test_more_bands_than_are_allowed_are_refused_with_what_to_do(self, write_raster):
-        path = write_raster("bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8))
+        path = write_raster(
+            "bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8)
+        )
         with open_raster(path) as raster:
             assert raster.facts.count == 201
-        told = "201 bands, and 200 are allowed; write those .* of their own, or leave out untrusted=True"
+        told = (
+            "201 bands, and 200 are allowed; write those .* of their own, or leave out "
+            "untrusted=True"
+        )
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
 

@@ -13,8 +13,15 @@ from repmamba.scene.raster import Raster
 
 @pytest.fixture
 def large(monkeypatch):
-    """From so few pixels on, a scene counts as large; returned is a list of how many each pass has read."""
-    for name, value in (("WHOLE", 1 << 16), ("SAMPLE", 1 << 14), ("LEAST_CELLS", 16), ("LONG", 1 << 14)):
+    """From so few pixels on, a scene counts as large; returned is a list of how many each pass has
+    read.
+    """
+    for name, value in (
+        ("WHOLE", 1 << 16),
+        ("SAMPLE", 1 << 14),
+        ("LEAST_CELLS", 16),
+        ("LONG", 1 << 14),
+    ):
         monkeypatch.setattr(sampling, name, value)
     monkeypatch.setattr(rasters, "CELL", 16)
     pixels = []
@@ -47,7 +54,9 @@ def range_of_all(path, tmp_path, upscaler, monkeypatch, **options):
 
 
 @pytest.mark.parametrize("how", [TILED, {}], ids=["tiles", "strips"])
-def test_a_sample_gives_the_range_of_the_whole(large, write_raster, smooth, tmp_path, bicubic, monkeypatch, how):
+def test_a_sample_gives_the_range_of_the_whole(
+    large, write_raster, smooth, tmp_path, bicubic, monkeypatch, how
+):
     path = write_raster("in.tif", ground(smooth), **how)
     low, high = range_of_all(path, tmp_path, bicubic, monkeypatch)
     large.clear()
@@ -58,20 +67,35 @@ def test_a_sample_gives_the_range_of_the_whole(large, write_raster, smooth, tmp_
     assert range_of(path, tmp_path, bicubic, window=(32, 32, 48, 48)) == found
 
 
-def test_a_range_that_few_pixels_decide_is_found_from_all(large, write_raster, smooth, tmp_path, bicubic, monkeypatch):
-    """Islands in a sea of one value, and lamps far brighter than the rest: a sample may miss them."""
+def test_a_range_that_few_pixels_decide_is_found_from_all(
+    large, write_raster, smooth, tmp_path, bicubic, monkeypatch
+):
+    """Islands in a sea of one value, and lamps far brighter than the rest: a sample may miss
+    them.
+    """
     islands = np.zeros((1, 640, 640), np.uint16)
     islands[:, 200:216, 400:416] = ground(smooth)[:, :16, :16]
     lamps = ground(smooth, "float32") / 4000
     lamps[0, ::32, ::32] = np.linspace(200, 300, 400).reshape(20, 20)
     for name, values in (("islands", islands), ("lamps", lamps)):
         path = write_raster(f"{name}.tif", values, **TILED)
-        assert range_of(path, tmp_path, bicubic) == range_of_all(path, tmp_path, bicubic, monkeypatch)
+        assert range_of(path, tmp_path, bicubic) == range_of_all(
+            path, tmp_path, bicubic, monkeypatch
+        )
 
 
-def test_blocks_that_a_file_leaves_out_are_counted_without_reading_each(large, smooth, tmp_path, bicubic, monkeypatch):
+def test_blocks_that_a_file_leaves_out_are_counted_without_reading_each(
+    large, smooth, tmp_path, bicubic, monkeypatch
+):
     path = tmp_path / "sparse.tif"
-    profile = {"driver": "GTiff", "height": 1600, "width": 1600, "count": 1, "dtype": "uint16", **TILED}
+    profile = {
+        "driver": "GTiff",
+        "height": 1600,
+        "width": 1600,
+        "count": 1,
+        "dtype": "uint16",
+        **TILED,
+    }
     with rasterio.open(path, "w", sparse_ok=True, crs="EPSG:32633", **profile) as file:
         file.write(ground(smooth)[:, :160, :160], window=Part(320, 320, 160, 160))
     whole = range_of_all(path, tmp_path, bicubic, monkeypatch)
@@ -85,7 +109,11 @@ def test_what_takes_long_is_told(large, write_raster, smooth, tmp_path, bicubic,
     told = []
     with caplog.at_level("INFO", "repmamba"):
         upscale_file(
-            path, tmp_path / "out.tif", bicubic, window=(0, 0, 64, 64), measuring=lambda *reached: told.append(reached)
+            path,
+            tmp_path / "out.tif",
+            bicubic,
+            window=(0, 0, 64, 64),
+            measuring=lambda *reached: told.append(reached),
         )
     assert "reading a sample of" in caplog.text
     assert "to find the range of its values; value_range=(LOW, HIGH) saves it" in caplog.text
@@ -93,6 +121,11 @@ def test_what_takes_long_is_told(large, write_raster, smooth, tmp_path, bicubic,
     assert told[-1][0] == told[-1][1]
     told.clear()
     upscale_file(
-        path, tmp_path / "given.tif", bicubic, window=(0, 0, 64, 64), value_range=(0, 4000), measuring=told.append
+        path,
+        tmp_path / "given.tif",
+        bicubic,
+        window=(0, 0, 64, 64),
+        value_range=(0, 4000),
+        measuring=told.append,
     )
     assert told == []

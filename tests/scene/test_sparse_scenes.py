@@ -1,4 +1,6 @@
-"""Scenes nearly all of whose pixels have one value, or a few of which are very bright: made small again, the input."""
+"""Scenes nearly all of whose pixels have one value, or a few of which are very bright: made small
+again, the input.
+"""
 
 import logging
 
@@ -11,7 +13,9 @@ from repmamba.scene.engine import upscale_file
 
 
 def scene(what):
-    """An island of 0.4 % in a sea of 0, lamps in a night, and a few tiny numbers among zeros: (96, 96)."""
+    """An island of 0.4 % in a sea of 0, lamps in a night, and a few tiny numbers among zeros: (96,
+    96).
+    """
     random = np.random.default_rng(0)
     data = np.zeros((96, 96), "float32")
     if what == "island":
@@ -25,7 +29,8 @@ def scene(what):
 
 
 @pytest.mark.parametrize(
-    ("what", "dtype"), [("island", "int16"), ("island", "float32"), ("lamps", "float32"), ("tiny", "float32")]
+    ("what", "dtype"),
+    [("island", "int16"), ("island", "float32"), ("lamps", "float32"), ("tiny", "float32")],
 )
 def test_a_sparse_scene_made_small_again_is_its_input(write_raster, tmp_path, bicubic, what, dtype):
     data = scene(what).astype(dtype)

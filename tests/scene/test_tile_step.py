@@ -1,4 +1,6 @@
-"""One tile: what single numbers far outside a scene's range do to it, with the projection that makes it consistent."""
+"""One tile: what single numbers far outside a scene's range do to it, with the projection that
+makes it consistent.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,13 @@ def test_one_absurd_number_spoils_nothing_around_it_in_a_scene_made_consistent(
     results = []
     for number in (spike, data[0, 50, 49]):
         data[0, 50, 50] = number
-        upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic, overwrite=True, consistent=True)
+        upscale_file(
+            write_raster("in.tif", data),
+            tmp_path / "out.tif",
+            bicubic,
+            overwrite=True,
+            consistent=True,
+        )
         with rasterio.open(tmp_path / "out.tif") as file:
             results.append(file.read(1).astype(float))
     difference = np.abs(results[0] - results[1]) / high
@@ -35,7 +43,9 @@ def test_one_absurd_number_spoils_nothing_around_it_in_a_scene_made_consistent(
     assert difference[distance > 5].max() < 0.01
 
 
-def test_absurd_numbers_are_not_continued_into_missing_pixels(write_raster, smooth, tmp_path, bicubic):
+def test_absurd_numbers_are_not_continued_into_missing_pixels(
+    write_raster, smooth, tmp_path, bicubic
+):
     data = smooth(1, 64, 64, "float32", 0, 1)
     data[0, 30, 30:33] = -3.4e38
     data[0, 20:30, 20:60] = np.nan
@@ -44,10 +54,13 @@ def test_absurd_numbers_are_not_continued_into_missing_pixels(write_raster, smoo
         result = file.read(1)
     np.testing.assert_array_equal(np.isnan(result), np.isnan(data[0]).repeat(2, 0).repeat(2, 1))
     rows, cols = np.nonzero(np.abs(result) > 2)
-    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (60, 62, 59, 66)  # one lr pixel around, at most
+    # one lr pixel around, at most
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (60, 62, 59, 66)
 
 
-def test_numbers_moderately_outside_the_range_stay_consistent(write_raster, smooth, tmp_path, bicubic):
+def test_numbers_moderately_outside_the_range_stay_consistent(
+    write_raster, smooth, tmp_path, bicubic
+):
     """A cloud or a fire is a measurement: made small again, it is what it was."""
     from repmamba.pixels.resize import imresize
 
@@ -55,4 +68,6 @@ def test_numbers_moderately_outside_the_range_stay_consistent(write_raster, smoo
     data[0, 50, 50] = 30
     upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic)
     with rasterio.open(tmp_path / "out.tif") as file:
-        np.testing.assert_allclose(imresize(file.read(1), 0.5)[8:-8, 8:-8], data[0, 8:-8, 8:-8], atol=1e-3)
+        np.testing.assert_allclose(
+            imresize(file.read(1), 0.5)[8:-8, 8:-8], data[0, 8:-8, 8:-8], atol=1e-3
+        )

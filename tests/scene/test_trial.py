@@ -1,4 +1,6 @@
-"""Options that GDAL does not take together are known before the first tile, and those that it takes pass."""
+"""Options that GDAL does not take together are known before the first tile, and those that it takes
+pass.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,9 @@ from repmamba.scene.output import OutputProfile
 from repmamba.scene.trial import check_options
 
 RGB = OutputProfile("GTiff", Grid(100, 80), 3, "uint8")
-RGBA = OutputProfile("GTiff", Grid(100, 80), 4, "uint8", colorinterp=("red", "green", "blue", "alpha"))
+RGBA = OutputProfile(
+    "GTiff", Grid(100, 80), 4, "uint8", colorinterp=("red", "green", "blue", "alpha")
+)
 GREY = OutputProfile("GTiff", Grid(100, 80), 1, "uint8")
 
 
@@ -26,7 +30,9 @@ GREY = OutputProfile("GTiff", Grid(100, 80), 1, "uint8")
     ],
 )
 def test_options_that_gdal_does_not_take_are_refused_in_one_line(profile, name, asked):
-    with pytest.raises(UsageError, match=rf"^{name} cannot hold {profile.count} bands of uint8.*creation=") as refused:
+    with pytest.raises(
+        UsageError, match=rf"^{name} cannot hold {profile.count} bands of uint8.*creation="
+    ) as refused:
         check_options(replace(profile, format=name, creation=tuple(asked.items())))
     assert "\n" not in str(refused.value)
     assert "trial" not in str(refused.value)
@@ -34,7 +40,9 @@ def test_options_that_gdal_does_not_take_are_refused_in_one_line(profile, name, 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("profile", [GREY, RGB, RGBA, replace(RGB, mask=True), replace(RGB, nodata=0.0)])
+@pytest.mark.parametrize(
+    "profile", [GREY, RGB, RGBA, replace(RGB, mask=True), replace(RGB, nodata=0.0)]
+)
 def test_the_usual_options_are_taken_for_whatever_a_format_holds(profile, name):
     profile = replace(profile, format=name)
     if FORMATS[name].holds(profile) is None:

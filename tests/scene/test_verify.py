@@ -57,7 +57,9 @@ def test_a_file_that_was_cut_short_is_seen(result):
 
 def place_of_block(path: Path, level: int, col: int, row: int) -> int:
     with rasterio.open(path) as file:
-        tag = file.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1, ovr=None if level == 0 else level - 1)
+        tag = file.get_tag_item(
+            f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1, ovr=None if level == 0 else level - 1
+        )
         return int(tag) + 40
 
 
@@ -67,7 +69,9 @@ def test_the_tile_at_fault_is_named(tmp_path):
     with rasterio.open(tmp_path / name, "r+") as file:
         pixel = rasterio.windows.Window(300, 301, 1, 1)
         file.write(file.read(window=pixel) ^ 1, window=pixel)
-    with pytest.raises(VerificationError, match=r"tile 4 \(rows 256 to 512, columns 256 to 512\) is not what was"):
+    with pytest.raises(
+        VerificationError, match=r"tile 4 \(rows 256 to 512, columns 256 to 512\) is not what was"
+    ):
         verify_result(tmp_path / name, receipt)
 
 
@@ -77,7 +81,9 @@ def test_the_place_of_a_tile_that_cannot_be_decoded_is_named(tmp_path):
     with (tmp_path / name).open("r+b") as file:
         file.seek(place_of_block(tmp_path / name, 0, col=1, row=1))
         file.write(b"\xff" * 400)
-    with pytest.raises(VerificationError, match=r"rows 256 to 512, columns 256 to 512 cannot be decoded"):
+    with pytest.raises(
+        VerificationError, match=r"rows 256 to 512, columns 256 to 512 cannot be decoded"
+    ):
         verify_result(tmp_path / name, receipt)
 
 
@@ -125,23 +131,32 @@ def test_the_command_says_ok_with_counts_or_names_the_fault(tmp_path):
     name, scene = SCENES["COG"]
     scene.write(tmp_path / name)
     said = CliRunner().invoke(verify, [str(tmp_path / name)])
-    assert (said.exit_code, said.stdout) == (0, f"{tmp_path / name}: OK, 9 tiles and 3 overviews as written\n")
+    assert (said.exit_code, said.stdout) == (
+        0,
+        f"{tmp_path / name}: OK, 9 tiles and 3 overviews as written\n",
+    )
     said = CliRunner().invoke(verify, ["--json", str(tmp_path / name)])
     assert json.loads(said.stdout)["ok"] is True
     flip(tmp_path / name, place_of_block(tmp_path / name, 0, 0, 0))
     said = CliRunner().invoke(verify, [str(tmp_path / name)])
     assert said.exit_code == 1
     assert isinstance(said.exception, VerificationError)
-    assert isinstance(CliRunner().invoke(verify, [str(tmp_path / "other.tif")]).exception, VerificationError)
+    assert isinstance(
+        CliRunner().invoke(verify, [str(tmp_path / "other.tif")]).exception, VerificationError
+    )
 
 
 def test_a_result_that_was_moved_is_checked_against_the_receipt_named(tmp_path):
     name, scene = SCENES["GTiff"]
     scene.write(tmp_path / name)
     moved = (tmp_path / name).rename(tmp_path / "moved.tif")
-    said = CliRunner().invoke(verify, [str(moved), "--receipt", str(receipt_path(tmp_path / name)), "--quiet"])
+    said = CliRunner().invoke(
+        verify, [str(moved), "--receipt", str(receipt_path(tmp_path / name)), "--quiet"]
+    )
     assert (said.exit_code, said.output) == (0, "")
-    said = CliRunner().invoke(verify, [str(moved), str(moved), "--receipt", str(receipt_path(tmp_path / name))])
+    said = CliRunner().invoke(
+        verify, [str(moved), str(moved), "--receipt", str(receipt_path(tmp_path / name))]
+    )
     assert said.exit_code == 2
 
 
@@ -151,13 +166,18 @@ def test_a_link_to_a_result_is_checked_where_it_leads(tmp_path):
     scene.write(tmp_path / "there" / name)
     (tmp_path / "link.png").symlink_to(tmp_path / "there" / name)
     said = CliRunner().invoke(verify, [str(tmp_path / "link.png")])
-    assert (said.exit_code, said.stdout) == (0, f"{tmp_path / 'link.png'}: OK, 9 tiles as written\n")
+    assert (said.exit_code, said.stdout) == (
+        0,
+        f"{tmp_path / 'link.png'}: OK, 9 tiles as written\n",
+    )
 
 
 def test_of_several_results_those_at_fault_are_named_and_the_others_checked(tmp_path):
     name, scene = SCENES["GTiff"]
     scene.write(tmp_path / name)
-    said = CliRunner().invoke(verify, [str(tmp_path / "none.tif"), str(tmp_path / name), str(tmp_path / "no.tif")])
+    said = CliRunner().invoke(
+        verify, [str(tmp_path / "none.tif"), str(tmp_path / name), str(tmp_path / "no.tif")]
+    )
     assert said.exit_code == 1
     assert said.stdout == f"{tmp_path / name}: OK, 9 tiles as written\n"
     assert said.stderr.count("Error: There is no receipt") == 2

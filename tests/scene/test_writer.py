@@ -15,7 +15,14 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
-from repmamba.errors import JobChanged, ShapeMismatch, TargetError, TargetExists, UsageError, VerificationError
+from repmamba.errors import (
+    JobChanged,
+    ShapeMismatch,
+    TargetError,
+    TargetExists,
+    UsageError,
+    VerificationError,
+)
 from repmamba.scene.admission import STRANGERS_SETTINGS
 from repmamba.scene.assembly import world_file
 from repmamba.scene.grid import Grid
@@ -45,8 +52,12 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         replace(SMALL, dtype="uint16", count=4, colorinterp=("red", "green", "blue", "alpha")),
         replace(SMALL, dtype="int16", count=1, grid=UNPLACED),
         replace(SMALL, count=4, mask=True, colorinterp=("red", "green", "blue", "alpha")),
-        replace(SMALL, format="COG", count=4, mask=True, colorinterp=("red", "green", "blue", "alpha")),
-        replace(SMALL, format="COG", count=2, dtype="uint16", mask=True, colorinterp=("gray", "alpha")),
+        replace(
+            SMALL, format="COG", count=4, mask=True, colorinterp=("red", "green", "blue", "alpha")
+        ),
+        replace(
+            SMALL, format="COG", count=2, dtype="uint16", mask=True, colorinterp=("gray", "alpha")
+        ),
         replace(SMALL, format="COG", dtype="uint16", mask=True),
         replace(SMALL, format="COG", count=4, colorinterp=("red", "green", "blue", "alpha")),
         replace(SMALL, format="PNG", count=4, colorinterp=("red", "green", "blue", "alpha")),
@@ -92,7 +103,10 @@ def test_neither_the_order_nor_the_threads_nor_the_stops_change_a_byte(tmp_path,
         scene.write(second / file, order=-1, before=interrupt_at(3))
     scene.write(second / file, order=-1)
     write_in_threads(scene, third / file)
-    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, second, third)]
+    files = [
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (first, second, third)
+    ]
     assert files[0] == files[1] == files[2]
 
 
@@ -142,7 +156,9 @@ def write_in_threads(scene: MadeScene, target: Path) -> None:
     tile=st.integers(40, 150),
     mask=st.booleans(),
 )
-def test_tiles_that_do_not_end_on_blocks_make_the_same_picture(tmp_path_factory, height, width, first, tile, mask):
+def test_tiles_that_do_not_end_on_blocks_make_the_same_picture(
+    tmp_path_factory, height, width, first, tile, mask
+):
     """As --window makes them: the first row and column of tiles is cut short."""
     rows = [0, *range(min(first[0], height), height, tile), height]
     cols = [0, *range(min(first[1], width), width, tile), width]
@@ -206,12 +222,20 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
     places = ((0, 0, 10, 50), (0, 150, 11, 50), (130, 0, 10, 49))
     points = tuple(GroundControlPoint(*place) for place in places)
     profile = OutputProfile(
-        "GTiff", UNPLACED, 2, "uint16",
-        nodata=7.0, colorinterp=("gray", "undefined"), descriptions=("B04", None), scales=(0.01, 1.0),
-        offsets=(5.0, 0.0), units=("m", None),
+        "GTiff",
+        UNPLACED,
+        2,
+        "uint16",
+        nodata=7.0,
+        colorinterp=("gray", "undefined"),
+        descriptions=("B04", None),
+        scales=(0.01, 1.0),
+        offsets=(5.0, 0.0),
+        units=("m", None),
         tags={"": {"AREA_OR_POINT": "Point", "SENSOR": "x"}, "OWN": {"a": "b"}},
-        band_tags=({"": {"WAVELENGTH": "665"}, "IMAGERY": {"FWHM_UM": "0.1"}}, {}), gcps=(points, CRS.from_epsg(4326)),
-    )  # fmt: skip
+        band_tags=({"": {"WAVELENGTH": "665"}, "IMAGERY": {"FWHM_UM": "0.1"}}, {}),
+        gcps=(points, CRS.from_epsg(4326)),
+    )
     for format_name, name in (("GTiff", "scene.tif"), ("COG", "scene.cog.tif")):
         scene = Described(replace(profile, format=format_name))
         scene.write(tmp_path / name)
@@ -219,11 +243,15 @@ def test_all_that_a_profile_says_is_in_the_file(tmp_path):
             assert file.nodata == 7
             assert file.descriptions == ("B04", None)
             assert (file.scales, file.offsets, file.units) == ((0.01, 1.0), (5.0, 0.0), ("m", None))
-            own = file.tags(ns="OWN").get("a") or file.tags().get("OWN.a")  # a COG has one namespace
+            # a COG has one namespace
+            own = file.tags(ns="OWN").get("a") or file.tags().get("OWN.a")
             assert (file.tags()["SENSOR"], own, file.tags(1)["WAVELENGTH"]) == ("x", "b", "665")
-            of_band = file.tags(1, ns="IMAGERY").get("FWHM_UM") or file.tags(1).get("IMAGERY.FWHM_UM")
+            of_band = file.tags(1, ns="IMAGERY").get("FWHM_UM") or file.tags(1).get(
+                "IMAGERY.FWHM_UM"
+            )
             assert (of_band, file.tags(2).get("WAVELENGTH")) == ("0.1", None)
-            assert tuple((p.row, p.col, p.x, p.y) for p in file.gcps[0]) == places  # in spite of Point
+            # in spite of Point
+            assert tuple((p.row, p.col, p.x, p.y) for p in file.gcps[0]) == places
             assert file.gcps[1] == CRS.from_epsg(4326)
 
 
@@ -256,9 +284,13 @@ def test_a_place_that_a_png_cannot_hold_goes_beside_it_and_a_picture_gets_no_sid
     replace(SMALL, format="PNG").write(tmp_path / "scene.png")
     replace(SMALL, format="PNG", grid=UNPLACED).write(tmp_path / "picture.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "picture.png", "picture.png.receipt.json",
-        "scene.pgw", "scene.png", "scene.png.aux.xml", "scene.png.receipt.json",
-    ]  # fmt: skip
+        "picture.png",
+        "picture.png.receipt.json",
+        "scene.pgw",
+        "scene.png",
+        "scene.png.aux.xml",
+        "scene.png.receipt.json",
+    ]
     assert (tmp_path / "scene.pgw").read_text() == world_file(PLACE.transform)
 
 
@@ -311,8 +343,12 @@ def test_a_stopped_run_of_another_job_is_refused_with_the_differences(tmp_path, 
     target = tmp_path / "scene.tif"
     with pytest.raises(KeyboardInterrupt):
         SMALL.write(target, before=interrupt_at(2))
-    changed = replace(SMALL, job=replace(JOB, settings={"scale": 4, "tile": 128}, weights="ef" * 16))
-    with pytest.raises(JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*restart=True"):
+    changed = replace(
+        SMALL, job=replace(JOB, settings={"scale": 4, "tile": 128}, weights="ef" * 16)
+    )
+    with pytest.raises(
+        JobChanged, match=r"settings.tile: 64 -> 128; weights: (cd)+ -> (ef)+.*restart=True"
+    ):
         changed.write(target)
     assert not target.exists()
     changed.write(target, restart=True)
@@ -354,7 +390,10 @@ def test_a_tile_of_the_wrong_kind_is_refused(tmp_path):
 
 
 def test_a_result_is_not_finished_before_its_tiles(tmp_path):
-    with SMALL.writer(tmp_path / "scene.tif") as writer, pytest.raises(UsageError, match="9 of the tiles"):
+    with (
+        SMALL.writer(tmp_path / "scene.tif") as writer,
+        pytest.raises(UsageError, match="9 of the tiles"),
+    ):
         writer.finish()
 
 

@@ -19,7 +19,11 @@ scales = st.sampled_from([2, 3, 4])
 def scenes_with_windows(draw: st.DrawFn) -> tuple[int, int, Window]:
     height, width = draw(sizes), draw(sizes)
     row, col = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
-    return height, width, Window(row, col, draw(st.integers(1, height - row)), draw(st.integers(1, width - col)))
+    return (
+        height,
+        width,
+        Window(row, col, draw(st.integers(1, height - row)), draw(st.integers(1, width - col))),
+    )
 
 
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
@@ -73,7 +77,9 @@ def test_a_window_reads_only_tiles_of_the_whole_plan(scene, tile, halo, scale):
 
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
 def test_a_window_holds_the_same_pixels_as_the_whole(scene, tile, halo, scale):
-    """Each tile's result is stood for by numbers that no other tile's result has, so a wrong cut cannot hide."""
+    """Each tile's result is stood for by numbers that no other tile's result has, so a wrong cut
+    cannot hide.
+    """
     height, width, window = scene
     whole = np.empty((scale * height, scale * width), np.int64)
     part = np.empty((scale * window.height, scale * window.width), np.int64)
@@ -89,7 +95,9 @@ def test_a_window_holds_the_same_pixels_as_the_whole(scene, tile, halo, scale):
     assert (part == whole[window.scaled(scale).slices]).all()
 
 
-@pytest.mark.parametrize("window", [Window(0, 0, 11, 5), Window(-1, 0, 3, 3), Window(2, 2, 0, 4), Window(0, 9, 1, 2)])
+@pytest.mark.parametrize(
+    "window", [Window(0, 0, 11, 5), Window(-1, 0, 3, 3), Window(2, 2, 0, 4), Window(0, 9, 1, 2)]
+)
 def test_a_window_that_leaves_the_scene_is_refused(window):
     with pytest.raises(UsageError, match="does not lie inside"):
         plan_tiles(10, 10, 2, window=window)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from repmamba.tiles.window import Window
 
-windows = st.builds(Window, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 60), st.integers(1, 60))
+windows = st.builds(
+    Window, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 60), st.integers(1, 60)
+)
 
 
 @given(a=windows, b=windows)
@@ -26,7 +28,9 @@ def test_a_grown_window_contains_the_window(window, margin):
 
 @given(window=windows, other=windows, scale=st.sampled_from([2, 3, 4]))
 def test_scaling_and_counting_from_another_window_commute(window, other, scale):
-    assert window.seen_from(other).scaled(scale) == window.scaled(scale).seen_from(other.scaled(scale))
+    assert window.seen_from(other).scaled(scale) == window.scaled(scale).seen_from(
+        other.scaled(scale)
+    )
 
 
 def test_slices_cut_the_window_out_of_an_array():

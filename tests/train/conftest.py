@@ -18,7 +18,9 @@ def made_image(height: int, width: int, seed: int) -> np.ndarray:
     """Waves with an edge: something that a network can learn and bicubic cannot do alone."""
     draw = np.random.default_rng(seed)
     rows, cols = np.mgrid[:height, :width]
-    waves = [127 + 90 * np.sin(cols / draw.uniform(2, 6) + rows / draw.uniform(2, 6)) for _ in range(3)]
+    waves = [
+        127 + 90 * np.sin(cols / draw.uniform(2, 6) + rows / draw.uniform(2, 6)) for _ in range(3)
+    ]
     image = np.stack(waves, axis=-1)
     image[height // 3 :, width // 2 :] = 255 - image[height // 3 :, width // 2 :]
     return image.round().astype(np.uint8)
@@ -80,10 +82,14 @@ def _one_thread() -> Any:
 
 
 def seen(folder: Path) -> list[tuple[Any, ...]]:
-    """What a run saw, without its speed: the losses of its steps and the scores of its validations."""
+    """What a run saw, without its speed: the losses of its steps and the scores of its
+    validations.
+    """
     keys = ("kind", "step", "loss", "grad_norm", "lr", "psnr", "ssim")
     return [
-        tuple(line.get(key) for key in keys) for line in read_curve(folder / "curve.jsonl") if line["kind"] != "note"
+        tuple(line.get(key) for key in keys)
+        for line in read_curve(folder / "curve.jsonl")
+        if line["kind"] != "note"
     ]
 
 

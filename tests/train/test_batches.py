@@ -34,7 +34,9 @@ def test_a_run_goes_on_with_its_own_images_alone(tiny, copied, tmp_path, whole_r
         fit(recipe, run, log_every=1, minutes=0)
     kept = (copied / "3.png").read_bytes()
     darker(copied / "3.png")
-    with pytest.raises(JobChanged, match=r"1 of 5 have other pixels or sizes, .* them .*images/3\.png\. Bring"):
+    with pytest.raises(
+        JobChanged, match=r"1 of 5 have other pixels or sizes, .* them .*images/3\.png\. Bring"
+    ):
         fit(recipe, run, log_every=1)
     (copied / "3.png").rename(tmp_path / "3.png")
     with pytest.raises(JobChanged, match="there were 5, and there are 4"):
@@ -44,7 +46,9 @@ def test_a_run_goes_on_with_its_own_images_alone(tiny, copied, tmp_path, whole_r
     assert seen(run) == seen(whole_run)
 
 
-def test_a_save_of_an_older_version_says_nothing_of_its_images_and_is_gone_on_with(tiny, copied, tmp_path):
+def test_a_save_of_an_older_version_says_nothing_of_its_images_and_is_gone_on_with(
+    tiny, copied, tmp_path
+):
     recipe, run = tiny(data={"train": [str(copied)]}), tmp_path / "run"
     fit(recipe, run, minutes=0)
     _, state = newest_save(run / "saves")
@@ -59,9 +63,13 @@ def test_checksums_are_the_same_wherever_the_pixels_are(copied, tmp_path):
     expected = checksums(load_stock(files, 2), files)
     assert expected.shape == (5, 3)
     assert len(expected[:, 2].unique()) == 5
-    for stock in (load_stock(files, 2, cache=tmp_path / "cache"), load_stock(files, 2, device=torch.device("cpu"))):
+    for stock in (
+        load_stock(files, 2, cache=tmp_path / "cache"),
+        load_stock(files, 2, device=torch.device("cpu")),
+    ):
         assert torch.equal(checksums(stock, files), expected)
-        assert torch.equal(checksums(stock, []), expected)  # of a stock that was handed over, files are not known
+        # of a stock that was handed over, files are not known
+        assert torch.equal(checksums(stock, []), expected)
 
 
 def test_small_images_count_where_they_have_files_of_their_own(copied, tmp_path):

@@ -1,4 +1,6 @@
-"""repmamba.train and repmamba.finetune as calls, who is told of what they see, and parts of recipes of one's own."""
+"""repmamba.train and repmamba.finetune as calls, who is told of what they see, and parts of recipes
+of one's own.
+"""
 
 import json
 
@@ -39,9 +41,13 @@ class Noting(repmamba.Callback):
         return [entry[1:] for entry in self.seen if entry[0] == kind]
 
 
-def test_a_callback_sees_the_curve_the_validations_and_their_pictures(tiny_file, tmp_path, whole_run, seen):
+def test_a_callback_sees_the_curve_the_validations_and_their_pictures(
+    tiny_file, tmp_path, whole_run, seen
+):
     noting = Noting()
-    result = repmamba.train(tiny_file, tmp_path / "run", log_every=1, callbacks=[noting, repmamba.Callback()])
+    result = repmamba.train(
+        tiny_file, tmp_path / "run", log_every=1, callbacks=[noting, repmamba.Callback()]
+    )
     assert seen(tmp_path / "run") == seen(whole_run)  # a callback changes nothing
     assert repr(result).startswith("<FitResult Finished after 8 steps; best ")
     lines = list(read_curve(tmp_path / "run" / "curve.jsonl"))
@@ -51,7 +57,9 @@ def test_a_callback_sees_the_curve_the_validations_and_their_pictures(tiny_file,
     assert [step for step, _ in noting.of("step")] == [line["step"] for line in steps]
     assert [values["loss"] for _, values in noting.of("step")] == [line["loss"] for line in steps]
     assert set(noting.of("step")[0][1]) == {"loss", "lr", "grad_norm", "images_per_s"}
-    told = [(line["step"], line["psnr"], line["best"]) for line in lines if line["kind"] == "validation"]
+    told = [
+        (line["step"], line["psnr"], line["best"]) for line in lines if line["kind"] == "validation"
+    ]
     assert noting.of("validation") == told
     for step, picture in noting.of("picture"):
         with Image.open(tmp_path / "run" / "crops" / f"step-{step:08d}.png") as written:
@@ -59,7 +67,9 @@ def test_a_callback_sees_the_curve_the_validations_and_their_pictures(tiny_file,
     assert [step for step, _ in noting.of("picture")] == [step for step, *_ in told]
 
 
-def test_a_callback_that_fails_ends_the_run_which_goes_on_without_it(tiny, tmp_path, whole_run, seen):
+def test_a_callback_that_fails_ends_the_run_which_goes_on_without_it(
+    tiny, tmp_path, whole_run, seen
+):
     class Failing(Noting):
         def step(self, step, values):
             if step == 5:
@@ -80,7 +90,9 @@ def test_tensorboard_has_pictures_and_settings_too(tiny, tmp_path):
 
     repmamba.train(tiny(), tmp_path, settings={"steps": 6}, log_every=2, tensorboard=True)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert {"step/loss", "step/lr", "validation/psnr", "validation/ssim"} <= set(events.Tags()["scalars"])
+    assert {"step/loss", "step/lr", "validation/psnr", "validation/ssim"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [image.step for image in events.Images("validation/lr, sr, hr")] == [3, 6]
     (text,) = events.Tensors("recipe/text_summary")
     assert b"validation" in text.tensor_proto.string_val[0]
@@ -92,7 +104,11 @@ def test_a_recipe_is_a_name_a_file_tables_or_a_recipe(tiny, tiny_file, tmp_path,
     results = []
     for number, recipe in enumerate((tiny(), tiny_file, str(tiny_file), tables)):
         folder = tmp_path / str(number)
-        settings = {"steps": 2, "data.val": [], "losses": [{"name": "charbonnier", "weight": 0.5}, {"name": "fft"}]}
+        settings = {
+            "steps": 2,
+            "data.val": [],
+            "losses": [{"name": "charbonnier", "weight": 0.5}, {"name": "fft"}],
+        }
         assert repmamba.train(recipe, str(folder), settings=settings).steps == 2
         results.append((folder / "recipe.toml").read_text())
     assert len(set(results)) == 1
@@ -147,9 +163,13 @@ def test_parts_of_ones_own_are_named_in_a_recipe(tiny, tmp_path, parts_of_ones_o
 
 
 def test_what_is_not_registered_is_refused_with_what_there_is(tiny):
-    with pytest.raises(RecipeError, match=r"losses\.name is 'halved-l1'; it must be one of l1, l2, .*gradient"):
+    with pytest.raises(
+        RecipeError, match=r"losses\.name is 'halved-l1'; it must be one of l1, l2, .*gradient"
+    ):
         tiny(losses=[{"name": "halved-l1"}])
-    with pytest.raises(RecipeError, match=r"validation\.rule is 'consistency'; it must be one of .*esr-rgb"):
+    with pytest.raises(
+        RecipeError, match=r"validation\.rule is 'consistency'; it must be one of .*esr-rgb"
+    ):
         tiny(validation={"rule": "consistency"})
     with pytest.raises(RecipeError, match="There is no degradation darker; choose among blur"):
         tiny(data={"degradations": [{"name": "darker", "low": 0.0, "high": 1.0}]})
@@ -160,15 +180,26 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
         (lambda: repmamba.register_loss("l1", torch.nn.L1Loss()), "There is a loss l1 already"),
         (lambda: repmamba.register_loss("a b", torch.nn.L1Loss()), "a name without spaces"),
         (lambda: repmamba.register_loss("mine", 5), "a function of sr and hr"),
-        (lambda: repmamba.register_degradation(DEGRADATIONS["blur"]), "There is a degradation blur already"),
-        (lambda: repmamba.register_degradation(Degradation("x", "", 1, 0, "lr", None)), "its range must grow"),
-        (lambda: repmamba.register_degradation(Degradation("x", "", 0, 1, "sr", None)), "must work on 'hr' or 'lr'"),
+        (
+            lambda: repmamba.register_degradation(DEGRADATIONS["blur"]),
+            "There is a degradation blur already",
+        ),
+        (
+            lambda: repmamba.register_degradation(Degradation("x", "", 1, 0, "lr", None)),
+            "its range must grow",
+        ),
+        (
+            lambda: repmamba.register_degradation(Degradation("x", "", 0, 1, "sr", None)),
+            "must work on 'hr' or 'lr'",
+        ),
     ):
         with pytest.raises(UsageError, match=taken):
             register()
     repmamba.register_loss("map", lambda sr, hr: (sr - hr).abs())
     try:
-        with pytest.raises(RecipeError, match=r"The loss map gave a tensor of shape \(2, 3, 16, 16\)"):
+        with pytest.raises(
+            RecipeError, match=r"The loss map gave a tensor of shape \(2, 3, 16, 16\)"
+        ):
             repmamba.train(tiny(), tmp_path, settings={"losses": [{"name": "map"}]})
     finally:
         del LOSSES["map"]

@@ -17,7 +17,15 @@ from repmamba.evaluate.scores import Paired
 from repmamba.inference.upscaler import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner
-from repmamba.train.finetune import FEWEST, FinetuneResult, blocks_of, finetune, scored, share_ground, split
+from repmamba.train.finetune import (
+    FEWEST,
+    FinetuneResult,
+    blocks_of,
+    finetune,
+    scored,
+    share_ground,
+    split,
+)
 from repmamba.train.run import FitResult
 
 PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)}
@@ -25,7 +33,13 @@ PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)
 
 def written(path: Path, bands: np.ndarray, **profile) -> Path:
     count, height, width = bands.shape
-    facts = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype}
+    facts = {
+        "driver": "GTiff",
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": bands.dtype,
+    }
     with rasterio.open(path, "w", **facts, **(PLACE | profile)) as raster:
         raster.write(bands)
     return path
@@ -47,7 +61,9 @@ def _in_float32(monkeypatch):
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scene")
-    return written(folder / "stripes.tif", ground(48 * 5, 48 * 6, 3, 255, "uint8"), photometric="RGB")
+    return written(
+        folder / "stripes.tif", ground(48 * 5, 48 * 6, 3, 255, "uint8"), photometric="RGB"
+    )
 
 
 def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole_run, tmp_path):
@@ -60,7 +76,10 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole
     kept = read_checkpoint(result.weights)
     assert "peak 1, border of s pixels cut" in kept.training["gain_rule"]
     assert kept.training["gain_rule"] in result.summary()
-    assert kept.training["begun_from"] == {"weights": old, "training": read_checkpoint(old).training}
+    assert kept.training["begun_from"] == {
+        "weights": old,
+        "training": read_checkpoint(old).training,
+    }
     assert "stripes.tif" in kept.origin
     assert load(result.weights).scale == 2
 
@@ -77,7 +96,9 @@ def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, whole_ru
 @pytest.mark.parametrize(("low", "improved"), [(0.02, True), (0.0, False), (-0.1, False)])
 def test_a_gain_counts_where_its_whole_interval_lies_above_zero(tmp_path, low, improved):
     run = FitResult(tmp_path / "best.safetensors", 20, True, None, 0, "esr-rgb")
-    result = FinetuneResult(run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0))
+    result = FinetuneResult(
+        run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0)
+    )
     assert result.improved == improved
     assert ("; the new weights are old" in result.summary()) == improved
     assert ("no gain that this supports; the old weights stay: old" in result.summary()) != improved
@@ -108,7 +129,9 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
     scores = scored(upscaler.module, judged)
     assert len(scores) == 8
     (first, *_) = judged
-    alone = [scored(upscaler.module, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs]
+    alone = [
+        scored(upscaler.module, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs
+    ]
     assert scores[first.name] == pytest.approx(np.mean(alone))
     with pytest.raises(UsageError, match="give 20 blocks"):
         split(blocks[:20], 3)
@@ -116,7 +139,9 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
 
 @pytest.mark.parametrize("shift", [0, 17], ids=["on one grid", "on shifted grids"])
 @pytest.mark.parametrize("turned", [0, 30], ids=["north up", "turned"])
-def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(upscaler, tmp_path, shift, turned):
+def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(
+    upscaler, tmp_path, shift, turned
+):
     june_bands, july_bands = (ground(48 * 8, 48 * 9, 3, top, "uint8") for top in (255, 130))
     june = PLACE["transform"] @ Affine.rotation(turned)
     july = june @ Affine.translation(shift, shift)
@@ -157,10 +182,15 @@ def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(ups
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared):
     bands = ground(48 * 5, 48 * 6, 3, 255, "uint8")
-    paths = [written(tmp_path / name, bands, **place) for name, place in (("a.tif", one), ("b.tif", other))]
+    paths = [
+        written(tmp_path / name, bands, **place)
+        for name, place in (("a.tif", one), ("b.tif", other))
+    ]
     (first, *_), (second, *_) = (blocks_of(path, upscaler) for path in paths)
     assert share_ground(first, second) == shared
-    assert share_ground(first, blocks_of(paths[0], upscaler)[0]), "a scene given twice is one ground"
+    assert share_ground(first, blocks_of(paths[0], upscaler)[0]), (
+        "a scene given twice is one ground"
+    )
 
 
 def test_blocks_of_a_scene_are_not_said_to_be_made_consistent(scene, upscaler, caplog):
@@ -190,7 +220,9 @@ def test_blocks_that_a_band_of_floats_lacks_are_left_out(upscaler, tmp_path):
 
 def test_a_scene_that_is_too_small_is_refused(whole_run, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
-    with pytest.raises(UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"):
+    with pytest.raises(
+        UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
+    ):
         finetune([path], tmp_path / "run", str(whole_run / "last.safetensors"))
 
 
@@ -202,7 +234,16 @@ def test_a_stopped_run_says_that_it_goes_on(scene, whole_run, tmp_path):
 
 
 def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
-    arguments = ["finetune", str(scene), "--weights", str(whole_run / "last.safetensors"), "-o", str(tmp_path / "run")]
-    result = CliRunner().invoke(cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation())
+    arguments = [
+        "finetune",
+        str(scene),
+        "--weights",
+        str(whole_run / "last.safetensors"),
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    result = CliRunner().invoke(
+        cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation()
+    )
     assert result.exit_code == 0, result.output
     assert re.search(r"held-back blocks \(PSNR of unit values, .*\), 95 % interval", result.output)

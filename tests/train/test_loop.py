@@ -1,4 +1,6 @@
-"""The loop: a run that is stopped, killed or robbed of its disk equals one that is not, step for step."""
+"""The loop: a run that is stopped, killed or robbed of its disk equals one that is not, step for
+step.
+"""
 
 import json
 import logging
@@ -45,7 +47,8 @@ from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
 
-# What a child process runs: it says when it has begun, so that a kill does not hit its imports alone.
+# What a child process runs: it says when it has begun, so that a kill does not hit its imports
+# alone.
 CHILD = """
 import sys, torch
 from repmamba.train.loop import fit
@@ -58,7 +61,8 @@ fit(read_recipe(sys.argv[1]), sys.argv[2], log_every=1, device="cpu")
 
 
 PATIENCE = 240
-"""Seconds that a child is waited for: less than the whole test has, so that what it wrote is seen."""
+"""Seconds that a child is waited for: less than the whole test has, so that what it wrote is seen.
+"""
 
 
 def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -89,7 +93,9 @@ def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
     assert [line[1] for line in lines if line[0] == "step"] == list(range(1, 9))
     assert [line[1] for line in lines if line[0] == "validation"] == [3, 6, 8]
     assert saved_steps(whole_run / "saves") == [6, 8]
-    assert {path.name for path in (whole_run / "crops").iterdir()} == {f"step-0000000{step}.png" for step in (3, 6, 8)}
+    assert {path.name for path in (whole_run / "crops").iterdir()} == {
+        f"step-0000000{step}.png" for step in (3, 6, 8)
+    }
     checkpoint = read_checkpoint(whole_run / "best.safetensors")
     assert checkpoint.config == tiny().network
     assert checkpoint.training["recipe"]["name"] == "tiny"
@@ -99,8 +105,12 @@ def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
 
 
 def test_a_run_learns(tiny, tmp_path):
-    result = fit(tiny(steps=30, validation={"every": 30}, checkpoints={"every": 30}), tmp_path, log_every=6)
-    losses = [line["loss"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "step"]
+    result = fit(
+        tiny(steps=30, validation={"every": 30}, checkpoints={"every": 30}), tmp_path, log_every=6
+    )
+    losses = [
+        line["loss"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "step"
+    ]
     assert losses[-1] < 0.9 * losses[0]
     assert result.psnr is not None
     assert result.summary().startswith("Finished after 30 steps; best ")
@@ -139,8 +149,12 @@ def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, se
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
-def test_a_run_killed_at_any_moment_equals_one_that_was_not(tiny, tiny_file, tmp_path, whole_run, seen, kills):
-    """A life lasts until a seeded step is saved, and a moment more; what is left then is done here."""
+def test_a_run_killed_at_any_moment_equals_one_that_was_not(
+    tiny, tiny_file, tmp_path, whole_run, seen, kills
+):
+    """A life lasts until a seeded step is saved, and a moment more; what is left then is done
+    here.
+    """
     draw = np.random.default_rng(17)
     killed = 0
     for run in range(5 * kills):
@@ -227,23 +241,35 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
 
 
 def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, caplog):
-    """Names taken by folders stand for what the system refuses: the last weights, and the picture of the curve."""
+    """Names taken by folders stand for what the system refuses: the last weights, and the picture
+    of the curve.
+    """
     for name in ("last.safetensors", "curve.png"):
         (tmp_path / name / "in the way").mkdir(parents=True)
     recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4})
-    with caplog.at_level(logging.WARNING, "repmamba"), pytest.raises(TargetError, match=r"last\.safetensors cannot be"):
+    with (
+        caplog.at_level(logging.WARNING, "repmamba"),
+        pytest.raises(TargetError, match=r"last\.safetensors cannot be"),
+    ):
         fit(recipe, tmp_path)
     assert "No picture of the curve: " in caplog.text
     assert saved_steps(tmp_path / "saves") == [4, 6, 8]
     assert (tmp_path / "step-00000008.safetensors").is_file()
-    assert [line["step"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "note"] == [2, 4, 6, 8]
+    assert [
+        line["step"] for line in read_curve(tmp_path / "curve.jsonl") if line["kind"] == "note"
+    ] == [2, 4, 6, 8]
 
 
 def test_archived_steps_leave_weights_that_can_be_used(tiny, tmp_path):
     recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4}, step={"ema": 0.9})
     assert fit(recipe, tmp_path).finished
-    assert {path.name for path in tmp_path.glob("step-*")} == {f"step-0000000{step}.safetensors" for step in (4, 8)}
-    archived, last = (read_checkpoint(tmp_path / name) for name in ("step-00000008.safetensors", "last.safetensors"))
+    assert {path.name for path in tmp_path.glob("step-*")} == {
+        f"step-0000000{step}.safetensors" for step in (4, 8)
+    }
+    archived, last = (
+        read_checkpoint(tmp_path / name)
+        for name in ("step-00000008.safetensors", "last.safetensors")
+    )
     assert archived.training["steps"] == 8
     assert all(torch.equal(archived.weights[name], last.weights[name]) for name in last.weights)
     assert read_checkpoint(tmp_path / "step-00000004.safetensors").training["steps"] == 4
@@ -262,28 +288,44 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")} == before
 
 
-def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(tiny, tmp_path, monkeypatch, caplog):
+def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
+    tiny, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(), tmp_path, log_every=2, cache=tmp_path / "shared")
         fit(tiny(), tmp_path)
-    lines = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("Image ")]
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if not record.getMessage().startswith("Image ")
+    ]
     assert "Image 4 of 5." in caplog.messages
     assert lines[0].startswith("tiny: x2 network of ")
-    assert "from a bilinear start; 8 steps of 2 patches of 8x8 LR pixels, 3 of 10x10 from 5 on, loss l1" in lines[0]
+    assert (
+        "from a bilinear start; 8 steps of 2 patches of 8x8 LR pixels, 3 of 10x10 from 5 on, loss "
+        "l1" in lines[0]
+    )
     assert lines[1] == "On cpu (threads: 1), in float32."
     assert lines[2].startswith("Reading 2 images to be judged by: ")
     assert lines[3].startswith("Reading 5 images to learn from: ")
-    assert re.fullmatch(r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; \d\d:\d\d left\.", lines[7])
     assert re.fullmatch(
-        r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.", lines[8]
+        r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; \d\d:\d\d left\.", lines[7]
+    )
+    assert re.fullmatch(
+        r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.",
+        lines[8],
     )
     assert any(line.startswith("Going on after step 8, in float32, from ") for line in lines)
     assert len(list((tmp_path / "shared").iterdir())) == 3
 
 
-def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(tiny, whole_run, monkeypatch):
-    monkeypatch.setattr("repmamba.train.loop.open_stock", lambda *_, **__: pytest.fail("images were read"))
+def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(
+    tiny, whole_run, monkeypatch
+):
+    monkeypatch.setattr(
+        "repmamba.train.loop.open_stock", lambda *_, **__: pytest.fail("images were read")
+    )
     with pytest.raises(JobChanged, match=r"optimiser.lr: 0.001 -> 0.5"):
         fit(tiny(optimiser={"lr": 0.5}), whole_run)
 
@@ -291,7 +333,9 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(tiny, who
 CONSTANT = {"kind": "constant", "warmup": 2}
 
 
-def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(tiny, tmp_path, seen):
+def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(
+    tiny, tmp_path, seen
+):
     planned = tiny(steps=8, schedule=CONSTANT | {"descent": 4, "floor": 0.1})
     fit(planned, tmp_path / "planned", log_every=1)
     fit(tiny(steps=2, schedule=CONSTANT), tmp_path / "moved", log_every=1)
@@ -303,7 +347,9 @@ def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been
     assert steps == [line for line in seen(tmp_path / "planned") if line[0] == "step"]
     rates = [line[4] for line in steps]
     assert rates[2:5] == [1e-3] * 3
-    assert rates[5:] == pytest.approx([1e-3 * (0.1 + 0.9 * (1 - (t / 4) ** 0.5)) for t in (1, 2, 3)])
+    assert rates[5:] == pytest.approx(
+        [1e-3 * (0.1 + 0.9 * (1 - (t / 4) ** 0.5)) for t in (1, 2, 3)]
+    )
 
 
 def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
@@ -321,14 +367,23 @@ def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
     ("changes", "what"),
     [
         ({"optimiser": {"lr": 1e20}, "schedule": {"kind": "constant", "warmup": 5}}, "the loss is"),
-        ({"optimiser": {"lr": 0.2}, "divergence": 1.2, "steps": 130}, "has grown to more than 1.2 times its lowest"),
+        (
+            {"optimiser": {"lr": 0.2}, "divergence": 1.2, "steps": 130},
+            "has grown to more than 1.2 times its lowest",
+        ),
     ],
     ids=["not finite", "diverging"],
 )
-def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(tiny, tmp_path, monkeypatch, changes, what):
+def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(
+    tiny, tmp_path, monkeypatch, changes, what
+):
     monkeypatch.setattr("repmamba.train.run.SETTLING", 4)
-    recipe = tiny(**({"checkpoints": {"every": 1}, "data": {"val": []}, "step": {"clip": 0.0}} | changes))
-    with pytest.raises(TrainingStopped, match=r"Stopped at step \d+: .*the last good save is .*step-\d+") as stopped:
+    recipe = tiny(
+        **({"checkpoints": {"every": 1}, "data": {"val": []}, "step": {"clip": 0.0}} | changes)
+    )
+    with pytest.raises(
+        TrainingStopped, match=r"Stopped at step \d+: .*the last good save is .*step-\d+"
+    ) as stopped:
         fit(recipe, tmp_path)
     assert what in str(stopped.value)
     _, state = newest_save(tmp_path / "saves")
@@ -336,7 +391,10 @@ def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(tiny, t
 
 
 def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny, tmp_path):
-    for rank, said in ((0, "there is no good save in "), (1, "The line of the first process names the last good save")):
+    for rank, said in (
+        (0, "there is no good save in "),
+        (1, "The line of the first process names the last good save"),
+    ):
         run = Run(tiny(), tmp_path, None, Processes(rank, 2))
         assert said in run._fault(7, "the loss is nan")
 
@@ -361,12 +419,17 @@ def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplo
 )
 def test_several_processes_say_over_what_batch_norm_is_taken(tiny, batch_norm, said):
     recipe = tiny(step={"batch_norm": batch_norm})
-    assert f"one of 2 processes, BatchNorm {said})" in heading(recipe, torch.device("cpu"), Processes(0, 2))[1]
+    assert (
+        f"one of 2 processes, BatchNorm {said})"
+        in heading(recipe, torch.device("cpu"), Processes(0, 2))[1]
+    )
     assert "BatchNorm" not in heading(recipe, torch.device("cpu"), Processes())[1]
 
 
 def test_a_run_too_short_for_its_recipe_warns_before_it_begins(tiny, tmp_path):
-    with pytest.warns(RepmambaWarning, match=r"ends after 4 steps, before .*\(data.patches.start: 5\)"):
+    with pytest.warns(
+        RepmambaWarning, match=r"ends after 4 steps, before .*\(data.patches.start: 5\)"
+    ):
         fit(tiny(steps=4, data={"val": []}), tmp_path)
 
 
@@ -380,7 +443,16 @@ def test_the_surplus_step_comes_once_an_epoch(tiny, tmp_path):
     def updates(surplus: bool) -> int:
         data = {"patches": [{"size": 8, "batch": 2}], "short_batch": "keep", "val": []}
         folder = tmp_path / str(surplus)
-        fit(tiny(unit="epoch", steps=2, data=data, step={"surplus_step": surplus}, checkpoints={"every": 1}), folder)
+        fit(
+            tiny(
+                unit="epoch",
+                steps=2,
+                data=data,
+                step={"surplus_step": surplus},
+                checkpoints={"every": 1},
+            ),
+            folder,
+        )
         state = newest_save(folder / "saves")[1]["learner"]["optimiser"]["state"]
         return int(state[0]["step"])
 
@@ -389,7 +461,10 @@ def test_the_surplus_step_comes_once_an_epoch(tiny, tmp_path):
 
 
 def test_a_run_begins_from_weights_and_a_running_mean(tiny, tmp_path, whole_run):
-    start = {"weights": str(whole_run / "last.safetensors"), "ema": str(whole_run / "best.safetensors")}
+    start = {
+        "weights": str(whole_run / "last.safetensors"),
+        "ema": str(whole_run / "best.safetensors"),
+    }
     learner = Learner(tiny(start=start), torch.device("cpu"), Processes())
     last, best = (read_checkpoint(path).weights for path in start.values())
     assert all(torch.equal(learner.network.state_dict()[name], last[name]) for name in last)
@@ -411,7 +486,10 @@ def test_only_matrices_decay_where_the_recipe_says_so(tiny):
     assert len(matrices["params"]) + len(others["params"]) == len(everything[0]["params"])
     assert others["weight_decay"] == 0
     assert all(parameter.dim() >= 2 for parameter in matrices["params"])
-    assert any(parameter is network.groups[0].blocks[0].cssp.m8.ss2d.A_log for parameter in others["params"])
+    assert any(
+        parameter is network.groups[0].blocks[0].cssp.m8.ss2d.A_log
+        for parameter in others["params"]
+    )
 
 
 def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
@@ -422,13 +500,18 @@ def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkey
         fit(recipe, tmp_path / chosen)
         assert newest_save(tmp_path / chosen / "saves")[1]["learner"]["precision"] == chosen
     assert "the run is in float32" in caplog.text
-    monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing"))
+    monkeypatch.setattr(
+        learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing")
+    )
     fit(recipe, tmp_path / "bf16")
 
 
 INDUCTOR = pytest.param(
     "inductor",
-    marks=[pytest.mark.long, pytest.mark.skipif(not shutil.which("g++"), reason="this system has no compiler of C++")],
+    marks=[
+        pytest.mark.long,
+        pytest.mark.skipif(not shutil.which("g++"), reason="this system has no compiler of C++"),
+    ],
 )
 
 
@@ -456,7 +539,11 @@ def test_synchronised_statistics_change_no_name_and_no_value_and_need_gpus(tiny)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected = network.eval()(lr := torch.rand(1, 3, 8, 8))
     converted = synchronised(network, torch.device("cuda"))  # the conversion itself runs anywhere
-    norms = [module for module in converted.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module
+        for module in converted.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     assert norms
     assert all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
     after = converted.state_dict()
@@ -476,7 +563,10 @@ def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_
     recipe = tiny(steps=2, data={"val": []})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with monkeypatch.context() as patched:
-        patched.setattr("repmamba.train.loop.training_files", lambda recipe: pytest.fail("images were looked for"))
+        patched.setattr(
+            "repmamba.train.loop.training_files",
+            lambda recipe: pytest.fail("images were looked for"),
+        )
         with pytest.raises(MissingExtra, match=r"pip install 'repmamba\[train\]'"):
             fit(recipe, tmp_path / "without", tensorboard=True)
     assert not (tmp_path / "without").exists()
@@ -488,7 +578,8 @@ def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_
 def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):  # killed at step 6, its last save was of step 3
+    # killed at step 6, its last save was of step 3
+    for begun, last, loss in ((0, 6, 1.0), (3, 5, 2.0)):
         told = {"tell": lambda reached: None, "callbacks": [TensorBoard()]}
         monitor = Monitor(tmp_path, tiny(), begun, writes=True, **told)
         with monitor:
@@ -497,8 +588,12 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
         time.sleep(1)  # the files are read in the order of their names, which count seconds
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(one.step, one.value) for one in events.Scalars("step/loss")] == [
-        (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)
-    ]  # fmt: skip
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (4, 2.0),
+        (5, 2.0),
+    ]
 
 
 def test_a_run_without_matplotlib_does_not_fail_for_its_picture(tiny, tmp_path, monkeypatch):
@@ -514,12 +609,21 @@ def free_port() -> int:
 
 
 def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path):
-    """Of the samples that one process would see, each takes every second; the gradient is the mean of theirs."""
-    recipe = tiny(steps=1, data={"patches": [{"size": 8, "batch": 5}], "val": []}, step={"ema": 0.0, "clip": 0.0})
+    """Of the samples that one process would see, each takes every second; the gradient is the mean
+    of theirs.
+    """
+    recipe = tiny(
+        steps=1,
+        data={"patches": [{"size": 8, "batch": 5}], "val": []},
+        step={"ema": 0.0, "clip": 0.0},
+    )
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(recipe))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [started(file, tmp_path / "run", RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
+    pair = [
+        started(file, tmp_path / "run", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in (0, 1)
+    ]
     for child in pair:
         ended(child)
 
@@ -530,23 +634,30 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
         alone = Learner(recipe, torch.device("cpu"), Processes())
         loss = alone.loss(alone.network((batch := Batch(*stock.batch(share, 8))).lr), batch.hr)
         loss.backward()
-        gradients.append([parameter.grad * len(share) / 5 for parameter in alone.network.parameters()])
+        gradients.append(
+            [parameter.grad * len(share) / 5 for parameter in alone.network.parameters()]
+        )
         losses.append(float(loss.detach()) * len(share) / 5)
     expected = Learner(recipe, torch.device("cpu"), Processes())
     for parameter, *grads in zip(expected.network.parameters(), *gradients, strict=True):
         parameter.grad = sum(grads)
     for group in expected.optimiser.param_groups:
         group["lr"] = recipe.rate(0)
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in expected.network.parameters()])
+    norm = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in expected.network.parameters()]
+    )
     expected.optimiser.step()
 
     line = next(read_curve(tmp_path / "run" / "curve.jsonl"))
     assert line["loss"] == pytest.approx(sum(losses), rel=1e-5)
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     state = newest_save(tmp_path / "run" / "saves")[1]["learner"]["network"]
-    # AdamW's first step is the gradient's sign: where a gradient is next to nothing, so is what can be compared.
+    # AdamW's first step is the gradient's sign: where a gradient is next to nothing, so is what can
+    # be compared.
     for (name, parameter), grad in zip(
-        expected.network.named_parameters(), (p.grad for p in expected.network.parameters()), strict=True
+        expected.network.named_parameters(),
+        (p.grad for p in expected.network.parameters()),
+        strict=True,
     ):
         clear = grad.abs() > 1e-5
         torch.testing.assert_close(state[name][clear], parameter.detach()[clear], atol=2e-5, rtol=0)
@@ -554,7 +665,9 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
 
 
 @pytest.mark.long
-def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(tiny, tmp_path, seen):
+def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(
+    tiny, tmp_path, seen
+):
     """By torchrun's own command; where one process is killed, it ends the others."""
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))
@@ -571,20 +684,44 @@ def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_w
 
 
 def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None) -> tuple[int, str]:
-    """The exit status and the lines of a run in two processes; after a save of that step, one of them is killed."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    verb = ["-m", "repmamba.cli", "train", str(recipe), "-o", str(folder), "--log-every", "1", "--quiet"]
-    # Lines go into a file: nobody reads a pipe while a save is waited for, and a full one holds up who writes.
+    """The exit status and the lines of a run in two processes; after a save of that step, one of
+    them is killed.
+    """
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    verb = [
+        "-m",
+        "repmamba.cli",
+        "train",
+        str(recipe),
+        "-o",
+        str(folder),
+        "--log-every",
+        "1",
+        "--quiet",
+    ]
+    # Lines go into a file: nobody reads a pipe while a save is waited for, and a full one holds up
+    # who writes.
     lines = folder.with_suffix(".lines")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    with lines.open("w") as file, subprocess.Popen([*launcher, *verb], stderr=file, env=environment) as run:
+    with (
+        lines.open("w") as file,
+        subprocess.Popen([*launcher, *verb], stderr=file, env=environment) as run,
+    ):
         try:
             if kill_after is not None:
                 wait_until_saved(run, folder, kill_after)
                 os.kill(children(run.pid)[0], signal.SIGKILL)
             run.wait(timeout=PATIENCE)
         except (subprocess.TimeoutExpired, AssertionError) as late:
-            # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every thread's stack.
+            # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every
+            # thread's stack.
             for process in [*children(run.pid), run.pid]:
                 os.kill(process, signal.SIGABRT)
                 time.sleep(1)

@@ -21,7 +21,8 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
         ("charbonnier", (0.0625 + 1e-6) ** 0.5),
         # 20 log10(4) = 12.0412 dB
         ("psnr", 1 - 20 * math.log10(4) / 60),
-        # A constant difference has one number in its spectrum, 0.25 sqrt(80), among 8 x 6 complex ones.
+        # A constant difference has one number in its spectrum, 0.25 sqrt(80), among 8 x 6 complex
+        # ones.
         ("fft", 0.25 * 80**0.5 / (8 * 6 * 2)),
         ("gradient", 0.0),
     ],
@@ -31,7 +32,9 @@ def test_a_constant_difference_costs_what_it_should(name, expected):
 
 
 def test_the_loss_of_psnr_is_a_mean_over_patches_whatever_their_level():
-    """Half the difference is 6.02 dB more, and so much less to pay, in an easy patch as in a hard one."""
+    """Half the difference is 6.02 dB more, and so much less to pay, in an easy patch as in a hard
+    one.
+    """
     hr = torch.zeros(2, 3, 4, 4)
     levels = torch.tensor([0.5, 0.02]).reshape(2, 1, 1, 1)
     before = LOSSES["psnr"](hr + levels, hr)

@@ -13,7 +13,13 @@ from repmamba.errors import TrainingStopped, UsageError
 from repmamba.train import processes as processes_module
 from repmamba.train.processes import Processes, find_processes, first_node, joined, stop_signals
 
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
 SLURM = {
     "SLURM_PROCID": "5",
     "SLURM_NTASKS": "8",
@@ -37,8 +43,12 @@ def test_alone_without_variables():
 
 
 def test_the_script_of_a_slurm_job_is_one_process_and_the_tasks_of_a_step_are_many():
-    """sbatch gives its script SLURM_PROCID and the job's SLURM_NTASKS; only srun starts so many processes."""
-    script = {name: value for name, value in SLURM.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
+    """sbatch gives its script SLURM_PROCID and the job's SLURM_NTASKS; only srun starts so many
+    processes.
+    """
+    script = {name: value for name, value in SLURM.items() if "STEP" not in name} | {
+        "SLURM_PROCID": "0"
+    }
     assert find_processes(script) == Processes()
     assert find_processes(SLURM).world == 8
 
@@ -49,7 +59,9 @@ def test_torchrun_and_slurm_say_the_same():
     assert find_processes(SLURM | TORCHRUN).address == "node1"
 
 
-@pytest.mark.parametrize(("gpus", "index"), [(8, 1), (1, 0)], ids=["all GPUs are seen", "its own GPU alone is seen"])
+@pytest.mark.parametrize(
+    ("gpus", "index"), [(8, 1), (1, 0)], ids=["all GPUs are seen", "its own GPU alone is seen"]
+)
 def test_a_process_takes_its_own_gpu(monkeypatch, gpus, index):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -84,13 +96,18 @@ def test_the_first_machine_of_a_list(nodes, first):
 @pytest.mark.parametrize(
     ("fault", "seen"),
     [
-        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), TrainingStopped),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+            TrainingStopped,
+        ),
         (torch.distributed.DistBackendError("NCCL error"), TrainingStopped),
         (RuntimeError("shapes do not fit"), RuntimeError),
     ],
     ids=["gloo", "NCCL", "of our own"],
 )
-def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(monkeypatch, fault, seen):
+def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(
+    monkeypatch, fault, seen
+):
     left = []
     monkeypatch.setattr(processes_module, "met", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
@@ -98,7 +115,9 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
     with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
         raise fault
-    assert ("Another process of this run has ended" in str(raised.value)) == (seen is TrainingStopped)
+    assert ("Another process of this run has ended" in str(raised.value)) == (
+        seen is TrainingStopped
+    )
     assert left == ["group"]
 
 
@@ -106,13 +125,17 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
 def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
     monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=1))
     lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
-    with pytest.raises(TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."):
+    with pytest.raises(
+        TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."
+    ):
         joined(lonely, torch.device("cpu")).__enter__()
     assert not torch.distributed.is_initialized()
 
 
 def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
-    """The second is let into the store at once, and would wait for the third as long as for one that validates."""
+    """The second is let into the store at once, and would wait for the third as long as for one
+    that validates.
+    """
     monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=2))
     port, said = free_port(), []
 

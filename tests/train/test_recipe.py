@@ -27,7 +27,9 @@ def test_a_packaged_recipe_is_read_and_survives_being_written(name):
 
 
 def runs(training):
-    """What the file of weights says of their training, and of the trainings that they began from, the last first."""
+    """What the file of weights says of their training, and of the trainings that they began from,
+    the last first.
+    """
     while training:
         yield training
         training = training.get("begun_from", {}).get("training")
@@ -47,11 +49,17 @@ def test_the_published_recipe_is_that_of_the_specification():
     assert recipe.step.surplus_step is False
     assert recipe.step.clip == 0
     assert recipe.step.ema == 0
-    assert (recipe.optimiser.decay, recipe.optimiser.weight_decay, recipe.optimiser.eps) == ("all", 0.01, 1e-8)
+    assert (recipe.optimiser.decay, recipe.optimiser.weight_decay, recipe.optimiser.eps) == (
+        "all",
+        0.01,
+        1e-8,
+    )
     steps = recipe.in_steps(188)
     assert steps.steps == 188_000
     ends = [500, 800, 900, 950]
-    rates = [steps.rate(epoch * 188 - 1) for epoch in ends] + [steps.rate(epoch * 188) for epoch in ends]
+    rates = [steps.rate(epoch * 188 - 1) for epoch in ends] + [
+        steps.rate(epoch * 188) for epoch in ends
+    ]
     assert rates == [2e-4, 1e-4, 5e-5, 2.5e-5, 1e-4, 5e-5, 2.5e-5, 1.25e-5]
     assert steps.checkpoints.archive == 50 * 188
 
@@ -71,16 +79,40 @@ def test_the_published_recipe_is_that_of_the_specification():
         ("step.precision=fp16", "step.precision is 'fp16'; it must be one of float32, bf16"),
         ("validation.rule=psnr", "validation.rule is 'psnr'; it must be one of published, ttst-y"),
         ("data.augment=flips", "data.augment is 'flips'; it must be a list"),
-        ('data.augment=["flip"]', "data.augment is 'flip'; it must be one of flips, transpose, rotations"),
-        ("data.reductions=[0.5, 1.0]", r"data.reductions is \(0.5, 1.0\); it must be between 0 and 1"),
-        ("data.reductions=[0.5, 0.5]", r"data.reductions is \(0.5, 0.5\); it must be different from each other"),
-        ("data.patches=[{start=3}]", r"data.patches.start is \[3\]; it must be 0 for the first phase"),
+        (
+            'data.augment=["flip"]',
+            "data.augment is 'flip'; it must be one of flips, transpose, rotations",
+        ),
+        (
+            "data.reductions=[0.5, 1.0]",
+            r"data.reductions is \(0.5, 1.0\); it must be between 0 and 1",
+        ),
+        (
+            "data.reductions=[0.5, 0.5]",
+            r"data.reductions is \(0.5, 0.5\); it must be different from each other",
+        ),
+        (
+            "data.patches=[{start=3}]",
+            r"data.patches.start is \[3\]; it must be 0 for the first phase",
+        ),
         ("data.patches=[{size=1}]", "data.patches.size is 1; it must be at least 2"),
-        ("data.patches=[{batch=3}]", "data.patches.batch is 3; it must be a multiple of step.accumulate, 2"),
+        (
+            "data.patches=[{batch=3}]",
+            "data.patches.batch is 3; it must be a multiple of step.accumulate, 2",
+        ),
         ("data.patches.size=3", "data.patches.size cannot be set: patches is a list"),
-        ('data.degradations=[{name="fog",low=0,high=1}]', "^data.degradations: There is no degradation fog"),
-        ('data.degradations=[{name="blur",low=2,high=1}]', "^data.degradations: The range of blur is 2 to 1"),
-        ("data.degrade=fog", "^data.degrade is 'fog'; it must be one of sensor, mild, middle, strong"),
+        (
+            'data.degradations=[{name="fog",low=0,high=1}]',
+            "^data.degradations: There is no degradation fog",
+        ),
+        (
+            'data.degradations=[{name="blur",low=2,high=1}]',
+            "^data.degradations: The range of blur is 2 to 1",
+        ),
+        (
+            "data.degrade=fog",
+            "^data.degrade is 'fog'; it must be one of sensor, mild, middle, strong",
+        ),
         ("network.scale=5", "^network.scale is 5"),
         ("network.in_chans=0", "^network.in_chans is 0; a network takes"),
         ("divergence=inf", "^divergence is inf; it must be finite"),
@@ -127,12 +159,17 @@ def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypa
     with pytest.raises(RecipeError, match=r"mine.toml cannot be read: Permission denied"):
         read_recipe(file)
     monkeypatch.undo()
-    with pytest.raises(RecipeError, match=f"neither a file nor a packaged recipe; those are {', '.join(packaged())}"):
+    with pytest.raises(
+        RecipeError,
+        match=f"neither a file nor a packaged recipe; those are {', '.join(packaged())}",
+    ):
         read_recipe(tmp_path / "yours.toml")
 
 
 def test_settings_lie_over_the_file_and_plain_text_needs_no_quotes():
-    recipe = read_recipe("x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]'])
+    recipe = read_recipe(
+        "x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]']
+    )
     assert (recipe.name, recipe.optimiser.lr, recipe.schedule.warmup) == ("other", 1e-4, 7)
     assert recipe.data.train == ("a", "b")
 
@@ -156,10 +193,17 @@ def test_every_loss_of_the_table_is_allowed_in_a_recipe():
         assert read_recipe("x4", [f'losses=[{{name="{name}", weight=2}}]']).losses[0].name == name
 
 
-@given(steps=integers(1, 500), warmup=integers(0, 600), kind=sampled_from(["constant", "cosine"]), share=floats(0, 1))
+@given(
+    steps=integers(1, 500),
+    warmup=integers(0, 600),
+    kind=sampled_from(["constant", "cosine"]),
+    share=floats(0, 1),
+)
 def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind, share):
     descent = round(share * steps) if kind == "constant" else 0
-    schedule = Schedule(kind=kind, warmup=warmup, milestones=(steps // 2,), floor=0.0, descent=descent)
+    schedule = Schedule(
+        kind=kind, warmup=warmup, milestones=(steps // 2,), floor=0.0, descent=descent
+    )
     recipe = Recipe("r", steps, schedule=schedule, optimiser=Optimiser(lr=0.5))
     rates = [recipe.rate(step) for step in range(steps)]
     assert all(0 < rate <= 0.5 for rate in rates)
@@ -168,7 +212,10 @@ def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind, share
 def test_what_a_run_is_too_short_for_is_named():
     short = ["steps=300", "schedule.warmup=300", "schedule.descent=0"]
     short.append("data.patches=[{start=0}, {start=299}, {start=400}]")
-    assert read_recipe("x4", short).never_reached() == ["schedule.warmup: 300", "data.patches.start: 400"]
+    assert read_recipe("x4", short).never_reached() == [
+        "schedule.warmup: 300",
+        "data.patches.start: 400",
+    ]
     assert read_recipe("published").never_reached() == []
     assert read_recipe("published", ["steps=900"]).never_reached() == [
         "schedule.milestones: 900",
@@ -177,7 +224,9 @@ def test_what_a_run_is_too_short_for_is_named():
 
 
 def test_a_cosine_begins_at_the_rate_and_ends_near_its_floor():
-    recipe = Recipe("r", 1000, schedule=Schedule("cosine", warmup=10, floor=0.1), optimiser=Optimiser(lr=1.0))
+    recipe = Recipe(
+        "r", 1000, schedule=Schedule("cosine", warmup=10, floor=0.1), optimiser=Optimiser(lr=1.0)
+    )
     assert recipe.rate(0) == pytest.approx(0.1)
     assert recipe.rate(9) == pytest.approx(1.0)
     assert recipe.rate(10) == pytest.approx(1.0)
@@ -200,7 +249,8 @@ def test_a_recipe_stays_that_of_a_run_whose_end_is_moved_before_it_is_seen():
     kept = read_recipe("x4")
     for settings, done, same in [
         (["steps=52000", "schedule.descent=10000"], 42000, True),  # descend from now
-        (["steps=52000", "schedule.descent=10000"], 42001, True),  # the first step of a descent has the whole rate
+        # the first step of a descent has the whole rate
+        (["steps=52000", "schedule.descent=10000"], 42001, True),
         (["steps=52000", "schedule.descent=10000"], 42002, False),
         (["steps=400000", "schedule.floor=0.1"], 85001, True),
         (["steps=400000"], 85002, False),  # the descent of old has begun

@@ -22,7 +22,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", range(13))
-def test_a_kill_at_any_moment_of_writing_leaves_the_old_save_or_the_new_one(tmp_path, monkeypatch, moment):
+def test_a_kill_at_any_moment_of_writing_leaves_the_old_save_or_the_new_one(
+    tmp_path, monkeypatch, moment
+):
     write_save(tmp_path, 1, state(1))
     calls = 0
 

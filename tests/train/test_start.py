@@ -61,7 +61,9 @@ def test_a_bilinear_start_is_refused_where_the_path_is_another():
 def saved(tmp_path, config: NetworkConfig, seed: int = 1) -> tuple[RepMamba, str]:
     torch.manual_seed(seed)
     network = RepMamba(config).eval()
-    return network, str(write_checkpoint(tmp_path / f"from{seed}.safetensors", Checkpoint.of(network)))
+    return network, str(
+        write_checkpoint(tmp_path / f"from{seed}.safetensors", Checkpoint.of(network))
+    )
 
 
 def test_a_run_begins_from_the_mean_of_several_weights_and_says_of_which(tiny, tmp_path):
@@ -77,7 +79,9 @@ def test_a_run_begins_from_the_mean_of_several_weights_and_says_of_which(tiny, t
     assert learner.begun_from["weights"] == paths[0]
     assert [each["weights"] for each in learner.begun_from["mean_with"]] == paths[1:]
     lines = heading(recipe, torch.device("cpu"), Processes())
-    assert any(f"begun from the mean of {paths[0]} and {paths[1]} and {paths[2]}" in line for line in lines)
+    assert any(
+        f"begun from the mean of {paths[0]} and {paths[1]} and {paths[2]}" in line for line in lines
+    )
 
 
 def test_a_mean_without_weights_is_refused():
@@ -95,15 +99,20 @@ def test_weights_of_x4_give_x2_the_mean_of_their_result(tmp_path):
     network, path = saved(tmp_path, small(4))
     image = torch.rand(1, 3, 8, 6)
     with torch.inference_mode():
-        torch.testing.assert_close(begun(small(2), path)(image), F.avg_pool2d(network(image), 2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            begun(small(2), path)(image), F.avg_pool2d(network(image), 2), atol=1e-5, rtol=0
+        )
 
 
 def test_weights_of_x4_give_x3_their_result_resampled_by_area(tmp_path):
     network, path = saved(tmp_path, small(4))
     image = torch.rand(1, 3, 4, 6)
     with torch.inference_mode():
-        finest = network(image).repeat_interleave(3, 2).repeat_interleave(3, 3)  # 12 parts a pixel: of 3 and of 4
-        torch.testing.assert_close(begun(small(3), path)(image), F.avg_pool2d(finest, 4), atol=1e-5, rtol=0)
+        # 12 parts a pixel: of 3 and of 4
+        finest = network(image).repeat_interleave(3, 2).repeat_interleave(3, 3)
+        torch.testing.assert_close(
+            begun(small(3), path)(image), F.avg_pool2d(finest, 4), atol=1e-5, rtol=0
+        )
 
 
 def test_weights_of_the_same_scale_are_taken_as_they_are(tmp_path):

@@ -16,14 +16,22 @@ def enlarging(seed: int = 0) -> nn.Module:
 
 def batch(count: int = 6, weight: float = 1.0) -> Batch:
     draw = torch.Generator().manual_seed(3)
-    return Batch(torch.rand(count, 3, 6, 6, generator=draw), torch.rand(count, 3, 12, 12, generator=draw), weight)
+    return Batch(
+        torch.rand(count, 3, 6, 6, generator=draw),
+        torch.rand(count, 3, 12, 12, generator=draw),
+        weight,
+    )
 
 
 def after(**options) -> tuple[list[torch.Tensor], float, float]:
     network = enlarging()
     weight, count = options.pop("weight", 1.0), options.pop("count", 6)
     result = training_step(
-        network, torch.optim.SGD(network.parameters(), 0.1), batch(count, weight), LOSSES["l1"], **options
+        network,
+        torch.optim.SGD(network.parameters(), 0.1),
+        batch(count, weight),
+        LOSSES["l1"],
+        **options,
     )
     return list(network.parameters()), float(result.loss), float(result.gradient_norm)
 
@@ -58,7 +66,11 @@ def test_autocast_leaves_weights_and_loss_in_float32():
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     result = training_step(
-        network, torch.optim.SGD(network.parameters(), 0.1), batch(), LOSSES["l1"], precision=torch.bfloat16
+        network,
+        torch.optim.SGD(network.parameters(), 0.1),
+        batch(),
+        LOSSES["l1"],
+        precision=torch.bfloat16,
     )
     assert seen == [torch.bfloat16]
     assert result.loss.dtype == torch.float32

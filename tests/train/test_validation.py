@@ -27,7 +27,9 @@ def picture(path: Path, seed: int, side: int = 32) -> Path:
 def raster(path: Path, bands: int, dtype: str, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 200, (bands, 32, 32)).astype(dtype)
-    with rasterio.open(path, "w", driver="GTiff", count=bands, height=32, width=32, dtype=dtype) as file:
+    with rasterio.open(
+        path, "w", driver="GTiff", count=bands, height=32, width=32, dtype=dtype
+    ) as file:
         file.write(pixels)
     return path
 
@@ -63,10 +65,13 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
         return tiny(steps=2, network={"in_chans": bands}, data=data, validation={"rule": rule})
 
     with pytest.raises(
-        RecipeError, match=r"rule is esr-rgb, and an image cannot be judged: .*images/\d has .* take the rule bands"
+        RecipeError,
+        match=r"rule is esr-rgb, and an image cannot be judged: .*images/\d has .* take the rule "
+        r"bands",
     ):
         fit(recipe("esr-rgb"), tmp_path / "run")
-    result = fit(recipe("bands"), tmp_path / "run")  # nothing had begun: the folder takes the mended recipe
+    # nothing had begun: the folder takes the mended recipe
+    result = fit(recipe("bands"), tmp_path / "run")
     assert result.finished
     assert result.rule == "bands"
     assert np.isfinite(result.psnr)
@@ -75,7 +80,9 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
 def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, tmp_path):
     picture(tmp_path / "val" / "large.png", seed=0)
     picture(tmp_path / "val" / "small.png", seed=0, side=12)
-    with pytest.raises(RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"):
+    with pytest.raises(
+        RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"
+    ):
         Judge(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
 
 
@@ -109,19 +116,28 @@ def test_an_lr_that_is_there_is_judged_as_it_is_even_where_the_recipe_degrades(t
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 @pytest.mark.parametrize("part", ["train", "val"])
-@pytest.mark.parametrize(("bands", "dtype", "text"), [(3, "uint16", "of uint16"), (4, "uint8", "one or three bands")])
-def test_images_that_cannot_be_degraded_are_refused_before_training_begins(tiny, tmp_path, part, bands, dtype, text):
+@pytest.mark.parametrize(
+    ("bands", "dtype", "text"), [(3, "uint16", "of uint16"), (4, "uint8", "one or three bands")]
+)
+def test_images_that_cannot_be_degraded_are_refused_before_training_begins(
+    tiny, tmp_path, part, bands, dtype, text
+):
     raster(tmp_path / "images" / "0.tif", bands, dtype)
     data = {part: [str(tmp_path / "images")], "degradations": NOISY}
     with pytest.raises(RecipeError, match=f"images/0.*cannot be degraded: .*{text}"):
-        fit(tiny(data=data, network={"in_chans": bands}, validation={"rule": "bands"}), tmp_path / "run")
+        fit(
+            tiny(data=data, network={"in_chans": bands}, validation={"rule": "bands"}),
+            tmp_path / "run",
+        )
 
 
 def test_images_that_are_learnt_from_and_judged_on_are_said(tiny, tmp_path, recwarn):
     picture(tmp_path / "val" / "0.png", seed=0)
     (tmp_path / "val" / "1.png").symlink_to(Path(tiny().data.train[0]) / "1.png")
     recipe = tiny(data={"val": [str(tmp_path / "val")]})
-    with pytest.warns(RepmambaWarning, match=r"1 images are in data.train and in data.val, .*1.png the first"):
+    with pytest.warns(
+        RepmambaWarning, match=r"1 images are in data.train and in data.val, .*1.png the first"
+    ):
         warn_of_shared(training_files(recipe), recipe)
     recwarn.clear()
     warn_of_shared(training_files(recipe), tiny())
@@ -131,7 +147,9 @@ def test_images_that_are_learnt_from_and_judged_on_are_said(tiny, tmp_path, recw
 def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_path):
     raster(tmp_path / "val" / "0.tif", 4, "uint8")
     recipe = tiny(data={"val": [str(tmp_path / "val")]}, validation={"rule": "bands"})
-    with pytest.raises(RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"):
+    with pytest.raises(
+        RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"
+    ):
         Judge(recipe, tmp_path)
 
 

@@ -1,4 +1,6 @@
-"""What a recipe asks for is what happens: each key against the same done by hand, and against its being ignored."""
+"""What a recipe asks for is what happens: each key against the same done by hand, and against its
+being ignored.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -43,10 +45,16 @@ def weights(network: torch.nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def by_hand(recipe: Recipe, *, clip: float = torch.inf, loss: Callable[..., Tensor] = LOSSES["l1"], **adamw) -> Tensor:
-    """The weights after two steps with torch's own AdamW: with one, neither its betas nor a clip would be seen."""
+def by_hand(
+    recipe: Recipe, *, clip: float = torch.inf, loss: Callable[..., Tensor] = LOSSES["l1"], **adamw
+) -> Tensor:
+    """The weights after two steps with torch's own AdamW: with one, neither its betas nor a clip
+    would be seen.
+    """
     network = begun(recipe).network
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True, **({"weight_decay": 0.01} | adamw))
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=RATE, fused=True, **({"weight_decay": 0.01} | adamw)
+    )
     for _ in range(2):
         optimiser.zero_grad()
         loss(network(batch().lr), batch().hr).backward()
@@ -73,7 +81,9 @@ LOSS_TERMS = [{"name": "l2", "weight": 0.5}, {"name": "gradient", "weight": 2}]
     ],
     ids=["betas", "eps", "weight decay", "clip", "losses"],
 )
-def test_two_steps_are_those_of_torchs_adamw_with_what_the_recipe_asks_for(tiny: Recipes, asked, done):
+def test_two_steps_are_those_of_torchs_adamw_with_what_the_recipe_asks_for(
+    tiny: Recipes, asked, done
+):
     plain = tiny(step={"clip": 0.0, "ema": 0.0})
     learner = begun(tiny(**(asked | {"step": {"clip": 0.0, "ema": 0.0} | asked.get("step", {})})))
     for _ in range(2):
@@ -84,14 +94,18 @@ def test_two_steps_are_those_of_torchs_adamw_with_what_the_recipe_asks_for(tiny:
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_batch_is_computed_in_as_many_parts_as_asked_for(tiny: Recipes, parts: int):
-    learner, seen = begun(tiny(data={"patches": [{"size": 8, "batch": 4}]}, step={"accumulate": parts})), []
+    learner, seen = (
+        begun(tiny(data={"patches": [{"size": 8, "batch": 4}]}, step={"accumulate": parts})),
+        [],
+    )
     learner.network.register_forward_hook(lambda network, inputs, output: seen.append(len(output)))
     learner.step(batch(), RATE)
     assert seen == [4 // parts] * parts
 
 
 def test_the_running_mean_keeps_the_share_asked_for(tiny: Recipes):
-    learner = begun(tiny(step={"ema": 0.05}))  # less than the 0.1 that the first update would keep of a longer one
+    # less than the 0.1 that the first update would keep of a longer one
+    learner = begun(tiny(step={"ema": 0.05}))
     start = weights(learner.best_network)
     learner.step(batch(), RATE)
     expected = 0.05 * start + 0.95 * weights(learner.network)
@@ -103,7 +117,9 @@ def test_the_weights_that_ship_are_those_of_the_best_validation_not_of_the_last(
 ):
     scores: Iterator[float] = iter([30.0, 31.0, 29.0])
     monkeypatch.setattr(
-        Judge, "judge", lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2)
+        Judge,
+        "judge",
+        lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2),
     )
     result = fit(tiny(steps=3, validation={"every": 1}), tmp_path)
     assert (result.best_step, result.psnr) == (2, 31.0)
@@ -139,17 +155,23 @@ def test_a_named_chain_is_learnt_from_in_the_place_of_single_faults(tiny: Recipe
         for clean, lr in zip(one.lr, other.lr, strict=True)
     ]
     assert 0 < sum(same) < len(same) / 2  # about a quarter is clean
-    with pytest.raises(RecipeError, match=r"data.degrade is 'sensor'; it must be empty beside data.degradations"):
+    with pytest.raises(
+        RecipeError, match=r"data.degrade is 'sensor'; it must be empty beside data.degradations"
+    ):
         tiny(data={"degrade": "sensor", "degradations": [{"name": "noise", "low": 5, "high": 5}]})
 
 
-def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(tiny: Recipes, stock: Stock, tmp_path):
+def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(
+    tiny: Recipes, stock: Stock, tmp_path
+):
     def opened(*shares: float) -> Stock:
         recipe = tiny(data={"reductions": list(shares)})
         return open_stock(training_files(recipe), recipe, tmp_path, CPU, Processes())
 
     sizes = stock.sizes
-    reduced = tuple((math.ceil(1.5 * height) // 2, math.ceil(1.5 * width) // 2) for height, width in sizes)
+    reduced = tuple(
+        (math.ceil(1.5 * height) // 2, math.ceil(1.5 * width) // 2) for height, width in sizes
+    )
     assert all(min(size) >= 10 for size in reduced)  # the recipe's largest patch
     assert opened(0.75).sizes == sizes + reduced
     assert opened(0.9).sizes not in (sizes, sizes + reduced)
@@ -157,14 +179,19 @@ def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(tiny: 
 
 
 def test_an_image_is_reduced_where_the_largest_patch_just_fits(tiny: Recipes, tmp_path):
-    Image.fromarray(np.zeros((41, 41, 3), np.uint8)).save(tmp_path / "0.png")  # half of it, 21, makes 10 pixels of lr
+    # half of it, 21, makes 10 pixels of lr
+    Image.fromarray(np.zeros((41, 41, 3), np.uint8)).save(tmp_path / "0.png")
     for patch, images in ((10, 2), (11, 1)):
-        recipe = tiny(data={"train": [str(tmp_path)], "patches": [{"size": patch}], "reductions": [0.5]})
+        recipe = tiny(
+            data={"train": [str(tmp_path)], "patches": [{"size": patch}], "reductions": [0.5]}
+        )
         assert len(training_files(recipe)) == images
 
 
 def test_a_reduction_that_no_image_is_large_enough_for_is_said(tiny: Recipes, tmp_path):
-    with pytest.warns(RepmambaWarning, match=r"No image is reduced to 0\.1 of its sides \(data\.reductions\)"):
+    with pytest.warns(
+        RepmambaWarning, match=r"No image is reduced to 0\.1 of its sides \(data\.reductions\)"
+    ):
         fit(tiny(steps=1, data={"reductions": [0.1, 0.9]}), tmp_path)
 
 

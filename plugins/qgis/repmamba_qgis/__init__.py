@@ -1,4 +1,6 @@
-"""Rep-Mamba in the Processing toolbox of QGIS: any raster, at two, three or four times its resolution."""
+"""Rep-Mamba in the Processing toolbox of QGIS: any raster, at two, three or four times its
+resolution.
+"""
 
 
 def classFactory(iface):

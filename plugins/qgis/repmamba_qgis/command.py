@@ -1,7 +1,9 @@
-"""The command of repmamba as this plugin calls it: where it is, what it is asked, how far it has come.
+"""The command of repmamba as this plugin calls it: where it is, what it is asked, how far it has
+come.
 
-Nothing of QGIS is imported here, and nothing of repmamba: torch and the network live in an environment of their own,
-which QGIS starts as a program. So neither can break the other's libraries.
+Nothing of QGIS is imported here, and nothing of repmamba: torch and the network live in an
+environment of their own, which QGIS starts as a program. So neither can break the other's
+libraries.
 """
 
 from __future__ import annotations
@@ -18,14 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FOREIGN = (  # set by QGIS for its own Python, GDAL and PROJ; a program of another environment would break on them
+# set by QGIS for its own Python, GDAL and PROJ; a program of another environment would break on
+# them
+FOREIGN = (
     *("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE"),
     *("GDAL_DATA", "GDAL_DRIVER_PATH", "GDAL_PYTHON_DRIVER_PATH"),
     *("PROJ_LIB", "PROJ_DATA", "GEOTIFF_CSV"),
 )
 LOOKED_AT_EVERY = 0.2  # seconds between two looks at whether the user wants to stop
-if sys.platform == "win32":  # no window of its own, and a group, which alone can be asked to stop there
-    FLAGS, STOP = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP, signal.CTRL_BREAK_EVENT
+# no window of its own, and a group, which alone can be asked to stop there
+if sys.platform == "win32":
+    FLAGS, STOP = (
+        subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP,
+        signal.CTRL_BREAK_EVENT,
+    )
 else:
     FLAGS, STOP = 0, signal.SIGINT
 PERCENT = re.compile(r": +(\d+) ?% of ")
@@ -43,7 +51,8 @@ class Request:
     target: str
     scale: int
     weights: str | None = None  # a name or a file
-    bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top, in the raster's CRS
+    # left, bottom, right, top, in the raster's CRS
+    bbox: tuple[float, float, float, float] | None = None
     rgb: str | None = None  # "4,3,2": the bands that are red, green and blue
     value_range: str | None = None  # "0,4000", "robust" or "type"
     ensemble: bool = False
@@ -52,7 +61,12 @@ class Request:
     def arguments(self) -> list[str]:
         """Of `repmamba`."""
         said = ["upscale", "-o", self.target, f"--scale={self.scale}", "--overwrite"]
-        options = {"weights": self.weights, "rgb": self.rgb, "range": self.value_range, "confidence": self.confidence}
+        options = {
+            "weights": self.weights,
+            "rgb": self.rgb,
+            "range": self.value_range,
+            "confidence": self.confidence,
+        }
         said += [f"--{name}={value}" for name, value in options.items() if value]
         if self.bbox is not None:
             said.append("--bbox=" + ",".join(map(repr, self.bbox)))
@@ -66,9 +80,14 @@ def find_command(setting: str) -> str:
     wanted = setting.strip()
     found = shutil.which(os.path.expanduser(wanted) or "repmamba")
     if found is None:
-        where = f"There is no program {wanted}" if wanted else "The command repmamba is not on the PATH of QGIS"
+        where = (
+            f"There is no program {wanted}"
+            if wanted
+            else "The command repmamba is not on the PATH of QGIS"
+        )
         raise CommandError(
-            f"{where}: install repmamba into a Python environment, and name its command in Settings, Options, "
+            f"{where}: install repmamba into a Python environment, and name its command in "
+            "Settings, Options, "
             "Processing, Providers, Rep-Mamba."
         )
     return found
@@ -88,8 +107,9 @@ def percent(line: str) -> float | None:
 def run(command: Sequence[str], told: Callable[[str], None], stopped: Callable[[], bool]) -> None:
     """Run a command to its end; told gets each line that it writes.
 
-    stopped is asked five times a second; when it says so, the command is asked to stop, which leaves what is finished
-    for the same call to go on with. Raises CommandError with the command's own last line when it fails.
+    stopped is asked five times a second; when it says so, the command is asked to stop, which
+    leaves what is finished for the same call to go on with. Raises CommandError with the command's
+    own last line when it fails.
     """
     child = subprocess.Popen(
         command,
@@ -119,7 +139,9 @@ def run(command: Sequence[str], told: Callable[[str], None], stopped: Callable[[
     finally:
         status = child.wait()
     if status and not asked:
-        raise CommandError(last.removeprefix("Error: ") or f"{Path(command[0]).name} ended with status {status}.")
+        raise CommandError(
+            last.removeprefix("Error: ") or f"{Path(command[0]).name} ended with status {status}."
+        )
 
 
 def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

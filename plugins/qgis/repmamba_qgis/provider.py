@@ -35,7 +35,11 @@ class Provider(QgsProcessingProvider):
         ProcessingConfig.settingIcons[self.name()] = self.icon()
         ProcessingConfig.addSetting(
             Setting(
-                self.name(), COMMAND, "Command of repmamba (empty: the one on the PATH)", "", valuetype=Setting.FILE
+                self.name(),
+                COMMAND,
+                "Command of repmamba (empty: the one on the PATH)",
+                "",
+                valuetype=Setting.FILE,
             )
         )
         ProcessingConfig.readSettings()

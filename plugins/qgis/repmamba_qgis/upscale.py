@@ -21,26 +21,27 @@ from .command import CommandError, Request, find_command, percent, run
 COMMAND = "REPMAMBA_COMMAND"
 SCALES = ("2", "3", "4")
 HELP = """
-Enlarges a raster two, three or four times with Rep-Mamba, a light state-space network: same place on the map, all
-bands, same type of number, missing pixels kept.
+Enlarges a raster two, three or four times with Rep-Mamba, a light state-space network: same place
+on the map, all bands, same type of number, missing pixels kept.
 
-What appears is what the network holds likely; it learnt from optical imagery taken from the air. Made small again, the
-result of a raster with a place on the map is the raster it came from.
+What appears is what the network holds likely; it learnt from optical imagery taken from the air.
+Made small again, the result of a raster with a place on the map is the raster it came from.
 
-<b>Only this part</b>: leave it empty for all of the layer. Large rasters take a while: 0.5 to 1 million pixels of the
-result a second for each processor core. A run that is stopped goes on when it is started again with the same answers
-and the same output file.
+<b>Only this part</b>: leave it empty for all of the layer. Large rasters take a while: 0.5 to 1
+million pixels of the result a second for each processor core. A run that is stopped goes on when
+it is started again with the same answers and the same output file.
 
-<b>Red, green, blue</b>: numbers of bands, such as 4,3,2, where the file does not say which they are. These three go
-through the network together, each other band alone, as grey.
+<b>Red, green, blue</b>: numbers of bands, such as 4,3,2, where the file does not say which they
+are. These three go through the network together, each other band alone, as grey.
 
-<b>Range</b>: what is black and white to the network, such as 0,4000; robust takes nearly all values of the layer.
+<b>Range</b>: what is black and white to the network, such as 0,4000; robust takes nearly all
+values of the layer.
 
-<b>Expected error</b>: a second raster, which says for each pixel how large an error is to be expected, for x4 alone.
-Eight times the work.
+<b>Expected error</b>: a second raster, which says for each pixel how large an error is to be
+expected, for x4 alone. Eight times the work.
 
-The weights that come with repmamba are for research, teaching and evaluation, and so are rasters made with them;
-x4-open is free of this.
+The weights that come with repmamba are for research, teaching and evaluation, and so are rasters
+made with them; x4-open is free of this.
 """
 
 
@@ -66,7 +67,9 @@ class Upscale(QgsProcessingAlgorithm):
     def shortHelpString(self):
         """Beside the dialog."""
         # QGIS takes each end of a line for one of a paragraph.
-        return "".join(f"<p>{' '.join(paragraph.splitlines())}</p>" for paragraph in HELP.strip().split("\n\n"))
+        return "".join(
+            f"<p>{' '.join(paragraph.splitlines())}</p>" for paragraph in HELP.strip().split("\n\n")
+        )
 
     def createInstance(self):
         """A new one for each run."""
@@ -75,7 +78,9 @@ class Upscale(QgsProcessingAlgorithm):
     def initAlgorithm(self, configuration=None):
         """The dialog."""
         self.addParameter(QgsProcessingParameterRasterLayer("INPUT", "Raster"))
-        self.addParameter(QgsProcessingParameterEnum("SCALE", "Times larger", SCALES, defaultValue=2))
+        self.addParameter(
+            QgsProcessingParameterEnum("SCALE", "Times larger", SCALES, defaultValue=2)
+        )
         self.addParameter(QgsProcessingParameterExtent("EXTENT", "Only this part", optional=True))
         for name, shown in (
             ("RGB", "Red, green, blue: numbers of bands"),
@@ -85,7 +90,9 @@ class Upscale(QgsProcessingAlgorithm):
             self._add_advanced(QgsProcessingParameterString(name, shown, optional=True))
         self._add_advanced(
             QgsProcessingParameterBoolean(
-                "ENSEMBLE", "Mean of eight flips and rotations: better, eight times the work", defaultValue=False
+                "ENSEMBLE",
+                "Mean of eight flips and rotations: better, eight times the work",
+                defaultValue=False,
             )
         )
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", "Enlarged"))
@@ -121,7 +128,9 @@ class Upscale(QgsProcessingAlgorithm):
         except CommandError as error:
             raise QgsProcessingException(str(error)) from error
         outputs = {"OUTPUT": request.target}
-        return outputs if request.confidence is None else {**outputs, "CONFIDENCE": request.confidence}
+        return (
+            outputs if request.confidence is None else {**outputs, "CONFIDENCE": request.confidence}
+        )
 
     def _request(self, parameters, context):
         layer = self.parameterAsRasterLayer(parameters, "INPUT", context)
@@ -129,11 +138,14 @@ class Upscale(QgsProcessingAlgorithm):
             raise QgsProcessingException(self.invalidRasterError(parameters, "INPUT"))
         if layer.providerType() != "gdal":
             raise QgsProcessingException(
-                f"{layer.name()} comes from {layer.providerType()} and not from a file: save it as one first."
+                f"{layer.name()} comes from {layer.providerType()} and not from a file: save it as "
+                "one first."
             )
         bbox = None
         if parameters.get("EXTENT"):
-            wanted = self.parameterAsExtent(parameters, "EXTENT", context, layer.crs()).intersect(layer.extent())
+            wanted = self.parameterAsExtent(parameters, "EXTENT", context, layer.crs()).intersect(
+                layer.extent()
+            )
             if wanted.isEmpty():
                 raise QgsProcessingException(f"The part asked for does not meet {layer.name()}.")
             bbox = (wanted.xMinimum(), wanted.yMinimum(), wanted.xMaximum(), wanted.yMaximum())

@@ -1,4 +1,6 @@
-"""Several inputs: which files are meant, where each result goes, and how one of them is enlarged after the other."""
+"""Several inputs: which files are meant, where each result goes, and how one of them is enlarged
+after the other.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,25 @@ from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
 
 RASTER_ENDINGS = (  # of the files that a folder is searched for
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".jpx", ".webp", ".bmp", ".gif"),
-    *(".vrt", ".img", ".ntf", ".nitf", ".bil", ".bip", ".bsq", ".asc", ".dem", ".nc", ".kea", ".ecw"),
+    *(
+        ".vrt",
+        ".img",
+        ".ntf",
+        ".nitf",
+        ".bil",
+        ".bip",
+        ".bsq",
+        ".asc",
+        ".dem",
+        ".nc",
+        ".kea",
+        ".ecw",
+    ),
 )
-_DRIVER = re.compile(r"[A-Za-z]\w+:(?!//)")  # stands before one of several rasters in a file: NETCDF:"a.nc":heat
-_PARTS = re.compile(r'"([^"]*)"|([^:"]+)')  # of such a name: what is quoted, and what colons separate
+# stands before one of several rasters in a file: NETCDF:"a.nc":heat
+_DRIVER = re.compile(r"[A-Za-z]\w+:(?!//)")
+# of such a name: what is quoted, and what colons separate
+_PARTS = re.compile(r'"([^"]*)"|([^:"]+)')
 _ADDRESS = re.compile(r"(?:/vsi\w+/)*\w+://")
 
 
@@ -40,14 +57,20 @@ class Job:
 
 
 def find_inputs(named: Sequence[str], target: str, *, recursive: bool) -> list[Input]:
-    """The rasters that are meant by names of files and folders, those of a folder in the order of their names.
+    """The rasters that are meant by names of files and folders, those of a folder in the order of
+    their names.
 
-    recursive: folders inside folders too. Left out are hidden files, results of earlier runs, which have a receipt, and
-    what lies in the folder of the results. Raises SourceError for a folder without rasters.
+    recursive: folders inside folders too. Left out are hidden files, results of earlier runs, which
+    have a receipt, and what lies in the folder of the results. Raises SourceError for a folder
+    without rasters.
     """
     found: list[Input] = []
     for name in named:
-        found += _rasters_in(Path(name), Path(target), recursive=recursive) if _is_folder(name) else [Input(name)]
+        found += (
+            _rasters_in(Path(name), Path(target), recursive=recursive)
+            if _is_folder(name)
+            else [Input(name)]
+        )
     return found
 
 
@@ -68,25 +91,35 @@ def check_output(target: str, inputs: int, *, folders: bool) -> None:
         if os.path.exists(target):
             raise UsageError(f"{target} is a file, and {what}: give a folder.")
         if not _ends_in_slash(target) and _ends_as_a_raster(target):
-            raise UsageError(f"{target} reads as the name of a file, and {what}: give a folder, such as results/.")
+            raise UsageError(
+                f"{target} reads as the name of a file, and {what}: give a folder, such as "
+                "results/."
+            )
 
 
-def plan_outputs(inputs: Sequence[Input], target: str, scale: int, *, folders: bool, dry_run: bool) -> list[Job]:
-    """Where each result goes: to the target for one input, else into it, a folder that is made if need be.
+def plan_outputs(
+    inputs: Sequence[Input], target: str, scale: int, *, folders: bool, dry_run: bool
+) -> list[Job]:
+    """Where each result goes: to the target for one input, else into it, a folder that is made if
+    need be.
 
-    An existing folder, or a name that ends in a slash, is a folder for one input too. What is found in a folder keeps
-    its place in the folders below. Raises UsageError, TargetError.
+    An existing folder, or a name that ends in a slash, is a folder for one input too. What is found
+    in a folder keeps its place in the folders below. Raises UsageError, TargetError.
     """
     check_output(target, len(inputs), folders=folders)
     if not _is_for_several(target, len(inputs), folders):
         return [Job(inputs[0].source, Path(target))]
-    jobs = [Job(one.source, Path(target) / one.inside / named_larger(one.source, scale)) for one in inputs]
+    jobs = [
+        Job(one.source, Path(target) / one.inside / named_larger(one.source, scale))
+        for one in inputs
+    ]
     targets = [job.target for job in jobs]
     for job in jobs:
         if targets.count(job.target) > 1:
             alike = [other.source for other in jobs if other.target == job.target]
             raise UsageError(
-                f"Several inputs would be written to {job.target} ({', '.join(alike[:3])}): enlarge them one by one."
+                f"Several inputs would be written to {job.target} ({', '.join(alike[:3])}): "
+                "enlarge them one by one."
             )
     refuse_inputs(jobs)
     if not dry_run:
@@ -101,18 +134,23 @@ def plan_outputs(inputs: Sequence[Input], target: str, scale: int, *, folders: b
 
 
 def refuse_inputs(jobs: Sequence[Job]) -> None:
-    """Raise UsageError where any result would replace any input, even one that has had its turn by then."""
+    """Raise UsageError where any result would replace any input, even one that has had its turn by
+    then.
+    """
     inputs = {_file_at(job.source): job.source for job in jobs}
     for job in jobs:
         place = _file_at(job.target)
         if place is not None and place in inputs:
             raise UsageError(
-                f"{job.target}, the result of {job.source}, would be the input {inputs[place]}: name another folder."
+                f"{job.target}, the result of {job.source}, would be the input {inputs[place]}: "
+                "name another folder."
             )
 
 
 def one_by_one(enlarge: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]:
-    """enlarge each job; of several, those that fail are named, and returned when all had their turn."""
+    """enlarge each job; of several, those that fail are named, and returned when all had their
+    turn.
+    """
     failed = []
     for job in jobs:
         try:
@@ -126,14 +164,18 @@ def one_by_one(enlarge: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]
 
 
 def named_larger(source: str, scale: int) -> str:
-    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are not written.
+    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are
+    not written.
 
-    One of several rasters in a file has its own name added: NETCDF:"a.nc":heat becomes a_heat_x4.tif.
+    One of several rasters in a file has its own name added: NETCDF:"a.nc":heat becomes
+    a_heat_x4.tif.
     """
     from repmamba.scene.formats import FORMATS
 
     name, *others = _names_in(source)
-    endings = sorted((end for entry in FORMATS.values() for end in entry.suffixes), key=len, reverse=True)
+    endings = sorted(
+        (end for entry in FORMATS.values() for end in entry.suffixes), key=len, reverse=True
+    )
     ending = next((end for end in endings if name.lower().endswith(end)), None)
     stem = name[: -len(ending)] if ending else Path(name).stem
     kept = name[-len(ending) :] if ending else ".tif"
@@ -141,7 +183,9 @@ def named_larger(source: str, scale: int) -> str:
 
 
 class SayOnce(logging.Filter):
-    """Of log lines about one input after the other, those that only repeat what was said of the last are left out."""
+    """Of log lines about one input after the other, those that only repeat what was said of the
+    last are left out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +217,11 @@ def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
         for entry in entries:
             if entry.is_dir() and not _is_raster_folder(entry):
                 below.append(entry)
-                if recursive and not entry.is_symlink() and Path(os.path.realpath(entry)) != results:
+                if (
+                    recursive
+                    and not entry.is_symlink()
+                    and Path(os.path.realpath(entry)) != results
+                ):
                     waiting.append(entry)
             elif entry.name.lower().endswith(RASTER_ENDINGS) or entry.is_dir():
                 if receipt_path(entry).exists():  # a result
@@ -181,7 +229,10 @@ def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
                 found.append(Input(str(entry), str(place.relative_to(folder))))
     if not found:
         hint = "; --recursive looks into the folders in it" if below and not recursive else ""
-        raise SourceError(f"The folder {folder} holds no rasters to enlarge{hint}. Looked for: {_listed_endings()}.")
+        raise SourceError(
+            f"The folder {folder} holds no rasters to enlarge{hint}. Looked for: "
+            f"{_listed_endings()}."
+        )
     return sorted(found, key=lambda one: one.source)
 
 
@@ -215,7 +266,9 @@ def _ends_as_a_raster(target: str) -> bool:
 
 
 def _names_in(source: str) -> list[str]:
-    """The name of the file that a source is read from, then those of what is meant inside it, fit for a file's name."""
+    """The name of the file that a source is read from, then those of what is meant inside it, fit
+    for a file's name.
+    """
     if os.path.exists(source):
         return [Path(source).name]
     if _ADDRESS.match(source) or source.startswith("/vsi"):
@@ -224,7 +277,9 @@ def _names_in(source: str) -> list[str]:
         return [Path(source).name]
     parts = [quoted or plain for quoted, plain in _PARTS.findall(source.partition(":")[2])]
     path = next((part for part in parts if os.path.exists(part)), None)
-    path = path or next((part for part in parts if Path(part).suffix), parts[0] if parts else source)
+    path = path or next(
+        (part for part in parts if Path(part).suffix), parts[0] if parts else source
+    )
     others = [re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part != path]
     return [Path(path).name, *filter(None, others)]
 
@@ -239,8 +294,12 @@ def _file_at(path: str | Path) -> tuple[int, int] | None:
 
 
 def common(values: Sequence[Any]) -> str:
-    """What is said of several inputs: one text where it is the same for all, else each with the number of inputs."""
+    """What is said of several inputs: one text where it is the same for all, else each with the
+    number of inputs.
+    """
     kinds = list(dict.fromkeys(map(str, values)))
     if len(kinds) == 1:
         return kinds[0]
-    return "; ".join(f"{sum(str(value) == kind for value in values)} of {len(values)}: {kind}" for kind in kinds)
+    return "; ".join(
+        f"{sum(str(value) == kind for value in values)} of {len(values)}: {kind}" for kind in kinds
+    )

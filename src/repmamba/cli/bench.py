@@ -16,10 +16,22 @@ from repmamba.cli import options
 @options.backend
 @options.precision
 @click.option(
-    "--size", type=click.IntRange(min=1), default=128, show_default=True, help="Edge of the input, in pixels."
+    "--size",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Edge of the input, in pixels.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Inputs in one pass.")
-@click.option("--passes", type=click.IntRange(min=1), default=10, show_default=True, help="Passes that are timed.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Inputs in one pass."
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Passes that are timed.",
+)
 @options.as_json
 def bench(
     weights: str | None,
@@ -34,8 +46,8 @@ def bench(
 ) -> None:
     """Time a network on this machine.
 
-    Prints megapixels of output per second, the memory taken and what runs: device, scan backend, precision, threads.
-    As JSON, times are in seconds and memory in MB (10^6 bytes).
+    Prints megapixels of output per second, the memory taken and what runs: device, scan backend,
+    precision, threads. As JSON, times are in seconds and memory in MB (10^6 bytes).
 
     \b
     Examples:

@@ -1,11 +1,17 @@
-"""repmamba completion: the lines by which a shell completes repmamba's verbs and options, as click makes them."""
+"""repmamba completion: the lines by which a shell completes repmamba's verbs and options, as click
+makes them.
+"""
 
 import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from repmamba.cli.main import cli
 
-SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
+SHELLS: dict[str, type[ShellComplete]] = {
+    "bash": BashComplete,
+    "zsh": ZshComplete,
+    "fish": FishComplete,
+}
 
 
 @click.command()

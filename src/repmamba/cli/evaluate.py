@@ -16,7 +16,9 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 
 @click.command()
-@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option(
     "--weights",
     multiple=True,
@@ -25,33 +27,70 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     help="A network: a packaged one, or a checkpoint.",
 )
 @click.option(
-    "--method", "classics", multiple=True, type=click.Choice(["nearest", "bicubic"]), help="A method without a network."
+    "--method",
+    "classics",
+    multiple=True,
+    type=click.Choice(["nearest", "bicubic"]),
+    help="A method without a network.",
 )
 @click.option(
-    "--sr", "folders_of_results", multiple=True, type=click.Path(path_type=Path), help="Results made elsewhere."
+    "--sr",
+    "folders_of_results",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Results made elsewhere.",
 )
-@click.option("--ensemble", is_flag=True, help="Each network also as the mean over eight flips and rotations.")
+@click.option(
+    "--ensemble", is_flag=True, help="Each network also as the mean over eight flips and rotations."
+)
 @click.option(
     "--rule",
     "rules",
     multiple=True,
     metavar="NAME",
     shell_complete=_rule_names,
-    help="published, ttst-y, haunet-rgb, esr-rgb, esr-y, bands, consistency, or one measure: esr-rgb.psnr.  "
+    help="published, ttst-y, haunet-rgb, esr-rgb, esr-y, bands, consistency, or one measure: "
+    "esr-rgb.psnr.  "
     "[default: esr-rgb and published; bands and consistency for TIFFs]",
 )
-@click.option("--scale", type=click.IntRange(2, 4), help="Of folders without LR.  [default: that of the weights or LR]")
+@click.option(
+    "--scale",
+    type=click.IntRange(2, 4),
+    help="Of folders without LR.  [default: that of the weights or LR]",
+)
 @click.option("--save", type=click.Path(path_type=Path), help="Keep every result in this folder.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write a page with tables, charts and pictures.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write a page with tables, charts and pictures.",
+)
 @click.option("--no-pictures", is_flag=True, help="The page without excerpts of the images.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every value of every image as CSV.")
-@click.option("--cost", is_flag=True, help="Also measure time and peak memory of each network (takes a moment).")
-@click.option("--cost-size", type=click.IntRange(1), default=128, show_default=True, help="Edge of LR for the cost.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON."
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    help="Write every value of every image as CSV.",
+)
+@click.option(
+    "--cost",
+    is_flag=True,
+    help="Also measure time and peak memory of each network (takes a moment).",
+)
+@click.option(
+    "--cost-size",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Edge of LR for the cost.",
+)
 @click.option(
     "--others",
     type=click.Path(path_type=Path),
-    help="Networks measured elsewhere, for the page's plot of cost: CSV of name, 10^9 multiply-adds, value.",
+    help="Networks measured elsewhere, for the page's plot of cost: CSV of name, 10^9 "
+    "multiply-adds, value.",
 )
 @options.device
 @options.backend
@@ -60,14 +99,16 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     "--tile",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Enlarge in tiles that keep this edge, in LR pixels, an even number.  [default: one pass over the whole "
+    help="Enlarge in tiles that keep this edge, in LR pixels, an even number.  [default: one pass "
+    "over the whole "
     "image, as published]",
 )
 @click.option(
     "--peak",
     type=float,
     metavar="VALUE",
-    help="What PSNR and SSIM of the rules bands and consistency are relative to: 10000 for reflectance in 16 bit.  "
+    help="What PSNR and SSIM of the rules bands and consistency are relative to: 10000 for "
+    "reflectance in 16 bit.  "
     "[default: the type's largest value]",
 )
 @click.option(
@@ -75,7 +116,8 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     "value_range",
     metavar="LOW,HIGH",
     callback=options.numbers(float, 2),
-    help="What is black and white to the networks, as of upscale; its width is the peak.  [default: the type's range]",
+    help="What is black and white to the networks, as of upscale; its width is the peak.  "
+    "[default: the type's range]",
 )
 @options.quiet
 def evaluate(
@@ -102,11 +144,13 @@ def evaluate(
     value_range: tuple[float, float] | None,
     quiet: bool,
 ) -> None:
-    """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside the numbers.
+    """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside
+    the numbers.
 
-    DIR holds GT/ (or HR/) and LR/, flat or in class folders, or large images alone, which are then reduced as the
-    benchmarks do. LR may have its scale added to its names, as DIV2K's 0801x4.png.
-    The last method named (weights, then --sr, then --method) is the one that the others are compared with.
+    DIR holds GT/ (or HR/) and LR/, flat or in class folders, or large images alone, which are then
+    reduced as the benchmarks do. LR may have its scale added to its names, as DIV2K's 0801x4.png.
+    The last method named (weights, then --sr, then --method) is the one that the others are
+    compared with.
 
     \b
     Examples:
@@ -121,8 +165,11 @@ def evaluate(
     from repmamba.evaluate.report import check_target, write_text
 
     if others and not report:
-        raise UsageError("--others are drawn in the page alone; name it by --report, or leave them out.")
-    # What may fail comes before the scores, which take long; the page, which reads the images again, after the rest.
+        raise UsageError(
+            "--others are drawn in the page alone; name it by --report, or leave them out."
+        )
+    # What may fail comes before the scores, which take long; the page, which reads the images
+    # again, after the rest.
     elsewhere = read_others(others) if others else []
     for target in (report, json_file, csv_file):
         if target:

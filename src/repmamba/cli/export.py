@@ -19,7 +19,9 @@ def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, i
         return None
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if found is None:
-        raise click.BadParameter(f"'{text}' is neither WIDTHxHEIGHT, such as 256x256, nor {ANY_SIZE}.")
+        raise click.BadParameter(
+            f"'{text}' is neither WIDTHxHEIGHT, such as 256x256, nor {ANY_SIZE}."
+        )
     width, height = map(int, found.groups())
     return height, width
 

@@ -1,4 +1,6 @@
-"""repmamba finetune: weights trained further on scenes of one's own, kept only where held-back ground shows a gain."""
+"""repmamba finetune: weights trained further on scenes of one's own, kept only where held-back
+ground shows a gain.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from repmamba.cli.train import one_voice
 
 
 @click.command()
-@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True, type=click.Path(path_type=str))
+@click.argument(
+    "scenes", metavar="SCENE...", nargs=-1, required=True, type=click.Path(path_type=str)
+)
 @click.option(
     "--weights",
     default="x4",
@@ -25,17 +29,41 @@ from repmamba.cli.train import one_voice
     "folder",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Where the run lives; started again there, it goes on.  [default: runs/finetune- and the first scene's name]",
+    help="Where the run lives; started again there, it goes on.  [default: runs/finetune- and the "
+    "first scene's name]",
 )
-@click.option("--steps", type=click.IntRange(min=20), default=600, show_default=True, help="Length of the run.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=20),
+    default=600,
+    show_default=True,
+    help="Length of the run.",
+)
 @click.option("--rate", type=float, default=1e-4, show_default=True, help="Highest learning rate.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=1234, show_default=True, help="Of samples and held-back part."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1234,
+    show_default=True,
+    help="Of samples and held-back part.",
 )
 @options.device
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]")
-@click.option("--nice", type=click.IntRange(0, 19), default=0, metavar="N", help="Give way to other work; 19 the most.")
-@click.option("--minutes", type=float, metavar="N", help="Save and leave after so long; started again, it goes on.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
+)
+@click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=0,
+    metavar="N",
+    help="Give way to other work; 19 the most.",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Save and leave after so long; started again, it goes on.",
+)
 @options.quiet
 def finetune(
     scenes: tuple[str, ...],
@@ -52,8 +80,9 @@ def finetune(
 ) -> None:
     """Train weights further on each SCENE, a raster of the kind that is to be enlarged later.
 
-    The scene reduced by the weights' scale is the input, the scene itself the truth. A quarter of its blocks is held
-    back; only if they show a gain, with an interval above zero, are new weights written.
+    The scene reduced by the weights' scale is the input, the scene itself the truth. A quarter of
+    its blocks is held back; only if they show a gain, with an interval above zero, are new weights
+    written.
 
     \b
     Examples:

@@ -1,4 +1,6 @@
-"""repmamba info: what is installed and what runs, or what a file is. Facts are gathered as values, then printed."""
+"""repmamba info: what is installed and what runs, or what a file is. Facts are gathered as values,
+then printed.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,22 @@ LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
 @click.command()
 @click.argument("file", required=False, type=options.PackagedWeightsOrPath())
 @click.option(
-    "--scale", type=click.IntRange(2, 4), default=4, show_default=True, help="For a raster: how many times larger."
+    "--scale",
+    type=click.IntRange(2, 4),
+    default=4,
+    show_default=True,
+    help="For a raster: how many times larger.",
 )
-@click.option("--device", help="Without FILE: the device to speak of.  [default: cuda where there is one, else cpu]")
+@click.option(
+    "--device",
+    help="Without FILE: the device to speak of.  [default: cuda where there is one, else cpu]",
+)
 @options.as_json
 def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
     """Say what is installed and what runs, or what FILE is.
 
-    FILE is a raster, a checkpoint (file or folder), an export (.onnx) or the name of packaged weights.
+    FILE is a raster, a checkpoint (file or folder), an export (.onnx) or the name of packaged
+    weights.
 
     \b
     Examples:
@@ -78,7 +88,8 @@ def environment_facts(device: str | None = None) -> Facts:
         "repmamba": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "libraries": {name: version(name) for name in LIBRARIES} | {"GDAL": rasterio.__gdal_version__},
+        "libraries": {name: version(name) for name in LIBRARIES}
+        | {"GDAL": rasterio.__gdal_version__},
         "device": {
             "chosen": str(place),
             "name": processor(place),
@@ -86,7 +97,11 @@ def environment_facts(device: str | None = None) -> Facts:
         },
         "scan": {"backend": scan.name, "why": scan.why, "there are": survey(place)},
         "weights": {
-            entry.name: {"scale": entry.scale, "trained on": entry.training_data, "terms": entry.terms}
+            entry.name: {
+                "scale": entry.scale,
+                "trained on": entry.training_data,
+                "terms": entry.terms,
+            }
             for entry in packaged_weights()
         },
     }
@@ -109,7 +124,9 @@ def checkpoint_facts(weights: str) -> Facts:
         "parameters": {
             "as trained": parameters(checkpoint.config),
             "RepConvs folded, as papers count": parameters(checkpoint.config, "folded"),
-            "all folded, as it runs": sum(parameter.numel() for parameter in fuse(network).parameters()),
+            "all folded, as it runs": sum(
+                parameter.numel() for parameter in fuse(network).parameters()
+            ),
         },
         "value range": list(checkpoint.value_range),
         "configuration": checkpoint.config.to_dict(),
@@ -118,7 +135,9 @@ def checkpoint_facts(weights: str) -> Facts:
 
 
 def export_facts(file: str) -> Facts:
-    """What a network says of itself that `repmamba export` has written. Raises CheckpointError, MissingExtra."""
+    """What a network says of itself that `repmamba export` has written. Raises CheckpointError,
+    MissingExtra.
+    """
     from repmamba.inference.onnx_runner import read_export
 
     facts = read_export(Path(file)).facts
@@ -131,7 +150,9 @@ def export_facts(file: str) -> Facts:
         "terms": facts.terms,
         "scale": facts.scale,
         "bands": facts.bands,
-        "input": "any size" if facts.size is None else f"{facts.size[1]} x {facts.size[0]} pixels, one at a time",
+        "input": "any size"
+        if facts.size is None
+        else f"{facts.size[1]} x {facts.size[0]} pixels, one at a time",
         "value range": list(facts.value_range),
         "tile and halo": f"{facts.tile} and {facts.halo} pixels of the input",
         "matrices": facts.precision,
@@ -143,7 +164,9 @@ def export_facts(file: str) -> Facts:
 
 
 def raster_facts(source: str, scale: int) -> Facts:
-    """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError where nothing."""
+    """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError
+    where nothing.
+    """
     from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
     from repmamba.scene.raster import open_raster
     from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
@@ -158,7 +181,11 @@ def raster_facts(source: str, scale: int) -> Facts:
         "raster": facts.name,
         "format": facts.driver,
         "size": f"{grid.width} x {grid.height} pixels",
-        "bands": dict(sorted(zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True))),
+        "bands": dict(
+            sorted(
+                zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True)
+            )
+        ),
         "type": facts.dtype,
         "missing pixels": said_of_missing(facts),
         "alpha": said_of_alpha(facts),
@@ -169,7 +196,8 @@ def raster_facts(source: str, scale: int) -> Facts:
         "enlarged": {
             "scale": scale,
             "size": f"{scale * grid.width} x {scale * grid.height} pixels",
-            "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} pixels of the input",
+            "tiles": f"{len(plan_tiles(grid.height, grid.width, scale))}, of up to {TILE} x {TILE} "
+            "pixels of the input",
             **_pixel(grid.refined(scale)),
             "weights": weights,
         },
@@ -188,16 +216,23 @@ def _in_short(weights: str, facts: Facts) -> Facts:
         "origin": facts["origin"],
         "scale": facts["scale"],
         "parameters": ", ".join(f"{count:,} {name}" for name, count in counts.items()),
-        "network": f"{config['upsampler']}, {len(config['depths'])} groups, {config['in_chans']} bands",
+        "network": f"{config['upsampler']}, {len(config['depths'])} groups, {config['in_chans']} "
+        "bands",
         "value range": "{:g} to {:g}".format(*facts["value range"]),
         **({} if entry is None else {"trained on": entry.training_data, "terms": entry.terms}),
-        **({"training": ", ".join(f"{name} {value}" for name, value in given.items())} if given else {}),
+        **(
+            {"training": ", ".join(f"{name} {value}" for name, value in given.items())}
+            if given
+            else {}
+        ),
         "more": f"repmamba info {weights} --json",
     }
 
 
 def _refuse_unknown_name(file: str) -> None:
-    """Raise SourceError for what reads as the name of weights and is none: neither a file nor an address."""
+    """Raise SourceError for what reads as the name of weights and is none: neither a file nor an
+    address.
+    """
     from repmamba.inference.catalogue import packaged_weights
 
     if re.fullmatch(r"[\w-]+", file) and not os.path.exists(file):
@@ -217,7 +252,9 @@ def _weights(raster: Raster, usual: str) -> str:
 
 
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
-    """Facts as aligned lines; a table inside a table is indented under its name. Values of files are made printable."""
+    """Facts as aligned lines; a table inside a table is indented under its name. Values of files
+    are made printable.
+    """
     width = max((len(str(name)) for name in facts), default=0) + 2
     result = []
     for name, value in facts.items():
@@ -257,7 +294,9 @@ def _crs(crs: CRS | None) -> str:
     if crs is None:
         return "none"
     code = crs.to_epsg()
-    return f"EPSG:{code}" if code else crs.wkt.partition('"')[2].partition('"')[0] + ", without a code"
+    return (
+        f"EPSG:{code}" if code else crs.wkt.partition('"')[2].partition('"')[0] + ", without a code"
+    )
 
 
 def _words(value: Any) -> str:

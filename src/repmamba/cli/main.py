@@ -1,7 +1,9 @@
-"""The command line: a table of verbs, each in a module of its own that is loaded only when the verb is called.
+"""The command line: a table of verbs, each in a module of its own that is loaded only when the verb
+is called.
 
-So `repmamba --help` costs no more than click, and what a verb needs is paid for by that verb. `main` is also the one
-place where an exception becomes a line for the user. Exit codes: 0 done, 1 failed, 2 called wrongly, 130 interrupted.
+So `repmamba --help` costs no more than click, and what a verb needs is paid for by that verb.
+`main` is also the one place where an exception becomes a line for the user. Exit codes: 0 done, 1
+failed, 2 called wrongly, 130 interrupted.
 """
 
 import logging
@@ -39,29 +41,57 @@ VERBS = (
     Verb("verify", "repmamba.cli.verify", "Check a result against its receipt."),
     Verb("info", "repmamba.cli.info", "Say what is installed and what runs, or what a file is."),
     Verb("bench", "repmamba.cli.bench", "Time a network on this machine."),
-    Verb("prepare", "repmamba.cli.prepare", "Make the pairs of a benchmark from its originals.", goes_on=True),
+    Verb(
+        "prepare",
+        "repmamba.cli.prepare",
+        "Make the pairs of a benchmark from its originals.",
+        goes_on=True,
+    ),
     Verb("train", "repmamba.cli.train", "Train a network by a recipe.", goes_on=True),
-    Verb("finetune", "repmamba.cli.finetune", "Train a network further on scenes of one's own.", goes_on=True),
-    Verb("evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."),
+    Verb(
+        "finetune",
+        "repmamba.cli.finetune",
+        "Train a network further on scenes of one's own.",
+        goes_on=True,
+    ),
+    Verb(
+        "evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."
+    ),
     Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
-    Verb("completion", "repmamba.cli.completion", "Print what makes a shell complete repmamba's commands."),
+    Verb(
+        "completion",
+        "repmamba.cli.completion",
+        "Print what makes a shell complete repmamba's commands.",
+    ),
 )
 
 
-SYNONYMS = {"enlarge": "upscale", "superres": "upscale", "eval": "evaluate", "check": "verify", "benchmark": "bench"}
+SYNONYMS = {
+    "enlarge": "upscale",
+    "superres": "upscale",
+    "eval": "evaluate",
+    "check": "verify",
+    "benchmark": "bench",
+}
 
 
 class VerbGroup(click.Group):
-    """The table VERBS as a click group: help comes from the table, a module is imported when its verb is called."""
+    """The table VERBS as a click group: help comes from the table, a module is imported when its
+    verb is called.
+    """
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click has it; of a verb that there is not, the error names those that are spelt nearly so."""
+        """As click has it; of a verb that there is not, the error names those that are spelt nearly
+        so.
+        """
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as misuse:
-            near = get_close_matches(args[0], SYNONYMS | {verb.name: verb.name for verb in VERBS}, n=2)
+            near = get_close_matches(
+                args[0], SYNONYMS | {verb.name: verb.name for verb in VERBS}, n=2
+            )
             meant = list(dict.fromkeys(SYNONYMS.get(name, name) for name in near))
             if "Did you mean" in misuse.message:  # newer versions of click
                 raise
@@ -103,12 +133,15 @@ class Invocation:
 )
 @click.version_option(__version__, prog_name="repmamba", message="%(prog)s %(version)s")
 @click.option(
-    "--debug", is_flag=True, envvar="REPMAMBA_DEBUG", help="Show tracebacks and log all steps (REPMAMBA_DEBUG=1)."
+    "--debug",
+    is_flag=True,
+    envvar="REPMAMBA_DEBUG",
+    help="Show tracebacks and log all steps (REPMAMBA_DEBUG=1).",
 )
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Super-resolution of satellite and aerial scenes: any raster in, the same raster out at 2, 3 or 4 times the
-    resolution.
+    """Super-resolution of satellite and aerial scenes: any raster in, the same raster out at 2, 3
+    or 4 times the resolution.
 
     \b
     Examples:
@@ -123,17 +156,22 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and leave with its exit code; `arguments` are those of the process unless given."""
-    # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores that ours compute on:
-    # one pass of a network took 1.5 times as long on two cores.
+    """Run one command line and leave with its exit code; `arguments` are those of the process
+    unless given.
+    """
+    # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores
+    # that ours compute on: one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if cpu_quota() is not None:  # torch counts the cores of the machine, of which a container grants fewer
+    # torch counts the cores of the machine, of which a container grants fewer
+    if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; its exit code. Whatever goes wrong is one line on stderr, and a traceback with --debug."""
+    """Run one command line; its exit code. Whatever goes wrong is one line on stderr, and a
+    traceback with --debug.
+    """
     invocation = Invocation()
     speak_json(False)
     try:
@@ -148,7 +186,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return misuse.exit_code
     except (click.Abort, KeyboardInterrupt):
         goes_on = any(verb.name == invocation.verb and verb.goes_on for verb in VERBS)
-        say_error("interrupted" + "; what is finished is kept, and the same command goes on with it." * goes_on)
+        say_error(
+            "interrupted"
+            + "; what is finished is kept, and the same command goes on with it." * goes_on
+        )
         return INTERRUPTED
     except RepmambaError as error:
         _trace(invocation)
@@ -161,7 +202,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _asks_for_json(misuse: click.ClickException, arguments: Sequence[str]) -> bool:
-    """Whether a command line that could not be read asks for events; the --json of some verbs is a file's name."""
+    """Whether a command line that could not be read asks for events; the --json of some verbs is a
+    file's name.
+    """
     ctx = getattr(misuse, "ctx", None)
     flags = [] if ctx is None else ctx.command.params
     return "--json" in arguments and any(option.name == "as_json" for option in flags)
@@ -174,5 +217,11 @@ def _trace(invocation: Invocation) -> None:
 
 def _how_to_report(invocation: Invocation) -> str:
     if invocation.debug:
-        return "Nobody foresaw this: please report it with the lines above and the output of `repmamba info`."
-    return "Nobody foresaw this: please report it with the output of the same command under REPMAMBA_DEBUG=1."
+        return (
+            "Nobody foresaw this: please report it with the lines above and the output of "
+            "`repmamba info`."
+        )
+    return (
+        "Nobody foresaw this: please report it with the output of the same command under "
+        "REPMAMBA_DEBUG=1."
+    )

@@ -14,7 +14,9 @@ from repmamba.cli.terminal import hide_warnings, log_to_stderr, speak_json
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
-    """Quiet: neither log lines nor warnings. Without a terminal there is no bar, and log lines take its place."""
+    """Quiet: neither log lines nor warnings. Without a terminal there is no bar, and log lines take
+    its place.
+    """
     logger = logging.getLogger("repmamba")
     if quiet:
         log_to_stderr(logging.ERROR)
@@ -33,7 +35,9 @@ def _device_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
 
 
-def numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+def numbers(
+    kind: type, count: int | None
+) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     """A callback that turns "1,2,3" into a tuple of that many numbers."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
@@ -44,14 +48,18 @@ def numbers(kind: type, count: int | None) -> Callable[[click.Context, click.Par
         except ValueError:
             numbers = ()
         if not numbers or (count is not None and len(numbers) != count):
-            raise click.BadParameter(f"'{text}' is not {count or 'a list of'} numbers with commas between.")
+            raise click.BadParameter(
+                f"'{text}' is not {count or 'a list of'} numbers with commas between."
+            )
         return numbers
 
     return read
 
 
 def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many numbers and names of bands."""
+    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many numbers and names of
+    bands.
+    """
 
     def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
         if text is None:
@@ -59,7 +67,9 @@ def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | 
         parts = [part.strip() for part in text.split(",")]
         if not all(parts) or (count is not None and len(parts) != count):
             wanted = count or "a list of"
-            raise click.BadParameter(f"'{text}' is not {wanted} numbers or names of bands with commas between.")
+            raise click.BadParameter(
+                f"'{text}' is not {wanted} numbers or names of bands with commas between."
+            )
         return tuple(int(part) if part.isdecimal() else part for part in parts)
 
     return read
@@ -70,17 +80,21 @@ class PackagedWeightsOrPath(click.Path):
 
     name = "weights"
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[Any]:
         """The names that begin so, then the paths."""
         from repmamba.inference.catalogue import packaged_weights
 
         names = [entry.name for entry in packaged_weights() if entry.name.startswith(incomplete)]
-        return [click.shell_completion.CompletionItem(name) for name in names] + super().shell_complete(
-            ctx, param, incomplete
-        )
+        return [
+            click.shell_completion.CompletionItem(name) for name in names
+        ] + super().shell_complete(ctx, param, incomplete)
 
 
-sources = click.argument("sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=str))
+sources = click.argument(
+    "sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=str)
+)
 target = click.option(
     "-o",
     "--output",
@@ -94,20 +108,25 @@ weights = click.option(
     "--weights",
     metavar="NAME|FILE|FOLDER",
     type=PackagedWeightsOrPath(),
-    help="Packaged weights by name (x4), a checkpoint of ours or a published one.  [default: those of --scale]",
+    help="Packaged weights by name (x4), a checkpoint of ours or a published one.  [default: those "
+    "of --scale]",
 )
 scale = click.option(
-    "--scale", type=click.IntRange(2, 4), help="How many times larger.  [default: that of the weights, else 4]"
+    "--scale",
+    type=click.IntRange(2, 4),
+    help="How many times larger.  [default: that of the weights, else 4]",
 )
 device = click.option(
     "--device",
     shell_complete=_device_names,
-    help="cpu, cuda, cuda:1, mps. Not yet run on a GPU; cpu avoids it.  [default: cuda where there is one, else cpu]",
+    help="cpu, cuda, cuda:1, mps. Not yet run on a GPU; cpu avoids it.  [default: cuda where there "
+    "is one, else cpu]",
 )
 backend = click.option(
     "--backend",
     metavar="NAME",
-    help="How the scan is computed; 'repmamba info' lists the names.  [default: the fastest that the device runs]",
+    help="How the scan is computed; 'repmamba info' lists the names.  [default: the fastest that "
+    "the device runs]",
 )
 precision = click.option(
     "--precision",
@@ -118,17 +137,25 @@ tile = click.option(
     "--tile",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Edge of the part kept of each tile, in input pixels, an even number.  [default: that of the weights]",
+    help="Edge of the part kept of each tile, in input pixels, an even number.  [default: that of "
+    "the weights]",
 )
 halo = click.option(
     "--halo",
     type=click.IntRange(min=0),
     metavar="PIXELS",
-    help="What is read around each tile, in input pixels, an even number.  [default: that of the weights]",
+    help="What is read around each tile, in input pixels, an even number.  [default: that of the "
+    "weights]",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that is there already."
+)
 quiet = click.option(
-    "-q", "--quiet", is_flag=True, callback=_set_loudness, help="No progress, no log lines, no warnings; errors alone."
+    "-q",
+    "--quiet",
+    is_flag=True,
+    callback=_set_loudness,
+    help="No progress, no log lines, no warnings; errors alone.",
 )
 as_json = click.option(
     "--json",

@@ -21,21 +21,40 @@ def _range(name: str, text: str) -> Callable[[Command], Command]:
 @click.argument("benchmark", type=click.Choice(["aid", "dota", "dior", "nwpu", "folder"]))
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--scale", type=click.IntRange(2, 4), required=True, help="How many times smaller LR is.")
+@click.option(
+    "--scale", type=click.IntRange(2, 4), required=True, help="How many times smaller LR is."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Of every random choice.  [default: 0]")
-@click.option("--split", "part", metavar="NAME", help="One split of the archive alone: train, val, test or trainval.")
-@click.option("--count", type=click.IntRange(min=1), help="Images drawn, of each class folder where there are some.")
-@click.option("--drawn", nargs=2, type=int, metavar="TRAIN TEST", help="AID: images of each class.  [default: 100 30]")
+@click.option(
+    "--split",
+    "part",
+    metavar="NAME",
+    help="One split of the archive alone: train, val, test or trainval.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help="Images drawn, of each class folder where there are some.",
+)
+@click.option(
+    "--drawn",
+    nargs=2,
+    type=int,
+    metavar="TRAIN TEST",
+    help="AID: images of each class.  [default: 100 30]",
+)
 @click.option(
     "--val",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images held out for validation, in val/; of each class folder where there are some.  [default: none]",
+    help="Images held out for validation, in val/; of each class folder where there are some.  "
+    "[default: none]",
 )
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
-    help="Repeat the draw of an earlier run, its seed included; its originals are proved by digest.",
+    help="Repeat the draw of an earlier run, its seed included; its originals are proved by "
+    "digest.",
 )
 @_range("blur", "Gaussian blur of GT before it is reduced, sigma in its pixels.")
 @_range("noise", "Normal noise on LR, standard deviation in levels of 255.")
@@ -43,7 +62,8 @@ def _range(name: str, text: str) -> Callable[[Command], Command]:
 @click.option(
     "--degrade",
     metavar="NAME",
-    help="Make LR by a chain of all of these and others, as a camera does: mild, middle, strong, or sensor, of all "
+    help="Make LR by a chain of all of these and others, as a camera does: mild, middle, strong, "
+    "or sensor, of all "
     "strengths, a quarter clean.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
@@ -68,11 +88,13 @@ def prepare(
 ) -> None:
     """Make GT, LR and Bicubic of a benchmark's originals SRC, as unpacked, in DST.
 
-    Each benchmark is cut and reduced by its own rule, which the manifest in DST states: aid, and nwpu and folder, by
-    MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes on where it stood. A broken image is
-    named, counted and left out; where no image is left, the exit code is 1.
+    Each benchmark is cut and reduced by its own rule, which the manifest in DST states: aid, and
+    nwpu and folder, by MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes
+    on where it stood. A broken image is named, counted and left out; where no image is left, the
+    exit code is 1.
 
-    With --val, what a network learns from, is chosen by and is tested on are other images each: train/, val/ and test/.
+    With --val, what a network learns from, is chosen by and is tested on are other images each:
+    train/, val/ and test/.
 
     \b
     Examples:
@@ -91,11 +113,17 @@ def prepare(
     if manifest and seed is not None:
         raise UsageError(f"The seed is that of {manifest}; leave out --seed, or the manifest.")
     stages = tuple(
-        Stage(name, *limits) for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg)) if limits
+        Stage(name, *limits)
+        for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg))
+        if limits
     )
-    settings = Settings(BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages, degrade)
+    settings = Settings(
+        BENCHMARKS[benchmark], scale, seed or 0, count, part, drawn, val, stages, degrade
+    )
     with counting("Preparing", quiet=quiet) as progress:
-        prepared = prepare_pairs(source, target, settings, manifest=manifest, workers=jobs, progress=progress)
+        prepared = prepare_pairs(
+            source, target, settings, manifest=manifest, workers=jobs, progress=progress
+        )
     for line in prepared.summary().splitlines():
         click.echo(line[: len(line) - len(line.lstrip())] + printable(line))
     if prepared.made + prepared.kept == 0:

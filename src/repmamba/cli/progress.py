@@ -1,6 +1,8 @@
-"""How far a verb is, on stderr: a bar where there is a terminal, elsewhere log lines; with --quiet nothing.
+"""How far a verb is, on stderr: a bar where there is a terminal, elsewhere log lines; with --quiet
+nothing.
 
-The rooms call back with what is done and of how much; what that looks like is decided here, for all verbs.
+The rooms call back with what is done and of how much; what that looks like is decided here, for all
+verbs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ LINES_EVERY = 30.0  # seconds between log lines of images
 LOG_EVERY = 0.1  # of the work: a line each of megapixels
 TELL_EVERY = 0.5  # seconds between events of JSON
 
-MEGAPIXELS = "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
+MEGAPIXELS = (
+    "{desc}: {percentage:3.0f}% |{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}, {rate_fmt}]"
+)
 PARTS = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
 
 
@@ -44,7 +48,9 @@ def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def megapixels(name: str, *, quiet: bool, source: str | None = None) -> Iterator[Callable[[int, int], None] | None]:
+def megapixels(
+    name: str, *, quiet: bool, source: str | None = None
+) -> Iterator[Callable[[int, int], None] | None]:
     """What is to be called with how many of how many pixels are done; the bar has their speed.
 
     source: what is being enlarged, as events name it.
@@ -62,7 +68,9 @@ def megapixels(name: str, *, quiet: bool, source: str | None = None) -> Iterator
 
 @contextmanager
 def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]:
-    """What is to be called with the part that is done, 0 to 1; without a bar there is nothing to be called."""
+    """What is to be called with the part that is done, 0 to 1; without a bar there is nothing to be
+    called.
+    """
     if not shows_bars(quiet=quiet):
         yield None
         return
@@ -72,7 +80,9 @@ def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]
 
 @contextmanager
 def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
-    """What fit and finetune are to call, a bar for each thing that they do; None where they log by themselves."""
+    """What fit and finetune are to call, a bar for each thing that they do; None where they log by
+    themselves.
+    """
     if not shows_bars(quiet=quiet):
         yield None
         return
@@ -106,9 +116,13 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
         def progress(done: float, total: float) -> None:
             if bars:
                 bars[0].total = total  # a sample may grow
-            else:  # what an earlier run finished says nothing of this one's speed, so it is where the bar begins
+            else:  # start where an earlier run stopped: it says nothing of this speed
                 start = {"total": total, "initial": done}
-                bars.append(shown.enter_context(tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)))
+                bars.append(
+                    shown.enter_context(
+                        tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)
+                    )
+                )
             bars[0].update(done - bars[0].n)
 
         yield progress

@@ -1,8 +1,10 @@
-"""What goes to the terminal and how: errors and warnings as one line, text from strangers' files made harmless.
+"""What goes to the terminal and how: errors and warnings as one line, text from strangers' files
+made harmless.
 
-Results go to stdout, everything else to stderr. With --json, results, progress, warnings and errors are events on
-stdout, one JSON object a line. The library itself only logs and warns; no other room prints. Its messages name options
-as Python does, tile=256; here they become those of the command line, --tile 256.
+Results go to stdout, everything else to stderr. With --json, results, progress, warnings and errors
+are events on stdout, one JSON object a line. The library itself only logs and warns; no other room
+prints. Its messages name options as Python does, tile=256; here they become those of the command
+line, --tile 256.
 """
 
 import json
@@ -20,7 +22,9 @@ from repmamba.errors import RepmambaWarning
 
 
 def printable(text: object) -> str:
-    """The text on one line, control characters written as escapes: a file's name or tag must not steer the terminal."""
+    """The text on one line, control characters written as escapes: a file's name or tag must not
+    steer the terminal.
+    """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in " ".join(str(text).split())
@@ -30,9 +34,40 @@ def printable(text: object) -> str:
 FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
     name: name.replace("_", "-")
     for name in (
-        *("scale", "device", "backend", "precision", "weights", "ensemble", "confidence", "tile", "halo", "window"),
-        *("bbox", "bands", "rgb", "consistent", "format", "workers", "cluster", "untrusted", "max_pixels"),
-        *("on_corrupt", "expand_palette", "overwrite", "restart", "nodata", "save", "tensorboard", "minutes", "steps"),
+        *(
+            "scale",
+            "device",
+            "backend",
+            "precision",
+            "weights",
+            "ensemble",
+            "confidence",
+            "tile",
+            "halo",
+            "window",
+        ),
+        *(
+            "bbox",
+            "bands",
+            "rgb",
+            "consistent",
+            "format",
+            "workers",
+            "cluster",
+            "untrusted",
+            "max_pixels",
+        ),
+        *(
+            "on_corrupt",
+            "expand_palette",
+            "overwrite",
+            "restart",
+            "nodata",
+            "save",
+            "tensorboard",
+            "minutes",
+            "steps",
+        ),
         *("peak", "cost"),
     )
 }
@@ -43,7 +78,9 @@ _KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(
 
 
 def in_flags(text: str) -> str:
-    """A message of the library with the flags of the command line in the place of Python's keywords."""
+    """A message of the library with the flags of the command line in the place of Python's
+    keywords.
+    """
     return _KEYWORD.sub(_flag, text)
 
 
@@ -76,17 +113,26 @@ def tell(event: str, **values: Any) -> None:
 
 
 def say_error(error: object, *, source: str | None = None) -> None:
-    """One line on stderr, or an event. source: the input that it is about, where there are several."""
+    """One line on stderr, or an event. source: the input that it is about, where there are
+    several.
+    """
     if _json:
         kind = type(error).__name__ if isinstance(error, BaseException) else "Error"
-        tell("error", error=kind, message=in_flags(printable(error)), **({} if source is None else {"source": source}))
+        tell(
+            "error",
+            error=kind,
+            message=in_flags(printable(error)),
+            **({} if source is None else {"source": source}),
+        )
     else:
         named = "" if source is None or source in str(error) else f"{source}: "
         click.echo(f"Error: {in_flags(printable(f'{named}{error}'))}", err=True)
 
 
 def show_warnings_as_lines(*, debug: bool) -> None:
-    """repmamba's own warnings as one line each; those of libraries are for developers and shown with --debug alone."""
+    """repmamba's own warnings as one line each; those of libraries are for developers and shown
+    with --debug alone.
+    """
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RepmambaWarning)
@@ -134,7 +180,11 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    where = "" if issubclass(category, RepmambaWarning) else f" ({category.__name__}, {filename}:{lineno})"
+    where = (
+        ""
+        if issubclass(category, RepmambaWarning)
+        else f" ({category.__name__}, {filename}:{lineno})"
+    )
     if _json:
         tell("warning", warning=category.__name__, message=in_flags(printable(message)))
         return

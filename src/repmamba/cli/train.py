@@ -42,25 +42,54 @@ class _NamesRecipes(click.Command):
     "folder",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Where the run lives; started again there, it goes on.  [default: runs/ and the recipe's name]",
+    help="Where the run lives; started again there, it goes on.  [default: runs/ and the recipe's "
+    "name]",
 )
 @click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Lay a value over the recipe's; may be repeated."
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Lay a value over the recipe's; may be repeated.",
 )
 @options.device
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]")
-@click.option("--nice", type=click.IntRange(0, 19), default=0, metavar="N", help="Give way to other work; 19 the most.")
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Threads that prepare batches ahead."
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
+)
+@click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=0,
+    metavar="N",
+    help="Give way to other work; 19 the most.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Threads that prepare batches ahead.",
 )
 @click.option(
     "--cache",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Keep decoded images there, for other runs too.  [default: the run's folder, if the recipe caches on disk]",
+    help="Keep decoded images there, for other runs too.  [default: the run's folder, if the "
+    "recipe caches on disk]",
 )
-@click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True, help="Steps between log lines.")
-@click.option("--minutes", type=float, metavar="N", help="Save and leave after so long; started again, it goes on.")
+@click.option(
+    "--log-every",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Steps between log lines.",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Save and leave after so long; started again, it goes on.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the folder, too.")
 @options.quiet
 def train(
@@ -79,8 +108,8 @@ def train(
 ) -> None:
     """Train a network by RECIPE, a TOML file or one of the packaged: RECIPES.
 
-    Stopped at any moment, the same command goes on from the last save. Several processes, as torchrun or SLURM start
-    them, share one run.
+    Stopped at any moment, the same command goes on from the last save. Several processes, as
+    torchrun or SLURM start them, share one run.
 
     \b
     Examples:
@@ -111,7 +140,9 @@ def train(
 
 @contextmanager
 def one_voice(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Log lines on stderr, above a bar too, and what says the result; of several processes, the first one speaks."""
+    """Log lines on stderr, above a bar too, and what says the result; of several processes, the
+    first one speaks.
+    """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from repmamba.train.processes import find_processes

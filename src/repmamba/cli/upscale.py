@@ -70,13 +70,15 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     metavar="R,G,B",
     callback=options.bands(3),
     help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
-    "Each other band goes through the network alone, at the cost of a whole pass.  [default: as the file says]",
+    "Each other band goes through the network alone, at the cost of a whole pass.  [default: as "
+    "the file says]",
 )
 @click.option(
     "--nodata",
     metavar="VALUE[,VALUE...]",
     callback=options.numbers(float, None),
-    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file says]",
+    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file "
+    "says]",
 )
 @click.option(
     "--no-alpha",
@@ -89,12 +91,14 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "value_range",
     metavar="LOW,HIGH|robust|type",
     callback=_range,
-    help="What is black and white to the network.  [default: type for 8 bit, robust percentiles for others]",
+    help="What is black and white to the network.  [default: type for 8 bit, robust percentiles "
+    "for others]",
 )
 @click.option(
     "--consistent/--no-consistent",
     default=None,
-    help="Let the result, made small again, be the input, but for spikes and what the type's ends clip.  "
+    help="Let the result, made small again, be the input, but for spikes and what the type's ends "
+    "clip.  "
     "[default: on where the input has a place on the map]",
 )
 @click.option(
@@ -106,33 +110,55 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "--confidence",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Also write a raster (.tif) of the error to expect in each pixel; the result is then that of --ensemble.",
+    help="Also write a raster (.tif) of the error to expect in each pixel; the result is then that "
+    "of --ensemble.",
 )
-@click.option("--format", "format_name", metavar="NAME", help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]")
 @click.option(
-    "--co", "creation", metavar="NAME=VALUE", multiple=True, callback=_creation, help="A creation option of GDAL."
+    "--format",
+    "format_name",
+    metavar="NAME",
+    help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Tiles computed side by side.  [default: CPU cores]")
+@click.option(
+    "--co",
+    "creation",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_creation,
+    help="A creation option of GDAL.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Tiles computed side by side.  [default: CPU cores]",
+)
 @click.option(
     "--cluster",
     metavar="ADDRESS|FILE",
-    help="Compute on a Dask cluster: the address of its scheduler, tcp://host:8786, or its scheduler file (.json).",
+    help="Compute on a Dask cluster: the address of its scheduler, tcp://host:8786, or its "
+    "scheduler file (.json).",
 )
 @click.option("--recursive", is_flag=True, help="Of folders as inputs, also the folders in them.")
 @options.overwrite
 @click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, with size, memory and time, and do nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, with size, memory and time, and do nothing.",
+)
 @click.option(
     "--untrusted",
     is_flag=True,
-    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at most 268,435,456 "
+    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at "
+    "most 268,435,456 "
     "pixels, 200 bands, blocks of 64 MiB and 4,000 pixels a byte.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Allow an input of so many pixels, in however few bytes.  [default: 68,719,476,736; with --untrusted "
+    help="Allow an input of so many pixels, in however few bytes.  [default: 68,719,476,736; with "
+    "--untrusted "
     "268,435,456]",
 )
 @click.option(
@@ -142,7 +168,11 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     show_default=True,
     help="What to do where the input cannot be read: stop, or take it as missing.",
 )
-@click.option("--expand-palette", is_flag=True, help="Enlarge the colours of a palette, even of one with classes.")
+@click.option(
+    "--expand-palette",
+    is_flag=True,
+    help="Enlarge the colours of a palette, even of one with classes.",
+)
 @options.quiet
 @options.as_json
 def upscale(
@@ -160,9 +190,10 @@ def upscale(
 ) -> None:
     """Enlarge each INPUT into OUTPUT, in place on the map.
 
-    OUTPUT is a file for one INPUT, a folder for several, or where it ends in a slash or is one already: names are kept,
-    with _x4 added. A folder as INPUT stands for the rasters in it. What was stopped goes on with the same command, and
-    what is done already stays as it is. Of several, one that fails is named, and the others go on.
+    OUTPUT is a file for one INPUT, a folder for several, or where it ends in a slash or is one
+    already: names are kept, with _x4 added. A folder as INPUT stands for the rasters in it. What
+    was stopped goes on with the same command, and what is done already stays as it is. Of several,
+    one that fails is named, and the others go on.
 
     \b
     Examples:
@@ -178,7 +209,10 @@ def upscale(
     from repmamba.scene.engine import plan_file, upscale_file
     from repmamba.tiles.window import Window
 
-    network = {name: settings.pop(name) for name in ("weights", "scale", "device", "backend", "precision", "ensemble")}
+    network = {
+        name: settings.pop(name)
+        for name in ("weights", "scale", "device", "backend", "precision", "ensemble")
+    }
     if window is not None:
         col, row, width, height = window
         settings["window"] = Window(row, col, height, width)
@@ -188,7 +222,10 @@ def upscale(
     batch.check_output(target, len(sources), folders=folders)
     inputs = batch.find_inputs(sources, target, recursive=recursive)
     if settings["confidence"] is not None and len(inputs) > 1:
-        raise UsageError(f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by one.")
+        raise UsageError(
+            f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by "
+            "one."
+        )
     named = network.pop("weights")
     # Named weights are for all inputs; without a name, each input has those that fit it.
     upscaler = Chooser.loading(**network) if named is None else load(named, **network)
@@ -198,24 +235,38 @@ def upscale(
 
     def enlarge(job: Job) -> None:
         place = jobs.index(job) + 1
-        name = f"{place} of {len(jobs)}: {Path(job.source).name}" if several else Path(job.source).name
+        name = (
+            f"{place} of {len(jobs)}: {Path(job.source).name}" if several else Path(job.source).name
+        )
         once.source = job.source
         how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": True}
         with ExitStack() as bars:
 
             def bar(what: str, *, hidden: bool = False) -> Any:
-                return bars.enter_context(megapixels(what, quiet=quiet or hidden, source=job.source))
+                return bars.enter_context(
+                    megapixels(what, quiet=quiet or hidden, source=job.source)
+                )
 
             how["measuring"] = bar(f"{name}, range")
             if dry_run:
-                # A run makes the folder of the results; before it is there, nothing in it can be in the way.
-                new = not os.path.exists(job.target.parent) and (several or folders or str(job.target) != target)
-                output = next(filter(os.path.isdir, job.target.parents)) / job.target.name if new else job.target
+                # A run makes the folder of the results; before it is there, nothing in it can be in
+                # the way.
+                new = not os.path.exists(job.target.parent) and (
+                    several or folders or str(job.target) != target
+                )
+                output = (
+                    next(filter(os.path.isdir, job.target.parents)) / job.target.name
+                    if new
+                    else job.target
+                )
                 how |= {"overwrite": overwrite or new, "restart": restart or new}
-                found: Any = replace(plan_file(job.source, output, upscaler, **how, **settings), target=job.target)
+                found: Any = replace(
+                    plan_file(job.source, output, upscaler, **how, **settings), target=job.target
+                )
             else:
                 how["progress"] = bar(name)
-                unseen = not shows_bars(quiet=quiet)  # in a log, the lines of the computing are enough
+                # in a log, the lines of the computing are enough
+                unseen = not shows_bars(quiet=quiet)
                 how["assembling"] = bar(f"{name}, written", hidden=unseen)
                 found = upscale_file(job.source, job.target, upscaler, **how, **settings)
         shown.append(found)
@@ -226,7 +277,10 @@ def upscale(
 
     with filter_log(once if several else None):
         if several:
-            logger.info("%d inputs; what is said of one holds for the next, until something else is said.", len(jobs))
+            logger.info(
+                "%d inputs; what is said of one holds for the next, until something else is said.",
+                len(jobs),
+            )
         failed = batch.one_by_one(enlarge, jobs)
     if several and shown and (dry_run or not quiet or speaks_json()):
         _tell_total(shown, failed, time.monotonic() - begun, dry_run=dry_run)
@@ -237,7 +291,9 @@ def upscale(
         )
 
 
-def _tell_total(shown: Sequence[Any], failed: Sequence[str], seconds: float, *, dry_run: bool) -> None:
+def _tell_total(
+    shown: Sequence[Any], failed: Sequence[str], seconds: float, *, dry_run: bool
+) -> None:
     """What became of several inputs, or would, in a few lines or one event."""
     from repmamba.scene.estimate import total_of
 
@@ -245,7 +301,13 @@ def _tell_total(shown: Sequence[Any], failed: Sequence[str], seconds: float, *, 
     kept = len(shown) - len(new)
     if dry_run:
         if speaks_json():
-            tell("total", inputs=count, done_already=kept, failed=list(failed), **total_of(new).as_json())
+            tell(
+                "total",
+                inputs=count,
+                done_already=kept,
+                failed=list(failed),
+                **total_of(new).as_json(),
+            )
         else:
             rest = f": {total_of(new).summary()}" if new else ""
             click.echo(f"{count} inputs{_already(kept, count)}{_not_done(failed)}{rest}")
@@ -253,7 +315,10 @@ def _tell_total(shown: Sequence[Any], failed: Sequence[str], seconds: float, *, 
     elif speaks_json():
         tell("summary", inputs=count, enlarged=len(new), done_already=kept, failed=list(failed))
     else:
-        click.echo(f"{count} inputs: {len(new)} enlarged in {seconds:.1f} s{_already(kept, count)}{_not_done(failed)}")
+        click.echo(
+            f"{count} inputs: {len(new)} enlarged in {seconds:.1f} "
+            f"s{_already(kept, count)}{_not_done(failed)}"
+        )
         _say_common(new)
 
 

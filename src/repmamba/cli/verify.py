@@ -1,4 +1,6 @@
-"""repmamba verify: is a result still what was written? Every tile of it is decoded and compared with its receipt."""
+"""repmamba verify: is a result still what was written? Every tile of it is decoded and compared
+with its receipt.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from repmamba.errors import VerificationError
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option(
     "--receipt",
     "receipt_file",
@@ -28,9 +32,9 @@ from repmamba.errors import VerificationError
 def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_json: bool) -> None:
     """Check results against the receipts that were written beside them.
 
-    Every tile and every overview is decoded and compared, then the file as a whole. Exit code 0: all of it is what was
-    written. 1: something is not, and a line on stderr names the first tile at fault; other FILEs are checked all the
-    same. 2: called wrongly.
+    Every tile and every overview is decoded and compared, then the file as a whole. Exit code 0:
+    all of it is what was written. 1: something is not, and a line on stderr names the first tile at
+    fault; other FILEs are checked all the same. 2: called wrongly.
 
     \b
     Examples:
@@ -50,7 +54,9 @@ def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_j
             say_error(fault if str(file) in str(fault) else f"{file}: {fault}")
             failed.append(str(file))
     if failed:
-        raise VerificationError(f"{len(failed)} of {len(files)} files are not what was written: {', '.join(failed)}.")
+        raise VerificationError(
+            f"{len(failed)} of {len(files)} files are not what was written: {', '.join(failed)}."
+        )
 
 
 def _verify(file: Path, receipt_file: Path | None, *, quiet: bool, as_json: bool) -> None:

@@ -1,7 +1,9 @@
-"""The benchmarks of the field: how each unpacks, which part of an image counts, and which bicubic makes its LR.
+"""The benchmarks of the field: how each unpacks, which part of an image counts, and which bicubic
+makes its LR.
 
-A benchmark finds its originals in the folders as its authors' archive unpacks them, or as a known repackaging does, and
-says what it expected where it does not know a layout. Cutting and writing is prepare.py's; here nothing is decoded.
+A benchmark finds its originals in the folders as its authors' archive unpacks them, or as a known
+repackaging does, and says what it expected where it does not know a layout. Cutting and writing is
+prepare.py's; here nothing is decoded.
 """
 
 from collections.abc import Callable
@@ -14,23 +16,29 @@ from repmamba.data.images import find_images
 from repmamba.data.pairs import HR_FOLDER
 from repmamba.errors import SourceError, UsageError
 
-AID_CLASSES = (
-    "Airport", "BareLand", "BaseballField", "Beach", "Bridge", "Center", "Church", "Commercial", "DenseResidential",
-    "Desert", "Farmland", "Forest", "Industrial", "Meadow", "MediumResidential", "Mountain", "Park", "Parking",
-    "Playground", "Pond", "Port", "RailwayStation", "Resort", "River", "School", "SparseResidential", "Square",
-    "Stadium", "StorageTanks", "Viaduct",
-)  # fmt: skip
-NWPU_CLASSES = (
-    "airplane", "airport", "baseball_diamond", "basketball_court", "beach", "bridge", "chaparral", "church",
-    "circular_farmland", "cloud", "commercial_area", "dense_residential", "desert", "forest", "freeway", "golf_course",
-    "ground_track_field", "harbor", "industrial_area", "intersection", "island", "lake", "meadow",
-    "medium_residential", "mobile_home_park", "mountain", "overpass", "palace", "parking_lot", "railway",
-    "railway_station", "rectangular_farmland", "river", "roundabout", "runway", "sea_ice", "ship", "snowberg",
-    "sparse_residential", "stadium", "storage_tank", "tennis_court", "terrace", "thermal_power_station", "wetland",
-)  # fmt: skip
+AID_CLASSES = tuple(
+    """
+    Airport BareLand BaseballField Beach Bridge Center Church Commercial DenseResidential Desert
+    Farmland Forest Industrial Meadow MediumResidential Mountain Park Parking Playground Pond Port
+    RailwayStation Resort River School SparseResidential Square Stadium StorageTanks Viaduct
+    """.split()
+)
+NWPU_CLASSES = tuple(
+    """
+    airplane airport baseball_diamond basketball_court beach bridge chaparral church
+    circular_farmland cloud commercial_area dense_residential desert forest freeway golf_course
+    ground_track_field harbor industrial_area intersection island lake meadow medium_residential
+    mobile_home_park mountain overpass palace parking_lot railway railway_station
+    rectangular_farmland river roundabout runway sea_ice ship snowberg sparse_residential stadium
+    storage_tank tennis_court terrace thermal_power_station wetland
+    """.split()
+)
 
 DOTA_PARTS = ("train", "val", "test")
-DIOR_PARTS = {"trainval": ("JPEGImages-trainval", "Images/trainval"), "test": ("JPEGImages-test", "Images/test")}
+DIOR_PARTS = {
+    "trainval": ("JPEGImages-trainval", "Images/trainval"),
+    "test": ("JPEGImages-test", "Images/test"),
+}
 
 Bicubic = Literal["matlab", "pillow"]
 
@@ -54,9 +62,11 @@ class Benchmark:
 
     name: str  # on the command line
     title: str
-    find: Callable[[Path, str | None], list[Original]]  # source, and a part of it or None for all -> its originals
+    # source, and a part of it or None for all -> its originals
+    find: Callable[[Path, str | None], list[Original]]
     parts: tuple[str, ...]  # the splits that it comes with
-    size: tuple[int, int] | None  # rows and columns that an original must have, where all are of one size
+    # rows and columns that an original must have, where all are of one size
+    size: tuple[int, int] | None
     cut: int | None  # edge of the square that is cut out, in pixels; None keeps the whole image
     corner: tuple[int, int] | None  # first row and column of the cut; None is the centre
     bicubic: Bicubic  # what made LR
@@ -66,10 +76,18 @@ class Benchmark:
     @property
     def rule(self) -> str:
         """How GT, LR and Bicubic are made, in a line for the manifest."""
-        place = "at the centre" if self.corner is None else f"from row {self.corner[0]} and column {self.corner[1]}"
+        place = (
+            "at the centre"
+            if self.corner is None
+            else f"from row {self.corner[0]} and column {self.corner[1]}"
+        )
         gt = "whole images" if self.cut is None else f"{self.cut}x{self.cut} {place}"
         if self.bicubic == "matlab":
-            return f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from the LR before rounding"
+            return (
+                f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from "
+                "the "
+                "LR before rounding"
+            )
         return f"GT {gt}; LR by Pillow's bicubic on 8 bit; Bicubic by the same from the 8-bit LR"
 
 
@@ -91,7 +109,11 @@ def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Or
             f"{title}/ with {len(classes)} class folders ({classes[0]}/, {classes[1]}/, ...)",
             f"without {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}",
         )
-    return [Original(f"{name}/{path.stem}", path) for name in classes for path in find_images(root / name, deep=False)]
+    return [
+        Original(f"{name}/{path.stem}", path)
+        for name in classes
+        for path in find_images(root / name, deep=False)
+    ]
 
 
 def _find_dota(source: Path, part: str | None) -> list[Original]:
@@ -101,7 +123,9 @@ def _find_dota(source: Path, part: str | None) -> list[Original]:
         folders = [source / "images"] if (source / "images").is_dir() else [source]
     originals = _flat(folders)
     if not originals:
-        raise _unknown_layout(source, "train/images/P0000.png, val/images/ and test/images/, or images/ of one split")
+        raise _unknown_layout(
+            source, "train/images/P0000.png, val/images/ and test/images/, or images/ of one split"
+        )
     return originals
 
 
@@ -117,68 +141,119 @@ def _find_dior(source: Path, part: str | None) -> list[Original]:
 
 
 def _find_folder(source: Path, part: str | None) -> list[Original]:
-    originals = [Original(path.relative_to(source).with_suffix("").as_posix(), path) for path in find_images(source)]
+    originals = [
+        Original(path.relative_to(source).with_suffix("").as_posix(), path)
+        for path in find_images(source)
+    ]
     if not originals:
         raise _unknown_layout(source, "images, flat or in folders")
     inside = [f"/{one.name}".partition(f"/{HR_FOLDER}/") for one in originals]
-    pairs = sorted({source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found})
+    pairs = sorted(
+        {source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found}
+    )
     if pairs:  # their LR and Bicubic would be taken for originals, and one picture be three
         raise UsageError(
-            f"{source} holds pairs already: evaluate and train take them as they are. To make others of the same "
+            f"{source} holds pairs already: evaluate and train take them as they are. To make "
+            "others of the same "
             f"images, give {pairs[0]}."
         )
     return originals
 
 
 def _flat(folders: list[Path]) -> list[Original]:
-    return [Original(path.stem, path) for folder in folders for path in find_images(folder, deep=False)]
+    return [
+        Original(path.stem, path) for folder in folders for path in find_images(folder, deep=False)
+    ]
 
 
 def _unknown_layout(source: Path, expected: str, remark: str = "") -> SourceError:
     if not source.is_dir():
         return SourceError(f"{source} is not a folder; expected there: {expected}.")
     names = sorted(child.name + "/" * child.is_dir() for child in source.iterdir())
-    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    return SourceError(f"{source} is not laid out as expected: {expected}; found {found}{', ' * bool(remark)}{remark}.")
+    found = (
+        ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        if names
+        else "nothing"
+    )
+    return SourceError(
+        f"{source} is not laid out as expected: {expected}; found "
+        f"{found}{', ' * bool(remark)}{remark}."
+    )
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark(
-            name="aid", title="AID", find=_find_aid, parts=(), size=(600, 600), cut=512, corner=(43, 43),
-            bicubic="matlab", drawn=(100, 30),
+            name="aid",
+            title="AID",
+            find=_find_aid,
+            parts=(),
+            size=(600, 600),
+            cut=512,
+            corner=(43, 43),
+            bicubic="matlab",
+            drawn=(100, 30),
             terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="dota", title="DOTA", find=_find_dota, parts=DOTA_PARTS, size=None, cut=512, corner=None,
-            bicubic="pillow", drawn=None,
+            name="dota",
+            title="DOTA",
+            find=_find_dota,
+            parts=DOTA_PARTS,
+            size=None,
+            cut=512,
+            corner=None,
+            bicubic="pillow",
+            drawn=None,
             terms="academic purposes only; Google Earth's terms for its imagery",
         ),
         Benchmark(
-            name="dior", title="DIOR", find=_find_dior, parts=tuple(DIOR_PARTS), size=None, cut=512, corner=None,
-            bicubic="pillow", drawn=None,
+            name="dior",
+            title="DIOR",
+            find=_find_dior,
+            parts=tuple(DIOR_PARTS),
+            size=None,
+            cut=512,
+            corner=None,
+            bicubic="pillow",
+            drawn=None,
             terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="nwpu", title="NWPU-RESISC45", find=_find_nwpu, parts=(), size=None, cut=None, corner=None,
-            bicubic="matlab", drawn=None,
+            name="nwpu",
+            title="NWPU-RESISC45",
+            find=_find_nwpu,
+            parts=(),
+            size=None,
+            cut=None,
+            corner=None,
+            bicubic="matlab",
+            drawn=None,
             terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="folder", title="a folder of images", find=_find_folder, parts=(), size=None, cut=None, corner=None,
-            bicubic="matlab", drawn=None,
+            name="folder",
+            title="a folder of images",
+            find=_find_folder,
+            parts=(),
+            size=None,
+            cut=None,
+            corner=None,
+            bicubic="matlab",
+            drawn=None,
             terms="those of the images",
         ),
     )
-}  # fmt: skip
+}
 
 
 def find_originals(benchmark: Benchmark, source: Path, part: str | None = None) -> list[Original]:
     """The originals of a benchmark below source, sorted by name.
 
-    part: one of the benchmark's own splits; None takes all that are there. Raises SourceError where the layout is not
-    known, UsageError for a part that the benchmark does not have and for two files that would have one name.
+    part: one of the benchmark's own splits; None takes all that are there. Raises SourceError where
+    the layout is not known, UsageError for a part that the benchmark does not have and for two
+    files that would have one name.
     """
     if part is not None and part not in benchmark.parts:
         has = f"has {', '.join(benchmark.parts)}" if benchmark.parts else "comes without splits"
@@ -186,5 +261,7 @@ def find_originals(benchmark: Benchmark, source: Path, part: str | None = None) 
     originals = sorted(benchmark.find(source, part), key=lambda original: original.name)
     for one, other in pairwise(originals):
         if one.name == other.name:
-            raise UsageError(f"{one.path} and {other.path} would both be {one.name}; keep one of them.")
+            raise UsageError(
+                f"{one.path} and {other.path} would both be {one.name}; keep one of them."
+            )
     return originals

@@ -1,8 +1,8 @@
 """Image files as arrays (H, W, C), and 8-bit arrays as PNG files.
 
-Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs through rasterio, with all their bands in
-their own type. Georeferencing, missing pixels and windows are the scene's affair: an image here is whole, and fits into
-memory.
+Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs through rasterio, with
+all their bands in their own type. Georeferencing, missing pixels and windows are the scene's
+affair: an image here is whole, and fits into memory.
 """
 
 import struct
@@ -25,11 +25,20 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 # What Pillow was seen to raise on damaged files; it promises no more than OSError.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
-    """The image files of a folder, and of the folders in it unless deep is off, in the order of their paths.
+    """The image files of a folder, and of the folders in it unless deep is off, in the order of
+    their paths.
 
     Hidden files and folders are left out. Raises SourceError if the folder is none.
     """
@@ -46,18 +55,22 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
 
 
 def read_image(path: Path) -> NDArray[np.generic]:
-    """An image file as (H, W, C): pictures uint8 with three bands, TIFFs with all bands in their own type.
+    """An image file as (H, W, C): pictures uint8 with three bands, TIFFs with all bands in their
+    own type.
 
-    A grey picture has its value in all three; a transparent one loses its alpha. Raises CorruptSource if the file
-    breaks while it is read; SourceError if it is not there, has pictures of more than 8 bit, complex numbers, missing
-    pixels, or values that are not finite.
+    A grey picture has its value in all three; a transparent one loses its alpha. Raises
+    CorruptSource if the file breaks while it is read; SourceError if it is not there, has pictures
+    of more than 8 bit, complex numbers, missing pixels, or values that are not finite.
     """
     if not path.is_file():
         raise SourceError(f"{path} is not a file; give an image.")
     image = _read_raster(path) if path.suffix.lower() in RASTERS else _read_picture(path)
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise SourceError(f"{path.name} has {count} values that are not finite; fill or leave out those pixels first.")
+        raise SourceError(
+            f"{path.name} has {count} values that are not finite; fill or leave out those pixels "
+            "first."
+        )
     return image
 
 
@@ -70,7 +83,8 @@ def read_file(path: Path) -> bytes:
 
 
 def blank_image(path: Path) -> NDArray[np.generic]:
-    """Zeros of the shape (H, W, C) and type of what read_image gives, from the file's header and in no memory.
+    """Zeros of the shape (H, W, C) and type of what read_image gives, from the file's header and in
+    no memory.
 
     Raises CorruptSource if the header is broken; SourceError for pictures of more than 8 bit.
     """
@@ -84,22 +98,33 @@ def blank_image(path: Path) -> NDArray[np.generic]:
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is whole.
+    """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is
+    whole.
 
-    Folders above it are made. Not synced: after a power cut, is_whole_png tells. Raises UsageError for other shapes and
-    types, NoSpace or TargetError if that fails.
+    Folders above it are made. Not synced: after a power cut, is_whole_png tells. Raises UsageError
+    for other shapes and types, NoSpace or TargetError if that fails.
     """
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or (image.ndim == 3 and image.shape[2] not in (1, 3))
+    ):
         raise UsageError(
-            f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape {image.shape}."
+            f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape "
+            f"{image.shape}."
         )
     with whole_file(path) as unfinished:
-        picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-        picture.save(unfinished, "PNG", compress_level=3)  # aerial pictures gain little from the slow levels
+        picture = Image.fromarray(
+            image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        )
+        # aerial pictures gain little from the slow levels
+        picture.save(unfinished, "PNG", compress_level=3)
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a PNG file is there with all its bytes, by the checksums in it; no pixel is decoded."""
+    """Whether a PNG file is there with all its bytes, by the checksums in it; no pixel is
+    decoded.
+    """
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
@@ -124,7 +149,10 @@ def _picture(path: Path) -> Iterator[Image.Image]:
                 return
     except BROKEN as error:
         raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
-    raise SourceError(f"{path.name} has pixels of kind {mode}, and pictures of 8 bit are expected; write it as TIFF.")
+    raise SourceError(
+        f"{path.name} has pixels of kind {mode}, and pictures of 8 bit are expected; write it as "
+        "TIFF."
+    )
 
 
 def _read_raster(path: Path) -> NDArray[np.generic]:
@@ -134,12 +162,17 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
         bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
         # Alpha is a band among the others here, and GDAL calls many a fourth band so.
         tells = MaskFlags.alpha not in raster.mask_flag_enums[0]
-        missing = raster.width * raster.height - np.count_nonzero(raster.dataset_mask()) if tells else 0
+        missing = (
+            raster.width * raster.height - np.count_nonzero(raster.dataset_mask()) if tells else 0
+        )
     if bands.dtype.kind not in "uif":
-        raise SourceError(f"{path.name} is of type {bands.dtype}, and integers or floats are expected.")
+        raise SourceError(
+            f"{path.name} is of type {bands.dtype}, and integers or floats are expected."
+        )
     if missing:  # what stands there is no measurement, and would be learnt and scored as one
         raise SourceError(
-            f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or cut out a part without any."
+            f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or cut out "
+            "a part without any."
         )
     return np.ascontiguousarray(bands)
 

@@ -1,7 +1,8 @@
 """Patches to learn from: which ones each step of a run sees, and how they are laid.
 
-Drawn from a counter (seed, phase, epoch, position), never from a random state, so that resuming is an integer and
-neither the number of workers nor that of processes changes a sample. Only numbers here; stock.py cuts the pixels.
+Drawn from a counter (seed, phase, epoch, position), never from a random state, so that resuming is
+an integer and neither the number of workers nor that of processes changes a sample. Only numbers
+here; stock.py cuts the pixels.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """From step (or epoch) `start` on: patches of `size` lr pixels on a side, `batch` of them in a step."""
+    """From step (or epoch) `start` on: patches of `size` lr pixels on a side, `batch` of them in a
+    step.
+    """
 
     start: int = 0
     size: int = 64
@@ -38,12 +41,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """The samples of every step of a run. In an epoch each image gives one patch, in an order drawn for that epoch.
+    """The samples of every step of a run. In an epoch each image gives one patch, in an order drawn
+    for that epoch.
 
     sizes: lr height and width of each image.  phases: in order of their start, which counts steps.
-    by_area: each patch's image is drawn by its area instead, so that every pixel is seen about equally often.
-    augment: of "flips", "transpose", "rotations".
-    keep_short: an epoch ends with what is left of it; otherwise a batch goes on into the next epoch.
+    by_area: each patch's image is drawn by its area instead, so that every pixel is seen about
+    equally often. augment: of "flips", "transpose", "rotations". keep_short: an epoch ends with
+    what is left of it; otherwise a batch goes on into the next epoch.
     """
 
     seed: int
@@ -58,7 +62,9 @@ class Sampler:
         return max(index for index, phase in enumerate(self.phases) if phase.start <= step)
 
     def steps_per_epoch(self, phase: int) -> int:
-        """Steps in which every image is seen; without keep_short, the last of them goes on into the next epoch."""
+        """Steps in which every image is seen; without keep_short, the last of them goes on into the
+        next epoch.
+        """
         return -(-len(self.sizes) // self.phases[phase].batch)
 
     def ends_epoch(self, step: int) -> bool:
@@ -81,7 +87,10 @@ class Sampler:
         local = step - self.phases[phase].start
         if self.keep_short:
             epoch, turn = divmod(local, self.steps_per_epoch(phase))
-            places = [(epoch, position) for position in range(turn * batch, min((turn + 1) * batch, count))]
+            places = [
+                (epoch, position)
+                for position in range(turn * batch, min((turn + 1) * batch, count))
+            ]
         else:
             places = [divmod(number, count) for number in range(local * batch, (local + 1) * batch)]
         counters = [(position, epoch, phase) for epoch, position in places]
@@ -113,7 +122,8 @@ class Sampler:
             transposed = bits[2]
         if "rotations" in self.augment and bits[3]:  # by 180 degrees
             rows, cols = not rows, not cols
-        if "rotations" in self.augment and bits[4]:  # by 90: of what is transposed already, rows are the other axis
+        # by 90: of what is transposed already, rows are the other axis
+        if "rotations" in self.augment and bits[4]:
             rows, cols = (not rows, cols) if transposed else (rows, not cols)
             transposed = not transposed
         return Sample(image, row, col, rows, cols, transposed, counter)
@@ -122,6 +132,7 @@ class Sampler:
 def generator(seed: int, counter: tuple[int, int, int], purpose: int = 0) -> np.random.Generator:
     """The random numbers that belong to a counter and to nothing else."""
     position, epoch, phase = counter
-    # The generator counts up in the first word; the others are the counter's own. Positions begin at -1, words at 0.
+    # The generator counts up in the first word; the others are the counter's own. Positions begin
+    # at -1, words at 0.
     words = np.array([0, position + 1, epoch, phase + 2**32 * purpose], np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=words))

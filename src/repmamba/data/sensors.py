@@ -1,11 +1,13 @@
-"""What a picture of a real sensor went through: named chains from hr to lr, in the order of a camera.
+"""What a picture of a real sensor went through: named chains from hr to lr, in the order of a
+camera.
 
-Blur of lens and motion, reduction to the sensor's pixels, noise, the sharpening that cameras and mosaics add, JPEG. The
-kinds and their ranges follow BSRGAN (Zhang et al. 2021, "Designing a Practical Degradation Model for Deep Blind Image
-Super-Resolution") and Real-ESRGAN (Wang et al. 2021), without their random order and second pass: a scene has been
-through one camera. `repmamba prepare folder --degrade NAME` writes pairs of a chain, `data.degrade` of a recipe learns
-from it. Blur and reduction are linear, so that both are one pass that computes lr pixels alone: a patch costs
-milliseconds.
+Blur of lens and motion, reduction to the sensor's pixels, noise, the sharpening that cameras and
+mosaics add, JPEG. The kinds and their ranges follow BSRGAN (Zhang et al. 2021, "Designing a
+Practical Degradation Model for Deep Blind Image Super-Resolution") and Real-ESRGAN (Wang et al.
+2021), without their random order and second pass: a scene has been through one camera. `repmamba
+prepare folder --degrade NAME` writes pairs of a chain, `data.degrade` of a recipe learns from it.
+Blur and reduction are linear, so that both are one pass that computes lr pixels alone: a patch
+costs milliseconds.
 """
 
 import math
@@ -29,7 +31,9 @@ TAILS = 3.0
 """Where a Gaussian is cut, in sigma."""
 
 LEAST = 3e-3
-"""Share of a kernel's largest singular value below which a term is left out: less than a grey level."""
+"""Share of a kernel's largest singular value below which a term is left out: less than a grey
+level.
+"""
 
 BLOCK = 16
 """Pixels of the largest block of a JPEG, colours being stored at half the resolution."""
@@ -37,7 +41,9 @@ BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A strength that is drawn evenly from low to high, where the fault is there at all: at this chance."""
+    """A strength that is drawn evenly from low to high, where the fault is there at all: at this
+    chance.
+    """
 
     chance: float
     low: float
@@ -45,16 +51,22 @@ class Draw:
 
     def of(self, draws: NDArray[np.float64]) -> float | None:
         """The strength by two random numbers in [0, 1); None where the fault is not there."""
-        return float(self.low + (self.high - self.low) * draws[1]) if draws[0] < self.chance else None
+        return (
+            float(self.low + (self.high - self.low) * draws[1]) if draws[0] < self.chance else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """The faults of one kind of picture. clean: the share of pictures that have none, reduced as the benchmarks do.
+    """The faults of one kind of picture. clean: the share of pictures that have none, reduced as
+    the benchmarks do.
 
-    blur: standard deviation along its widest direction, in lr pixels; its shape is any of BLURS, and the kernel of the
-    reduction any of KERNELS.  noise: standard deviation in levels of 255; half of it grey, the same in all bands.
-    halos: amount of an unsharp mask of 0.5 to 1.5 lr pixels.  quality: of JPEG, 1 to 100; half of it with colours at
+    blur: standard deviation along its widest direction, in lr pixels; its shape is any of BLURS,
+    and the kernel of the
+    reduction any of KERNELS.  noise: standard deviation in levels of 255; half of it grey, the same
+    in all bands.
+    halos: amount of an unsharp mask of 0.5 to 1.5 lr pixels.  quality: of JPEG, 1 to 100; half of
+    it with colours at
     half the resolution. The blocks lie anywhere, as in a picture that was cut.
     """
 
@@ -73,15 +85,23 @@ class Sensor:
             (self.halos, "sharpening", "of an unsharp mask"),
             (self.quality, "JPEG (colours whole, halved)", "quality"),
         )
-        faults = [f"{name} {one.low:g} to {one.high:g} {unit} in {one.chance:.0%}" for one, name, unit in kinds]
+        faults = [
+            f"{name} {one.low:g} to {one.high:g} {unit} in {one.chance:.0%}"
+            for one, name, unit in kinds
+        ]
         faults.insert(1, f"reduction ({', '.join(KERNELS)})")
         return f"{', '.join(faults)}; {self.clean:.0%} clean"
 
-    def degrade(self, hr: NDArray[np.generic], scale: int, generator: np.random.Generator) -> NDArray[np.uint8]:
-        """hr (s h, s w, C) uint8, one or three bands -> lr (h, w, C) uint8. Raises ShapeMismatch."""
+    def degrade(
+        self, hr: NDArray[np.generic], scale: int, generator: np.random.Generator
+    ) -> NDArray[np.uint8]:
+        """hr (s h, s w, C) uint8, one or three bands -> lr (h, w, C) uint8. Raises
+        ShapeMismatch.
+        """
         if hr.ndim != 3 or hr.shape[2] not in (1, 3):
             raise ShapeMismatch(
-                f"An image {hr.shape} cannot be degraded as a camera does; give (H, W, 1) or (H, W, 3)."
+                f"An image {hr.shape} cannot be degraded as a camera does; give (H, W, 1) or (H, "
+                "W, 3)."
             )
         draws = generator.random(16)  # all at once: no fault moves the numbers of another
         if draws[0] < self.clean:
@@ -116,8 +136,12 @@ class SensorChain:
         if self.name not in SENSORS:
             raise UsageError(f"There is no chain {self.name!r}; choose among {', '.join(SENSORS)}.")
 
-    def __call__(self, hr: NDArray[np.generic], generator: np.random.Generator) -> NDArray[np.uint8]:
-        """The lr of an hr. Raises ShapeMismatch unless hr is uint8, of one or three bands, and fits the scale."""
+    def __call__(
+        self, hr: NDArray[np.generic], generator: np.random.Generator
+    ) -> NDArray[np.uint8]:
+        """The lr of an hr. Raises ShapeMismatch unless hr is uint8, of one or three bands, and fits
+        the scale.
+        """
         if hr.dtype != np.uint8 or any(length % self.scale for length in hr.shape[:2]):
             raise ShapeMismatch(
                 f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
@@ -127,7 +151,9 @@ class SensorChain:
 
 
 def reduced(hr: NDArray[np.float32], kernel: Taps, blur: Terms, scale: int) -> NDArray[np.float32]:
-    """hr (s h, s w, C) blurred and reduced by a kernel, in one pass -> (h, w, C); edges are mirrored, edge included."""
+    """hr (s h, s w, C) blurred and reduced by a kernel, in one pass -> (h, w, C); edges are
+    mirrored, edge included.
+    """
     total = np.zeros((hr.shape[0] // scale, hr.shape[1] // scale, hr.shape[2]), np.float32)
     for rows, cols in blur:
         half = _strided(hr, np.convolve(kernel, rows), scale, 0)
@@ -136,7 +162,9 @@ def reduced(hr: NDArray[np.float32], kernel: Taps, blur: Terms, scale: int) -> N
 
 
 def sharpened(image: NDArray[np.float32], amount: float, sigma: float) -> NDArray[np.float32]:
-    """An unsharp mask: the image (H, W, C) and, times amount, what a Gaussian of sigma pixels takes from it."""
+    """An unsharp mask: the image (H, W, C) and, times amount, what a Gaussian of sigma pixels takes
+    from it.
+    """
     ((taps, _),) = _gaussian(sigma, NO_DRAWS)
     smooth = _strided(_strided(image, taps, 1, 0), taps, 1, 1)
     return image + np.float32(amount) * (image - smooth)
@@ -171,9 +199,14 @@ def _lanczos(scale: int) -> Taps:
     return _sampled(lambda t: np.sinc(t) * np.sinc(t / 3), 3, scale)
 
 
-def _sampled(kernel: Callable[[NDArray[np.float64]], NDArray[np.float64]], reach: int, scale: int) -> Taps:
-    """A kernel, of lr pixels around 0, at the hr pixels around the middle of those that become one."""
-    ends = reach * scale - 1 + (scale % 2 == 0) / 2  # between two pixels at an even scale, on one at an odd
+def _sampled(
+    kernel: Callable[[NDArray[np.float64]], NDArray[np.float64]], reach: int, scale: int
+) -> Taps:
+    """A kernel, of lr pixels around 0, at the hr pixels around the middle of those that become
+    one.
+    """
+    # between two pixels at an even scale, on one at an odd
+    ends = reach * scale - 1 + (scale % 2 == 0) / 2
     offsets = np.arange(-ends, ends + 1)
     return _with_sum_one(kernel(offsets / scale))
 
@@ -213,7 +246,10 @@ def _terms(kernel: NDArray[np.float64]) -> Terms:
     """The kernel, its sum being 1, as the few products that make it but for LEAST."""
     left, sizes, right = np.linalg.svd(kernel / kernel.sum())
     kept = range(int((sizes > LEAST * sizes[0]).sum()))
-    terms = [((sizes[term] * left[:, term]).astype(np.float32), right[term].astype(np.float32)) for term in kept]
+    terms = [
+        ((sizes[term] * left[:, term]).astype(np.float32), right[term].astype(np.float32))
+        for term in kept
+    ]
     total = sum(float(rows.sum()) * float(cols.sum()) for rows, cols in terms)  # grey stays grey
     return tuple(((rows / np.float32(total)), cols) for rows, cols in terms)
 
@@ -249,9 +285,15 @@ BLURS: dict[str, Callable[[float, NDArray[np.float64]], Terms]] = {
     "box": _box,
     "disk": _disk,
 }
-"""The shapes of a blur: its standard deviation in hr pixels, and two random numbers in [0, 1) -> its kernel."""
+"""The shapes of a blur: its standard deviation in hr pixels, and two random numbers in [0, 1) ->
+its kernel.
+"""
 
-KERNELS: dict[str, Callable[[int], Taps]] = {"bicubic": _bicubic, "area": _area, "lanczos": _lanczos}
+KERNELS: dict[str, Callable[[int], Taps]] = {
+    "bicubic": _bicubic,
+    "area": _area,
+    "lanczos": _lanczos,
+}
 """The kernels of a reduction: scale -> taps around the middle of the pixels that become one."""
 
 SENSORS: dict[str, Sensor] = {

@@ -1,8 +1,8 @@
 """The stock: decoded images that a run learns from, and how a batch of patches is cut from them.
 
-All pixels of all images stand in one long row as they were decoded, in memory, in a mapped file or on a GPU. Crop,
-mirror, flip and turn are arithmetic on indices, and a batch is one gather: the same code wherever the pixels are, and
-no loader of processes. Torch is imported where it is used.
+All pixels of all images stand in one long row as they were decoded, in memory, in a mapped file or
+on a GPU. Crop, mirror, flip and turn are arithmetic on indices, and a batch is one gather: the same
+code wherever the pixels are, and no loader of processes. Torch is imported where it is used.
 """
 
 import hashlib
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 8
-"""lr pixels around a patch that is degraded, so that blur and reduction see its surroundings; cut off afterwards."""
+"""lr pixels around a patch that is degraded, so that blur and reduction see its surroundings; cut
+off afterwards.
+"""
 
 Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 """hr (s h, s w, C) -> lr (h, w, C), both uint8, random choices drawn from the generator."""
@@ -34,27 +36,41 @@ Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Images one behind the other. pixels: (all pixels, C) on some device; starts, heights, widths: (images,)."""
+    """Images one behind the other. pixels: (all pixels, C) on some device; starts, heights, widths:
+    (images,).
+    """
 
     pixels: "torch.Tensor"
     starts: NDArray[np.int64]
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
 
-    def cut(self, samples: Sequence[Sample], rows: Iterable[int], cols: Iterable[int], size: int) -> "torch.Tensor":
-        """The patches (B, C, size, size) from these first rows and columns on, as stored. Beyond an image, mirrored."""
+    def cut(
+        self, samples: Sequence[Sample], rows: Iterable[int], cols: Iterable[int], size: int
+    ) -> "torch.Tensor":
+        """The patches (B, C, size, size) from these first rows and columns on, as stored. Beyond an
+        image, mirrored.
+        """
         import torch
 
         images = [sample.image for sample in samples]
-        row_indices = _line(rows, self.heights[images], [sample.flipped_rows for sample in samples], size)
-        col_indices = _line(cols, self.widths[images], [sample.flipped_cols for sample in samples], size)
-        # A transposed patch runs along its columns first: the two strides change places, not the pixels.
+        row_indices = _line(
+            rows, self.heights[images], [sample.flipped_rows for sample in samples], size
+        )
+        col_indices = _line(
+            cols, self.widths[images], [sample.flipped_cols for sample in samples], size
+        )
+        # A transposed patch runs along its columns first: the two strides change places, not the
+        # pixels.
         transposed = np.array([sample.transposed for sample in samples])[:, None]
         down = row_indices * self.widths[images][:, None]
         outer = np.where(transposed, col_indices, down) + self.starts[images][:, None]
         inner = np.where(transposed, down, col_indices)
         device = self.pixels.device
-        offsets = torch.from_numpy(outer).to(device)[:, :, None] + torch.from_numpy(inner).to(device)[:, None, :]
+        offsets = (
+            torch.from_numpy(outer).to(device)[:, :, None]
+            + torch.from_numpy(inner).to(device)[:, None, :]
+        )
         patches = self.pixels.index_select(0, offsets.flatten())
         return patches.view(len(samples), size, size, -1).permute(0, 3, 1, 2)
 
@@ -82,24 +98,34 @@ class Stock:
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """lr (B, C, size, size) and hr (B, C, s size, s size), unit, in channels-last memory.
 
-        degrade: makes lr from the hr patch and the sample's own random numbers, in place of the stored lr.
+        degrade: makes lr from the hr patch and the sample's own random numbers, in place of the
+        stored lr.
         """
         s = self.scale
         rows, cols = [sample.row for sample in samples], [sample.col for sample in samples]
-        hr = _unit(self.hr.cut(samples, [s * row for row in rows], [s * col for col in cols], s * size))
+        hr = _unit(
+            self.hr.cut(samples, [s * row for row in rows], [s * col for col in cols], s * size)
+        )
         if degrade is None:
             return _unit(self.lr.cut(samples, rows, cols, size)), hr
         wide = self.hr.cut(
-            samples, [s * (row - MARGIN) for row in rows], [s * (col - MARGIN) for col in cols], s * (size + 2 * MARGIN)
+            samples,
+            [s * (row - MARGIN) for row in rows],
+            [s * (col - MARGIN) for col in cols],
+            s * (size + 2 * MARGIN),
         )
         return self._degraded(wide, samples, seed, degrade), hr
 
-    def _degraded(self, wide: "torch.Tensor", samples: Sequence[Sample], seed: int, degrade: Degrade) -> "torch.Tensor":
+    def _degraded(
+        self, wide: "torch.Tensor", samples: Sequence[Sample], seed: int, degrade: Degrade
+    ) -> "torch.Tensor":
         import torch
 
         inner = slice(MARGIN, -MARGIN)
         patches = [
-            degrade(patch.permute(1, 2, 0).cpu().numpy(), generator(seed, sample.counter, purpose=1))[inner, inner]
+            degrade(
+                patch.permute(1, 2, 0).cpu().numpy(), generator(seed, sample.counter, purpose=1)
+            )[inner, inner]
             for patch, sample in zip(wide, samples, strict=True)
         ]
         return _unit(torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).to(self.device))
@@ -115,10 +141,13 @@ def load_stock(
 ) -> Stock:
     """The stock of these files at a scale, decoded once.
 
-    cache: a folder to keep the decoded pixels in, mapped and not read; used again, by other runs too, while names,
-    sizes, times and reductions of the files are the same.  device: where the pixels go; default the CPU.
-    progress: called with the number of images decoded and that of all; not at all where the cache has them.
-    Raises ShapeMismatch, SourceError, UsageError; NoSpace or TargetError where the cache cannot be written.
+    cache: a folder to keep the decoded pixels in, mapped and not read; used again, by other runs
+    too, while names,
+    sizes, times and reductions of the files are the same.  device: where the pixels go; default the
+    CPU.
+    progress: called with the number of images decoded and that of all; not at all where the cache
+    has them. Raises ShapeMismatch, SourceError, UsageError; NoSpace or TargetError where the cache
+    cannot be written.
     """
     if not files:
         raise UsageError("There are no images to learn from; name folders that hold some.")
@@ -144,7 +173,9 @@ def stock_of(pairs: Iterable[Pair], scale: int) -> Stock:
     return index.stock(torch.frombuffer(lr, dtype=dtype), torch.frombuffer(hr, dtype=dtype), scale)
 
 
-def _mapped(files: Sequence[PairFiles], scale: int, cache: Path, progress: Callable[[int, int], None] | None) -> Stock:
+def _mapped(
+    files: Sequence[PairFiles], scale: int, cache: Path, progress: Callable[[int, int], None] | None
+) -> Stock:
     """The stock in two files of the cache folder, written now if they are not there."""
     import torch
 
@@ -153,15 +184,21 @@ def _mapped(files: Sequence[PairFiles], scale: int, cache: Path, progress: Calla
     if not all(path.is_file() for path in (lr_path, hr_path, index_path)):
         with write_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            _write_cache(read_pairs(files, scale, progress=progress), [lr_path, hr_path, index_path])
+            _write_cache(
+                read_pairs(files, scale, progress=progress), [lr_path, hr_path, index_path]
+            )
     index = _Index(**json.loads(index_path.read_text()))
     # Copy-on-write, as torch wants memory that could be written; nothing is.
-    lr, hr = (torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in (lr_path, hr_path))
+    lr, hr = (
+        torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in (lr_path, hr_path)
+    )
     return index.stock(lr, hr, scale)
 
 
 def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
-    """The pixels of lr and of hr, and their index; each under a name of this process's own until all are whole."""
+    """The pixels of lr and of hr, and their index; each under a name of this process's own until
+    all are whole.
+    """
     parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
     with ExitStack() as after:
         for part in parts:
@@ -175,14 +212,22 @@ def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
         for part in parts[:2]:
             sync_file(part)
         write_synced(parts[2], json.dumps(index.to_dict()).encode())
-        for part, path in zip(parts, paths, strict=True):  # the index last: where it is, the pixels are whole
+        # the index last: where it is, the pixels are whole
+        for part, path in zip(parts, paths, strict=True):
             move_durable(part, path, replace=True)
 
 
 def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
-    paths = [(path, one.reduction) for one in files for path in (one.hr, one.lr) if path is not None]
+    paths = [
+        (path, one.reduction) for one in files for path in (one.hr, one.lr) if path is not None
+    ]
     facts = [
-        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, *([share] if share != 1 else []))
+        (
+            str(path.resolve()),
+            path.stat().st_size,
+            path.stat().st_mtime_ns,
+            *([share] if share != 1 else []),
+        )
         for path, share in paths
     ]
     return hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
@@ -191,7 +236,9 @@ def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
 class _Index:
     """Where each image of a stock begins and how large it is, as it is filled."""
 
-    def __init__(self, sizes: Sequence[Sequence[int]] = (), scale: int = 0, bands: int = 0, dtype: str = "") -> None:
+    def __init__(
+        self, sizes: Sequence[Sequence[int]] = (), scale: int = 0, bands: int = 0, dtype: str = ""
+    ) -> None:
         self.sizes = [tuple(size) for size in sizes]
         self.scale, self.bands, self.dtype = scale, bands, dtype
 
@@ -201,7 +248,8 @@ class _Index:
             self.scale, self.bands, self.dtype = facts
         if facts != (self.scale, self.bands, self.dtype):
             raise ShapeMismatch(
-                f"{pair.name} has scale {facts[0]}, {facts[1]} bands and type {facts[2]}; the images before it have "
+                f"{pair.name} has scale {facts[0]}, {facts[1]} bands and type {facts[2]}; the "
+                "images before it have "
                 f"{self.scale}, {self.bands} and {self.dtype}. A stock holds one kind."
             )
         self.sizes.append(pair.lr.shape[:2])
@@ -219,7 +267,9 @@ class _Index:
 
 
 def _stored(image: NDArray[np.generic]) -> NDArray[np.generic]:
-    """uint8 as it is; other integers as their share of the type's largest number, float32; floats as float32."""
+    """uint8 as it is; other integers as their share of the type's largest number, float32; floats
+    as float32.
+    """
     if image.dtype == np.uint8:
         return image
     if np.issubdtype(image.dtype, np.integer):
@@ -231,8 +281,12 @@ def _moved(row: Row, device: "torch.device") -> Row:
     return Row(row.pixels.to(device), row.starts, row.heights, row.widths)
 
 
-def _line(firsts: Iterable[int], lengths: NDArray[np.int64], flipped: Sequence[bool], size: int) -> NDArray[np.int64]:
-    """(B, size): the indices along one axis, mirrored with the edge repeated, reversed where flipped."""
+def _line(
+    firsts: Iterable[int], lengths: NDArray[np.int64], flipped: Sequence[bool], size: int
+) -> NDArray[np.int64]:
+    """(B, size): the indices along one axis, mirrored with the edge repeated, reversed where
+    flipped.
+    """
     indices = np.array(list(firsts), np.int64)[:, None] + np.arange(size)
     period = 2 * lengths[:, None]
     indices = indices % period

@@ -1,7 +1,8 @@
-"""Charts as inline SVG for a page that loads nothing: bars by class, method against method, accuracy against cost.
+"""Charts as inline SVG for a page that loads nothing: bars by class, method against method,
+accuracy against cost.
 
-Plain functions from numbers to text. Whatever comes from a file's name is escaped here, at the only place where it
-enters a drawing. Colours are Okabe and Ito's, told apart by the colour-blind.
+Plain functions from numbers to text. Whatever comes from a file's name is escaped here, at the only
+place where it enters a drawing. Colours are Okabe and Ito's, told apart by the colour-blind.
 """
 
 import math
@@ -31,7 +32,9 @@ def colour(index: int) -> str:
 
 
 def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
-    """Horizontal bars: for each class (key) one for each method (key within). Bars start below the smallest value."""
+    """Horizontal bars: for each class (key) one for each method (key within). Bars start below the
+    smallest value.
+    """
     groups, methods = list(values), list(next(iter(values.values())))
     everything = [value for group in values.values() for value in group.values()]
     ticks = _ticks(min(everything), max(everything))
@@ -44,17 +47,26 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
     def along(value: float) -> float:
         return left + inner * (value - low) / (high - low)
 
-    parts = [_grid_line(along(tick), top, height - 28, _tick_text(tick, unit), height - 12) for tick in ticks]
+    parts = [
+        _grid_line(along(tick), top, height - 28, _tick_text(tick, unit), height - 12)
+        for tick in ticks
+    ]
     for row, group in enumerate(groups):
         y = top + row * group_height
         middle = y + bar * len(methods) / 2 + 4
-        parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(_short(group, 24))}</text>')
+        parts.append(
+            f'<text x="{left - 8}" y="{middle:.1f}" '
+            f'text-anchor="end">{escape(_short(group, 24))}</text>'
+        )
         for index, method in enumerate(methods):
             value, at = values[group][method], y + index * bar
             parts.append(
-                f'<rect x="{left}" y="{at}" width="{max(along(value) - left, 0.5):.1f}" height="{bar - 1}" '
-                f'fill="{colour(index)}"><title>{escape(group)}, {escape(method)}: {value:.4f} {unit}</title></rect>'
-                f'<text class="value" x="{along(value) + 4:.1f}" y="{at + bar - 2}">{value:.2f}</text>'
+                f'<rect x="{left}" y="{at}" width="{max(along(value) - left, 0.5):.1f}" '
+                f'height="{bar - 1}" '
+                f'fill="{colour(index)}"><title>{escape(group)}, {escape(method)}: {value:.4f} '
+                f"{unit}</title></rect>"
+                f'<text class="value" x="{along(value) + 4:.1f}" '
+                f'y="{at + bar - 2}">{value:.2f}</text>'
             )
     return _svg(width, height, parts, "Means of the classes")
 
@@ -65,7 +77,8 @@ def drawn_of(count: int) -> int:
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
-    """A mark for each point, square, both axes alike, with the line on which the two methods are equal.
+    """A mark for each point, square, both axes alike, with the line on which the two methods are
+    equal.
 
     Of more than LARGEST_SCATTER points one in `drawn_of(their number)` has a mark.
     """
@@ -83,22 +96,30 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
 
     parts = []
     for tick in ticks:
-        parts.append(_grid_line(across(tick), top, top + inner, _tick_text(tick, ""), top + inner + 16))
+        parts.append(
+            _grid_line(across(tick), top, top + inner, _tick_text(tick, ""), top + inner + 16)
+        )
         parts.append(_level_line(upwards(tick), left, left + inner, _tick_text(tick, "")))
     parts.append(
-        f'<line class="equal" x1="{across(low)}" y1="{upwards(low)}" x2="{across(high)}" y2="{upwards(high)}"/>'
+        f'<line class="equal" x1="{across(low)}" y1="{upwards(low)}" x2="{across(high)}" '
+        f'y2="{upwards(high)}"/>'
     )
     for point in points:
         parts.append(
-            f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" fill="{point.fill}" '
+            f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" '
+            f'fill="{point.fill}" '
             f'fill-opacity="0.55"><title>{escape(point.label)}</title></circle>'
         )
     parts += _axis_titles(left, top, inner, inner, x_title, y_title)
     return _svg(width, height, parts, f"{y_title} against {x_title}")
 
 
-def complexity(points: Sequence[Point], lines: Mapping[str, float], x_title: str, y_title: str) -> str:
-    """Accuracy against cost, the cost on a logarithmic axis; lines: accuracies whose cost is not known, or nothing."""
+def complexity(
+    points: Sequence[Point], lines: Mapping[str, float], x_title: str, y_title: str
+) -> str:
+    """Accuracy against cost, the cost on a logarithmic axis; lines: accuracies whose cost is not
+    known, or nothing.
+    """
     heights = [point.y for point in points] + list(lines.values())
     ticks = _ticks(min(heights), max(heights))
     low, high = ticks[0], ticks[-1]
@@ -116,13 +137,18 @@ def complexity(points: Sequence[Point], lines: Mapping[str, float], x_title: str
     parts = []
     for exponent in range(first, last + 1):
         x = across(10.0**exponent)
-        parts.append(_grid_line(x, top, top + inner_height, f"{10.0**exponent:g}", top + inner_height + 16))
-    parts += [_level_line(upwards(tick), left, left + inner_width, _tick_text(tick, "")) for tick in ticks]
+        parts.append(
+            _grid_line(x, top, top + inner_height, f"{10.0**exponent:g}", top + inner_height + 16)
+        )
+    parts += [
+        _level_line(upwards(tick), left, left + inner_width, _tick_text(tick, "")) for tick in ticks
+    ]
     for name, value in lines.items():
         y = upwards(value)
         parts.append(
             f'<line class="equal" x1="{left}" x2="{left + inner_width}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{left + 6}" y="{y - 5 if y > top + 20 else y + 15:.1f}">{escape(_short(name, 40))}</text>'
+            f'<text x="{left + 6}" y="{y - 5 if y > top + 20 else y + 15:.1f}">'
+            f"{escape(_short(name, 40))}</text>"
         )
     for point in points:
         x, y = across(point.x), upwards(point.y)
@@ -130,7 +156,8 @@ def complexity(points: Sequence[Point], lines: Mapping[str, float], x_title: str
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{point.fill}">'
             f"<title>{escape(point.label)}: {point.y:.4f} at {point.x:.4g}</title></circle>"
-            f'<text x="{x + shift:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(_short(point.label, 40))}</text>'
+            f'<text x="{x + shift:.1f}" y="{y + 4:.1f}" '
+            f'text-anchor="{anchor}">{escape(_short(point.label, 40))}</text>'
         )
     parts += _axis_titles(left, top, inner_width, inner_height, x_title, y_title)
     return _svg(width, height, parts, f"{y_title} against {x_title}")
@@ -157,7 +184,9 @@ def _level_line(y: float, left: float, right: float, text: str) -> str:
     )
 
 
-def _axis_titles(left: float, top: float, width: float, height: float, x_title: str, y_title: str) -> list[str]:
+def _axis_titles(
+    left: float, top: float, width: float, height: float, x_title: str, y_title: str
+) -> list[str]:
     below = f'x="{left + width / 2}" y="{top + height + 40}"'
     beside = f'transform="translate(16 {top + height / 2}) rotate(-90)"'
     return [

@@ -1,7 +1,9 @@
-"""What a network costs: parameters and multiply-adds by the specification's count, time and memory by measurement.
+"""What a network costs: parameters and multiply-adds by the specification's count, time and memory
+by measurement.
 
-Multiply-adds are counted from the configuration, the scan included, and not from a trace: tracing libraries do not know
-the scan, and count or leave out normalisations as they like. How it is counted is part of the answer (COUNTED).
+Multiply-adds are counted from the configuration, the scan included, and not from a trace: tracing
+libraries do not know the scan, and count or leave out normalisations as they like. How it is
+counted is part of the answer (COUNTED).
 """
 
 import statistics
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     from repmamba.inference.upscaler import Upscaler
 
 COUNTED = (
-    "multiply-adds of convolutions, linear layers and the scan (66 for each channel, direction and pooled pixel); "
+    "multiply-adds of convolutions, linear layers and the scan (66 for each channel, direction and "
+    "pooled pixel); "
     "normalisations, activations, gates, pooling, interpolation and exponentials are not counted"
 )
-SCAN_OPERATIONS = 4 * STATE + 2  # a channel, direction and pixel: 4 for each state; dt x and the skip
+# a channel, direction and pixel: 4 for each state; dt x and the skip
+SCAN_OPERATIONS = 4 * STATE + 2
 POOLED = 4  # pixels of the map for each one that is scanned
 
 Form = Literal["trained", "folded"]
@@ -49,7 +53,9 @@ class Cost:
 
 
 def parameters(config: NetworkConfig, form: Form = "trained") -> int:
-    """Trainable numbers of a network, as trained or with every RepConv folded (the count that papers print)."""
+    """Trainable numbers of a network, as trained or with every RepConv folded (the count that
+    papers print).
+    """
     import torch
 
     from repmamba.network.repmamba import RepMamba
@@ -59,12 +65,16 @@ def parameters(config: NetworkConfig, form: Form = "trained") -> int:
     if form == "trained" or not config.repconv:
         return trained
     widths = sum(_widths(config)) * sum(config.depths)
-    # 15 numbers a channel (3x3, 1x1 with bias, two BatchNorms) become 10, on 2C and on C channels of each RMB.
+    # 15 numbers a channel (3x3, 1x1 with bias, two BatchNorms) become 10, on 2C and on C channels
+    # of each RMB.
     return trained - 5 * 3 * widths
 
 
-def multiply_adds(config: NetworkConfig, height: int, width: int, form: Form = "folded") -> dict[str, int]:
-    """Multiply-adds of one pass over an lr image, part by part. Odd sizes count as the even ones the network makes.
+def multiply_adds(
+    config: NetworkConfig, height: int, width: int, form: Form = "folded"
+) -> dict[str, int]:
+    """Multiply-adds of one pass over an lr image, part by part. Odd sizes count as the even ones
+    the network makes.
 
     Source: section 8 of the specification.
     """
@@ -94,18 +104,24 @@ def cost_of(config: NetworkConfig, height: int, width: int, *, passes: int = 1) 
 
 
 def config_of(upscaler: "Upscaler") -> NetworkConfig:
-    """The configuration of the network that an Upscaler runs. Raises UsageError if it is none of ours."""
+    """The configuration of the network that an Upscaler runs. Raises UsageError if it is none of
+    ours.
+    """
     config = getattr(upscaler.module, "config", None)
     if not isinstance(config, NetworkConfig):
-        raise UsageError(f"{upscaler.name} is not a RepMamba network, so its cost cannot be counted.")
+        raise UsageError(
+            f"{upscaler.name} is not a RepMamba network, so its cost cannot be counted."
+        )
     return config
 
 
-def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | None = None, passes: int = 1) -> Cost:
+def measured(
+    cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | None = None, passes: int = 1
+) -> Cost:
     """The cost with time and memory added, on the Upscaler's device and in its precision.
 
-    weights, backend: what the Upscaler was loaded from and with, as memory is measured in a process of its own. Raises
-    CheckpointError, OutOfMemory.
+    weights, backend: what the Upscaler was loaded from and with, as memory is measured in a process
+    of its own. Raises CheckpointError, OutOfMemory.
     """
     with _memory_errors(cost.height, cost.width):
         median, least = measure(upscaler, cost.height, cost.width)
@@ -127,8 +143,12 @@ def measured(cost: Cost, upscaler: "Upscaler", weights: str, *, backend: str | N
     )
 
 
-def measure(upscaler: "Upscaler", height: int, width: int, *, passes: int = 5) -> tuple[float, float]:
-    """Median and least seconds of a pass over one lr image of that size, after one pass that warms up."""
+def measure(
+    upscaler: "Upscaler", height: int, width: int, *, passes: int = 5
+) -> tuple[float, float]:
+    """Median and least seconds of a pass over one lr image of that size, after one pass that warms
+    up.
+    """
     import torch
 
     unit = torch.rand(1, upscaler.bands, height, width, generator=torch.Generator().manual_seed(0))
@@ -147,15 +167,22 @@ def peak_memory(
 ) -> tuple[int | None, str]:
     """Most bytes in use while one lr image is enlarged, and whose bytes they are.
 
-    device, backend, precision: as for `load`. On a GPU what its allocator gave out; else the resident memory of a fresh
-    process, libraries included; None where the system does not tell.
+    device, backend, precision: as for `load`. On a GPU what its allocator gave out; else the
+    resident memory of a fresh process, libraries included; None where the system does not tell.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_in_this_process, weights, height, width, device, backend, precision).result()
+        return pool.submit(
+            _peak_in_this_process, weights, height, width, device, backend, precision
+        ).result()
 
 
 def _peak_in_this_process(
-    weights: str, height: int, width: int, device: str | None, backend: str | None, precision: str | None
+    weights: str,
+    height: int,
+    width: int,
+    device: str | None,
+    backend: str | None,
+    precision: str | None,
 ) -> tuple[int | None, str]:
     import torch
 
@@ -174,11 +201,19 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
     """Turn what is raised where memory does not suffice into OutOfMemory, one line."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # BrokenProcessPool is one, and torch has no kind of its own on a CPU
-        if isinstance(error, RuntimeError) and not isinstance(error, BrokenProcessPool) and "memory" not in str(error):
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # BrokenProcessPool is one, and torch has no kind of its own on a CPU
+        if (
+            isinstance(error, RuntimeError)
+            and not isinstance(error, BrokenProcessPool)
+            and "memory" not in str(error)
+        ):
             raise
         raise OutOfMemory(
-            f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process was ended from "
+            f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process "
+            "was ended from "
             "outside or had too little memory; take a smaller cost size, or leave the cost out."
         ) from error
 
@@ -223,7 +258,11 @@ def _upsampler(config: NetworkConfig) -> int:
     if config.upsampler == "pixelshuffle":
         shuffles = {2: (1,), 3: (1,), 4: (1, 4)}[s]  # lr pixels are 1; a map twice as large has 4
         step = 3 if s == 3 else 2
-        return same + sum(area * _conv(WIDTH, WIDTH * step * step) for area in shuffles) + s * s * _conv(WIDTH, bands)
+        return (
+            same
+            + sum(area * _conv(WIDTH, WIDTH * step * step) for area in shuffles)
+            + s * s * _conv(WIDTH, bands)
+        )
     if config.upsampler == "nearest+conv":
         return same + 4 * same + 16 * same + 16 * same + 16 * _conv(WIDTH, bands)
     return _conv(WIDTH, bands)

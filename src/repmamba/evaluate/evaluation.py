@@ -1,6 +1,8 @@
-"""Folders of pairs, weights and other methods -> Evaluation: scores and costs, and what is printed and written of them.
+"""Folders of pairs, weights and other methods -> Evaluation: scores and costs, and what is printed
+and written of them.
 
-The whole of an evaluation in one call, `evaluate_folders`: what the command line offers, and what the front door does.
+The whole of an evaluation in one call, `evaluate_folders`: what the command line offers, and what
+the front door does.
 """
 
 import math
@@ -16,7 +18,17 @@ from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
 from repmamba.evaluate.scores import ImageSet, Scores
-from repmamba.inference.options import CALLED, FLAG, PIXELS, RANGE, WHOLE, Kind, checked, number, several
+from repmamba.inference.options import (
+    CALLED,
+    FLAG,
+    PIXELS,
+    RANGE,
+    WHOLE,
+    Kind,
+    checked,
+    number,
+    several,
+)
 
 RULES_OF_PICTURES = ["esr-rgb", "published"]
 RULES_OF_RASTERS = ["bands", "consistency"]
@@ -52,11 +64,12 @@ class Evaluation:
         return report.to_csv(self.scores)
 
     def as_html(self, *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
-        """One page that needs nothing beside it: tables, charts, and the pictures of largest gain and loss.
+        """One page that needs nothing beside it: tables, charts, and the pictures of largest gain
+        and loss.
 
-        pictures: excerpts of these images, which are read and enlarged again for them; False leaves them out.
-        others: networks measured elsewhere, for the plot of cost, as `page.read_others` reads them.
-        Raises what reading and enlarging raise.
+        pictures: excerpts of these images, which are read and enlarged again for them; False leaves
+        them out. others: networks measured elsewhere, for the plot of cost, as `page.read_others`
+        reads them. Raises what reading and enlarging raise.
         """
         return page.page(self.scores, self.costs, pictures=pictures, others=others)
 
@@ -81,30 +94,49 @@ def evaluate_folders(
     precision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score networks and other methods on the pairs in folders, by named rules. One value will do for several.
+    """Score networks and other methods on the pairs in folders, by named rules. One value will do
+    for several.
 
-    folders: each with GT and LR inside, flat or in class folders, or with large images alone, which are then reduced as
-    the benchmarks do: uint8 pictures, or TIFFs of any type and number of bands.
-    weights: networks, as `load` takes them.  sr: folders of results made elsewhere, with the names of the pairs.
-    methods: "nearest", "bicubic", or a Method of one's own, which makes of a Pair's lr (h, w, C) its sr (s h, s w, C).
-    In this order they stand in the result, and the last is the one that the others are compared with.
-    ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels that a network keeps of
-    each tile, even; one pass over the whole image unless given.  device, backend, precision: as for `load`.
-    rules: names of rules, or of single measures in metrics.METRICS, each of which says its unit: dB, degrees or none;
-    unless given esr-rgb and published, and for TIFFs bands and consistency.
-    scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given.
-    peak: what PSNR and SSIM of the rules bands and consistency are relative to, instead of the type's largest value:
-    10000 for reflectance in 16 bit.  value_range: what is black and white to the networks; its width is the peak unless
+    folders: each with GT and LR inside, flat or in class folders, or with large images alone, which
+    are then reduced as the benchmarks do: uint8 pictures, or TIFFs of any type and number of bands.
+    weights: networks, as `load` takes them.  sr: folders of results made elsewhere, with the names
+    of the pairs.
+    methods: "nearest", "bicubic", or a Method of one's own, which makes of a Pair's lr (h, w, C)
+    its sr (s h, s w, C). In this order they stand in the result, and the last is the one that the
+    others are compared with.
+    ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels
+    that a network keeps of
+    each tile, even; one pass over the whole image unless given.  device, backend, precision: as for
+    `load`.
+    rules: names of rules, or of single measures in metrics.METRICS, each of which says its unit:
+    dB, degrees or none; unless given esr-rgb and published, and for TIFFs bands and consistency.
+    scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given. peak: what
+    PSNR and SSIM of the rules bands and consistency are relative to, instead of the type's largest
+    value:
+    10000 for reflectance in 16 bit.  value_range: what is black and white to the networks; its
+    width is the peak unless
     that is given too.
     save: a folder that gets each result, below its set and method.
-    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size pixels. Memory is
-    measured in a process of its own, so in a script the call belongs below `if __name__ == "__main__"`.
-    progress: called with the number of images done and that of all.
-    What can fail does so before the first image is scored. Raises RepmambaError of the kinds Usage (ShapeMismatch among
-    them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
+    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size
+    pixels. Memory is measured in a process of its own, so in a script the call belongs below `if
+    __name__ == "__main__"`. progress: called with the number of images done and that of all. What
+    can fail does so before the first image is scored. Raises RepmambaError of the kinds Usage
+    (ShapeMismatch among them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
     """
-    several_of = {"folders": folders, "weights": weights, "sr": sr, "methods": methods, "rules": rules}
-    one_of: dict[str, Any] = {"scale": scale, "tile": tile, "save": save, "cost_size": cost_size, "progress": progress}
+    several_of = {
+        "folders": folders,
+        "weights": weights,
+        "sr": sr,
+        "methods": methods,
+        "rules": rules,
+    }
+    one_of: dict[str, Any] = {
+        "scale": scale,
+        "tile": tile,
+        "save": save,
+        "cost_size": cost_size,
+        "progress": progress,
+    }
     one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
     asked = checked(several_of | one_of, KINDS)
     if save is not None:
@@ -113,16 +145,27 @@ def evaluate_folders(
     if value_range is not None:
         low, high = value_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UsageError(f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first.")
+            raise UsageError(
+                f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower "
+                "first."
+            )
         peak = high - low if peak is None else peak
-    scale, tile, cost_size = asked.get("scale"), asked.get("tile"), asked.get("cost_size", COST_SIZE)
+    scale, tile, cost_size = (
+        asked.get("scale"),
+        asked.get("tile"),
+        asked.get("cost_size", COST_SIZE),
+    )
     if scale not in (None, 2, 3, 4):
         raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
     if cost_size < 1:
-        raise UsageError(f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more.")
+        raise UsageError(
+            f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more."
+        )
     named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
     cut: dict[str, Any] = {"tile": tile, "value_range": value_range}
-    chosen = _chosen(*named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision)
+    chosen = _chosen(
+        *named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision
+    )
     shared = scale or next((method.scale for method in chosen if method.scale), None)
     sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
     if not sets:
@@ -166,7 +209,9 @@ def _method(given: str | Method) -> Method:
     if isinstance(given, Method):
         return given
     if given not in methods.CLASSICS:
-        raise UsageError(f"There is no method {given!r:.60}; choose among {', '.join(methods.CLASSICS)}.")
+        raise UsageError(
+            f"There is no method {given!r:.60}; choose among {', '.join(methods.CLASSICS)}."
+        )
     return methods.CLASSICS[given]()
 
 
@@ -175,14 +220,22 @@ def _usual_rules(sets: Sequence[ImageSet]) -> list[str]:
     return RULES_OF_RASTERS if tiffs else RULES_OF_PICTURES
 
 
-def _costs(chosen: Sequence[Method], size: int, backend: str | None, *, measure: bool) -> dict[str, cost.Cost]:
-    """What each network costs, by the method's name: counted, and measured where that is asked for."""
+def _costs(
+    chosen: Sequence[Method], size: int, backend: str | None, *, measure: bool
+) -> dict[str, cost.Cost]:
+    """What each network costs, by the method's name: counted, and measured where that is asked
+    for.
+    """
     costs = {}
     for method in chosen:
         if method.upscaler and method.weights:
-            counted = cost.cost_of(cost.config_of(method.upscaler), size, size, passes=method.passes)
+            counted = cost.cost_of(
+                cost.config_of(method.upscaler), size, size, passes=method.passes
+            )
             costs[method.name] = (
-                cost.measured(counted, method.upscaler, method.weights, backend=backend, passes=method.passes)
+                cost.measured(
+                    counted, method.upscaler, method.weights, backend=backend, passes=method.passes
+                )
                 if measure
                 else counted
             )

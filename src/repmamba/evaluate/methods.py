@@ -1,7 +1,8 @@
 """What is compared: nearest neighbour, bicubic, a network, a folder of results made elsewhere.
 
-Each takes a pair and gives sr (s h, s w, C): unit floats that are neither clipped nor rounded where it computes, so
-that every rule can do its own rounding, and values in the type of the images where it read a file.
+Each takes a pair and gives sr (s h, s w, C): unit floats that are neither clipped nor rounded where
+it computes, so that every rule can do its own rounding, and values in the type of the images where
+it read a file.
 """
 
 import os
@@ -38,7 +39,8 @@ class Method:
     passes: int = 1  # through the network for one image
     weights: str | None = None  # what the upscaler was loaded from
     origin: Path | None = None  # the file or folder that gave the name, absolute
-    find: Callable[[str, int], Path] | None = None  # a pair's name and scale -> its result, where results are read
+    # a pair's name and scale -> its result, where results are read
+    find: Callable[[str, int], Path] | None = None
 
     def __repr__(self) -> str:
         return f"<Method {self.name}: {self.how}>"
@@ -46,8 +48,8 @@ class Method:
     def sr_of(self, pair: Pair) -> Image:
         """What `enlarge` makes of a pair, of the shape of its hr.
 
-        Raises MethodFailed, and ShapeMismatch for another shape; both name the method and the image, as do other
-        errors of repmamba, which keep their kind.
+        Raises MethodFailed, and ShapeMismatch for another shape; both name the method and the
+        image, as do other errors of repmamba, which keep their kind.
         """
         try:
             sr = self.enlarge(pair)
@@ -59,9 +61,14 @@ class Method:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise MethodFailed(f"The method {self.name} failed on {pair.name}. {reason}") from error
         if not isinstance(sr, np.ndarray) or sr.shape != pair.hr.shape:
-            found = f"an array of shape {sr.shape}" if isinstance(sr, np.ndarray) else f"a {type(sr).__name__}"
+            found = (
+                f"an array of shape {sr.shape}"
+                if isinstance(sr, np.ndarray)
+                else f"a {type(sr).__name__}"
+            )
             raise ShapeMismatch(
-                f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape {pair.hr.shape} is "
+                f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape "
+                f"{pair.hr.shape} is "
                 "expected."
             )
         return sr
@@ -70,14 +77,18 @@ class Method:
 def nearest() -> Method:
     """Each pixel s by s times."""
     return Method(
-        "nearest", "each pixel of LR repeated", lambda pair: pair.lr.repeat(pair.scale, 0).repeat(pair.scale, 1)
+        "nearest",
+        "each pixel of LR repeated",
+        lambda pair: pair.lr.repeat(pair.scale, 0).repeat(pair.scale, 1),
     )
 
 
 def bicubic() -> Method:
     """MATLAB's bicubic of the lr that a network gets, 8-bit where the images are."""
     return Method(
-        "bicubic", "MATLAB's imresize of LR as it is on disk", lambda pair: imresize(in_unit(pair.lr), pair.scale)
+        "bicubic",
+        "MATLAB's imresize of LR as it is on disk",
+        lambda pair: imresize(in_unit(pair.lr), pair.scale),
     )
 
 
@@ -92,11 +103,15 @@ def network(
     tile: int | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Method:
-    """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the back-projection.
+    """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the
+    back-projection.
 
-    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and rotations, of each tile as
-    in `upscale`.  tile: lr pixels kept of each, even; default one pass over the whole image, as the published
-    evaluation has it.  value_range: what is black and white to it, in the numbers of the images, instead of the type's
+    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and
+    rotations, of each tile as
+    in `upscale`.  tile: lr pixels kept of each, even; default one pass over the whole image, as the
+    published
+    evaluation has it.  value_range: what is black and white to it, in the numbers of the images,
+    instead of the type's
     whole range. Raises UsageError.
     """
     check_cut(tile, None)
@@ -105,7 +120,8 @@ def network(
     def enlarge(pair: Pair) -> Image:
         if pair.scale != upscaler.scale:
             raise ShapeMismatch(
-                f"{pair.name} is an x{pair.scale} pair, and {upscaler.name} enlarges x{upscaler.scale}."
+                f"{pair.name} is an x{pair.scale} pair, and {upscaler.name} enlarges "
+                f"x{upscaler.scale}."
             )
         largest = peak_of(pair.lr) if np.issubdtype(pair.lr.dtype, np.integer) else 1.0
         low, high = (0.0, largest) if value_range is None else value_range
@@ -120,7 +136,8 @@ def network(
     how += f", values over {span}, without back-projection"
     return Method(
         upscaler.name + "+" * ensemble,
-        f"network {upscaler.digest[:12]}, {upscaler.precision}, {how}" + ", mean of 8 flips and rotations" * ensemble,
+        f"network {upscaler.digest[:12]}, {upscaler.precision}, {how}"
+        + ", mean of 8 flips and rotations" * ensemble,
         enlarge,
         upscaler.scale,
         upscaler,
@@ -131,10 +148,11 @@ def network(
 
 
 def results(folder: Path) -> Method:
-    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1", "airport_1_x4"
-    or "airport_1x4".
+    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1",
+    "airport_1_x4" or "airport_1x4".
 
-    Raises SourceError if the folder is none or lacks an image, UsageError where a name fits two files.
+    Raises SourceError if the folder is none or lacks an image, UsageError where a name fits two
+    files.
     """
     files: dict[str, list[Path]] = {}
     for path in find_images(folder):
@@ -144,40 +162,58 @@ def results(folder: Path) -> Method:
 
     def find(image: str, scale: int) -> Path:
         base = image.rpartition("/")[2]
-        for name in (image, base, *(f"{one}{mark}{scale}" for one in (image, base) for mark in ("_x", "x"))):
+        for name in (
+            image,
+            base,
+            *(f"{one}{mark}{scale}" for one in (image, base) for mark in ("_x", "x")),
+        ):
             found = files.get(name, [])
             if len(found) > 1:
-                raise UsageError(f"{folder} has {len(found)} results named {name}; put them into class folders.")
+                raise UsageError(
+                    f"{folder} has {len(found)} results named {name}; put them into class folders."
+                )
             if found:
                 return found[0]
-        raise SourceError(f"{folder} has no result for {image}; results have the names of the pairs.")
+        raise SourceError(
+            f"{folder} has no result for {image}; results have the names of the pairs."
+        )
 
     def enlarge(pair: Pair) -> Image:
         return checked(read_image(find(pair.name, pair.scale)), pair)
 
     origin = Path(os.path.abspath(folder))  # "." has no name of its own
     return Method(
-        origin.name, f"images found in the folder {origin.name}, as they are", enlarge, origin=origin, find=find
+        origin.name,
+        f"images found in the folder {origin.name}, as they are",
+        enlarge,
+        origin=origin,
+        find=find,
     )
 
 
 def checked(sr: Image, pair: Pair) -> Image:
-    """A result read from a file, as it is. Raises ShapeMismatch unless it has the shape and type of the pair's GT."""
+    """A result read from a file, as it is. Raises ShapeMismatch unless it has the shape and type of
+    the pair's GT.
+    """
     if sr.shape != pair.hr.shape or sr.dtype != pair.hr.dtype:
         raise ShapeMismatch(
-            f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of {pair.hr.dtype}."
+            f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of "
+            f"{pair.hr.dtype}."
         )
     return sr
 
 
 def told_apart(methods: Sequence[Method]) -> list[Method]:
     """The methods by names that differ, as far as the folders above their files do."""
-    names = distinct_names([method.name for method in methods], [method.origin for method in methods])
+    names = distinct_names(
+        [method.name for method in methods], [method.origin for method in methods]
+    )
     return [replace(method, name=name) for method, name in zip(methods, names, strict=True)]
 
 
 def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list[str]:
-    """Names with as many folders above their origin put before them as it takes to tell them apart: "runs/a/best".
+    """Names with as many folders above their origin put before them as it takes to tell them apart:
+    "runs/a/best".
 
     origins: absolute paths; a name without one stays as it is. Names of one origin stay alike.
     """
@@ -188,7 +224,11 @@ def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list
             "/".join([*parts[len(parts) - depth :], name])
             for name, parts, depth in zip(names, above, depths, strict=True)
         ]
-        alike = [i for i, name in enumerate(longer) if longer.count(name) > 1 and depths[i] < len(above[i])]
+        alike = [
+            i
+            for i, name in enumerate(longer)
+            if longer.count(name) > 1 and depths[i] < len(above[i])
+        ]
         if not alike:
             return longer
         for i in alike:

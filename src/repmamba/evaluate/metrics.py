@@ -1,9 +1,10 @@
-"""How close a result comes to the truth: the measures, and the rules by which the field's papers apply them.
+"""How close a result comes to the truth: the measures, and the rules by which the field's papers
+apply them.
 
-The same images score up to several dB apart by different rules, so no number leaves this room without its rule's name.
-METRICS holds each measure of each rule: its unit, its direction, what is done before it and how images are averaged;
-`register_metric` adds one of your own.
-What is compared, and where it comes from, is not decided here.
+The same images score up to several dB apart by different rules, so no number leaves this room
+without its rule's name. METRICS holds each measure of each rule: its unit, its direction, what is
+done before it and how images are averaged; `register_metric` adds one of your own. What is
+compared, and where it comes from, is not decided here.
 """
 
 import math
@@ -55,7 +56,8 @@ def psnr(sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0) -> float:
     """Peak signal-to-noise ratio in dB, higher is better; inf for equal images.
 
     sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; compared in float64, all bands together.
-    crop: pixels left out on each side. Raises ShapeMismatch. Source: 10 log10(peak^2 / mean((sr - hr)^2)).
+    crop: pixels left out on each side. Raises ShapeMismatch. Source: 10 log10(peak^2 / mean((sr -
+    hr)^2)).
     """
     _same_shape(sr, hr)
     error = _cropped(sr, crop).astype(np.float64) - _cropped(hr, crop).astype(np.float64)
@@ -64,31 +66,43 @@ def psnr(sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0) -> float:
 
 
 def ssim(
-    sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0, edges: Literal["valid", "zero"] = "valid"
+    sr: Image,
+    hr: Image,
+    *,
+    peak: float = 255.0,
+    crop: int = 0,
+    edges: Literal["valid", "zero"] = "valid",
 ) -> float:
     """Structural similarity, 1 for equal images; the mean over pixels and bands.
 
     sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; computed in float64, band by band.
-    crop: pixels left out on each side. edges: "valid" takes only windows that lie inside the image, "zero" one window a
-    pixel, with zeros outside. Raises ShapeMismatch for images smaller than a window.
-    Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, variances as E[x^2] - E[x]^2.
+    crop: pixels left out on each side. edges: "valid" takes only windows that lie inside the image,
+    "zero" one window a pixel, with zeros outside. Raises ShapeMismatch for images smaller than a
+    window. Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03,
+    variances as E[x^2] - E[x]^2.
     """
     _same_shape(sr, hr)
     sr, hr = _cropped(sr, crop), _cropped(hr, crop)
     if edges == "valid" and min(sr.shape[:2]) < SSIM_WINDOW:
         raise ShapeMismatch(
-            f"SSIM has windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has {sr.shape[0]}x{sr.shape[1]}."
+            f"SSIM has windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has "
+            f"{sr.shape[0]}x{sr.shape[1]}."
         )
     if sr.ndim == 2:
         return _plane_ssim(sr, hr, peak, edges)
-    return float(np.mean([_plane_ssim(sr[..., band], hr[..., band], peak, edges) for band in range(sr.shape[2])]))
+    return float(
+        np.mean(
+            [_plane_ssim(sr[..., band], hr[..., band], peak, edges) for band in range(sr.shape[2])]
+        )
+    )
 
 
 def spectral_angle(sr: Image, hr: Image) -> float:
     """Mean angle between the spectra of a pixel in degrees (SAM), 0 to 180, lower is better.
 
-    sr, hr: (H, W, C), same shape. A pixel that is zero in both has no angle and counts as 0, in one of them as 90.
-    Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses half of the digits.
+    sr, hr: (H, W, C), same shape. A pixel that is zero in both has no angle and counts as 0, in one
+    of them as 90. Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses
+    half of the digits.
     """
     _same_shape(sr, hr)
     a, b = sr.astype(np.float64), hr.astype(np.float64)
@@ -96,12 +110,15 @@ def spectral_angle(sr: Image, hr: Image) -> float:
     length_b = np.linalg.norm(b, axis=-1, keepdims=True)
     a, b = a * length_b, b * length_a
     apart, together = np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1)
-    angle = np.where((length_a == 0) ^ (length_b == 0), np.pi / 2, 2 * np.arctan2(apart, together)[..., None])
+    angle = np.where(
+        (length_a == 0) ^ (length_b == 0), np.pi / 2, 2 * np.arctan2(apart, together)[..., None]
+    )
     return float(np.degrees(angle.mean()))
 
 
 def ergas(sr: Image, hr: Image, scale: int) -> float:
-    """Relative global error in synthesis, 0 for equal images, lower is better; inf if a band of hr has mean zero.
+    """Relative global error in synthesis, 0 for equal images, lower is better; inf if a band of hr
+    has mean zero.
 
     sr, hr: (H, W, C), same shape, any unit.
     Source: Wald 2000, 100 / scale sqrt(mean over bands of (RMSE / mean of hr)^2).
@@ -110,12 +127,16 @@ def ergas(sr: Image, hr: Image, scale: int) -> float:
     truth = hr.astype(np.float64)
     squared = np.square(sr.astype(np.float64) - truth).mean((0, 1))
     with np.errstate(divide="ignore"):
-        relative = np.divide(squared, np.square(truth.mean((0, 1))), out=np.zeros_like(squared), where=squared > 0)
+        relative = np.divide(
+            squared, np.square(truth.mean((0, 1))), out=np.zeros_like(squared), where=squared > 0
+        )
     return 100 / scale * float(np.sqrt(relative.mean()))
 
 
 def peak_of(image: Image) -> float:
-    """The largest value that PSNR is relative to: of an integer type its own, of floats the image's span."""
+    """The largest value that PSNR is relative to: of an integer type its own, of floats the image's
+    span.
+    """
     if np.issubdtype(image.dtype, np.integer):
         return float(np.iinfo(image.dtype.name).max)
     return float(np.ptp(image)) or 1.0
@@ -124,7 +145,8 @@ def peak_of(image: Image) -> float:
 def in_levels(sr: Image, hr: Image) -> Plane:
     """The values of sr on the scale of hr, in float64, neither rounded nor clipped.
 
-    A float sr beside an integer hr is unit, [0, 1] for the whole range of the type; otherwise the two share their unit.
+    A float sr beside an integer hr is unit, [0, 1] for the whole range of the type; otherwise the
+    two share their unit.
     """
     if np.issubdtype(sr.dtype, np.floating) and np.issubdtype(hr.dtype, np.integer):
         return sr.astype(np.float64) * peak_of(hr)
@@ -134,15 +156,19 @@ def in_levels(sr: Image, hr: Image) -> Plane:
 def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
     """The value of each metric by its name.
 
-    sr: (s h, s w, C) of the pair: unit floats as a network gives them, not clipped, or values in the type of hr.
-    Two metrics that measure the same are computed once. Raises ShapeMismatch if sr does not fit or is too small,
-    UsageError if a metric is not defined for this number of bands or type.
+    sr: (s h, s w, C) of the pair: unit floats as a network gives them, not clipped, or values in
+    the type of hr. Two metrics that measure the same are computed once. Raises ShapeMismatch if sr
+    does not fit or is too small, UsageError if a metric is not defined for this number of bands or
+    type.
     """
     values: dict[Callable[[Image, Pair], float], float] = {}
     for metric in metrics:
-        if metric.bands is not None and (pair.hr.shape[2] != metric.bands or pair.hr.dtype != np.uint8):
+        if metric.bands is not None and (
+            pair.hr.shape[2] != metric.bands or pair.hr.dtype != np.uint8
+        ):
             raise UsageError(
-                f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} is defined for "
+                f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} "
+                "is defined for "
                 f"{metric.bands} of uint8; take the rule bands."
             )
         if metric.measure not in values:
@@ -154,7 +180,9 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
 
 
 def average(values: Mapping[str, float], mean: Literal["images", "classes"]) -> float:
-    """The mean of values by image name: over images, or over the means of their class folders. inf if one is inf."""
+    """The mean of values by image name: over images, or over the means of their class folders. inf
+    if one is inf.
+    """
     if mean == "images":
         return float(np.mean(list(values.values())))
     return float(np.mean(list(class_means(values).values())))
@@ -171,8 +199,9 @@ def class_means(values: Mapping[str, float]) -> dict[str, float]:
 def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
     """The metrics of the named rules, or single ones by their whole name.
 
-    peak: what PSNR and SSIM of the rules bands and consistency are relative to, in the numbers of the images, instead
-    of the type's largest value. Raises UsageError for an unknown name, and for a peak that no measure takes.
+    peak: what PSNR and SSIM of the rules bands and consistency are relative to, in the numbers of
+    the images, instead of the type's largest value. Raises UsageError for an unknown name, and for
+    a peak that no measure takes.
     """
     chosen = []
     for rule in rules:
@@ -189,7 +218,9 @@ def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
         rules_of_peaks = " and ".join(
             dict.fromkeys(metric.rule for metric in METRICS.values() if metric.name in OF_PEAK)
         )
-        raise UsageError(f"A peak or a range is for the rules {rules_of_peaks}; the others are for 8 bit.")
+        raise UsageError(
+            f"A peak or a range is for the rules {rules_of_peaks}; the others are for 8 bit."
+        )
     return relative
 
 
@@ -198,7 +229,9 @@ def _relative_to(metric: Metric, peak: float) -> Metric:
     measure = OF_PEAK.get(metric.name)
     if measure is None:
         return metric
-    return replace(metric, how=f"{metric.how}; here relative to {peak:g}", measure=partial(measure, peak=peak))
+    return replace(
+        metric, how=f"{metric.how}; here relative to {peak:g}", measure=partial(measure, peak=peak)
+    )
 
 
 def rule_names() -> tuple[str, ...]:
@@ -207,10 +240,14 @@ def rule_names() -> tuple[str, ...]:
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Add a measure of your own, so that `rules` of an evaluation can name it. Raises UsageError."""
+    """Add a measure of your own, so that `rules` of an evaluation can name it. Raises
+    UsageError.
+    """
     rule, dot, measure = metric.name.partition(".")
     if not (rule and dot and measure) or any(character.isspace() for character in metric.name):
-        raise UsageError(f"A metric is named {metric.name!r:.60}; name it as 'rule.measure', without spaces.")
+        raise UsageError(
+            f"A metric is named {metric.name!r:.60}; name it as 'rule.measure', without spaces."
+        )
     if metric.name in METRICS:
         raise UsageError(f"There is a metric {metric.name} already; take another name.")
     METRICS[metric.name] = metric
@@ -223,7 +260,9 @@ def _published_psnr(sr: Image, pair: Pair) -> float:
 
 
 def _published_ssim(sr: Image, pair: Pair) -> float:
-    return ssim(in_levels(sr, pair.hr) / 255, pair.hr.astype(np.float64) / 255, peak=1.0, edges="zero")
+    return ssim(
+        in_levels(sr, pair.hr) / 255, pair.hr.astype(np.float64) / 255, peak=1.0, edges="zero"
+    )
 
 
 def _ttst_planes(sr: Image, pair: Pair) -> tuple[Plane, Plane]:
@@ -247,7 +286,9 @@ def _rounded(sr: Image, hr: Image) -> Plane:
 def _haunet_psnr(sr: Image, pair: Pair) -> float:
     rounded = _rounded(sr, pair.hr)
     bands = range(pair.hr.shape[2])
-    return float(np.mean([psnr(rounded[..., band], pair.hr[..., band], crop=pair.scale) for band in bands]))
+    return float(
+        np.mean([psnr(rounded[..., band], pair.hr[..., band], crop=pair.scale) for band in bands])
+    )
 
 
 def _esr_psnr(sr: Image, pair: Pair) -> float:
@@ -296,16 +337,26 @@ def _consistency_psnr(sr: Image, pair: Pair, peak: float | None = None) -> float
 
 
 _PUBLISHED_PSNR = "RGB jointly, no border cut; SR clipped to 0..255 and not rounded; 100 if equal"
-_PUBLISHED_SSIM = "RGB, no border cut; SR neither clipped nor rounded; windows at the border see zeros outside"
+_PUBLISHED_SSIM = (
+    "RGB, no border cut; SR neither clipped nor rounded; windows at the border see zeros outside"
+)
 _TTST = "Y of 8-bit images, SR with its fraction cut off; cut to a multiple of 4, no border cut"
 _HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then their mean"
-_ESR_RGB = "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of the channels"
+_ESR_RGB = (
+    "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of "
+    "the "
+    "channels"
+)
 _ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
-_BANDS = "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: to the span of GT)"
+_BANDS = (
+    "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: "
+    "to the span of GT)"
+)
 _LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, no border cut; 0 if equal"
 _DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, no border cut; 0 if equal"
 _CONSISTENCY = (
-    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with it; says nothing of detail"
+    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with "
+    "it; says nothing of detail"
 )
 
 METRICS: dict[str, Metric] = {
@@ -323,8 +374,22 @@ METRICS: dict[str, Metric] = {
         Metric("esr-y.ssim", "", True, "images", _ESR_Y, _esr_y_ssim, 3),
         Metric("bands.psnr", "dB", True, "images", _BANDS, _bands_psnr),
         Metric("bands.ssim", "", True, "images", _BANDS, _bands_ssim),
-        Metric("bands.sam", "degrees", False, "images", "mean angle between the spectra of a pixel", _bands_sam),
-        Metric("bands.ergas", "", False, "images", "100/s times the relative error of the bands (Wald)", _bands_ergas),
+        Metric(
+            "bands.sam",
+            "degrees",
+            False,
+            "images",
+            "mean angle between the spectra of a pixel",
+            _bands_sam,
+        ),
+        Metric(
+            "bands.ergas",
+            "",
+            False,
+            "images",
+            "100/s times the relative error of the bands (Wald)",
+            _bands_ergas,
+        ),
         Metric("perceptual.lpips", "", False, "images", _LPIPS, _perceptual_lpips, 3),
         Metric("perceptual.dists", "", False, "images", _DISTS, _perceptual_dists, 3),
         Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),
@@ -340,20 +405,29 @@ OF_PEAK: dict[str, Callable[..., float]] = {
 
 def _same_shape(sr: Image, hr: Image) -> None:
     if sr.shape != hr.shape or sr.ndim not in (2, 3):
-        raise ShapeMismatch(f"SR is {sr.shape} and GT {hr.shape}; both must be (H, W) or (H, W, C) of one shape.")
+        raise ShapeMismatch(
+            f"SR is {sr.shape} and GT {hr.shape}; both must be (H, W) or (H, W, C) of one shape."
+        )
 
 
 def _cropped(image: Image, crop: int) -> Image:
     if 2 * crop >= min(image.shape[:2]):
-        raise ShapeMismatch(f"Nothing is left of {image.shape[0]}x{image.shape[1]} pixels without {crop} on each side.")
+        raise ShapeMismatch(
+            f"Nothing is left of {image.shape[0]}x{image.shape[1]} pixels without {crop} on each "
+            "side."
+        )
     return image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
 
 
 def _plane_ssim(a: Image, b: Image, peak: float, edges: str) -> float:
-    x, y = (np.pad(plane.astype(np.float64), SSIM_WINDOW // 2 if edges == "zero" else 0) for plane in (a, b))
+    x, y = (
+        np.pad(plane.astype(np.float64), SSIM_WINDOW // 2 if edges == "zero" else 0)
+        for plane in (a, b)
+    )
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     mean_x, mean_y, product = _blurred(x), _blurred(y), _blurred(x * y)
-    squares = _blurred(x * x + y * y)  # only the sum of the two variances is needed: one filtering less
+    # only the sum of the two variances is needed: one filtering less
+    squares = _blurred(x * x + y * y)
     mean_product = mean_x * mean_y
     mean_squares = mean_x * mean_x + mean_y * mean_y
     numerator = (2 * mean_product + c1) * (2 * (product - mean_product) + c2)

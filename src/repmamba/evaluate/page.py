@@ -1,8 +1,9 @@
-"""Scores as one self-contained page: tables, charts, and the pictures on which a method gains and loses most.
+"""Scores as one self-contained page: tables, charts, and the pictures on which a method gains and
+loses most.
 
-The page loads nothing and runs one script of its own, the slider's; its content security policy names that script by
-its digest, so nothing that a file's name smuggles in could run even if it were not escaped. Pictures are excerpts of
-the images that were evaluated and stay under their terms.
+The page loads nothing and runs one script of its own, the slider's; its content security policy
+names that script by its digest, so nothing that a file's name smuggles in could run even if it were
+not escaped. Pictures are excerpts of the images that were evaluated and stay under their terms.
 """
 
 import base64
@@ -42,11 +43,13 @@ from repmamba.evaluate.scores import CONFIDENCE, RESAMPLES, ImageSet, Scores
 EXCERPT = 96  # hr pixels on each side
 SHOWN = 2  # images at either end of the order
 ENDS_OF_GAINS, ENDS_OF_VALUES = ("Largest", "Smallest"), ("Best", "Worst")
-ERROR_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # magma's: 0 is dark
+# magma's: 0 is dark
+ERROR_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
 
 SCRIPT = (
     "document.querySelectorAll('.shown').forEach(function(shown){"
-    "var pictures=shown.querySelectorAll('.pictures img'),sides=shown.querySelectorAll('.slider div img'),"
+    "var pictures=shown.querySelectorAll('.pictures img'),sides=shown.querySelectorAll('.slider "
+    "div img'),"
     "bar=shown.querySelector('.slider input');"
     "bar.addEventListener('input',function(){bar.parentElement.style.setProperty('--at',bar.value+'%');});"
     "shown.querySelectorAll('.slider select').forEach(function(choice,side){"
@@ -86,12 +89,14 @@ class Excerpt:
 
     title: str
     lr: NDArray[np.uint8]  # (h, w, 3), as all of them
-    results: tuple[tuple[str, NDArray[np.uint8], NDArray[np.float64]], ...]  # method, picture, error (H, W) in levels
+    # method, picture, error (H, W) in levels
+    results: tuple[tuple[str, NDArray[np.uint8], NDArray[np.float64]], ...]
     truth: NDArray[np.uint8]
 
 
 def read_others(path: Path) -> list[charts.Point]:
-    """Networks to show beside ours in the plot of cost: CSV lines of name, 10^9 multiply-adds, value; "#" for a remark.
+    """Networks to show beside ours in the plot of cost: CSV lines of name, 10^9 multiply-adds,
+    value; "#" for a remark.
 
     Raises SourceError, naming the line.
     """
@@ -120,16 +125,25 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise SourceError(f"{path} cannot be read: {error}.") from error
 
 
-def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
-    """The whole page as text. The first metric orders the images and is drawn; the last method is compared with.
+def page(
+    scores: Scores,
+    costs: dict[str, Cost],
+    *,
+    pictures: bool = True,
+    others: Sequence[charts.Point] = (),
+) -> str:
+    """The whole page as text. The first metric orders the images and is drawn; the last method is
+    compared with.
 
-    pictures: False leaves out all excerpts, where the images must not be shown.  others: networks that were measured
+    pictures: False leaves out all excerpts, where the images must not be shown.  others: networks
+    that were measured
     elsewhere, by the first metric on the first set, for the plot of cost.
     """
     metric = scores.metrics[0]
     body = [
         "<h1>Evaluation</h1>",
-        f'<p class="note">repmamba {__version__}. Every number is of the rule in its heading; the rules are explained '
+        f'<p class="note">repmamba {__version__}. Every number is of the rule in its heading; the '
+        "rules are explained "
         "at the end. Numbers of different rules must not be set side by side.</p>",
         "<h2>Summary</h2>",
         *(_summary(scores, one) for one in scores.sets),
@@ -143,7 +157,10 @@ def page(scores: Scores, costs: dict[str, Cost], *, pictures: bool = True, other
     body += ["<h2>Rules</h2>", _list(rule_lines(scores.metrics)), "<h2>Methods</h2>"]
     body.append(_list([f"{method.name}: {method.how}" for method in scores.methods]))
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
+        f"'sha256-{digest}'"
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -163,15 +180,21 @@ def tables(scores: Scores) -> str:
 def _summary(scores: Scores, one: ImageSet) -> str:
     rows = []
     means = {
-        metric.name: {method.name: scores.summary(one.name, method.name, metric) for method in scores.methods}
+        metric.name: {
+            method.name: scores.summary(one.name, method.name, metric) for method in scores.methods
+        }
         for metric in scores.metrics
     }
     for method in scores.methods:
         cells = [f"<td>{escape(method.name)}</td>"]
         for metric in scores.metrics:
             summary = means[metric.name][method.name]
-            finite = [other.mean for other in means[metric.name].values() if math.isfinite(other.mean)]
-            best = bool(finite) and summary.mean == (max if metric.higher_is_better else min)(finite)
+            finite = [
+                other.mean for other in means[metric.name].values() if math.isfinite(other.mean)
+            ]
+            best = bool(finite) and summary.mean == (max if metric.higher_is_better else min)(
+                finite
+            )
             cells.append(f"<td{' class=best' * best}>{mean_text(summary, metric.unit)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     by_class = class_mean_rows(scores, one)
@@ -180,7 +203,8 @@ def _summary(scores: Scores, one: ImageSet) -> str:
         rows += [_row(cells) for cells in by_class]
     heads = "".join(f"<th>{escape(_heading(metric))}</th>" for metric in scores.metrics)
     title = f"<h3>{escape(one.heading)}</h3>"
-    return f'{title}<div class="wide"><table><tr><th>method</th>{heads}</tr>{"".join(rows)}</table></div>'
+    table = f"<table><tr><th>method</th>{heads}</tr>{''.join(rows)}</table>"
+    return f'{title}<div class="wide">{table}</div>'
 
 
 def _differences(scores: Scores) -> str:
@@ -191,10 +215,12 @@ def _differences(scores: Scores) -> str:
             rows.append(
                 f"<tr><td>{escape(one.name)}</td><td class=text>{escape(method.name)}</td>"
                 f"<td class=text>{escape(_heading(metric))}</td>"
-                f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of {paired.count}</td></tr>"
+                f"<td>{difference_text(paired, metric.unit)}</td><td>{paired.better} of "
+                f"{paired.count}</td></tr>"
             )
     note = (
-        f'<p class="note">Each method against {escape(other)}, image by image, with the {CONFIDENCE:.0%} interval of '
+        f'<p class="note">Each method against {escape(other)}, image by image, with the '
+        f"{CONFIDENCE:.0%} interval of "
         f"{RESAMPLES:,} bootstrap samples of the images.</p>"
     )
     texts = "<th>set</th><th class=text>method</th><th class=text>metric</th>"
@@ -202,24 +228,37 @@ def _differences(scores: Scores) -> str:
     return f'{note}<div class="wide"><table>{heads}{"".join(rows)}</table></div>'
 
 
-def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]) -> str:
+def _cost(
+    scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequence[charts.Point]
+) -> str:
     heads = "".join(f"<th>{head.replace('10^9', '10⁹')}</th>" for head in cost_columns(costs))
     rows = "".join(_row(cells) for cells in cost_rows(costs, missing="–"))
     table = f"<table><tr>{heads}</tr>{rows}</table>"
     note = "".join(f'<p class="note">{escape(line.strip())}</p>' for line in cost_lines(costs))
     one = scores.sets[0]
-    means = {method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods}
+    means = {
+        method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods
+    }
     points = [
-        charts.Point(costs[method.name].multiply_adds / 1e9, means[method.name], method.name, charts.colour(index))
+        charts.Point(
+            costs[method.name].multiply_adds / 1e9,
+            means[method.name],
+            method.name,
+            charts.colour(index),
+        )
         for index, method in enumerate(scores.methods)
         if method.name in costs and math.isfinite(means[method.name])
     ]
     if not points:
         return f'<div class="wide">{table}</div>{note}'
-    lines = {name: mean for name, mean in means.items() if name not in costs and math.isfinite(mean)}
+    lines = {
+        name: mean for name, mean in means.items() if name not in costs and math.isfinite(mean)
+    }
     size = f"{costs[points[0].label].height}x{costs[points[0].label].width} LR"
     if others:
-        note += '<p class="note">Grey: figures brought from elsewhere, not measured in this run.</p>'
+        note += (
+            '<p class="note">Grey: figures brought from elsewhere, not measured in this run.</p>'
+        )
     chart = charts.complexity(
         [*points, *others], lines, f"10⁹ multiply-adds, {size}", f"{_heading(metric)} on {one.name}"
     )
@@ -228,20 +267,31 @@ def _cost(scores: Scores, costs: dict[str, Cost], metric: Metric, others: Sequen
 
 def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> list[str]:
     parts = []
-    classes = {method.name: scores.classes(one.name, method.name, metric) for method in scores.methods}
+    classes = {
+        method.name: scores.classes(one.name, method.name, metric) for method in scores.methods
+    }
     groups = set.intersection(*(set(means) for means in classes.values()))
     if groups:
         values = {
             group or "(no class)": {method: means[group] for method, means in classes.items()}
             for group in sorted(groups)
         }
-        parts += [f"<h3>Classes, {escape(_heading(metric))}</h3>", _key(scores), charts.bars(values, metric.unit)]
+        parts += [
+            f"<h3>Classes, {escape(_heading(metric))}</h3>",
+            _key(scores),
+            charts.bars(values, metric.unit),
+        ]
     if len(scores.methods) > 1:
         first, last = scores.methods[0].name, scores.methods[-1].name
-        ours, theirs = scores.of(one.name, first, metric.name), scores.of(one.name, last, metric.name)
+        ours, theirs = (
+            scores.of(one.name, first, metric.name),
+            scores.of(one.name, last, metric.name),
+        )
         points = [
             charts.Point(
-                theirs[name], ours[name], f"{name}: {number(ours[name], metric.unit)}, {last} {theirs[name]:.4f}"
+                theirs[name],
+                ours[name],
+                f"{name}: {number(ours[name], metric.unit)}, {last} {theirs[name]:.4f}",
             )
             for name in ours
             if math.isfinite(ours[name]) and math.isfinite(theirs[name])
@@ -249,7 +299,11 @@ def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> li
         if points:
             titles = (f"{last}, {_heading(metric)}", f"{first}, {_heading(metric)}")
             drawn = charts.drawn_of(len(points))
-            marks = "one mark an image" if drawn == 1 else f"one image in {drawn} of {len(points):,} marked"
+            marks = (
+                "one mark an image"
+                if drawn == 1
+                else f"one image in {drawn} of {len(points):,} marked"
+            )
             parts += [f"<h3>{escape(first)} against {escape(last)}, {marks}</h3>"]
             parts += [charts.scatter(points, *titles)]
     if pictures:
@@ -260,7 +314,9 @@ def _set(scores: Scores, one: ImageSet, metric: Metric, *, pictures: bool) -> li
 
 
 def excerpt(scores: Scores, one: ImageSet, files: PairFiles, metric: Metric) -> Excerpt:
-    """The place of an image where the errors of first and last method differ most, enlarged anew by every method."""
+    """The place of an image where the errors of first and last method differ most, enlarged anew by
+    every method.
+    """
     pair = files.read(one.scale)
     stored = {method.name: in_type(method.sr_of(pair), pair.hr) for method in scores.methods}
     errors = {name: _error(sr, pair) for name, sr in stored.items()}
@@ -269,29 +325,43 @@ def excerpt(scores: Scores, one: ImageSet, files: PairFiles, metric: Metric) -> 
     rows, cols = _window(telling, one.scale)
     low, high = _stretch(pair.hr)
     s = one.scale
-    lr_rows, lr_cols = slice(rows.start // s, rows.stop // s), slice(cols.start // s, cols.stop // s)
+    lr_rows, lr_cols = (
+        slice(rows.start // s, rows.stop // s),
+        slice(cols.start // s, cols.stop // s),
+    )
     values = ", ".join(
-        f"{method.name} {number(scores.of(one.name, method.name, metric.name)[files.name], metric.unit)} {metric.unit}"
+        f"{method.name} "
+        f"{number(scores.of(one.name, method.name, metric.name)[files.name], metric.unit)} "
+        f"{metric.unit}"
         for method in scores.methods
     )
     return Excerpt(
         title=f"{files.name}: {values}",
         lr=_shown(pair.lr[lr_rows, lr_cols], low, high),
         results=tuple(
-            (name, _shown(sr[rows, cols], low, high), errors[name][rows, cols]) for name, sr in stored.items()
+            (name, _shown(sr[rows, cols], low, high), errors[name][rows, cols])
+            for name, sr in stored.items()
         ),
         truth=_shown(pair.hr[rows, cols], low, high),
     )
 
 
 def _ends(scores: Scores, one: ImageSet, metric: Metric) -> list[tuple[str, list[PairFiles]]]:
-    """The images at both ends: by the gain over the last method, or by the value where there is one method."""
+    """The images at both ends: by the gain over the last method, or by the value where there is one
+    method.
+    """
     first, last = scores.methods[0].name, scores.methods[-1].name
     ours = scores.of(one.name, first, metric.name)
     if len(scores.methods) > 1:
-        theirs, titles = scores.of(one.name, last, metric.name), [f"{end} gain over {last}" for end in ENDS_OF_GAINS]
+        theirs, titles = (
+            scores.of(one.name, last, metric.name),
+            [f"{end} gain over {last}" for end in ENDS_OF_GAINS],
+        )
     else:
-        theirs, titles = dict.fromkeys(ours, 0.0), [f"{end} {metric.name}" for end in ENDS_OF_VALUES]
+        theirs, titles = (
+            dict.fromkeys(ours, 0.0),
+            [f"{end} {metric.name}" for end in ENDS_OF_VALUES],
+        )
     sign = 1 if metric.higher_is_better else -1
     gains = {
         name: sign * (value - theirs[name])
@@ -303,20 +373,33 @@ def _ends(scores: Scores, one: ImageSet, metric: Metric) -> list[tuple[str, list
     best = order[:SHOWN]
     worst = [name for name in order[::-1][:SHOWN] if name not in best]
     return [
-        (title, [by_name[name] for name in names]) for title, names in zip(titles, (best, worst), strict=True) if names
+        (title, [by_name[name] for name in names])
+        for title, names in zip(titles, (best, worst), strict=True)
+        if names
     ]
 
 
 def _excerpt(shown: Excerpt) -> str:
     largest = max(float(np.quantile(error, 0.995)) for _, _, error in shown.results) or 1.0
-    pictures = [("LR", shown.lr), ("GT", shown.truth), *((name, picture) for name, picture, _ in shown.results)]
+    pictures = [
+        ("LR", shown.lr),
+        ("GT", shown.truth),
+        *((name, picture) for name, picture, _ in shown.results),
+    ]
     figures = [_figure(picture, name) for name, picture in pictures]
-    errors = [_figure(_error_colours(error / largest), f"error of {name}") for name, _, error in shown.results]
-    parts = [f"<p><b>{escape(shown.title)}</b></p>", f'<div class="excerpt pictures">{"".join(figures)}</div>']
+    errors = [
+        _figure(_error_colours(error / largest), f"error of {name}")
+        for name, _, error in shown.results
+    ]
+    parts = [
+        f"<p><b>{escape(shown.title)}</b></p>",
+        f'<div class="excerpt pictures">{"".join(figures)}</div>',
+    ]
     # The empty figures stand below LR and GT, so that each error is below its picture.
     parts.append(f'<div class="excerpt"><figure></figure><figure></figure>{"".join(errors)}</div>')
     parts.append(
-        f'<p class="note">Error: mean over the bands, black 0, bright {largest:.3g} or more. Below, slide, and choose '
+        f'<p class="note">Error: mean over the bands, black 0, bright {largest:.3g} or more. '
+        "Below, slide, and choose "
         "what is on either side.</p>"
     )
     left, right = 2, len(pictures) - 1 if len(shown.results) > 1 else 1
@@ -324,7 +407,8 @@ def _excerpt(shown: Excerpt) -> str:
     names = [name for name, _ in pictures]
     parts.append(
         f'<div class="slider"><div><img alt="" src="{under}"><img alt="" src="{over}"></div>'
-        '<input type="range" min="0" max="100" value="50" step="0.5" aria-label="where the two pictures meet">'
+        '<input type="range" min="0" max="100" value="50" step="0.5" aria-label="where the two '
+        'pictures meet">'
         f'<p class="ends">{_choice("left", names, left)}{_choice("right", names, right)}</p></div>'
     )
     return f'<section class="shown">{"".join(parts)}</section>'
@@ -373,7 +457,9 @@ def _heading(metric: Metric) -> str:
 
 def _error(sr: NDArray[np.generic], pair: Pair) -> NDArray[np.float64]:
     """Mean absolute difference over the bands, (H, W)."""
-    error: NDArray[np.float64] = np.abs(in_levels(sr, pair.hr) - pair.hr.astype(np.float64)).mean(-1)
+    error: NDArray[np.float64] = np.abs(in_levels(sr, pair.hr) - pair.hr.astype(np.float64)).mean(
+        -1
+    )
     return error
 
 
@@ -382,13 +468,17 @@ def _window(telling: NDArray[np.float64], scale: int) -> tuple[slice, slice]:
     edge = min(EXCERPT, *telling.shape) // scale * scale
     sums = np.pad(telling, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     whole = sums[edge:, edge:] - sums[:-edge, edge:] - sums[edge:, :-edge] + sums[:-edge, :-edge]
-    row, col = np.unravel_index(int(whole[::scale, ::scale].argmax()), whole[::scale, ::scale].shape)
+    row, col = np.unravel_index(
+        int(whole[::scale, ::scale].argmax()), whole[::scale, ::scale].shape
+    )
     top, left = int(row) * scale, int(col) * scale
     return slice(top, top + edge), slice(left, left + edge)
 
 
 def _stretch(hr: NDArray[np.generic]) -> tuple[float, float]:
-    """What is shown black and white: 8-bit pictures as they are, other types by their middle 96 %."""
+    """What is shown black and white: 8-bit pictures as they are, other types by their middle 96
+    %.
+    """
     if hr.dtype == np.uint8:
         return 0.0, 255.0
     low, high = np.quantile(hr.astype(np.float64), [0.02, 0.98])

@@ -1,8 +1,10 @@
-"""LPIPS and DISTS: distances between images in the features of a network trained to name pictures. Lower is better.
+"""LPIPS and DISTS: distances between images in the features of a network trained to name pictures.
+Lower is better.
 
-The numbers of these networks are not part of repmamba. AlexNet and VGG16 are read from torch's cache of this user, the
-weights of their layers from the packages lpips and DISTS-pytorch (the extra `perceptual`), of which no code is run.
-What is missing is said before the first image is enlarged, and nothing is downloaded here.
+The numbers of these networks are not part of repmamba. AlexNet and VGG16 are read from torch's
+cache of this user, the weights of their layers from the packages lpips and DISTS-pytorch (the extra
+`perceptual`), of which no code is run. What is missing is said before the first image is enlarged,
+and nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ _loading = threading.Lock()
 
 
 def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
-    """Learned perceptual image patch similarity, 0 for equal images; features of AlexNet, version 0.1.
+    """Learned perceptual image patch similarity, 0 for equal images; features of AlexNet, version
+    0.1.
 
-    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Zhang et al. 2018, equation 1.
+    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Zhang et al. 2018,
+    equation 1.
     """
     import torch
 
@@ -53,7 +57,8 @@ def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
 def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
     """Deep image structure and texture similarity, 0 for equal images; features of VGG16.
 
-    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Ding et al. 2020, equations 5 to 7.
+    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Ding et al. 2020,
+    equations 5 to 7.
     """
     import torch
 
@@ -68,11 +73,20 @@ def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
             a, b = stage(a), stage(b)
             similar.append(_structure_and_texture(a, b))
         textures, structures = (torch.cat(each) for each in zip(*similar, strict=True))
-        return max(0.0, float(1 - ((alpha * textures).sum() + (beta * structures).sum()) / (alpha.sum() + beta.sum())))
+        return max(
+            0.0,
+            float(
+                1
+                - ((alpha * textures).sum() + (beta * structures).sum())
+                / (alpha.sum() + beta.sum())
+            ),
+        )
 
 
 def _structure_and_texture(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, C, H, W) twice -> (C,) twice: how alike the means of each map are, and how the maps vary together."""
+    """(1, C, H, W) twice -> (C,) twice: how alike the means of each map are, and how the maps vary
+    together.
+    """
     tiny = 1e-6
     mean_a, mean_b = a.mean((2, 3), keepdim=True), b.mean((2, 3), keepdim=True)
     texture = (2 * mean_a * mean_b + tiny) / (mean_a.square() + mean_b.square() + tiny)
@@ -92,7 +106,9 @@ def _lpips_network() -> tuple[list[nn.Module], list[Tensor]]:
     from torch import nn
 
     given = _head("lpips", "weights/v0.1/alex.pth")
-    convolutions = iter(_convolutions("alexnet", (0, 3, 6, 8, 10), ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))))
+    convolutions = iter(
+        _convolutions("alexnet", (0, 3, 6, 8, 10), ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1)))
+    )
     stages: list[nn.Module] = []
     for number in range(5):
         pool = [nn.MaxPool2d(3, 2)] if number in (1, 2) else []
@@ -102,7 +118,9 @@ def _lpips_network() -> tuple[list[nn.Module], list[Tensor]]:
 
 @cache
 def _dists_network() -> tuple[list[nn.Module], Tensor, Tensor]:
-    """The stages of VGG16, pooled smoothly, and what texture and structure of each channel count for, (channels,)."""
+    """The stages of VGG16, pooled smoothly, and what texture and structure of each channel count
+    for, (channels,).
+    """
     from torch import nn
 
     given = _head("DISTS-pytorch", "weights.pt")
@@ -128,14 +146,20 @@ def _smooth_pool(channels: int) -> nn.Module:
     class Pool(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
             kernel = (weights / weights.sum()).expand(channels, 1, 3, 3)
-            means = nn.functional.conv2d(maps.square(), kernel, stride=2, padding=1, groups=channels)
+            means = nn.functional.conv2d(
+                maps.square(), kernel, stride=2, padding=1, groups=channels
+            )
             return (means + 1e-12).sqrt()
 
     return Pool()
 
 
-def _convolutions(name: str, places: tuple[int, ...], steps: tuple[tuple[int, int], ...]) -> list[nn.Module]:
-    """The convolutions of a network in torch's cache. places: in its `features`.  steps: stride and padding of each."""
+def _convolutions(
+    name: str, places: tuple[int, ...], steps: tuple[tuple[int, int], ...]
+) -> list[nn.Module]:
+    """The convolutions of a network in torch's cache. places: in its `features`.  steps: stride and
+    padding of each.
+    """
     import torch
     from torch import nn
 
@@ -162,7 +186,9 @@ def _head(package: str, ending: str) -> Mapping[str, Tensor]:
     except PackageNotFoundError:
         found = []
     if not found:
-        raise MissingExtra("LPIPS and DISTS need the weights of two packages: pip install 'repmamba[perceptual]'.")
+        raise MissingExtra(
+            "LPIPS and DISTS need the weights of two packages: pip install 'repmamba[perceptual]'."
+        )
     return _read(Path(str(found[0].locate())))
 
 
@@ -173,7 +199,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         numbers: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as damage:  # torch raises errors of any kind for what is no file of its own
         raise MissingExtra(
-            f"{path} cannot be read as weights ({type(damage).__name__}): delete it and get it again."
+            f"{path} cannot be read as weights ({type(damage).__name__}): delete it and get it "
+            "again."
         ) from damage
     return numbers
 
@@ -183,7 +210,8 @@ def _unit(image: NDArray[Any]) -> Tensor:
 
     if min(image.shape[:2]) < SMALLEST:
         raise ShapeMismatch(
-            f"LPIPS and DISTS take images of at least {SMALLEST}x{SMALLEST} pixels, and this one has "
+            f"LPIPS and DISTS take images of at least {SMALLEST}x{SMALLEST} pixels, and this one "
+            "has "
             f"{image.shape[0]}x{image.shape[1]}."
         )
     return torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None].copy()) / 255

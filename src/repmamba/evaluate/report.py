@@ -1,7 +1,8 @@
 """Scores as a table for the terminal, as JSON and as CSV. The page with pictures is page.py's.
 
-Every number stands beside the name of its rule, and every rule is spelled out once below. Names of files come from
-strangers: the terminal is not steered by them, and a spreadsheet does not take one for a formula.
+Every number stands beside the name of its rule, and every rule is spelled out once below. Names of
+files come from strangers: the terminal is not steered by them, and a spreadsheet does not take one
+for a formula.
 """
 
 import csv
@@ -17,17 +18,33 @@ from repmamba.durable import write_durable, write_errors
 from repmamba.errors import TargetError
 from repmamba.evaluate.cost import COUNTED, Cost
 from repmamba.evaluate.metrics import Metric
-from repmamba.evaluate.scores import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, ImageSet, Paired, Scores, Summary
+from repmamba.evaluate.scores import (
+    BOOTSTRAP_SEED,
+    CONFIDENCE,
+    RESAMPLES,
+    ImageSet,
+    Paired,
+    Scores,
+    Summary,
+)
 
 DIGITS = {"dB": 4, "degrees": 4, "": 5}
 CLASS_MEANS = "mean of the class means"
-COUNTED_COLUMNS = ("network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan")
+COUNTED_COLUMNS = (
+    "network",
+    "parameters",
+    "RepConvs folded",
+    "10^9 multiply-adds",
+    "of these scan",
+)
 MEASURED_COLUMNS = ("ms", "peak MB")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def table(scores: Scores, costs: dict[str, Cost]) -> str:
-    """The means of each set, the paired differences to the last method, the costs, and the rules behind the numbers."""
+    """The means of each set, the paired differences to the last method, the costs, and the rules
+    behind the numbers.
+    """
     parts = [_means(scores)]
     if len(scores.methods) > 1:
         parts.append(_differences(scores))
@@ -39,7 +56,9 @@ def table(scores: Scores, costs: dict[str, Cost]) -> str:
 
 def cost_table(costs: dict[str, Cost]) -> str:
     """Parameters, multiply-adds, time and memory of each network."""
-    return "\n".join(["Cost", *_aligned([cost_columns(costs), *cost_rows(costs)]), *cost_lines(costs)])
+    return "\n".join(
+        ["Cost", *_aligned([cost_columns(costs), *cost_rows(costs)]), *cost_lines(costs)]
+    )
 
 
 def cost_columns(costs: dict[str, Cost]) -> list[str]:
@@ -52,7 +71,9 @@ def _any_measured(costs: dict[str, Cost]) -> bool:
 
 
 def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
-    """The cost_columns of each network; missing: stands for what was not measured of one of them."""
+    """The cost_columns of each network; missing: stands for what was not measured of one of
+    them.
+    """
     columns = len(cost_columns(costs))
     rows = [
         [
@@ -74,14 +95,18 @@ def cost_lines(costs: dict[str, Cost]) -> list[str]:
     one = next(iter(costs.values()))
     lines = [f"  for one LR image of {one.height}x{one.width} pixels; {COUNTED}"]
     if one.seconds is not None:
-        lines.append(f"  time: median of several passes on {one.device}; memory: {one.memory_of or 'not measured'}")
+        lines.append(
+            f"  time: median of several passes on {one.device}; memory: "
+            f"{one.memory_of or 'not measured'}"
+        )
     return lines
 
 
 def rule_lines(metrics: Sequence[Metric]) -> list[str]:
     """What each metric is, one line each."""
     return [
-        f"  {metric.name}: {metric.how}; {'higher' if metric.higher_is_better else 'lower'} is better; "
+        f"  {metric.name}: {metric.how}; {'higher' if metric.higher_is_better else 'lower'} is "
+        "better; "
         f"mean over {'images' if metric.mean == 'images' else 'the means of the class folders'}"
         for metric in metrics
     ]
@@ -96,14 +121,23 @@ def class_mean_rows(scores: Scores, one: ImageSet) -> list[list[str]]:
         return []
     rows = []
     for method in scores.methods:
-        means = [(scores.mean_of_classes(one.name, method.name, metric), metric.unit) for metric in scores.metrics]
-        rows.append([method.name, *("inf" if mean is None else number(mean, unit) for mean, unit in means)])
+        means = [
+            (scores.mean_of_classes(one.name, method.name, metric), metric.unit)
+            for metric in scores.metrics
+        ]
+        rows.append(
+            [method.name, *("inf" if mean is None else number(mean, unit) for mean, unit in means)]
+        )
     return rows
 
 
 def number(value: float, unit: str) -> str:
     """A value with the digits of its unit; "inf" for equal images."""
-    return f"{value:.{DIGITS.get(unit, 4)}f}" if math.isfinite(value) else ("inf" if value == math.inf else "-")
+    return (
+        f"{value:.{DIGITS.get(unit, 4)}f}"
+        if math.isfinite(value)
+        else ("inf" if value == math.inf else "-")
+    )
 
 
 def mean_text(summary: Summary, unit: str) -> str:
@@ -130,7 +164,10 @@ def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
         "format": 1,
         "repmamba": __version__,
         "methods": {
-            method.name: {"how": method.how, "cost": _cost(costs[method.name]) if method.name in costs else None}
+            method.name: {
+                "how": method.how,
+                "cost": _cost(costs[method.name]) if method.name in costs else None,
+            }
             for method in scores.methods
         },
         "counted": COUNTED,
@@ -148,15 +185,19 @@ def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
             one.name: {
                 "scale": one.scale,
                 "images": len(one.files),
-                "lr": "as found" if one.files[0].lr else "GT reduced by MATLAB's imresize, rounded to its type",
+                "lr": "as found"
+                if one.files[0].lr
+                else "GT reduced by MATLAB's imresize, rounded to its type",
                 "methods": {
                     method.name: {
-                        metric.name: _metric(scores, one.name, method.name, metric) for metric in scores.metrics
+                        metric.name: _metric(scores, one.name, method.name, metric)
+                        for metric in scores.metrics
                     }
                     for method in scores.methods
                 },
                 "paired": [
-                    {"method": method.name, "other": scores.methods[-1].name, "metric": metric.name} | _paired(paired)
+                    {"method": method.name, "other": scores.methods[-1].name, "metric": metric.name}
+                    | _paired(paired)
                     for method, metric, paired in scores.differences(one.name)
                 ],
             }
@@ -172,19 +213,25 @@ def to_csv(scores: Scores) -> str:
     writer.writerow(["set", "image", "method", "metric", "value", "unit"])
     for row in scores.rows():
         value = repr(row.value) if math.isfinite(row.value) else str(_plain(row.value))
-        writer.writerow([_cell(row.image_set), _cell(row.image), _cell(row.method), row.metric, value, row.unit])
+        writer.writerow(
+            [_cell(row.image_set), _cell(row.image), _cell(row.method), row.metric, value, row.unit]
+        )
     return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a report, folders above it too; the name appears when it is whole. Raises TargetError, NoSpace."""
+    """Write a report, folders above it too; the name appears when it is whole. Raises TargetError,
+    NoSpace.
+    """
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durable(path, text.encode(errors="backslashreplace"))  # names that are not Unicode
 
 
 def check_target(path: Path) -> None:
-    """Raise TargetError or NoSpace now where a report could not be written once its numbers are there."""
+    """Raise TargetError or NoSpace now where a report could not be written once its numbers are
+    there.
+    """
     if path.is_dir():
         raise TargetError(f"{path} is a folder; name a file in it.")
     with write_errors(path):
@@ -195,9 +242,20 @@ def check_target(path: Path) -> None:
 def _means(scores: Scores) -> str:
     lines = []
     for one in scores.sets:
-        rows = [["method", *(f"{metric.name}{f' [{metric.unit}]' * bool(metric.unit)}" for metric in scores.metrics)]]
+        rows = [
+            [
+                "method",
+                *(
+                    f"{metric.name}{f' [{metric.unit}]' * bool(metric.unit)}"
+                    for metric in scores.metrics
+                ),
+            ]
+        ]
         for method in scores.methods:
-            means = [mean_text(scores.summary(one.name, method.name, metric), metric.unit) for metric in scores.metrics]
+            means = [
+                mean_text(scores.summary(one.name, method.name, metric), metric.unit)
+                for metric in scores.metrics
+            ]
             rows.append([method.name, *means])
         by_class = class_mean_rows(scores, one)
         if by_class:
@@ -212,7 +270,15 @@ def _differences(scores: Scores) -> str:
     for one in scores.sets:
         for method, metric, paired in scores.differences(one.name):
             difference = difference_text(paired, metric.unit)
-            rows.append([one.name, method.name, metric.name, difference, f"{paired.better} of {paired.count}"])
+            rows.append(
+                [
+                    one.name,
+                    method.name,
+                    metric.name,
+                    difference,
+                    f"{paired.better} of {paired.count}",
+                ]
+            )
     interval = f"the {CONFIDENCE:.0%} interval of {RESAMPLES:,} bootstrap samples"
     heading = f"Difference from {_harmless(other)} on the same images, with {interval}"
     return "\n".join([heading, *_aligned(rows)])
@@ -222,12 +288,17 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     """The first column to the left, the others to the right."""
     rows = [[_harmless(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return [
+        "  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def _harmless(text: str) -> str:
     """Control characters as escapes."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
 
 
 def _metric(scores: Scores, image_set: str, method: str, metric: Metric) -> dict[str, Any]:
@@ -236,8 +307,12 @@ def _metric(scores: Scores, image_set: str, method: str, metric: Metric) -> dict
         "mean": _plain(math.inf if summary.infinite == summary.count else summary.mean),
         "infinite": summary.infinite,
         "mean_of_classes": scores.mean_of_classes(image_set, method, metric),
-        "classes": {name: _plain(value) for name, value in scores.classes(image_set, method, metric).items()},
-        "images": {name: _plain(value) for name, value in scores.of(image_set, method, metric.name).items()},
+        "classes": {
+            name: _plain(value) for name, value in scores.classes(image_set, method, metric).items()
+        },
+        "images": {
+            name: _plain(value) for name, value in scores.of(image_set, method, metric.name).items()
+        },
     }
 
 

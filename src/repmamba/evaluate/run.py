@@ -1,7 +1,8 @@
-"""Methods x images -> Scores: what there is to score is found and checked, then enlarged and measured.
+"""Methods x images -> Scores: what there is to score is found and checked, then enlarged and
+measured.
 
-Methods run one after the other, in this thread; the measuring of what they gave goes on beside it. Nothing is written
-here but the results that the caller asks to keep.
+Methods run one after the other, in this thread; the measuring of what they gave goes on beside it.
+Nothing is written here but the results that the caller asks to keep.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,9 @@ ENOUGH = 48  # pixels on a side that every metric is defined for, a multiple of 
 def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
     """The pairs of each folder at a scale; without one, that of the first pair.
 
-    Folders of one name are told apart by those above them. Raises UsageError for a folder that is named twice and where
-    there is neither a scale nor an LR that shows one, ShapeMismatch where LR is as large as GT.
+    Folders of one name are told apart by those above them. Raises UsageError for a folder that is
+    named twice and where there is neither a scale nor an LR that shows one, ShapeMismatch where LR
+    is as large as GT.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, resolved, strict=True):
@@ -56,9 +58,10 @@ def evaluate(
     """Score every method on every image.
 
     save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
-    progress: called with the number of images done and that of all. Raises UsageError for methods of one name, of
-    a name that leads out of save, or of another scale and where save would change what is scored, TargetError or
-    NoSpace where save cannot be written, and what reading, enlarging and measuring raise.
+    progress: called with the number of images done and that of all. Raises UsageError for methods
+    of one name, of a name that leads out of save, or of another scale and where save would change
+    what is scored, TargetError or NoSpace where save cannot be written, and what reading, enlarging
+    and measuring raise.
     """
     _check_methods(methods, sets)
     for one in sets:
@@ -67,15 +70,26 @@ def evaluate(
         _refuse_own_results(save, sets)
         _make_folder(save)
     values: dict[tuple[str, str, str], dict[str, float]] = {
-        (one.name, method.name, metric.name): {} for one in sets for method in methods for metric in metrics
+        (one.name, method.name, metric.name): {}
+        for one in sets
+        for method in methods
+        for metric in metrics
     }
 
     def measured(result: _Result) -> tuple[str, str, str, dict[str, float]]:
-        return result.image_set, result.pair.name, result.method, score(result.sr, result.pair, metrics)
+        return (
+            result.image_set,
+            result.pair.name,
+            result.method,
+            score(result.sr, result.pair, metrics),
+        )
 
     results = _enlarged(sets, methods, save, progress)
     in_hand = 4 * len(methods)  # so that a whole benchmark is never in memory
-    with ThreadPoolExecutor(available_cores()) as pool, closing(ahead(pool, measured, results, in_hand)) as scored:
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,
+        closing(ahead(pool, measured, results, in_hand)) as scored,
+    ):
         for image_set, image, method_name, by_metric in scored:
             for metric_name, value in by_metric.items():
                 values[image_set, method_name, metric_name][image] = value
@@ -134,25 +148,29 @@ def _check_methods(methods: Sequence[Method], sets: Sequence[ImageSet]) -> None:
         path = Path(name)
         if not path.parts or path.anchor or ".." in path.parts:
             raise UsageError(
-                f"A method is named {name!r:.60}; give it a name that is neither empty nor absolute and has no '..', "
+                f"A method is named {name!r:.60}; give it a name that is neither empty nor "
+                "absolute and has no '..', "
                 "since its results get a folder of that name."
             )
     if len(set(names)) < len(names):
         raise UsageError(
-            f"Two methods are named {max(names, key=names.count)}; name each once, and files so that they differ."
+            f"Two methods are named {max(names, key=names.count)}; name each once, and files so "
+            "that they differ."
         )
     for one in sets:
         for method in methods:
             if method.scale not in (None, one.scale):
                 raise UsageError(
-                    f"{method.name} enlarges x{method.scale}, and the pairs of {one.name} are x{one.scale}."
+                    f"{method.name} enlarges x{method.scale}, and the pairs of {one.name} are "
+                    f"x{one.scale}."
                 )
             if method.find:
                 _find_all(method.find, one)
 
 
 def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
-    """Raise now what would else end a run after other methods have computed for an hour: a result that is missing.
+    """Raise now what would else end a run after other methods have computed for an hour: a result
+    that is missing.
 
     One that is taken for two images is missing too: "1.png" of another class.
     """
@@ -161,13 +179,16 @@ def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
         path = find(files.name, one.scale)
         if path in taken:
             raise UsageError(
-                f"{path} is the only result for {taken[path]} and for {files.name}; give each a result of its name."
+                f"{path} is the only result for {taken[path]} and for {files.name}; give each a "
+                "result of its name."
             )
         taken[path] = files.name
 
 
 def _check_images(one: ImageSet, methods: Sequence[Method], metrics: Sequence[Metric]) -> None:
-    """Raise now what headers tell: files that are broken or do not fit, images that a metric is not defined for."""
+    """Raise now what headers tell: files that are broken or do not fit, images that a metric is not
+    defined for.
+    """
     scored = set()
     for files in one.files:
         pair = files.blank(one.scale)
@@ -181,15 +202,22 @@ def _check_images(one: ImageSet, methods: Sequence[Method], metrics: Sequence[Me
 
 
 def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:
-    """Among the images that are scored, results would be images of the next evaluation or take the place of some."""
+    """Among the images that are scored, results would be images of the next evaluation or take the
+    place of some.
+    """
     for target in ((save / one.name).resolve() for one in sets):
         for one in sets:
             if target.is_relative_to(one.folder) or one.folder.is_relative_to(target):
-                raise UsageError(f"Results in {target} would mix with the images of {one.folder}; save elsewhere.")
+                raise UsageError(
+                    f"Results in {target} would mix with the images of {one.folder}; save "
+                    "elsewhere."
+                )
 
 
 def _make_folder(folder: Path) -> None:
-    """Raise now what would else end a run at its first result: a folder that cannot be made or written."""
+    """Raise now what would else end a run at its first result: a folder that cannot be made or
+    written.
+    """
     with write_errors(folder):
         if folder.is_file():
             raise TargetError(f"{folder} is a file; name a folder for the results.")
@@ -202,18 +230,24 @@ def _scale_of(files: PairFiles, folder: Path) -> int:
         raise UsageError(f"{folder} has no LR that would show the scale; give a scale, 2, 3 or 4.")
     scale = Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
     if scale == 1:
-        raise ShapeMismatch(f"{folder}: GT and LR of {files.name} have one size; LR must be 2, 3 or 4 times smaller.")
+        raise ShapeMismatch(
+            f"{folder}: GT and LR of {files.name} have one size; LR must be 2, 3 or 4 times "
+            "smaller."
+        )
     return scale
 
 
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
-    """Write (H, W, C) as TIFF; the name appears when the file is whole. Raises TargetError, NoSpace."""
+    """Write (H, W, C) as TIFF; the name appears when the file is whole. Raises TargetError,
+    NoSpace.
+    """
     from rasterio.io import MemoryFile
 
     from repmamba.gdal import created
 
     height, width, bands = image.shape
-    with whole_file(path) as unfinished, MemoryFile() as memory:  # GDAL keeps silent of a disk that is full on closing
+    # GDAL keeps silent of a disk that is full on closing
+    with whole_file(path) as unfinished, MemoryFile() as memory:
         with created(
             memory.name,
             height=height,

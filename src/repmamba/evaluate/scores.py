@@ -1,4 +1,5 @@
-"""Scores: every value of every image, and what may be said of them together: means, differences and their intervals.
+"""Scores: every value of every image, and what may be said of them together: means, differences and
+their intervals.
 
 Values alone; nothing is read, enlarged or measured here.
 """
@@ -81,7 +82,8 @@ class Scores:
     sets: tuple[ImageSet, ...]
     methods: tuple[Method, ...]
     metrics: tuple[Metric, ...]
-    values: dict[tuple[str, str, str], dict[str, float]] = field(repr=False)  # (set, method, metric) -> image -> value
+    # (set, method, metric) -> image -> value
+    values: dict[tuple[str, str, str], dict[str, float]] = field(repr=False)
 
     def __repr__(self) -> str:
         return f"<Scores: {self.heading}>"
@@ -91,9 +93,14 @@ class Scores:
         """What was scored, in a line."""
         images = sum(len(one.files) for one in self.sets)
         parts = ((self.methods, "method"), (self.sets, "set"), (self.metrics, "measure"))
-        methods, sets, metrics = (f"{len(each)} {word}{'s' * (len(each) != 1)}" for each, word in parts)
+        methods, sets, metrics = (
+            f"{len(each)} {word}{'s' * (len(each) != 1)}" for each, word in parts
+        )
         names, places = (_first([one.name for one in each]) for each in (self.methods, self.sets))
-        return f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), by {metrics}"
+        return (
+            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), "
+            f"by {metrics}"
+        )
 
     def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
         """The values by image name."""
@@ -106,7 +113,9 @@ class Scores:
                 for method in self.methods:
                     for metric in self.metrics:
                         value = self.of(one.name, method.name, metric.name)[files.name]
-                        yield Score(one.name, files.name, method.name, metric.name, value, metric.unit)
+                        yield Score(
+                            one.name, files.name, method.name, metric.name, value, metric.unit
+                        )
 
     def summary(self, image_set: str, method: str, metric: Metric) -> Summary:
         """Mean and counts. An infinite PSNR, of equal images, is counted and not averaged."""
@@ -115,13 +124,16 @@ class Scores:
     def classes(self, image_set: str, method: str, metric: Metric) -> dict[str, float]:
         """The mean of each class folder over its finite values; empty for a flat set."""
         finite = {
-            name: value for name, value in self.of(image_set, method, metric.name).items() if math.isfinite(value)
+            name: value
+            for name, value in self.of(image_set, method, metric.name).items()
+            if math.isfinite(value)
         }
         means = class_means(finite)
         return {} if set(means) <= {""} else means
 
     def mean_of_classes(self, image_set: str, method: str, metric: Metric) -> float | None:
-        """The mean of the class means, whatever the metric's own mean is; None for a flat set, or where none is finite.
+        """The mean of the class means, whatever the metric's own mean is; None for a flat set, or
+        where none is finite.
 
         An infinite PSNR is left out, as in the means of the classes.
         """
@@ -138,7 +150,11 @@ class Scores:
         """Each method less the last, on a set and by every metric."""
         for method in self.methods[:-1]:
             for metric in self.metrics:
-                yield method, metric, self.paired(image_set, method.name, self.methods[-1].name, metric)
+                yield (
+                    method,
+                    metric,
+                    self.paired(image_set, method.name, self.methods[-1].name, metric),
+                )
 
 
 def _first(names: list[str]) -> str:
@@ -155,8 +171,9 @@ def summarise(values: dict[str, float], metric: Metric) -> Summary:
 def paired_difference(ours: dict[str, float], theirs: dict[str, float], metric: Metric) -> Paired:
     """The mean difference over the same images, with its bootstrap interval (percentile, 95 %).
 
-    Images are drawn anew within their class where the metric's mean is one of class means, else over all. An image that
-    is infinite in both counts as no difference, in one of them it is left out.
+    Images are drawn anew within their class where the metric's mean is one of class means, else
+    over all. An image that is infinite in both counts as no difference, in one of them it is left
+    out.
     """
     difference: dict[str, float] = {}
     for name, value in ours.items():
@@ -174,16 +191,22 @@ def paired_difference(ours: dict[str, float], theirs: dict[str, float], metric: 
 
 
 def bootstrap_interval(values: dict[str, float], metric: Metric) -> tuple[float, float]:
-    """The interval of the mean when the images are drawn again with replacement, RESAMPLES times."""
+    """The interval of the mean when the images are drawn again with replacement, RESAMPLES
+    times.
+    """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     groups: dict[str, list[float]] = {}
     for name, value in values.items():
-        groups.setdefault(name.rpartition("/")[0] if metric.mean == "classes" else "", []).append(value)
+        groups.setdefault(name.rpartition("/")[0] if metric.mean == "classes" else "", []).append(
+            value
+        )
     members = [np.array(group) for group in groups.values()]
     means = np.zeros(RESAMPLES)
     for start in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
         part = means[start : start + RESAMPLES_AT_ONCE]
         for group in members:
-            part += group[generator.integers(0, len(group), (len(part), len(group)))].mean(1) / len(members)
+            part += group[generator.integers(0, len(group), (len(part), len(group)))].mean(1) / len(
+                members
+            )
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

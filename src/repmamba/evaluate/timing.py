@@ -1,4 +1,6 @@
-"""How fast a network is on this machine: passes timed, the memory of the process, and what ran them."""
+"""How fast a network is on this machine: passes timed, the memory of the process, and what ran
+them.
+"""
 
 import platform
 import statistics
@@ -26,7 +28,8 @@ class Timing:
     passes: int
     fastest: float
     median: float
-    process_memory: float | None  # highest so far, libraries and weights included; None where the system does not tell
+    # highest so far, libraries and weights included; None where the system does not tell
+    process_memory: float | None
     device_memory: float | None  # highest that torch took on a CUDA device; None elsewhere
     device: str
     processor: str  # its name
@@ -49,23 +52,38 @@ class Timing:
         }
 
     def __str__(self) -> str:
-        memory = [f"{self.process_memory:.0f} MB in the process"] if self.process_memory is not None else []
-        memory += [f"{self.device_memory:.0f} MB on the device"] if self.device_memory is not None else []
+        memory = (
+            [f"{self.process_memory:.0f} MB in the process"]
+            if self.process_memory is not None
+            else []
+        )
+        memory += (
+            [f"{self.device_memory:.0f} MB on the device"] if self.device_memory is not None else []
+        )
         lines = {
             "network": f"weights {self.weights}, scale {self.scale}, {self.precision}",
-            "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} pass{'es' * (self.passes > 1)}",
-            "device": f"{self.device} ({self.processor}), {self.threads} thread{'s' * (self.threads > 1)}",
+            "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} "
+            f"pass{'es' * (self.passes > 1)}",
+            "device": f"{self.device} ({self.processor}), {self.threads} "
+            f"thread{'s' * (self.threads > 1)}",
             "scan": f"{self.backend}: {self.why_backend}",
-            "time": f"{1e3 * self.fastest:.1f} ms at the fastest, {1e3 * self.median:.1f} ms median",
+            "time": f"{1e3 * self.fastest:.1f} ms at the fastest, {1e3 * self.median:.1f} ms "
+            "median",
             "speed": f"{self.output_megapixels / self.fastest:.3g} megapixels of output per second "
             f"({self.output_megapixels / self.median:.3g} median)",
-            "memory": " and ".join(memory) + ", at the highest" if memory else "not told by this system",
+            "memory": " and ".join(memory) + ", at the highest"
+            if memory
+            else "not told by this system",
         }
         return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
 
 
-def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, backend: str | None = None) -> Timing:
-    """Time passes of (batch, bands, size, size) noise. backend: of the scan, as `load` was asked for it."""
+def time_network(
+    upscaler: "Upscaler", *, size: int, batch: int, passes: int, backend: str | None = None
+) -> Timing:
+    """Time passes of (batch, bands, size, size) noise. backend: of the scan, as `load` was asked
+    for it.
+    """
     import torch
 
     from repmamba.inference.onnx_runner import ExportedNetwork
@@ -97,7 +115,9 @@ def time_network(upscaler: "Upscaler", *, size: int, batch: int, passes: int, ba
 
 
 def seconds_of(upscaler: "Upscaler", unit: "torch.Tensor", passes: int) -> list[float]:
-    """The seconds of each pass over unit, after one that is not counted: it compiles and fills caches."""
+    """The seconds of each pass over unit, after one that is not counted: it compiles and fills
+    caches.
+    """
     seconds = []
     for _ in range(passes + 1):
         start = time.perf_counter()
@@ -107,7 +127,9 @@ def seconds_of(upscaler: "Upscaler", unit: "torch.Tensor", passes: int) -> list[
 
 
 def process_memory() -> int | None:
-    """The most bytes that this process had resident so far, libraries included; None where the system does not tell."""
+    """The most bytes that this process had resident so far, libraries included; None where the
+    system does not tell.
+    """
     try:
         import resource
     except ImportError:  # Windows

@@ -41,12 +41,15 @@ class Exported:
         """What it is, and how far from the network, in lines for people."""
         facts = self.facts
         takes = "any size" if facts.size is None else f"{facts.size[1]}x{facts.size[0]} pixels"
-        lines = [f"{self.path}: x{facts.scale}, {takes}, {facts.nodes:,} nodes, {self.size / 1e6:.1f} MB"]
+        lines = [
+            f"{self.path}: x{facts.scale}, {takes}, {facts.nodes:,} nodes, {self.size / 1e6:.1f} MB"
+        ]
         for runtime in dict.fromkeys((each.runtime, each.version) for each in facts.parity):
             of_it = [each for each in facts.parity if (each.runtime, each.version) == runtime]
             worst = max(each.largest for each in of_it)
             lines.append(
-                f"{' '.join(runtime)}: {worst:.1e} from the network's own results at most, on {len(of_it)} inputs"
+                f"{' '.join(runtime)}: {worst:.1e} from the network's own results at most, on "
+                f"{len(of_it)} inputs"
             )
         return "\n".join(lines)
 
@@ -101,7 +104,9 @@ class _Asked:
     program: Program
 
 
-def _checked(path: Path, size: Sequence[int] | None, precision: str, program: str | None, *, overwrite: bool) -> _Asked:
+def _checked(
+    path: Path, size: Sequence[int] | None, precision: str, program: str | None, *, overwrite: bool
+) -> _Asked:
     ending = path.suffix.lower()
     if ending not in EXPORTED_ENDINGS:
         raise UsageError(f"{path} names no form of export: end it with .onnx or .pt2.")
@@ -113,9 +118,12 @@ def _checked(path: Path, size: Sequence[int] | None, precision: str, program: st
         raise UsageError(f"{path} is for PyTorch, in float32: float16 and programs are for .onnx.")
     if size is not None:
         lengths = tuple(size)
-        if len(lengths) != 2 or any(type(length) is not int or not 1 <= length <= LARGEST for length in lengths):
+        if len(lengths) != 2 or any(
+            type(length) is not int or not 1 <= length <= LARGEST for length in lengths
+        ):
             raise UsageError(
-                f"size is {size!r:.60}; give height and width, whole numbers from 1 to {LARGEST}, or "
+                f"size is {size!r:.60}; give height and width, whole numbers from 1 to {LARGEST}, "
+                "or "
                 "leave it out for inputs of any size."
             )
         size = lengths

@@ -1,8 +1,8 @@
 """The fused network as an ONNX graph: what `repmamba.network.fusion` computes, in the same order.
 
-Tokens, (batch, height, width, channel), are what is passed on: products and normalisations are along
-their last axis. Only around convolutions and the scan there are maps, (batch, channel, height,
-width).
+Tokens, (batch, height, width, channel), are what is passed on: products and normalisations are
+along their last axis. Only around convolutions and the scan there are maps, (batch, channel,
+height, width).
 """
 
 from __future__ import annotations
@@ -74,10 +74,15 @@ def _size(graph: Graph, size: InputSize) -> tuple[Length, Length]:
 
 
 def _evened(graph: Graph, height: Length, width: Length) -> tuple[Value, Plan]:
-    """The input with its last row and column repeated where their number is odd; the scans' plan."""
+    """The input with its last row and column repeated where their number is odd; the scans'
+    plan.
+    """
     with graph.scope("plan"):
         low = [graph.pieces(length, 2) for length in (height, width)]
-        odd = [graph.minus(graph.times(half, 2), length) for half, length in zip(low, (height, width), strict=True)]
+        odd = [
+            graph.minus(graph.times(half, 2), length)
+            for half, length in zip(low, (height, width), strict=True)
+        ]
     plan = plan_scans(graph, *low)
     with graph.scope("first"):
         return graph.node("Pad", LR, graph.vector([0] * 6 + odd), mode="edge"), plan
@@ -184,7 +189,9 @@ def _connection(graph: Graph, conv: nn.Module, x: Value, *, taken: Tensor | None
     return x
 
 
-def _convolution(graph: Graph, conv: nn.Module, x: Value, name: str = "conv", *, taken: Tensor | None = None) -> Value:
+def _convolution(
+    graph: Graph, conv: nn.Module, x: Value, name: str = "conv", *, taken: Tensor | None = None
+) -> Value:
     """A convolution of a map that keeps its size.
 
     taken: what each channel of x lacks, and what the network pads with.

@@ -19,7 +19,9 @@ def graph_of(network: FusedRepMamba, size: InputSize, program: Program, *, half:
     try:
         import onnx  # noqa: F401
     except ImportError as missing:
-        raise MissingExtra("An export as .onnx needs onnx: pip install 'repmamba[onnx]'.") from missing
+        raise MissingExtra(
+            "An export as .onnx needs onnx: pip install 'repmamba[onnx]'."
+        ) from missing
     graph = Graph(half=half)
     result = program.write(graph, write_network(graph, network, size))
     graph.rename(result, SR)
@@ -36,8 +38,13 @@ def model_of(graph: Graph, network: FusedRepMamba, size: InputSize) -> Any:
     if size.height is not None and size.width is not None:
         lr = [1, bands, size.height, size.width]
         sr = [1, bands, scale * size.height, scale * size.width]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ((LR, lr), (SR, sr))]
-    written = helper.make_graph(graph.nodes, "repmamba", ends[:1], ends[1:], list(graph.constants.values()))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in ((LR, lr), (SR, sr))
+    ]
+    written = helper.make_graph(
+        graph.nodes, "repmamba", ends[:1], ends[1:], list(graph.constants.values())
+    )
     return helper.make_model(
         written,
         opset_imports=[helper.make_opsetid("", OPSET)],

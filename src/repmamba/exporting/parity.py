@@ -60,7 +60,9 @@ class Runtime:
     samples: int | None
 
 
-def samples_of(runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]) -> list[Sample]:
+def samples_of(
+    runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]
+) -> list[Sample]:
     """Inputs that an export takes, and what it should give: `finished` of the network's results."""
     inputs = _fixed(runner.bands, *size) if size else _any(runner.bands)
     return [Sample(words, lr, finished(runner.run(lr))) for words, lr in inputs]
@@ -76,7 +78,10 @@ def _any(bands: int) -> Iterator[tuple[str, Tensor]]:
 
 def _fixed(bands: int, height: int, width: int) -> Iterator[tuple[str, Tensor]]:
     repeats = [-(-length // 96) for length in (height, width)]
-    yield "picture, repeated", picture(bands).repeat(1, 1, *repeats)[..., :height, :width].contiguous()
+    yield (
+        "picture, repeated",
+        picture(bands).repeat(1, 1, *repeats)[..., :height, :width].contiguous(),
+    )
     yield _noise(0, 1, bands, height, width)
 
 
@@ -109,7 +114,9 @@ def measured(content: bytes, samples: Sequence[Sample]) -> list[Difference]:
     return found
 
 
-def differences(run: Run, samples: Sequence[Sample], runtime: str, of_version: str) -> list[Difference]:
+def differences(
+    run: Run, samples: Sequence[Sample], runtime: str, of_version: str
+) -> list[Difference]:
     """The largest difference of each sample's result from what is expected."""
     found = []
     for sample in samples:
@@ -129,8 +136,10 @@ def check(found: Sequence[Difference], precision: str) -> None:
     worst = max(found, key=lambda each: each.largest)
     if not worst.largest <= limit:
         raise ExportError(
-            f"{worst.runtime} {worst.version} gives results that are {worst.largest:.2g} away from the "
-            f"network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most {limit:.2g} is "
+            f"{worst.runtime} {worst.version} gives results that are {worst.largest:.2g} away from "
+            "the "
+            f"network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most "
+            f"{limit:.2g} is "
             "allowed, and nothing was written. Report these weights, or another version of that "
             "runtime may do."
         )
@@ -145,7 +154,8 @@ def _onnx_runtime(content: bytes) -> Run:
 def _openvino(content: bytes) -> Run:
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}  # it would take half precision where there is some
+    # it would take half precision where there is some
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
 

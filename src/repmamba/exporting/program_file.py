@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from repmamba.network.fusion import FusedRepMamba
 
 LEAST = 3
-"""Pixels of a side. With fewer, sides of the pooled map are 1, which torch.export takes for a case of its own."""
+"""Pixels of a side. With fewer, sides of the pooled map are 1, which torch.export takes for a case
+of its own.
+"""
 
 
 class AnySize(nn.Module):

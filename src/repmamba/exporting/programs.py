@@ -74,7 +74,8 @@ def size_for(program: Program, size: tuple[int, int] | None) -> tuple[int, int] 
     height, width = size
     if height != width:
         raise UsageError(
-            f"{program.name} takes square inputs, and {width}x{height} was asked for: give one length "
+            f"{program.name} takes square inputs, and {width}x{height} was asked for: give one "
+            "length "
             f"twice, such as {program.edge}x{program.edge}."
         )
     return size

@@ -12,8 +12,9 @@ times the step sizes between the two, which are added up for each pair and are n
 other sums. So nothing overflows, nothing is divided by a small decay, and long sequences lose no
 digits.
 
-Values lie (batch, direction, channel, state, chunk of a block, step, block), the blocks of 16 chunks
-side by side: so nearly every operation runs along many numbers, and groups are axes of their own.
+Values lie (batch, direction, channel, state, chunk of a block, step, block), the blocks of 16
+chunks side by side: so nearly every operation runs along many numbers, and groups are axes of their
+own.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ def scan_map(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> Value:
     return graph.node("Add", _image(graph, y, channel, plan), graph.node("Mul", pooled, skip))
 
 
-def _advanced(graph: Graph, h: Value, decays: Sequence[Value], added: Sequence[Value]) -> list[Value]:
+def _advanced(
+    graph: Graph, h: Value, decays: Sequence[Value], added: Sequence[Value]
+) -> list[Value]:
     """The state h, then that after each step: h <- decay h + added."""
     states = [h]
     for decay, each in zip(decays, added, strict=True):
@@ -146,7 +149,8 @@ def _unbound(graph: Graph, value: Value, count: int) -> list[Value]:
 
 
 def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Value]:
-    """dt and dt u, (batch, 4, channel, 1, chunk, step, block), and B and C, (batch, 4, 1, state, ...).
+    """dt and dt u, (batch, 4, channel, 1, chunk, step, block), and B and C, (batch, 4, 1, state,
+    ...).
 
     The projection of the pooled map and that of the step sizes are one matrix product.
     """
@@ -154,7 +158,9 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
     rows = layer.x_proj.double().view(DIRECTIONS, rank + 2 * STATE, channel)[list(ORDER)]
     of_dt = layer.dt_weight.double()[list(ORDER)] @ rows[:, :rank]
     # By row and by column, each: dt there and back, then B and C there and back.
-    weight = np.concatenate([each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1)
+    weight = np.concatenate(
+        [each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1
+    )
     bias = layer.dt_bias[list(ORDER)].reshape(2, -1, 1).numpy()
 
     flat = np.array([0, 1, channel, -1])
@@ -191,8 +197,11 @@ def _reversed(graph: Graph, sequence: Value) -> Value:
     return graph.node("Slice", sequence, *bounds)
 
 
-def _before(graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan, levels: Sequence[Level]) -> Value:
-    """The state before each chunk, found from that before each group, found from that of each block.
+def _before(
+    graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan, levels: Sequence[Level]
+) -> Value:
+    """The state before each chunk, found from that before each group, found from that of each
+    block.
 
     dt: the sum of a chunk's step sizes.  added and result: what it leaves when it begins with zero.
     Both with the axes batch, direction and channel, state, groups around, parts of one, block.
@@ -219,8 +228,8 @@ def _before_blocks(graph: Graph, dt: Value, added: Value, rates: Array, plan: Pl
     rows = len(rates)
     dt = graph.node("Reshape", dt, np.array([0, rows, 1, 1, -1]))
     added = graph.node("Reshape", added, np.array([0, rows, STATE, 1, -1]))
-    # For a pair (i, j) the sum of all k with i < k < j. As a product: what follows a CumSum is wrong in
-    # OpenVINO (2026.4) for maps of any size.
+    # For a pair (i, j) the sum of all k with i < k < j. As a product: what follows a CumSum is
+    # wrong in OpenVINO (2026.4) for maps of any size.
     between = graph.node("MatMul", graph.node("Mul", dt, plan.later), plan.later)
     between = graph.node("Add", between, plan.never)
     decay = graph.node("Exp", graph.node("Mul", between, rates[..., 0]))
@@ -255,5 +264,7 @@ def _image(graph: Graph, y: Value, channel: int, plan: Plan) -> Value:
     )
     # The channels by their number: OpenVINO enlarges maps wrongly of which it does not know it.
     by_row = graph.node("Reshape", by_row, graph.vector([0, channel, plan.height, plan.width]))
-    by_column = graph.node("Reshape", by_column, graph.vector([0, channel, plan.width, plan.height]))
+    by_column = graph.node(
+        "Reshape", by_column, graph.vector([0, channel, plan.width, plan.height])
+    )
     return graph.node("Add", by_row, graph.node("Transpose", by_column, perm=[0, 1, 3, 2]))

@@ -1,7 +1,8 @@
 """How one, four or thirteen bands go through a network of three.
 
-Three bands that are red, green and blue go together; every other band goes alone, as a grey picture, and its result is
-the mean of the three. So no band's result depends on which other bands a scene has.
+Three bands that are red, green and blue go together; every other band goes alone, as a grey
+picture, and its result is the mean of the three. So no band's result depends on which other bands a
+scene has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ Groups = tuple[tuple[int, ...], ...]  # bands, counted from 0, that go through t
 
 
 def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Groups:
-    """Which of count bands go together through a network of network_bands; every band is in exactly one group.
+    """Which of count bands go together through a network of network_bands; every band is in exactly
+    one group.
 
     rgb: the places (from 0) of red, green and blue, or None where the bands are no colours.
     """
@@ -26,9 +28,14 @@ def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Gr
     return ((together, *alone)) if together else alone
 
 
-def enlarge_groups(run: Callable[[Tensor], Tensor], unit: Tensor, groups: Groups, network_bands: int) -> Tensor:
-    """unit: (bands, h, w) -> (bands, scale h, scale w), group by group, so that memory does not grow with the bands."""
-    if groups == (tuple(range(network_bands)),):  # as every RGB scene: the network's result, and no copy of it
+def enlarge_groups(
+    run: Callable[[Tensor], Tensor], unit: Tensor, groups: Groups, network_bands: int
+) -> Tensor:
+    """unit: (bands, h, w) -> (bands, scale h, scale w), group by group, so that memory does not
+    grow with the bands.
+    """
+    # as every RGB scene: the network's result, and no copy of it
+    if groups == (tuple(range(network_bands)),):
         return run(unit.unsqueeze(0))[0]
     results: list[Tensor | None] = [None] * unit.shape[0]
     for group in groups:

@@ -1,7 +1,8 @@
 """The packaged weights: a table of names, and where any other weights are looked for.
 
-The table is `weights/catalogue.toml`, beside the files it names, so that new weights are a line there and a file. What
-is no name in it is a path; what is no path, but looks like owner/name, is asked of the Hugging Face hub.
+The table is `weights/catalogue.toml`, beside the files it names, so that new weights are a line
+there and a file. What is no name in it is a path; what is no path, but looks like owner/name, is
+asked of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -52,22 +53,29 @@ def packaged_weights() -> tuple[PackagedWeights, ...]:
     table = FOLDER / "catalogue.toml"
     if not table.is_file():
         return ()
-    return tuple(PackagedWeights(**entry) for entry in tomllib.loads(table.read_text("utf-8"))["weights"])
+    return tuple(
+        PackagedWeights(**entry) for entry in tomllib.loads(table.read_text("utf-8"))["weights"]
+    )
 
 
 def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None) -> FoundWeights:
-    """The file or folder that a name, a path or a hub id means. revision: branch, tag or commit, of a hub id alone.
+    """The file or folder that a name, a path or a hub id means. revision: branch, tag or commit, of
+    a hub id alone.
 
     Raises CheckpointError, UsageError, MissingExtra.
     """
-    from repmamba.network.checkpoint import fetch, is_hub_name  # here: the names alone, for a shell, need no torch
+    # here: the names alone, for a shell, need no torch
+    from repmamba.network.checkpoint import fetch, is_hub_name
 
     text = os.fspath(weights)
     packaged = {entry.name: entry for entry in packaged_weights()}
     path = Path(text)
     is_here = text in packaged or path.exists()
     if is_here and revision is not None:
-        raise UsageError(f"{text} is here and has no revision '{revision}': leave it out, or name a hub repository.")
+        raise UsageError(
+            f"{text} is here and has no revision '{revision}': leave it out, or name a hub "
+            "repository."
+        )
     if text in packaged:
         return FoundWeights(text, _checked(packaged[text]))
     if is_here:
@@ -75,14 +83,18 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
     if isinstance(weights, str) and is_hub_name(text):
         return FoundWeights(text, fetch(text, revision=revision))
     known = ", ".join(packaged) or "none yet"
-    raise CheckpointError(f"There are no weights '{text}': it is no file or folder, and the packaged ones are {known}.")
+    raise CheckpointError(
+        f"There are no weights '{text}': it is no file or folder, and the packaged ones are "
+        f"{known}."
+    )
 
 
 def terms_of(path: Path, training: Mapping[str, Any]) -> str:
     """The terms of weights in a line; "" where nothing is known of any.
 
-    path, training: of a checkpoint, its file and what it says of its training. Packaged weights have the terms of the
-    table, under another name too; weights that begin with packaged ones have theirs; others say their own as "terms".
+    path, training: of a checkpoint, its file and what it says of its training. Packaged weights
+    have the terms of the table, under another name too; weights that begin with packaged ones have
+    theirs; others say their own as "terms".
     """
     if path.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -92,7 +104,11 @@ def terms_of(path: Path, training: Mapping[str, Any]) -> str:
     if told := training.get("terms"):
         return " ".join(str(told).split())
     begun = set(_begun_from(training))
-    return "; ".join(f"begun from {entry.name}: {entry.terms}" for entry in packaged_weights() if entry.name in begun)
+    return "; ".join(
+        f"begun from {entry.name}: {entry.terms}"
+        for entry in packaged_weights()
+        if entry.name in begun
+    )
 
 
 def _begun_from(training: Mapping[str, Any]) -> Iterator[str]:
@@ -112,9 +128,11 @@ def from_pretrained(
 ) -> RepMamba:
     """The network in a folder or file, or of a repository of the Hugging Face hub named owner/name.
 
-    A folder or file that exists is never asked of the hub, so that it opens offline. revision: branch, tag or commit of
+    A folder or file that exists is never asked of the hub, so that it opens offline. revision:
+    branch, tag or commit of
     the repository.  local_files_only: take the hub's files from its cache on this machine only.
-    Raises CheckpointError, which names the packaged weights where the source is neither; UsageError, MissingExtra.
+    Raises CheckpointError, which names the packaged weights where the source is neither;
+    UsageError, MissingExtra.
     """
     from repmamba.network import checkpoint
 
@@ -122,15 +140,21 @@ def from_pretrained(
         packaged = [entry.name for entry in packaged_weights()]
         name = source if source in packaged else "x4"
         raise CheckpointError(
-            f"{source} is no file or folder, and no name of a hub repository (owner/name) either. Packaged weights, "
-            f'which are {", ".join(packaged)}, open by load: repmamba.load("{name}", fuse=False).module.'
+            f"{source} is no file or folder, and no name of a hub repository (owner/name) either. "
+            "Packaged weights, "
+            f'which are {", ".join(packaged)}, open by load: repmamba.load("{name}", '
+            "fuse=False).module."
         )
     return checkpoint.from_pretrained(source, revision=revision, local_files_only=local_files_only)
 
 
 def _checked(entry: PackagedWeights) -> Path:
     if not entry.path.is_file():
-        raise CheckpointError(f"The packaged weights {entry.name} ({entry.file}) are missing; install repmamba again.")
+        raise CheckpointError(
+            f"The packaged weights {entry.name} ({entry.file}) are missing; install repmamba again."
+        )
     if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.digest:
-        raise CheckpointError(f"The packaged weights {entry.name} are not those of the table; install repmamba again.")
+        raise CheckpointError(
+            f"The packaged weights {entry.name} are not those of the table; install repmamba again."
+        )
     return entry.path

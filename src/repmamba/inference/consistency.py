@@ -1,13 +1,16 @@
-"""Consistency: the smallest change of a result by which, made small again, it is the image it came from.
+"""Consistency: the smallest change of a result by which, made small again, it is the image it came
+from.
 
-A network promises nothing about the sum of the pixels it makes of one; on imagery that is measured (reflectance,
-temperature) the sum has to stay. Making small is the specification's imresize, a linear map D of each axis. What D sr
-differs by from lr is added to sr through D's pseudoinverse. That is an orthogonal projection: where lr is indeed D of
-some truth, no result moves away from that truth by it. Iterated back-projection tends to the same set of images, and
-needs many rounds for fine patterns.
+A network promises nothing about the sum of the pixels it makes of one; on imagery that is measured
+(reflectance, temperature) the sum has to stay. Making small is the specification's imresize, a
+linear map D of each axis. What D sr differs by from lr is added to sr through D's pseudoinverse.
+That is an orthogonal projection: where lr is indeed D of some truth, no result moves away from that
+truth by it. Iterated back-projection tends to the same set of images, and needs many rounds for
+fine patterns.
 
-The pseudoinverse falls by a factor of three with every pixel of distance, and D is 0 beyond its kernel. So both are
-multiplied in blocks of rows, each without the columns that are nothing to it, in half the time of the whole matrices.
+The pseudoinverse falls by a factor of three with every pixel of distance, and D is 0 beyond its
+kernel. So both are multiplied in blocks of rows, each without the columns that are nothing to it,
+in half the time of the whole matrices.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from torch import Tensor
 
 from repmamba.pixels.resize import contributions
 
-Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]  # a matrix: for some of its rows, which columns, and the numbers
+# a matrix: for some of its rows, which columns, and the numbers
+Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]
 
 BLOCK_ROWS = 32
 NEGLIGIBLE = 1e-9  # float32 has 6e-8 of a number
 
 
 def consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
-    """sr: (bands, scale h, scale w) -> the nearest to it that imresize reduces to lr where that is known.
+    """sr: (bands, scale h, scale w) -> the nearest to it that imresize reduces to lr where that is
+    known.
 
-    lr: (bands, h, w), in the same numbers.  known: (bands, h, w), False where lr stands for a missing pixel; there
+    lr: (bands, h, w), in the same numbers.  known: (bands, h, w), False where lr stands for a
+    missing pixel; there
     sr reduces to what it did before. Float32 throughout.
     """
     down_rows, up_rows = _axis(lr.shape[-2], scale)

@@ -1,7 +1,9 @@
-"""xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the same place.
+"""xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the
+same place.
 
-xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and what is missing. An
-array that dask computes later stays one: its blocks are enlarged when they are wanted, on the tile grid of the whole.
+xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and
+what is missing. An array that dask computes later stays one: its blocks are enlarged when they are
+wanted, on the tile grid of the whole.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ UNEVEN_AT_MOST = 0.25  # the same, of float32 in large numbers; one dropped row 
 
 
 def is_dataarray(array: object) -> bool:
-    """Whether it is an xarray.DataArray, found without importing xarray. Raises UsageError for an xarray.Dataset."""
+    """Whether it is an xarray.DataArray, found without importing xarray. Raises UsageError for an
+    xarray.Dataset.
+    """
     if type(array).__module__.partition(".")[0] != "xarray":
         return False
     if hasattr(array, "data_vars"):
         raise UsageError(
-            f"A {type(array).__name__} holds several arrays: give one, dataset[name] or dataset.to_array()."
+            f"A {type(array).__name__} holds several arrays: give one, dataset[name] or "
+            "dataset.to_array()."
         )
     return hasattr(array, "dims")
 
@@ -41,7 +46,8 @@ def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
     others = [name for name in array.dims if name not in (rows, cols)]
     if len(others) > 1 or 0 in array.shape:
         raise ShapeMismatch(
-            f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside {rows} and {cols} it may "
+            f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside "
+            f"{rows} and {cols} it may "
             "have one of bands, none of them 0."
         )
     _transform(array, rows, cols)  # refuses what is no grid before anything is computed
@@ -56,12 +62,17 @@ def is_lazy(array: Any) -> bool:
 
 
 def blockwise(
-    planes: Any, scale: int, tile: int, halo: int, enlarge: Callable[[NDArray[Any], Window, Window], NDArray[Any]]
+    planes: Any,
+    scale: int,
+    tile: int,
+    halo: int,
+    enlarge: Callable[[NDArray[Any], Window, Window], NDArray[Any]],
 ) -> Any:
-    """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w); nothing is computed here.
+    """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w); nothing is
+    computed here.
 
-    enlarge: of what is read for a block, (bands, h, w), and the two windows in planes, lr: read and block. Blocks are
-    as large as the chunks of planes, in whole tiles.
+    enlarge: of what is read for a block, (bands, h, w), and the two windows in planes, lr: read and
+    block. Blocks are as large as the chunks of planes, in whole tiles.
     """
     import dask.array
     from dask.delayed import delayed
@@ -83,8 +94,11 @@ def blockwise(
     return joined.block([rows])
 
 
-def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None) -> Any:
-    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the place of array.
+def like(
+    array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None
+) -> Any:
+    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the
+    place of array.
 
     Coordinates along rows and columns come along where they are these dimensions' own; statistics
     of pixels do not. nodata: in place of the array's own, of all bands or of each.
@@ -94,17 +108,26 @@ def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...]
     place = _rioxarray(array)
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
-    coords = {name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)}
+    coords = {
+        name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)
+    }
     transform = _transform(array, rows, cols) @ Affine.scale(1 / scale)
-    if transform.b == transform.d == 0:  # else no row has one y, and the transform alone says where pixels are
+    # else no row has one y, and the transform alone says where pixels are
+    if transform.b == transform.d == 0:
         if cols in array.coords:
             coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
         if rows in array.coords:
             coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
     dropped = ("STATISTICS_",) if nodata is None else ("STATISTICS_", "_FillValue", "missing_value")
-    attrs = {name: value for name, value in array.attrs.items() if not str(name).startswith(dropped)}
+    attrs = {
+        name: value for name, value in array.attrs.items() if not str(name).startswith(dropped)
+    }
     result = type(array)(
-        planes if others else planes[0], dims=(*others, rows, cols), coords=coords, name=array.name, attrs=attrs
+        planes if others else planes[0],
+        dims=(*others, rows, cols),
+        coords=coords,
+        name=array.name,
+        attrs=attrs,
     )
     result = result.rio.set_spatial_dims(x_dim=cols, y_dim=rows)
     if {rows, cols} & set(coords) or place.transform() != Affine.identity():
@@ -122,9 +145,11 @@ def like(array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...]
 
 
 def _transform(array: Any, rows: Any, cols: Any) -> Any:
-    """Where pixels lie: as the coordinates say, since what selects or sorts leaves the transform of a file as it was.
+    """Where pixels lie: as the coordinates say, since what selects or sorts leaves the transform of
+    a file as it was.
 
-    That transform counts where there are no coordinates, for the step of an axis of one pixel, and in rotated rasters.
+    That transform counts where there are no coordinates, for the step of an axis of one pixel, and
+    in rotated rasters.
     """
     from affine import Affine
 
@@ -139,7 +164,9 @@ def _transform(array: Any, rows: Any, cols: Any) -> Any:
 
 
 def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float, float]:
-    """Where an axis begins, and how far it is from pixel to pixel; edge and step where no coordinates tell."""
+    """Where an axis begins, and how far it is from pixel to pixel; edge and step where no
+    coordinates tell.
+    """
     if name not in array.coords:
         return edge, step
     centres = _centres(name, array.coords[name].values)
@@ -152,7 +179,10 @@ def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float,
 def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
     """The coordinates of pixels as numbers. Raises UsageError where they are none."""
     if values.dtype.kind not in "iuf":
-        raise UsageError(f"The coordinates {name} are {values.dtype}, and numbers are expected: drop or replace them.")
+        raise UsageError(
+            f"The coordinates {name} are {values.dtype}, and numbers are expected: drop or replace "
+            "them."
+        )
     centres = values.astype(np.float64)
     if not np.isfinite(centres).all():
         place = int(np.argmin(np.isfinite(centres)))
@@ -164,7 +194,9 @@ def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
-    """Raise UsageError, with the place of the first jump, unless pixels lie step by step but for rounding."""
+    """Raise UsageError, with the place of the first jump, unless pixels lie step by step but for
+    rounding.
+    """
     allowed = UNEVEN
     if (centres == centres.astype(np.float32)).all():  # they may have been rounded to it
         rounding = np.finfo(np.float32).eps * np.abs(centres).max()
@@ -174,13 +206,16 @@ def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
         return
     steps = np.diff(centres)
     if (steps == 0).all():
-        raise UsageError(f"The coordinates {name} are not a grid: all of them are {centres[0]:.10g}.")
+        raise UsageError(
+            f"The coordinates {name} are not a grid: all of them are {centres[0]:.10g}."
+        )
     changes = np.abs(np.diff(steps))
     large = changes > allowed * np.abs(np.median(steps))
     first = int(np.argmax(large if large.any() else changes))
     raise UsageError(
         f"The coordinates {name} are not evenly spaced: the step is {steps[first]:.6g}, then "
-        f"{steps[first + 1]:.6g} after {name}={centres[first + 1]:.10g}. Sort them, unwrap longitudes, "
+        f"{steps[first + 1]:.6g} after {name}={centres[first + 1]:.10g}. Sort them, unwrap "
+        "longitudes, "
         "interpolate to an even grid (array.interp), or drop them (array.drop_vars)."
     )
 
@@ -203,7 +238,8 @@ def _spatial(array: Any) -> tuple[Any, Any]:
         return place.y_dim, place.x_dim
     except DimensionError as unknown:
         raise UsageError(
-            f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns cannot be told: say so by "
+            f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns "
+            "cannot be told: say so by "
             "array.rio.set_spatial_dims(x_dim=..., y_dim=...)."
         ) from unknown
 
@@ -212,5 +248,7 @@ def _rioxarray(array: Any) -> Any:
     try:
         import rioxarray  # noqa: F401  gives every DataArray its .rio
     except ImportError as missing:
-        raise MissingExtra("A DataArray needs rioxarray: pip install 'repmamba[xarray]'.") from missing
+        raise MissingExtra(
+            "A DataArray needs rioxarray: pip install 'repmamba[xarray]'."
+        ) from missing
     return array.rio

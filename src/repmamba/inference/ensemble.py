@@ -1,7 +1,9 @@
-"""The eight flips and rotations of an image, each enlarged and turned back: their mean, and how far they disagree.
+"""The eight flips and rotations of an image, each enlarged and turned back: their mean, and how far
+they disagree.
 
-A network that learnt from turned pictures answers each of the eight a little differently, and what they do not share is
-mostly error: the mean loses some of it, and the variance says where it was. Nothing here is random.
+A network that learnt from turned pictures answers each of the eight a little differently, and what
+they do not share is mostly error: the mean loses some of it, and the variance says where it was.
+Nothing here is random.
 """
 
 from __future__ import annotations
@@ -17,22 +19,28 @@ Run = Callable[[Tensor], Tensor]  # (B, bands, h, w) -> (B, bands, scale h, scal
 
 
 def mean_of_eight(run: Run, unit: Tensor) -> Tensor:
-    """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), by eight calls of run, which enlarges."""
+    """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), by eight calls of run, which
+    enlarges.
+    """
     results = _eight(run, unit)
-    total = next(results)  # summed one by one: eight results at once would be most of a tile's memory
+    # summed one by one: eight results at once would be most of a tile's memory
+    total = next(results)
     for result in results:
         total = total + result
     return total / 8
 
 
 def mean_and_variance(run: Run, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """The same mean, in every bit, and the variance of the eight around it; both (B, bands, scale h, scale w)."""
+    """The same mean, in every bit, and the variance of the eight around it; both (B, bands, scale
+    h, scale w).
+    """
     results = _eight(run, unit)
     first = next(results)
     total, away, squares = first, torch.zeros_like(first), torch.zeros_like(first)
     for result in results:
         total = total + result
-        # Of differences from the first, which are small: in squares of the numbers, float32 would lose the variance.
+        # Of differences from the first, which are small: in squares of the numbers, float32 would
+        # lose the variance.
         difference = result - first
         away, squares = away + difference, squares + difference.square()
     return total / 8, (squares / 8 - (away / 8).square()).clamp_min(0)

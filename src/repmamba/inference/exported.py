@@ -100,7 +100,9 @@ class ExportedFacts:
             | {
                 "config": NetworkConfig.from_dict(known["config"]),
                 "size": None if size is None else tuple(map(int, size)),
-                "parity": tuple(Difference(**each | {"shape": tuple(each["shape"])}) for each in known["parity"]),
+                "parity": tuple(
+                    Difference(**each | {"shape": tuple(each["shape"])}) for each in known["parity"]
+                ),
                 "value_range": tuple(map(float, known["value_range"])),
             }
         )
@@ -120,7 +122,9 @@ def read_sealed(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {failure.strerror}.") from failure
     found = _STORED_CHECKSUM.search(content)
     if found is None:
-        raise CheckpointError(f"{path} is not a network that `repmamba export` has written; only those are run here.")
+        raise CheckpointError(
+            f"{path} is not a network that `repmamba export` has written; only those are run here."
+        )
     checksum = found[1]
     blank = content[: found.start(1)] + BLANK.encode() + content[found.end(1) :]
     if hashlib.sha256(blank).hexdigest().encode() != checksum:

@@ -75,7 +75,8 @@ def read_export(path: Path) -> OnnxRunner:
     """The runner of a file, whatever size its input has. Raises CheckpointError, MissingExtra."""
     if path.suffix.lower() != ".onnx":
         raise CheckpointError(
-            f"{path} is a program of torch.export: run it with torch.export.load(...).module(). Here only networks "
+            f"{path} is a program of torch.export: run it with torch.export.load(...).module(). "
+            "Here only networks "
             "exported as .onnx are run."
         )
     return OnnxRunner(read_sealed(path), path)
@@ -101,7 +102,9 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as missing:
-        raise MissingExtra("Exported networks need ONNX Runtime: pip install 'repmamba[onnx]'.") from missing
+        raise MissingExtra(
+            "Exported networks need ONNX Runtime: pip install 'repmamba[onnx]'."
+        ) from missing
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # what its optimiser remarks on is nobody's concern
@@ -114,7 +117,8 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
         reason = next(iter(str(failure).splitlines()), "no reason given")
         raise CheckpointError(f"ONNX Runtime cannot run this network: {reason:.200}") from failure
     finally:
-        torch.set_flush_denormal(flushed)  # the first session changes this for the calling thread too
+        # the first session changes this for the calling thread too
+        torch.set_flush_denormal(flushed)
 
 
 def _flushes_denormals() -> bool:

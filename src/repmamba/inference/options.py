@@ -1,7 +1,8 @@
-"""Options by keyword: what each takes, checked in one place, so that a wrong one is one line and not a traceback.
+"""Options by keyword: what each takes, checked in one place, so that a wrong one is one line and
+not a traceback.
 
-A table of kinds says it; the scene room has a larger one of its own (scene/arguments.py). Whether a value makes sense
-is asked where it is used.
+A table of kinds says it; the scene room has a larger one of its own (scene/arguments.py). Whether a
+value makes sense is asked where it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Kind:
     """What an option takes."""
 
     words: str  # as an error says it
-    taken: Callable[[Any], Any]  # a value in plain Python types; raises TypeError or ValueError where it is none
+    # a value in plain Python types; raises TypeError or ValueError where it is none
+    taken: Callable[[Any], Any]
 
 
 def checked(
@@ -33,20 +35,27 @@ def checked(
 ) -> dict[str, Any]:
     """The options given, those that are None left out, in plain Python types.
 
-    hints: for names that one might expect, the name here. Raises UsageError for other names and for wrong types.
+    hints: for names that one might expect, the name here. Raises UsageError for other names and for
+    wrong types.
     """
     for name in given:
         if name not in kinds:
             hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
-            raise UsageError(f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}.")
-    return {name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None}
+            raise UsageError(
+                f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}."
+            )
+    return {
+        name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None
+    }
 
 
 def _taken(name: str, value: Any, kind: Kind) -> Any:
     try:
         return kind.taken(value)
     except (TypeError, ValueError) as wrong:
-        raise UsageError(f"{name} is {' '.join(f'{value!r:.80}'.split())}; it takes {kind.words}.") from wrong
+        raise UsageError(
+            f"{name} is {' '.join(f'{value!r:.80}'.split())}; it takes {kind.words}."
+        ) from wrong
 
 
 def whole(value: Any) -> int:
@@ -63,7 +72,9 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def several(taken: Callable[[Any], Any], count: int | None = None) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
+def several(
+    taken: Callable[[Any], Any], count: int | None = None
+) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
     """Values of one kind, one after the other; as many as count, where it is given."""
 
     def read(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -84,17 +95,22 @@ def several_or_one(value: Any) -> tuple[float, ...]:
 
 
 def check_cut(tile: int | None, halo: int | None) -> None:
-    """Raise UsageError for a tile or a halo by which no image can be cut; None is left to the weights."""
+    """Raise UsageError for a tile or a halo by which no image can be cut; None is left to the
+    weights.
+    """
     for name, length in (("tile", tile), ("halo", halo)):
         if length is not None and not cuts(name, length):
             raise UsageError(
-                f"{name}={length}: give an even number of pixels from {LEAST[name]} on, since the network pools two by "
+                f"{name}={length}: give an even number of pixels from {LEAST[name]} on, since the "
+                "network pools two by "
                 "two."
             )
 
 
 def cuts(name: str, length: int) -> bool:
-    """Whether a "tile" or a "halo" may have so many lr pixels: cut at an odd place, other pixels would be pooled."""
+    """Whether a "tile" or a "halo" may have so many lr pixels: cut at an odd place, other pixels
+    would be pooled.
+    """
     return length % 2 == 0 and length >= LEAST[name]
 
 

@@ -1,4 +1,6 @@
-"""The fused network's weights in the order in which the compiled passes read them (kernels/inference.h)."""
+"""The fused network's weights in the order in which the compiled passes read them
+(kernels/inference.h).
+"""
 
 from typing import Any
 
@@ -17,7 +19,9 @@ Weights = dict[str, Any]
 """Fields of a kernel's arguments that are the same for every shape: arrays, and numbers."""
 
 ALIGNMENT = 64
-"""Bytes: a register of AVX-512 and a line of the cache; a load across two lines takes twice the time."""
+"""Bytes: a register of AVX-512 and a line of the cache; a load across two lines takes twice the
+time.
+"""
 
 MOST_INPUTS = 512
 """Inputs of a product in pairs, as in pairs.h."""
@@ -37,7 +41,9 @@ def _aligned(array: NDArray[np.float32]) -> Array:
 
 
 class Packing:
-    """Copies of weights in the order in which the kernels of one arithmetic read them (kernels/products.h)."""
+    """Copies of weights in the order in which the kernels of one arithmetic read them
+    (kernels/products.h).
+    """
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
@@ -48,7 +54,9 @@ class Packing:
         return self.suffix != "" and inputs % 32 == 0 and inputs <= MOST_INPUTS
 
     def matrix(self, weights: NDArray[np.float32]) -> Array:
-        """(inputs, outputs) or several, (n, inputs, outputs) -> their panels, one row for each matrix."""
+        """(inputs, outputs) or several, (n, inputs, outputs) -> their panels, one row for each
+        matrix.
+        """
         weights = weights.reshape(-1, *weights.shape[-2:])
         panel = self.panel
         if self.of_pairs(weights.shape[1]):
@@ -56,7 +64,9 @@ class Packing:
             panel = 32 if self.suffix == "_amx" else panel
         weights = _whole(weights)
         outputs = weights.shape[2]
-        places = sorted({*range(panel, outputs, panel), outputs - outputs % self.lanes} - {0, outputs})
+        places = sorted(
+            {*range(panel, outputs, panel), outputs - outputs % self.lanes} - {0, outputs}
+        )
         parts = [part.reshape(len(weights), -1) for part in np.split(weights, places, axis=2)]
         return _aligned(np.concatenate(parts, axis=1))
 
@@ -71,9 +81,16 @@ def _whole(numbers: NDArray[np.float32], multiple: int = 8) -> NDArray[np.float3
 
 
 def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, inputs, outputs) -> (n, inputs / 2, outputs): two inputs, rounded to bfloat16, are one number's bits."""
+    """(n, inputs, outputs) -> (n, inputs / 2, outputs): two inputs, rounded to bfloat16, are one
+    number's bits.
+    """
     n, inputs, outputs = matrices.shape
-    rounded = torch.from_numpy(np.ascontiguousarray(matrices)).to(torch.bfloat16).view(torch.int16).numpy()
+    rounded = (
+        torch.from_numpy(np.ascontiguousarray(matrices))
+        .to(torch.bfloat16)
+        .view(torch.int16)
+        .numpy()
+    )
     side_by_side = np.swapaxes(rounded.reshape(n, inputs // 2, 2, outputs), 2, 3)
     return np.ascontiguousarray(side_by_side).view(np.float32).reshape(n, inputs // 2, outputs)
 
@@ -96,7 +113,9 @@ class Layers:
         ]
         end = network.conv_after_body
         norm = {"norm": 1, **_affine(end.norm, "norm_")}
-        self.end = _connection(packing, end.conv, **norm, **({"edge": _row(end.edge)} if end.folded else {}))
+        self.end = _connection(
+            packing, end.conv, **norm, **({"edge": _row(end.edge)} if end.folded else {})
+        )
         self.bands, self.scale = network.config.in_chans, network.scale
         self.shuffled: Weights | None = None
         if isinstance(network.upsampler, PixelShuffleDirect):
@@ -109,7 +128,9 @@ class Block:
 
     def __init__(self, packing: Packing, block: FusedLPFM) -> None:
         self.chained = not isinstance(block.cssp, FusedSideBySide)
-        self.rmbs = [RMBWeights(packing, part) for part in block.cssp.modules() if isinstance(part, FusedRMB)]
+        self.rmbs = [
+            RMBWeights(packing, part) for part in block.cssp.modules() if isinstance(part, FusedRMB)
+        ]
         ffn = block.ffn
         hidden = _row(ffn.fc1.bias).size
         # Hidden channels that are added stay zero through both activations.
@@ -142,7 +163,9 @@ class RMBWeights:
             "x_proj": packing.matrix(_numbers(rmb.x_proj).T),
             "projections": self.projections,
         }
-        self.scan = tuple(weight.detach().clone() for weight in (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D))
+        self.scan = tuple(
+            weight.detach().clone() for weight in (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D)
+        )
         self.tail: Weights = {
             "in_z": packing.matrix(_numbers(rmb.in_z.weight).T),
             "in_z_bias": _row(rmb.in_z.bias),
@@ -167,10 +190,19 @@ def _first(packing: Packing, network: FusedRepMamba) -> Weights:
 
 
 def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
-    """The convolution at the end of a group or of the body, or the bottleneck of three; `first`: more of its first."""
-    layers = [conv] if isinstance(conv, nn.Conv2d) else [layer for layer in conv if isinstance(layer, nn.Conv2d)]
+    """The convolution at the end of a group or of the body, or the bottleneck of three; `first`:
+    more of its first.
+    """
+    layers = (
+        [conv]
+        if isinstance(conv, nn.Conv2d)
+        else [layer for layer in conv if isinstance(layer, nn.Conv2d)]
+    )
     slopes = [layer.negative_slope for layer in conv.children() if isinstance(layer, nn.LeakyReLU)]
-    passes = [_convolution(packing, layer, slope=slope) for layer, slope in zip(layers, [*slopes, 1.0], strict=True)]
+    passes = [
+        _convolution(packing, layer, slope=slope)
+        for layer, slope in zip(layers, [*slopes, 1.0], strict=True)
+    ]
     passes[0] |= first
     return passes
 
@@ -183,7 +215,10 @@ def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Weights:
     if packing.suffix == "_amx" and packing.of_pairs(inputs):
         kernel, matrices = "convolution_amx", weight.transpose(2, 3, 1, 0).reshape(9, inputs, -1)
     else:
-        kernel, matrices = "convolution" + packing.suffix.replace("_amx", "_pairs"), _elements(weight)
+        kernel, matrices = (
+            "convolution" + packing.suffix.replace("_amx", "_pairs"),
+            _elements(weight),
+        )
     bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else _numbers(conv.bias)
     outputs = packing.outputs(inputs, conv.out_channels)
     return {
@@ -206,7 +241,9 @@ def _elements(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _affine(norm: Any, prefix: str = "") -> Weights:
-    """Scale and shift of a layer normalisation, or of one that has a shift; nothing for one that has neither."""
+    """Scale and shift of a layer normalisation, or of one that has a shift; nothing for one that
+    has neither.
+    """
     if isinstance(norm, nn.LayerNorm):
         return {f"{prefix}scale": _row(norm.weight), f"{prefix}shift": _row(norm.bias)}
     if norm.shift is None:

@@ -1,7 +1,8 @@
 """Plans: the passes of the fused network over a batch of one shape, and the maps between them.
 
-A plan holds the addresses of all that its stages read and write, so that running it is one call into the library for
-each thread that takes part (kernels/plan.cpp). Only one call can run it at a time.
+A plan holds the addresses of all that its stages read and write, so that running it is one call
+into the library for each thread that takes part (kernels/plan.cpp). Only one call can run it at a
+time.
 """
 
 import ctypes
@@ -24,7 +25,9 @@ WORK_FOR_THREADS = 1 << 12
 
 
 def _structure(fields: str) -> type[ctypes.Structure]:
-    """A struct of kernels/inference.h: its fields' names in their order, pointers marked *, doubles marked %."""
+    """A struct of kernels/inference.h: its fields' names in their order, pointers marked *, doubles
+    marked %.
+    """
     kinds = {"*": ctypes.c_void_p, "%": ctypes.c_double}
     named = [(field.lstrip("*%"), kinds.get(field[0], ctypes.c_int64)) for field in fields.split()]
     return type("Arguments", (ctypes.Structure,), {"_fields_": named})
@@ -35,18 +38,21 @@ ARGUMENTS = {
         "height width inputs outputs *x *edge *weight *bias *scale *shift *result *normalised"
     ),
     "front": _structure(
-        "height width channels *v v_stride *in_x *in_x_bias *conv *conv_bias *high_conv *high_bias *x_proj "
+        "height width channels *v v_stride *in_x *in_x_bias *conv *conv_bias *high_conv *high_bias "
+        "*x_proj "
         "projections *halves *pooled *projected"
     ),
     "tail": _structure(
-        "height width channels *v v_stride *in_z *in_z_bias *scanned *halves *out_scale *out_shift *out_proj "
+        "height width channels *v v_stride *in_z *in_z_bias *scanned *halves *out_scale *out_shift "
+        "*out_proj "
         "*out_bias *gain *beside beside_stride beside_channels *result result_stride"
     ),
     "feed_forward": _structure(
         "height width channels hidden *t *c *fc1 *fc1_bias *conv *conv_bias *fc2 *fc2_bias *result"
     ),
     "convolution": _structure(
-        "height width inputs outputs *x norm *norm_scale *norm_shift *edge *weight *bias *skip %slope *result "
+        "height width inputs outputs *x norm *norm_scale *norm_shift *edge *weight *bias *skip "
+        "%slope *result "
         "*shuffled bands scale"
     ),
 }
@@ -89,7 +95,8 @@ class Plan:
             self._table[row] = address, stage.units, stage.shares, ctypes.addressof(stage.arguments)
 
     def run(self, image: Tensor) -> Tensor:
-        """The result of all, or what the upsampler takes where that is not the direct one; H' and W' are even.
+        """The result of all, or what the upsampler takes where that is not the direct one; H' and
+        W' are even.
 
         image: of the key's shape -> (B, bands, scale H', scale W') or (B, 64, H', W').
         """
@@ -100,7 +107,12 @@ class Plan:
         seen[:, :, columns:] = seen[:, :, columns - 1 : columns]
         if self.deep is not None:
             result = torch.empty(
-                self.batch, self.height, self.width, self.deep.shape[1], dtype=torch.float32, device="cpu"
+                self.batch,
+                self.height,
+                self.width,
+                self.deep.shape[1],
+                dtype=torch.float32,
+                device="cpu",
             )
             self.compute(0, len(self.stages))
             result.numpy()[:] = self.deep.reshape(result.shape)
@@ -121,10 +133,12 @@ class Plan:
         take_part = library().handle.take_part
 
         def share() -> None:
-            # What the kernels read and write lives as long as this function, which a thread may call late: it finds
-            # nothing to do then, yet looks at the stages and counters.
+            # What the kernels read and write lives as long as this function, which a thread may
+            # call late: it finds nothing to do then, yet looks at the stages and counters.
             _ = self, kept
-            take_part(stages.ctypes.data, len(stages), counters.ctypes.data, _scratch(size).ctypes.data)
+            take_part(
+                stages.ctypes.data, len(stages), counters.ctypes.data, _scratch(size).ctypes.data
+            )
 
         for _ in range(int(stages["shares"].max()) - 1):
             in_another(share)
@@ -181,7 +195,9 @@ class Plan:
         """One or several convolutions + skip."""
         for convolution in connection:
             result = self._map(convolution["outputs"])
-            fields = {"x": x, "result": result} | ({"skip": skip} if convolution is connection[-1] else {})
+            fields = {"x": x, "result": result} | (
+                {"skip": skip} if convolution is connection[-1] else {}
+            )
             self._over_rows(convolution["kernel"], result.shape[1], convolution | fields)
             x = result
         return x
@@ -204,7 +220,9 @@ class Plan:
                 self._rmb(rmb, share, place)
         result = self._map(t.shape[1])
         fields = {"t": t, "c": v, "result": result}
-        self._over_rows("feed_forward" + self._layers.suffix, t.shape[1], block.feed_forward | fields)
+        self._over_rows(
+            "feed_forward" + self._layers.suffix, t.shape[1], block.feed_forward | fields
+        )
         self._release(v)
         return result
 
@@ -220,7 +238,11 @@ class Plan:
         self._scan(rmb, pooled, projected, scanned)
         fields |= {"scanned": scanned, "result": result, "result_stride": _stride(result)}
         if beside is not None:
-            fields |= {"beside": beside, "beside_stride": _stride(beside), "beside_channels": beside.shape[1]}
+            fields |= {
+                "beside": beside,
+                "beside_stride": _stride(beside),
+                "beside_channels": beside.shape[1],
+            }
         self._over_rows("tail" + suffix, C, rmb.tail | fields)
         self._release(halves, pooled, projected, scanned)
 
@@ -229,7 +251,9 @@ class Plan:
         arguments = ARGUMENTS[kernel.removesuffix("_pairs").removesuffix("_amx")]()
         for name, value in (fields | {"height": self.height, "width": self.width}).items():
             if name != "kernel":
-                setattr(arguments, name, value.ctypes.data if isinstance(value, np.ndarray) else value)
+                setattr(
+                    arguments, name, value.ctypes.data if isinstance(value, np.ndarray) else value
+                )
         scratch = library().scratch(kernel, arguments)
         self._add(kernel, self.batch * self.height // 2, channels, arguments, scratch)
 
@@ -241,7 +265,9 @@ class Plan:
         arguments, units, scratch = map_pass(p, rows, height, width, dt_weight, dt_bias, A, D, y)
         self._add("scan_forward", units, rmb.width, arguments, scratch)
 
-    def _add(self, kernel: str, units: int, channels: int, arguments: ctypes.Structure, scratch: int) -> None:
+    def _add(
+        self, kernel: str, units: int, channels: int, arguments: ctypes.Structure, scratch: int
+    ) -> None:
         shares = min(self.threads, units) if self.pixels * channels >= WORK_FOR_THREADS else 1
         self.stages.append(Stage(kernel, units, shares, arguments, scratch))
 

@@ -1,4 +1,6 @@
-"""Runner: the one thing that everything above a network asks of it, so that another form of it can take its place."""
+"""Runner: the one thing that everything above a network asks of it, so that another form of it can
+take its place.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ class Runner(Protocol):
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
-        """(B, bands, h, w) -> (B, bands, scale h, scale w), not clamped, as the runner's own form computes it."""
+        """(B, bands, h, w) -> (B, bands, scale h, scale w), not clamped, as the runner's own form
+        computes it.
+        """
         ...
 
     def run(self, unit: Tensor) -> Tensor:
-        """unit: (B, bands, h, w), float32, on the CPU -> (B, bands, scale h, scale w), likewise, not clamped."""
+        """unit: (B, bands, h, w), float32, on the CPU -> (B, bands, scale h, scale w), likewise,
+        not clamped.
+        """
         ...
 
 

@@ -1,7 +1,8 @@
 """Upscaler: a trained network, ready to enlarge arrays of any size and number of bands.
 
-`load` makes one. What is larger than a tile is cut by the same plan as a scene's, so memory is bounded and the result
-of an array does not depend on the machine. Files, places and missing pixels are the scene room's.
+`load` makes one. What is larger than a tile is cut by the same plan as a scene's, so memory is
+bounded and the result of an array does not depend on the machine. Files, places and missing pixels
+are the scene room's.
 """
 
 from __future__ import annotations
@@ -46,22 +47,26 @@ from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 from repmamba.tiles.window import Window
 
-SEEN = (-0.5, 1.5)  # unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
+# unit that a network is shown; its training had [0, 1], and a spike of 1e6 would spoil a whole tile
+SEEN = (-0.5, 1.5)
 
-MOST = {"tile": 4096, "halo": 512}  # lr pixels that a file of weights may ask for: memory grows with them
+# lr pixels that a file of weights may ask for: memory grows with them
+MOST = {"tile": 4096, "halo": 512}
 UNSEEN = 0.01  # of an array's numbers, that may lie outside SEEN without a word
 
 MOST_BANDS = 16  # of an array whose bands may come first by mistake
 Layout: TypeAlias = Literal["bands-first", "bands-last"]
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
-Image = TypeVar("Image")  # numpy array, torch tensor, xarray.DataArray or PIL.Image; what comes back is the same
+# numpy array, torch tensor, xarray.DataArray or PIL.Image; what comes back is the same
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True, slots=True)
 class Upscaler:
     """A network, what runs it, and what decides its results. Made by `load`."""
 
-    module: nn.Module  # the network as torch has it: for export, hooks, autocast, quantisation and gradients
+    # the network as torch has it: for export, hooks, autocast, quantisation and gradients
+    module: nn.Module
     runner: Runner
     name: str  # of the weights, as the user knows them
     digest: str  # of the network's numbers
@@ -69,15 +74,19 @@ class Upscaler:
     halo: int = HALO  # lr pixels read around it, by default
     device: torch.device = field(default_factory=choose_device)
     precision: str = "float32"
-    backend: str = ""  # of the scan; "" where the network is not ours, or has its own as an exported one
-    ensemble: bool = False  # the mean over the eight flips and rotations is the result, for eight times the work
-    calibration: Calibration | None = None  # which error to expect where the eight disagree; None: never measured
+    # of the scan; "" where the network is not ours, or has its own as an exported one
+    backend: str = ""
+    # the mean over the eight flips and rotations is the result, for eight times the work
+    ensemble: bool = False
+    # which error to expect where the eight disagree; None: never measured
+    calibration: Calibration | None = None
     terms: str = ""  # of the weights, in a line; "" where none are known
 
     def __repr__(self) -> str:
         of_eight = ", mean of 8 flips and rotations" if self.ensemble else ""
         return (
-            f"<Upscaler {self.name}: x{self.scale}, {self.bands} bands, on {self.device}, {self.precision}, "
+            f"<Upscaler {self.name}: x{self.scale}, {self.bands} bands, on {self.device}, "
+            f"{self.precision}, "
             f"tiles of {self.tile} + {self.halo}{of_eight}>"
         )
 
@@ -93,9 +102,11 @@ class Upscaler:
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
-        """The bare network: (B, C, H, W) in [0, 1] -> (B, C, scale H, scale W), float32, in one pass, not clamped.
+        """The bare network: (B, C, H, W) in [0, 1] -> (B, C, scale H, scale W), float32, in one
+        pass, not clamped.
 
-        On a CPU it is compiled code, which takes tensors there and computes no gradients; `module` is for those.
+        On a CPU it is compiled code, which takes tensors there and computes no gradients; `module`
+        is for those.
         """
         return self.runner.network
 
@@ -124,22 +135,26 @@ class Upscaler:
     ) -> Image:
         """Enlarge an image; the result is of the same kind, type and device.
 
-        numpy: (H, W) or (H, W, C), or (C, H, W) with layout="bands-first", as rasterio reads; integers by the whole
-        range of their type, floats as [0, 1] and not clamped. What a masked array masks is missing: it touches nothing
-        else, and is masked in the result, its numbers as they were.
-        torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
-        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and coordinates kept. One that
-        dask computes later stays so, and is enlarged block by block when it is wanted.
-        PIL.Image: of mode L, RGB, LA, RGBA, I;16 or F; palettes and bits as what they show. Alpha is enlarged by
-        nearest, and wholly transparent pixels touch no others.
-        From three bands on, the first three are red, green and blue; every other band goes alone, as grey. NaN and
-        infinities stand in their place in the result and touch nothing else.
-        value_range: what is black and white instead of the type's range, or "robust": what holds nearly all numbers of
-        the image; nothing is clipped to it. Floats far outside [0, 1] that come without it give a warning.
-        nodata: a number that is missing, in all bands or one for each band, in place of a DataArray's own; where a band
-        has it, the result has it too.  consistent: the result, made small again, is the image, but for spikes and what
-        the type's ends clip; not unless asked for.  layout: of numpy arrays, "bands-last" unless given.
-        tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side, changes no result.
+        numpy: (H, W) or (H, W, C), or (C, H, W) with layout="bands-first", as rasterio reads;
+        integers by the whole range of their type, floats as [0, 1] and not clamped. What a masked
+        array masks is missing: it touches nothing else, and is masked in the result, its numbers as
+        they were. torch: (C, H, W) or (B, C, H, W), floating, [0, 1], not clamped.
+        xarray.DataArray, where rioxarray is installed: numbers as numpy's, place, nodata and
+        coordinates kept. One that dask computes later stays so, and is enlarged block by block when
+        it is wanted. PIL.Image: of mode L, RGB, LA, RGBA, I;16 or F; palettes and bits as what they
+        show. Alpha is enlarged by nearest, and wholly transparent pixels touch no others. From
+        three bands on, the first three are red, green and blue; every other band goes alone, as
+        grey. NaN and infinities stand in their place in the result and touch nothing else.
+        value_range: what is black and white instead of the type's range, or "robust": what holds
+        nearly all numbers of the image; nothing is clipped to it. Floats far outside [0, 1] that
+        come without it give a warning. nodata: a number that is missing, in all bands or one for
+        each band, in place of a DataArray's own; where a band
+        has it, the result has it too.  consistent: the result, made small again, is the image, but
+        for spikes and what
+        the type's ends clip; not unless asked for.  layout: of numpy arrays, "bands-last" unless
+        given.
+        tile, halo: lr pixels, even, the weights' own unless given.  workers: tiles side by side,
+        changes no result.
         Raises ShapeMismatch, UsageError, MissingExtra.
         """
         given = {
@@ -163,14 +178,19 @@ class Upscaler:
         )
         if layout is not None and (isinstance(array, Tensor) or not isinstance(array, np.ndarray)):
             raise UsageError(
-                f"layout={layout!r} is for numpy arrays: a tensor has its bands first, and a DataArray names its axes."
+                f"layout={layout!r} is for numpy arrays: a tensor has its bands first, and a "
+                "DataArray names its axes."
             )
         result: Any
         if isinstance(array, Tensor):
             result = self._upscale_tensor(array, cut)
         elif is_dataarray(array):
             planes, declared = planes_of(array)
-            cut = cut if cut.nodata is not None or declared is None else replace(cut, nodata=(declared,))
+            cut = (
+                cut
+                if cut.nodata is not None or declared is None
+                else replace(cut, nodata=(declared,))
+            )
             upscale = self._upscale_lazily if is_lazy(array) else self._upscale_planes
             result = like(array, upscale(planes, cut), self.scale, asked.get("nodata"))
         elif is_picture(array):
@@ -179,23 +199,28 @@ class Upscaler:
             result = self._upscale_numpy(array, cut, asked.get("layout"))
         else:
             raise UsageError(
-                f"A {type(array).__name__} is no image; give a numpy array, a torch tensor, an xarray.DataArray or a "
+                f"A {type(array).__name__} is no image; give a numpy array, a torch tensor, an "
+                "xarray.DataArray or a "
                 "PIL.Image. upscale_file takes files."
             )
         image: Image = result
         return image
 
     def enlarge(self, unit: NDArray[np.float32], groups: Groups) -> Tensor:
-        """One tile in one pass for each group of bands: (bands, h, w), finite -> (bands, scale h, scale w).
+        """One tile in one pass for each group of bands: (bands, h, w), finite -> (bands, scale h,
+        scale w).
 
-        Values far outside [0, 1] are cut off for the network, and what was cut off is added again, bilinear.
+        Values far outside [0, 1] are cut off for the network, and what was cut off is added again,
+        bilinear.
         """
         return self._enlarge(self.run, unit, groups)
 
     def enlarge_with_variance(self, unit: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """The same for one group of bands, as the mean of the eight, and the variance of the eight around it.
+        """The same for one group of bands, as the mean of the eight, and the variance of the eight
+        around it.
 
-        The second is (network's bands, scale h, scale w), also where one band went through the network as grey.
+        The second is (network's bands, scale h, scale w), also where one band went through the
+        network as grey.
         """
         variances = []
 
@@ -219,21 +244,27 @@ class Upscaler:
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """One tile of bands that go through the network together, of a file or an array.
 
-        raw, known: (bands, h, w), in the numbers of radiometry and where they can be used -> the same numbers in keep,
-        a window of (scale h, scale w). What is not known stays what it is, scale x scale times, and touches nothing.
-        nodata: of each band, which no result equals.  consistent: the result, made small again, is raw.
-        With a calibration, the error to expect comes along, (h, w), NaN where one of the bands is not known.
+        raw, known: (bands, h, w), in the numbers of radiometry and where they can be used -> the
+        same numbers in keep, a window of (scale h, scale w). What is not known stays what it is,
+        scale x scale times, and touches nothing.
+        nodata: of each band, which no result equals.  consistent: the result, made small again, is
+        raw.
+        With a calibration, the error to expect comes along, (h, w), NaN where one of the bands is
+        not known.
         """
         whole = radiometry.to_unit(raw)
         spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
-        # A spike is cut off before anything is made of it, and what was cut off put back where it was.
+        # A spike is cut off before anything is made of it, and what was cut off put back where it
+        # was.
         unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)
         if calibration is None:
             sr, variance = self.enlarge(unit, (tuple(range(len(raw))),)), None
         else:
             sr, variance = self.enlarge_with_variance(unit)
         if consistent:
-            sr = made_consistent(sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), self.scale)
+            sr = made_consistent(
+                sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), self.scale
+            )
         if spike.any():
             beyond = torch.from_numpy(np.where(spike, whole - unit, np.float32(0)))
             sr = sr + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
@@ -259,18 +290,23 @@ class Upscaler:
         result = enlarge_groups(run, seen, groups, self.bands)
         beyond = whole - seen
         if beyond.any():
-            result = result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
+            result = (
+                result + F.interpolate(beyond[None], scale_factor=self.scale, mode="bilinear")[0]
+            )
         return result
 
     def _upscale_numpy(self, array: NDArray[Any], cut: _Cut, layout: Layout | None) -> NDArray[Any]:
         if array.ndim not in (2, 3) or 0 in array.shape:
             raise ShapeMismatch(
-                f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of them 0."
+                f"An array of shape {array.shape} is no image; give (H, W) or (H, W, C), none of "
+                "them 0."
             )
         if array.ndim == 3 and layout is None and _looks_bands_first(array.shape):
             raise ShapeMismatch(
-                f"An array of shape {array.shape} looks like (bands, rows, columns), as rasterio reads, and (rows, "
-                "columns, bands) is expected: give layout='bands-first', or np.moveaxis(array, 0, 2). If it is what is "
+                f"An array of shape {array.shape} looks like (bands, rows, columns), as rasterio "
+                "reads, and (rows, "
+                "columns, bands) is expected: give layout='bands-first', or np.moveaxis(array, 0, "
+                "2). If it is what is "
                 "expected, say so by layout='bands-last'."
             )
         axis = 0 if layout == "bands-first" else 2
@@ -278,7 +314,9 @@ class Upscaler:
         if isinstance(planes, np.ma.MaskedArray):
             masked = np.ma.getmaskarray(planes)
             numbers = self._upscale_planes(planes.data, cut, masked=masked)
-            result: NDArray[Any] = np.ma.array(numbers, mask=enlarged(masked, self.scale), fill_value=planes.fill_value)
+            result: NDArray[Any] = np.ma.array(
+                numbers, mask=enlarged(masked, self.scale), fill_value=planes.fill_value
+            )
         else:
             result = self._upscale_planes(planes, cut)
         return result[0] if array.ndim == 2 else np.moveaxis(result, 0, axis).copy()
@@ -286,11 +324,17 @@ class Upscaler:
     def _upscale_tensor(self, tensor: Tensor, cut: _Cut) -> Tensor:
         if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
             raise ShapeMismatch(
-                f"A tensor of shape {tuple(tensor.shape)} and {tensor.dtype} is no image; give (C, H, W) or "
+                f"A tensor of shape {tuple(tensor.shape)} and {tensor.dtype} is no image; give (C, "
+                "H, W) or "
                 "(B, C, H, W), floating, none of them 0."
             )
-        images = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        results = [self._upscale_planes(image.numpy(), cut) for image in (images if tensor.ndim == 4 else images[None])]
+        images = tensor.detach().to(
+            "cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        )
+        results = [
+            self._upscale_planes(image.numpy(), cut)
+            for image in (images if tensor.ndim == 4 else images[None])
+        ]
         result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
         return result.to(tensor.device, tensor.dtype)
 
@@ -298,13 +342,18 @@ class Upscaler:
         picture = shown(picture)
         planes, alpha = planes_of_picture(picture)
         masked = None if alpha is None else np.broadcast_to(alpha == 0, planes.shape)
-        return picture_like(picture, self._upscale_planes(planes, cut, masked=masked), alpha, self.scale)
+        return picture_like(
+            picture, self._upscale_planes(planes, cut, masked=masked), alpha, self.scale
+        )
 
     def _upscale_lazily(self, planes: Any, cut: _Cut) -> Any:
-        """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w), of the same numbers."""
+        """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w), of the
+        same numbers.
+        """
         if cut.value_range == "robust":
             raise UsageError(
-                "value_range is 'robust', which reads the whole array, and this one is computed later; give "
+                "value_range is 'robust', which reads the whole array, and this one is computed "
+                "later; give "
                 "value_range=(low, high), or array.compute() first."
             )
         scene = Window(0, 0, *planes.shape[1:])
@@ -325,7 +374,8 @@ class Upscaler:
         """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
         Missing is what is nodata in its band, and where masked, (bands, h, w), says so.
-        part: which part of an image planes are, and which of that is enlarged; all of all unless given.
+        part: which part of an image planes are, and which of that is enlarged; all of all unless
+        given.
         """
         bands, *size = planes.shape
         scene, have, wanted = part or [Window(0, 0, *size)] * 3
@@ -337,9 +387,15 @@ class Upscaler:
             known = usable(raw, np.ones(raw.shape[1:], bool), nodata)
             return known if masked is None else known & ~masked[:, *window]
 
-        radiometry = _radiometry(planes, known_of((slice(None), slice(None))), groups, cut.value_range)
-        plan = plan_tiles(scene.height, scene.width, self.scale, tile=cut.tile, halo=cut.halo, window=wanted)
-        result = np.empty((bands, self.scale * wanted.height, self.scale * wanted.width), planes.dtype)
+        radiometry = _radiometry(
+            planes, known_of((slice(None), slice(None))), groups, cut.value_range
+        )
+        plan = plan_tiles(
+            scene.height, scene.width, self.scale, tile=cut.tile, halo=cut.halo, window=wanted
+        )
+        result = np.empty(
+            (bands, self.scale * wanted.height, self.scale * wanted.width), planes.dtype
+        )
 
         def step(tile: Tile) -> tuple[Tile, NDArray[Any]]:
             read = tile.read.seen_from(have).slices
@@ -384,13 +440,16 @@ def _of_bands(nodata: tuple[float, ...] | None, planes: NDArray[Any]) -> tuple[f
         return (None,) * bands
     if len(nodata) not in (1, bands):
         raise UsageError(
-            f"nodata has {len(nodata)} numbers, and the image {bands} bands: give one for all, or one for each."
+            f"nodata has {len(nodata)} numbers, and the image {bands} bands: give one for all, or "
+            "one for each."
         )
     return tuple(as_nodata(number, planes.dtype.name) for number in nodata * (bands // len(nodata)))
 
 
 class _Part(NamedTuple):
-    """Windows of an image, lr: the image itself, what is there of it, and what of that is enlarged."""
+    """Windows of an image, lr: the image itself, what is there of it, and what of that is
+    enlarged.
+    """
 
     scene: Window
     have: Window
@@ -400,7 +459,9 @@ class _Part(NamedTuple):
 def _radiometry(
     planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, value_range: ValueRange | None
 ) -> Radiometry:
-    """The linear map of each band of an array. Warns of floats that the network is not shown as they are."""
+    """The linear map of each band of an array. Warns of floats that the network is not shown as
+    they are.
+    """
     bands = len(planes)
     usual = Radiometry.of_type(planes.dtype.name, bands)
     if value_range is None:
@@ -425,8 +486,10 @@ def _warn_of_unseen(numbers: NDArray[np.floating[Any]]) -> None:
     unseen = np.count_nonzero((numbers < SEEN[0]) | (numbers > SEEN[1]))
     if unseen > UNSEEN * numbers.size:
         warnings.warn(
-            f"Floats are taken as [0, 1], and {unseen / numbers.size:.0%} of these lie far outside: the network sees "
-            "nothing in them, and they are enlarged bilinearly. Give value_range=(low, high) or value_range='robust'.",
+            f"Floats are taken as [0, 1], and {unseen / numbers.size:.0%} of these lie far "
+            "outside: the network sees "
+            "nothing in them, and they are enlarged bilinearly. Give value_range=(low, high) or "
+            "value_range='robust'.",
             OutsideTraining,
             stacklevel=4,
         )
@@ -443,16 +506,27 @@ def load(
     ensemble: bool = False,
     revision: str | None = None,
 ) -> Upscaler:
-    """The Upscaler of a name (x4), a file, a folder or a hub id; a checkpoint, or an exported network (.onnx).
+    """The Upscaler of a name (x4), a file, a folder or a hub id; a checkpoint, or an exported
+    network (.onnx).
 
-    weights: those of the scale unless given; x4 unless that is given either.  scale: only to be sure: other weights are
-    refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse: fold what the
-    trained form has twice; False keeps the network as it was trained, run by operations of torch.  ensemble: results
-    are means over the eight flips and rotations of what is enlarged, which is eight times the work.  revision: branch,
+    weights: those of the scale unless given; x4 unless that is given either.  scale: only to be
+    sure: other weights are
+    refused.  device: cpu, cuda, mps.  backend: of the scan.  precision: float32 or bfloat16.  fuse:
+    fold what the
+    trained form has twice; False keeps the network as it was trained, run by operations of torch.
+    ensemble: results
+    are means over the eight flips and rotations of what is enlarged, which is eight times the work.
+    revision: branch,
     tag or commit of a hub id.
     Raises CheckpointError, UsageError, MissingExtra.
     """
-    given = {"weights": weights, "scale": scale, "backend": backend, "precision": precision, "fuse": fuse}
+    given = {
+        "weights": weights,
+        "scale": scale,
+        "backend": backend,
+        "precision": precision,
+        "fuse": fuse,
+    }
     checked(given | {"ensemble": ensemble, "revision": revision}, OF_LOAD)
     found = find_weights(weights if weights is not None else f"x{scale or 4}", revision=revision)
     if found.path.suffix.lower() in EXPORTED_ENDINGS:
@@ -461,12 +535,15 @@ def load(
     checkpoint = read_checkpoint(found.path)
     config = checkpoint.config
     if config.scale < 2:
-        raise CheckpointError(f"{found.name} is a network that does not enlarge (upsampler '{config.upsampler}').")
+        raise CheckpointError(
+            f"{found.name} is a network that does not enlarge (upsampler '{config.upsampler}')."
+        )
     _check_scale(found, config.scale, scale)
     if checkpoint.value_range != (0.0, 1.0):
         low, high = checkpoint.value_range
         raise CheckpointError(
-            f"{found.name} is of a network whose values go from {low:g} to {high:g}; only those of 0 to 1 are run "
+            f"{found.name} is of a network whose values go from {low:g} to {high:g}; only those of "
+            "0 to 1 are run "
             "here: from_pretrained gives the network, to be run by a program that knows its range."
         )
     module: nn.Module = checkpoint.network()
@@ -495,7 +572,9 @@ def load(
 
 
 def _runner(module: nn.Module, device: torch.device, precision: torch.dtype, scan: str) -> Runner:
-    """Of compiled passes, where they are what was asked for and the processor has them; of torch for all else."""
+    """Of compiled passes, where they are what was asked for and the processor has them; of torch
+    for all else.
+    """
     if isinstance(module, FusedRepMamba) and device.type == "cpu" and scan == COMPILED_SCAN:
         runner = compiled(module, precision)
         if runner is not None:
@@ -507,7 +586,8 @@ def _runner(module: nn.Module, device: torch.device, precision: torch.dtype, sca
 def _check_scale(found: FoundWeights, scale: int, asked: int | None) -> None:
     if asked is not None and asked != scale:
         raise CheckpointError(
-            f"{found.name} is an x{scale} checkpoint, and x{asked} was asked for: name x{asked} weights."
+            f"{found.name} is an x{scale} checkpoint, and x{asked} was asked for: name x{asked} "
+            "weights."
         )
 
 
@@ -517,8 +597,10 @@ def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: b
     for name, allowed in ours.items():
         if asked[name] is not None and asked[name] not in allowed:
             raise UsageError(
-                f"{name}={str(asked[name])!r} is not for an exported network such as {found.path.name}, which "
-                "ONNX Runtime runs on the CPU in float32: leave it out, or load the weights themselves."
+                f"{name}={str(asked[name])!r} is not for an exported network such as "
+                f"{found.path.name}, which "
+                "ONNX Runtime runs on the CPU in float32: leave it out, or load the weights "
+                "themselves."
             )
     runner = open_exported(found.path)
     facts = runner.facts
@@ -537,7 +619,8 @@ def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: b
 
 
 def pin_backend(upscaler: Upscaler) -> None:
-    """Let each scan be computed by the backend that `load` found, in a process that would choose another one, too.
+    """Let each scan be computed by the backend that `load` found, in a process that would choose
+    another one, too.
 
     Raises UsageError where that one does not run.
     """
@@ -545,7 +628,10 @@ def pin_backend(upscaler: Upscaler) -> None:
         return
     found = explain(upscaler.device, upscaler.backend)
     if found.name != upscaler.backend:
-        raise UsageError(f"The scan is to be computed by {upscaler.backend}, and {found.name} is taken: {found.why}")
+        raise UsageError(
+            f"The scan is to be computed by {upscaler.backend}, and {found.name} is taken: "
+            f"{found.why}"
+        )
     _use_backend(upscaler.module, upscaler.backend)
 
 
@@ -556,18 +642,23 @@ def _use_backend(module: nn.Module, backend: str) -> None:
 
 
 def _measured(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int) -> int:
-    """What was measured to be best for these weights, where they say so. Raises CheckpointError for what is no size."""
+    """What was measured to be best for these weights, where they say so. Raises CheckpointError for
+    what is no size.
+    """
     value = checkpoint.training.get(name, usual)
     if type(value) is not int or not cuts(name, value) or value > MOST[name]:
         raise CheckpointError(
-            f"{found.name} says {name} {value!r:.40}; an even number of pixels from {LEAST[name]} to {MOST[name]} is "
+            f"{found.name} says {name} {value!r:.40}; an even number of pixels from {LEAST[name]} "
+            f"to {MOST[name]} is "
             "expected."
         )
     return value
 
 
 def _digest(checkpoint: Checkpoint) -> str:
-    """32 hex digits of SHA-256 over configuration and numbers, so that equal networks in other files are equal."""
+    """32 hex digits of SHA-256 over configuration and numbers, so that equal networks in other
+    files are equal.
+    """
     state = hashlib.sha256(repr(sorted(checkpoint.config.to_dict().items())).encode())
     for name, tensor in sorted(checkpoint.weights.items()):
         state.update(name.encode())

@@ -1,12 +1,15 @@
-"""Tiles side by side: several threads of one process, each computing its tile with one compute thread of torch.
+"""Tiles side by side: several threads of one process, each computing its tile with one compute
+thread of torch.
 
-The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on nothing: any number
-of workers gives the same bytes. The compiled passes (compiled.py) give the same bits for any number of
-threads, so where there are fewer tiles than cores, each tile's passes share what is left. Workers are threads, since
-torch and our kernels let go of Python's lock while they compute.
+The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on
+nothing: any number of workers gives the same bytes. The compiled passes (compiled.py) give the same
+bits for any number of threads, so where there are fewer tiles than cores, each tile's passes share
+what is left. Workers are threads, since torch and our kernels let go of Python's lock while they
+compute.
 
-All calls in progress share one set of workers, as many as the most that any of them asked for: six requests of a
-service compute as many tiles at once as one does, and take turns. The workers end with the last call.
+All calls in progress share one set of workers, as many as the most that any of them asked for: six
+requests of a service compute as many tiles at once as one does, and take turns. The workers end
+with the last call.
 """
 
 from __future__ import annotations
@@ -35,12 +38,16 @@ IN_FLIGHT = 2  # items beyond those being computed: one read ahead, one finished
 
 Task = Callable[[], None]
 
-_beginning = threading.Lock()  # two runs that begin at once would take each other's numbers for the process's
-_inside, _threads_outside = 0, 1  # threads within one_compute_thread, and torch's number before the first of them
+# two runs that begin at once would take each other's numbers for the process's
+_beginning = threading.Lock()
+# threads within one_compute_thread, and torch's number before the first of them
+_inside, _threads_outside = 0, 1
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
-    """How many tiles are computed side by side: one for each CPU core, one on other devices. Raises UsageError."""
+    """How many tiles are computed side by side: one for each CPU core, one on other devices. Raises
+    UsageError.
+    """
     if asked is not None and asked < 1:
         raise UsageError(f"{asked} workers compute nothing; at least 1 is needed.")
     if device.type != "cpu":
@@ -50,26 +57,33 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
 
 
 def set_tiles_in_flight(count: int | None) -> None:
-    """Let all calls of this process together compute at most so many tiles at once, however many workers they ask for.
+    """Let all calls of this process together compute at most so many tiles at once, however many
+    workers they ask for.
 
-    None, as at the beginning: as many as the most that one of them asked for, the number of CPU cores unless it did.
-    Holds for calls that begin later, and changes no result. Raises UsageError.
+    None, as at the beginning: as many as the most that one of them asked for, the number of CPU
+    cores unless it did. Holds for calls that begin later, and changes no result. Raises UsageError.
     """
     global _most
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise UsageError(f"count is {count!r:.40}; it takes a whole number of tiles, at least 1, or None.")
+        raise UsageError(
+            f"count is {count!r:.40}; it takes a whole number of tiles, at least 1, or None."
+        )
     _most = count
 
 
 def side_by_side(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, count: int | None = None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    count: int | None = None,
 ) -> Generator[Result, None, None]:
-    """function of every item, in order, by so many workers; items are drawn by the caller's thread, a few ahead.
+    """function of every item, in order, by so many workers; items are drawn by the caller's thread,
+    a few ahead.
 
-    count: of the items, where it is known; fewer than workers leave more threads to each, within the number that
-    torch has for the caller.
-    While a result is used or an item is made, the workers go on computing. The first exception ends it, whether it
-    comes from function, from items or, by the generator's close, from the caller; what has not begun is never computed.
+    count: of the items, where it is known; fewer than workers leave more threads to each, within
+    the number that torch has for the caller. While a result is used or an item is made, the workers
+    go on computing. The first exception ends it, whether it comes from function, from items or, by
+    the generator's close, from the caller; what has not begun is never computed.
     """
     side = workers if count is None else max(1, min(workers, count))
     with _share_of_the_workers(side) as share:
@@ -80,8 +94,8 @@ def side_by_side(
 def one_compute_thread() -> Iterator[None]:
     """The calling thread, which somebody else began, computes as one of these workers does.
 
-    The number of torch that it sets is that of threads still to come as well (see `_pool`): the first one in keeps what
-    it was, and each that leaves puts that back.
+    The number of torch that it sets is that of threads still to come as well (see `_pool`): the
+    first one in keeps what it was, and each that leaves puts that back.
     """
     global _inside, _threads_outside
     with _beginning:
@@ -108,7 +122,9 @@ class _Workers:
         self._calls = 0
 
     def enter(self, side: int) -> int:
-        """One more call, which computes so many tiles at once; torch's number of threads for its thread."""
+        """One more call, which computes so many tiles at once; torch's number of threads for its
+        thread.
+        """
         with _beginning:
             threads_of_caller = torch.get_num_threads()
             self._begin(side - len(self._threads), threads_of_caller)
@@ -116,7 +132,9 @@ class _Workers:
         return threads_of_caller
 
     def leave(self) -> None:
-        """One call less. With the last one the threads end, and the memory that they kept is given back."""
+        """One call less. With the last one the threads end, and the memory that they kept is given
+        back.
+        """
         with _beginning:
             self._calls -= 1
             ending = [] if self._calls else self._threads
@@ -134,12 +152,15 @@ class _Workers:
     def _begin(self, missing: int, threads_of_caller: int) -> None:
         """Threads with one compute thread of torch each.
 
-        torch keeps its number for each thread and for those still to come: what a worker sets for itself would be that
-        of any thread begun later. So the number of the process is put back before anything is computed.
+        torch keeps its number for each thread and for those still to come: what a worker sets for
+        itself would be that of any thread begun later. So the number of the process is put back
+        before anything is computed.
         """
         for _ in range(missing):
             begun = threading.Event()
-            thread = threading.Thread(target=self._work, args=(begun,), name="repmamba-tile", daemon=True)
+            thread = threading.Thread(
+                target=self._work, args=(begun,), name="repmamba-tile", daemon=True
+            )
             thread.start()
             begun.wait()
             self._threads.append(thread)

@@ -1,7 +1,9 @@
-"""The compiled kernels, found beside this file and loaded through ctypes; kernels.h says what is in them.
+"""The compiled kernels, found beside this file and loaded through ctypes; kernels.h says what is in
+them.
 
-`library()` loads them once. It chooses the highest level that the processor runs; REPMAMBA_LEVEL names a lower one.
-Nothing in the library has a state: any thread may call it, in a forked process too.
+`library()` loads them once. It chooses the highest level that the processor runs; REPMAMBA_LEVEL
+names a lower one. Nothing in the library has a state: any thread may call it, in a forked process
+too.
 """
 
 import ctypes
@@ -29,7 +31,8 @@ _V3, _V4, _PAIRS, _AMX = 1, 2, 4, 8  # as levels.cpp has them
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 
 Kernel = Callable[[int, int, object, object], None]
-"""kernel(first, last, arguments, scratch): pointers to a struct of arguments and to scratch memory."""
+"""kernel(first, last, arguments, scratch): pointers to a struct of arguments and to scratch memory.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,9 @@ class Library:
         return int(function(ctypes.byref(arguments)))
 
     def kernel(self, name: str, *, pairs: bool = False) -> Kernel:
-        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it is so built."""
+        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it
+        is so built.
+        """
         function = self._function(name, "pairs" if pairs else self.level)
         function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         function.restype = None
@@ -79,8 +84,9 @@ class Library:
 def library() -> Library:
     """The kernels, loaded once in a process.
 
-    Raises OSError where there are none for this platform, or they cannot be loaded or are older than their sources;
-    UsageError where REPMAMBA_LEVEL names a level that the processor does not run.
+    Raises OSError where there are none for this platform, or they cannot be loaded or are older
+    than their sources; UsageError where REPMAMBA_LEVEL names a level that the processor does not
+    run.
     """
     handle = _loaded()
     handle.features.restype = ctypes.c_int64
@@ -90,7 +96,10 @@ def library() -> Library:
     level = _level(levels(features))
     v4 = level == "v4"
     return Library(
-        handle, level, pairs=v4 and bool(features & _PAIRS), amx=v4 and bool(features & _AMX) and _tiles_granted()
+        handle,
+        level,
+        pairs=v4 and bool(features & _PAIRS),
+        amx=v4 and bool(features & _AMX) and _tiles_granted(),
     )
 
 
@@ -105,7 +114,8 @@ def _level(runs: tuple[str, ...]) -> str:
     wanted = os.environ.get(VARIABLE) or runs[-1]
     if wanted not in runs:
         raise UsageError(
-            f"{VARIABLE} asks for kernels of the level '{wanted}'; this processor runs {', '.join(runs)}: "
+            f"{VARIABLE} asks for kernels of the level '{wanted}'; this processor runs "
+            f"{', '.join(runs)}: "
             "name one of them, or none."
         )
     return wanted
@@ -113,14 +123,19 @@ def _level(runs: tuple[str, ...]) -> str:
 
 def _loaded() -> ctypes.CDLL:
     if not PATH.exists():
-        raise OSError(f"this installation has no {PATH.name}: it was made where ziglang could not compile the kernels")
+        raise OSError(
+            f"this installation has no {PATH.name}: it was made where ziglang could not compile "
+            "the kernels"
+        )
     handle = ctypes.CDLL(str(PATH))  # an OSError of its own says what is wrong with the file
     try:
         built_from = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(handle, "sources")))
     except ValueError:
         raise OSError(f"{PATH} is not a library of kernels") from None
     if digest(FOLDER) not in ("", built_from.decode("ascii")):
-        raise OSError(f"{PATH.name} is older than its sources: run `pip install --editable .` again")
+        raise OSError(
+            f"{PATH.name} is older than its sources: run `pip install --editable .` again"
+        )
     return handle
 
 

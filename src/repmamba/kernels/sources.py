@@ -1,4 +1,5 @@
-"""A digest of the C++ sources. A library carries that of its own, so that it is known when they have changed since.
+"""A digest of the C++ sources. A library carries that of its own, so that it is known when they
+have changed since.
 
 Used by the build as well (hatch_build.py), so it imports nothing of repmamba.
 """

@@ -1,4 +1,6 @@
-"""The model card beside saved weights: what they are, how to use them, and what the one who trained them said."""
+"""The model card beside saved weights: what they are, how to use them, and what the one who trained
+them said.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from repmamba.network.config import NetworkConfig
 NAME = "README.md"
 WRITTEN = "<!-- written by repmamba; remove this line, and the card stays as you change it -->"
 PAPER = (
-    "Rep-Mamba: Re-parameterization in Vision Mamba for Lightweight Remote Sensing Image Super-Resolution, IEEE TGRS "
+    "Rep-Mamba: Re-parameterization in Vision Mamba for Lightweight Remote Sensing Image "
+    "Super-Resolution, IEEE TGRS "
     "63, 2025, doi 10.1109/TGRS.2025.3597745"
 )
 
@@ -29,7 +32,9 @@ def is_ours_to_write(folder: Path) -> bool:
 
 
 def card(name: str, config: NetworkConfig, origin: str, training: Mapping[str, Any]) -> str:
-    """The card as Markdown, with the metadata that the Hugging Face hub reads at its head. name: of the folder."""
+    """The card as Markdown, with the metadata that the Hugging Face hub reads at its head. name: of
+    the folder.
+    """
     terms = training.get("terms")
     facts = {
         "scale": f"x{config.scale}",
@@ -84,7 +89,10 @@ The result shows what is likely, not what was measured.
 
 def _training(told: Mapping[str, object]) -> str:
     if not told:
-        return "Nothing was told of it: say here on which imagery, by which recipe, and how good the weights are."
+        return (
+            "Nothing was told of it: say here on which imagery, by which recipe, and how good "
+            "the weights are."
+        )
     text = json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False).replace("```", "'''")
     return f"```json\n{text}\n```"
 

@@ -1,21 +1,34 @@
-"""Fusion: a copy of a network for inference, in which every exact folding of the specification (section 7) is made.
+"""Fusion: a copy of a network for inference, in which every exact folding of the specification
+(section 7) is made.
 
-| folded                                     | into                                                           | source |
-| the branches and normalisations of RepConv | one depthwise 3x3 convolution with a bias                      | 7.2    |
-| the 1x1 convolution and BN of an RMB       | rows and bias of out_proj, and a gain of the skip              | 7.3    |
-| CSSP's outer skip                          | the gain of the first RMB's skip                               | 7.3    |
-| the LN affine before in_proj and fc1       | their columns and bias                                         | 7.4    |
-| the LN affine before the gate              | columns of out_proj; a shift stays                             | 7.5    |
-| the last LN's affine                       | conv_after_body, whose input is padded with what gives 0 there | 7.6    |
-| mean and range of the input                | conv_first, whose input is padded with the mean                | 7.7    |
-| mean and range of the result               | the last convolution                                           | 7.8    |
-| -exp(A_log), the four skips of the scan    | A; the skip of one direction                                   | 7.9    |
+| folded                                     | into
+| source |
+| the branches and normalisations of RepConv | one depthwise 3x3 convolution with a bias
+| 7.2    |
+| the 1x1 convolution and BN of an RMB       | rows and bias of out_proj, and a gain of the skip
+| 7.3    |
+| CSSP's outer skip                          | the gain of the first RMB's skip
+| 7.3    |
+| the LN affine before in_proj and fc1       | their columns and bias
+| 7.4    |
+| the LN affine before the gate              | columns of out_proj; a shift stays
+| 7.5    |
+| the last LN's affine                       | conv_after_body, whose input is padded with what
+gives 0 there | 7.6    |
+| mean and range of the input                | conv_first, whose input is padded with the mean
+| 7.7    |
+| mean and range of the result               | the last convolution
+| 7.8    |
+| -exp(A_log), the four skips of the scan    | A; the skip of one direction
+| 7.9    |
 
-The foldings of 7.5 and 7.6 divide by the affine's weight. Where one of a layer's weights is zero, or so small beside
-its bias that digits would be lost, the layer keeps its affine. Not folded, because the result would be wrong or slower:
-the first LN, whose result is the residual stream, and 7.10 and 7.11.
+The foldings of 7.5 and 7.6 divide by the affine's weight. Where one of a layer's weights is zero,
+or so small beside its bias that digits would be lost, the layer keeps its affine. Not folded,
+because the result would be wrong or slower: the first LN, whose result is the residual stream, and
+7.10 and 7.11.
 
-All maps are channels-last, so that tokens are views of them; each stage of an RMB is a method of its own.
+All maps are channels-last, so that tokens are views of them; each stage of an RMB is a method of
+its own.
 """
 
 import copy
@@ -36,22 +49,33 @@ from repmamba.scan.sizes import DIRECTIONS
 
 LAYERS = frozenset(
     {
-        *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.LeakyReLU, nn.PixelShuffle, nn.Identity),
+        *(
+            nn.Linear,
+            nn.Conv2d,
+            nn.LayerNorm,
+            nn.BatchNorm2d,
+            nn.LeakyReLU,
+            nn.PixelShuffle,
+            nn.Identity,
+        ),
         *(nn.Sequential, nn.ModuleList),
     }
 )
 """Of torch, in our networks."""
 
 LARGEST_SHIFT = 1e3
-"""Of a layer normalisation's bias over its weight: beyond it, the sum of normalised value and shift loses digits."""
+"""Of a layer normalisation's bias over its weight: beyond it, the sum of normalised value and shift
+loses digits.
+"""
 
 
 def fuse(network: nn.Module) -> "FusedRepMamba":
     """A copy of a RepMamba for inference: equal results, fewer operations, no gradients of weights.
 
-    The network given is left as it is, and stands for its evaluation mode whatever mode it is in. A network that is
-    fused already comes back as a copy. Foldings are computed in float64. Raises UsageError for any other module, and
-    for a network with a layer of another kind in the place of its own, of which no weight says what it computes.
+    The network given is left as it is, and stands for its evaluation mode whatever mode it is in. A
+    network that is fused already comes back as a copy. Foldings are computed in float64. Raises
+    UsageError for any other module, and for a network with a layer of another kind in the place of
+    its own, of which no weight says what it computes.
     """
     if isinstance(network, FusedRepMamba):
         return copy.deepcopy(network)
@@ -60,30 +84,39 @@ def fuse(network: nn.Module) -> "FusedRepMamba":
     for name, module in network.named_modules():
         if module is not network and not _says_what_it_computes(module):
             raise UsageError(
-                f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds what weights say and "
+                f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds "
+                "what weights say and "
                 "nothing else. Merge an adapter into its layer first, or use the network as it is."
             )
-    # Layers are made with random weights, which are replaced: the caller's random numbers are left as they were.
+    # Layers are made with random weights, which are replaced: the caller's random numbers are left
+    # as they were.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         fused = FusedRepMamba(network).requires_grad_(False).eval()
         return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _says_what_it_computes(module: nn.Module) -> bool:
-    """Whether a module is ours or torch's own, with no forward set on it, so that its weights tell all.
+    """Whether a module is ours or torch's own, with no forward set on it, so that its weights tell
+    all.
 
-    Adapters, parametrisations and quantisation put other parts in its place, of types derived from it.
+    Adapters, parametrisations and quantisation put other parts in its place, of types derived from
+    it.
     """
     kind = type(module)
     return (
         (kind in LAYERS or kind.__module__.startswith("repmamba."))
         and "forward" not in vars(module)
-        and (not isinstance(module, nn.LayerNorm) or (module.eps == EPS and isinstance(module.bias, nn.Parameter)))
+        and (
+            not isinstance(module, nn.LayerNorm)
+            or (module.eps == EPS and isinstance(module.bias, nn.Parameter))
+        )
     )
 
 
 class FusedRepMamba(nn.Module):
-    """The whole network, folded. Forward as RepMamba's: (B, in_chans, H, W) -> (B, in_chans, sH, sW), not clamped."""
+    """The whole network, folded. Forward as RepMamba's: (B, in_chans, H, W) -> (B, in_chans, sH,
+    sW), not clamped.
+    """
 
     mean: Tensor
 
@@ -93,7 +126,9 @@ class FusedRepMamba(nn.Module):
         self.register_buffer("mean", network.mean.clone())
         self.conv_first = self._with_range_and_mean(network)
         self.embed_norm = copy.deepcopy(network.embed_norm)
-        self.groups = nn.ModuleList(FusedGroup(group) for group in network.groups if isinstance(group, Group))
+        self.groups = nn.ModuleList(
+            FusedGroup(group) for group in network.groups if isinstance(group, Group)
+        )
         self.conv_after_body = NormThenConv(network.norm, network.conv_after_body)
         self.upsampler = _with_range_and_mean_undone(network)
 
@@ -106,11 +141,15 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        result = self.enlarged(image, self._deep(even(image).contiguous(memory_format=torch.channels_last)))
+        result = self.enlarged(
+            image, self._deep(even(image).contiguous(memory_format=torch.channels_last))
+        )
         return result[..., : height * self.scale, : width * self.scale]
 
     def _deep(self, image: Tensor) -> Tensor:
-        """(B, in_chans, H, W), even and channels-last -> (B, 64, H, W), what the upsampler takes."""
+        """(B, in_chans, H, W), even and channels-last -> (B, 64, H, W), what the upsampler
+        takes.
+        """
         shallow = self.conv_first(padded(image, self.mean.flatten()))
         deep = to_map(self.embed_norm(to_tokens(shallow)))
         for group in self.groups:
@@ -140,16 +179,21 @@ def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
     mean = network.mean.double().flatten()
     if network.config.upsampler == "none":
         mean = torch.zeros_like(mean)  # (c + conv) / range + mean is image + conv / range
-    weight, bias = conv.weight.double() / network.config.img_range, _bias(conv) / network.config.img_range
+    weight, bias = (
+        conv.weight.double() / network.config.img_range,
+        _bias(conv) / network.config.img_range,
+    )
     each = mean.repeat_interleave(conv.out_channels // network.config.in_chans)
     setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1))
     return upsampler
 
 
 class NormThenConv(nn.Module):
-    """LN, then a 3x3 convolution that pads with zeros: the end of the body, and its skip. All maps: (B, 64, H, W).
+    """LN, then a 3x3 convolution that pads with zeros: the end of the body, and its skip. All maps:
+    (B, 64, H, W).
 
-    Folded, the normalised map is padded with -bias/weight, which the affine would have made the zeros of the padding.
+    Folded, the normalised map is padded with -bias/weight, which the affine would have made the
+    zeros of the padding.
     """
 
     edge: Tensor
@@ -161,11 +205,15 @@ class NormThenConv(nn.Module):
         self.conv = copy.deepcopy(connection)
         if self.folded:
             self.norm = _plain_norm(norm)
-            self.register_buffer("edge", (-norm.bias.double() / norm.weight.double()).to(norm.weight))
+            self.register_buffer(
+                "edge", (-norm.bias.double() / norm.weight.double()).to(norm.weight)
+            )
             self.conv = self._after_affine(norm)
 
     def _after_affine(self, norm: nn.LayerNorm) -> nn.Module:
-        """The convolution with the affine of `norm` in its first layer, whose padding the caller adds."""
+        """The convolution with the affine of `norm` in its first layer, whose padding the caller
+        adds.
+        """
         first, *rest = self.conv if isinstance(self.conv, nn.Sequential) else (self.conv,)
         assert isinstance(first, nn.Conv2d)
         weight, bias = norm.weight.double().view(1, -1, 1, 1), norm.bias.double().view(1, -1, 1, 1)
@@ -188,7 +236,9 @@ class FusedGroup(nn.Module):
 
     def __init__(self, group: Group) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(FusedLPFM(block) for block in group.blocks if isinstance(block, LPFM))
+        self.blocks = nn.ModuleList(
+            FusedLPFM(block) for block in group.blocks if isinstance(block, LPFM)
+        )
         self.conv = copy.deepcopy(group.conv)
 
     def forward(self, deep: Tensor) -> Tensor:
@@ -205,7 +255,9 @@ class FusedLPFM(nn.Module):
 
     def __init__(self, block: LPFM) -> None:
         super().__init__()
-        self.cssp = FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedSideBySide(block.cssp)
+        self.cssp = (
+            FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedSideBySide(block.cssp)
+        )
         self.norm = _plain_norm(block.norm)
         self.ffn: ConvFFN = copy.deepcopy(block.ffn)
         self.ffn.fc1 = _after_norm(block.ffn.fc1, block.norm)
@@ -218,7 +270,9 @@ class FusedLPFM(nn.Module):
 
 
 class FusedCSSP(nn.Module):
-    """Four chained folded RMBs; the skip around the first is in its gain. t and result: (B, 64, H, W)."""
+    """Four chained folded RMBs; the skip around the first is in its gain. t and result: (B, 64, H,
+    W).
+    """
 
     def __init__(self, cssp: CSSP) -> None:
         super().__init__()
@@ -241,7 +295,9 @@ class FusedSideBySide(nn.Module):
     def __init__(self, side_by_side: nn.Module) -> None:
         super().__init__()
         assert isinstance(side_by_side, SideBySide)
-        self.rmbs = nn.ModuleList(FusedRMB(rmb) for rmb in side_by_side.rmbs if isinstance(rmb, RMB))
+        self.rmbs = nn.ModuleList(
+            FusedRMB(rmb) for rmb in side_by_side.rmbs if isinstance(rmb, RMB)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
@@ -250,7 +306,8 @@ class FusedSideBySide(nn.Module):
 
 
 class FusedRMB(nn.Module):
-    """A folded RMB: the result is out_proj(gated) + gain * v, plus the skip that its caller would add.
+    """A folded RMB: the result is out_proj(gated) + gain * v, plus the skip that its caller would
+    add.
 
     v and result: (B, width, H, W) with even H and W.  skip: how many times more the caller adds v.
     """
@@ -285,13 +342,16 @@ class FusedRMB(nn.Module):
         self.register_buffer("dt_weight", ss2d.dt_weight.detach().clone())
         self.register_buffer("dt_bias", ss2d.dt_bias.detach().clone())
         self.register_buffer("A", -torch.exp(ss2d.A_log.detach()))
-        # All directions multiply the same pixel by their D, so one may have the sum and the others none.
+        # All directions multiply the same pixel by their D, so one may have the sum and the others
+        # none.
         D = torch.zeros_like(ss2d.D).view(DIRECTIONS, -1)
         D[0] = ss2d.D.detach().double().view(DIRECTIONS, -1).sum(0)
         self.register_buffer("D", D.flatten())
 
     def forward(self, v: Tensor, beside: Tensor | None = None) -> Tensor:
-        """v: (B, width, H, W). Result (B, width + n, H, W), the n channels of `beside` behind its own."""
+        """v: (B, width, H, W). Result (B, width + n, H, W), the n channels of `beside` behind its
+        own.
+        """
         n = self.norm(to_tokens(v))
         x = self.convolved(n)
         low, high = x.chunk(2, dim=1)
@@ -306,22 +366,29 @@ class FusedRMB(nn.Module):
         return result
 
     def scan(self, pooled: Tensor) -> Tensor:
-        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
+        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for
+        float64).
+        """
         return self.scan_projected(pooled, to_map(F.linear(to_tokens(pooled), self.x_proj)))
 
     def scan_projected(self, pooled: Tensor, projected: Tensor) -> Tensor:
         """`scan` with the projection of the pooled map, (B, 4 (R + 32), h, w), given."""
-        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend=self.backend)
+        return scan_map(
+            pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend=self.backend
+        )
 
     def gated(self, low: Tensor, high: Tensor, n: Tensor, v: Tensor) -> Tensor:
-        """Norm of both halves, gate from the tokens n, projection back, and the skip from v: (B, width, H, W)."""
+        """Norm of both halves, gate from the tokens n, projection back, and the skip from v: (B,
+        width, H, W).
+        """
         y = self.out_norm(to_tokens(torch.cat([low, high], dim=1)))
         result = to_map(self.out_proj(y * F.silu(self.in_z(n))))
         return torch.addcmul(result, v, self.gain)
 
 
 def enlarged(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
-    """The scan's result enlarged, and what the pooling took from `low`: bilinear(scanned) + low - nearest(pooled).
+    """The scan's result enlarged, and what the pooling took from `low`: bilinear(scanned) + low -
+    nearest(pooled).
 
     scanned, pooled: (B, C, h, w).  low and result: (B, C, 2h, 2w).
     """
@@ -330,13 +397,17 @@ def enlarged(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
 
 
 def padded(image: Tensor, values: Tensor) -> Tensor:
-    """One row and column more on each side, filled with one value a channel: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
+    """One row and column more on each side, filled with one value a channel: (B, C, H, W) -> (B, C,
+    H + 2, W + 2).
+    """
     frame = 1 - F.pad(torch.ones_like(image[:1, :1]), (1, 1, 1, 1))  # 1 on the border, 0 inside
     return torch.addcmul(F.pad(image, (1, 1, 1, 1)), frame, values.view(1, -1, 1, 1))
 
 
 class ShiftedNorm(nn.Module):
-    """Layer normalisation without a weight, plus a shift where there is one. tokens and result: (..., width)."""
+    """Layer normalisation without a weight, plus a shift where there is one. tokens and result:
+    (..., width).
+    """
 
     shift: Tensor | None
 
@@ -355,7 +426,9 @@ def _plain_norm(norm: nn.LayerNorm) -> ShiftedNorm:
 
 
 def _shift_only(norm: nn.LayerNorm) -> tuple[nn.Module, Tensor]:
-    """A normalisation, and the factors of the next layer's columns that make up for the weight it has lost."""
+    """A normalisation, and the factors of the next layer's columns that make up for the weight it
+    has lost.
+    """
     weight, bias = norm.weight.double(), norm.bias.double()
     if not _can_divide(norm):
         return copy.deepcopy(norm), torch.ones_like(weight)
@@ -363,22 +436,30 @@ def _shift_only(norm: nn.LayerNorm) -> tuple[nn.Module, Tensor]:
 
 
 def _can_divide(norm: nn.LayerNorm) -> bool:
-    """Whether bias over weight exists in every channel and is small enough to be added to normalised values."""
+    """Whether bias over weight exists in every channel and is small enough to be added to
+    normalised values.
+    """
     weight, bias = norm.weight.double().abs(), norm.bias.double().abs()
     return bool(((weight > 0) & (bias <= LARGEST_SHIFT * weight)).all())
 
 
 def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
-    """The linear layer that gives from normalised values what `linear` gives after the affine of `norm`."""
+    """The linear layer that gives from normalised values what `linear` gives after the affine of
+    `norm`.
+    """
     weight = linear.weight.double()
     constant = weight @ norm.bias.double() + _bias(linear)
     return _linear(weight * norm.weight.double(), constant, like=linear.weight)
 
 
 def _rows_halved(linear: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """The two halves of a linear layer's rows: two results that are contiguous, where one would have to be cut."""
+    """The two halves of a linear layer's rows: two results that are contiguous, where one would
+    have to be cut.
+    """
     weights, biases = linear.weight.chunk(2), _bias(linear).chunk(2)
-    first, second = (_linear(weight, bias, like=weight) for weight, bias in zip(weights, biases, strict=True))
+    first, second = (
+        _linear(weight, bias, like=weight) for weight, bias in zip(weights, biases, strict=True)
+    )
     return first, second
 
 

@@ -10,14 +10,18 @@ from repmamba.network.rmb import RMB
 
 
 class CSSP(nn.Module):
-    """Four chained RMBs, each on what came before and the next share of the channels: widths 8, 16, 32, 64.
+    """Four chained RMBs, each on what came before and the next share of the channels: widths 8, 16,
+    32, 64.
 
-    t and result: (B, 64, H, W) with even H and W. Only the first RMB has a skip around it. Source: specification 2.3.
+    t and result: (B, 64, H, W) with even H and W. Only the first RMB has a skip around it. Source:
+    specification 2.3.
     """
 
     def __init__(self, *, repconv: bool = True) -> None:
         super().__init__()
-        self.m8, self.m16, self.m32, self.m64 = (RMB(width, repconv=repconv) for width in RMB_WIDTHS)
+        self.m8, self.m16, self.m32, self.m64 = (
+            RMB(width, repconv=repconv) for width in RMB_WIDTHS
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""

@@ -1,8 +1,9 @@
-"""The parameter names of the published code, translated into ours, and what can be read off a published checkpoint.
+"""The parameter names of the published code, translated into ours, and what can be read off a
+published checkpoint.
 
-A published checkpoint carries no configuration: which network it holds is seen from its names and shapes. Nothing here
-reads a file, and no function needs the values of a tensor: a caller learns that a checkpoint fits before memory is
-taken for it. Source: specification 5.1 and 5.2.
+A published checkpoint carries no configuration: which network it holds is seen from its names and
+shapes. Nothing here reads a file, and no function needs the values of a tensor: a caller learns
+that a checkpoint fits before memory is taken for it. Source: specification 5.1 and 5.2.
 """
 
 import math
@@ -64,7 +65,9 @@ RULES = (  # ours -> published; * is one part of a name and ** all that follow, 
 )
 
 COUNT = "num_batches_tracked"
-"""Last part of the names that a checkpoint may lack: how many batches a normalisation has seen, unused in inference."""
+"""Last part of the names that a checkpoint may lack: how many batches a normalisation has seen,
+unused in inference.
+"""
 
 NAMED = 3
 """How many names an error lists of each kind before it says how many more there are."""
@@ -73,11 +76,15 @@ NAMED = 3
 @lru_cache(maxsize=16)
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every entry of the state of a network of this configuration, under our names."""
-    return {name: tuple(tensor.shape) for name, tensor in blank_network(config).state_dict().items()}
+    return {
+        name: tuple(tensor.shape) for name, tensor in blank_network(config).state_dict().items()
+    }
 
 
 def blank_network(config: NetworkConfig) -> RepMamba:
-    """A network whose values are about to be replaced: the caller's random numbers are left as they were."""
+    """A network whose values are about to be replaced: the caller's random numbers are left as they
+    were.
+    """
     with torch.random.fork_rng(devices=[]):
         return RepMamba(config)
 
@@ -90,20 +97,25 @@ def published_names(config: NetworkConfig) -> dict[str, str]:
     """
     if not (config.repconv and config.cssp):
         raise CheckpointError(
-            "This network has RepConv or CSSP switched off, and the published form has no names for that; "
+            "This network has RepConv or CSSP switched off, and the published form has no names "
+            "for that; "
             "save it in the form of repmamba instead."
         )
     return {name: _published_name(name) for name in expected_shapes(config)}
 
 
 def to_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under our names, under their published ones. Raises CheckpointError where there are none."""
+    """Weights under our names, under their published ones. Raises CheckpointError where there are
+    none.
+    """
     names = published_names(config)
     return {names[name]: tensor for name, tensor in weights.items()}
 
 
 def from_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under their published names, under ours. Raises KeyError for a name that such a network has not."""
+    """Weights under their published names, under ours. Raises KeyError for a name that such a
+    network has not.
+    """
     ours = {published: name for name, published in published_names(config).items()}
     return {ours[name]: tensor for name, tensor in weights.items()}
 
@@ -124,22 +136,26 @@ def _compiled_rules() -> tuple[tuple[re.Pattern[str], str], ...]:
 
 
 def read_config(shapes: Shapes, *, img_range: float = 1.0) -> NetworkConfig:
-    """The configuration of the network that a published checkpoint holds, read off its names and shapes.
+    """The configuration of the network that a published checkpoint holds, read off its names and
+    shapes.
 
-    shapes: under published names, without `module.`.  img_range: the one thing of a configuration that leaves no
-    trace in the weights. Raises CheckpointError when the names are those of another network, or when the checkpoint
-    has a position embedding.
+    shapes: under published names, without `module.`.  img_range: the one thing of a configuration
+    that leaves no
+    trace in the weights. Raises CheckpointError when the names are those of another network, or
+    when the checkpoint has a position embedding.
     """
     if "absolute_pos_embed" in shapes:
         raise CheckpointError(
-            "The checkpoint has a position embedding (absolute_pos_embed, option ape), which fits one input size "
+            "The checkpoint has a position embedding (absolute_pos_embed, option ape), which fits "
+            "one input size "
             "only; train without it."
         )
     first = shapes.get("conv_first.weight", ())
     blocks = _blocks_by_group(shapes)
     if len(first) != 4 or not blocks:
         raise CheckpointError(
-            f"These are weights of another network: {_first_few(shapes)} are found, and conv_first.weight and "
+            f"These are weights of another network: {_first_few(shapes)} are found, and "
+            "conv_first.weight and "
             "layers.0.residual_group.blocks.0 are expected."
         )
     in_chans = first[1]
@@ -161,7 +177,9 @@ def read_config(shapes: Shapes, *, img_range: float = 1.0) -> NetworkConfig:
 
 
 def _blocks_by_group(shapes: Iterable[str]) -> tuple[int, ...]:
-    """Number of blocks in each group, from the largest indices; a gap shows later, as names that are missing."""
+    """Number of blocks in each group, from the largest indices; a gap shows later, as names that
+    are missing.
+    """
     blocks: dict[int, int] = {}
     for name in shapes:
         if match := re.match(r"layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", name):
@@ -193,10 +211,13 @@ def _upsampler_and_scale(shapes: Shapes, in_chans: int) -> tuple[str, int]:
 def check_names_and_shapes(
     found: Shapes, expected: Shapes, *, origin: str, network: str, reason: str | None = None
 ) -> None:
-    """Raise one CheckpointError that lists the first names that are missing, unknown or of another shape, and why.
+    """Raise one CheckpointError that lists the first names that are missing, unknown or of another
+    shape, and why.
 
-    found, expected: under the same names. Batch counts may be missing.  origin: the file.  network: in words, what
-    the expected names belong to.  reason: what a caller knows already; otherwise it is guessed from the names.
+    found, expected: under the same names. Batch counts may be missing.  origin: the file.  network:
+    in words, what
+    the expected names belong to.  reason: what a caller knows already; otherwise it is guessed from
+    the names.
     """
     missing = [name for name in expected if name not in found and not name.endswith(COUNT)]
     unknown = [name for name in found if name not in expected]
@@ -224,24 +245,39 @@ def _guess(missing: int, unknown: int, misshapen: int, expected: int) -> str:
 
 
 def difference(found: NetworkConfig, expected: NetworkConfig) -> str | None:
-    """In one sentence, what kind of checkpoint was found where another was expected; None where they are alike."""
+    """In one sentence, what kind of checkpoint was found where another was expected; None where
+    they are alike.
+    """
     if found.scale != expected.scale:
         return f"This is an x{found.scale} checkpoint, and an x{expected.scale} one is expected"
     if found.upsampler != expected.upsampler:
-        return f"It was written with the upsampler {found.upsampler}, and {expected.upsampler} is expected"
+        return (
+            f"It was written with the upsampler {found.upsampler}, and {expected.upsampler} is "
+            "expected"
+        )
     if found.resi_connection != expected.resi_connection:
-        return f"It was written with the {found.resi_connection} connection, and {expected.resi_connection} is expected"
+        return (
+            f"It was written with the {found.resi_connection} connection, and "
+            f"{expected.resi_connection} is expected"
+        )
     if found.in_chans != expected.in_chans:
         return f"It takes {found.in_chans} bands, and {expected.in_chans} are expected"
     for option in ("depths", "mlp_ratio", "patch_norm", "repconv", "cssp"):
         if getattr(found, option) != getattr(expected, option):
-            return f"It was written with {option} {getattr(found, option)}, and {getattr(expected, option)} is expected"
+            return (
+                f"It was written with {option} {getattr(found, option)}, and "
+                f"{getattr(expected, option)} is expected"
+            )
     return None
 
 
 def _first_few(names: Iterable[str]) -> str:
     names = list(names)
-    # A name comes from a stranger's file: cut, and shown as Python writes it where it holds anything unusual.
-    shown = [name if re.fullmatch(r"[\w. ,()-]{1,160}", name) else ascii(name[:80]) for name in names[:NAMED]]
+    # A name comes from a stranger's file: cut, and shown as Python writes it where it holds
+    # anything unusual.
+    shown = [
+        name if re.fullmatch(r"[\w. ,()-]{1,160}", name) else ascii(name[:80])
+        for name in names[:NAMED]
+    ]
     more = len(names) - len(shown)
     return (", ".join(shown) or "none") + (f" and {more} more" if more else "")

@@ -1,7 +1,9 @@
-"""RepConv: a depthwise 3x3 convolution trained as three branches, and the one convolution that they equal.
+"""RepConv: a depthwise 3x3 convolution trained as three branches, and the one convolution that they
+equal.
 
-Also where the two layouts of the network are named: a map (B, C, H, W) and its tokens (B, H, W, C). The network keeps
-its maps in channels-last memory, so that one is a view of the other and nothing is copied between them.
+Also where the two layouts of the network are named: a map (B, C, H, W) and its tokens (B, H, W, C).
+The network keeps its maps in channels-last memory, so that one is a view of the other and nothing
+is copied between them.
 """
 
 import torch
@@ -44,9 +46,11 @@ class RepConv(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
-        """The one depthwise 3x3 convolution, with a bias, that this equals in evaluation mode. Exact, borders included.
+        """The one depthwise 3x3 convolution, with a bias, that this equals in evaluation mode.
+        Exact, borders included.
 
-        Folded in float64, returned in the type and on the device of the weights. Source: specification 7.2.
+        Folded in float64, returned in the type and on the device of the weights. Source:
+        specification 7.2.
         """
         scale_in, shift_in = affine(self.inner_bn)
         scale_out, shift_out = affine(self.outer_bn)
@@ -61,7 +65,9 @@ class RepConv(nn.Module):
 
 
 def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch normalisation multiplies each channel by in evaluation mode, and then adds; float64."""
+    """What a batch normalisation multiplies each channel by in evaluation mode, and then adds;
+    float64.
+    """
     assert bn.running_mean is not None  # ours all keep statistics
     assert bn.running_var is not None
     scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
@@ -69,7 +75,9 @@ def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def depthwise(kernel: Tensor, bias: Tensor, *, like: Tensor) -> nn.Conv2d:
-    """A depthwise convolution that keeps the size, of the type and device of `like`. kernel: (width, 1, k, k)."""
+    """A depthwise convolution that keeps the size, of the type and device of `like`. kernel:
+    (width, 1, k, k).
+    """
     width, _, size, _ = kernel.shape
     conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width)
     conv.weight = nn.Parameter(kernel.to(like), requires_grad=False)

@@ -19,7 +19,8 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 class RepMamba(nn.Module):
     """The network. Source: specification 2.1.
 
-    Forward: (B, in_chans, H, W) in [0, 1], any H and W from 1 -> (B, in_chans, scale H, scale W), not clamped.
+    Forward: (B, in_chans, H, W) in [0, 1], any H and W from 1 -> (B, in_chans, scale H, scale W),
+    not clamped.
     """
 
     mean: Tensor
@@ -64,13 +65,16 @@ def check_input(image: Tensor, in_chans: int) -> None:
     """Raise ShapeMismatch unless the image is (B, in_chans, H, W), none of them 0."""
     if image.dim() != 4 or image.shape[1] != in_chans or 0 in image.shape:
         raise ShapeMismatch(
-            f"The input has shape {tuple(image.shape)}; this network takes (batch, {in_chans}, height, width), "
+            f"The input has shape {tuple(image.shape)}; this network takes (batch, {in_chans}, "
+            "height, width), "
             "none of them 0."
         )
 
 
 def even(image: Tensor) -> Tensor:
-    """The image with its last row and column repeated once where their number is odd: the network pools by two."""
+    """The image with its last row and column repeated once where their number is odd: the network
+    pools by two.
+    """
     height, width = image.shape[-2:]
     if height % 2 == 0 and width % 2 == 0:
         return image
@@ -95,7 +99,9 @@ class Group(nn.Module):
 
 
 def connection(kind: str) -> nn.Module:
-    """The convolution at the end of a group and of the body, 64 -> 64: one 3x3, or a bottleneck of three."""
+    """The convolution at the end of a group and of the body, 64 -> 64: one 3x3, or a bottleneck of
+    three.
+    """
     if kind == "1conv":
         return nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
     narrow = WIDTH // 4
@@ -109,7 +115,9 @@ def connection(kind: str) -> nn.Module:
 
 
 class PixelShuffleDirect(nn.Module):
-    """One convolution to in_chans * scale^2, then the shuffle. (B, 64, H, W) -> (B, in_chans, sH, sW)."""
+    """One convolution to in_chans * scale^2, then the shuffle. (B, 64, H, W) -> (B, in_chans, sH,
+    sW).
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -129,7 +137,9 @@ class PixelShuffle(nn.Module):
         super().__init__()
         self.conv_before = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         step, steps = (3, 1) if config.scale == 3 else (2, config.scale.bit_length() - 1)
-        self.convs = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH * step**2, 3, padding=1) for _ in range(steps))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(WIDTH, WIDTH * step**2, 3, padding=1) for _ in range(steps)
+        )
         self.shuffle = nn.PixelShuffle(step)
         self.conv_last = nn.Conv2d(WIDTH, config.in_chans, 3, padding=1)
 
@@ -184,7 +194,8 @@ UPSAMPLER_MODULES: dict[str, type[nn.Module]] = {
 
 
 def _start(module: nn.Module) -> None:
-    # The published network's last pass: it touches linear layers and layer normalisations, nothing else.
+    # The published network's last pass: it touches linear layers and layer normalisations, nothing
+    # else.
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -18,7 +18,8 @@ class SS2D(nn.Module):
     n and result: (B, H, W, width) with even H and W. Source: specification 2.5 and 3.
     """
 
-    backend: str | None = None  # of the scan; None leaves the choice to the device and the environment
+    # of the scan; None leaves the choice to the device and the environment
+    backend: str | None = None
 
     def __init__(self, width: int, *, repconv: bool = True) -> None:
         super().__init__()
@@ -59,10 +60,14 @@ class SS2D(nn.Module):
         return result
 
     def scan(self, pooled: Tensor) -> Tensor:
-        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for float64)."""
+        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for
+        float64).
+        """
         projected = to_map(F.linear(to_tokens(pooled), self.x_proj.flatten(0, 1)))
         A = -torch.exp(self.A_log)
-        return scan_map(pooled, projected, self.dt_weight, self.dt_bias, A, self.D, backend=self.backend)
+        return scan_map(
+            pooled, projected, self.dt_weight, self.dt_bias, A, self.D, backend=self.backend
+        )
 
 
 class RMB(nn.Module):

@@ -1,8 +1,10 @@
-"""Training on a CPU in few passes over memory: an LPFM as one function with its gradient (kernels/training.cpp).
+"""Training on a CPU in few passes over memory: an LPFM as one function with its gradient
+(kernels/training.cpp).
 
-`with_fast_passes` puts it in the place of a network's blocks; the learner does so. The weights, their names and the
-numbers stay the same. A block goes back to torch's own operations off the CPU, in evaluation mode, with frozen
-statistics, and in other types than float32 and bfloat16 under autocast. Hooks of a block's parts are not called.
+`with_fast_passes` puts it in the place of a network's blocks; the learner does so. The weights,
+their names and the numbers stay the same. A block goes back to torch's own operations off the CPU,
+in evaluation mode, with frozen statistics, and in other types than float32 and bfloat16 under
+autocast. Hooks of a block's parts are not called.
 """
 
 import ctypes
@@ -24,17 +26,28 @@ from repmamba.scan.threads import side_by_side
 Gradients = tuple[Tensor | None, ...]
 
 WORK_FOR_THREADS = 1 << 16
-"""Elements of a block's input below which handing a share to another thread costs more than it saves."""
+"""Elements of a block's input below which handing a share to another thread costs more than it
+saves.
+"""
 
 HIDDEN_MULTIPLE = 16
 """Of the ConvFFN's hidden width: whole registers."""
 
 MOMENTUM = 0.1
-"""Of the running statistics, as torch has it where nothing is said; blocks of another are not served."""
+"""Of the running statistics, as torch has it where nothing is said; blocks of another are not
+served.
+"""
 
 RMBS = 4
 RMB_FORWARD = ("enter", "enter_fold", "middle", "middle_fold", "leave", "leave_fold")
-RMB_BACKWARD = ("leave_back", "leave_back_fold", "middle_back", "middle_back_fold", "enter_back", "enter_back_fold")
+RMB_BACKWARD = (
+    "leave_back",
+    "leave_back_fold",
+    "middle_back",
+    "middle_back_fold",
+    "enter_back",
+    "enter_back_fold",
+)
 STAGES = ("sizes", "prepare", *RMB_FORWARD, "feed", "feed_back", "feed_back_fold", *RMB_BACKWARD)
 """As in training.cpp."""
 
@@ -70,13 +83,18 @@ def _as_built(module: nn.Module) -> bool:
     if type(module) is not LPFM or module.ffn.fc1.out_features % HIDDEN_MULTIPLE:
         return False
     with torch.device("meta"):
-        built = LPFM(NetworkConfig(mlp_ratio=module.ffn.fc1.out_features / module.ffn.fc1.in_features))
+        built = LPFM(
+            NetworkConfig(mlp_ratio=module.ffn.fc1.out_features / module.ffn.fc1.in_features)
+        )
     return _description(module) == _description(built)
 
 
 def _description(module: nn.Module) -> list[Any]:
     parts = [(name, type(part), part.extra_repr()) for name, part in module.named_modules()]
-    return [*parts, *((name, tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items())]
+    return [
+        *parts,
+        *((name, tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()),
+    ]
 
 
 def _serves(block: LPFM, t: Tensor) -> bool:
@@ -94,15 +112,23 @@ class _Arguments(ctypes.Structure):
     """struct Training of training.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "hidden", "stage", "rmb")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "height", "width", "hidden", "stage", "rmb")
+        ),
         ("momentum", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("parameters", "buffers", "gradients", "visits", "t", "gradient")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("parameters", "buffers", "gradients", "visits", "t", "gradient")
+        ),
         *((name, ctypes.c_void_p) for name in ("result", "dt", "kept", "passing", "sizes")),
     )
 
 
 class _Work:
-    """A block's step on one batch: the kernels' arguments, and what has to live as long as they do."""
+    """A block's step on one batch: the kernels' arguments, and what has to live as long as they
+    do.
+    """
 
     def __init__(self, block: LPFM, t: Tensor, parameters: tuple[Tensor, ...]) -> None:
         batch, height, width, _ = t.shape
@@ -112,18 +138,26 @@ class _Work:
         self.buffers = _addresses(block.buffers())
         self.sizes = (ctypes.c_int64 * 3)()
         self.arguments = _Arguments(
-            batch=batch, height=height, width=width, hidden=block.ffn.fc1.out_features,
+            batch=batch,
+            height=height,
+            width=width,
+            hidden=block.ffn.fc1.out_features,
             momentum=MOMENTUM,
-            parameters=ctypes.addressof(self.parameters), buffers=ctypes.addressof(self.buffers),
-            gradients=ctypes.addressof(self.parameters), sizes=ctypes.addressof(self.sizes),
-            visits=visits(height // 2, width // 2).ctypes.data, t=t.data_ptr(),
-        )  # fmt: skip
+            parameters=ctypes.addressof(self.parameters),
+            buffers=ctypes.addressof(self.buffers),
+            gradients=ctypes.addressof(self.parameters),
+            sizes=ctypes.addressof(self.sizes),
+            visits=visits(height // 2, width // 2).ctypes.data,
+            t=t.data_ptr(),
+        )
         self.run("sizes")
         self.kept = _memory("kept", self.sizes[0])
         self.arguments.kept = self.kept.data_ptr()
 
     def run(self, stage: str, rmb: int = 0) -> None:
-        """All units of a stage, in as many threads as torch may use; which thread takes which changes no result."""
+        """All units of a stage, in as many threads as torch may use; which thread takes which
+        changes no result.
+        """
         self.arguments.stage, self.arguments.rmb = _NUMBERS[stage], rmb
         units = 1 if stage.endswith(("sizes", "prepare", "fold")) else self.batch
         threads = min(torch.get_num_threads(), units) if self.threads else 1
@@ -155,17 +189,23 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         tokens, *parameters = ctx.saved_tensors
         if ctx.work is None:
-            raise RuntimeError("The gradients of a block are computed once: its memory has been reused since.")
+            raise RuntimeError(
+                "The gradients of a block are computed once: its memory has been reused since."
+            )
         work, ctx.work = ctx.work, None
         direct, dt = to_tokens(gradient).float().contiguous(), torch.empty_like(tokens)
         passing = _memory("passing", work.sizes[1])
         sizes = [parameter.numel() for parameter in parameters]
         found = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
         gradients = [
-            part.view(parameter.shape) for part, parameter in zip(torch.split(found, sizes), parameters, strict=True)
+            part.view(parameter.shape)
+            for part, parameter in zip(torch.split(found, sizes), parameters, strict=True)
         ]
         addresses = _addresses(gradients)
-        work.arguments.gradients, work.arguments.gradient = ctypes.addressof(addresses), direct.data_ptr()
+        work.arguments.gradients, work.arguments.gradient = (
+            ctypes.addressof(addresses),
+            direct.data_ptr(),
+        )
         work.arguments.dt, work.arguments.passing = dt.data_ptr(), passing.data_ptr()
         work.run("feed_back", RMBS - 1)
         work.run("feed_back_fold", RMBS - 1)
@@ -184,7 +224,9 @@ _FREE: dict[str, list[Tensor]] = {"kept": [], "passing": []}
 
 
 def _memory(kind: str, size: int) -> Tensor:
-    """So many bytes, of an earlier step of the same size if there are any; those of other sizes are given back."""
+    """So many bytes, of an earlier step of the same size if there are any; those of other sizes are
+    given back.
+    """
     free = _FREE[kind]
     while free:
         found = free.pop()
@@ -202,4 +244,6 @@ def _addresses(tensors: Any) -> Any:
 @cache
 def _kernel(half: bool) -> Kernel:
     kernels = library()
-    return kernels.kernel("training_bfloat16" if half else "training_float32", pairs=half and kernels.pairs)
+    return kernels.kernel(
+        "training_bfloat16" if half else "training_float32", pairs=half and kernels.pairs
+    )

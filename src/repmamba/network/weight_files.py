@@ -1,8 +1,9 @@
-"""Files of named tensors from anywhere, opened with suspicion: safetensors, and what PyTorch has saved.
+"""Files of named tensors from anywhere, opened with suspicion: safetensors, and what PyTorch has
+saved.
 
-What a file declares is checked before memory is taken for it, and no code in it is ever run: of pickles only what
-torch's weights-only reader takes is opened. Which network the tensors belong to, and what their values may be, is not
-asked here.
+What a file declares is checked before memory is taken for it, and no code in it is ever run: of
+pickles only what torch's weights-only reader takes is opened. Which network the tensors belong to,
+and what their values may be, is not asked here.
 """
 
 import json
@@ -23,7 +24,9 @@ LARGEST_FILE = 1 << 30
 LARGEST_HEADER = 4 << 20
 LARGEST_PICKLE = 8 << 20
 MOST_ENTRIES = 100_000
-"""Bounds on a stranger's file, in bytes and names. A network of six groups has 3.4 MB and 1102 names."""
+"""Bounds on a stranger's file, in bytes and names. A network of six groups has 3.4 MB and 1102
+names.
+"""
 
 DTYPES = {  # of safetensors -> bytes each; floating point first, counts last
     "F16": 2,
@@ -61,7 +64,9 @@ def read_json(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     if file.stat().st_size > LARGEST_HEADER:
-        raise CheckpointError(f"{file} has {file.stat().st_size} bytes; a configuration is far smaller.")
+        raise CheckpointError(
+            f"{file} has {file.stat().st_size} bytes; a configuration is far smaller."
+        )
     return json_object(file.read_bytes(), str(file))
 
 
@@ -71,8 +76,12 @@ def json_object(text: bytes | str, origin: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-            raise CheckpointError(f"{origin} has the name {twice!r:.80} twice; save or download it again.")
+            twice = next(
+                name for name, count in Counter(name for name, _ in pairs).items() if count > 1
+            )
+            raise CheckpointError(
+                f"{origin} has the name {twice!r:.80} twice; save or download it again."
+            )
         return result
 
     def no_constant(constant: str) -> None:
@@ -90,16 +99,22 @@ def json_object(text: bytes | str, origin: str) -> dict[str, Any]:
 
 
 def _kind(file: Path) -> str:
-    """ "safetensors" or "pytorch", by the first bytes and not by the name. Raises CheckpointError, OSError."""
+    """ "safetensors" or "pytorch", by the first bytes and not by the name. Raises CheckpointError,
+    OSError.
+    """
     if not file.exists():
         raise CheckpointError(f"{file} does not exist; weights are expected there.")
     if not file.is_file():
-        raise CheckpointError(f"{file} is no regular file; weights are read from regular files and folders only.")
+        raise CheckpointError(
+            f"{file} is no regular file; weights are read from regular files and folders only."
+        )
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f"{file} is empty; save or download it again.")
     if size > LARGEST_FILE:
-        raise CheckpointError(f"{file} has {size} bytes; no checkpoint of this network is larger than {LARGEST_FILE}.")
+        raise CheckpointError(
+            f"{file} has {size} bytes; no checkpoint of this network is larger than {LARGEST_FILE}."
+        )
     with file.open("rb") as stream:
         start = stream.read(9)
     if start.startswith(b"PK\x03\x04"):
@@ -129,7 +144,9 @@ def _load_safetensors(file: Path) -> Mapping[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError as missing:
-        raise MissingExtra("Reading .safetensors needs safetensors: pip install safetensors.") from missing
+        raise MissingExtra(
+            "Reading .safetensors needs safetensors: pip install safetensors."
+        ) from missing
     try:
         return load(file.read_bytes())
     except (SafetensorError, OSError) as failure:
@@ -140,15 +157,22 @@ def _read_header(read: Callable[[int], bytes], file: Path) -> dict[str, Any]:
     """The header of a safetensors file, read from its start."""
     size = int.from_bytes(read(8), "little")
     if size > LARGEST_HEADER:
-        raise CheckpointError(f"{file} declares a header of {size} bytes; at most {LARGEST_HEADER} are read.")
+        raise CheckpointError(
+            f"{file} declares a header of {size} bytes; at most {LARGEST_HEADER} are read."
+        )
     text = read(size)
     if len(text) < size:
-        raise CheckpointError(f"{file} is truncated: it ends inside its header; save or download it again.")
+        raise CheckpointError(
+            f"{file} is truncated: it ends inside its header; save or download it again."
+        )
     return json_object(text, str(file))
 
 
-def _check_header(header: Mapping[str, Any], file: Path, available: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor, when every entry is well formed and together they cover the data exactly.
+def _check_header(
+    header: Mapping[str, Any], file: Path, available: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor, when every entry is well formed and together they cover the data
+    exactly.
 
     available: bytes of the file after the header. Raises CheckpointError.
     """
@@ -161,13 +185,21 @@ def _check_header(header: Mapping[str, Any], file: Path, available: int) -> dict
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             numbers = [*shape, begin, end]
         except (TypeError, KeyError, ValueError):
-            raise CheckpointError(f"{file} is corrupt: the entry {name!r:.80} of its header is malformed.") from None
+            raise CheckpointError(
+                f"{file} is corrupt: the entry {name!r:.80} of its header is malformed."
+            ) from None
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CheckpointError(f"{file} has {name!r:.80} of type {dtype!r:.20}; weights are {', '.join(DTYPES)}.")
+            raise CheckpointError(
+                f"{file} has {name!r:.80} of type {dtype!r:.20}; weights are {', '.join(DTYPES)}."
+            )
         if any(type(number) is not int or not 0 <= number <= LARGEST_FILE for number in numbers):
-            raise CheckpointError(f"{file} declares {name!r:.80} of shape {shape!r:.80}, larger than any of ours.")
+            raise CheckpointError(
+                f"{file} declares {name!r:.80} of shape {shape!r:.80}, larger than any of ours."
+            )
         if len(shape) > 8 or end - begin != math.prod(shape) * DTYPES[dtype]:
-            raise CheckpointError(f"{file} is corrupt: the size of {name!r:.80} is not that of its shape.")
+            raise CheckpointError(
+                f"{file} is corrupt: the size of {name!r:.80} is not that of its shape."
+            )
         shapes[name] = tuple(shape)
         spans.append((begin, end))
     covered = 0
@@ -177,10 +209,13 @@ def _check_header(header: Mapping[str, Any], file: Path, available: int) -> dict
         covered = end
     if covered > available:
         raise CheckpointError(
-            f"{file} is truncated: {available} of {covered} bytes of weights are there; save or download it again."
+            f"{file} is truncated: {available} of {covered} bytes of weights are there; save or "
+            "download it again."
         )
     if covered < available:
-        raise CheckpointError(f"{file} is corrupt: {available - covered} bytes follow the last tensor.")
+        raise CheckpointError(
+            f"{file} is corrupt: {available - covered} bytes follow the last tensor."
+        )
     return shapes
 
 
@@ -193,61 +228,82 @@ def _open_pytorch(file: Path) -> WeightFile:
         form = "training state" + (f" of epoch {epoch}" if type(epoch) is int else "")
         content = content["state_dict"]
     tensors = dict(_tensors(content, file))
-    return WeightFile({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}, form, lambda: tensors)
+    return WeightFile(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}, form, lambda: tensors
+    )
 
 
 def _check_zip(file: Path) -> None:
-    """Refuse whatever PyTorch does not write: members that are compressed, or together larger than the file."""
+    """Refuse whatever PyTorch does not write: members that are compressed, or together larger than
+    the file.
+    """
     size = file.stat().st_size
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as failure:
-        raise CheckpointError(f"{file} is truncated or corrupt; save or download it again.") from failure
+        raise CheckpointError(
+            f"{file} is truncated or corrupt; save or download it again."
+        ) from failure
     if len(members) > MOST_ENTRIES:
         raise CheckpointError(f"{file} has {len(members)} parts; at most {MOST_ENTRIES} are read.")
     names = [member.filename for member in members]
     if len(set(names)) != len(names):
-        raise CheckpointError(f"{file} has parts of the same name; PyTorch does not write such files.")
+        raise CheckpointError(
+            f"{file} has parts of the same name; PyTorch does not write such files."
+        )
     if any(
-        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members
+        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
+        for member in members
     ):
         raise CheckpointError(f"{file} is compressed inside; PyTorch does not write such files.")
     if sum(member.file_size for member in members) > size:
-        raise CheckpointError(f"{file} declares parts larger than itself; it is truncated or corrupt.")
+        raise CheckpointError(
+            f"{file} declares parts larger than itself; it is truncated or corrupt."
+        )
     pickles = [member for member in members if member.filename.endswith(".pkl")]
     if not pickles:
         raise CheckpointError(f"{file} is a zip archive, but none that PyTorch has saved.")
     if any(member.file_size > LARGEST_PICKLE for member in pickles):
-        raise CheckpointError(f"{file} has an index of more than {LARGEST_PICKLE} bytes; ours are far smaller.")
+        raise CheckpointError(
+            f"{file} has an index of more than {LARGEST_PICKLE} bytes; ours are far smaller."
+        )
 
 
 def _load_mapped(file: Path) -> object:
     """The content of a file that PyTorch has saved, its tensors views of the file itself.
 
-    Mapped, nothing is read but the index: names and shapes are known before memory is taken for any tensor.
+    Mapped, nothing is read but the index: names and shapes are known before memory is taken for any
+    tensor.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise
     except Exception as failure:
-        # torch's unpickler raises many kinds, UnpicklingError for code among them; its advice to allow that is no help.
+        # torch's unpickler raises many kinds, UnpicklingError for code among them; its advice to
+        # allow that is no help.
         if "weights_only" in str(failure) or "Unsupported" in str(failure):
             raise CheckpointError(
-                f"{file} holds more than weights: opening it would run code it carries, which is never done here."
+                f"{file} holds more than weights: opening it would run code it carries, which is "
+                "never done here."
             ) from failure
         raise CheckpointError(f"{file} is corrupt: its weights cannot be read.") from failure
 
 
 def _tensors(content: object, file: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{file} holds no state dict; a dictionary of named tensors is expected.")
+        raise CheckpointError(
+            f"{file} holds no state dict; a dictionary of named tensors is expected."
+        )
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{file} holds no state dict: under {name!r:.80} is a {type(tensor).__name__}, no tensor."
+                f"{file} holds no state dict: under {name!r:.80} is a {type(tensor).__name__}, no "
+                "tensor."
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{file} has {name!r:.80} in a form (sparse, quantised) that no network has.")
+            raise CheckpointError(
+                f"{file} has {name!r:.80} in a form (sparse, quantised) that no network has."
+            )
         yield name, tensor

@@ -1,8 +1,10 @@
-"""ValueHistogram: how often each value of a scene occurs, the range of nearly all of them, and what fills it.
+"""ValueHistogram: how often each value of a scene occurs, the range of nearly all of them, and what
+fills it.
 
-A fill is one number in many pixels, apart from all others, as nodata is that no header declares. Whether it means that
-pixels are missing, nobody can tell from the numbers: so it is named, and where it would drag an end of the range far
-away from all others, it is left out of that; nothing else is done.
+A fill is one number in many pixels, apart from all others, as nodata is that no header declares.
+Whether it means that pixels are missing, nobody can tell from the numbers: so it is named, and
+where it would drag an end of the range far away from all others, it is left out of that; nothing
+else is done.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from repmamba.errors import UndeclaredNodata
 from repmamba.pixels.radiometry import SPIKE, type_range
 
-ROBUST_PERCENT = (0.5, 99.5)  # of the valid values: a few clouds, glints or dead pixels must not set the contrast
+# of the valid values: a few clouds, glints or dead pixels must not set the contrast
+ROBUST_PERCENT = (0.5, 99.5)
 FEW = 3  # values of a scene of which no range is made, wherever they lie
-DROWNING = 100.0  # a range so many times wider than a scene's contrast would leave of it what a network errs by
+# a range so many times wider than a scene's contrast would leave of it what a network errs by
+DROWNING = 100.0
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
 
 FILLING = 0.001  # of all values, which a fill has at least
@@ -27,8 +31,10 @@ AT_AN_END = 3  # fills that are looked for below all others, and above them
 MANY = 5  # different values beside fills, without which these may be steps of a few
 DRAGGING = 1.0  # widths of the others' range, from which on a fill is left out of it
 APART = 0.5  # the same, from which on a number is a fill
-ZERO_APART, ZERO_STEPS = 0.03, 3  # the same, of an integer 0, and how many whole numbers lie between at least
-CROWD = 0.1  # of a fill's pixels, which may have other numbers as near: those that were resampled at its edge
+# the same, of an integer 0, and how many whole numbers lie between at least
+ZERO_APART, ZERO_STEPS = 0.03, 3
+# of a fill's pixels, which may have other numbers as near: those that were resampled at its edge
+CROWD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,9 @@ class Fill:
         return self.distance > DRAGGING * (self.high - self.low)
 
     def drags_with_it(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """It, and what lies as far on its side of the others: pixels resampled at its edge are a mean of both."""
+        """It, and what lies as far on its side of the others: pixels resampled at its edge are a
+        mean of both.
+        """
         beyond = self.low - values if self.number < self.low else values - self.high
         return beyond > DRAGGING * (self.high - self.low)
 
@@ -72,10 +80,13 @@ def said_of_fills(histograms: Iterable[ValueHistogram], dtype: str) -> str:
 
 
 def warn_of_fills(name: str, said: str, *, stacklevel: int) -> None:
-    """Warn of fills, where any are said. name: of what holds them.  stacklevel: as for warnings.warn."""
+    """Warn of fills, where any are said. name: of what holds them.  stacklevel: as for
+    warnings.warn.
+    """
     if said:
         warnings.warn(
-            f"{name} may have nodata that is not declared: {said}. It is enlarged as data; if those "
+            f"{name} may have nodata that is not declared: {said}. It is enlarged as data; if "
+            "those "
             "pixels are missing, say so with --nodata NUMBER (Python: nodata=NUMBER).",
             UndeclaredNodata,
             stacklevel=stacklevel + 1,
@@ -83,10 +94,11 @@ def warn_of_fills(name: str, said: str, *, stacklevel: int) -> None:
 
 
 class ValueHistogram:
-    """How often each value occurs in a stream of any type and length: 16 MB, one pass, independent of order and cuts.
+    """How often each value occurs in a stream of any type and length: 16 MB, one pass, independent
+    of order and cuts.
 
-    The bins are the leading bits of float32 numbers, which sort as the numbers do; so nothing about the values has to
-    be known beforehand, and a percentile is right to 1/2048 of its own size.
+    The bins are the leading bits of float32 numbers, which sort as the numbers do; so nothing about
+    the values has to be known beforehand, and a percentile is right to 1/2048 of its own size.
     """
 
     def __init__(self) -> None:
@@ -110,16 +122,19 @@ class ValueHistogram:
         np.copyto(self._numbers, other._numbers, where=other.counts > 0)
 
     def is_plain(self) -> bool:
-        """Whether only the percentages, fills aside, give the range, so that a sample would give it too."""
+        """Whether only the percentages, fills aside, give the range, so that a sample would give it
+        too.
+        """
         values, counts = self._without_fills()
         return counts.size > 0 and self.range() == _percentiles(values, counts, ROBUST_PERCENT)
 
     def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
         """The values at two percentages; None where nothing was counted.
 
-        Fills that drag it are left out. Where nearly all values are one, the range is that of the others. Where a tail
-        of values would be spikes, it is widened until they are none. Neither looks at FEW values, nor at one number
-        that more of them have: those are spikes, and undeclared nodata.
+        Fills that drag it are left out. Where nearly all values are one, the range is that of the
+        others. Where a tail of values would be spikes, it is widened until they are none. Neither
+        looks at FEW values, nor at one number that more of them have: those are spikes, and
+        undeclared nodata.
         """
         values, counts = self._without_fills()
         if counts.size == 0:
@@ -136,12 +151,16 @@ class ValueHistogram:
         """
         return sorted(self._fills(*self._values(), zero=zero), key=lambda fill: -fill.share)
 
-    def _fills(self, values: NDArray[np.float64], counts: NDArray[np.int64], *, zero: bool = False) -> list[Fill]:
+    def _fills(
+        self, values: NDArray[np.float64], counts: NDArray[np.int64], *, zero: bool = False
+    ) -> list[Fill]:
         numbers = self._numbers[np.flatnonzero(self.counts)]
         total = counts.sum()
         heavy = np.flatnonzero((counts > FEW) & (counts >= FILLING * total))
         # As many as possible, since each of two would hide that the other one is far from the rest.
-        numbers_of = ((below, above) for below in range(AT_AN_END + 1) for above in range(AT_AN_END + 1))
+        numbers_of = (
+            (below, above) for below in range(AT_AN_END + 1) for above in range(AT_AN_END + 1)
+        )
         for below, above in sorted(numbers_of, key=sum, reverse=True):
             if not 0 < below + above <= len(heavy):
                 continue
@@ -154,14 +173,19 @@ class ValueHistogram:
             if low == high:
                 low, high = values[others > 0][[0, -1]]
             found = [
-                Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high)) for place in suspects
+                Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high))
+                for place in suspects
             ]
-            if all(_stands_apart(fill, values, others, fill.share * total, zero=zero) for fill in found):
+            if all(
+                _stands_apart(fill, values, others, fill.share * total, zero=zero) for fill in found
+            ):
                 return found
         return []
 
     def _without_fills(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The values, and how often each occurs: never, of fills that would drag a range, and what they drag."""
+        """The values, and how often each occurs: never, of fills that would drag a range, and what
+        they drag.
+        """
         values, counts = self._values()
         for fill in self._fills(values, counts):
             if fill.drags:
@@ -178,7 +202,9 @@ class ValueHistogram:
         keys = np.flatnonzero(self.counts)
         bits = (keys << (32 - _KEY_BITS)).astype(np.uint32)
         negative = keys >> (_KEY_BITS - 1) == 0
-        bits = np.where(negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF))
+        bits = np.where(
+            negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF)
+        )
         return bits.view(np.float32).astype(np.float64), self.counts[keys]
 
 
@@ -206,7 +232,9 @@ def _at_rank(values: NDArray[np.float64], counts: NDArray[np.int64], rank: float
 
 
 def _telling(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How often the values chosen occur, without the commonest where more than FEW have it; 0 for all others."""
+    """How often the values chosen occur, without the commonest where more than FEW have it; 0 for
+    all others.
+    """
     counts = np.where(chosen, counts, 0)
     commonest = counts.argmax()
     if counts[commonest] > FEW:
@@ -217,7 +245,9 @@ def _telling(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np
 def _of_sparse(
     values: NDArray[np.float64], counts: NDArray[np.int64], usual: float, share: float
 ) -> tuple[float, float]:
-    """The range of a scene nearly all of whose values are the usual one: it, and a share of the others."""
+    """The range of a scene nearly all of whose values are the usual one: it, and a share of the
+    others.
+    """
     distances = np.abs(values - usual)
     others = _telling(counts, distances > 0)
     total = int(others.sum())
@@ -226,7 +256,8 @@ def _of_sparse(
         reach = _at_rank(distances[order], others[order], min(total - FEW, total * share))
         near = values[distances <= reach]
         return float(near[0]), float(near[-1])
-    # There is no contrast to keep; a width will do that does not vanish beside the value, nor hide what little differs.
+    # There is no contrast to keep; a width will do that does not vanish beside the value, nor hide
+    # what little differs.
     nearest = distances[distances > 0].min(initial=np.inf if usual == 0 or counts.size > 1 else 0)
     return usual, usual + max(min(1.0, float(nearest)), abs(usual) / 1024)
 
@@ -236,7 +267,9 @@ def _widths_beyond(values: NDArray[np.float64], low: float, high: float) -> NDAr
     return np.maximum(low - values, values - high) / (high - low)
 
 
-def _with_tail(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float) -> tuple[float, float]:
+def _with_tail(
+    values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float
+) -> tuple[float, float]:
     """The range, widened where more than FEW values would be spikes; at most DROWNING times."""
     beyond = _widths_beyond(values, low, high)
     tail = _telling(counts, (beyond > -SPIKE[0]) & (beyond < -SPIKE[0] * DROWNING))
@@ -244,7 +277,8 @@ def _with_tail(values: NDArray[np.float64], counts: NDArray[np.int64], low: floa
     if total <= FEW:
         return low, high
     order = np.argsort(beyond)
-    reach = 2 * _at_rank(beyond[order], tail[order], total - FEW)  # FEW are left out where they are far from the rest
+    # FEW are left out where they are far from the rest
+    reach = 2 * _at_rank(beyond[order], tail[order], total - FEW)
     reach = float(beyond[(tail > 0) & (beyond <= reach)].max())
     wider = reach / -SPIKE[0] * (1 + 2.0**-10)  # by what a value may exceed that of its bin
     return low, low + (high - low) * wider

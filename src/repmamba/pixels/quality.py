@@ -1,7 +1,8 @@
-"""How noisy a picture is, and how much of it JPEG took: two estimates from the cosine transform of its 8 x 8 blocks.
+"""How noisy a picture is, and how much of it JPEG took: two estimates from the cosine transform of
+its 8 x 8 blocks.
 
-Both look at windows of a picture and need no other one to compare with. They are blind to blur, to JPEG that was
-resized or turned afterwards, and to noise that was smoothed.
+Both look at windows of a picture and need no other one to compare with. They are blind to blur, to
+JPEG that was resized or turned afterwards, and to noise that was smoothed.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Window = NDArray[np.floating]
-"""(bands, h, w), unit: float in about [0, 1], NaN where a pixel is missing; blocks with such pixels do not count."""
+"""(bands, h, w), unit: float in about [0, 1], NaN where a pixel is missing; blocks with such pixels
+do not count.
+"""
 
 BLOCK = 8
 SMALLEST = 3 * BLOCK
@@ -23,7 +26,8 @@ ORDER = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
 """How fast each coefficient of a block changes, along rows and columns together."""
 
 SLOW, FAST = (ORDER > 0) & (ORDER < 9), ORDER >= 11
-"""The coefficients by which a block counts as flat, and those that only noise has in a flat block."""
+"""The coefficients by which a block counts as flat, and those that only noise has in a flat block.
+"""
 
 FLATTEST, FEWEST = 0.005, 64
 """The share of all blocks that noise is read from, and the number of them at least."""
@@ -39,21 +43,27 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def noise_level(windows: Sequence[Window]) -> float:
-    """The standard deviation of the noise in levels of 255, the mean over the bands; 0 where all is constant.
+    """The standard deviation of the noise in levels of 255, the mean over the bands; 0 where all is
+    constant.
 
-    Read from the fast coefficients of the flattest blocks. In a picture that is sharp texture everywhere, texture
-    counts as noise. Source: Ponomarenko et al. 2007, "An automatic approach to lossy compression of AVIRIS images".
+    Read from the fast coefficients of the flattest blocks. In a picture that is sharp texture
+    everywhere, texture counts as noise. Source: Ponomarenko et al. 2007, "An automatic approach to
+    lossy compression of AVIRIS images".
     """
-    bands = [[window[band] for window in windows] for band in range(len(windows[0]))] if windows else []
+    bands = (
+        [[window[band] for window in windows] for band in range(len(windows[0]))] if windows else []
+    )
     return float(np.mean([_noise_of(band) for band in bands])) if bands else 0.0
 
 
 def blockiness(windows: Sequence[Window]) -> float:
-    """The share of coefficients that are zero where blocks begin, beyond that where they do not: 0 to 1.
+    """The share of coefficients that are zero where blocks begin, beyond that where they do not: 0
+    to 1.
 
-    About 0.01 without JPEG, 0.2 at quality 95, 0.4 at 85, 0.6 at 30. The windows begin at multiples of 8 pixels from
-    each other. Of three bands or more, the first three are red, green and blue. Source: Nikoukhah et al. 2019, "JPEG
-    grid detection based on the number of DCT zeros"; the zeros are counted over all blocks.
+    About 0.01 without JPEG, 0.2 at quality 95, 0.4 at 85, 0.6 at 30. The windows begin at multiples
+    of 8 pixels from each other. Of three bands or more, the first three are red, green and blue.
+    Source: Nikoukhah et al. 2019, "JPEG grid detection based on the number of DCT zeros"; the zeros
+    are counted over all blocks.
     """
     zeros, counts = np.zeros((BLOCK, BLOCK)), np.zeros((BLOCK, BLOCK))
     for window in windows:
@@ -89,10 +99,14 @@ def _noise_of(band: Sequence[NDArray[np.floating]]) -> float:
 
 
 def _transformed(grey: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(h, w) unit -> (h - 7, w - 7, 8, 8): the cosine transform, in levels, of every block of 8 x 8 pixels."""
+    """(h, w) unit -> (h - 7, w - 7, 8, 8): the cosine transform, in levels, of every block of 8 x 8
+    pixels.
+    """
     levels = np.ascontiguousarray(grey, np.float32) * np.float32(LEVELS)
-    along = np.lib.stride_tricks.sliding_window_view(levels, BLOCK, axis=1) @ COSINES.T  # (h, w - 7, 8)
-    across = np.lib.stride_tricks.sliding_window_view(along, BLOCK, axis=0)  # (h - 7, w - 7, 8, 8): columns, rows
+    # (h, w - 7, 8)
+    along = np.lib.stride_tricks.sliding_window_view(levels, BLOCK, axis=1) @ COSINES.T
+    # (h - 7, w - 7, 8, 8): columns, rows
+    across = np.lib.stride_tricks.sliding_window_view(along, BLOCK, axis=0)
     transformed: NDArray[np.float32] = across @ COSINES.T
     return transformed
 

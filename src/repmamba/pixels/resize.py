@@ -1,9 +1,10 @@
 """imresize as MATLAB does it: bicubic, antialiased when it reduces, edges mirrored.
 
-The published low-resolution images are made with MATLAB's function, and no common library computes the same: Pillow
-rounds to 8 bit between its two passes and drops taps at the edges, torch and OpenCV use another kernel or do not
-antialias. One list of taps serves the NumPy function, in float64 and equal to a published pair in every pixel, and its
-differentiable twin in torch, which is imported only there.
+The published low-resolution images are made with MATLAB's function, and no common library computes
+the same: Pillow rounds to 8 bit between its two passes and drops taps at the edges, torch and
+OpenCV use another kernel or do not antialias. One list of taps serves the NumPy function, in
+float64 and equal to a published pair in every pixel, and its differentiable twin in torch, which is
+imported only there.
 """
 
 import math
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 
 
 def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.float64]:
-    """Resize as MATLAB's imresize(im2double(image), scale) does, without rounding or clipping anywhere.
+    """Resize as MATLAB's imresize(im2double(image), scale) does, without rounding or clipping
+    anywhere.
 
     image: (H, W) or (H, W, C), numbers of any range; an integer image is not divided by its range.
-    scale: 4 to enlarge four times, 1/4 to reduce; the result has ceil(scale H) rows and ceil(scale W) columns.
-    Raises ShapeMismatch for other shapes and for empty images, UsageError for a scale that is not positive.
-    Source: section 11 of the specification; the first pass goes along the rows' axis, as in MATLAB.
+    scale: 4 to enlarge four times, 1/4 to reduce; the result has ceil(scale H) rows and ceil(scale
+    W) columns. Raises ShapeMismatch for other shapes and for empty images, UsageError for a scale
+    that is not positive. Source: section 11 of the specification; the first pass goes along the
+    rows' axis, as in MATLAB.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ShapeMismatch(
-            f"An image of shape {image.shape} cannot be resized; give (H, W) or (H, W, C), none of them 0."
+            f"An image of shape {image.shape} cannot be resized; give (H, W) or (H, W, C), none of "
+            "them 0."
         )
     resized = image.astype(np.float64)
     for axis in (0, 1):
@@ -36,13 +40,15 @@ def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.float64]:
         shape = [1] * resized.ndim
         shape[axis] = -1
         resized = sum(
-            weight.reshape(shape) * resized.take(source, axis) for weight, source in zip(weights, sources, strict=True)
+            weight.reshape(shape) * resized.take(source, axis)
+            for weight, source in zip(weights, sources, strict=True)
         )  # one term a tap: memory stays that of the result, whatever the scale
     return resized
 
 
 def imresize_torch(image: "torch.Tensor", scale: float) -> "torch.Tensor":
-    """Compute what imresize does on a tensor (B, C, H, W), floating, on its device and in its dtype; differentiable.
+    """Compute what imresize does on a tensor (B, C, H, W), floating, on its device and in its
+    dtype; differentiable.
 
     The result is (B, C, ceil(scale H), ceil(scale W)), neither rounded nor clipped.
     """
@@ -50,7 +56,8 @@ def imresize_torch(image: "torch.Tensor", scale: float) -> "torch.Tensor":
 
     if image.ndim != 4 or 0 in image.shape:
         raise ShapeMismatch(
-            f"Shape {tuple(image.shape)} cannot be resized; give a tensor (B, C, H, W), none of them 0."
+            f"Shape {tuple(image.shape)} cannot be resized; give a tensor (B, C, H, W), none of "
+            "them 0."
         )
     resized = image
     for axis in (2, 3):
@@ -60,7 +67,9 @@ def imresize_torch(image: "torch.Tensor", scale: float) -> "torch.Tensor":
         total = None
         for weight, source in zip(weights, sources, strict=True):
             index = torch.from_numpy(source).to(image.device)
-            term = torch.from_numpy(weight).to(image).reshape(shape) * resized.index_select(axis, index)
+            term = torch.from_numpy(weight).to(image).reshape(shape) * resized.index_select(
+                axis, index
+            )
             total = term if total is None else total + term
         assert total is not None  # there are always taps
         resized = total
@@ -74,15 +83,20 @@ def to_uint8(unit: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Weights and source indices of an axis of `length` pixels, both (taps, ceil(scale length)), indices from 0.
+    """Weights and source indices of an axis of `length` pixels, both (taps, ceil(scale length)),
+    indices from 0.
 
-    The weights of each output pixel add up to 1; indices are inside the axis (mirrored, the edge pixel repeated).
+    The weights of each output pixel add up to 1; indices are inside the axis (mirrored, the edge
+    pixel repeated).
     """
     if not (math.isfinite(scale) and scale > 0):
-        raise UsageError(f"A scale of {scale} cannot be resized to; give a positive number, 4 or 1/4 say.")
+        raise UsageError(
+            f"A scale of {scale} cannot be resized to; give a positive number, 4 or 1/4 say."
+        )
     resized = resized_length(length, scale)
     width = 4 / min(scale, 1.0)
-    centre = np.arange(1, resized + 1) / scale + 0.5 * (1 - 1 / scale)  # counted from 1, as MATLAB counts
+    # counted from 1, as MATLAB counts
+    centre = np.arange(1, resized + 1) / scale + 0.5 * (1 - 1 / scale)
     taps = np.floor(centre - width / 2) + np.arange(math.ceil(width) + 2)[:, None]
     shrink = min(scale, 1.0)  # antialiasing: the kernel is widened by as much as the image shrinks
     weights = shrink * cubic(shrink * (centre - taps))
@@ -95,7 +109,8 @@ def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArr
 
 def resized_length(length: int, scale: float) -> int:
     """Pixels of an axis of `length` pixels after imresize, ceil(scale length)."""
-    # 1/3 is not a binary fraction: without the allowance, a length that it divides could gain a pixel.
+    # 1/3 is not a binary fraction: without the allowance, a length that it divides could gain a
+    # pixel.
     return math.ceil(scale * length - 1e-9)
 
 

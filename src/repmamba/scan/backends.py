@@ -1,8 +1,9 @@
 """The ways to compute the selective scan, and the choice among them.
 
-The first of the table that serves the device is taken. `backend=` of a call, or else the environment variable
-REPMAMBA_SCAN, puts another one first. One that cannot serve (another device or type, or it does not start) gives way to
-the next; a BackendFallback warning says so, once in a process for each reason.
+The first of the table that serves the device is taken. `backend=` of a call, or else the
+environment variable REPMAMBA_SCAN, puts another one first. One that cannot serve (another device or
+type, or it does not start) gives way to the next; a BackendFallback warning says so, once in a
+process for each reason.
 """
 
 import os
@@ -21,17 +22,21 @@ VARIABLE = "REPMAMBA_SCAN"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One way to compute the scan: a module with a function for sequences, and perhaps one for whole maps."""
+    """One way to compute the scan: a module with a function for sequences, and perhaps one for
+    whole maps.
+    """
 
     name: str
     module: str
     sequences: str  # (u, dt, A, B, C, D) -> y, as scan_by_definition
-    maps: str | None  # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
+    # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
+    maps: str | None
     devices: tuple[str, ...] | None  # kinds of torch.device; None: all
     gradients: bool
     dtypes: tuple[torch.dtype, ...]  # in which it computes
     exportable: bool  # made of torch's own operators only, so that ONNX and OpenVINO can take it
-    halves: tuple[torch.dtype, ...] = ()  # of maps that it reads as they are, and turns into float32 as it goes
+    # of maps that it reads as they are, and turns into float32 as it goes
+    halves: tuple[torch.dtype, ...] = ()
 
     def serves(self, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
         """Whether tensors on this device can be given to it, to compute in this type."""
@@ -62,19 +67,53 @@ SINGLE = (torch.float32,)
 BOTH = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 BACKENDS = (  # in order of preference
-    Backend("triton", "repmamba.scan.triton_gpu", "scan_sequences", "scan_map", ("cuda",), True, BOTH, False, HALVES),
-    Backend("native", "repmamba.scan.native_cpu", "scan_sequences", "scan_map", ("cpu",), True, SINGLE, False),
-    Backend("chunked", "repmamba.scan.chunked", "scan_in_chunks", "scan_map_in_chunks", None, True, BOTH, True),
-    Backend("definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True),
+    Backend(
+        "triton",
+        "repmamba.scan.triton_gpu",
+        "scan_sequences",
+        "scan_map",
+        ("cuda",),
+        True,
+        BOTH,
+        False,
+        HALVES,
+    ),
+    Backend(
+        "native",
+        "repmamba.scan.native_cpu",
+        "scan_sequences",
+        "scan_map",
+        ("cpu",),
+        True,
+        SINGLE,
+        False,
+    ),
+    Backend(
+        "chunked",
+        "repmamba.scan.chunked",
+        "scan_in_chunks",
+        "scan_map_in_chunks",
+        None,
+        True,
+        BOTH,
+        True,
+    ),
+    Backend(
+        "definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True
+    ),
 )
 
 _LOADED: dict[str, Loaded] = {}  # those that have started
 
 
-def choose(device: torch.device, requested: str | None = None, dtype: torch.dtype = torch.float32) -> Loaded:
-    """The backend for tensors on `device` in `dtype`; the requested one, or that of REPMAMBA_SCAN, where it can serve.
+def choose(
+    device: torch.device, requested: str | None = None, dtype: torch.dtype = torch.float32
+) -> Loaded:
+    """The backend for tensors on `device` in `dtype`; the requested one, or that of REPMAMBA_SCAN,
+    where it can serve.
 
-    Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name not in the table.
+    Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name
+    not in the table.
     """
     return _LOADED[_name(device.type, requested, dtype)]
 
@@ -86,8 +125,9 @@ def _name(device: str, requested: str | None, dtype: torch.dtype) -> str:
     return loaded.backend.name
 
 
-# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a compiler. This is all that
-# torch.compiler.assume_constant_result does, which takes seconds to import what it is defined in.
+# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a
+# compiler. This is all that torch.compiler.assume_constant_result does, which takes seconds to
+# import what it is defined in.
 _name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -98,7 +138,9 @@ def explain(device: torch.device | str = "cpu", requested: str | None = None) ->
 
 
 def survey(device: torch.device | str = "cpu") -> dict[str, str]:
-    """For each backend whether it runs on the device, or why it does not, in words for `repmamba info`. Starts each."""
+    """For each backend whether it runs on the device, or why it does not, in words for `repmamba
+    info`. Starts each.
+    """
     place = torch.device(device)
     return {backend.name: _state(backend, place) for backend in BACKENDS}
 
@@ -112,12 +154,16 @@ def _state(backend: Backend, device: torch.device) -> str:
 
 def _wanted(requested: str | None) -> tuple[str | None, str]:
     """The name that was asked for, if any, and where."""
-    name, where = (requested, "the argument backend") if requested else (os.environ.get(VARIABLE), VARIABLE)
+    name, where = (
+        (requested, "the argument backend") if requested else (os.environ.get(VARIABLE), VARIABLE)
+    )
     if not name:
         return None, "The first in order of preference for this device."
     if name not in {backend.name for backend in BACKENDS}:
         known = ", ".join(backend.name for backend in BACKENDS)
-        raise UsageError(f"{where} asks for the scan '{name}'; there are {known}: name one of them, or none.")
+        raise UsageError(
+            f"{where} asks for the scan '{name}'; there are {known}: name one of them, or none."
+        )
     return name, f"Asked for by {where}."
 
 
@@ -146,7 +192,9 @@ def _start(backend: Backend) -> Loaded | str:
         module = start(backend.module)
     except UsageError:
         raise
-    except Exception as fault:  # whatever a compiler or a missing library raises, the next backend works
+    except (
+        Exception
+    ) as fault:  # whatever a compiler or a missing library raises, the next backend works
         return f"The scan '{backend.name}' cannot start ({in_words(fault)})."
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)

@@ -1,13 +1,16 @@
-"""The selective scan in plain torch, fast enough to use: works on every device, with gradients, and can be exported.
+"""The selective scan in plain torch, fast enough to use: works on every device, with gradients, and
+can be exported.
 
-The sequence is computed block by block, each as large as a fast cache holds, the state carried from block to block.
-Decays and inputs of a whole block are one operator each. A block is cut into chunks of equal length, and one step is
-taken in all of them at once, from a state of zero; then the states at the ends follow from chunk to chunk; then what a
-state leaves behind in the chunk after it is added to all of its steps at once. Every factor is an exp of something <= 0
-or a product of such, so no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
+The sequence is computed block by block, each as large as a fast cache holds, the state carried from
+block to block. Decays and inputs of a whole block are one operator each. A block is cut into chunks
+of equal length, and one step is taken in all of them at once, from a state of zero; then the states
+at the ends follow from chunk to chunk; then what a state leaves behind in the chunk after it is
+added to all of its steps at once. Every factor is an exp of something <= 0 or a product of such, so
+no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
 
-Backward, only the states between blocks are kept; the others are computed again, and the gradient of the states is the
-same recurrence against time. Values lie (step, group, state, channel), as maps in channels_last have them already.
+Backward, only the states between blocks are kept; the others are computed again, and the gradient
+of the states is the same recurrence against time. Values lie (step, group, state, channel), as maps
+in channels_last have them already.
 """
 
 import math
@@ -23,20 +26,26 @@ from repmamba.scan.sizes import DIRECTIONS, STATE
 
 LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
 CPU_BLOCK = 2**19  # values of the state in a block: 2 MiB, which stay in the caches of two cores
-OTHER_BLOCK = 2**24  # 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory gladly gives
+# 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory gladly gives
+OTHER_BLOCK = 2**24
 GRAPH_STEPS = 16  # steps in a chunk of a graph: each becomes nodes of it
-GRAPH_DOUBLINGS = 16  # longest sequence of a graph with a symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
+# longest sequence of a graph with a symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
+GRAPH_DOUBLINGS = 16
 
 
 def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    """The selective scan; arguments, result and source as
+    `repmamba.scan.definition.scan_by_definition`.
+    """
     if torch.compiler.is_compiling():
         return _scan_as_graph(u, dt, A, B, C, D)
     batch, rows, length = u.shape
     groups = B.shape[1]
 
     def by_step(x: Tensor) -> Tensor:
-        """(batch, groups * n, length) or (batch, groups, n, length) -> (length, batch, groups, n)."""
+        """(batch, groups * n, length) or (batch, groups, n, length) -> (length, batch, groups,
+        n).
+        """
         return x.reshape(batch, groups, -1, length).permute(3, 0, 1, 2).contiguous()
 
     y = _scan_by_step(by_step(u), by_step(dt), A, by_step(B), by_step(C), D)
@@ -46,7 +55,9 @@ def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 def scan_map_in_chunks(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """The scan of a map in four directions; arguments, result and source as `repmamba.scan.selective.scan_map`."""
+    """The scan of a map in four directions; arguments, result and source as
+    `repmamba.scan.selective.scan_map`.
+    """
     if torch.compiler.is_compiling():
         return scan_map_as_sequences(scan_in_chunks, p, projected, dt_weight, dt_bias, A, D)
     batch, channel, height, width = p.shape
@@ -55,24 +66,37 @@ def scan_map_in_chunks(
     rows = _to_steps(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
     r, B, C = rows[..., :rank], rows[..., rank : rank + STATE], rows[..., rank + STATE :]
     raw = dt_bias.expand_as(u)
-    for j in range(rank):  # products and sums in place of a matmul, which autocast would take to half precision
+    # products and sums in place of a matmul, which autocast would take to half precision
+    for j in range(rank):
         raw = torch.addcmul(raw, r[..., j, None], dt_weight[..., j])
     y = _scan_by_step(u, softplus(raw), A, B, C, D)
     by_row = (y[:, :, 0] + y[:, :, 2].flip(0)).reshape(height, width, batch, channel)
     by_column = (y[:, :, 1] + y[:, :, 3].flip(0)).reshape(width, height, batch, channel)
-    return (by_row + by_column.transpose(0, 1)).permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+    return (
+        (by_row + by_column.transpose(0, 1))
+        .permute(2, 3, 0, 1)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _to_steps(maps: Tensor) -> Tensor:
-    """`directions.to_sequences` with the steps first: (batch, 4, n, h, w) -> (h * w, batch, 4, n)."""
-    by_row, by_column = maps.permute(3, 4, 0, 1, 2).flatten(0, 1), maps.permute(4, 3, 0, 1, 2).flatten(0, 1)
+    """`directions.to_sequences` with the steps first: (batch, 4, n, h, w) -> (h * w, batch, 4,
+    n).
+    """
+    by_row, by_column = (
+        maps.permute(3, 4, 0, 1, 2).flatten(0, 1),
+        maps.permute(4, 3, 0, 1, 2).flatten(0, 1),
+    )
     return torch.stack(
-        (by_row[:, :, 0], by_column[:, :, 1], by_row[:, :, 2].flip(0), by_column[:, :, 3].flip(0)), dim=2
+        (by_row[:, :, 0], by_column[:, :, 1], by_row[:, :, 2].flip(0), by_column[:, :, 3].flip(0)),
+        dim=2,
     )
 
 
 def _scan_by_step(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The scan of u and dt (length, batch, groups, channel), B and C (length, batch, groups, state); y as u."""
+    """The scan of u and dt (length, batch, groups, channel), B and C (length, batch, groups,
+    state); y as u.
+    """
     batch, groups, channel = u.shape[1:]
     rates = (A * LOG2_E).reshape(groups, channel, -1).transpose(1, 2).repeat(batch, 1, 1)
     delta, drive, b, c = (x.flatten(1, 2) for x in (dt, dt * u, B, C))
@@ -83,13 +107,18 @@ def _scan_by_step(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
 class _BlockByBlock(torch.autograd.Function):
     """y = <c, h> of h[t] = 2 ** (delta[t] rates) h[t - 1] + drive[t] b[t].
 
-    delta, drive, y: (length, groups, channel).  rates: (groups, state, channel).  b, c: (length, groups, state).
+    delta, drive, y: (length, groups, channel).  rates: (groups, state, channel).  b, c: (length,
+    groups, state).
     """
 
     @staticmethod
-    def forward(ctx: Any, delta: Tensor, drive: Tensor, rates: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, delta: Tensor, drive: Tensor, rates: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
         blocks = list(_blocks(len(delta), rates))
-        room = delta.new_empty(2, max(block.stop - block.start for block, _ in blocks), *rates.shape)
+        room = delta.new_empty(
+            2, max(block.stop - block.start for block, _ in blocks), *rates.shape
+        )
         y = torch.empty_like(delta)
         before = torch.zeros_like(rates)
         kept = []
@@ -109,8 +138,11 @@ class _BlockByBlock(torch.autograd.Function):
         delta, drive, rates, b, c, *kept = ctx.saved_tensors
         ddelta, ddrive, db, dc = (torch.empty_like(x) for x in (delta, drive, b, c))
         drates, after = torch.zeros_like(rates), torch.zeros_like(rates)
-        delta_after = pad(delta[1:], (0, 0, 0, 0, 0, 1))  # from the gradient of a state to the one before: its decay
-        for (block, steps), before in zip(reversed(list(_blocks(len(delta), rates))), reversed(kept), strict=True):
+        # from the gradient of a state to the one before: its decay
+        delta_after = pad(delta[1:], (0, 0, 0, 0, 0, 1))
+        for (block, steps), before in zip(
+            reversed(list(_blocks(len(delta), rates))), reversed(kept), strict=True
+        ):
             decay = torch.exp2(delta[block, :, None] * rates)
             h = drive[block, :, None] * b[block, ..., None]
             _run(decay.clone(), h, before, steps)
@@ -133,7 +165,9 @@ class _BlockByBlock(torch.autograd.Function):
 
 
 def _blocks(length: int, rates: Tensor) -> Iterator[tuple[slice, int]]:
-    """The blocks of a sequence, and the steps of a chunk in each; a block has a whole number of chunks."""
+    """The blocks of a sequence, and the steps of a chunk in each; a block has a whole number of
+    chunks.
+    """
     values = CPU_BLOCK if rates.device.type == "cpu" else OTHER_BLOCK
     longest = min(length, max(1, values // rates.numel()))
     steps = math.isqrt(longest)
@@ -154,7 +188,9 @@ def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
         h[t::steps].addcmul_(decay[t::steps], h[t - 1 :: steps])
         decay[t::steps].mul_(decay[t - 1 :: steps])
     last = before
-    for end, joint in zip(h[steps - 1 :: steps].unbind(0), decay[steps - 1 :: steps].unbind(0), strict=True):
+    for end, joint in zip(
+        h[steps - 1 :: steps].unbind(0), decay[steps - 1 :: steps].unbind(0), strict=True
+    ):
         last = end.addcmul_(joint, last)
     h, decay = (x.view(-1, steps, *x.shape[1:]) for x in (h, decay))
     h[0, :-1].addcmul_(decay[0, :-1], before)
@@ -163,21 +199,27 @@ def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
 
 
 def _scan_as_graph(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """`scan_in_chunks` as torch.export can follow it: nothing in place, and loops of a length known beforehand.
+    """`scan_in_chunks` as torch.export can follow it: nothing in place, and loops of a length known
+    beforehand.
 
-    The whole sequence is one block. One step is taken in all chunks, twice: first for what a chunk adds to its last
-    state, then from its true first state. In between the states follow by doubling; with a length that is symbolic, the
-    number of doublings is that of the longest sequence allowed.
+    The whole sequence is one block. One step is taken in all chunks, twice: first for what a chunk
+    adds to its last state, then from its true first state. In between the states follow by
+    doubling; with a length that is symbolic, the number of doublings is that of the longest
+    sequence allowed.
     """
     batch, rows, length = u.shape
     groups, state = B.shape[1:3]
     symbolic = not isinstance(length, int)
-    # Symbolic: at least two chunks and something to pad, so that no length is a special case with a graph of its own.
+    # Symbolic: at least two chunks and something to pad, so that no length is a special case with a
+    # graph of its own.
     chunks = length // GRAPH_STEPS + 2 if symbolic else -(-length // GRAPH_STEPS)
 
     def by_step(x: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a broadcast axis."""
-        x = pad(x.reshape(batch, groups, -1, length), (0, chunks * GRAPH_STEPS - length))  # dt = 0: the state stays
+        """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a broadcast
+        axis.
+        """
+        # dt = 0: the state stays
+        x = pad(x.reshape(batch, groups, -1, length), (0, chunks * GRAPH_STEPS - length))
         x = x.reshape(batch, groups, -1, chunks, GRAPH_STEPS).permute(4, 0, 1, 2, 3).contiguous()
         return x.unsqueeze(axis).unbind(0)
 
@@ -203,9 +245,11 @@ def _scan_as_graph(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 def _states_before(decay: Tensor, added: Tensor, doublings: int) -> Tensor:
-    """The state before each chunk, of h[i] = decay[i] h[i - 1] + added[i] with h[-1] = 0, along the last axis.
+    """The state before each chunk, of h[i] = decay[i] h[i - 1] + added[i] with h[-1] = 0, along the
+    last axis.
 
-    After the k-th doubling, `added` holds what the last 2**k chunks leave behind, and `decay` their joint decay.
+    After the k-th doubling, `added` holds what the last 2**k chunks leave behind, and `decay` their
+    joint decay.
     """
     chunks = decay.shape[-1]
     for k in range(doublings):

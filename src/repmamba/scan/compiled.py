@@ -15,7 +15,9 @@ _PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow
 
 
 def start(name: str) -> ModuleType:
-    """The module, imported, its own `start` called where it has one. Raises whatever stands in the way."""
+    """The module, imported, its own `start` called where it has one. Raises whatever stands in the
+    way.
+    """
     with _plain_builtins():
         module = importlib.import_module(name)
         if hasattr(module, "start"):
@@ -36,8 +38,9 @@ def warn_once(text: str) -> None:
 
 @contextmanager
 def _plain_builtins() -> Iterator[None]:
-    """Python's own min, max and pow. torch.export replaces them while it traces, and a backend may be first used there:
-    a compiler of kernels, imported in the middle of it, would take the replacements for what it has to compile.
+    """Python's own min, max and pow. torch.export replaces them while it traces, and a backend may
+    be first used there: a compiler of kernels, imported in the middle of it, would take the
+    replacements for what it has to compile.
     """
     found = [getattr(module, name) for module, name, _ in _PLAIN]
     for module, name, plain in _PLAIN:

@@ -1,6 +1,8 @@
-"""The selective scan as published, one step at a time: slow, plain, and the yardstick of every other backend.
+"""The selective scan as published, one step at a time: slow, plain, and the yardstick of every
+other backend.
 
-Gradients are those that autograd finds by going back through the steps; nothing here is derived by hand.
+Gradients are those that autograd finds by going back through the steps; nothing here is derived by
+hand.
 """
 
 import torch
@@ -11,8 +13,10 @@ def scan_by_definition(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     """The selective scan, one step at a time: h <- exp(dt A) h + dt B u;  y = <C, h> + D u.
 
     u, dt, y: (batch, groups * channel, length), dt >= 0.  A: (groups * channel, state), negative.
-    B, C: (batch, groups, state, length), shared by the channels of a group.  D: (groups * channel,).
-    The state h starts at zero. Source: Gu and Dao 2023, eq. 2 and algorithm 2, B discretised as dt B.
+    B, C: (batch, groups, state, length), shared by the channels of a group.  D: (groups *
+    channel,).
+    The state h starts at zero. Source: Gu and Dao 2023, eq. 2 and algorithm 2, B discretised as dt
+    B.
     """
     batch, rows, length = u.shape
     groups, state = B.shape[1:3]
@@ -20,7 +24,9 @@ def scan_by_definition(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     A, D = A.reshape(groups, -1, state), D.reshape(groups, -1)
     h = u.new_zeros(*u.shape[:3], state)
     steps = []
-    for u_t, dt_t, B_t, C_t in zip(u.unbind(-1), dt.unbind(-1), B.unbind(-1), C.unbind(-1), strict=True):
+    for u_t, dt_t, B_t, C_t in zip(
+        u.unbind(-1), dt.unbind(-1), B.unbind(-1), C.unbind(-1), strict=True
+    ):
         decay = torch.exp(dt_t[..., None] * A)  # (batch, groups, channel, state)
         h = decay * h + (dt_t * u_t)[..., None] * B_t[..., None, :]
         steps.append((h * C_t[..., None, :]).sum(-1))

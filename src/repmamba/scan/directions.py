@@ -6,7 +6,8 @@
 | 2         | row by row, backwards | h w - 1 - (i w + j)                   |
 | 3         | column by column, backwards | h w - 1 - (j h + i)             |
 
-`to_sequences` and `to_image` copy. A backend that can walk the image itself takes the order alone, from `visits`.
+`to_sequences` and `to_image` copy. A backend that can walk the image itself takes the order alone,
+from `visits`.
 """
 
 from functools import lru_cache
@@ -42,7 +43,8 @@ def to_image(sequences: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def visits(height: int, width: int) -> np.ndarray:
-    """The pixels in each direction's order of visits: (4, height * width), int64, pixel (i, j) counted as i w + j.
+    """The pixels in each direction's order of visits: (4, height * width), int64, pixel (i, j)
+    counted as i w + j.
 
     The same array serves every call of a size: it is to be read only.
     """

@@ -1,11 +1,15 @@
-"""Maps and sequences with their channels side by side, as the compiled scans walk them, and back."""
+"""Maps and sequences with their channels side by side, as the compiled scans walk them, and
+back.
+"""
 
 import torch
 from torch import Tensor
 
 
 def pixels(maps: Tensor) -> Tensor:
-    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not copied."""
+    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not
+    copied.
+    """
     return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
@@ -16,7 +20,9 @@ def image(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def steps_first(sequences: Tensor, groups: int) -> Tensor:
-    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by side."""
+    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by
+    side.
+    """
     batch, _, length = sequences.shape
     return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
 

@@ -1,8 +1,9 @@
-"""The selective scan on the CPU, by the compiled kernels of `repmamba.kernels` (scan.cpp), in float32.
+"""The selective scan on the CPU, by the compiled kernels of `repmamba.kernels` (scan.cpp), in
+float32.
 
-Here the kernels get their arguments, and `operators` makes operators of torch of them. Work is cut into units that own
-what they write, so the result is the same, bit by bit, for any number of threads. The threads are ours (`threads`),
-used within torch.get_num_threads().
+Here the kernels get their arguments, and `operators` makes operators of torch of them. Work is cut
+into units that own what they write, so the result is the same, bit by bit, for any number of
+threads. The threads are ours (`threads`), used within torch.get_num_threads().
 """
 
 import ctypes
@@ -20,7 +21,8 @@ from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_
 from repmamba.scan.sizes import DIRECTIONS, STATE
 from repmamba.scan.threads import side_by_side
 
-WORK_FOR_THREADS = 2**15  # steps times channels below which a second thread costs more than it brings
+# steps times channels below which a second thread costs more than it brings
+WORK_FOR_THREADS = 2**15
 SEGMENT, AT_ONCE = 64, 4  # as in scan.cpp, and so the rows of a block's constants
 D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2
 
@@ -31,14 +33,20 @@ def start() -> None:
 
 
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    """The selective scan; arguments, result and source as
+    `repmamba.scan.definition.scan_by_definition`.
+    """
     tensors = (u, dt, A, B, C, D)
     y: Tensor = torch.ops.repmamba.scan_sequences(*tensors, wants_gradients("native", *tensors))[0]
     return y
 
 
-def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """The four-directional scan of a map; arguments and result as `repmamba.scan.selective.scan_map`."""
+def scan_map(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """The four-directional scan of a map; arguments and result as
+    `repmamba.scan.selective.scan_map`.
+    """
     tensors = (p, projected, dt_weight, dt_bias, A, D)
     y: Tensor = torch.ops.repmamba.scan_map(*tensors, wants_gradients("native", *tensors))[0]
     return y
@@ -48,7 +56,10 @@ class ScanArguments(ctypes.Structure):
     """struct Scan of scan.h. Pointers are addresses: what they point at has to outlive the call."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("slabs", "groups", "length", "channels", "used", "rank")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("slabs", "groups", "length", "channels", "used", "rank")
+        ),
         *((name, ctypes.c_void_p) for name in ("visits", "u", "dt")),
         *((name, ctypes.c_int64) for name in ("u_batch", "u_group")),
         ("rows", ctypes.c_void_p),
@@ -80,10 +91,13 @@ def map_pass(
     D: Tensor,
     y: Tensor,
 ) -> tuple[ScanArguments, int, int]:
-    """The four-directional scan of maps in the caller's memory, as work that the caller hands out: `scan_forward`.
+    """The four-directional scan of maps in the caller's memory, as work that the caller hands out:
+    `scan_forward`.
 
-    p: (batch h w, C), C as `lanes` allows.  projected: (batch h w, 4 (R + 32) or more), of which the first are read.
-    The parameters, contiguous, as `scan_map`'s.  y: (batch, 2, h w, C), whose sum over axis 1 is the result.
+    p: (batch h w, C), C as `lanes` allows.  projected: (batch h w, 4 (R + 32) or more), of which
+    the first are read.
+    The parameters, contiguous, as `scan_map`'s.  y: (batch, 2, h w, C), whose sum over axis 1 is
+    the result.
     All float32, and all to be kept alive by the caller, like `visits(height, width)`.
     Returns the kernel's arguments, its units and its scratch in numbers of float32.
     """
@@ -97,7 +111,9 @@ def map_pass(
 
 
 def lanes_of(channels: int) -> int:
-    """Channels of a block: those of a register, or of half a one where these are all; others are padded with zeros."""
+    """Channels of a block: those of a register, or of half a one where these are all; others are
+    padded with zeros.
+    """
     whole = library().lanes
     return whole if channels > whole // 2 else whole // 2
 
@@ -150,26 +166,45 @@ class _Problem:
         u_batch, u_group = self.u.stride()[:2]
         rows_batch, rows_group, rows_pixel = self.rows.stride()[:3]
         pointers = {
-            name: getattr(self, name).data_ptr() for name in ("u", "dt", "rows", "dt_weight", "dt_bias", "A", "D")
+            name: getattr(self, name).data_ptr()
+            for name in ("u", "dt", "rows", "dt_weight", "dt_bias", "A", "D")
         }
-        pointers |= {name: tensor.data_ptr() for name, tensor in outputs.items() if tensor is not None}
+        pointers |= {
+            name: tensor.data_ptr() for name, tensor in outputs.items() if tensor is not None
+        }
         return ScanArguments(
-            slabs=self.slabs, groups=groups, length=length, channels=channels, used=self.used, rank=self.rank,
-            visits=self.visits.ctypes.data, u_batch=u_batch, u_group=u_group,
-            rows_batch=rows_batch, rows_group=rows_group, rows_pixel=rows_pixel, **pointers,
-        )  # fmt: skip
+            slabs=self.slabs,
+            groups=groups,
+            length=length,
+            channels=channels,
+            used=self.used,
+            rank=self.rank,
+            visits=self.visits.ctypes.data,
+            u_batch=u_batch,
+            u_group=u_group,
+            rows_batch=rows_batch,
+            rows_group=rows_group,
+            rows_pixel=rows_pixel,
+            **pointers,
+        )
 
 
-def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
+def _map_problem(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> _Problem:
     batch, _, height, width = p.shape
     rank = dt_weight.shape[2]
     u = _whole_blocks(pixels(p)).unsqueeze(1).expand(-1, DIRECTIONS, -1, -1)
-    rows = pixels(projected).view(batch, height * width, DIRECTIONS, rank + 2 * STATE).transpose(1, 2)
+    rows = (
+        pixels(projected).view(batch, height * width, DIRECTIONS, rank + 2 * STATE).transpose(1, 2)
+    )
     parameters = (x.contiguous() for x in (dt_weight, dt_bias, A, D))
     return _Problem(MAP_SLABS, visits(height, width), u, u, rows, rank, *parameters)
 
 
-def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> _Problem:
+def _sequence_problem(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> _Problem:
     groups, length = B.shape[1], u.shape[2]
     in_order = np.tile(np.arange(length), (groups, 1))
     rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
@@ -187,9 +222,13 @@ def _whole_blocks(maps: Tensor) -> Tensor:
 
 
 def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """y of each slab, (batch, slabs, length, channels), and the kept states, none unless asked for."""
+    """y of each slab, (batch, slabs, length, channels), and the kept states, none unless asked
+    for.
+    """
     batch, groups, length, channels = problem.sizes
-    kept = problem.u.new_empty(_kept_shape(batch, groups, length if keep else 0, problem.used, problem.u.dtype))
+    kept = problem.u.new_empty(
+        _kept_shape(batch, groups, length if keep else 0, problem.used, problem.u.dtype)
+    )
     y = problem.u.new_empty(batch, problem.slabs, length, channels)
     arguments = problem.arguments(kept=kept if keep else None, y=y)
     _in_threads("scan_forward", batch * problem.slabs * problem.blocks, problem, arguments)
@@ -208,11 +247,16 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     lines = WEIGHT_ROWS + problem.rank
     dconstants = dy.new_zeros(batch, groups, problem.blocks, lines, problem.lanes)
     arguments = GradientsArguments(
-        problem.arguments(kept=kept), dy.data_ptr(), *dy.stride()[:2],
-        *(tensor.data_ptr() for tensor in (du, drows, dconstants, ddt)), *drows.stride()[:3],
-    )  # fmt: skip
+        problem.arguments(kept=kept),
+        dy.data_ptr(),
+        *dy.stride()[:2],
+        *(tensor.data_ptr() for tensor in (du, drows, dconstants, ddt)),
+        *drows.stride()[:3],
+    )
     _in_threads("scan_backward", batch * problem.slabs, problem, arguments)
-    by_line = dconstants.sum(0).transpose(1, 2).reshape(groups, lines, channels)[..., : problem.used]
+    by_line = (
+        dconstants.sum(0).transpose(1, 2).reshape(groups, lines, channels)[..., : problem.used]
+    )
     return Gradients(
         u=du,
         dt=ddt,
@@ -225,7 +269,9 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
 
 
 def _in_threads(name: str, units: int, problem: _Problem, arguments: ctypes.Structure) -> None:
-    """All units of work, in as many threads as torch may use; which thread takes which changes no result."""
+    """All units of work, in as many threads as torch may use; which thread takes which changes no
+    result.
+    """
     kernel = library().kernel(name)
     work = problem.sizes[0] * problem.sizes[2] * problem.sizes[3]
     threads = min(torch.get_num_threads(), units) if work >= WORK_FOR_THREADS else 1
@@ -237,7 +283,9 @@ def _in_threads(name: str, units: int, problem: _Problem, arguments: ctypes.Stru
     side_by_side(run, units, threads)
 
 
-def _kept_shape(batch: int, groups: int, length: int, channel: int, dtype: torch.dtype) -> tuple[int, ...]:
+def _kept_shape(
+    batch: int, groups: int, length: int, channel: int, dtype: torch.dtype
+) -> tuple[int, ...]:
     """Of the states before every segment, by blocks of channels."""
     lanes = lanes_of(channel)
     return batch, groups, -(-length // SEGMENT), -(-channel // lanes), STATE, lanes

@@ -1,9 +1,10 @@
-"""What makes operators of torch of a compiled scan: seen by torch.compile and torch.export, with gradients.
+"""What makes operators of torch of a compiled scan: seen by torch.compile and torch.export, with
+gradients.
 
-A backend says in a `Scan` how it lays out its arguments and runs its kernels; `register` makes its two entries of that,
-each with a backward pass that is an operator of its own. They take the arguments of `selective.scan_map` and of
-`definition.scan_by_definition`, and at the end whether states are kept for the backward pass; they give the result, and
-these states.
+A backend says in a `Scan` how it lays out its arguments and runs its kernels; `register` makes its
+two entries of that, each with a backward pass that is an operator of its own. They take the
+arguments of `selective.scan_map` and of `definition.scan_by_definition`, and at the end whether
+states are kept for the backward pass; they give the result, and these states.
 """
 
 from collections.abc import Callable
@@ -47,25 +48,32 @@ class Scan:
     forward: Callable[[Any, bool], tuple[Tensor, Tensor]]
     """(problem, keep) -> y of each slab, (batch, slabs, length, channels), and the kept states."""
     backward: Callable[[Any, Tensor, Tensor], Gradients]
-    """(problem, kept, dy): dy of a map (batch, length, channel), of sequences (batch, groups, length, channel)."""
+    """(problem, kept, dy): dy of a map (batch, length, channel), of sequences (batch, groups,
+    length, channel).
+    """
     kept_shape: Callable[..., tuple[int, ...]]
     """(batch, groups, length, channel, dtype) -> of the kept states; of length 0 where none are."""
 
 
 def wants_gradients(backend: str, *tensors: Tensor) -> bool:
-    """Whether the backward pass may come, for which states are kept. Raises UsageError where tangents would be lost."""
+    """Whether the backward pass may come, for which states are kept. Raises UsageError where
+    tangents would be lost.
+    """
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         # torch would drop the tangents without a word.
         raise UsageError(
-            f"The scan '{backend}' has no derivatives in forward mode: choose the scan 'definition' for them."
+            f"The scan '{backend}' has no derivatives in forward mode: choose the scan "
+            "'definition' for them."
         )
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def register(scan: Scan, suffix: str = "", device: str | None = None) -> None:
-    """Make a scan the operators scan_map and scan_sequences, and the same with _backward, of torch.ops.repmamba.
+    """Make a scan the operators scan_map and scan_sequences, and the same with _backward, of
+    torch.ops.repmamba.
 
-    suffix: at the end of the two names.  device: the kind of device for which they are; None for any.
+    suffix: at the end of the two names.  device: the kind of device for which they are; None for
+    any.
     """
     _register_map(scan, f"repmamba::scan_map{suffix}", device)
     _register_sequences(scan, f"repmamba::scan_sequences{suffix}", device)
@@ -74,14 +82,26 @@ def register(scan: Scan, suffix: str = "", device: str | None = None) -> None:
 def _register_map(scan: Scan, name: str, device: str | None) -> None:
     @torch.library.custom_op(name, mutates_args=(), device_types=device)
     def forward(
-        p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+        p: Tensor,
+        projected: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor,
+        A: Tensor,
+        D: Tensor,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         y, kept = scan.forward(scan.map_problem(p, projected, dt_weight, dt_bias, A, D), keep)
         return image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
 
     @forward.register_fake
     def _(
-        p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, keep: bool
+        p: Tensor,
+        projected: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor,
+        A: Tensor,
+        D: Tensor,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         batch, channel, height, width = p.shape
         kept = scan.kept_shape(batch, DIRECTIONS, height * width if keep else 0, channel, A.dtype)
@@ -101,7 +121,9 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         problem = scan.map_problem(p, projected, dt_weight, dt_bias, A, D)
         gradients = scan.backward(problem, kept, pixels(dy))
         u = (gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]]
-        dp, dprojected = (image(of.to(x.dtype), *p.shape[2:]) for of, x in ((u, p), (gradients.rows, projected)))
+        dp, dprojected = (
+            image(of.to(x.dtype), *p.shape[2:]) for of, x in ((u, p), (gradients.rows, projected))
+        )
         return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
 
     @backward.register_fake
@@ -115,7 +137,9 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         A: Tensor,
         D: Tensor,
     ) -> Six:
-        dp, dprojected = (x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected))
+        dp, dprojected = (
+            x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected)
+        )
         dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
         return dp, dprojected, dweight, dbias, dA, dD
 
@@ -124,28 +148,39 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
 
 def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
     @torch.library.custom_op(name, mutates_args=(), device_types=device)
-    def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor]:
         y, kept = scan.forward(scan.sequence_problem(u, dt, A, B, C, D), keep)
         return channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
 
     @forward.register_fake
-    def _(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def _(
+        u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor]:
         batch, rows, length = u.shape
         groups = B.shape[1]
         kept = scan.kept_shape(batch, groups, length if keep else 0, rows // groups, A.dtype)
         return A.new_empty(u.shape), A.new_empty(kept)
 
     @torch.library.custom_op(f"{name}_backward", mutates_args=(), device_types=device)
-    def backward(dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Six:
+    def backward(
+        dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+    ) -> Six:
         groups, channel = B.shape[1], u.shape[1] // B.shape[1]
         problem = scan.sequence_problem(u, dt, A, B, C, D)
         gradients = scan.backward(problem, kept, steps_first(dy, groups))
         du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
-        dB, dC = (own(rows.transpose(2, 3)) for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:]))
+        dB, dC = (
+            own(rows.transpose(2, 3))
+            for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:])
+        )
         return du, ddt, gradients.A, dB, dC, gradients.D
 
     @backward.register_fake
-    def _(dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Six:
+    def _(
+        dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+    ) -> Six:
         du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
         return du, ddt, dA, dB, dC, dD
 

@@ -1,8 +1,9 @@
-"""The selective scan as the rest of repmamba calls it: shapes checked, numbers in the right type, a backend chosen.
+"""The selective scan as the rest of repmamba calls it: shapes checked, numbers in the right type, a
+backend chosen.
 
-Two entries over the same operator: `selective_scan` takes sequences, as the literature writes it; `scan_map` takes a
-feature map and is what the network calls, four directions at once. Both compute in float32 whatever comes in (also
-under autocast), and in float64 throughout for float64.
+Two entries over the same operator: `selective_scan` takes sequences, as the literature writes it;
+`scan_map` takes a feature map and is what the network calls, four directions at once. Both compute
+in float32 whatever comes in (also under autocast), and in float64 throughout for float64.
 """
 
 from collections.abc import Callable
@@ -28,12 +29,15 @@ def selective_scan(
     dt_bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u;  y = <C, h> + D u, h zero at first.
+    """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u;  y = <C, h> + D u, h
+    zero at first.
 
-    u, dt, y: (batch, groups * channel, length).  A: (groups * channel, 16), negative.  D, dt_bias: (groups * channel,).
-    B, C: (batch, groups, 16, length). With dt_bias, dt is raw and becomes softplus(dt + dt_bias); without, it is taken
-    as it is (>= 0). Returns float32, or float64 when u is float64; differentiable in every argument.
-    Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2; softplus(v) is v beyond 20, as published.
+    u, dt, y: (batch, groups * channel, length).  A: (groups * channel, 16), negative.  D, dt_bias:
+    (groups * channel,).
+    B, C: (batch, groups, 16, length). With dt_bias, dt is raw and becomes softplus(dt + dt_bias);
+    without, it is taken as it is (>= 0). Returns float32, or float64 when u is float64;
+    differentiable in every argument. Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2;
+    softplus(v) is v beyond 20, as published.
     """
     _check_sequences(u, dt, A, B, C, D, dt_bias)
     working = _working_dtype(u)
@@ -53,17 +57,23 @@ def scan_map(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """The selective scan of a map in four directions (`repmamba.scan.directions`), and the sum of the four results.
+    """The selective scan of a map in four directions (`repmamba.scan.directions`), and the sum of
+    the four results.
 
-    p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction in
-    turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16), negative.  D: (4 C,).
-    dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is float64.
-    Both maps are best in torch.channels_last, which native and triton read without a copy. Raises ShapeMismatch.
+    p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for
+    each direction in
+    turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16),
+    negative.  D: (4 C,).
+    dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is
+    float64. Both maps are best in torch.channels_last, which native and triton read without a copy.
+    Raises ShapeMismatch.
     """
     _check_map(p, projected, dt_weight, dt_bias, A, D)
     working = _working_dtype(p)
     loaded = choose(p.device, backend, working)
-    p, projected = (x if x.dtype in loaded.backend.halves else x.to(working) for x in (p, projected))
+    p, projected = (
+        x if x.dtype in loaded.backend.halves else x.to(working) for x in (p, projected)
+    )
     dt_weight, dt_bias, A, D = (x.to(working) for x in (dt_weight, dt_bias, A, D))
     if loaded.maps is not None:
         return loaded.maps(p, projected, dt_weight, dt_bias, A, D)
@@ -79,13 +89,16 @@ def scan_map_as_sequences(
     A: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """`scan_map` by any scan of sequences: the map is laid out in the four orders, scanned, and put together again."""
+    """`scan_map` by any scan of sequences: the map is laid out in the four orders, scanned, and put
+    together again.
+    """
     batch, channel, height, width = p.shape
     rank = dt_weight.shape[2]
     rows = to_sequences(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
     r, B, C = rows[:, :, :rank], rows[:, :, rank : rank + STATE], rows[:, :, rank + STATE :]
     # A product and a sum in place of a matmul, which autocast would take to half precision.
-    raw = (dt_weight.unsqueeze(-1) * r.unsqueeze(2)).sum(3) + dt_bias.unsqueeze(-1)  # (batch, 4, C, length)
+    # (batch, 4, C, length)
+    raw = (dt_weight.unsqueeze(-1) * r.unsqueeze(2)).sum(3) + dt_bias.unsqueeze(-1)
     u = to_sequences(p.unsqueeze(1).expand(batch, DIRECTIONS, channel, height, width))
     y = scan(u.flatten(1, 2), softplus(raw).flatten(1, 2), A, B, C, D)
     return to_image(y.reshape(batch, DIRECTIONS, channel, height * width), height, width)
@@ -95,17 +108,21 @@ def _working_dtype(first: Tensor) -> torch.dtype:
     return torch.float64 if first.dtype == torch.float64 else torch.float32
 
 
-def _check_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor | None) -> None:
+def _check_sequences(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor | None
+) -> None:
     if u.ndim != 3 or B.ndim != 4:
         raise ShapeMismatch(
-            f"selective_scan got u {tuple(u.shape)} and B {tuple(B.shape)}; it takes u (batch, rows, length) "
+            f"selective_scan got u {tuple(u.shape)} and B {tuple(B.shape)}; it takes u (batch, "
+            "rows, length) "
             "and B (batch, groups, 16, length): give them these axes."
         )
     batch, rows, length = u.shape
     groups = B.shape[1]
     if length < 1 or rows < 1 or groups < 1 or rows % groups:
         raise ShapeMismatch(
-            f"selective_scan got {rows} rows of length {length} in {groups} groups; it takes at least one of each, "
+            f"selective_scan got {rows} rows of length {length} in {groups} groups; it takes at "
+            "least one of each, "
             "and the same number of rows in every group."
         )
     expected = {
@@ -120,10 +137,13 @@ def _check_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     _compare("selective_scan", f"u {tuple(u.shape)}", expected)
 
 
-def _check_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> None:
+def _check_map(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> None:
     if p.ndim != 4 or dt_weight.ndim != 3 or min(p.shape[1:]) < 1:
         raise ShapeMismatch(
-            f"scan_map got p {tuple(p.shape)} and dt_weight {tuple(dt_weight.shape)}; it takes p (batch, C, h, w), "
+            f"scan_map got p {tuple(p.shape)} and dt_weight {tuple(dt_weight.shape)}; it takes p "
+            "(batch, C, h, w), "
             "none of C, h, w zero, and dt_weight (4, C, R): give them these axes."
         )
     batch, channel, height, width = p.shape
@@ -141,7 +161,12 @@ def _check_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor,
     )
 
 
-def _compare(function: str, given: str, expected: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+def _compare(
+    function: str, given: str, expected: dict[str, tuple[Tensor, tuple[int, ...]]]
+) -> None:
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
-            raise ShapeMismatch(f"{function} got {name} {tuple(tensor.shape)} with {given}; it takes {name} {shape}.")
+            raise ShapeMismatch(
+                f"{function} got {name} {tuple(tensor.shape)} with {given}; it takes {name} "
+                f"{shape}."
+            )

@@ -1,4 +1,6 @@
-"""Threads of our own that compiled kernels share their work among; torch's would spin on our cores."""
+"""Threads of our own that compiled kernels share their work among; torch's would spin on our
+cores.
+"""
 
 import os
 from collections.abc import Callable
@@ -8,9 +10,11 @@ from itertools import pairwise
 
 
 def side_by_side(work: Callable[[int, int], None], units: int, threads: int) -> None:
-    """work(first, last) for all of the units 0 .. units - 1, one share for each thread, the first for the calling one.
+    """work(first, last) for all of the units 0 .. units - 1, one share for each thread, the first
+    for the calling one.
 
-    Returns when all are done, or raises what a share has raised. One thread means that no other one is asked.
+    Returns when all are done, or raises what a share has raised. One thread means that no other one
+    is asked.
     """
     bounds = [units * thread // threads for thread in range(threads + 1)]
     others = [in_another(work, *span) for span in pairwise(bounds[1:])]

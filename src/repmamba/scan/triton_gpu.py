@@ -1,8 +1,10 @@
-"""The selective scan on a GPU, by Triton, which a torch made for CUDA brings with it. Its launcher wants a C compiler.
+"""The selective scan on a GPU, by Triton, which a torch made for CUDA brings with it. Its launcher
+wants a C compiler.
 
-The kernels are in `triton_kernels`; here they get their arguments, and `operators` makes operators of torch of them.
-Half-precision maps are read as they are; states, results and the gradients of all but the maps are float32. The
-backward pass computes the states again, from one in SEGMENT that the forward pass keeps.
+The kernels are in `triton_kernels`; here they get their arguments, and `operators` makes operators
+of torch of them. Half-precision maps are read as they are; states, results and the gradients of all
+but the maps are float32. The backward pass computes the states again, from one in SEGMENT that the
+forward pass keeps.
 """
 
 from dataclasses import dataclass
@@ -18,14 +20,19 @@ from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_
 from repmamba.scan.sizes import STATE
 
 CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
-# Positions of a chunk: short enough that the 64 x 64 pooled map of one 128 x 128 tile is 1,024 programs of the widest
-# scan; the states at the ends of chunks are then 16 / 32 of a map each direction.
+# Positions of a chunk: short enough that the 64 x 64 pooled map of one 128 x 128 tile is 1,024
+# programs of the widest scan; the states at the ends of chunks are then 16 / 32 of a map each
+# direction.
 STEPS = 32
 SEGMENT = (
-    4  # steps between kept states: those of a segment are in registers at once, 16 a thread and step; at 8 they spill
+    # steps between kept states: those of a segment are in registers at once, 16 a thread and step;
+    # at 8 they spill
+    4
 )
 WIDEST_BLOCK = 32  # channels of a program: one a thread
-CARRY_BLOCK = 8  # channels of a program that goes over the chunks: few, for there are no chunks to fill a device with
+# channels of a program that goes over the chunks: few, for there are no chunks to fill a device
+# with
+CARRY_BLOCK = 8
 AHEAD = 8  # chunks whose loads it has in flight
 
 
@@ -38,16 +45,24 @@ def start() -> None:
 
 
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as `repmamba.scan.definition.scan_by_definition`."""
+    """The selective scan; arguments, result and source as
+    `repmamba.scan.definition.scan_by_definition`.
+    """
     tensors = (u, dt, A, B, C, D)
-    y: Tensor = torch.ops.repmamba.scan_sequences_triton(*tensors, wants_gradients("triton", *tensors))[0]
+    y: Tensor = torch.ops.repmamba.scan_sequences_triton(
+        *tensors, wants_gradients("triton", *tensors)
+    )[0]
     return y
 
 
-def scan_map(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """The four-directional scan of a map; arguments and result as `repmamba.scan.selective.scan_map`.
+def scan_map(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """The four-directional scan of a map; arguments and result as
+    `repmamba.scan.selective.scan_map`.
 
-    p and projected may be of any floating type; the others, and the result, are float32, or all are float64.
+    p and projected may be of any floating type; the others, and the result, are float32, or all are
+    float64.
     """
     tensors = (p, projected, dt_weight, dt_bias, A, D)
     y: Tensor = torch.ops.repmamba.scan_map_triton(*tensors, wants_gradients("triton", *tensors))[0]
@@ -121,7 +136,9 @@ class _Problem:
         return self.A.new_empty(shape)
 
     def launch(self, kernel: str, slabs: int, tensors: tuple[Tensor, ...], **flags: int) -> None:
-        """Run a kernel over all chunks and blocks of channels, so many slabs or groups, and the batch."""
+        """Run a kernel over all chunks and blocks of channels, so many slabs or groups, and the
+        batch.
+        """
         _launch(
             kernel,
             (self.chunks * self.blocks, slabs, self.batch),
@@ -147,14 +164,18 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _map_problem(p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
+def _map_problem(
+    p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> _Problem:
     height, width = p.shape[2:]
     dt_weight, dt_bias, A, D = (x.contiguous() for x in (dt_weight, dt_bias, A, D))
     u = pixels(p)
     return _Problem(u, u, pixels(projected), dt_weight, dt_bias, A, D, height, width)
 
 
-def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> _Problem:
+def _sequence_problem(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> _Problem:
     groups, length = B.shape[1], u.shape[2]
     rows = torch.cat((B, C), dim=2).transpose(2, 3).contiguous()
     no_weight, no_bias = A.new_empty(groups, u.shape[1] // groups, 0), D.contiguous()
@@ -163,12 +184,26 @@ def _sequence_problem(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
 
 def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
-    """The states before every chunk, (batch, groups, chunks, 16, channel); adjoint: the gradients of those after."""
+    """The states before every chunk, (batch, groups, chunks, 16, channel); adjoint: the gradients
+    of those after.
+    """
     shape = (problem.batch, problem.groups, problem.chunks)
     if problem.chunks == 1:
         return problem.new(*shape, STATE, problem.channel).zero_()
-    states, spans = problem.new(*shape, STATE, problem.channel), problem.new(*shape, problem.channel)
-    tensors = (source, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, states, spans)
+    states, spans = (
+        problem.new(*shape, STATE, problem.channel),
+        problem.new(*shape, problem.channel),
+    )
+    tensors = (
+        source,
+        problem.dt,
+        problem.rows,
+        problem.dt_weight,
+        problem.dt_bias,
+        problem.A,
+        states,
+        spans,
+    )
     problem.launch("chunk_ends", problem.groups, tensors, ADJOINT=adjoint)
     _launch(
         "carry",
@@ -183,13 +218,27 @@ def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
 
 
 def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """y of each slab, (batch, slabs, length, channel), and the kept states, none unless asked for."""
+    """y of each slab, (batch, slabs, length, channel), and the kept states, none unless asked
+    for.
+    """
     starts = _at_chunks(problem, problem.u, adjoint=False)
     y = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
     length = problem.length if keep else 0
-    kept = problem.new(*_kept_shape(problem.batch, problem.groups, length, problem.channel, problem.A.dtype))
-    tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
-    problem.launch("outputs", problem.slabs, (*tensors, starts, y, kept), KEEP=keep, SEGMENT=SEGMENT)
+    kept = problem.new(
+        *_kept_shape(problem.batch, problem.groups, length, problem.channel, problem.A.dtype)
+    )
+    tensors = (
+        problem.u,
+        problem.dt,
+        problem.rows,
+        problem.dt_weight,
+        problem.dt_bias,
+        problem.A,
+        problem.D,
+    )
+    problem.launch(
+        "outputs", problem.slabs, (*tensors, starts, y, kept), KEEP=keep, SEGMENT=SEGMENT
+    )
     return y, kept
 
 
@@ -200,8 +249,21 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     drows = problem.new(problem.blocks, *problem.rows.shape)
     lines = CONSTANTS + problem.rank
     dconstants = problem.new(problem.batch, problem.chunks, problem.groups, lines, problem.channel)
-    tensors = (problem.u, problem.dt, problem.rows, problem.dt_weight, problem.dt_bias, problem.A, problem.D)
-    problem.launch("gradients", problem.slabs, (*tensors, kept, ends, dy, du, ddt, drows, dconstants), SEGMENT=SEGMENT)
+    tensors = (
+        problem.u,
+        problem.dt,
+        problem.rows,
+        problem.dt_weight,
+        problem.dt_bias,
+        problem.A,
+        problem.D,
+    )
+    problem.launch(
+        "gradients",
+        problem.slabs,
+        (*tensors, kept, ends, dy, du, ddt, drows, dconstants),
+        SEGMENT=SEGMENT,
+    )
     by_line = dconstants.sum((0, 1))
     return Gradients(
         u=du,
@@ -214,7 +276,9 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     )
 
 
-def _kept_shape(batch: int, groups: int, length: int, channel: int, dtype: torch.dtype) -> tuple[int, ...]:
+def _kept_shape(
+    batch: int, groups: int, length: int, channel: int, dtype: torch.dtype
+) -> tuple[int, ...]:
     """Of the states before every segment."""
     return batch, groups, -(-length // SEGMENT), STATE, channel
 

@@ -1,25 +1,32 @@
-"""The GPU kernels of the scan: where a program walks, and what it does at each step, forward and backward.
+"""The GPU kernels of the scan: where a program walks, and what it does at each step, forward and
+backward.
 
-Imported by `triton_gpu` when that backend starts, and by nothing else: this is the only room's file that needs Triton.
+Imported by `triton_gpu` when that backend starts, and by nothing else: this is the only room's file
+that needs Triton.
 
-A sequence is cut into chunks of STEPS positions, so that one small map fills a device. The states at the ends of the
-chunks, each begun at zero, are found side by side (`chunk_ends`), carried on from chunk to chunk (`carry`), and the
-steps are taken again from the true states (`outputs`). Gradients of the states go the same way against the order of
-visits, then `gradients` takes each chunk backwards, SEGMENT steps at a time: it computes their states again from the
-one that `outputs` kept before them. Every factor is an exp of something <= 0: nothing can overflow.
+A sequence is cut into chunks of STEPS positions, so that one small map fills a device. The states
+at the ends of the chunks, each begun at zero, are found side by side (`chunk_ends`), carried on
+from chunk to chunk (`carry`), and the steps are taken again from the true states (`outputs`).
+Gradients of the states go the same way against the order of visits, then `gradients` takes each
+chunk backwards, SEGMENT steps at a time: it computes their states again from the one that `outputs`
+kept before them. Every factor is an exp of something <= 0: nothing can overflow.
 
-A program is one warp. It holds the 16 states of a block of channels, (state, channel), one channel a thread in the
-widest block: what is summed over states stays within a thread, and dt is computed once. Maps are channels-last and
-stay as they are: a direction is arithmetic on positions (`pixel_at`). A position counts pixels by row, or by column in
-directions 1 and 3; directions 2 and 3 walk from the last to the first. Nothing is added by atomics: a result is the
-same, bit by bit, in every run. Directions 0 and 2 of a map, which visit the same pixels, add to one slab of the
-result, 1 and 3 to another; each sequence has a slab of its own.
+A program is one warp. It holds the 16 states of a block of channels, (state, channel), one channel
+a thread in the widest block: what is summed over states stays within a thread, and dt is computed
+once. Maps are channels-last and stay as they are: a direction is arithmetic on positions
+(`pixel_at`). A position counts pixels by row, or by column in directions 1 and 3; directions 2 and
+3 walk from the last to the first. Nothing is added by atomics: a result is the same, bit by bit, in
+every run. Directions 0 and 2 of a map, which visit the same pixels, add to one slab of the result,
+1 and 3 to another; each sequence has a slab of its own.
 
-Everything is computed in the type of A, whatever the type of the maps. Shapes, as the kernels read them:
+Everything is computed in the type of A, whatever the type of the maps. Shapes, as the kernels read
+them:
 
-| u, dt, dy | map: (batch, length, channel); sequences: (batch, groups, length, channel); dt is read when RANK is 0 |
+| u, dt, dy | map: (batch, length, channel); sequences: (batch, groups, length, channel); dt is read
+when RANK is 0 |
 | rows | map: (batch, length, groups, RANK + 32); sequences: (batch, groups, length, 32): r, B, C |
-| dt_weight, dt_bias, D, A | (groups, channel, RANK), (groups, channel), the same, (groups, channel, 16) |
+| dt_weight, dt_bias, D, A | (groups, channel, RANK), (groups, channel), the same, (groups, channel,
+16) |
 | states | (batch, groups, chunks, 16, channel): at the ends of the chunks, then at their starts |
 | spans | (batch, groups, chunks, channel): the sum of dt over a chunk |
 | y, du | (batch, slabs, length, channel) |
@@ -37,7 +44,8 @@ from repmamba.scan import sizes
 INTERPRETED = triton.knobs.runtime.interpret  # on any device, step by step in Python: for tests
 
 STATE = tl.constexpr(sizes.STATE)
-LOG2_E = tl.constexpr(1.4426950408889634)  # exp2 is an instruction of the processor; exp is exp2 and a product
+# exp2 is an instruction of the processor; exp is exp2 and a product
+LOG2_E = tl.constexpr(1.4426950408889634)
 SOFTPLUS_LINEAR = tl.constexpr(20.0)  # softplus(v) is v beyond, as published
 # Lines of a chunk's gradients of constants: 16 of A, then D, dt_bias, and RANK of dt_weight.
 D_LINE, BIAS_LINE, WEIGHT_LINES = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18)
@@ -48,15 +56,20 @@ def softplus(raw):
     """log(1 + exp(raw)), raw itself beyond 20; and its derivative."""
     power = tl.exp(tl.minimum(raw, SOFTPLUS_LINEAR))
     grown = 1.0 + power
-    # The logarithm knows a small power only as it was rounded into 1 + power; the quotient gives back what that lost.
+    # The logarithm knows a small power only as it was rounded into 1 + power; the quotient gives
+    # back what that lost.
     rounded = tl.where(grown == 1.0, 1.0, grown - 1.0)
     value = tl.where(grown == 1.0, power, tl.log(grown) * (power / rounded))
-    return tl.where(raw > SOFTPLUS_LINEAR, raw, value), tl.where(raw > SOFTPLUS_LINEAR, 1.0, power / grown)
+    return tl.where(raw > SOFTPLUS_LINEAR, raw, value), tl.where(
+        raw > SOFTPLUS_LINEAR, 1.0, power / grown
+    )
 
 
 @triton.jit
 def pixel_at(position, direction, height, width, MAP: tl.constexpr):
-    """The pixel, counted by row, at a position of a direction's order; of a sequence the step itself."""
+    """The pixel, counted by row, at a position of a direction's order; of a sequence the step
+    itself.
+    """
     if not MAP:
         return position
     column = position // height
@@ -73,7 +86,9 @@ def is_reversed(direction, MAP: tl.constexpr):
 
 @triton.jit
 def walk(chunk, length, backwards, STEPS: tl.constexpr):
-    """The first position that is visited in a chunk, the way to the next (1 or -1), and the number of positions."""
+    """The first position that is visited in a chunk, the way to the next (1 or -1), and the number
+    of positions.
+    """
     first = chunk * STEPS
     count = tl.minimum(STEPS, length - first)
     return tl.where(backwards, first + count - 1, first), tl.where(backwards, -1, 1), count
@@ -93,7 +108,9 @@ def rate_tile(A, direction, channel, channels, known):
 
 
 @triton.jit
-def weight_tile(dt_weight, direction, channel, channels, known, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr):
+def weight_tile(
+    dt_weight, direction, channel, channels, known, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr
+):
     """dt_weight of a block as (RANK_BLOCK, channels), zero beyond RANK."""
     ranks = tl.arange(0, RANK_BLOCK)
     offsets = (direction * channel + channels[None, :]) * RANK + ranks[:, None]
@@ -108,8 +125,12 @@ def load_r(row, live, number: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.c
 
 
 @triton.jit
-def load_dt(dt, offsets, row, weight, bias, known, live, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr):
-    """dt of a step, (channels,), and its derivative by what softplus is taken of; both 0 where there is no step."""
+def load_dt(
+    dt, offsets, row, weight, bias, known, live, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr
+):
+    """dt of a step, (channels,), and its derivative by what softplus is taken of; both 0 where
+    there is no step.
+    """
     number: tl.constexpr = bias.dtype
     if RANK == 0:
         size = tl.load(dt + offsets, mask=known & live, other=0.0).to(number)
@@ -141,7 +162,8 @@ def chunk_ends(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What each chunk alone adds to its last state; ADJOINT: to the gradient of the state before it. And its span.
+    """What each chunk alone adds to its last state; ADJOINT: to the gradient of the state before
+    it. And its span.
 
     source: u, or dy. Programs: (chunks times blocks of channels, groups, batch).
     """
@@ -164,7 +186,9 @@ def chunk_ends(
     for _ in range(count):
         at = image * length + pixel_at(position, direction, height, width, MAP)
         row = rows + (at * groups + direction if MAP else at) * (RANK + 2 * STATE)
-        size, _slope = load_dt(dt, at * channel + channels, row, weight, bias, known, True, RANK, RANK_BLOCK)
+        size, _slope = load_dt(
+            dt, at * channel + channels, row, weight, bias, known, True, RANK, RANK_BLOCK
+        )
         x = tl.load(source + at * channel + channels, mask=known, other=0.0).to(number)
         of_states = tl.load(row + RANK + (STATE if ADJOINT else 0) + tl.arange(0, STATE)).to(number)
         decay = tl.exp2(size[None, :] * rates)
@@ -192,9 +216,11 @@ def carry(
     AHEAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """From what each chunk alone adds to the state that it starts from, in place. Programs: (blocks, groups, batch).
+    """From what each chunk alone adds to the state that it starts from, in place. Programs:
+    (blocks, groups, batch).
 
-    AHEAD chunks are loaded before the first of them is stored: their loads then wait for memory together.
+    AHEAD chunks are loaded before the first of them is stored: their loads then wait for memory
+    together.
     """
     direction = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -207,12 +233,20 @@ def carry(
     for first in range(0, chunks, AHEAD):
         added, sizes = (), ()
         for ahead in tl.static_range(AHEAD):
-            index = sequence * chunks + tl.where(backwards, chunks - 1 - first - ahead, first + ahead)
+            index = sequence * chunks + tl.where(
+                backwards, chunks - 1 - first - ahead, first + ahead
+            )
             live = known & (first + ahead < chunks)
-            added += (tl.load(states + state_tile(index, channel, channels), mask=live[None, :], other=0.0),)
+            added += (
+                tl.load(
+                    states + state_tile(index, channel, channels), mask=live[None, :], other=0.0
+                ),
+            )
             sizes += (tl.load(spans + index * channel + channels, mask=live, other=0.0),)
         for ahead in tl.static_range(AHEAD):
-            index = sequence * chunks + tl.where(backwards, chunks - 1 - first - ahead, first + ahead)
+            index = sequence * chunks + tl.where(
+                backwards, chunks - 1 - first - ahead, first + ahead
+            )
             live = known & (first + ahead < chunks)
             tl.store(states + state_tile(index, channel, channels), h, mask=live[None, :])
             h = tl.exp2(sizes[ahead][None, :] * rates) * h + added[ahead]
@@ -264,7 +298,11 @@ def outputs(
         skip = tl.load(D + direction * channel + channels, mask=known, other=0.0)
 
         position, way, count = walk(chunk, length, is_reversed(direction, MAP), STEPS)
-        h = tl.load(starts + state_tile(sequence * chunks + chunk, channel, channels), mask=known[None, :], other=0.0)
+        h = tl.load(
+            starts + state_tile(sequence * chunks + chunk, channel, channels),
+            mask=known[None, :],
+            other=0.0,
+        )
         for step in range(count):
             if KEEP and step % SEGMENT == 0:
                 index = sequence * segments + (chunk * STEPS + step) // SEGMENT
@@ -272,7 +310,9 @@ def outputs(
             pixel = pixel_at(position, direction, height, width, MAP)
             at = image * length + pixel
             row = rows + (at * groups + direction if MAP else at) * (RANK + 2 * STATE)
-            size, _slope = load_dt(dt, at * channel + channels, row, weight, bias, known, True, RANK, RANK_BLOCK)
+            size, _slope = load_dt(
+                dt, at * channel + channels, row, weight, bias, known, True, RANK, RANK_BLOCK
+            )
             x = tl.load(u + at * channel + channels, mask=known, other=0.0).to(number)
             B = tl.load(row + RANK + tl.arange(0, STATE)).to(number)
             C = tl.load(row + RANK + STATE + tl.arange(0, STATE)).to(number)
@@ -313,10 +353,13 @@ def gradients(
     SEGMENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All gradients; those of the rows once for each block of channels, those of the constants once for each chunk.
+    """All gradients; those of the rows once for each block of channels, those of the constants once
+    for each chunk.
 
-    ends: gradients of the states at the ends of the chunks, as `starts`.  ddt: (batch, groups, length, channel).
-    drows: (blocks, *rows).  dconstants: (batch, chunks, groups, 18 + RANK, channel). Programs: as `outputs`.
+    ends: gradients of the states at the ends of the chunks, as `starts`.  ddt: (batch, groups,
+    length, channel).
+    drows: (blocks, *rows).  dconstants: (batch, chunks, groups, 18 + RANK, channel). Programs: as
+    `outputs`.
     """
     chunks, segments = tl.cdiv(length, STEPS), tl.cdiv(length, SEGMENT)
     chunk, slab = tl.program_id(0) % chunks, tl.program_id(1)
@@ -326,7 +369,8 @@ def gradients(
     known = channels < channel
     batch = tl.program_id(2).to(tl.int64)
     number: tl.constexpr = A.dtype.element_ty
-    # All rows of a block: as many as the maps have pixels, times the directions whose rows lie beside each other.
+    # All rows of a block: as many as the maps have pixels, times the directions whose rows lie
+    # beside each other.
     row_block = block * tl.num_programs(2).to(tl.int64) * groups * length
 
     for turn in range(2 if MAP else 1):
@@ -340,7 +384,11 @@ def gradients(
         skip = tl.load(D + direction * channel + channels, mask=known, other=0.0)
 
         origin, way, count = walk(chunk, length, is_reversed(direction, MAP), STEPS)
-        dh = tl.load(ends + state_tile(sequence * chunks + chunk, channel, channels), mask=known[None, :], other=0.0)
+        dh = tl.load(
+            ends + state_tile(sequence * chunks + chunk, channel, channels),
+            mask=known[None, :],
+            other=0.0,
+        )
         dA = tl.zeros([STATE, BLOCK], number)
         dweight = tl.zeros([RANK_BLOCK, BLOCK], number)
         dD, dbias = tl.zeros([BLOCK], number), tl.zeros([BLOCK], number)
@@ -353,9 +401,13 @@ def gradients(
             for ahead in tl.static_range(SEGMENT):
                 before += (h,)
                 live = first + ahead < count
-                at = image * length + pixel_at(origin + way * (first + ahead), direction, height, width, MAP)
+                at = image * length + pixel_at(
+                    origin + way * (first + ahead), direction, height, width, MAP
+                )
                 row = rows + (at * groups + direction if MAP else at) * (RANK + 2 * STATE)
-                size, _slope = load_dt(dt, at * channel + channels, row, weight, bias, known, live, RANK, RANK_BLOCK)
+                size, _slope = load_dt(
+                    dt, at * channel + channels, row, weight, bias, known, live, RANK, RANK_BLOCK
+                )
                 x = tl.load(u + at * channel + channels, mask=known & live, other=0.0).to(number)
                 B = tl.load(row + RANK + states, mask=live, other=0.0).to(number)
                 h = tl.exp2(size[None, :] * rates) * h + (size * x)[None, :] * B[:, None]
@@ -366,9 +418,13 @@ def gradients(
                 at = image * length + pixel
                 row_index = (at * groups + direction if MAP else at) * (RANK + 2 * STATE)
                 row = rows + row_index
-                size, slope = load_dt(dt, at * channel + channels, row, weight, bias, known, live, RANK, RANK_BLOCK)
+                size, slope = load_dt(
+                    dt, at * channel + channels, row, weight, bias, known, live, RANK, RANK_BLOCK
+                )
                 x = tl.load(u + at * channel + channels, mask=known & live, other=0.0).to(number)
-                dy_here = tl.load(dy + at * channel + channels, mask=known & live, other=0.0).to(number)
+                dy_here = tl.load(dy + at * channel + channels, mask=known & live, other=0.0).to(
+                    number
+                )
                 B = tl.load(row + RANK + states, mask=live, other=0.0).to(number)
                 C = tl.load(row + RANK + STATE + states, mask=live, other=0.0).to(number)
                 decay = tl.exp2(size[None, :] * rates)
@@ -385,7 +441,9 @@ def gradients(
                 dD += dy_here * x
                 dh *= decay
 
-                place = du + ((batch * tl.num_programs(1) + slab) * length + pixel) * channel + channels
+                place = (
+                    du + ((batch * tl.num_programs(1) + slab) * length + pixel) * channel + channels
+                )
                 earlier = tl.load(place, mask=known & live & (turn > 0), other=0.0)
                 tl.store(place, earlier + ddrive * size + skip * dy_here, mask=known & live)
                 drow = drows + row_block * (RANK + 2 * STATE) + row_index
@@ -402,7 +460,11 @@ def gradients(
                     tl.store(drow + ranks, dr, mask=(ranks < RANK) & live)
 
         line = ((batch * chunks + chunk) * groups + direction) * (WEIGHT_LINES + RANK)
-        tl.store(dconstants + (line + states[:, None]) * channel + channels[None, :], dA, mask=known[None, :])
+        tl.store(
+            dconstants + (line + states[:, None]) * channel + channels[None, :],
+            dA,
+            mask=known[None, :],
+        )
         tl.store(dconstants + (line + D_LINE) * channel + channels, dD, mask=known)
         tl.store(dconstants + (line + BIAS_LINE) * channel + channels, dbias, mask=known)
         tl.store(

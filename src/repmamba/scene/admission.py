@@ -1,7 +1,9 @@
-"""Admission: which sources are opened at all, and what they may declare before memory is taken for them.
+"""Admission: which sources are opened at all, and what they may declare before memory is taken for
+them.
 
-The user's own files are read wherever they are named, virtual rasters and addresses included. A stranger's are regular
-files of four formats, known by their first bytes, without side-cars, and small.
+The user's own files are read wherever they are named, virtual rasters and addresses included. A
+stranger's are regular files of four formats, known by their first bytes, without side-cars, and
+small.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
 GDAL_SETTINGS = {
-    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else what is at an address now is mixed with what was there before
+    # else what is at an address now is mixed with what was there before
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
 }
-STRANGERS_SETTINGS = {  # a side-car file of a stranger may name any file of this machine, or another one's address
+# a side-car file of a stranger may name any file of this machine, or another one's address
+STRANGERS_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
 }
@@ -64,9 +68,11 @@ class Reading:
     max_pixels: int | None = None
     fill_corrupt: bool = False  # blocks that cannot be read are missing pixels, and counted
     expand_palette: bool = False  # colours in place of classes
-    nodata: tuple[float, ...] | None = None  # one for all bands or one a band, in place of what the file declares
+    # one for all bands or one a band, in place of what the file declares
+    nodata: tuple[float, ...] | None = None
     alpha: bool = True  # False: what the file calls alpha is a band like others
-    data_bands: tuple[int | str, ...] = ()  # numbers or names of bands that are data, whatever the file says
+    # numbers or names of bands that are data, whatever the file says
+    data_bands: tuple[int | str, ...] = ()
 
     @property
     def limits(self) -> Limits:
@@ -78,9 +84,14 @@ class Reading:
 
 
 def check_file(name: str, how: Reading) -> str | None:
-    """Look at the file before GDAL does; the driver to open it with, None for whichever takes it."""
-    path, there = Path(name), os.path.exists(name)  # a whole virtual raster may stand there, too long for a file's name
-    named_elsewhere = "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
+    """Look at the file before GDAL does; the driver to open it with, None for whichever takes
+    it.
+    """
+    # a whole virtual raster may stand there, too long for a file's name
+    path, there = Path(name), os.path.exists(name)
+    named_elsewhere = (
+        "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
+    )
     if named_elsewhere and not how.untrusted:
         return None
     if not there:
@@ -103,11 +114,15 @@ def check_file(name: str, how: Reading) -> str | None:
     for magic, driver in STRANGERS_DRIVERS.items():
         if head.startswith(magic):
             return driver
-    raise SourceError(f"{name} is none of the formats taken from strangers: GeoTIFF, JPEG 2000, PNG, JPEG.")
+    raise SourceError(
+        f"{name} is none of the formats taken from strangers: GeoTIFF, JPEG 2000, PNG, JPEG."
+    )
 
 
 def check_dataset(name: str, dataset: Any, how: Reading) -> None:
-    """Refuse what cannot be enlarged, and what declares more than is allowed, before a pixel is decoded."""
+    """Refuse what cannot be enlarged, and what declares more than is allowed, before a pixel is
+    decoded.
+    """
     if dataset.count == 0:
         parts = dataset.subdatasets
         if parts and not how.untrusted:
@@ -115,14 +130,22 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
         raise SourceError(f"{name} holds no bands.")
     types = sorted(set(dataset.dtypes))
     if len(types) > 1:
-        raise SourceError(f"{name} has bands of several types ({', '.join(types)}); give them one type first.")
+        raise SourceError(
+            f"{name} has bands of several types ({', '.join(types)}); give them one type first."
+        )
     if types[0] not in DTYPES:
-        raise SourceError(f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}.")
-    limits, or_trust = how.limits, ", or leave out untrusted=True if you trust its maker" if how.untrusted else ""
+        raise SourceError(
+            f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}."
+        )
+    limits, or_trust = (
+        how.limits,
+        ", or leave out untrusted=True if you trust its maker" if how.untrusted else "",
+    )
     pixels = dataset.width * dataset.height
     if pixels > limits.pixels:
         raise SourceError(
-            f"{name} declares {dataset.width} x {dataset.height} pixels, and {limits.pixels} are allowed; "
+            f"{name} declares {dataset.width} x {dataset.height} pixels, and {limits.pixels} are "
+            "allowed; "
             "raise max_pixels= if that is meant."
         )
     if dataset.count > limits.bands:
@@ -133,13 +156,16 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
     if (size := block_bytes(dataset)) > limits.block_bytes:
         rows, cols = dataset.block_shapes[0]
         raise SourceError(
-            f"{name} has blocks of {cols} x {rows} pixels and {readable(size)}, more than may be decoded at once "
-            f"({readable(limits.block_bytes)}); write it anew in tiles, with gdal_translate -co TILED=YES{or_trust}."
+            f"{name} has blocks of {cols} x {rows} pixels and {readable(size)}, more than may be "
+            "decoded at once "
+            f"({readable(limits.block_bytes)}); write it anew in tiles, with gdal_translate -co "
+            f"TILED=YES{or_trust}."
         )
     path = Path(name)
     if os.path.isfile(name) and pixels > limits.pixels_per_byte * path.stat().st_size:
         raise SourceError(
-            f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} bytes, which no image "
+            f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} "
+            "bytes, which no image "
             "needs so few for; raise max_pixels= if that is meant."
         )
 
@@ -147,5 +173,7 @@ def check_dataset(name: str, dataset: Any, how: Reading) -> None:
 def block_bytes(dataset: Any) -> int:
     """What is decoded at once, however small the window that is read."""
     rows, cols = dataset.block_shapes[0]
-    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    together = (
+        dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    )
     return int(rows * cols * np.dtype(dataset.dtypes[0]).itemsize * together)

@@ -1,4 +1,6 @@
-"""What upscale_file and plan_file take by keyword: the names, what each of them takes, and a line for all else."""
+"""What upscale_file and plan_file take by keyword: the names, what each of them takes, and a line
+for all else.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,29 @@ class Arguments(TypedDict, total=False):
     backend: str | None  # of the scan
     precision: str | None  # float32 or bfloat16
     ensemble: bool  # the mean over the eight flips and rotations, for eight times the work
-    confidence: str | os.PathLike[str] | None  # a raster of the error to expect in each pixel; brings ensemble with it
+    # a raster of the error to expect in each pixel; brings ensemble with it
+    confidence: str | os.PathLike[str] | None
     tile: int | None  # edge of the kept part of a tile, lr pixels, even
     halo: int | None  # what is read around it, lr pixels, even
-    window: Window | tuple[int, int, int, int] | None  # only this part, lr pixels: col, row, width, height
-    bbox: tuple[float, float, float, float] | None  # the same as left, bottom, right, top in the scene's CRS
-    bands: Iterable[int | str] | None  # only these, by their numbers in the file, from 1, or their names
-    rgb: Sequence[int | str] | None  # the numbers or names of red, green and blue; as the file says unless given
-    nodata: float | Sequence[float] | None  # of all bands, or one a band; in place of what the file declares
-    alpha: bool  # False: a band that the file calls alpha is enlarged as others are, and tells nothing
+    # only this part, lr pixels: col, row, width, height
+    window: Window | tuple[int, int, int, int] | None
+    # the same as left, bottom, right, top in the scene's CRS
+    bbox: tuple[float, float, float, float] | None
+    # only these, by their numbers in the file, from 1, or their names
+    bands: Iterable[int | str] | None
+    # the numbers or names of red, green and blue; as the file says unless given
+    rgb: Sequence[int | str] | None
+    # of all bands, or one a band; in place of what the file declares
+    nodata: float | Sequence[float] | None
+    # False: a band that the file calls alpha is enlarged as others are, and tells nothing
+    alpha: bool
     value_range: ValueRange | None  # black and white to the network; nothing is clipped to it
     consistent: bool | None  # back-projection; on where the scene has a place unless given
     format: str | None  # a name of scene.formats; by the target's ending unless given
     creation: Mapping[str, str] | None  # GDAL's creation options
     workers: int | None  # tiles side by side; the number of CPU cores unless given; changes no byte
-    cluster: Any  # compute on a Dask cluster: its scheduler's address or file (.json), or a distributed.Client
+    # compute on a Dask cluster: its scheduler's address or file (.json), or a distributed.Client
+    cluster: Any
     untrusted: bool  # read as a stranger's file
     max_pixels: int | None  # allow a source of so many
     on_corrupt: Literal["error", "fill"]  # fill: blocks that cannot be read are missing pixels
@@ -54,16 +64,25 @@ class Arguments(TypedDict, total=False):
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that were given, in plain Python types, the window as ours. Raises UsageError."""
+    """The arguments that were given, in plain Python types, the window as ours. Raises
+    UsageError.
+    """
     return checked(arguments, KINDS, ON_THE_COMMAND_LINE)
 
 
 def _window(value: Any) -> Window:
-    """Four numbers as the command line and rasterio order them, a Window of rasterio, or one of ours."""
+    """Four numbers as the command line and rasterio order them, a Window of rasterio, or one of
+    ours.
+    """
     if isinstance(value, Window):
         return value
     if hasattr(value, "col_off"):
-        value = [_exactly(value.col_off), _exactly(value.row_off), _exactly(value.width), _exactly(value.height)]
+        value = [
+            _exactly(value.col_off),
+            _exactly(value.row_off),
+            _exactly(value.width),
+            _exactly(value.height),
+        ]
     col, row, width, height = several(whole, 4)(value)
     return Window(row, col, height, width)
 
@@ -74,7 +93,9 @@ def _bands(count: int | None = None) -> Callable[[Any], tuple[int | str, ...]]:
     def read(values: Any) -> tuple[int | str, ...]:
         if isinstance(values, str):
             raise TypeError("This is one text.")
-        return several(lambda value: value if isinstance(value, str) else whole(value), count)(values)
+        return several(lambda value: value if isinstance(value, str) else whole(value), count)(
+            values
+        )
 
     return read
 
@@ -139,4 +160,5 @@ KINDS: dict[str, Kind] = {
     "on_corrupt": _one_of("error", "fill"),
     "expand_palette": FLAG,
 }
-ON_THE_COMMAND_LINE = {"range": "value_range", "co": "creation"}  # names there that are other ones here
+# names there that are other ones here
+ON_THE_COMMAND_LINE = {"range": "value_range", "co": "creation"}

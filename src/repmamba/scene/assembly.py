@@ -1,9 +1,10 @@
-"""From finished tiles to one raster file, through GDAL, and nothing of it trusted before it was read back.
+"""From finished tiles to one raster file, through GDAL, and nothing of it trusted before it was
+read back.
 
-GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their GDAL drivers from a
-GeoTIFF. The overviews of a COG are computed here, from the level above, rather than by GDAL: so every pixel of every
-level is known before it is written, and a level that a full disk swallowed is seen. One thread, one order: equal tiles,
-equal bytes.
+GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their
+GDAL drivers from a GeoTIFF. The overviews of a COG are computed here, from the level above, rather
+than by GDAL: so every pixel of every level is known before it is written, and a level that a full
+disk swallowed is seen. One thread, one order: equal tiles, equal bytes.
 """
 
 from __future__ import annotations
@@ -51,16 +52,21 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 WRITING = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
-WHOLE, PARTS = "whole", "parts"  # folders in the working folder: of the result, and of what it is copied from
+# folders in the working folder: of the result, and of what it is copied from
+WHOLE, PARTS = "whole", "parts"
 SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
 CACHE = 48 << 20  # bytes of decoded tiles kept there
-LOSSY_ERROR = 24.0  # grey levels by which a lossy format may differ on average; a lost block differs by more
+# grey levels by which a lossy format may differ on average; a lost block differs by more
+LOSSY_ERROR = 24.0
 NOT_WRITABLE = {"bidx", "ns"}  # names of tags
-ALMOST_FULL = 16 << 20  # bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
+# bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
+ALMOST_FULL = 16 << 20
 
 
 class Mosaic:
-    """The finished tiles as one raster, read by any window. Keeps a few decoded tiles; not thread-safe."""
+    """The finished tiles as one raster, read by any window. Keeps a few decoded tiles; not
+    thread-safe.
+    """
 
     def __init__(self, journal: Journal, profile: OutputProfile) -> None:
         self._journal, self._profile = journal, profile
@@ -98,7 +104,11 @@ class Mosaic:
 
 
 def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
-    means = () if is_lossless(profile) else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
+    means = (
+        ()
+        if is_lossless(profile)
+        else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
+    )
     return Piece(window, pixels.digest, pixels.valid_digest if profile.mask else "", means)
 
 
@@ -111,10 +121,14 @@ class Assembled:
     levels: tuple[Level, ...]
 
 
-def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: TellPart) -> Assembled:
-    """Write the result under its name into a folder inside folder, bring it to the disk, and check all of it.
+def assemble(
+    folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: TellPart
+) -> Assembled:
+    """Write the result under its name into a folder inside folder, bring it to the disk, and check
+    all of it.
 
-    Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the finished tiles stay.
+    Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the
+    finished tiles stay.
     """
     clear_drafts(folder)
     whole = folder / WHOLE
@@ -123,9 +137,13 @@ def assemble(folder: Path, name: str, profile: OutputProfile, journal: Journal, 
         with gdal_errors(path), bounded_cache():
             whole.mkdir()
             mosaic = Mosaic(journal, profile)
-            expected = _WRITERS[profile.format](path, profile, mosaic, lambda done: progress(0.6 * done))
+            expected = _WRITERS[profile.format](
+                path, profile, mosaic, lambda done: progress(0.6 * done)
+            )
             durable.sync_file(path)
-            levels = _checked(path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done))
+            levels = _checked(
+                path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done)
+            )
             _check_description(path, profile)
             sidecars = _sidecars(path, profile)
     except BaseException:
@@ -142,13 +160,16 @@ def clear_drafts(folder: Path) -> None:
 
 @contextmanager
 def gdal_errors(path: Path) -> Iterator[None]:
-    """What GDAL says and what a reader finds while path is assembled, as NoSpace, TargetError, VerificationError."""
+    """What GDAL says and what a reader finds while path is assembled, as NoSpace, TargetError,
+    VerificationError.
+    """
     try:
         yield
     except VerificationError as damage:
         if (free := durable.free_bytes(path.parent.parent)) < ALMOST_FULL:
             raise NoSpace(
-                f"No space left while {path.name} was assembled ({durable.readable(free)} free). All tiles are kept: "
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
+                "All tiles are kept: "
                 "make room and run the same command again."
             ) from damage
         raise
@@ -158,11 +179,13 @@ def gdal_errors(path: Path) -> Iterator[None]:
         free = durable.free_bytes(path.parent.parent)
         if free < ALMOST_FULL or getattr(error, "errno", None) in durable.FULL:
             raise NoSpace(
-                f"No space left while {path.name} was assembled ({durable.readable(free)} free). All tiles are kept: "
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
+                "All tiles are kept: "
                 "make room and run the same command again."
             ) from error
         raise TargetError(
-            f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same command continues."
+            f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same "
+            "command continues."
         ) from error
 
 
@@ -174,23 +197,30 @@ def _reason(error: BaseException) -> str:
 # ---- writing
 
 
-def _write_gtiff(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
+def _write_gtiff(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+) -> tuple[Level, ...]:
     options = creation_options(profile)
     _write_tiff(path, profile, options, mosaic, progress)
     return (_base_level(profile, mosaic),)
 
 
-def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
+def _write_cog(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+) -> tuple[Level, ...]:
     options = creation_options(profile)
     parts = path.parent.parent / PARTS
     parts.mkdir()
     try:
         base = parts / "level.tif"
-        _write_tiff(base, profile, _intermediate(profile, 256), mosaic, lambda done: progress(0.4 * done))
+        _write_tiff(
+            base, profile, _intermediate(profile, 256), mosaic, lambda done: progress(0.4 * done)
+        )
         levels = [_base_level(profile, mosaic)]
         files = [base]
         while max(levels[-1].width, levels[-1].height) > int(options["BLOCKSIZE"]):
-            files.append(Path(f"{files[-1]}.ovr"))  # GDAL takes level.tif.ovr.ovr for the second overview of level.tif
+            # GDAL takes level.tif.ovr.ovr for the second overview of level.tif
+            files.append(Path(f"{files[-1]}.ovr"))
             levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
         _check_intermediates(files, levels, profile)
         with rasterio.Env(**WRITING):
@@ -201,18 +231,30 @@ def _write_cog(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Tel
     return tuple(levels)
 
 
-def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart) -> tuple[Level, ...]:
+def _write_copy(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+) -> tuple[Level, ...]:
     parts = path.parent.parent / PARTS
     parts.mkdir()
     base = parts / "level.tif"
-    described = profile if is_placed(profile) else replace(profile, tags={"": _told_inside(profile)})
+    described = (
+        profile if is_placed(profile) else replace(profile, tags={"": _told_inside(profile)})
+    )
     try:
-        _write_tiff(base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done))
+        _write_tiff(
+            base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done)
+        )
         # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
         pam = "YES" if is_placed(profile) else "NO"
         text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
         with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
-            gdal_copy(base, path, driver=FORMATS[profile.format].driver, **creation_options(profile), **text)
+            gdal_copy(
+                base,
+                path,
+                driver=FORMATS[profile.format].driver,
+                **creation_options(profile),
+                **text,
+            )
         progress(1.0)
     finally:
         durable.remove(parts)
@@ -220,7 +262,9 @@ def _write_copy(path: Path, profile: OutputProfile, mosaic: Mosaic, progress: Te
 
 
 def _told_inside(profile: OutputProfile) -> dict[str, str]:
-    """The tags by which a picture without a side-car says what it is: a PNG by its text, a JPEG by its EXIF."""
+    """The tags by which a picture without a side-car says what it is: a PNG by its text, a JPEG by
+    its EXIF.
+    """
     tags = profile.tags.get("", {})
     own = {name: text for name, text in tags.items() if name.startswith("SUPER_RESOL")}
     if profile.format == "PNG" or not own:
@@ -234,26 +278,51 @@ _WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG"
 def is_placed(profile: OutputProfile) -> bool:
     """Whether the result lies somewhere: a transform, a CRS, control points or RPCs."""
     grid = profile.grid
-    return any(place is not None for place in (grid.transform, grid.crs, profile.gcps, profile.rpcs))
+    return any(
+        place is not None for place in (grid.transform, grid.crs, profile.gcps, profile.rpcs)
+    )
 
 
 def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
-    # 256 x rows blocks: for a reader that goes line by line, a row of blocks must fit into GDAL's cache.
+    # 256 x rows blocks: for a reader that goes line by line, a row of blocks must fit into GDAL's
+    # cache.
     big = "YES" if raw_bytes(profile) > 2 << 30 else "NO"
     interleave = "PIXEL" if profile.count <= 4 else "BAND"
     colours = "RGB" if profile.colorinterp[:3] == ("red", "green", "blue") else "MINISBLACK"
     alpha = {"ALPHA": "YES"} if profile.has_alpha else {}
-    return {"TILED": "YES", "BLOCKXSIZE": "256", "BLOCKYSIZE": str(rows), "COMPRESS": "ZSTD", "ZSTD_LEVEL": "1",
-            "PREDICTOR": "2" if "int" in profile.dtype else "3", "BIGTIFF": big, "INTERLEAVE": interleave,
-            "PHOTOMETRIC": colours, **alpha}  # fmt: skip
+    return {
+        "TILED": "YES",
+        "BLOCKXSIZE": "256",
+        "BLOCKYSIZE": str(rows),
+        "COMPRESS": "ZSTD",
+        "ZSTD_LEVEL": "1",
+        "PREDICTOR": "2" if "int" in profile.dtype else "3",
+        "BIGTIFF": big,
+        "INTERLEAVE": interleave,
+        "PHOTOMETRIC": colours,
+        **alpha,
+    }
 
 
 def _write_tiff(
-    path: Path, profile: OutputProfile, options: Mapping[str, str], mosaic: Mosaic, progress: TellPart
+    path: Path,
+    profile: OutputProfile,
+    options: Mapping[str, str],
+    mosaic: Mosaic,
+    progress: TellPart,
 ) -> None:
     grid = profile.grid
-    place = {name: value for name, value in (("transform", grid.transform), ("crs", grid.crs)) if value is not None}
-    shape = {"width": grid.width, "height": grid.height, "count": profile.count, "dtype": profile.dtype}
+    place = {
+        name: value
+        for name, value in (("transform", grid.transform), ("crs", grid.crs))
+        if value is not None
+    }
+    shape = {
+        "width": grid.width,
+        "height": grid.height,
+        "count": profile.count,
+        "dtype": profile.dtype,
+    }
     with (
         writing_alone(),
         rasterio.Env(**WRITING),
@@ -270,8 +339,11 @@ def _write_tiff(
             progress(number / len(windows))
 
 
-def _writing_order(tiles: Sequence[Window], width: int, height: int, options: Mapping[str, str]) -> tuple[Window, ...]:
-    # A block that two windows share is compressed, written, read, and written again elsewhere: so none is shared.
+def _writing_order(
+    tiles: Sequence[Window], width: int, height: int, options: Mapping[str, str]
+) -> tuple[Window, ...]:
+    # A block that two windows share is compressed, written, read, and written again elsewhere: so
+    # none is shared.
     block_height, block_width = int(options["BLOCKYSIZE"]), int(options["BLOCKXSIZE"])
     if all(_on_blocks(tile, block_height, block_width, width, height) for tile in tiles):
         return tuple(tiles)
@@ -290,14 +362,20 @@ def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, he
 
 
 def _describe(dataset: Any, profile: OutputProfile) -> None:
-    # Before the first block: what comes later makes GDAL write the directory a second time, at the end of the file.
+    # Before the first block: what comes later makes GDAL write the directory a second time, at the
+    # end of the file.
     dataset.colorinterp = tuple(ColorInterp[name] for name in profile.colorinterp)
-    for namespace, tags in (profile.tags if profile.format == "GTiff" else _folded(profile.tags)).items():
+    for namespace, tags in (
+        profile.tags if profile.format == "GTiff" else _folded(profile.tags)
+    ).items():
         if profile.gcps is not None and namespace == "":
-            # GDAL 3.10 moves control points by a pixel between writing and reading when AREA_OR_POINT is Point.
+            # GDAL 3.10 moves control points by a pixel between writing and reading when
+            # AREA_OR_POINT is Point.
             tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
         _tell(dataset, 0, namespace, tags)
-    for band, (text, spaces) in enumerate(zip(profile.descriptions, profile.band_tags, strict=True), start=1):
+    for band, (text, spaces) in enumerate(
+        zip(profile.descriptions, profile.band_tags, strict=True), start=1
+    ):
         if text is not None:
             dataset.set_band_description(band, text)
         for namespace, tags in (spaces if profile.format == "GTiff" else _folded(spaces)).items():
@@ -315,15 +393,23 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
 
 
 def _tell(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> None:
-    """Write tags of a band, or with 0 of the whole; those named like an argument of rasterio's cannot be."""
+    """Write tags of a band, or with 0 of the whole; those named like an argument of rasterio's
+    cannot be.
+    """
     if lost := sorted(NOT_WRITABLE & tags.keys()):
-        logger.warning("The tags named %s are left out: they cannot be written.", " and ".join(lost))
+        logger.warning(
+            "The tags named %s are left out: they cannot be written.", " and ".join(lost)
+        )
     where = {"ns": namespace} if namespace else {}
-    dataset.update_tags(band, **where, **{name: text for name, text in tags.items() if name not in NOT_WRITABLE})
+    dataset.update_tags(
+        band, **where, **{name: text for name, text in tags.items() if name not in NOT_WRITABLE}
+    )
 
 
 def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there as NAMESPACE.NAME."""
+    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there
+    as NAMESPACE.NAME.
+    """
     folded = dict(spaces.get("", {}))
     for namespace, tags in spaces.items():
         if namespace and not namespace.startswith("xml:"):
@@ -363,57 +449,88 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
     return Level(width, height, tuple(pieces))
 
 
-def _check_intermediates(files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile) -> None:
-    # Overviews were made from files that GDAL wrote: what it lost there would be passed on as if it had been computed.
+def _check_intermediates(
+    files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile
+) -> None:
+    # Overviews were made from files that GDAL wrote: what it lost there would be passed on as if it
+    # had been computed.
     for number, (file, level) in enumerate(zip(files, levels, strict=True)):
         with open_level(file) as dataset:
             windows = [piece.window for piece in level.pieces]
             found = measure(dataset, windows, mask=profile.mask, lossless=True, one_pass=False)
             for expected, piece in zip(level.pieces, found, strict=True):
                 if (expected.pixels, expected.mask) != (piece.pixels, piece.mask):
-                    raise VerificationError(f"Level {number} of the result did not reach the disk whole.")
+                    raise VerificationError(
+                        f"Level {number} of the result did not reach the disk whole."
+                    )
 
 
 # ---- checking
 
 
 def _checked(
-    path: Path, profile: OutputProfile, expected: Sequence[Level], mosaic: Mosaic, progress: TellPart
+    path: Path,
+    profile: OutputProfile,
+    expected: Sequence[Level],
+    mosaic: Mosaic,
+    progress: TellPart,
 ) -> tuple[Level, ...]:
-    """The levels as a second reader finds them. Raises VerificationError where they are not what was to be written."""
+    """The levels as a second reader finds them. Raises VerificationError where they are not what
+    was to be written.
+    """
     chosen, lossless = FORMATS[profile.format], is_lossless(profile)
     found_levels = []
     for number, level in enumerate(expected):
         with open_level(path, number) as dataset:
             if (dataset.width, dataset.height) != (level.width, level.height):
-                raise VerificationError(f"Level {number} of {path.name} has another size than was written.")
-            look = None if lossless or number else _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
+                raise VerificationError(
+                    f"Level {number} of {path.name} has another size than was written."
+                )
+            look = (
+                None
+                if lossless or number
+                else _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
+            )
             windows = [piece.window for piece in level.pieces]
             found = tuple(
                 measure(
-                    dataset, windows, mask=profile.mask, lossless=lossless, one_pass=chosen.one_pass, look=look,
+                    dataset,
+                    windows,
+                    mask=profile.mask,
+                    lossless=lossless,
+                    one_pass=chosen.one_pass,
+                    look=look,
                     progress=progress if number == 0 else None,
                 )
-            )  # fmt: skip
+            )
         for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
             if wanted.mask != piece.mask or (lossless and wanted.pixels != piece.pixels):
-                raise VerificationError(f"Tile {index} of level {number} of {path.name} did not reach the disk.")
-            told = slice(-1 if profile.has_alpha else 0, None)  # WebP makes its own colours of what is transparent
-            if not np.allclose(wanted.means[told], piece.means[told], rtol=0, atol=LOSSY_ERROR):  # lossless: no means
                 raise VerificationError(
-                    f"Tile {index} of level {number} of {path.name} has other means than the result: lost on the way "
+                    f"Tile {index} of level {number} of {path.name} did not reach the disk."
+                )
+            # WebP makes its own colours of what is transparent
+            told = slice(-1 if profile.has_alpha else 0, None)
+            # lossless: no means
+            if not np.allclose(wanted.means[told], piece.means[told], rtol=0, atol=LOSSY_ERROR):
+                raise VerificationError(
+                    f"Tile {index} of level {number} of {path.name} has other means than the "
+                    "result: lost on the way "
                     "to the disk, or compressed too strongly."
                 )
         found_levels.append(Level(level.width, level.height, found))
         if chosen.driver in ("GTiff", "COG"):
             with open_level(path) as dataset:
                 if (lost := missing_block(dataset, number)) is not None:
-                    raise VerificationError(f"{lost} of level {number} of {path.name} did not reach the disk.")
+                    raise VerificationError(
+                        f"{lost} of level {number} of {path.name} did not reach the disk."
+                    )
     return tuple(found_levels)
 
 
 def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Look:
-    """Looks at what is read of a lossy file. Raises VerificationError where it is not near the result."""
+    """Looks at what is read of a lossy file. Raises VerificationError where it is not near the
+    result.
+    """
 
     def look(part: Window, rows: NDArray[Any], _: NDArray[np.bool_] | None) -> None:
         wanted = mosaic.read(part).rows
@@ -422,7 +539,8 @@ def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Look:
             errors[:, :-1] *= wanted[:, -1:] != 0
         if (error := errors.mean()) > LOSSY_ERROR:
             raise VerificationError(
-                f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the result by {error:.0f} "
+                f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the "
+                f"result by {error:.0f} "
                 "grey levels on average: lost on the way to the disk, or compressed too strongly."
             )
 
@@ -437,16 +555,29 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
             "bands": (dataset.count, profile.count),
             "type": (dataset.dtypes[0], profile.dtype),
             "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
-            "CRS": (dataset.crs is not None or dataset.gcps[1] is not None, grid.crs is not None or _gcp_crs(profile)),
-            "control points": (_lie_at(profile.gcps[0] if profile.gcps else (), dataset.gcps[0]), True),
+            "CRS": (
+                dataset.crs is not None or dataset.gcps[1] is not None,
+                grid.crs is not None or _gcp_crs(profile),
+            ),
+            "control points": (
+                _lie_at(profile.gcps[0] if profile.gcps else (), dataset.gcps[0]),
+                True,
+            ),
             "transform": (
-                transform is None or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
+                transform is None
+                or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
                 True,
             ),
         }
-        wrong = [f"{name}: {found}, not {wanted}" for name, (found, wanted) in said.items() if found != wanted]
+        wrong = [
+            f"{name}: {found}, not {wanted}"
+            for name, (found, wanted) in said.items()
+            if found != wanted
+        ]
     if wrong:
-        raise VerificationError(f"{path.name} does not say what it was told to say: {'; '.join(wrong)}.")
+        raise VerificationError(
+            f"{path.name} does not say what it was told to say: {'; '.join(wrong)}."
+        )
 
 
 def _as_held(nodata: float | None, dtype: str) -> float | None:
@@ -455,7 +586,9 @@ def _as_held(nodata: float | None, dtype: str) -> float | None:
 
 
 def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlPoint]) -> bool:
-    """Whether control points came back, as exactly as a side-car has them: 4 decimals of a pixel, 13 digits of x, y."""
+    """Whether control points came back, as exactly as a side-car has them: 4 decimals of a pixel,
+    13 digits of x, y.
+    """
     return len(points) == len(found) and all(
         np.allclose((one.row, one.col), (other.row, other.col), rtol=0, atol=1e-4)
         and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
@@ -475,7 +608,9 @@ def _extent(transform: Affine) -> float:
 
 
 def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:
-    """What GDAL put beside the file (.aux.xml), and a world file for programs that know no other place."""
+    """What GDAL put beside the file (.aux.xml), and a world file for programs that know no other
+    place.
+    """
     world, transform = FORMATS[profile.format].world, profile.grid.transform
     if world is not None and transform is not None:
         durable.write_synced(path.with_suffix(world), world_file(transform).encode())

@@ -17,7 +17,8 @@ from repmamba.scene.grid import Grid
 from repmamba.tiles.window import Window
 
 ROUND = 360.0  # degrees
-TOUCHED = 1e-6  # pixels that a box only touches, by the rounding of its coordinates, and does not mean
+# pixels that a box only touches, by the rounding of its coordinates, and does not mean
+TOUCHED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,16 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         raise UsageError(f"{name} has no transform, so a bbox means nothing in it; use window=.")
     box = _Box(*bbox)
     if box.bottom > box.top:
-        raise UsageError(f"The bbox {box} has its bottom above its top: give left, bottom, right, top.")
+        raise UsageError(
+            f"The bbox {box} has its bottom above its top: give left, bottom, right, top."
+        )
     if grid.crs is None or not grid.crs.is_geographic:
         if box.left > box.right:
             raise UsageError(
-                f"The bbox {box} has its left to the right of its right, which only degrees can have (over the "
-                f"antimeridian), and {name} is not in degrees: give left, bottom, right, top in its CRS."
+                f"The bbox {box} has its left to the right of its right, which only degrees can "
+                "have (over the "
+                f"antimeridian), and {name} is not in degrees: give left, bottom, right, top in "
+                "its CRS."
             )
         boxes = [box]
     else:
@@ -53,14 +58,19 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         turns = (ROUND * count for count in range(-2, 3))
         boxes = [_Box(box.left + turn, box.bottom, right + turn, box.top) for turn in turns]
     met = {window for each in boxes if not (window := _met(grid, grid.transform, each)).is_empty}
-    met = {window for window in met if not any(other != window and other.contains(window) for other in met)}
+    met = {
+        window
+        for window in met
+        if not any(other != window and other.contains(window) for other in met)
+    }
     if not met:
         raise UsageError(f"The bbox {box} does not meet {name}; is it in the scene's CRS?")
     if len(met) > 1:
         windows = sorted(met, key=lambda window: window.col)
         parts = " and ".join(f"window=({w.col},{w.row},{w.width},{w.height})" for w in windows)
         raise UsageError(
-            f"The bbox {box} meets {name} at both of its ends, which are no one window: enlarge {parts}, one by one."
+            f"The bbox {box} meets {name} at both of its ends, which are no one window: enlarge "
+            f"{parts}, one by one."
         )
     return met.pop()
 
@@ -72,4 +82,6 @@ def _met(grid: Grid, transform: Affine, box: _Box) -> Window:
     cols, rows = zip(*corners, strict=True)
     col, row = math.floor(min(cols) + TOUCHED), math.floor(min(rows) + TOUCHED)
     end_col, end_row = math.ceil(max(cols) - TOUCHED), math.ceil(max(rows) - TOUCHED)
-    return Window(row, col, end_row - row, end_col - col).clipped(Window(0, 0, grid.height, grid.width))
+    return Window(row, col, end_row - row, end_col - col).clipped(
+        Window(0, 0, grid.height, grid.width)
+    )

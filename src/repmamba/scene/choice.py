@@ -1,8 +1,10 @@
-"""Which packaged weights fit a scene, where the user names none: those for clean pictures, or those for real ones.
+"""Which packaged weights fit a scene, where the user names none: those for clean pictures, or those
+for real ones.
 
-What is measured is noise and the blocks of JPEG, on a few windows of the whole scene, whatever part of it is enlarged,
-so that every window of a scene is enlarged with the same weights. benchmarks/does_it_choose_well.py finds the
-thresholds on validation pictures, and shows how often they are right.
+What is measured is noise and the blocks of JPEG, on a few windows of the whole scene, whatever part
+of it is enlarged, so that every window of a scene is enlarged with the same weights.
+benchmarks/does_it_choose_well.py finds the thresholds on validation pictures, and shows how often
+they are right.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 EDGE, PLACES = 128, 5
-"""Edge of a window that is measured, in pixels, and how many places there are for one along each side of a scene."""
+"""Edge of a window that is measured, in pixels, and how many places there are for one along each
+side of a scene.
+"""
 
 KNOWN = 0.25
 """The share of a window's pixels that must be there, and not all the same."""
@@ -35,7 +39,9 @@ KNOWN = 0.25
 RGB = ("red", "green", "blue")
 
 NOISY, BLOCKY = 3.2, 0.3
-"""From what on real pictures' weights are better: noise in levels of 255, and JPEG's share of zeros."""
+"""From what on real pictures' weights are better: noise in levels of 255, and JPEG's share of
+zeros.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,9 @@ class Chooser:
     """Loads the weights that fit each scene, each only once. Made where a user names no weights."""
 
     def __init__(self, usual: Upscaler, other: Callable[[str], Upscaler]) -> None:
-        """usual: for clean scenes.  other: loads packaged weights by their name, with the same options."""
+        """usual: for clean scenes.  other: loads packaged weights by their name, with the same
+        options.
+        """
         self.usual = usual
         self._other = other
         self._loaded = {usual.name: usual}
@@ -87,7 +95,9 @@ class Chooser:
         """How many times larger the result is: 2, 3 or 4."""
         return self.usual.scale
 
-    def __call__(self, raster: Raster, *, confidence: bool = False) -> tuple[Upscaler, Choice | None]:
+    def __call__(
+        self, raster: Raster, *, confidence: bool = False
+    ) -> tuple[Upscaler, Choice | None]:
         """The Upscaler for a scene, and why; None where there was nothing to choose.
 
         confidence: errors to expect are wanted, which not all weights have.
@@ -100,7 +110,10 @@ class Chooser:
         chosen = self._loaded[choice.weights]
         if confidence and chosen.calibration is None:
             logger.info(
-                "%s: %s has no errors to expect, as --confidence asks: %s.", choice.scene, chosen.name, self.usual.name
+                "%s: %s has no errors to expect, as --confidence asks: %s.",
+                choice.scene,
+                chosen.name,
+                self.usual.name,
             )
             return self.usual, None
         logger.info("%s", choice.line())
@@ -108,7 +121,8 @@ class Chooser:
 
 
 def choose(raster: Raster, usual: str) -> Choice | None:
-    """The weights that fit a scene: the usual ones of its scale, or those for real pictures, such as x4-real.
+    """The weights that fit a scene: the usual ones of its scale, or those for real pictures, such
+    as x4-real.
 
     None where there are no such weights, or too little of the scene to measure.
     """
@@ -120,13 +134,16 @@ def choose(raster: Raster, usual: str) -> Choice | None:
         return None
     # Rounded, so that the last digits of another machine do not make another job.
     noise, blocks = round(noise_level(windows), 1), round(blockiness(windows), 2)
-    return Choice(raster.facts.name, real if noise >= NOISY or blocks >= BLOCKY else usual, noise, blocks)
+    return Choice(
+        raster.facts.name, real if noise >= NOISY or blocks >= BLOCKY else usual, noise, blocks
+    )
 
 
 def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
     """A few windows (bands, h, w) of a scene, evenly spread, in unit, NaN where a pixel is missing.
 
-    The bands are red, green and blue, or else the first three. Windows begin at multiples of 8 pixels.
+    The bands are red, green and blue, or else the first three. Windows begin at multiples of 8
+    pixels.
     """
     facts = raster.facts
     named = [facts.colorinterp.index(name) for name in RGB if name in facts.colorinterp]
@@ -135,7 +152,8 @@ def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
     for window in _windows(raster.grid.height, raster.grid.width):
         raw, valid = raster.read(window)
         known = np.asarray(usable(raw, valid, facts.band_nodata)[places].all(0))
-        if known.mean() >= KNOWN and np.ptp(raw[places][:, known]) > 0:  # else a fill that nobody declared
+        # else a fill that nobody declared
+        if known.mean() >= KNOWN and np.ptp(raw[places][:, known]) > 0:
             found.append((raw[places], known))
     if not found:
         return []
@@ -143,8 +161,12 @@ def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
     return [np.where(known, radiometry.to_unit(raw), np.float32(np.nan)) for raw, known in found]
 
 
-def _radiometry(windows: list[NDArray[np.generic]], dtype: str, largest: float | None) -> Radiometry:
-    """One range for all bands: the type's for 8 bit, else what holds nearly all values (bands, ...) of the windows."""
+def _radiometry(
+    windows: list[NDArray[np.generic]], dtype: str, largest: float | None
+) -> Radiometry:
+    """One range for all bands: the type's for 8 bit, else what holds nearly all values (bands, ...)
+    of the windows.
+    """
     usual = Radiometry.of_type(dtype, len(windows[0]), largest)
     if dtype in ("uint8", "int8"):
         return usual
@@ -158,7 +180,9 @@ def _radiometry(windows: list[NDArray[np.generic]], dtype: str, largest: float |
 
 
 def _windows(height: int, width: int) -> Iterator[Window]:
-    """The places to look at, a grid over the scene, row by row, in which order every format is read fast."""
+    """The places to look at, a grid over the scene, row by row, in which order every format is read
+    fast.
+    """
     if min(height, width) < SMALLEST:
         return
     for row in _starts(height):

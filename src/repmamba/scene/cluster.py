@@ -1,8 +1,10 @@
-"""Tiles on a Dask cluster: the tile step as tasks of its workers. Reading, writing and the journal stay with the run.
+"""Tiles on a Dask cluster: the tile step as tasks of its workers. Reading, writing and the journal
+stay with the run.
 
-Only arrays travel: a tile goes out as it was read, and its result comes back, so a worker needs neither the source nor
-the target, and a run ends as one without a cluster does. A task holds all that it needs but the network, which the
-scheduler keeps: what a lost worker had in hand, another one computes.
+Only arrays travel: a tile goes out as it was read, and its result comes back, so a worker needs
+neither the source nor the target, and a run ends as one without a cluster does. A task holds all
+that it needs but the network, which the scheduler keeps: what a lost worker had in hand, another
+one computes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from repmamba.tiles.plan import Tile
 
 logger = logging.getLogger(__name__)
 
-IN_HAND = 2  # tiles for each slot: one that is computed, and one that waits there so that none is waited for
+# tiles for each slot: one that is computed, and one that waits there so that none is waited for
+IN_HAND = 2
 PATIENCE = 30  # seconds for a scheduler to answer
 LARGE = "1 GiB"  # Dask would warn of tasks that hold 10 MiB, as a tile of many bands does
 AGAIN = "What is finished is kept: the same command goes on, with a cluster or without."
@@ -52,16 +55,20 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """Tiles computed side by side: the threads of its workers now, 1 while there are none. Raises ClusterError."""
+        """Tiles computed side by side: the threads of its workers now, 1 while there are none.
+        Raises ClusterError.
+        """
         return max(1, self._threads())
 
     def compute(
         self, pieces: Iterable[tuple[int, Pixels]], plan: ScenePlan, upscaler: Upscaler
     ) -> Generator[tuple[int, TileResult]]:
-        """The result of each piece (number of the tile, what was read), in the order in which the workers finish.
+        """The result of each piece (number of the tile, what was read), in the order in which the
+        workers finish.
 
-        Pieces are drawn by the caller's thread, two for each slot ahead, so that neither here nor there more is in
-        memory. What is closed or fails leaves nothing to begin. Raises ClusterError, and what the tile step raises.
+        Pieces are drawn by the caller's thread, two for each slot ahead, so that neither here nor
+        there more is in memory. What is closed or fails leaves nothing to begin. Raises
+        ClusterError, and what the tile step raises.
         """
         from distributed import as_completed
 
@@ -75,12 +82,15 @@ class Cluster:
             while results.count():
                 yield self._taken(next(results), plan)
         finally:
-            with suppress(Exception):  # of a client that is closed or lost, which has nothing in hand any more
+            # of a client that is closed or lost, which has nothing in hand any more
+            with suppress(Exception):
                 self._client.cancel(list(results.futures))
             results.clear()
 
     def seconds(self, plan: ScenePlan, upscaler: Upscaler, sample: int) -> float:
-        """How long a tile of sample x sample lr pixels takes a slot, all others computing too. Raises ClusterError."""
+        """How long a tile of sample x sample lr pixels takes a slot, all others computing too.
+        Raises ClusterError.
+        """
         shared = self._shared(plan, upscaler)
         for _ in range(2):  # in the first round, the workers compile
             futures = [self._submitted(_timed, shared, None, sample) for _ in range(self.slots)]
@@ -92,8 +102,11 @@ class Cluster:
         from cloudpickle import dumps
 
         if not self._threads():
-            logger.warning("The cluster at %s has no workers yet; the run waits for them.", self.name)
-        without_tiles = replace(plan, tiles=replace(plan.tiles, tiles=()))  # a million of them, in a large area
+            logger.warning(
+                "The cluster at %s has no workers yet; the run waits for them.", self.name
+            )
+        # a million of them, in a large area
+        without_tiles = replace(plan, tiles=replace(plan.tiles, tiles=()))
         packed = dumps((without_tiles, upscaler))
         return self._submitted(_Shared, packed, upscaler.device.type, __version__)
 
@@ -106,7 +119,9 @@ class Cluster:
         from dask import config
 
         with self._faults(), config.set({"distributed.admin.large-graph-warning-threshold": LARGE}):
-            return self._client.submit(function, *arguments, key=f"repmamba{function.__name__}-{uuid.uuid4().hex}")
+            return self._client.submit(
+                function, *arguments, key=f"repmamba{function.__name__}-{uuid.uuid4().hex}"
+            )
 
     def _taken(self, future: Any, plan: ScenePlan) -> Any:
         """The number and the result of a task. Raises what it raised, or ClusterError."""
@@ -116,8 +131,10 @@ class Cluster:
             return index, result
         if issubclass(result.kind, OutOfMemory):
             raise OutOfMemory(
-                f"A tile did not fit into the memory of a worker of the cluster at {self.name}: give its workers fewer "
-                f"threads or more memory, or take a tile= below {plan.tiles.tile} (that starts anew). {AGAIN}"
+                f"A tile did not fit into the memory of a worker of the cluster at {self.name}: "
+                "give its workers fewer "
+                f"threads or more memory, or take a tile= below {plan.tiles.tile} (that starts "
+                f"anew). {AGAIN}"
             )
         raise result.kind(result.text)
 
@@ -133,43 +150,63 @@ class Cluster:
             yield
         except KilledWorker as killed:
             raise ClusterError(
-                f"Workers of the cluster at {self.name} ended {killed.allowed_failures + 1} times over one tile, most "
+                f"Workers of the cluster at {self.name} ended {killed.allowed_failures + 1} times "
+                "over one tile, most "
                 f"likely for want of memory: give each more of it, or fewer threads. {AGAIN}"
             ) from killed
         except (CancelledError, ClosedClientError, OSError) as lost:
-            raise ClusterError(f"The cluster at {self.name} was lost ({_first_line(lost)}). {AGAIN}") from lost
+            raise ClusterError(
+                f"The cluster at {self.name} was lost ({_first_line(lost)}). {AGAIN}"
+            ) from lost
         except (ImportError, RuntimeError) as lacking:
             if isinstance(lacking, RuntimeError) and "deserializ" not in str(lacking):
                 raise
             why = _first_line(lacking.__cause__ or lacking)
             raise ClusterError(
-                f"The scheduler or a worker of the cluster at {self.name} lacks what a tile needs ({why}): install "
+                f"The scheduler or a worker of the cluster at {self.name} lacks what a tile needs "
+                f"({why}): install "
                 f"repmamba {__version__} in the environment of both."
             ) from lacking
 
 
 @contextmanager
 def connected(cluster: Addressed) -> Iterator[Cluster]:
-    """The cluster of an address ("tcp://host:8786"), of a scheduler file (.json), or of a Client, which stays open.
+    """The cluster of an address ("tcp://host:8786"), of a scheduler file (.json), or of a Client,
+    which stays open.
 
     Raises ClusterError where no scheduler answers, UsageError, MissingExtra.
     """
     try:
         from distributed import Client
     except ImportError as missing:
-        raise MissingExtra("A Dask cluster needs the extra dask: pip install 'repmamba[dask]'.") from missing
+        raise MissingExtra(
+            "A Dask cluster needs the extra dask: pip install 'repmamba[dask]'."
+        ) from missing
     if isinstance(cluster, Client):
         if cluster.asynchronous:
-            raise UsageError("The Client of the cluster is asynchronous: give one made with asynchronous=False.")
+            raise UsageError(
+                "The Client of the cluster is asynchronous: give one made with asynchronous=False."
+            )
         if cluster.status != "running":
-            raise UsageError(f"The Client of the cluster is {cluster.status}: give one that is open.")
+            raise UsageError(
+                f"The Client of the cluster is {cluster.status}: give one that is open."
+            )
         yield Cluster(cluster, cluster.scheduler.address)
         return
     name = str(cluster)
-    where = {"scheduler_file": _checked_file(Path(name))} if name.endswith(".json") else {"address": name}
+    where = (
+        {"scheduler_file": _checked_file(Path(name))}
+        if name.endswith(".json")
+        else {"address": name}
+    )
     try:
         client = Client(**where, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError, TypeError, ImportError) as silent:  # the last two for tls:// and ucx:// not set up
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+    ) as silent:  # the last two for tls:// and ucx:// not set up
         raise ClusterError(
             f"No Dask scheduler answers at {name} ({_first_line(silent)}): give its address, as in "
             "tcp://host:8786, or its scheduler file; for others, set up Dask's configuration."
@@ -184,12 +221,15 @@ def _checked_file(path: Path) -> str:
         told = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(
-            f"There is no scheduler file {path} to read ({error.strerror}): dask scheduler --scheduler-file writes it."
+            f"There is no scheduler file {path} to read ({error.strerror}): dask scheduler "
+            "--scheduler-file writes it."
         ) from error
     except ValueError:
         told = None
     if not isinstance(told, dict) or not isinstance(told.get("address"), str):
-        raise UsageError(f"{path} is no scheduler file, as dask scheduler --scheduler-file writes it.")
+        raise UsageError(
+            f"{path} is no scheduler file, as dask scheduler --scheduler-file writes it."
+        )
     return str(path)
 
 
@@ -218,10 +258,13 @@ class _Shared:
     def _checked(self) -> tuple[ScenePlan, Upscaler]:
         if self._version != __version__:
             raise ClusterError(
-                f"A worker has repmamba {__version__}, and the run is of {self._version}: install that one for all."
+                f"A worker has repmamba {__version__}, and the run is of {self._version}: install "
+                "that one for all."
             )
         if self._device == "cuda" and not torch.cuda.is_available():
-            raise ClusterError("A worker has no GPU, and the run is to be computed by one: take device='cpu'.")
+            raise ClusterError(
+                "A worker has no GPU, and the run is to be computed by one: take device='cpu'."
+            )
         plan, upscaler = pickle.loads(self._packed)
         try:
             pin_backend(upscaler)
@@ -231,13 +274,17 @@ class _Shared:
 
 
 class _Fault(NamedTuple):
-    """What went wrong with a tile on a worker. It travels as a value, since Dask logs exceptions there, in full."""
+    """What went wrong with a tile on a worker. It travels as a value, since Dask logs exceptions
+    there, in full.
+    """
 
     kind: type[RepmambaError]
     text: str
 
 
-def _tile(shared: _Shared, index: int, tile: Tile, pixels: Pixels) -> tuple[int, TileResult | _Fault]:
+def _tile(
+    shared: _Shared, index: int, tile: Tile, pixels: Pixels
+) -> tuple[int, TileResult | _Fault]:
     """On a worker: one tile, as anywhere else."""
 
     def step(plan: ScenePlan, upscaler: Upscaler) -> TileResult:
@@ -264,5 +311,7 @@ def _on_worker(shared: _Shared, step: Callable[[ScenePlan, Upscaler], Any]) -> A
             return step(plan, upscaler)
     except RepmambaError as fault:
         return _Fault(type(fault), str(fault))
-    except OSError as fault:  # of the worker's own system; raised here, it would be taken for the cluster's loss
+    except (
+        OSError
+    ) as fault:  # of the worker's own system; raised here, it would be taken for the cluster's loss
         return _Fault(ClusterError, f"A tile failed on a worker: {fault}. {AGAIN}")

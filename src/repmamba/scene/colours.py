@@ -1,4 +1,5 @@
-"""Which bands of a raster are red, green and blue, as their names and wavelengths tell, and bands by their names.
+"""Which bands of a raster are red, green and blue, as their names and wavelengths tell, and bands
+by their names.
 
 Nothing here decides what goes through the network together: that is asked for, or told by the
 colour interpretation. Some names mean other colours at other sensors: B3 is red at Landsat 7 and
@@ -14,24 +15,41 @@ from repmamba.errors import UsageError
 from repmamba.scene.raster import RasterFacts
 
 COLOURS = ("red", "green", "blue")
-NANOMETRES = {"red": (620, 700), "green": (510, 590), "blue": (440, 515)}  # within which a band has the colour
-CENTRES = {"red": 660, "green": 558, "blue": 485}  # of several such bands, the nearest to these is taken
-OLI, TM = (4, 3, 2), (3, 2, 1)  # red, green, blue: Sentinel-2, Landsat 8 and 9, HLS; Landsat 4, 5 and 7
+# within which a band has the colour
+NANOMETRES = {"red": (620, 700), "green": (510, 590), "blue": (440, 515)}
+# of several such bands, the nearest to these is taken
+CENTRES = {"red": 660, "green": 558, "blue": 485}
+# red, green, blue: Sentinel-2, Landsat 8 and 9, HLS; Landsat 4, 5 and 7
+OLI, TM = (4, 3, 2), (3, 2, 1)
 SENSORS = (  # signs of a sensor in the tags and names of a raster
-    (re.compile(r"sentinel.?2|\bs2[abc]_|\bmsi\b|landsat.?[89]|\bl[co]0[89]_|\boli\b|\bhls\b", re.IGNORECASE), OLI),
+    (
+        re.compile(
+            r"sentinel.?2|\bs2[abc]_|\bmsi\b|landsat.?[89]|\bl[co]0[89]_|\boli\b|\bhls\b",
+            re.IGNORECASE,
+        ),
+        OLI,
+    ),
     (re.compile(r"landsat.?[457]|\bl[et]0[457]_|\betm\b|\btm\b", re.IGNORECASE), TM),
 )
-_NUMBERED = re.compile(r"(?:sr_)?(?:band[ _-]?|b)(0?\d{1,2})(a?)\b", re.IGNORECASE)  # B4, B04, B8A, SR_B4, Band 4
-_WAVELENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nanomet\w*|um|µm|μm|micromet\w*|microns?)\b", re.IGNORECASE)
+# B4, B04, B8A, SR_B4, Band 4
+_NUMBERED = re.compile(r"(?:sr_)?(?:band[ _-]?|b)(0?\d{1,2})(a?)\b", re.IGNORECASE)
+_WAVELENGTH = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(nm|nanomet\w*|um|µm|μm|micromet\w*|microns?)\b", re.IGNORECASE
+)
 
 
 def known_colours(facts: RasterFacts) -> tuple[int, int, int] | None:
-    """The numbers of red, green and blue, by wavelengths, else by names; None where these do not tell."""
+    """The numbers of red, green and blue, by wavelengths, else by names; None where these do not
+    tell.
+    """
     bands = {place: facts.numbers[place] for place in facts.colours}
     lengths = {number: _wavelength(facts, place) for place, number in bands.items()}
     by_length = [_nearest(lengths, colour) for colour in COLOURS]
     names = {number: facts.descriptions[place] or "" for place, number in bands.items()}
-    by_word = [_only([number for number, name in names.items() if _says(name, colour)]) for colour in COLOURS]
+    by_word = [
+        _only([number for number, name in names.items() if _says(name, colour)])
+        for colour in COLOURS
+    ]
     for found in (by_length, by_word, _by_number(facts, names)):
         red, green, blue = found
         if red is not None and green is not None and blue is not None and len(set(found)) == 3:
@@ -57,16 +75,24 @@ def _number_of(facts: RasterFacts, name: str) -> int:
     for matches in (
         [number for number, said in bands if said and _plain(said) == wanted],
         # "B4, central wavelength 665 nm", and "B04 (red)"
-        [number for number, said in bands if said and _plain(re.split(r"[\s,;:(\[]", said.strip())[0]) == wanted],
+        [
+            number
+            for number, said in bands
+            if said and _plain(re.split(r"[\s,;:(\[]", said.strip())[0]) == wanted
+        ],
     ):
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise UsageError(f"{facts.name} has {len(matches)} bands named {name}: name them by their numbers.")
+            raise UsageError(
+                f"{facts.name} has {len(matches)} bands named {name}: name them by their numbers."
+            )
     if wanted in COLOURS and (known := known_colours(facts)) is not None:
         return known[COLOURS.index(wanted)]
     there = ", ".join(f"{number} {said}" if said else str(number) for number, said in bands[:12])
-    raise UsageError(f"{facts.name} has no band named {name}; it has {there}{', ...' * (len(bands) > 12)}.")
+    raise UsageError(
+        f"{facts.name} has no band named {name}; it has {there}{', ...' * (len(bands) > 12)}."
+    )
 
 
 def _plain(name: str) -> str:
@@ -77,20 +103,37 @@ def _plain(name: str) -> str:
 def _says(name: str, colour: str) -> bool:
     """Whether a name has a colour as a word of its own; the red edge and near infrared are none."""
     words = re.findall(r"[a-z]+", name.lower())
-    return colour in words and not {"edge", "rededge", "near", "infrared", "nir", "minus"} & set(words)
+    return colour in words and not {"edge", "rededge", "near", "infrared", "nir", "minus"} & set(
+        words
+    )
 
 
 def _nearest(lengths: dict[int, float | None], colour: str) -> int | None:
     low, high = NANOMETRES[colour]
-    within = {number: length for number, length in lengths.items() if length is not None and low <= length <= high}
+    within = {
+        number: length
+        for number, length in lengths.items()
+        if length is not None and low <= length <= high
+    }
     return min(within, key=lambda number: abs(within[number] - CENTRES[colour])) if within else None
 
 
 def _by_number(facts: RasterFacts, names: dict[int, str]) -> Sequence[int | None]:
-    """By numbers in the names: those of Sentinel-2 where they say so, others where the sensor is told."""
+    """By numbers in the names: those of Sentinel-2 where they say so, others where the sensor is
+    told.
+    """
     numbered = {number: _NUMBERED.match(name.strip()) for number, name in names.items()}
-    parts = {number: (match[1], match[2].lower()) for number, match in numbered.items() if match is not None}
-    texts = [text for spaces in (facts.tags, *facts.band_tags) for tags in spaces.values() for text in tags.values()]
+    parts = {
+        number: (match[1], match[2].lower())
+        for number, match in numbered.items()
+        if match is not None
+    }
+    texts = [
+        text
+        for spaces in (facts.tags, *facts.band_tags)
+        for tags in spaces.values()
+        for text in tags.values()
+    ]
     said = " ".join([facts.name, *texts, *names.values()])
     order = next((order for sign, order in SENSORS if sign.search(said)), None)
     two_digits = any(digits.startswith("0") for digits, _ in parts.values())
@@ -99,7 +142,13 @@ def _by_number(facts: RasterFacts, names: dict[int, str]) -> Sequence[int | None
     if order is None:
         return (None, None, None)
     return [
-        _only([number for number, (digits, letter) in parts.items() if int(digits) == wanted and not letter])
+        _only(
+            [
+                number
+                for number, (digits, letter) in parts.items()
+                if int(digits) == wanted and not letter
+            ]
+        )
         for wanted in order
     ]
 
@@ -132,4 +181,5 @@ def _in_nanometres(number: str, unit: str) -> float | None:
         return length
     if unit.lower().startswith(("u", "µ", "μ", "mic")):
         return 1000 * length
-    return 1000 * length if length < 20 else length  # without a unit: no imagery has 20 nm, or 20 µm of this kind
+    # without a unit: no imagery has 20 nm, or 20 µm of this kind
+    return 1000 * length if length < 20 else length

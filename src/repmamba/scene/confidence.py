@@ -1,7 +1,8 @@
-"""The second raster: how far each pixel of a result can be trusted, on the result's grid, written with it as one.
+"""The second raster: how far each pixel of a result can be trusted, on the result's grid, written
+with it as one.
 
-Its numbers are errors to expect, in the result's own numbers; what they are worth is inference/confidence.py's. Here is
-what the file says of itself; writer.py writes it.
+Its numbers are errors to expect, in the result's own numbers; what they are worth is
+inference/confidence.py's. Here is what the file says of itself; writer.py writes it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from repmamba.scene.job import JobIdentity, digest
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.plan import ScenePlan
 
-PRECISION = "float32"  # of the network by which calibrations are measured; in others, rounding looks like doubt
+# of the network by which calibrations are measured; in others, rounding looks like doubt
+PRECISION = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,14 @@ def with_confidence(
     calibration = upscaler.calibration
     if calibration is None:
         raise UsageError(
-            f"How far results of {upscaler.name} can be trusted has not been measured, so confidence= has nothing to "
+            f"How far results of {upscaler.name} can be trusted has not been measured, so "
+            "confidence= has nothing to "
             "say; benchmarks/how_far_can_a_result_be_trusted.py measures it."
         )
     if upscaler.precision != PRECISION:
-        raise UsageError(f"confidence= was measured in {PRECISION}, and says nothing of {upscaler.precision}.")
+        raise UsageError(
+            f"confidence= was measured in {PRECISION}, and says nothing of {upscaler.precision}."
+        )
     settings = {**plan.job.settings, "confidence": digest(calibration.as_text().encode())}
     profile = confidence_profile(format_of(target, None).name, result, plan, calibration)
     check_fit(profile)
@@ -53,13 +58,20 @@ def with_confidence(
     return replace(plan, calibration=calibration), ConfidencePlan(target, profile, job)
 
 
-def confidence_profile(format_name: str, result: Path, plan: ScenePlan, calibration: Calibration) -> OutputProfile:
+def confidence_profile(
+    format_name: str, result: Path, plan: ScenePlan, calibration: Calibration
+) -> OutputProfile:
     """What the raster says of itself: each band names the bands of the result that it is about."""
     told = plan.profile.tags.get("", {})
-    kept = {name: told[name] for name in told if name == "AREA_OR_POINT" or name.startswith("SUPER_RESOL")}
+    kept = {
+        name: told[name]
+        for name in told
+        if name == "AREA_OR_POINT" or name.startswith("SUPER_RESOL")
+    }
     said = {
         "CONFIDENCE_OF": result.name,
-        "CONFIDENCE_IS": "the absolute error to expect of each pixel, mean over the bands named, in their own numbers",
+        "CONFIDENCE_IS": "the absolute error to expect of each pixel, mean over the bands named, "
+        "in their own numbers",
         "CONFIDENCE_MEASURED_ON": calibration.measured_on,
     }
     firsts = [group[0] for group in plan.groups]

@@ -1,6 +1,8 @@
-"""The blocks of an input that could not be read and are taken as missing, noted in the working folder of the job.
+"""The blocks of an input that could not be read and are taken as missing, noted in the working
+folder of the job.
 
-A run that goes on does not read the tiles of an earlier one again, and still counts what was missing in them.
+A run that goes on does not read the tiles of an earlier one again, and still counts what was
+missing in them.
 """
 
 from __future__ import annotations

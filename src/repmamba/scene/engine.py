@@ -1,7 +1,8 @@
-"""upscale_file: a raster file in, the same raster out at two, three or four times the resolution, in the same place.
+"""upscale_file: a raster file in, the same raster out at two, three or four times the resolution,
+in the same place.
 
-The walk is one page: open, load, plan, then tile by tile read, compute and write, then finish. What each step does is
-in the module it is named after. Nothing that can change a pixel is decided here.
+The walk is one page: open, load, plan, then tile by tile read, compute and write, then finish. What
+each step does is in the module it is named after. Nothing that can change a pixel is decided here.
 """
 
 from __future__ import annotations
@@ -88,19 +89,27 @@ class SceneResult:
     def summary(self) -> str:
         """One line for people."""
         if self.kept:
-            return f"{self.path}: done already, by this very command; overwrite=True computes it anew"
+            return (
+                f"{self.path}: done already, by this very command; overwrite=True computes it anew"
+            )
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         return f"{self.brief(f'{bands}, {self.method}')}"
 
     @property
     def method(self) -> str:
         """What it was made by, in a few words."""
-        return f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent"
+        return (
+            f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent"
+        )
 
     @property
     def speed(self) -> float | None:
         """Megapixels of the result a second, while pixels were computed; None where none were."""
-        return self.computed / 1e6 / self.seconds_computing if self.computed and self.seconds_computing else None
+        return (
+            self.computed / 1e6 / self.seconds_computing
+            if self.computed and self.seconds_computing
+            else None
+        )
 
     def brief(self, more: str = "") -> str:
         """The line of one of several results: what may differ from result to result."""
@@ -112,7 +121,11 @@ class SceneResult:
             f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{said}"
             f"in {self.seconds:.1f} s{speed}"
             + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
-            + (f"; {self.corrupt_pixels} corrupt input pixels are missing" if self.corrupt_pixels else "")
+            + (
+                f"; {self.corrupt_pixels} corrupt input pixels are missing"
+                if self.corrupt_pixels
+                else ""
+            )
             + (f"; how far to trust it: {self.confidence}" if self.confidence else "")
         )
 
@@ -158,23 +171,31 @@ def upscale_file(
 ) -> SceneResult:
     """Enlarge a raster file into another, in place on the map.
 
-    source: any raster that GDAL reads: a path, a name of GDAL's, or in memory: bytes, a binary file object (read from
-    where it stands) or an open dataset of rasterio.  target: .tif, .cog.tif, .png or .jpg; the name appears when the
-    file is whole. A name that begins with /vsimem/ and a binary file object take the result in memory, a file object a
-    GeoTIFF unless format says otherwise; its side-car files, and what a stopped run leaves, are not kept then.
-    weights: as `load` takes them, or an Upscaler that is loaded already; without any, those packaged
-    for the scale, or for real pictures (x4-real) where noise or JPEG is found.
-    overwrite: replace a target that is there.
-    restart: begin anew where a stopped run, or one with other arguments, left finished tiles; without it the same call
-    goes on with them.  keep_finished: where the target is the whole result of this very call, return it as it is.
+    source: any raster that GDAL reads: a path, a name of GDAL's, or in memory: bytes, a binary file
+    object (read from
+    where it stands) or an open dataset of rasterio.  target: .tif, .cog.tif, .png or .jpg; the name
+    appears when the
+    file is whole. A name that begins with /vsimem/ and a binary file object take the result in
+    memory, a file object a GeoTIFF unless format says otherwise; its side-car files, and what a
+    stopped run leaves, are not kept then. weights: as `load` takes them, or an Upscaler that is
+    loaded already; without any, those packaged for the scale, or for real pictures (x4-real) where
+    noise or JPEG is found. overwrite: replace a target that is there. restart: begin anew where a
+    stopped run, or one with other arguments, left finished tiles; without it the same call
+    goes on with them.  keep_finished: where the target is the whole result of this very call,
+    return it as it is.
     progress: called with the output pixels finished, and of how many.  assembling: likewise, while
-    the finished ones are put together and checked.  measuring: likewise, with input pixels, while the range of a large
+    the finished ones are put together and checked.  measuring: likewise, with input pixels, while
+    the range of a large
     scene is found.  Further: see Arguments.
-    Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory, Cluster.
+    Raises RepmambaError of the kinds Usage, Checkpoint, Source, Target, JobChanged, OutOfMemory,
+    Cluster.
     """
     begun = time.monotonic()
     target = _target(target)
-    checked({"keep_finished": keep_finished, "progress": progress, "assembling": assembling}, CALLED_WITH)
+    checked(
+        {"keep_finished": keep_finished, "progress": progress, "assembling": assembling},
+        CALLED_WITH,
+    )
     keep_finished = keep_finished and not (overwrite or restart)
     how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": keep_finished}
     with _planned(source, target, weights, arguments, **how, measuring=measuring) as planned:
@@ -225,8 +246,8 @@ def plan_file(
 ) -> Estimate:
     """What upscale_file would do with the same arguments, and what it would take. Writes nothing.
 
-    Raises what upscale_file would before its first pixel, except what only a run finds out: that another process holds
-    the lock, or that side-car files of another raster lie at the target.
+    Raises what upscale_file would before its first pixel, except what only a run finds out: that
+    another process holds the lock, or that side-car files of another raster lie at the target.
     """
     target = _target(target)
     checked({"keep_finished": keep_finished}, CALLED_WITH)
@@ -277,7 +298,9 @@ def _planned(
     # Whether a finished target is that of this very job is known once it is planned.
     there = keep_finished and os.path.isfile(receipt_path(Path(os.path.realpath(target))))
     check_targets(source, target, given.get("confidence"), overwrite=overwrite or there)
-    load_options = {name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")}
+    load_options = {
+        name: given.pop(name, None) for name in ("scale", "device", "backend", "precision")
+    }
     load_options["ensemble"] = given.pop("ensemble", False)
     reading = Reading(
         untrusted=given.pop("untrusted", False),
@@ -299,9 +322,16 @@ def _planned(
         upscaler, choice = _loaded(weights, load_options, raster, confidence=second is not None)
         if second is not None:
             upscaler = replace(upscaler, ensemble=True)
-        plan, confidence = plan_scene(raster, target, upscaler, options, reading, measuring, choice), None
+        plan, confidence = (
+            plan_scene(raster, target, upscaler, options, reading, measuring, choice),
+            None,
+        )
         facts = raster.facts
-        logger.info("%s: %s", facts.name, said_of_consistency(plan.consistent, options.consistent, facts.has_place))
+        logger.info(
+            "%s: %s",
+            facts.name,
+            said_of_consistency(plan.consistent, options.consistent, facts.has_place),
+        )
         if facts.alpha is not None:
             logger.info("%s: alpha: %s.", facts.name, plan.said["alpha"])
         if second is not None:
@@ -320,7 +350,9 @@ def _planned(
 
 
 def _target(given: str | os.PathLike[str]) -> Path:
-    """The file to write. Raises UsageError, also for a name that ends in a slash and so is that of a folder."""
+    """The file to write. Raises UsageError, also for a name that ends in a slash and so is that of
+    a folder.
+    """
     text = path_of("target", given)
     check_local(text)
     if text.endswith(("/", os.sep)):
@@ -340,7 +372,9 @@ def _loaded(
     Options that an Upscaler was made with cannot be given again.
     """
     if weights is not None and not isinstance(weights, str | os.PathLike | Upscaler | Chooser):
-        raise UsageError(f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler.")
+        raise UsageError(
+            f"weights is a {type(weights).__name__}; it takes what load takes, or an Upscaler."
+        )
     if weights is None:
         return Chooser.loading(**load_options)(raster, confidence=confidence)
     if isinstance(weights, Chooser):
@@ -360,7 +394,9 @@ def _made_already(weights: Upscaler, load_options: dict[str, Any]) -> Upscaler:
         )
     asked = [name for name, value in load_options.items() if value]
     if asked:
-        raise UsageError(f"The Upscaler {weights.name} is made already: give {', '.join(asked)} to load.")
+        raise UsageError(
+            f"The Upscaler {weights.name} is made already: give {', '.join(asked)} to load."
+        )
     return weights
 
 
@@ -376,7 +412,9 @@ def check_targets(
     if confidence is not None:
         second = Path(confidence)
         if os.path.realpath(second) == os.path.realpath(target):
-            raise UsageError(f"{target} cannot be the result and its confidence: give them two names.")
+            raise UsageError(
+                f"{target} cannot be the result and its confidence: give them two names."
+            )
         # It may be what a stopped run of this very job has put in place already: its writer knows.
         check_target(source, second, overwrite=overwrite or _was_left_by_a_stopped_run(target))
 
@@ -393,26 +431,35 @@ def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: boo
         raise TargetError(f"{target} is a folder: name a file in it.")
     # What a stopped run left may be its whole result, not yet tidied up: the writer knows.
     if target.exists() and not overwrite and not _was_left_by_a_stopped_run(target):
-        raise TargetExists(f"{target} is there already: choose another name, or replace it with overwrite=True.")
-    as_now = os.access in os.supports_effective_ids  # the rights of the user that the process acts for
+        raise TargetExists(
+            f"{target} is there already: choose another name, or replace it with overwrite=True."
+        )
+    # the rights of the user that the process acts for
+    as_now = os.access in os.supports_effective_ids
     if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=as_now):
         raise TargetError(f"The folder {target.parent} cannot be written to: choose another one.")
 
 
 def _refuse_what_is_read(output: Path, replaced: Sequence[Path], raster: Raster) -> None:
-    """Raise UsageError where the input is read from a file that an output replaces: a part, or a world file, say."""
+    """Raise UsageError where the input is read from a file that an output replaces: a part, or a
+    world file, say.
+    """
     for file in map(file_behind, raster.facts.read_from):
         for name in replaced:
             if file is not None and name.exists() and name.samefile(file):
                 with_it = "" if name == output else f", which goes with {output},"
                 raise UsageError(
-                    f"{name}{with_it} is a part of the input {raster.facts.name}: give the output another name."
+                    f"{name}{with_it} is a part of the input {raster.facts.name}: give the output "
+                    "another name."
                 )
 
 
 def _is_finished(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None) -> bool:
     """Whether all that a plan puts in place is there, whole, and of this very job."""
-    return all(finished_receipt(file, job) is not None for file, _, job in files_written(target, plan, confidence))
+    return all(
+        finished_receipt(file, job) is not None
+        for file, _, job in files_written(target, plan, confidence)
+    )
 
 
 def _was_left_by_a_stopped_run(target: Path) -> bool:
@@ -427,7 +474,9 @@ def _compute(
     corrupt: CorruptBlocks,
     progress: TellPixels | None,
 ) -> None:
-    """Read, compute and write the remaining tiles. Reading and writing go on here while the workers compute."""
+    """Read, compute and write the remaining tiles. Reading and writing go on here while the workers
+    compute.
+    """
     raster, plan, upscaler = planned.raster, planned.plan, planned.upscaler
     total = plan.profile.grid.width * plan.profile.grid.height
     done = total - sum(_area(plan.tiles[index].write) for index in remaining)
@@ -459,7 +508,9 @@ def _compute(
                 progress(done, total)
     if not has_data:
         part = "" if plan.tiles.window == raster.whole else " in the part asked for"
-        logger.warning("%s has no valid pixel%s: all of the result is missing.", raster.facts.name, part)
+        logger.warning(
+            "%s has no valid pixel%s: all of the result is missing.", raster.facts.name, part
+        )
 
 
 def _in_pixels(progress: TellPixels | None, grid: Grid) -> TellPart | None:
@@ -476,7 +527,9 @@ def _area(window: Window) -> int:
 
 @contextmanager
 def _stopping_cleanly(writers: SceneWriters) -> Iterator[None]:
-    """Whatever stops a run, Ctrl-C included: finished tiles stay, for the same call to go on with."""
+    """Whatever stops a run, Ctrl-C included: finished tiles stay, for the same call to go on
+    with.
+    """
     try:
         yield
     except BaseException:

@@ -1,7 +1,7 @@
 """What a plan will take: memory, disk and time, said before the first pixel.
 
-Nothing here can change a pixel. A plan that the machine does not hold is refused with the tile that would fit, rather
-than changed: two machines would then give two results.
+Nothing here can change a pixel. A plan that the machine does not hold is refused with the tile that
+would fit, rather than changed: two machines would then give two results.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
-NETWORK_BYTES_PER_PIXEL = 5800  # of the tile that is read, while torch's operators compute its widest layer
+# of the tile that is read, while torch's operators compute its widest layer
+NETWORK_BYTES_PER_PIXEL = 5800
 PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
-VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4  # of the result: of three bands the first, the sum, the differences, their squares
+# of the result: of three bands the first, the sum, the differences, their squares
+VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4
 STATM = Path("/proc/self/statm")
 MEMINFO = Path("/proc/meminfo")
 SAMPLE = 96  # edge of the tile by which speed is measured, lr
@@ -66,18 +68,21 @@ class Estimate:
     disk_bytes: int  # at the worst moment, what a stopped run left aside
     free_bytes: int  # where the output goes
     memory_bytes: int  # of the whole process at its worst moment
-    program_bytes: int  # of them, what the process had when this was made: Python, torch, the weights
+    # of them, what the process had when this was made: Python, torch, the weights
+    program_bytes: int
     cluster: str | None = None  # where the tiles are computed, if not on this machine
     confidence: Path | None = None  # the second raster, where one is wanted
     said: Mapping[str, str] = field(default_factory=dict)  # what was decided of the source
     chosen: str | None = None  # what the weights were chosen by, where the scene decided
-    bands_alone: str | None = None  # what a user should know of bands that go through the network alone
+    # what a user should know of bands that go through the network alone
+    bands_alone: str | None = None
     seconds: float | None = None
     kept: bool = False  # the whole result of this very job is there already
 
     def __repr__(self) -> str:
         return (
-            f"<Estimate {self.source} -> {self.target or 'memory'}: {self.width} x {self.height} pixels, "
+            f"<Estimate {self.source} -> {self.target or 'memory'}: {self.width} x {self.height} "
+            "pixels, "
             f"{self.tiles} tile{'s' * (self.tiles > 1)}, x{self.scale} with {self.weights}, "
             f"memory {readable(self.memory_bytes)}, disk {readable(self.disk_bytes)}>"
         )
@@ -89,18 +94,25 @@ class Estimate:
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
-        chosen = "" if self.chosen is None else f"\n  weights  {self.weights}: the scene is {self.chosen}"
+        chosen = (
+            ""
+            if self.chosen is None
+            else f"\n  weights  {self.weights}: the scene is {self.chosen}"
+        )
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
         return (
             f"{self.source} -> {self.target or 'memory'}{second}\n"
-            f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, {self.format}, "
+            f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, "
+            f"{self.format}, "
             f"x{self.scale} with {self.weights}\n"
-            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by side{where}; "
+            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by "
+            f"side{where}; "
             f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
             f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
-            f"  disk     at most {readable(self.disk_bytes)} while it runs, {readable(self.free_bytes)} free\n"
+            f"  disk     at most {readable(self.disk_bytes)} while it runs, "
+            f"{readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)} for the whole process, "
             f"{readable(self.program_bytes)} of them there already{took}"
         )
@@ -110,7 +122,8 @@ class Estimate:
         """What is usually the same for several inputs, in a few words."""
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         return (
-            f"x{self.scale} with {self.weights}, tiles of {self.tile} + {self.halo} input pixels, {self.workers} side "
+            f"x{self.scale} with {self.weights}, tiles of {self.tile} + {self.halo} input pixels, "
+            f"{self.workers} side "
             f"by side{where}, {'' if self.consistent else 'not '}made consistent"
         )
 
@@ -122,14 +135,17 @@ class Estimate:
         alone = "" if self.bands_alone is None else f"; {self.bands_alone}"
         return (
             f"{self.source} -> {self.target}: {self.width} x {self.height} pixels, {self.bands} "
-            f"band{'s' * (self.bands > 1)} of {self.dtype}, {self.format}, range {min(self.low):g} to "
+            f"band{'s' * (self.bands > 1)} of {self.dtype}, {self.format}, range {min(self.low):g} "
+            "to "
             f"{max(self.high):g}, {self.tiles} tile{'s' * (self.tiles > 1)}{time_taken}{alone}"
         )
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +161,8 @@ class Total:
         """One line for people."""
         return (
             f"{self.megapixels:,.1f} megapixels, about {_duration(self.seconds)}, at most "
-            f"{readable(self.disk_bytes)} on the disk, about {readable(self.memory_bytes)} of memory"
+            f"{readable(self.disk_bytes)} on the disk, about {readable(self.memory_bytes)} of "
+            "memory"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -172,7 +189,9 @@ def estimate(
     confidence: ConfidencePlan | None = None,
     cluster: str | None = None,
 ) -> Estimate:
-    """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if there is one."""
+    """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if
+    there is one.
+    """
     profile, program = plan.profile, resident_bytes()
     return Estimate(
         source=raster.facts.name,
@@ -192,10 +211,12 @@ def estimate(
         high=plan.radiometry.high,
         consistent=plan.consistent,
         said=plan.said,
-        output_bytes=raw_bytes(profile) + (0 if confidence is None else raw_bytes(confidence.profile)),
+        output_bytes=raw_bytes(profile)
+        + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
-        memory_bytes=program + _memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        memory_bytes=program
+        + _memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
         program_bytes=program,
         cluster=cluster,
         confidence=None if confidence is None else confidence.target,
@@ -204,10 +225,18 @@ def estimate(
     )
 
 
-def with_time(made: Estimate, plan: ScenePlan, upscaler: Upscaler, cluster: Cluster | None = None) -> Estimate:
-    """The estimate with the time that small tiles took, side by side as the scene's own, scaled up."""
+def with_time(
+    made: Estimate, plan: ScenePlan, upscaler: Upscaler, cluster: Cluster | None = None
+) -> Estimate:
+    """The estimate with the time that small tiles took, side by side as the scene's own, scaled
+    up.
+    """
     side = min(made.workers, made.tiles)
-    seconds = _seconds_here(plan, upscaler, side) if cluster is None else cluster.seconds(plan, upscaler, SAMPLE)
+    seconds = (
+        _seconds_here(plan, upscaler, side)
+        if cluster is None
+        else cluster.seconds(plan, upscaler, SAMPLE)
+    )
     return replace(made, seconds=seconds * plan.tiles.pixels_read / SAMPLE**2 / side)
 
 
@@ -220,12 +249,15 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
         upscaler.enlarge(sample, plan.groups)
         return time.perf_counter() - begun
 
-    seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]  # the first of each worker compiles
+    # the first of each worker compiles
+    seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]
     return statistics.median(seconds)
 
 
 def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
-    """The estimate with as many of its workers as memory holds, at least one: any number gives the same bytes."""
+    """The estimate with as many of its workers as memory holds, at least one: any number gives the
+    same bytes.
+    """
     there, more = available_memory(), made.memory_bytes - made.program_bytes
     if there is None or more <= there or made.cluster is not None:
         return made
@@ -242,13 +274,23 @@ def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate
 
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
-    """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has to give."""
+    """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has
+    to give.
+    """
     there, more = available_memory(), made.memory_bytes - made.program_bytes
     if there is None or more <= there:
         return
     here = made.workers if made.cluster is None else 0
-    fitting = [tile for tile in range(16, plan.tiles.tile, 16) if _memory(raster, plan, tile, here) <= there]
-    advice = f"tile={fitting[-1]} fits (and gives slightly other pixels)" if fitting else "No tile= is small enough"
+    fitting = [
+        tile
+        for tile in range(16, plan.tiles.tile, 16)
+        if _memory(raster, plan, tile, here) <= there
+    ]
+    advice = (
+        f"tile={fitting[-1]} fits (and gives slightly other pixels)"
+        if fitting
+        else "No tile= is small enough"
+    )
     side = f"{here} worker{'s' * (here > 1)}" if here else "no tile computed here"
     raise OutOfMemory(
         f"{made.source} needs about {readable(more)} of memory with tile={plan.tiles.tile} and "
@@ -257,7 +299,9 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
 
 
 def resident_bytes() -> int:
-    """Bytes that this process has in memory now, libraries included; 0 where the system does not say."""
+    """Bytes that this process has in memory now, libraries included; 0 where the system does not
+    say.
+    """
     try:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -265,10 +309,14 @@ def resident_bytes() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system says so: Linux's estimate, and the limit of a container."""
+    """Bytes that a process may still take, where the system says so: Linux's estimate, and the
+    limit of a container.
+    """
     try:
         lines = MEMINFO.read_text().splitlines()
-        there = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        there = next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration, ValueError):
         return None
     left = memory_left()
@@ -290,7 +338,9 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
     if plan.calibration is not None:
         computing += hr * VARIANCE_BYTES_PER_PIXEL
     workers = min(workers, _tiles(plan.tiles.window, tile))
-    return GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
+    return (
+        GDAL_BYTES + workers * computing + (workers + IN_FLIGHT) * waiting + raster.memory_of(edge)
+    )
 
 
 def _tiles(window: Window, tile: int) -> int:
@@ -301,7 +351,9 @@ def _tiles(window: Window, tile: int) -> int:
 
 
 def _in_passes(plan: ScenePlan) -> bool:
-    """Whether the network surely runs in compiled passes; in bfloat16 that depends on the processor."""
+    """Whether the network surely runs in compiled passes; in bfloat16 that depends on the
+    processor.
+    """
     settings = plan.job.settings
     return (settings["scan"], settings["precision"]) == (COMPILED_SCAN, "float32")
 

@@ -1,8 +1,8 @@
 """The table of output formats: what each can hold, and how it is asked to store it.
 
-To add a raster format that GDAL writes is to add a line to FORMATS. Creation options are a table too, rather than
-whatever GDAL lets pass: it only logs what it does not know, and some of its options would undo what the writer promises
-(threads that lose errors, blocks left out on purpose).
+To add a raster format that GDAL writes is to add a line to FORMATS. Creation options are a table
+too, rather than whatever GDAL lets pass: it only logs what it does not know, and some of its
+options would undo what the writer promises (threads that lose errors, blocks left out on purpose).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from repmamba.errors import TargetError, UsageError
 from repmamba.scene.output import OutputProfile
 
 _ANY_TYPE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-_BIG = 2 << 30  # bytes of pixels from which a TIFF gets 64-bit offsets: compression can fail to shrink, at worst grow
+# bytes of pixels from which a TIFF gets 64-bit offsets: compression can fail to shrink, at worst
+# grow
+_BIG = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,24 @@ class Whole:
 
     def explain(self) -> str:
         """What it takes, for an error's text."""
-        return f"a whole number from {self.least} to {self.most}" + (f", a multiple of {self.step}" * (self.step > 1))
+        return f"a whole number from {self.least} to {self.most}" + (
+            f", a multiple of {self.step}" * (self.step > 1)
+        )
 
     def takes(self, value: str) -> bool:
         """Whether a value may stand there."""
-        return value.isdecimal() and self.least <= int(value) <= self.most and int(value) % self.step == 0
+        return (
+            value.isdecimal()
+            and self.least <= int(value) <= self.most
+            and int(value) % self.step == 0
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A creation option that changes nothing by these words: it is taken, and GDAL does not get it."""
+    """A creation option that changes nothing by these words: it is taken, and GDAL does not get
+    it.
+    """
 
     words: tuple[str, ...]
     or_number: bool = False
@@ -70,7 +80,8 @@ Option = Choice | Whole | Unused
 _YES_NO = Choice(("YES", "NO"))
 DEFLATE_LEVEL = "4"  # against GDAL's 6, a file of imagery is 4 % larger and takes half the time
 _COMPRESSIONS = Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
-_OF_PICTURES = {"JPEG": (1, 3, 4), "WEBP": (3, 4)}  # compressions of uint8 alone -> numbers of bands
+# compressions of uint8 alone -> numbers of bands
+_OF_PICTURES = {"JPEG": (1, 3, 4), "WEBP": (3, 4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +98,13 @@ class Format:
     nodata: bool  # can declare a nodata value; its pixels keep it exactly where nothing is lost
     mask: bool  # can carry a mask beside its bands
     alpha: bool
-    placed: bool  # carries transform and CRS inside; else they go into side-car files (.aux.xml and a world file)
+    # carries transform and CRS inside; else they go into side-car files (.aux.xml and a world file)
+    placed: bool
     one_pass: bool  # GDAL writes it from a whole raster only, and reads it from top to bottom only
     world: str | None  # suffix of the world file
-    room: float  # disk that assembling takes at most, times the finished tiles: intermediates and the file itself
+    # disk that assembling takes at most, times the finished tiles: intermediates and the file
+    # itself
+    room: float
     options: Mapping[str, Option]
 
     @property
@@ -103,9 +117,14 @@ class Format:
         grid = profile.grid
         if profile.dtype not in self.dtypes:
             return f"{profile.dtype} pixels"
-        if profile.count - profile.has_alpha not in self.colours or (profile.has_alpha and not self.alpha):
-            # PNG takes the second of two bands, and the fourth of four, for alpha, whatever they are.
-            return f"{profile.count} bands of which {'one' if profile.has_alpha else 'none'} is alpha"
+        if profile.count - profile.has_alpha not in self.colours or (
+            profile.has_alpha and not self.alpha
+        ):
+            # PNG takes the second of two bands, and the fourth of four, for alpha, whatever they
+            # are.
+            return (
+                f"{profile.count} bands of which {'one' if profile.has_alpha else 'none'} is alpha"
+            )
         if max(grid.width, grid.height) > self.largest:
             return f"{grid.width} x {grid.height} pixels"
         if profile.mask and not self.mask:
@@ -117,9 +136,13 @@ class Format:
         return None
 
 
-_BOOLEANS = {**dict.fromkeys(("TRUE", "ON", "1"), "YES"), **dict.fromkeys(("FALSE", "OFF", "0"), "NO")}
+_BOOLEANS = {
+    **dict.fromkeys(("TRUE", "ON", "1"), "YES"),
+    **dict.fromkeys(("FALSE", "OFF", "0"), "NO"),
+}
 _UNUSED: dict[str, Option] = {
-    "NUM_THREADS": Unused(("ALL_CPUS",), or_number=True),  # GDAL's threads would lose errors, and change no byte
+    # GDAL's threads would lose errors, and change no byte
+    "NUM_THREADS": Unused(("ALL_CPUS",), or_number=True),
     "STATISTICS": Unused(("AUTO", "NO")),
 }
 _TIFF_OPTIONS: dict[str, Option] = {
@@ -143,7 +166,8 @@ _TIFF_OPTIONS: dict[str, Option] = {
     "SPARSE_OK": Unused(("NO",)),
     "TFW": Unused(("NO",)),
     "PROFILE": Unused(("GDALGEOTIFF",)),
-    "COPY_SRC_OVERVIEWS": Unused(("YES", "NO")),  # a result is made of tiles, and has no source with overviews
+    # a result is made of tiles, and has no source with overviews
+    "COPY_SRC_OVERVIEWS": Unused(("YES", "NO")),
     "STREAMABLE_OUTPUT": Unused(("NO",)),
 }
 _COG_OPTIONS: dict[str, Option] = {
@@ -164,85 +188,166 @@ FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
         Format(
-            "GTiff", "GTiff", (".tif", ".tiff"), _ANY_TYPE, range(1, 65536), 2**31 - 1,
-            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None, room=1.05,
+            "GTiff",
+            "GTiff",
+            (".tif", ".tiff"),
+            _ANY_TYPE,
+            range(1, 65536),
+            2**31 - 1,
+            lossless=True,
+            nodata=True,
+            mask=True,
+            alpha=True,
+            placed=True,
+            one_pass=False,
+            world=None,
+            room=1.05,
             options=_TIFF_OPTIONS,
         ),
         Format(
-            "COG", "COG", (".cog.tif", ".cog.tiff", ".cog"), _ANY_TYPE, range(1, 65536), 2**31 - 1,
-            lossless=True, nodata=True, mask=True, alpha=True, placed=True, one_pass=False, world=None, room=2.8,
+            "COG",
+            "COG",
+            (".cog.tif", ".cog.tiff", ".cog"),
+            _ANY_TYPE,
+            range(1, 65536),
+            2**31 - 1,
+            lossless=True,
+            nodata=True,
+            mask=True,
+            alpha=True,
+            placed=True,
+            one_pass=False,
+            world=None,
+            room=2.8,
             options=_COG_OPTIONS,
         ),
         Format(
-            "PNG", "PNG", (".png",), ("uint8", "uint16"), range(1, 4, 2), 1_000_000,
-            lossless=True, nodata=True, mask=False, alpha=True, placed=False, one_pass=True, world=".pgw", room=2.1,
+            "PNG",
+            "PNG",
+            (".png",),
+            ("uint8", "uint16"),
+            range(1, 4, 2),
+            1_000_000,
+            lossless=True,
+            nodata=True,
+            mask=False,
+            alpha=True,
+            placed=False,
+            one_pass=True,
+            world=".pgw",
+            room=2.1,
             options={"ZLEVEL": Whole(1, 9)},
         ),
         Format(
-            "JPEG", "JPEG", (".jpg", ".jpeg"), ("uint8",), range(1, 4, 2), 65_500,
-            lossless=False, nodata=False, mask=True, alpha=False, placed=False, one_pass=True, world=".jgw", room=1.6,
+            "JPEG",
+            "JPEG",
+            (".jpg", ".jpeg"),
+            ("uint8",),
+            range(1, 4, 2),
+            65_500,
+            lossless=False,
+            nodata=False,
+            mask=True,
+            alpha=False,
+            placed=False,
+            one_pass=True,
+            world=".jgw",
+            room=1.6,
             options={"QUALITY": Whole(1, 100), "PROGRESSIVE": _YES_NO},
         ),
     )
-}  # fmt: skip
+}
 
 
 def format_of(target: Path, asked: str | None = None) -> Format:
-    """The format asked for by name (case does not matter), else the one that the target's name ends like."""
+    """The format asked for by name (case does not matter), else the one that the target's name ends
+    like.
+    """
     if asked is not None:
         for entry in FORMATS.values():
             if entry.name.lower() == asked.lower():
                 return entry
-        raise UsageError(f"There is no output format '{asked}'; choose one of {', '.join(FORMATS)}.")
+        raise UsageError(
+            f"There is no output format '{asked}'; choose one of {', '.join(FORMATS)}."
+        )
     name = target.name.lower()
-    matches = [(suffix, entry) for entry in FORMATS.values() for suffix in entry.suffixes if name.endswith(suffix)]
+    matches = [
+        (suffix, entry)
+        for entry in FORMATS.values()
+        for suffix in entry.suffixes
+        if name.endswith(suffix)
+    ]
     if not matches:
         known = ", ".join(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
-        raise UsageError(f"{target.name} does not say its format; end it in one of {known}, or give format=.")
+        raise UsageError(
+            f"{target.name} does not say its format; end it in one of {known}, or give format=."
+        )
     return max(matches, key=lambda match: len(match[0]))[1]
 
 
 def check_fit(profile: OutputProfile) -> None:
-    """Raise TargetError if the profile's format cannot hold it, naming those that can; UsageError for its options."""
+    """Raise TargetError if the profile's format cannot hold it, naming those that can; UsageError
+    for its options.
+    """
     chosen = FORMATS[profile.format]
     if (misfit := chosen.holds(profile)) is not None:
         others = (replace(profile, format=name, creation=()) for name in FORMATS)
         able = [other.format for other in others if FORMATS[other.format].holds(other) is None]
         raise TargetError(
             f"{chosen.name} cannot hold {misfit}. "
-            + (f"These can: {', '.join(able)} (choose by the name's ending or format=)." if able else "No format can.")
+            + (
+                f"These can: {', '.join(able)} (choose by the name's ending or format=)."
+                if able
+                else "No format can."
+            )
         )
     creation_options(profile)
 
 
 def creation_options(profile: OutputProfile) -> dict[str, str]:
-    """Every creation option that GDAL gets: defaults for the profile, then what the user asked. Raises UsageError."""
+    """Every creation option that GDAL gets: defaults for the profile, then what the user asked.
+    Raises UsageError.
+    """
     chosen = FORMATS[profile.format]
     asked = _asked(profile)
     for name, value in asked.items():
         option = chosen.options.get(name)
         if option is None:
             raise UsageError(
-                f"{chosen.name} has no creation option {name} here; it has {', '.join(sorted(chosen.options))}."
+                f"{chosen.name} has no creation option {name} here; it has "
+                f"{', '.join(sorted(chosen.options))}."
             )
         if not option.takes(value):
-            raise UsageError(f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}.")
-    used = {name: value for name, value in asked.items() if not isinstance(chosen.options[name], Unused)}
+            raise UsageError(
+                f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}."
+            )
+    used = {
+        name: value for name, value in asked.items() if not isinstance(chosen.options[name], Unused)
+    }
     options = {**_defaults(profile, used), **used}
     compression = options.get("COMPRESS", "")
-    if compression in _OF_PICTURES and (profile.dtype != "uint8" or profile.count not in _OF_PICTURES[compression]):
+    if compression in _OF_PICTURES and (
+        profile.dtype != "uint8" or profile.count not in _OF_PICTURES[compression]
+    ):
         counts = ", ".join(map(str, _OF_PICTURES[compression]))
         raise UsageError(
-            f"COMPRESS={compression} takes {counts} bands of uint8, not {profile.count} of {profile.dtype}; "
+            f"COMPRESS={compression} takes {counts} bands of uint8, not {profile.count} of "
+            f"{profile.dtype}; "
             "DEFLATE and ZSTD take all."
         )
     if compression == "WEBP" and options.get("INTERLEAVE") == "BAND":
         # GDAL warns of it, and then compresses memory that is not the picture's.
         raise UsageError("COMPRESS=WEBP takes bands side by side alone: leave INTERLEAVE=BAND out.")
     if compression == "WEBP" and profile.alpha not in (None, profile.count - 1):
-        raise UsageError("COMPRESS=WEBP takes alpha as the last band: choose the order with --bands, or another one.")
+        raise UsageError(
+            "COMPRESS=WEBP takes alpha as the last band: choose the order with --bands, or another "
+            "one."
+        )
     if compression == "JPEG" and profile.has_alpha:
-        raise UsageError("COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep it.")
+        raise UsageError(
+            "COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep "
+            "it."
+        )
     return options
 
 
@@ -260,13 +365,17 @@ def _asked(profile: OutputProfile) -> dict[str, str]:
 
 def _usual_word(option: Option | None, value: str) -> str:
     """YES and NO for what else GDAL takes for them, where an option takes these."""
-    takes_yes_or_no = isinstance(option, Choice | Unused) and bool({"YES", "NO"} & set(option.words))
+    takes_yes_or_no = isinstance(option, Choice | Unused) and bool(
+        {"YES", "NO"} & set(option.words)
+    )
     return _BOOLEANS.get(value, value) if takes_yes_or_no else value
 
 
 def _keeps_pixels(chosen: Format, asked: Mapping[str, str]) -> bool:
     if asked.get("COMPRESS") == "WEBP":
-        return asked.get("WEBP_LOSSLESS") == "YES" or (chosen.name == "COG" and asked.get("QUALITY") == "100")
+        return asked.get("WEBP_LOSSLESS") == "YES" or (
+            chosen.name == "COG" and asked.get("QUALITY") == "100"
+        )
     return chosen.lossless and asked.get("COMPRESS") != "JPEG"
 
 
@@ -288,7 +397,9 @@ def _defaults(profile: OutputProfile, asked: Mapping[str, str]) -> dict[str, str
         level = {"LEVEL": DEFLATE_LEVEL} if compression == "DEFLATE" else {}
         return {"COMPRESS": compression, **level, **predictor, "BLOCKSIZE": "512", "BIGTIFF": big}
     floating = profile.dtype.startswith("float")
-    predictor = {"PREDICTOR": "3" if floating else "2"} if compression in ("DEFLATE", "ZSTD", "LZW") else {}
+    predictor = (
+        {"PREDICTOR": "3" if floating else "2"} if compression in ("DEFLATE", "ZSTD", "LZW") else {}
+    )
     colours = profile.colorinterp[:3] == ("red", "green", "blue")
     return {
         "TILED": "YES",

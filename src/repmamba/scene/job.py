@@ -1,4 +1,6 @@
-"""The identity of a job: all that decides the pixels of a result, its hash, and how two of them differ."""
+"""The identity of a job: all that decides the pixels of a result, its hash, and how two of them
+differ.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Json: TypeAlias = Any  # what JSON can hold; floats that it cannot (NaN) are spe
 
 
 def canonical_json(value: Json) -> str:
-    """The one spelling of a value as JSON: keys sorted, no spaces, NaN and infinities as strings."""
+    """The one spelling of a value as JSON: keys sorted, no spaces, NaN and infinities as
+    strings.
+    """
     return json.dumps(_spelt(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -30,7 +34,9 @@ def _spelt(value: Json) -> Json:
 
 
 def digest(*parts: bytes | memoryview) -> str:
-    """The first 128 bits of SHA-256, as hex: enough against chance, short enough for a receipt of 100 000 tiles."""
+    """The first 128 bits of SHA-256, as hex: enough against chance, short enough for a receipt of
+    100 000 tiles.
+    """
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -39,14 +45,16 @@ def digest(*parts: bytes | memoryview) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobIdentity:
-    """What decides every pixel of a result. Equal identities give equal pixels; nothing else is in it.
+    """What decides every pixel of a result. Equal identities give equal pixels; nothing else is in
+    it.
 
     Values are those of JSON. The way a result is stored (format, compression) is not part of it.
     """
 
     source: Mapping[str, Json]  # the input: name, bytes, digest ... (see identify_file)
     weights: str  # digest of the network's numbers
-    settings: Mapping[str, Json] = field(default_factory=dict)  # scale, tile, halo, range, bands, precision ...
+    # scale, tile, halo, range, bands, precision ...
+    settings: Mapping[str, Json] = field(default_factory=dict)
     version: str = ""  # of repmamba: another one may compute other pixels
 
     @property
@@ -57,7 +65,12 @@ class JobIdentity:
     def as_json(self) -> dict[str, Json]:
         """All of it as JSON values."""
         values: dict[str, Json] = _spelt(
-            {"source": self.source, "weights": self.weights, "settings": self.settings, "version": self.version}
+            {
+                "source": self.source,
+                "weights": self.weights,
+                "settings": self.settings,
+                "version": self.version,
+            }
         )
         return values
 
@@ -66,13 +79,18 @@ def differences(before: Json, now: Json, name: str = "") -> list[str]:
     """Where two JSON values differ, as "name: before -> now", leaf by leaf."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted(before.keys() | now.keys())
-        lists = [differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in keys]
+        lists = [
+            differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for key in keys
+        ]
         return [line for lines in lists for line in lines]
     return [] if before == now else [f"{name}: {before} -> {now}"]
 
 
 def identify_file(path: Path) -> dict[str, Json]:
-    """The identity of an input file: name, size, digest; of one over 64 MiB, a digest of its two ends and its time."""
+    """The identity of an input file: name, size, digest; of one over 64 MiB, a digest of its two
+    ends and its time.
+    """
     end = 1 << 20
     status = path.stat()
     state = hashlib.sha256()

@@ -1,7 +1,7 @@
 """The working folder of one job: which tiles are done, so that a stopped run continues.
 
-A job's hash names a folder beside the target, and in it every finished tile is a file of its own. Which process may
-write there is settled elsewhere, in lock.py.
+A job's hash names a folder beside the target, and in it every finished tile is a file of its own.
+Which process may write there is settled elsewhere, in lock.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ LONGEST_NAME = 255  # bytes, on the usual filesystems
 
 
 class Journal:
-    """The tiles that are done, in a folder of their own. Thread-safe: any number of threads may record tiles."""
+    """The tiles that are done, in a folder of their own. Thread-safe: any number of threads may
+    record tiles.
+    """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder = folder
@@ -37,7 +39,9 @@ class Journal:
         self._done: set[int] = set()
 
     def open(self, job: JobIdentity) -> None:
-        """Make the folder, or take up what a stopped run of the same job left in it. Raises JobChanged."""
+        """Make the folder, or take up what a stopped run of the same job left in it. Raises
+        JobChanged.
+        """
         with storage_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             durable.sync_folder(self.folder.parent)
@@ -58,7 +62,9 @@ class Journal:
             return [index for index in range(len(self.layout.tiles)) if index not in self._done]
 
     def is_empty(self) -> bool:
-        """Whether the folder has no finished tile; one that an interruption kept from being counted is one too."""
+        """Whether the folder has no finished tile; one that an interruption kept from being counted
+        is one too.
+        """
         return not any(self.folder.glob("*.tile"))
 
     def stored_bytes(self) -> int:
@@ -70,7 +76,9 @@ class Journal:
         return self.folder / f"{index:06d}.tile"
 
     def record(self, index: int, pixels: TilePixels) -> None:
-        """Make a tile durable. A second arrival must bring the same bytes: VerificationError if it does not."""
+        """Make a tile durable. A second arrival must bring the same bytes: VerificationError if it
+        does not.
+        """
         header, payload = encode_tile(self.layout, index, pixels)
         path = self.path(index)
         draft = path.with_name(f"{path.name}.{threading.get_ident()}.part")
@@ -91,7 +99,9 @@ class Journal:
             self._done.add(index)
 
     def read(self, index: int) -> TilePixels:
-        """A finished tile, checked; a damaged one is dropped, so that the next run computes it anew."""
+        """A finished tile, checked; a damaged one is dropped, so that the next run computes it
+        anew.
+        """
         try:
             return decode_tile(self.path(index), self.layout, index)
         except VerificationError as damage:
@@ -105,7 +115,8 @@ class Journal:
     def _compare(self, path: Path, content: bytes) -> None:
         if path.read_bytes() != content:
             raise VerificationError(
-                f"{path.name} was computed twice with different results. A result must not depend on when or where "
+                f"{path.name} was computed twice with different results. A result must not depend "
+                "on when or where "
                 "a tile is computed; nothing was replaced. Please report this."
             )
 
@@ -123,8 +134,12 @@ class Journal:
 
 
 def storage_errors(path: Path) -> AbstractContextManager[None]:
-    """What the system says while a file of a run is written, as NoSpace or TargetError; and that the run goes on."""
-    return durable.write_errors(path, "What is finished is kept: the same command continues once this is mended.")
+    """What the system says while a file of a run is written, as NoSpace or TargetError; and that
+    the run goes on.
+    """
+    return durable.write_errors(
+        path, "What is finished is kept: the same command continues once this is mended."
+    )
 
 
 def work_folder(target: Path, job_id: str) -> Path:
@@ -133,25 +148,34 @@ def work_folder(target: Path, job_id: str) -> Path:
 
 
 def check_name(target: Path) -> None:
-    """Raise TargetError for a name that no file can have, or that leaves no room for its working folder's."""
+    """Raise TargetError for a name that no file can have, or that leaves no room for its working
+    folder's.
+    """
     try:
         path = Path(os.path.realpath(target))
         longest = len(work_folder(path, "0" * 16).name.encode())
         os.fspath(path).encode()
     except ValueError as error:
-        raise TargetError(f"{target} is no name in UTF-8, as GDAL wants it ({error}): choose another one.") from error
+        raise TargetError(
+            f"{target} is no name in UTF-8, as GDAL wants it ({error}): choose another one."
+        ) from error
     if longest > LONGEST_NAME:
         length = len(path.name.encode())
         raise TargetError(
-            f"The name of the output, {path.name}, has {length} bytes, and at most {LONGEST_NAME - longest + length} "
+            f"The name of the output, {path.name}, has {length} bytes, and at most "
+            f"{LONGEST_NAME - longest + length} "
             "leave room for that of its working folder: choose a shorter one."
         )
 
 
 def other_jobs(target: Path, job_id: str) -> list[Path]:
-    """Working folders that runs of other jobs left at the same target, in the order of their names."""
+    """Working folders that runs of other jobs left at the same target, in the order of their
+    names.
+    """
     name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(SUFFIX))
-    folders = [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+    folders = [
+        path for path in target.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()
+    ]
     return sorted(folder for folder in folders if folder != work_folder(target, job_id))
 
 
@@ -164,7 +188,9 @@ def read_note(path: Path) -> Json | None:
 
 
 def refuse_changed_job(target: Path, job: JobIdentity, others: Sequence[Path]) -> None:
-    """Raise JobChanged: a stopped run at this target had another input, other weights or other settings."""
+    """Raise JobChanged: a stopped run at this target had another input, other weights or other
+    settings.
+    """
     latest = max(others, key=lambda folder: folder.stat().st_mtime)
     note = read_note(latest / "job.json") or {}
     raise JobChanged(_changed(latest, differences(note.get("job", {}), job.as_json())))
@@ -173,5 +199,6 @@ def refuse_changed_job(target: Path, job: JobIdentity, others: Sequence[Path]) -
 def _changed(folder: Path, unlike: Sequence[str]) -> str:
     return (
         f"A stopped run left {folder}, and since then this changed: {'; '.join(unlike)}. "
-        "Run it as before to continue it, or start anew with restart=True (the folder stays, and may be deleted)."
+        "Run it as before to continue it, or start anew with restart=True (the folder stays, and "
+        "may be deleted)."
     )

@@ -1,4 +1,6 @@
-"""The lock of a target: at most one process writes it. The operating system ends the lock with its process."""
+"""The lock of a target: at most one process writes it. The operating system ends the lock with its
+process.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class TargetLock:
-    """At most one process works on a target. A dead process holds nothing: the system releases what it held.
+    """At most one process works on a target. A dead process holds nothing: the system releases what
+    it held.
 
-    was_left: whether acquire() found the file of a process that was killed, which could not remove it.
+    was_left: whether acquire() found the file of a process that was killed, which could not remove
+    it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -38,7 +42,8 @@ class TargetLock:
                 holder = os.read(descriptor, 200).decode(errors="replace").strip()
                 os.close(descriptor)
                 raise TargetError(
-                    f"Another repmamba ({holder or 'just started'}) is writing the same file ({self.path} is locked). "
+                    f"Another repmamba ({holder or 'just started'}) is writing the same file "
+                    f"({self.path} is locked). "
                     "Wait for it, or stop it and run this again."
                 )
             if _is_at(descriptor, self.path):
@@ -71,7 +76,9 @@ def _lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        logger.warning("This filesystem has no locks (%s): do not run two jobs on one target.", error.strerror)
+        logger.warning(
+            "This filesystem has no locks (%s): do not run two jobs on one target.", error.strerror
+        )
     return True
 
 

@@ -1,7 +1,8 @@
 """Rasters in memory: bytes, file objects and open datasets in; /vsimem/ and file objects out.
 
-The engine reads and writes files: that is how it continues, how it tells one input from another, and how it checks what
-was written. So what is in memory is put into a temporary folder (TMPDIR) first, and the result taken out of it.
+The engine reads and writes files: that is how it continues, how it tells one input from another,
+and how it checks what was written. So what is in memory is put into a temporary folder (TMPDIR)
+first, and the result taken out of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ INPUT = "the input in memory"  # as messages call it
 
 
 def through_memory(field: str) -> Callable[[Function], Function]:
-    """Let a function of two file names, source and target, take what is in memory in place of either.
+    """Let a function of two file names, source and target, take what is in memory in place of
+    either.
 
     field: of its result, that names the target; None there where the target is a file object.
     """
@@ -72,17 +74,23 @@ def _source(source: Source) -> Iterator[Named]:
 
 
 def _can_be_opened_again(dataset: Any) -> bool:
-    """Whether the name of an open dataset leads to the same pixels: not to those of another overview, say."""
+    """Whether the name of an open dataset leads to the same pixels: not to those of another
+    overview, say.
+    """
     if dataset.closed:
         raise UsageError(f"The dataset {dataset.name} is closed: give an open one, or its name.")
     if dataset.mode != "r":
-        raise UsageError(f"The dataset {dataset.name} is open for writing: close it, and give its name.")
+        raise UsageError(
+            f"The dataset {dataset.name} is open for writing: close it, and give its name."
+        )
     return _shows_its_file(dataset) and not dataset.name.startswith(IN_MEMORY)
 
 
 def _shows_its_file(dataset: Any) -> bool:
     """Whether it was opened without options, such as a level of overviews, and warps nothing."""
-    return type(dataset) is DatasetReader and not any(value is not None for value in dataset.options.values())
+    return type(dataset) is DatasetReader and not any(
+        value is not None for value in dataset.options.values()
+    )
 
 
 def _put(source: Source, name: str) -> None:
@@ -98,7 +106,9 @@ def _put(source: Source, name: str) -> None:
         else:
             Path(name).write_bytes(_bytes_of(source))
     except RasterioError as error:
-        raise SourceError(f"{INPUT.capitalize()} cannot be read: {' '.join(str(error).split())}") from error
+        raise SourceError(
+            f"{INPUT.capitalize()} cannot be read: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _bytes_of(source: Any) -> bytes | bytearray | memoryview:
@@ -110,7 +120,8 @@ def _bytes_of(source: Any) -> bytes | bytearray | memoryview:
         raise UsageError("The input is a file object of text; open it in binary mode, 'rb'.")
     if not isinstance(content, bytes | bytearray | memoryview):
         raise UsageError(
-            f"The input is a {type(source).__name__}; give a path, bytes, a binary file object or an open dataset of "
+            f"The input is a {type(source).__name__}; give a path, bytes, a binary file object or "
+            "an open dataset of "
             "rasterio. Upscaler.upscale takes arrays."
         )
     return content
@@ -118,14 +129,17 @@ def _bytes_of(source: Any) -> bytes | bytearray | memoryview:
 
 @contextmanager
 def _target(target: Target, arguments: dict[str, Any]) -> Iterator[tuple[Named, Path | None]]:
-    """The name of a file to write, and the target's own; at the end its content goes where it is wanted."""
+    """The name of a file to write, and the target's own; at the end its content goes where it is
+    wanted.
+    """
     if isinstance(target, str | os.PathLike) and not str(target).startswith(IN_MEMORY):
         yield target, Path(target)
         return
     name = os.fspath(target) if isinstance(target, str | os.PathLike) else None
     if name is None and not callable(getattr(target, "write", None)):
         raise UsageError(
-            f"The output is a {type(target).__name__}; give a path, a name that begins with {IN_MEMORY}, or a binary "
+            f"The output is a {type(target).__name__}; give a path, a name that begins with "
+            f"{IN_MEMORY}, or a binary "
             "file object."
         )
     if name is not None and exists(name) and not arguments.get("overwrite"):
@@ -139,7 +153,9 @@ def _target(target: Target, arguments: dict[str, Any]) -> Iterator[tuple[Named, 
 
 def _file_name(target: Any, name: str | None, format: str | None) -> str:
     """A name with the ending of the format; without any word of it a GeoTIFF's."""
-    own = os.path.basename(name or (target.name if isinstance(getattr(target, "name", None), str) else ""))
+    own = os.path.basename(
+        name or (target.name if isinstance(getattr(target, "name", None), str) else "")
+    )
     try:
         return "output" + format_of(Path(own), format).suffixes[0]
     except UsageError:
@@ -158,4 +174,6 @@ def _deliver(written: Path, target: Any, name: str | None) -> None:
         copyfiles(str(written), name)
     except (OSError, TypeError, ValueError, RasterioError) as error:
         where = "The file object" if name is None else name
-        raise TargetError(f"{where} cannot be written to: {' '.join(str(error).split())}") from error
+        raise TargetError(
+            f"{where} cannot be written to: {' '.join(str(error).split())}"
+        ) from error

@@ -1,8 +1,9 @@
 """Where a raster is read from, and by what it is told from another one that takes its place.
 
-GDAL has one kind of name for files, for members of archives and for addresses, and rasterio does not hand on what GDAL
-knows of their size and time. So here the name is taken apart: a file or an archive of this machine is known by its
-content (see job.py), an address by what its server says, and for all others nobody can say.
+GDAL has one kind of name for files, for members of archives and for addresses, and rasterio does
+not hand on what GDAL knows of their size and time. So here the name is taken apart: a file or an
+archive of this machine is known by its content (see job.py), an address by what its server says,
+and for all others nobody can say.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from repmamba.scene.job import JobIdentity, Json, identify_file
 
 logger = logging.getLogger(__name__)
 
-_INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")  # what may stand before the name of a local file
+# what may stand before the name of a local file
+_INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")
 _AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
 _OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
-_OF_SEVERAL = re.compile(r"[A-Za-z]\w*:")  # stands before one of several rasters in a file: NETCDF:"a.nc":heat
+# stands before one of several rasters in a file: NETCDF:"a.nc":heat
+_OF_SEVERAL = re.compile(r"[A-Za-z]\w*:")
 _QUOTED = re.compile(r'"([^"]+)"')
 ADDRESS_SECONDS = 20  # for which a server may be silent
 ASKED_SIDE_BY_SIDE = 16
 
 
 def names_read(dataset: Any) -> tuple[str, ...]:
-    """All that GDAL reads for an open dataset, by its names. GDAL lists one level of virtual rasters; here are all."""
+    """All that GDAL reads for an open dataset, by its names. GDAL lists one level of virtual
+    rasters; here are all.
+    """
     if dataset.driver != "VRT":
         return tuple(dataset.files)
     read: dict[str, None] = {}
@@ -49,7 +54,8 @@ def names_read(dataset: Any) -> tuple[str, ...]:
             except rasterio.errors.RasterioIOError as failure:  # reading it says so
                 logger.debug("%s cannot be looked into: %s", name, failure)
         read[name] = None
-    return tuple(name for name in read if VIRTUAL not in name)  # such a text is a part of what it stands in
+    # such a text is a part of what it stands in
+    return tuple(name for name in read if VIRTUAL not in name)
 
 
 def _is_virtual(name: str) -> bool:
@@ -60,7 +66,9 @@ def _is_virtual(name: str) -> bool:
 
 
 def file_behind(name: str) -> Path | None:
-    """The file of this machine that a name of GDAL's leads to: itself, or the one around it. None for elsewhere."""
+    """The file of this machine that a name of GDAL's leads to: itself, or the one around it. None
+    for elsewhere.
+    """
     if os.path.isfile(name):
         return Path(name)
     if name.startswith("vrt://"):
@@ -71,7 +79,11 @@ def file_behind(name: str) -> Path | None:
         return file_behind(quoted[1])
     parts = name.split(":")  # the path is one of them, or several where it has colons of its own
     ends = range(2, len(parts) + 1)
-    runs = sorted((":".join(parts[first:end]) for end in ends for first in range(1, end)), key=len, reverse=True)
+    runs = sorted(
+        (":".join(parts[first:end]) for end in ends for first in range(1, end)),
+        key=len,
+        reverse=True,
+    )
     found = (Path(run) if os.path.isfile(run) else _archive_around(run) for run in runs)
     return next((file for file in found if file is not None), None)
 
@@ -87,7 +99,8 @@ def _archive_around(name: str) -> Path | None:
 
 
 def source_identity(name: str, read_from: Sequence[str]) -> dict[str, Json]:
-    """The identity of an input. name: as the user gave it.  read_from: all that GDAL reads for it, by GDAL's names.
+    """The identity of an input. name: as the user gave it.  read_from: all that GDAL reads for it,
+    by GDAL's names.
 
     Holds "not_told" where another raster could take the place of this one, and nobody would know.
     """
@@ -112,11 +125,14 @@ def _said_of(names: Sequence[str]) -> dict[str, dict[str, Json] | None]:
 
 
 def identify_address(name: str) -> dict[str, Json] | None:
-    """What a server says of a file: ETag, time and size. None where it says neither of the first two, or no server."""
+    """What a server says of a file: ETag, time and size. None where it says neither of the first
+    two, or no server.
+    """
     address = _AT_AN_ADDRESS.fullmatch(name)
     if address is None:
         return None
-    # Asked for its first byte, rather than for its head alone: signed addresses allow no other question.
+    # Asked for its first byte, rather than for its head alone: signed addresses allow no other
+    # question.
     request = Request(address[1], headers={"Range": "bytes=0-0"})
     try:
         with urlopen(request, timeout=ADDRESS_SECONDS) as answer:
@@ -130,17 +146,25 @@ def identify_address(name: str) -> dict[str, Json] | None:
 
 
 def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
-    """Raise JobChanged where a stopped run left folder, and the input may be another one since then."""
+    """Raise JobChanged where a stopped run left folder, and the input may be another one since
+    then.
+    """
     if source.get("not_told") and folder.is_dir():
         raise JobChanged(
-            f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is still what it read: "
-            "it is no file, and has no ETag or time. Start anew with restart=True, or copy it here first."
+            f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is "
+            "still what it read: "
+            "it is no file, and has no ETag or time. Start anew with restart=True, or copy it here "
+            "first."
         )
 
 
 def check_addresses(job: JobIdentity) -> None:
-    """Raise SourceError if a server says of an input something else than when the job was planned."""
+    """Raise SourceError if a server says of an input something else than when the job was
+    planned.
+    """
     before = job.source.get("addresses", {})
     for address, now in _said_of(list(before)).items():
         if now is not None and now != before[address]:
-            raise SourceError(f"{address} changed while it was read: run again when nobody writes to it.")
+            raise SourceError(
+                f"{address} changed while it was read: run again when nobody writes to it."
+            )

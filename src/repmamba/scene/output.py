@@ -1,4 +1,6 @@
-"""OutputProfile: everything that the file at the target will be, decided before the first pixel. A value, no I/O."""
+"""OutputProfile: everything that the file at the target will be, decided before the first pixel. A
+value, no I/O.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ Tags = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class OutputProfile:
-    """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty ones are filled in.
+    """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty
+    ones are filled in.
 
-    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band (the first that
-    colorinterp calls so), else by nodata (its value stands in the data). What no field says is left to the format's
-    defaults.
+    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band
+    (the first that colorinterp calls so), else by nodata (its value stands in the data). What no
+    field says is left to the format's defaults.
     """
 
     format: str  # a name of scene.formats.FORMATS
@@ -29,13 +32,15 @@ class OutputProfile:
     dtype: str  # NumPy's name
     nodata: float | None = None
     mask: bool = False
-    band_nodata: tuple[float | None, ...] = ()  # what stands where a band alone is missing, declared or not
+    # what stands where a band alone is missing, declared or not
+    band_nodata: tuple[float | None, ...] = ()
     colorinterp: tuple[str, ...] = ()  # names of rasterio.enums.ColorInterp
     descriptions: tuple[str | None, ...] = ()
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
     units: tuple[str | None, ...] = ()
-    tags: Mapping[str, Tags] = field(default_factory=dict)  # namespace -> tags; "" is GDAL's default one
+    # namespace -> tags; "" is GDAL's default one
+    tags: Mapping[str, Tags] = field(default_factory=dict)
     band_tags: tuple[Mapping[str, Tags], ...] = ()  # of each the same
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None = None
     rpcs: Tags | None = None  # GDAL's RPC tags, LINE_OFF and so on
@@ -56,7 +61,10 @@ class OutputProfile:
             if not given:
                 object.__setattr__(self, name, usual)
             elif len(given) != self.count:
-                raise UsageError(f"The output has {self.count} bands, and {len(given)} {name}; one for each is needed.")
+                raise UsageError(
+                    f"The output has {self.count} bands, and {len(given)} {name}; one for each is "
+                    "needed."
+                )
 
     def _usual_colours(self) -> tuple[str, ...]:
         if self.count == 3:

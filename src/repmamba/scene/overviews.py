@@ -1,7 +1,8 @@
-"""Overviews of a result: each pixel the mean of the four below it, missing ones left out. Arrays in, arrays out.
+"""Overviews of a result: each pixel the mean of the four below it, missing ones left out. Arrays
+in, arrays out.
 
-GDAL makes overviews too; ours are made here because they are compared, pixel by pixel, with what the file holds later:
-nobody can compare with a number that he does not know.
+GDAL makes overviews too; ours are made here because they are compared, pixel by pixel, with what
+the file holds later: nobody can compare with a number that he does not know.
 """
 
 from __future__ import annotations
@@ -17,24 +18,38 @@ Mask = NDArray[np.bool_]
 
 
 def halved(
-    data: Array, valid: Mask | None, *, nodata: Sequence[float | None] = (), alpha: int | None = None
+    data: Array,
+    valid: Mask | None,
+    *,
+    nodata: Sequence[float | None] = (),
+    alpha: int | None = None,
 ) -> tuple[Array, Mask | None]:
-    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean of what is there.
+    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean
+    of what is there.
 
-    data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None. Integers are
-    rounded half up. A pixel is missing when all four are; a mean that hits nodata gives way to the largest of the four.
-    nodata: of each band, missing in that one.  alpha: the band that is opacity; where it is 0, the others are missing.
+    data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None.
+    Integers are rounded half up. A pixel is missing when all four are; a mean that hits nodata
+    gives way to the largest of the four.
+    nodata: of each band, missing in that one.  alpha: the band that is opacity; where it is 0, the
+    others are missing.
     """
     count, height, width = data.shape
     half = np.empty((count, -(-height // 2), -(-width // 2)), data.dtype)
-    for band in range(count):  # one by one: the sums take eight bytes a pixel, and there may be two hundred bands
+    # one by one: the sums take eight bytes a pixel, and there may be two hundred bands
+    for band in range(count):
         number = nodata[band] if nodata else None
-        present = np.ones((height, width), bool) if band == alpha else _present(data, band, valid, number, alpha)
+        present = (
+            np.ones((height, width), bool)
+            if band == alpha
+            else _present(data, band, valid, number, alpha)
+        )
         half[band] = _mean(data[band], present, number)
     return half, None if valid is None else np.logical_or.reduce(_quads(valid))
 
 
-def _present(data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: int | None) -> Mask:
+def _present(
+    data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: int | None
+) -> Mask:
     present: Mask = np.logical_not(np.isnan(data[band]))
     if valid is not None:
         present &= valid
@@ -55,7 +70,9 @@ def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
     if nodata is not None:
         unlucky = np.logical_and(number > 0, np.equal(half, nodata))
         if unlucky.any():
-            largest: Array = np.where(_quads(present), _quads(values).astype(np.float64), -np.inf).max(axis=0)
+            largest: Array = np.where(
+                _quads(present), _quads(values).astype(np.float64), -np.inf
+            ).max(axis=0)
             half[unlucky] = largest[unlucky].astype(values.dtype)
     missing = nodata if nodata is not None else 0 if whole else np.nan
     half[number == 0] = missing
@@ -65,7 +82,11 @@ def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
 def _summed(values: Array, dtype: type[np.generic]) -> Array:
     """(h, w) -> (ceil(h/2), ceil(w/2)): the sums of each 2 x 2, in a type that holds them."""
     height, width = values.shape
-    even = values if height % 2 == width % 2 == 0 else np.pad(values, ((0, height % 2), (0, width % 2)))
+    even = (
+        values
+        if height % 2 == width % 2 == 0
+        else np.pad(values, ((0, height % 2), (0, width % 2)))
+    )
     sums: Array = np.add(even[::2, ::2], even[::2, 1::2], dtype=dtype)
     sums += even[1::2, ::2]
     sums += even[1::2, 1::2]

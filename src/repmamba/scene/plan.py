@@ -1,7 +1,8 @@
 """The plan of a scene: what will be read, computed and written, fixed before the first pixel.
 
-What can change a pixel (tiles, range, bands, consistency) comes from the weights, the options and the scene as a whole,
-never from the machine or from the window that is asked for. A plan is a value: it can be printed, compared and refused.
+What can change a pixel (tiles, range, bands, consistency) comes from the weights, the options and
+the scene as a whole, never from the machine or from the window that is asked for. A plan is a
+value: it can be printed, compared and refused.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ class SceneOptions:
     tile: int | None = None  # lr pixels, even
     halo: int | None = None  # lr pixels, even
     window: Window | None = None  # lr
-    bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top in the scene's CRS
+    # left, bottom, right, top in the scene's CRS
+    bbox: tuple[float, float, float, float] | None = None
     bands: Iterable[int | str] | None = None  # numbers in the file, from 1, or names
-    rgb: tuple[int | str, ...] | None = None  # numbers in the file, or names, of red, green and blue
+    # numbers in the file, or names, of red, green and blue
+    rgb: tuple[int | str, ...] | None = None
     value_range: ValueRange | None = None
     consistent: bool | None = None
     format: str | None = None
@@ -78,7 +81,9 @@ class SceneOptions:
         if self.bands is not None:
             object.__setattr__(self, "bands", tuple(self.bands))
         if self.bbox is not None and not all(map(math.isfinite, self.bbox)):
-            raise UsageError(f"The bbox {' '.join(map(str, self.bbox))} is no box: give four finite numbers.")
+            raise UsageError(
+                f"The bbox {' '.join(map(str, self.bbox))} is no box: give four finite numbers."
+            )
         if self.window is not None and self.bbox is not None:
             raise UsageError("A window and a bbox say the same in two ways; give one of them.")
         check_cut(self.tile, self.halo)
@@ -93,11 +98,14 @@ class ScenePlan:
     places: tuple[int, ...]  # of the bands that the network enlarges, in what the raster reads
     groups: Groups  # of those bands, counted from 0 among them
     consistent: bool
-    nodata: float | None  # stands in missing pixels, and no valid result may equal it; None: what lies there stays
-    band_nodata: tuple[float | None, ...]  # of the bands in `places`; what equals it is missing there alone
+    # stands in missing pixels, and no valid result may equal it; None: what lies there stays
+    nodata: float | None
+    # of the bands in `places`; what equals it is missing there alone
+    band_nodata: tuple[float | None, ...]
     alpha: int | None  # the band that the raster reads for alpha, which is enlarged by nearest
     alpha_at: int  # its place in the output
-    alpha_tells: bool  # alpha is 0 where a pixel is missing; the last band of the output, if the raster has none
+    # alpha is 0 where a pixel is missing; the last band of the output, if the raster has none
+    alpha_tells: bool
     profile: OutputProfile
     said: Mapping[str, str]  # what was decided of the source, for people
     job: JobIdentity
@@ -122,19 +130,23 @@ def plan_scene(
     """The plan for a raster, an output and an upscaler.
 
     Reads the scene, or a sample of a large one, if its range has to be found.
-    measuring: called with the pixels read for that, and of how many, where it takes long.  choice: why it is this
+    measuring: called with the pixels read for that, and of how many, where it takes long.  choice:
+    why it is this
     upscaler, where the scene decided.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     facts = raster.facts
     how = how or Reading()
-    places = _places(facts, None if options.bands is None else numbers_of(facts, tuple(options.bands)))
+    places = _places(
+        facts, None if options.bands is None else numbers_of(facts, tuple(options.bands))
+    )
     rgb = _rgb(facts, places, None if options.rgb is None else numbers_of(facts, options.rgb))
     if options.rgb is not None and rgb is not None:
         facts = _with_colours(facts, [places[band] for band in rgb])
     chosen = format_of(target, options.format)
     if chosen.is_picture and options.bands is None and rgb is not None and len(places) == 3:
-        places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)  # it shows its first band as red, whatever that is
+        # it shows its first band as red, whatever that is
+        places, rgb = tuple(places[band] for band in rgb), (0, 1, 2)
     in_order = options.bands is None and not chosen.is_picture and facts.alpha is not None
     alpha_at = facts.alpha if in_order and facts.alpha is not None else len(places)
     groups = group_bands(len(places), rgb, upscaler.bands)
@@ -145,7 +157,9 @@ def plan_scene(
         upscaler.scale,
         tile=options.tile or upscaler.tile,
         halo=halo,
-        window=options.window if options.bbox is None else window_of_bbox(facts.name, facts.grid, options.bbox),
+        window=options.window
+        if options.bbox is None
+        else window_of_bbox(facts.name, facts.grid, options.bbox),
     )
     wanted = Wanted(
         format=chosen.name,
@@ -159,13 +173,22 @@ def plan_scene(
         creation=options.creation or {},
     )
     # Blocks that cannot be read may make a pixel missing in a scene that has no way yet to say so.
-    profile, told = fitting_profile(facts, wanted, facts.missing or ("mask" if how.fill_corrupt else ""))
+    profile, told = fitting_profile(
+        facts, wanted, facts.missing or ("mask" if how.fill_corrupt else "")
+    )
     _warn_of_radar(facts)
-    radiometry, range_found, fills = _radiometry(raster, places, groups, options.value_range, measuring)
+    radiometry, range_found, fills = _radiometry(
+        raster, places, groups, options.value_range, measuring
+    )
     warn_of_fills(facts.name, fills, stacklevel=3)
     consistent = facts.has_place if options.consistent is None else options.consistent
     if upscaler.terms:
-        logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, upscaler.terms.rstrip("."))
+        logger.info(
+            "%s: terms of the weights %s: %s.",
+            facts.name,
+            upscaler.name,
+            upscaler.terms.rstrip("."),
+        )
     together = _numbered(facts, places, groups)
     if (alone := said_of_bands_alone(together, facts)) is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
@@ -181,7 +204,11 @@ def plan_scene(
         "consistent": consistent,
         "missing": told,
         "nodata": [facts.band_nodata[place] for place in places],
-        **({} if facts.alpha is None else {"alpha": facts.numbers[facts.alpha], "alpha_at": alpha_at}),
+        **(
+            {}
+            if facts.alpha is None
+            else {"alpha": facts.numbers[facts.alpha], "alpha_at": alpha_at}
+        ),
         "fill_corrupt": how.fill_corrupt,
         "expand_palette": how.expand_palette,
         "device": upscaler.device.type,
@@ -211,32 +238,49 @@ def plan_scene(
             "colours": said_of_colours(together),
             "range": _said_of_range(radiometry, range_found),
         },
-        job=JobIdentity(source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__),
+        job=JobIdentity(
+            source_identity(facts.name, facts.read_from), upscaler.digest, settings, __version__
+        ),
         choice=choice,
     )
 
 
 def usual_groups(facts: RasterFacts, network_bands: int = 3) -> list[list[int]]:
-    """The numbers of the bands that go through a network together, where nothing else is asked for."""
+    """The numbers of the bands that go through a network together, where nothing else is asked
+    for.
+    """
     places = _places(facts, None)
-    return _numbered(facts, places, group_bands(len(places), _rgb(facts, places, None), network_bands))
+    return _numbered(
+        facts, places, group_bands(len(places), _rgb(facts, places, None), network_bands)
+    )
 
 
 def usual_range(raster: Raster) -> str:
-    """The value range where no other is asked for, and how it is found; of large scenes the second alone."""
-    if raster.facts.dtype not in EIGHT_BITS and raster.grid.width * raster.grid.height > QUICKLY_READ:
-        return "that of nearly all numbers of the scene, which a pass over all of it finds (upscale --dry-run)"
+    """The value range where no other is asked for, and how it is found; of large scenes the second
+    alone.
+    """
+    if (
+        raster.facts.dtype not in EIGHT_BITS
+        and raster.grid.width * raster.grid.height > QUICKLY_READ
+    ):
+        return (
+            "that of nearly all numbers of the scene, which a pass over all of it finds "
+            "(upscale --dry-run)"
+        )
     places = _places(raster.facts, None)
     groups = group_bands(len(places), _rgb(raster.facts, places, None), 3)
     try:
         radiometry, found, fills = _radiometry(raster, places, groups, None)
     except CorruptSource as damage:
         return f"not to be found: {damage}"
-    return _said_of_range(radiometry, found) + (f"; nodata that is not declared, maybe: {fills}" if fills else "")
+    return _said_of_range(radiometry, found) + (
+        f"; nodata that is not declared, maybe: {fills}" if fills else ""
+    )
 
 
 def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
-    """What a user should know where three bands or more go through a network alone, and may be colours for all that.
+    """What a user should know where three bands or more go through a network alone, and may be
+    colours for all that.
 
     together: the numbers of bands that go through it together.
     """
@@ -248,7 +292,10 @@ def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -
         return said
     known = known_colours(facts)
     if known is not None and set(known) <= set(alone):
-        return f"{said}; bands {_listed(known)} are red, green and blue by their names: rgb=({_joined(known)})"
+        return (
+            f"{said}; bands {_listed(known)} are red, green and blue by their names: "
+            f"rgb=({_joined(known)})"
+        )
     if has_names(facts):
         return f"{said}; if some are red, green and blue: rgb=(R, G, B), by number or name"
     who = "they" if len(alone) == 3 else "the first three"
@@ -260,8 +307,13 @@ def _joined(numbers: Sequence[int]) -> str:
 
 
 def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
-    """The facts with these places as red, green and blue, as the result says; others that said so say nothing."""
-    colours = ["undefined" if colour in ("red", "green", "blue", "gray") else colour for colour in facts.colorinterp]
+    """The facts with these places as red, green and blue, as the result says; others that said so
+    say nothing.
+    """
+    colours = [
+        "undefined" if colour in ("red", "green", "blue", "gray") else colour
+        for colour in facts.colorinterp
+    ]
     for place, colour in zip(rgb, ("red", "green", "blue"), strict=True):
         colours[place] = colour
     return replace(facts, colorinterp=tuple(colours))
@@ -272,19 +324,27 @@ def _numbered(facts: RasterFacts, places: Sequence[int], groups: Groups) -> list
 
 
 def _places(facts: RasterFacts, bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Where the bands asked for (all unless asked) stand in what the raster reads; alpha comes along by itself."""
+    """Where the bands asked for (all unless asked) stand in what the raster reads; alpha comes
+    along by itself.
+    """
     if bands is None:
         return facts.colours
     for band in bands:
         if band not in facts.numbers:
-            raise UsageError(f"{facts.name} has no band {band} to enlarge; it has {_listed(facts.numbers)}.")
+            raise UsageError(
+                f"{facts.name} has no band {band} to enlarge; it has {_listed(facts.numbers)}."
+            )
     if len(set(bands)) != len(bands) or not bands:
         raise UsageError("Name each band once, and at least one.")
     return tuple(facts.numbers.index(band) for band in bands)
 
 
-def _rgb(facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Where red, green and blue stand among the chosen places; None where the scene has no such bands."""
+def _rgb(
+    facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None
+) -> tuple[int, ...] | None:
+    """Where red, green and blue stand among the chosen places; None where the scene has no such
+    bands.
+    """
     if asked is None:
         colours = [facts.colorinterp[place] for place in places]
         if all(colours.count(colour) == 1 for colour in ("red", "green", "blue")):
@@ -297,7 +357,9 @@ def _rgb(facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None)
 
 
 def _said_of_range(radiometry: Radiometry, found: str) -> str:
-    """What is black and white of each band, once where it is the same for all, and how it was found."""
+    """What is black and white of each band, once where it is the same for all, and how it was
+    found.
+    """
     ends = zip(radiometry.low, radiometry.high, strict=True)
     return f"{'; '.join(dict.fromkeys(f'{low:.6g} to {high:.6g}' for low, high in ends))}, {found}"
 
@@ -313,7 +375,8 @@ def _radiometry(
     asked: ValueRange | None,
     measuring: TellPixels | None = None,
 ) -> tuple[Radiometry, str, str]:
-    """The linear map of each band, how it was found, and what looks like nodata that nobody declared.
+    """The linear map of each band, how it was found, and what looks like nodata that nobody
+    declared.
 
     Bands that go through the network together share theirs, or colours would shift.
     """
@@ -330,9 +393,17 @@ def _radiometry(
         return usual, f"the ends of {dtype}, {found}", fills
     if asked == "robust":
         ranges = [histogram.range() for histogram in histograms]
-        spikes = sum(each.spikes(*ends) for each, ends in zip(histograms, ranges, strict=True) if ends is not None)
+        spikes = sum(
+            each.spikes(*ends)
+            for each, ends in zip(histograms, ranges, strict=True)
+            if ends is not None
+        )
         if spikes:
-            logger.info("%s: spikes, enlarged smoothly and left out of consistency: %d.", raster.facts.name, spikes)
+            logger.info(
+                "%s: spikes, enlarged smoothly and left out of consistency: %d.",
+                raster.facts.name,
+                spikes,
+            )
         low, high = list(usual.low), list(usual.high)
         for group, between in zip(groups, ranges, strict=True):
             if between is not None:
@@ -340,13 +411,24 @@ def _radiometry(
                     low[band], high[band] = between
         found = f"which holds nearly all numbers of the scene, {found}"
         return replace(usual, low=tuple(low), high=tuple(high)), found, fills
-    return replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places)), found, fills
+    return (
+        replace(usual, low=(asked[0],) * len(places), high=(asked[1],) * len(places)),
+        found,
+        fills,
+    )
 
 
 def _histograms(
-    raster: Raster, places: tuple[int, ...], groups: Groups, measuring: TellPixels | None, *, whole: bool
+    raster: Raster,
+    places: tuple[int, ...],
+    groups: Groups,
+    measuring: TellPixels | None,
+    *,
+    whole: bool,
 ) -> list[ValueHistogram]:
-    """The values of each group of bands, of all of a scene (or a sample that gives its range) or of a few windows."""
+    """The values of each group of bands, of all of a scene (or a sample that gives its range) or of
+    a few windows.
+    """
 
     def count(window: Window, histograms: Sequence[ValueHistogram]) -> None:
         raw, valid = raster.read(window)
@@ -365,7 +447,9 @@ def _histograms(
 
 
 def _corners_and_middle(raster: Raster) -> Iterator[Window]:
-    """Where a scene is looked at whose range needs no pass over it; nowhere in a picture, or where that takes long."""
+    """Where a scene is looked at whose range needs no pass over it; nowhere in a picture, or where
+    that takes long.
+    """
     if not raster.facts.has_place or not raster.reads_anywhere:
         return
     height, width = raster.grid.height, raster.grid.width
@@ -375,23 +459,37 @@ def _corners_and_middle(raster: Raster) -> Iterator[Window]:
 
 
 def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
-    """Whether a result will be its input when it is made small again, and why, as one line of the log."""
+    """Whether a result will be its input when it is made small again, and why, as one line of the
+    log.
+    """
     said = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:
         return f"{said}, as asked."
     if has_place:
-        return f"{said}, since it has a place on the map (consistent=False leaves what the network gave)."
-    return f"{said}, since it is a picture without a place on the map (consistent=True asks for it)."
+        return (
+            f"{said}, since it has a place on the map (consistent=False leaves what the "
+            "network "
+            "gave)."
+        )
+    return (
+        f"{said}, since it is a picture without a place on the map (consistent=True asks for it)."
+    )
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:
     """Warn where the metadata say that a scene is radar, which no weights of ours have seen."""
-    texts = [text for spaces in (facts.tags, *facts.band_tags) for tags in spaces.values() for text in tags.values()]
+    texts = [
+        text
+        for spaces in (facts.tags, *facts.band_tags)
+        for tags in spaces.values()
+        for text in tags.values()
+    ]
     said = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
     sign = next((sign for sign in RADAR_SIGNS if sign in said), None)
     if sign is not None:
         warnings.warn(
-            f"{facts.name} looks like radar (its metadata say '{sign}'); the weights know optical imagery alone, "
+            f"{facts.name} looks like radar (its metadata say '{sign}'); the weights know optical "
+            "imagery alone, "
             "so do not trust what they add.",
             OutsideTraining,
             stacklevel=3,

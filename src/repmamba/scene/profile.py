@@ -1,7 +1,8 @@
-"""What the file at the target will say of itself: bands, tags, place, and how it tells of missing pixels.
+"""What the file at the target will say of itself: bands, tags, place, and how it tells of missing
+pixels.
 
-All of it follows from the source: what a change of resolution changes is changed, the rest is kept, and a few tags say
-what was done. Nothing is read here, and nothing written to a disk.
+All of it follows from the source: what a change of resolution changes is changed, the rest is kept,
+and a few tags say what was done. Nothing is read here, and nothing written to a disk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from repmamba.scene.raster import RasterFacts
 from repmamba.scene.trial import check_options
 from repmamba.tiles.window import Window
 
-OTHER_WAYS = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}  # to tell of missing pixels, where a format lacks one
+# to tell of missing pixels, where a format lacks one
+OTHER_WAYS = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,16 @@ class Wanted:
     weights: str  # name and digest
     terms: str = ""  # of the weights
     chosen: str = ""  # what the weights were chosen by, where the scene decided
-    creation: Mapping[str, str] = field(default_factory=dict)  # GDAL's creation options that the user asked for
+    # GDAL's creation options that the user asked for
+    creation: Mapping[str, str] = field(default_factory=dict)
 
 
 def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[OutputProfile, str]:
-    """The output's profile, and how it tells of missing pixels: as `told` if the format can, else as it can.
+    """The output's profile, and how it tells of missing pixels: as `told` if the format can, else
+    as it can.
 
-    Raises TargetError with the formats that can hold it where this one cannot, UsageError for its creation options.
+    Raises TargetError with the formats that can hold it where this one cannot, UsageError for its
+    creation options.
     """
     free = [way for way in OTHER_WAYS.get(told, ()) if way != "alpha" or facts.alpha is None]
     ways = [(told, facts.nodata_given), (told, False), *((way, False) for way in free)]
@@ -54,8 +59,11 @@ def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[Outp
     return profile, way
 
 
-def profile_of(facts: RasterFacts, wanted: Wanted, told: str, *, with_nodata: bool = False) -> OutputProfile:
-    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at all.
+def profile_of(
+    facts: RasterFacts, wanted: Wanted, told: str, *, with_nodata: bool = False
+) -> OutputProfile:
+    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at
+    all.
 
     with_nodata: the raster's nodata is declared also beside a mask or alpha.
     """
@@ -83,7 +91,9 @@ def profile_of(facts: RasterFacts, wanted: Wanted, told: str, *, with_nodata: bo
         units=each(facts.units, None),
         tags=_tags(facts, wanted),
         band_tags=each(facts.band_tags, {}),
-        gcps=None if facts.gcps is None else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
+        gcps=None
+        if facts.gcps is None
+        else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
         rpcs=None if facts.rpcs is None else refined_rpcs(facts.rpcs, scale, window),
         creation=tuple(wanted.creation.items()),
     )
@@ -102,12 +112,15 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
     if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
-        own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)  # those of a source that was enlarged before hold on
+        # those of a source that was enlarged before hold on
+        own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)
     if wanted.chosen:
         own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
     if "GEOLOCATION" in spaces:
-        spaces["GEOLOCATION"] = refined_geolocation(spaces["GEOLOCATION"], wanted.scale, wanted.window)
+        spaces["GEOLOCATION"] = refined_geolocation(
+            spaces["GEOLOCATION"], wanted.scale, wanted.window
+        )
     return spaces
 
 

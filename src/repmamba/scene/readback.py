@@ -1,8 +1,10 @@
-"""A second reader: what a written raster really holds, piece by piece, and whether that is what it should.
+"""A second reader: what a written raster really holds, piece by piece, and whether that is what it
+should.
 
-GDAL loses blocks without a word when a disk fills, and a file that lost them opens and reads as zeros. So no result is
-trusted because it was written, or because it opens: every pixel of every level is decoded through a fresh handle and
-compared by digest, before the target's name appears and again whenever somebody asks.
+GDAL loses blocks without a word when a disk fills, and a file that lost them opens and reads as
+zeros. So no result is trusted because it was written, or because it opens: every pixel of every
+level is decoded through a fresh handle and compared by digest, before the target's name appears and
+again whenever somebody asks.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ from repmamba.scene.tile_file import packed_rows
 from repmamba.tiles.window import Window
 
 GDAL_FAILURES = (RasterioError, CPLE_BaseError, OSError, SystemError)
-# Our own side-cars and overviews are read, also while a stranger's file is open, around which both are switched off.
+# Our own side-cars and overviews are read, also while a stranger's file is open, around which both
+# are switched off.
 OWN_FILES = {"GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
 READING = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_FILES}
 STRIP = 64  # rows read at once from formats that only go from top to bottom
-LOSSY_DRIFT = 1.0  # grey levels by which the mean of a piece may differ between two decoders of the same JPEG
+# grey levels by which the mean of a piece may differ between two decoders of the same JPEG
+LOSSY_DRIFT = 1.0
 
 TellPart = Callable[[float], None]  # the part done, 0 to 1
-Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]  # window, rows (h, count, w), mask (h, w)
+# window, rows (h, count, w), mask (h, w)
+Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]
 
 
 @contextmanager
@@ -64,7 +69,9 @@ class Overlaps:
     """Which of many windows share pixels with another one; quick for tens of thousands."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
-        edges = np.array([(w.row, w.col, w.row + w.height, w.col + w.width) for w in windows]).reshape(-1, 4)
+        edges = np.array(
+            [(w.row, w.col, w.row + w.height, w.col + w.width) for w in windows]
+        ).reshape(-1, 4)
         self._top, self._left, self._bottom, self._right = edges.T
 
     def indices(self, window: Window) -> list[int]:
@@ -116,7 +123,8 @@ def measure(
     look: Look | None = None,
     progress: TellPart | None = None,
 ) -> Iterator[Piece]:
-    """What each window of an open raster holds, in their order. Raises VerificationError if it cannot be read.
+    """What each window of an open raster holds, in their order. Raises VerificationError if it
+    cannot be read.
 
     one_pass: read by strips of whole rows, from top to bottom. look is shown all that is read.
     """
@@ -130,7 +138,9 @@ def measure(
         for at in [index] if index is not None else overlaps.indices(part):
             slices = windows[at].clipped(part).seen_from(part).slices
             measures[at].feed(
-                rows[slices[0], :, slices[1]], None if valid is None else valid[slices], means=not lossless
+                rows[slices[0], :, slices[1]],
+                None if valid is None else valid[slices],
+                means=not lossless,
             )
         while pending < len(windows) and _is_read(windows[pending], part, pending, index):
             yield measures[pending].result(means=not lossless)
@@ -141,7 +151,9 @@ def measure(
         yield rest.result(means=not lossless)
 
 
-def _order(dataset: Any, windows: Sequence[Window], one_pass: bool) -> Iterator[tuple[int | None, Window]]:
+def _order(
+    dataset: Any, windows: Sequence[Window], one_pass: bool
+) -> Iterator[tuple[int | None, Window]]:
     if not one_pass:
         yield from enumerate(windows)
         return
@@ -150,26 +162,39 @@ def _order(dataset: Any, windows: Sequence[Window], one_pass: bool) -> Iterator[
 
 
 def _is_read(window: Window, part: Window, pending: int, index: int | None) -> bool:
-    return pending <= index if index is not None else window.row + window.height <= part.row + part.height
+    return (
+        pending <= index
+        if index is not None
+        else window.row + window.height <= part.row + part.height
+    )
 
 
-def _read(dataset: Any, window: Window, mask: bool) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def _read(
+    dataset: Any, window: Window, mask: bool
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     place = gdal_window(window)
     try:
         data = dataset.read(window=place)
         valid = dataset.read_masks(1, window=place) != 0 if mask else None
     except GDAL_FAILURES as damage:
         raise VerificationError(
-            f"rows {window.row} to {window.row + window.height}, columns {window.col} to {window.col + window.width} "
+            f"rows {window.row} to {window.row + window.height}, columns {window.col} to "
+            f"{window.col + window.width} "
             f"cannot be decoded ({damage})."
         ) from damage
     return data.transpose(1, 0, 2), valid
 
 
 def missing_block(dataset: Any, level: int) -> str | None:
-    """The first block of a level of a TIFF that has no bytes in the file, as text; None when all have."""
+    """The first block of a level of a TIFF that has no bytes in the file, as text; None when all
+    have.
+    """
     height, width = _level_size(dataset, level)
-    for band in dataset.indexes if dataset.interleaving is not None and dataset.interleaving.value == "BAND" else (1,):
+    for band in (
+        dataset.indexes
+        if dataset.interleaving is not None and dataset.interleaving.value == "BAND"
+        else (1,)
+    ):
         block_height, block_width = _block_shape(dataset, band, level)
         for row in range(-(-height // block_height)):
             for col in range(-(-width // block_width)):
@@ -197,7 +222,9 @@ def _block_shape(dataset: Any, band: int, level: int) -> tuple[int, int]:
 
 
 def check_levels(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
-    """Decode every piece of every level of a result and compare; how many there are. Raises VerificationError."""
+    """Decode every piece of every level of a result and compare; how many there are. Raises
+    VerificationError.
+    """
     chosen, checked = FORMATS[receipt.format], 0
     total = sum(len(level.pieces) for level in receipt.levels)
     for number, level in enumerate(receipt.levels):
@@ -214,9 +241,13 @@ def check_levels(path: Path, receipt: Receipt, progress: TellPart | None = None)
                     lossless=receipt.lossless,
                     one_pass=chosen.one_pass,
                 )
-                for index, (expected, piece) in enumerate(zip(level.pieces, _located(path, found, name), strict=True)):
+                for index, (expected, piece) in enumerate(
+                    zip(level.pieces, _located(path, found, name), strict=True)
+                ):
                     if not _agree(expected, piece, receipt.lossless):
-                        raise VerificationError(f"{path}: {_where(index, expected, name)} is not what was computed.")
+                        raise VerificationError(
+                            f"{path}: {_where(index, expected, name)} is not what was computed."
+                        )
                     checked += 1
                     if progress is not None:
                         progress(checked / total)
@@ -238,11 +269,15 @@ def _located(path: Path, pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
 
 
 def check_shape(path: Path, dataset: Any, level: Level, receipt: Receipt, name: str) -> None:
-    """Raise VerificationError where an open raster has another size, type or number of bands than its receipt."""
+    """Raise VerificationError where an open raster has another size, type or number of bands than
+    its receipt.
+    """
     found = (dataset.width, dataset.height, dataset.count, dataset.dtypes[0])
     expected = (level.width, level.height, receipt.count, receipt.dtype)
     if found != expected:
-        raise VerificationError(f"{path}{name} is {found} (width, height, bands, type); its receipt says {expected}.")
+        raise VerificationError(
+            f"{path}{name} is {found} (width, height, bands, type); its receipt says {expected}."
+        )
 
 
 def _agree(expected: Piece, found: Piece, lossless: bool) -> bool:
@@ -261,15 +296,20 @@ def _where(index: int, piece: Piece, name: str) -> str:
 
 
 def verify_result(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
-    """Check every piece, every level, every byte of a result; the number of pieces. Raises VerificationError."""
+    """Check every piece, every level, every byte of a result; the number of pieces. Raises
+    VerificationError.
+    """
     checked = check_levels(path, receipt, progress)
     if path.stat().st_size != receipt.bytes or file_sha256(path) != receipt.sha256:
         raise VerificationError(
-            f"{path}: all {checked} tiles hold the right pixels, but the file is not the one that was written: "
+            f"{path}: all {checked} tiles hold the right pixels, but the file is not the one that "
+            "was written: "
             "its metadata or unused bytes were changed."
         )
     for name, expected in receipt.sidecars.items():
         sidecar = path.with_name(name)
         if not sidecar.is_file() or file_sha256(sidecar) != expected:
-            raise VerificationError(f"{sidecar} says where {path.name} lies, and is missing or was changed.")
+            raise VerificationError(
+                f"{sidecar} says where {path.name} lies, and is missing or was changed."
+            )
     return checked

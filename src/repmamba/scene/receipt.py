@@ -1,7 +1,8 @@
-"""The receipt beside a result: what was written, piece by piece, so that anybody can check it later without the input.
+"""The receipt beside a result: what was written, piece by piece, so that anybody can check it later
+without the input.
 
-A piece is a tile of the result, or a square of one of its overviews. Nothing in a receipt depends on when, where or in
-how many runs the result was made: equal jobs have equal receipts.
+A piece is a tile of the result, or a square of one of its overviews. Nothing in a receipt depends
+on when, where or in how many runs the result was made: equal jobs have equal receipts.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ _KINDS: dict[str, type] = {  # of the fields of a Receipt
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What the pixels of a window are, as decoded. A lossless format is held to digests, another one to means."""
+    """What the pixels of a window are, as decoded. A lossless format is held to digests, another
+    one to means.
+    """
 
     window: Window
     pixels: str  # digest, rows outermost (see tile_file.TilePixels)
     mask: str  # digest of the mask's bits; "" where the result has no mask
-    means: tuple[float, ...]  # of each band; only compared where the format is lossy, and empty elsewhere
+    # of each band; only compared where the format is lossy, and empty elsewhere
+    means: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,12 @@ class Receipt:
                 "height": level.height,
                 "pieces": [
                     [
-                        [piece.window.row, piece.window.col, piece.window.height, piece.window.width],
+                        [
+                            piece.window.row,
+                            piece.window.col,
+                            piece.window.height,
+                            piece.window.width,
+                        ],
                         piece.pixels,
                         piece.mask,
                         list(piece.means),
@@ -94,11 +103,15 @@ def receipt_path(target: Path) -> Path:
 
 
 def read_receipt(path: Path) -> Receipt:
-    """A receipt from its file. Raises VerificationError where there is none, or one that cannot be read."""
+    """A receipt from its file. Raises VerificationError where there is none, or one that cannot be
+    read.
+    """
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         if values.pop("receipt") != VERSION:
-            raise VerificationError(f"{path} is a receipt of another version; this repmamba reads version {VERSION}.")
+            raise VerificationError(
+                f"{path} is a receipt of another version; this repmamba reads version {VERSION}."
+            )
         levels = tuple(
             Level(
                 level["width"],
@@ -114,7 +127,9 @@ def read_receipt(path: Path) -> Receipt:
         _check(receipt)
         return receipt
     except FileNotFoundError as missing:
-        raise VerificationError(f"There is no receipt {path}; only results that repmamba wrote have one.") from missing
+        raise VerificationError(
+            f"There is no receipt {path}; only results that repmamba wrote have one."
+        ) from missing
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as damage:
         if isinstance(damage, VerificationError):
             raise
@@ -124,7 +139,9 @@ def read_receipt(path: Path) -> Receipt:
 
 
 def _check(receipt: Receipt) -> None:
-    """Raise TypeError or ValueError where a receipt says what no writer says: it may be damaged, or of anybody."""
+    """Raise TypeError or ValueError where a receipt says what no writer says: it may be damaged, or
+    of anybody.
+    """
     for name, kind in _KINDS.items():
         _check_kind(name, getattr(receipt, name), kind)
     if receipt.format not in FORMATS:
@@ -138,7 +155,14 @@ def _check(receipt: Receipt) -> None:
     for level in receipt.levels:
         for piece in level.pieces:
             window = piece.window
-            for number in (level.width, level.height, window.row, window.col, window.height, window.width):
+            for number in (
+                level.width,
+                level.height,
+                window.row,
+                window.col,
+                window.height,
+                window.width,
+            ):
                 _check_kind("a size", number, int)
             for mean in piece.means:
                 _check_kind("a mean", mean, float)
@@ -151,14 +175,23 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 
 
 def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
-    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the windows."""
+    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the
+    windows.
+    """
     inside = all(
-        not tile.is_empty and tile.row >= 0 and tile.col >= 0 and tile.row + tile.height <= height
+        not tile.is_empty
+        and tile.row >= 0
+        and tile.col >= 0
+        and tile.row + tile.height <= height
         and tile.col + tile.width <= width
         for tile in tiles
-    )  # fmt: skip
-    rows = sorted({0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)})
-    cols = sorted({0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)})
+    )
+    rows = sorted(
+        {0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)}
+    )
+    cols = sorted(
+        {0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)}
+    )
     times = np.zeros((len(rows), len(cols)), np.int64)
     if inside:
         for tile in tiles:

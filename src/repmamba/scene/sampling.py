@@ -1,8 +1,10 @@
-"""Which parts of a raster are read to find the range of its values: all of it, or a seeded sample of a very large one.
+"""Which parts of a raster are read to find the range of its values: all of it, or a seeded sample
+of a very large one.
 
-A sample grows until its two halves give the same range to within a share of its width. Where one value has nearly all
-pixels, or a tail of values widens the range, few pixels decide it, and the raster is read whole. Nothing here depends
-on the window that is asked for, so each window of a scene has the same plan.
+A sample grows until its two halves give the same range to within a share of its width. Where one
+value has nearly all pixels, or a tail of values widens the range, few pixels decide it, and the
+raster is read whole. Nothing here depends on the window that is asked for, so each window of a
+scene has the same plan.
 """
 
 from __future__ import annotations
@@ -32,19 +34,27 @@ TellPixels = Callable[[int, int], None]  # pixels read, of how many
 def value_histograms(
     raster: Raster, count: Count, groups: int, progress: TellPixels | None = None
 ) -> list[ValueHistogram]:
-    """The values of each group of bands: of the whole raster, or of a sample that gives the same range.
+    """The values of each group of bands: of the whole raster, or of a sample that gives the same
+    range.
 
-    count: adds the values of a window to histograms, one for each group.  progress: called where reading takes long.
+    count: adds the values of a window to histograms, one for each group.  progress: called where
+    reading takes long.
     """
     if _area([raster.whole]) <= WHOLE:
         return _of_all(raster, list(raster.strips()), count, groups, progress)
     cells = raster.cells()
     unwritten = {cell for cell in cells if raster.is_unwritten(cell)}
-    if _area(cells) - _area(unwritten) > WHOLE and len(cells) >= 4 * LEAST_CELLS and raster.reads_anywhere:
+    if (
+        _area(cells) - _area(unwritten) > WHOLE
+        and len(cells) >= 4 * LEAST_CELLS
+        and raster.reads_anywhere
+    ):
         sample = _of_sample(raster, cells, count, groups, progress)
         if sample is not None:
             return sample
-    windows = [cell for cell in cells if cell not in unwritten] if unwritten else list(raster.strips())
+    windows = (
+        [cell for cell in cells if cell not in unwritten] if unwritten else list(raster.strips())
+    )
     found = _of_all(raster, windows, count, groups, progress)
     for shape, cell in {(cell.height, cell.width): cell for cell in unwritten}.items():
         alike = sum((other.height, other.width) == shape for other in unwritten)
@@ -56,7 +66,11 @@ def value_histograms(
 
 
 def _of_all(
-    raster: Raster, windows: Sequence[Window], count: Count, groups: int, progress: TellPixels | None
+    raster: Raster,
+    windows: Sequence[Window],
+    count: Count,
+    groups: int,
+    progress: TellPixels | None,
 ) -> list[ValueHistogram]:
     found = [ValueHistogram() for _ in range(groups)]
     what = "" if _area(windows) < LONG else f"{_area(windows) / 1e6:,.0f} megapixels"
@@ -80,7 +94,9 @@ def _of_sample(
             return None
         what = f"a sample of {areas[taken - 1] / 1e6:,.0f} of {areas[-1] / 1e6:,.0f} megapixels"
         chosen = {cells[order[place]]: place for place in range(first, taken)}
-        for cell in _told(raster, sorted(chosen, key=lambda cell: (cell.row, cell.col)), what, progress):
+        for cell in _told(
+            raster, sorted(chosen, key=lambda cell: (cell.row, cell.col)), what, progress
+        ):
             count(cell, halves[chosen[cell] % 2])
         steady = all(map(_is_same_range, *halves))
         if steady or not all(histogram.is_plain() for half in halves for histogram in half):
@@ -99,12 +115,16 @@ def _is_same_range(one: ValueHistogram, other: ValueHistogram) -> bool:
     return max(abs(first[0] - second[0]), abs(first[1] - second[1])) <= SHARE * width
 
 
-def _told(raster: Raster, windows: Sequence[Window], what: str, progress: TellPixels | None) -> Iterator[Window]:
+def _told(
+    raster: Raster, windows: Sequence[Window], what: str, progress: TellPixels | None
+) -> Iterator[Window]:
     """The windows one by one; where that takes long, a log line and the progress tell of it."""
     total, done = _area(windows), 0
     if what:
         logger.info(
-            "%s: reading %s to find the range of its values; value_range=(LOW, HIGH) saves it.", raster.facts.name, what
+            "%s: reading %s to find the range of its values; value_range=(LOW, HIGH) saves it.",
+            raster.facts.name,
+            what,
         )
     for window in windows:
         if progress is not None and what:

@@ -1,4 +1,6 @@
-"""Disk space: what a run may take at its worst moment. Runs are refused by it, and dry runs tell it."""
+"""Disk space: what a run may take at its worst moment. Runs are refused by it, and dry runs tell
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ SLACK = 1 << 20  # bytes beside the pixels: headers, the receipt, the folder
 
 
 def bytes_to_begin(profile: OutputProfile, folder: Path) -> int:
-    """What a result may still take: the tiles that its working folder lacks, and all that is made of them.
+    """What a result may still take: the tiles that its working folder lacks, and all that is made
+    of them.
 
     Nothing where it is whole, and all that a stopped run had left to do is to tidy up.
     """
@@ -38,6 +41,7 @@ def check_space(needs: Iterable[tuple[Path, int]], what: str = "tiles and result
         if free < needed:
             names = " and ".join(target.name for target, _ in together)
             raise NoSpace(
-                f"{together[0][0].parent} has {readable(free)} free, and {what} of {names} may take "
+                f"{together[0][0].parent} has {readable(free)} free, and {what} of {names} may "
+                "take "
                 f"{readable(needed)}. Make room, or choose another place."
             )

@@ -1,7 +1,7 @@
 """A finished tile as a file of its own, which can be checked without any other.
 
-A header says which job and place it belongs to and holds the digest of what follows: the pixels, and the bits of the
-mask where there is one. The same pixels give the same bytes.
+A header says which job and place it belongs to and holds the digest of what follows: the pixels,
+and the bits of the mask where there is one. The same pixels give the same bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class TilePixels:
-    """One finished tile. Rows outermost, so that a reader who goes row by row meets the bytes in the digest's order."""
+    """One finished tile. Rows outermost, so that a reader who goes row by row meets the bytes in
+    the digest's order.
+    """
 
     rows: NDArray[Any]  # (h, count, w)
     valid: NDArray[np.bool_] | None  # (h, w), True where there is data; None: everywhere
@@ -108,14 +110,17 @@ def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, 
 
 
 def _is_worth_packing(payload: bytes) -> bool:
-    # Imagery shrinks by less than half, for 13 ms a megabyte; a tile of missing pixels to nothing. A sample tells.
+    # Imagery shrinks by less than half, for 13 ms a megabyte; a tile of missing pixels to nothing.
+    # A sample tells.
     middle = max(0, len(payload) // 2 - _PROBE // 2)
     probe = payload[middle : middle + _PROBE]
     return 2 * len(zlib.compress(probe, 1)) < len(probe)
 
 
 def read_header(path: Path, layout: Layout, index: int) -> dict[str, Json]:
-    """The header of a tile's file, checked against the layout and the file's size. Raises VerificationError."""
+    """The header of a tile's file, checked against the layout and the file's size. Raises
+    VerificationError.
+    """
     with path.open("rb") as file:
         magic, length, crc = _prefix(file.read(_PREFIX.size))
         header = file.read(length)
@@ -133,7 +138,9 @@ def read_header(path: Path, layout: Layout, index: int) -> dict[str, Json]:
     if unlike := differences(expected, {name: fields.get(name) for name in expected}):
         raise VerificationError(f"{path} is a tile of another job ({'; '.join(unlike)}).")
     if path.stat().st_size != _PREFIX.size + length + fields["bytes"]:
-        raise VerificationError(f"{path} has {path.stat().st_size} bytes, and its header tells of another number.")
+        raise VerificationError(
+            f"{path} has {path.stat().st_size} bytes, and its header tells of another number."
+        )
     return {**fields, "start": _PREFIX.size + length}
 
 
@@ -159,17 +166,27 @@ def decode_tile(path: Path, layout: Layout, index: int) -> TilePixels:
     rows = np.frombuffer(payload, dtype, samples).reshape(window.height, layout.count, window.width)
     if fields["all_valid"]:
         return TilePixels(rows, None)
-    bits = np.frombuffer(payload, np.uint8, offset=samples * dtype.itemsize).reshape(window.height, -1)
+    bits = np.frombuffer(payload, np.uint8, offset=samples * dtype.itemsize).reshape(
+        window.height, -1
+    )
     return TilePixels(rows, np.unpackbits(bits, axis=1, count=window.width).astype(bool))
 
 
-def tile_pixels(layout: Layout, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None) -> TilePixels:
-    """What an engine hands over, data (count, h, w) and valid (h, w) or None, checked. Raises ShapeMismatch."""
+def tile_pixels(
+    layout: Layout, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None
+) -> TilePixels:
+    """What an engine hands over, data (count, h, w) and valid (h, w) or None, checked. Raises
+    ShapeMismatch.
+    """
     window = layout.tiles[index]
     expected = (layout.count, window.height, window.width)
     if data.shape != expected or data.dtype != np.dtype(layout.dtype):
-        raise ShapeMismatch(f"Tile {index} is {data.dtype} {data.shape}; the plan has {layout.dtype} {expected}.")
+        raise ShapeMismatch(
+            f"Tile {index} is {data.dtype} {data.shape}; the plan has {layout.dtype} {expected}."
+        )
     if valid is not None and valid.shape != expected[1:]:
-        raise ShapeMismatch(f"The valid mask of tile {index} is {valid.shape}; the plan has {expected[1:]}.")
+        raise ShapeMismatch(
+            f"The valid mask of tile {index} is {valid.shape}; the plan has {expected[1:]}."
+        )
     kept = None if not layout.mask or valid is None or valid.all() else valid.astype(bool)
     return TilePixels(np.ascontiguousarray(data.transpose(1, 0, 2)), kept)

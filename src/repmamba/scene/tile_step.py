@@ -1,4 +1,6 @@
-"""One tile: from what was read to what is written. Knows nothing of files, order or workers, so it can run anywhere."""
+"""One tile: from what was read to what is written. Knows nothing of files, order or workers, so it
+can run anywhere.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,17 @@ class TileResult(NamedTuple):
 
     numbers: NDArray[Any]  # (bands, h, w), in the output's type
     valid: NDArray[np.bool_]  # (h, w)
-    expected_error: NDArray[np.float32] | None = None  # (groups of bands, h, w), in the output's numbers; NaN: missing
+    # (groups of bands, h, w), in the output's numbers; NaN: missing
+    expected_error: NDArray[np.float32] | None = None
 
 
 def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler) -> TileResult:
-    """pixels: raw (bands, h, w) and valid (h, w) of tile.read -> the same of tile.write, in the output's type.
+    """pixels: raw (bands, h, w) and valid (h, w) of tile.read -> the same of tile.write, in the
+    output's type.
 
-    A missing pixel is missing in the result, scale x scale times; a tile without a valid pixel costs nothing. What lies
-    under a mask or alpha stays, since some programs show it. With a plan that has a calibration, errors to expect come
-    along. Raises OutOfMemory.
+    A missing pixel is missing in the result, scale x scale times; a tile without a valid pixel
+    costs nothing. What lies under a mask or alpha stays, since some programs show it. With a plan
+    that has a calibration, errors to expect come along. Raises OutOfMemory.
     """
     raw, valid = pixels
     footprint = enlarged(valid, plan.scale)[tile.keep.slices]
@@ -38,13 +42,16 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise OutOfMemory(
-            f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; what is finished is "
-            f"kept. Run again with a smaller workers=, or with a tile= below {plan.tiles.tile} (that starts anew)."
+            f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; "
+            "what is finished is "
+            f"kept. Run again with a smaller workers=, or with a tile= below {plan.tiles.tile} "
+            "(that starts anew)."
         ) from error
     if plan.alpha is not None:
         alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
         if plan.alpha_tells:
-            alpha = np.where(footprint, alpha, alpha.dtype.type(0))  # nodata that the user gave is transparent
+            # nodata that the user gave is transparent
+            alpha = np.where(footprint, alpha, alpha.dtype.type(0))
         colours = np.insert(colours, plan.alpha_at, alpha, axis=0)
     elif plan.alpha_tells:
         opaque = np.where(footprint, np.iinfo(colours.dtype).max, 0).astype(colours.dtype)
@@ -60,11 +67,15 @@ def _colours(
     plan: ScenePlan,
     upscaler: Upscaler,
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """The bands that the network enlarges, missing pixels put in; one group after the other, for the sake of memory."""
+    """The bands that the network enlarges, missing pixels put in; one group after the other, for
+    the sake of memory.
+    """
     if plan.nodata is None:
         numbers = enlarged(raw, plan.scale)[:, *tile.keep.slices]
     else:
-        numbers = np.full((len(plan.places), tile.keep.height, tile.keep.width), plan.nodata, raw.dtype)
+        numbers = np.full(
+            (len(plan.places), tile.keep.height, tile.keep.width), plan.nodata, raw.dtype
+        )
     errors = None
     if plan.calibration is not None:
         errors = np.full((len(plan.groups), *numbers.shape[1:]), np.nan, np.float32)

@@ -1,7 +1,8 @@
 """A trial of creation options: a few small blocks are written with them, in memory, and read again.
 
-Options that exclude each other are many, differ among GDAL's versions, and show when a file is made: which would be
-after every tile is computed. Here they show in a few milliseconds, before the first.
+Options that exclude each other are many, differ among GDAL's versions, and show when a file is
+made: which would be after every tile is computed. Here they show in a few milliseconds, before the
+first.
 """
 
 from __future__ import annotations
@@ -24,22 +25,30 @@ from repmamba.scene.readback import GDAL_FAILURES, OWN_FILES
 
 NAME = "trial"  # of the files in memory
 EDGE = 96  # pixels, of more than one block
-LOST = 60.0  # grey levels on average that no compression changes, of numbers of 100 or more; lost blocks read as 0
-SMALL_BLOCKS = {"BLOCKXSIZE": "64", "BLOCKYSIZE": "64", "BLOCKSIZE": "128"}  # blocks asked for may take 4096 x 4096
+# grey levels on average that no compression changes, of numbers of 100 or more; lost blocks read as
+# 0
+LOST = 60.0
+# blocks asked for may take 4096 x 4096
+SMALL_BLOCKS = {"BLOCKXSIZE": "64", "BLOCKYSIZE": "64", "BLOCKSIZE": "128"}
 
 
 def check_options(profile: OutputProfile) -> None:
-    """Raise UsageError where GDAL does not take the profile's creation options for its type and bands."""
+    """Raise UsageError where GDAL does not take the profile's creation options for its type and
+    bands.
+    """
     asked = ", ".join(f"{name}={value}" for name, value in profile.creation)
     try:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES):
             fault = _fault(replace(profile, grid=Grid(EDGE, EDGE)))
     except GDAL_FAILURES as error:
-        fault = " ".join(str(error.__cause__ or error).split()).rstrip(".").rpartition(f"{NAME}: ")[2]
+        fault = (
+            " ".join(str(error.__cause__ or error).split()).rstrip(".").rpartition(f"{NAME}: ")[2]
+        )
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
-            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for with creation=."
+            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for "
+            "with creation=."
         )
 
 
@@ -63,7 +72,9 @@ def _fault(profile: OutputProfile) -> str | None:
     return None
 
 
-def _write(memory: MemoryFile, profile: OutputProfile, pattern: NDArray[Any], options: dict[str, str]) -> None:
+def _write(
+    memory: MemoryFile, profile: OutputProfile, pattern: NDArray[Any], options: dict[str, str]
+) -> None:
     shape = {"width": EDGE, "height": EDGE, "count": profile.count, "dtype": profile.dtype}
     with created(memory.name, nodata=profile.nodata, **shape, **options) as file:
         file.colorinterp = tuple(rasterio.enums.ColorInterp[name] for name in profile.colorinterp)

@@ -1,8 +1,8 @@
 """A picture turned upright as its EXIF asks, without holding it in memory.
 
-Rows of a file become columns of the picture, so a tile of it needs a little of all rows. What is decoded is therefore
-turned and put aside, strip by strip, in a temporary file without a name, which ends with its process; any window is
-then read from the strips that it meets.
+Rows of a file become columns of the picture, so a tile of it needs a little of all rows. What is
+decoded is therefore turned and put aside, strip by strip, in a temporary file without a name, which
+ends with its process; any window is then read from the strips that it meets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from repmamba.tiles.window import Window
 
 Strip: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w); valid (h, w)
 
-TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # EXIF orientation -> how to turn (..., h, w) upright
+# EXIF orientation -> how to turn (..., h, w) upright
+TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[..., ::-1],
     3: lambda stored: stored[..., ::-1, ::-1],
@@ -32,7 +33,8 @@ TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # EXIF orientat
     8: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, :],
 }
 TO_COLUMNS = (5, 6, 7, 8)  # turns by which rows become columns
-FROM_THE_END = (3, 4, 6, 7)  # turns by which the first of the stored rows become the last rows or columns
+# turns by which the first of the stored rows become the last rows or columns
+FROM_THE_END = (3, 4, 6, 7)
 
 
 def upright_size(height: int, width: int, turn: int) -> tuple[int, int]:
@@ -71,10 +73,14 @@ class UprightPicture:
         return raw, valid
 
 
-def turned_upright(name: str, stored: Iterable[Strip], size: tuple[int, int], turn: int) -> UprightPicture:
-    """stored: strips of whole rows from the first to the last, of a file of that size. Raises NoSpace.
+def turned_upright(
+    name: str, stored: Iterable[Strip], size: tuple[int, int], turn: int
+) -> UprightPicture:
+    """stored: strips of whole rows from the first to the last, of a file of that size. Raises
+    NoSpace.
 
-    The picture takes as much room in the folder for temporary files (TMPDIR) as its pixels, and a byte for each more.
+    The picture takes as much room in the folder for temporary files (TMPDIR) as its pixels, and a
+    byte for each more.
     """
     height, width = upright_size(*size, turn)
     file = tempfile.TemporaryFile()  # noqa: SIM115  it stays open as long as the picture
@@ -86,7 +92,11 @@ def turned_upright(name: str, stored: Iterable[Strip], size: tuple[int, int], tu
             end = first + valid.shape[0]
             begin = size[0] - end if turn in FROM_THE_END else first
             rows = end - first
-            strip = Window(0, begin, height, rows) if turn in TO_COLUMNS else Window(begin, 0, rows, width)
+            strip = (
+                Window(0, begin, height, rows)
+                if turn in TO_COLUMNS
+                else Window(begin, 0, rows, width)
+            )
             bands, dtype = len(raw), raw.dtype
             records = np.empty(strip.height, _record(bands, dtype, strip.width))
             records["raw"] = TURNS[turn](raw).swapaxes(0, 1)

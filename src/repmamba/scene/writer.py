@@ -1,10 +1,11 @@
-"""SceneWriter: finished tiles beside the target, assembled, read back, renamed. Never half a result.
+"""SceneWriter: finished tiles beside the target, assembled, read back, renamed. Never half a
+result.
 
-Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to a whole result; and
-the same command continues with the tiles that are done. Where each promise is kept: durable.py (bytes on the disk),
-journal.py (what is done), lock.py (one process at a time), assembly.py (the file), readback.py (the second reader).
-SceneWriters write a result and its confidence, in such an order that each is absent or whole, and the same command ends
-with both.
+Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to
+a whole result; and the same command continues with the tiles that are done. Where each promise is
+kept: durable.py (bytes on the disk), journal.py (what is done), lock.py (one process at a time),
+assembly.py (the file), readback.py (the second reader). SceneWriters write a result and its
+confidence, in such an order that each is absent or whole, and the same command ends with both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from repmamba.errors import TargetError, TargetExists, UsageError, VerificationE
 from repmamba.scene.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.formats import FORMATS, check_fit, is_lossless
 from repmamba.scene.job import JobIdentity, differences
-from repmamba.scene.journal import Journal, other_jobs, refuse_changed_job, storage_errors, work_folder
+from repmamba.scene.journal import (
+    Journal,
+    other_jobs,
+    refuse_changed_job,
+    storage_errors,
+    work_folder,
+)
 from repmamba.scene.lock import TargetLock
 from repmamba.scene.output import OutputProfile
 from repmamba.scene.readback import TellPart
@@ -40,11 +47,14 @@ if TYPE_CHECKING:  # they are made with torch, which writing has no need of
 
 logger = logging.getLogger(__name__)
 
-_GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")  # what GDAL would read as part of the result, added to its name
+# what GDAL would read as part of the result, added to its name
+_GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")
 
 
 def read_beside(target: Path, profile: OutputProfile) -> list[Path]:
-    """The files that a reader takes for parts of the result: a writer puts them in place, replaces or removes them."""
+    """The files that a reader takes for parts of the result: a writer puts them in place, replaces
+    or removes them.
+    """
     world = FORMATS[profile.format].world
     names = [target.with_name(target.name + suffix) for suffix in _GDAL_SIDECARS]
     return names if world is None else [*names, target.with_suffix(world)]
@@ -53,14 +63,20 @@ def read_beside(target: Path, profile: OutputProfile) -> list[Path]:
 def files_written(
     target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
 ) -> list[tuple[Path, OutputProfile, JobIdentity]]:
-    """What a plan puts in place, links followed: the result, then its confidence where one is wanted."""
+    """What a plan puts in place, links followed: the result, then its confidence where one is
+    wanted.
+    """
     files = [(Path(os.path.realpath(target)), plan.profile, plan.job)]
     if confidence is not None:
-        files.append((Path(os.path.realpath(confidence.target)), confidence.profile, confidence.job))
+        files.append(
+            (Path(os.path.realpath(confidence.target)), confidence.profile, confidence.job)
+        )
     return files
 
 
-def disk_needs(target: Path, plan: ScenePlan, confidence: ConfidencePlan | None) -> list[tuple[Path, int]]:
+def disk_needs(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
+) -> list[tuple[Path, int]]:
     """The files that a plan puts in place, and the bytes that each may still take on the disk."""
     return [
         (file, bytes_to_begin(profile, work_folder(file, job.id)))
@@ -86,22 +102,28 @@ def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
 
 
 def refuse_other_result(target: Path, job: JobIdentity) -> None:
-    """Raise TargetExists for a target that is there, and say how it was made otherwise, where a receipt tells."""
+    """Raise TargetExists for a target that is there, and say how it was made otherwise, where a
+    receipt tells.
+    """
     try:
         unlike = differences(dict(read_receipt(receipt_path(target)).job), job.as_json())
     except VerificationError:
         unlike = []
     made = f", made otherwise ({unlike[0]}{' and more' * (len(unlike) > 1)})" if unlike else ""
-    raise TargetExists(f"{target} is there already{made}: choose another name, or replace it with overwrite=True.")
+    raise TargetExists(
+        f"{target} is there already{made}: choose another name, or replace it with overwrite=True."
+    )
 
 
 class SceneWriter:
-    """A result in the making. put() tiles in any order from any threads, then finish(), or abandon() to continue later.
+    """A result in the making. put() tiles in any order from any threads, then finish(), or
+    abandon() to continue later.
 
-    tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is replaced, in the last
-    step. restart: what a stopped run of this job left is not continued, and one of another job is no obstacle.
-    keep_finished: a target that is the whole result of this very job is not in the way, and nothing is left to do.
-    Raises TargetExists, TargetError, NoSpace, JobChanged, UsageError; nothing at the target was touched then.
+    tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is
+    replaced, in the last step. restart: what a stopped run of this job left is not continued, and
+    one of another job is no obstacle. keep_finished: a target that is the whole result of this very
+    job is not in the way, and nothing is left to do. Raises TargetExists, TargetError, NoSpace,
+    JobChanged, UsageError; nothing at the target was touched then.
     """
 
     def __init__(
@@ -132,7 +154,9 @@ class SceneWriter:
             raise
 
     def _open(self, restart: bool, keep_finished: bool) -> Receipt | None:
-        """Take up or begin the working folder; the receipt if a run was stopped after its result was in place."""
+        """Take up or begin the working folder; the receipt if a run was stopped after its result
+        was in place.
+        """
         resumed = self.folder.is_dir()
         # The lock is the last to go: a run killed just before that has left it alone.
         ours = resumed or self._lock.was_left or keep_finished
@@ -144,7 +168,10 @@ class SceneWriter:
         if others and not resumed and not restart:
             refuse_changed_job(self.target, self.job, others)
         for other in others:
-            logger.warning("%s is left from a stopped run of another job; delete it if it is not needed.", other)
+            logger.warning(
+                "%s is left from a stopped run of another job; delete it if it is not needed.",
+                other,
+            )
         if restart:
             durable.remove(self.folder)
         clear_drafts(self.folder)
@@ -167,8 +194,9 @@ class SceneWriter:
     def put(self, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
         """Make a tile durable: on the disk when this returns. Thread-safe.
 
-        data: (count, h, w) of the profile's dtype. valid: (h, w), True where there is data, kept where the profile has
-        a mask. A second arrival must bring the same pixels: VerificationError if not. Raises NoSpace, TargetError.
+        data: (count, h, w) of the profile's dtype. valid: (h, w), True where there is data, kept
+        where the profile has a mask. A second arrival must bring the same pixels: VerificationError
+        if not. Raises NoSpace, TargetError.
         """
         self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
 
@@ -181,16 +209,22 @@ class SceneWriter:
     def land(self, progress: TellPart | None = None) -> Receipt:
         """Assemble, check every pixel, put the result in place; harmless twice.
 
-        progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists, VerificationError; the
-        finished tiles then stay.
+        progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists,
+        VerificationError; the finished tiles then stay.
         """
         if self._landed is None:
             if missing := self.remaining():
-                raise UsageError(f"{len(missing)} of the tiles are not done yet (the first is {missing[0]}).")
+                raise UsageError(
+                    f"{len(missing)} of the tiles are not done yet (the first is {missing[0]})."
+                )
             with storage_errors(self.target):
                 self._check_space_to_assemble()
                 whole = assemble(
-                    self.folder, self.target.name, self.profile, self._journal, progress or (lambda done: None)
+                    self.folder,
+                    self.target.name,
+                    self.profile,
+                    self._journal,
+                    progress or (lambda done: None),
                 )
                 receipt = self._receipt(whole)
                 self._land(whole, receipt)
@@ -198,14 +232,18 @@ class SceneWriter:
         return self._landed
 
     def clear(self) -> None:
-        """Put the receipt of the landed result beside it, remove the working folder. Raises NoSpace, TargetError."""
+        """Put the receipt of the landed result beside it, remove the working folder. Raises
+        NoSpace, TargetError.
+        """
         with storage_errors(self.target):
             self._clear()
 
     def abandon(self) -> None:
-        """Leave everything for a later run of the same job, and let others work on the target. Harmless twice.
+        """Leave everything for a later run of the same job, and let others work on the target.
+        Harmless twice.
 
-        Where no tile is done there is nothing to leave, and nothing that would keep another job from beginning.
+        Where no tile is done there is nothing to leave, and nothing that would keep another job
+        from beginning.
         """
         if self._lock.is_held and self._landed is None and self._journal.is_empty():
             durable.remove(self.folder)
@@ -215,12 +253,17 @@ class SceneWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.abandon()
 
     def _already_landed(self) -> Receipt | None:
-        """The receipt of a result that a run put in place before it was stopped in its last step."""
+        """The receipt of a result that a run put in place before it was stopped in its last
+        step.
+        """
         return finished_receipt(self.target, self.job)
 
     def _refuse_existing(self, *, sidecars: bool) -> None:
@@ -230,7 +273,8 @@ class SceneWriter:
             for path in read_beside(self.target, self.profile):
                 if path.exists():
                     raise TargetExists(
-                        f"{path} is of another file and would be read as part of the result; remove it, or give "
+                        f"{path} is of another file and would be read as part of the result; "
+                        "remove it, or give "
                         "overwrite=True."
                     )
 
@@ -257,7 +301,9 @@ class SceneWriter:
         )
 
     def _land(self, whole: Assembled, receipt: Receipt) -> None:
-        """The last steps, in an order in which a stop between any two leaves nothing half and can be continued."""
+        """The last steps, in an order in which a stop between any two leaves nothing half and can
+        be continued.
+        """
         durable.write_durable(self.folder / "receipt.json", receipt.as_text().encode())
         new = {path.name: path for path in whole.sidecars}
         for path in read_beside(self.target, self.profile):
@@ -271,17 +317,22 @@ class SceneWriter:
             durable.move_durable(whole.path, self.target, replace=self._overwrite)
         except FileExistsError as taken:
             raise TargetExists(
-                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or give overwrite=True."
+                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or give "
+                "overwrite=True."
             ) from taken
 
     def _place_sidecar(self, source: Path, path: Path) -> None:
         if not self._overwrite and path.exists() and path.read_bytes() != source.read_bytes():
-            raise TargetExists(f"{path} exists already and says something else; remove it, or give overwrite=True.")
+            raise TargetExists(
+                f"{path} exists already and says something else; remove it, or give overwrite=True."
+            )
         durable.move_durable(source, path, replace=True)
 
     def _discard_sidecar(self, path: Path) -> None:
         if not self._overwrite:
-            raise TargetExists(f"{path} would be read as part of the result; remove it, or give overwrite=True.")
+            raise TargetExists(
+                f"{path} would be read as part of the result; remove it, or give overwrite=True."
+            )
         durable.remove(path)
 
     def _clear(self) -> None:
@@ -309,7 +360,9 @@ class SceneWriters:
         if confidence is not None:  # each writer looks for its own room alone
             check_space(disk_needs(target, plan, confidence))
         how: Any = {"overwrite": overwrite, "restart": restart}
-        self._writers = [SceneWriter(target, plan.profile, plan.job, windows, **how, keep_finished=keep_finished)]
+        self._writers = [
+            SceneWriter(target, plan.profile, plan.job, windows, **how, keep_finished=keep_finished)
+        ]
         if confidence is not None:
             try:
                 self._writers.append(
@@ -334,7 +387,9 @@ class SceneWriters:
 
     @property
     def landed(self) -> bool:
-        """Whether all that is written is in place, as it is from the start where it was finished before."""
+        """Whether all that is written is in place, as it is from the start where it was finished
+        before.
+        """
         return all(writer.landed for writer in self._writers)
 
     def remaining(self) -> list[int]:
@@ -343,13 +398,17 @@ class SceneWriters:
 
     def put(self, index: int, tile: TileResult) -> None:
         """Make a tile durable wherever it was lacking. See SceneWriter.put."""
-        planes = [tile.numbers] if tile.expected_error is None else [tile.numbers, tile.expected_error]
+        planes = (
+            [tile.numbers] if tile.expected_error is None else [tile.numbers, tile.expected_error]
+        )
         for writer, lacking, data in zip(self._writers, self._lacking, planes, strict=True):
             if index in lacking:
                 writer.put(index, data, tile.valid)
 
     def finish(self, progress: TellPart | None = None) -> None:
-        """Put both in place, then tidy up, the result's folder last: while it is there, the same call ends the job."""
+        """Put both in place, then tidy up, the result's folder last: while it is there, the same
+        call ends the job.
+        """
         for place, writer in enumerate(self._writers):
             writer.land(None if progress is None else _part(progress, place, len(self._writers)))
         for writer in reversed(self._writers):
@@ -362,12 +421,16 @@ class SceneWriters:
 
 
 def _whole_path(target: Path) -> Path:
-    """The target with its folder spelt out; a link is followed, so that it stays one. Raises TargetError."""
+    """The target with its folder spelt out; a link is followed, so that it stays one. Raises
+    TargetError.
+    """
     path = Path(os.path.realpath(target))
     if path.is_dir():
         raise TargetError(f"{target} is a folder; name a file in it.")
     if not path.parent.is_dir():
-        raise TargetError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
+        raise TargetError(
+            f"There is no folder {path.parent} to write {path.name} into; make it first."
+        )
     return path
 
 

@@ -1,9 +1,9 @@
 """Tile plans: which windows of a scene to read, and which part of each result to keep.
 
-Integer geometry only, no raster library and no torch: a plan can be printed, compared and tested before a pixel is
-read. The tiles stand on a grid fixed to the scene's first pixel, and what a tile reads depends on the scene alone; a
-window asked for only decides which tiles are computed and how much of each is kept. So a window holds the same pixels
-as the whole.
+Integer geometry only, no raster library and no torch: a plan can be printed, compared and tested
+before a pixel is read. The tiles stand on a grid fixed to the scene's first pixel, and what a tile
+reads depends on the scene alone; a window asked for only decides which tiles are computed and how
+much of each is kept. So a window holds the same pixels as the whole.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ HALO = 8  # lr pixels read around it; docs/decisions/0005-how-large-a-halo.md ha
 class Tile:
     """One step of a plan. Windows are in pixels, of the grid named."""
 
-    read: Window  # lr, inside the scene: halo included, clipped at the scene's edges, where the network pads by itself
+    # lr, inside the scene: halo included, clipped at the scene's edges, where the network pads by
+    # itself
+    read: Window
     keep: Window  # hr, inside this tile's own result: the part that no cut edge has touched
     write: Window  # hr, inside the output; same size as keep
 
 
 @dataclass(frozen=True, slots=True)
 class TilePlan(Sequence[Tile]):
-    """The tiles of one scene, row by row; every pixel of the output belongs to exactly one of them."""
+    """The tiles of one scene, row by row; every pixel of the output belongs to exactly one of
+    them.
+    """
 
     height: int  # of the scene, lr
     width: int
@@ -60,22 +64,35 @@ class TilePlan(Sequence[Tile]):
 
 
 def plan_tiles(
-    height: int, width: int, scale: int, *, tile: int = TILE, halo: int = HALO, window: Window | None = None
+    height: int,
+    width: int,
+    scale: int,
+    *,
+    tile: int = TILE,
+    halo: int = HALO,
+    window: Window | None = None,
 ) -> TilePlan:
     """The plan for a scene of height x width lr pixels, or for the window of it that is asked for.
 
-    tile, halo, window: in lr pixels. A tile on the scene's edge has no halo there; the last of a row or column is as
-    small as what is left. Raises UsageError for sizes below one pixel and for a window that leaves the scene.
+    tile, halo, window: in lr pixels. A tile on the scene's edge has no halo there; the last of a
+    row or column is as small as what is left. Raises UsageError for sizes below one pixel and for a
+    window that leaves the scene.
     """
     if height < 1 or width < 1:
-        raise UsageError(f"A scene of {width} x {height} pixels has nothing to enlarge: at least 1 x 1 is needed.")
+        raise UsageError(
+            f"A scene of {width} x {height} pixels has nothing to enlarge: at least 1 x 1 is "
+            "needed."
+        )
     if tile < 1 or halo < 0:
-        raise UsageError(f"tile={tile}, halo={halo}: a tile is at least 1 pixel wide, a halo at least 0.")
+        raise UsageError(
+            f"tile={tile}, halo={halo}: a tile is at least 1 pixel wide, a halo at least 0."
+        )
     scene = Window(0, 0, height, width)
     asked = scene if window is None else window
     if asked.is_empty or not scene.contains(asked):
         raise UsageError(
-            f"The window of {asked.width} x {asked.height} pixels at column {asked.col}, row {asked.row} does not lie "
+            f"The window of {asked.width} x {asked.height} pixels at column {asked.col}, row "
+            f"{asked.row} does not lie "
             f"inside the scene of {width} x {height}: choose one that does."
         )
     output = asked.scaled(scale)

@@ -1,7 +1,7 @@
 """Window: a rectangle of whole pixels, and the few operations a tile plan needs.
 
-rasterio has a Window too, with floats, offsets named by column first and rounding rules; here everything is an int and
-a plan can be made where no raster library is installed.
+rasterio has a Window too, with floats, offsets named by column first and rounding rules; here
+everything is an int and a plan can be made where no raster library is installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows row to row + height and columns col to col + width, ends not included; in pixels of some grid."""
+    """Rows row to row + height and columns col to col + width, ends not included; in pixels of some
+    grid.
+    """
 
     row: int
     col: int
@@ -30,10 +32,14 @@ class Window:
 
     def grown(self, margin: int) -> Window:
         """The window with margin more pixels on each of its four sides."""
-        return Window(self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin)
+        return Window(
+            self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin
+        )
 
     def clipped(self, other: Window) -> Window:
-        """What this window and other share, on their common grid; of height or width 0 where they share nothing."""
+        """What this window and other share, on their common grid; of height or width 0 where they
+        share nothing.
+        """
         row, col = max(self.row, other.row), max(self.col, other.col)
         bottom = min(self.row + self.height, other.row + other.height)
         right = min(self.col + self.width, other.col + other.width)
@@ -44,7 +50,9 @@ class Window:
         return Window(scale * self.row, scale * self.col, scale * self.height, scale * self.width)
 
     def seen_from(self, other: Window) -> Window:
-        """The same window counted from the first pixel of other, as an index into an array that holds other."""
+        """The same window counted from the first pixel of other, as an index into an array that
+        holds other.
+        """
         return Window(self.row - other.row, self.col - other.col, self.height, self.width)
 
     def contains(self, other: Window) -> bool:

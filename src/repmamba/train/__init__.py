@@ -1,4 +1,6 @@
-"""The room of training. Called, as `repmamba.train(...)`, it is the function `call.train`: the two share a name."""
+"""The room of training. Called, as `repmamba.train(...)`, it is the function `call.train`: the two
+share a name.
+"""
 
 import sys
 from types import ModuleType

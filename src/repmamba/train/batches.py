@@ -1,4 +1,6 @@
-"""What each step learns from: the stock of a recipe, the samples of its steps, and batches prepared ahead."""
+"""What each step learns from: the stock of a recipe, the samples of its steps, and batches prepared
+ahead.
+"""
 
 import logging
 import zlib
@@ -27,15 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 def training_files(recipe: Recipe) -> list[PairFiles]:
-    """The files of all images to learn from, as they are and reduced. Raises RecipeError, SourceError, UsageError."""
+    """The files of all images to learn from, as they are and reduced. Raises RecipeError,
+    SourceError, UsageError.
+    """
     files = [one for source in recipe.data.train for one in find_pairs(Path(source))]
     if not files:
         raise RecipeError("data.train is empty; name at least one folder of images.")
-    return files + [one for share in recipe.data.reductions for one in _reduced(files, share, recipe)]
+    return files + [
+        one for share in recipe.data.reductions for one in _reduced(files, share, recipe)
+    ]
 
 
 def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterator[PairFiles]:
-    """These files' images reduced to a share of their sides, where the largest patches still fit into them."""
+    """These files' images reduced to a share of their sides, where the largest patches still fit
+    into them.
+    """
     patch = max(phase.size for phase in recipe.data.patches)
     for one in files:
         reduced = replace(one, lr=None, reduction=share)
@@ -53,7 +61,8 @@ def chain_of(recipe: Recipe) -> Chain | SensorChain | None:
 
 
 def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
-    """Raise RecipeError now, and not at the first batch, where images of this kind cannot be degraded.
+    """Raise RecipeError now, and not at the first batch, where images of this kind cannot be
+    degraded.
 
     The first one speaks for all: a stock holds one kind.
     """
@@ -64,7 +73,9 @@ def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
         try:
             chain(hr, np.random.default_rng(0))
         except ShapeMismatch as fault:
-            raise RecipeError(f"The recipe degrades, and {files[0].hr} cannot be degraded: {fault}") from fault
+            raise RecipeError(
+                f"The recipe degrades, and {files[0].hr} cannot be degraded: {fault}"
+            ) from fault
 
 
 def counted_in_steps(recipe: Recipe, images: int) -> Recipe:
@@ -83,14 +94,17 @@ def open_stock(
 ) -> Stock:
     """The images to learn from, where the recipe wants them.
 
-    cache: a folder that keeps them decoded; the first process fills it, and the others find it.  progress: called with
+    cache: a folder that keeps them decoded; the first process fills it, and the others find it.
+    progress: called with
     how many of how many images are read.
     """
     if cache and not processes.first:
         processes.wait()
     reduced = sum(one.reduction != 1 for one in files)
     of_them = f", {reduced} of them reduced" if reduced else ""
-    logger.info("Reading %d images to learn from%s: %s.", len(files), of_them, ", ".join(recipe.data.train))
+    logger.info(
+        "Reading %d images to learn from%s: %s.", len(files), of_them, ", ".join(recipe.data.train)
+    )
     place = device if recipe.data.cache == "device" else None
     stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
     if cache and processes.first:
@@ -99,16 +113,19 @@ def open_stock(
 
 
 def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
-    """What a stock is, wherever its pixels are: (images, 3) of lr height, lr width and a CRC-32 of the pixels.
+    """What a stock is, wherever its pixels are: (images, 3) of lr height, lr width and a CRC-32 of
+    the pixels.
 
-    files: that it was read from, if it was. Counted are the pixels of hr and of lr that these hold: what is made from
-    them may differ by a level between machines.
+    files: that it was read from, if it was. Counted are the pixels of hr and of lr that these hold:
+    what is made from them may differ by a level between machines.
     """
     rows = []
     for image, (height, width) in enumerate(stock.sizes):
         read = [stock.hr]
         if files:
-            read = [stock.hr] * (files[image].reduction == 1) + [stock.lr] * (files[image].lr is not None)
+            read = [stock.hr] * (files[image].reduction == 1) + [stock.lr] * (
+                files[image].lr is not None
+            )
         checksum = 0
         for row in read:
             start, count = row.starts[image], row.heights[image] * row.widths[image]
@@ -118,7 +135,9 @@ def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
 
 
 def check_images(before: Tensor, now: Tensor, files: Sequence[PairFiles]) -> None:
-    """Raise JobChanged unless the checksums of the images that a run has learnt from are those of now."""
+    """Raise JobChanged unless the checksums of the images that a run has learnt from are those of
+    now.
+    """
     if torch.equal(before, now):
         return
     if len(before) != len(now):
@@ -126,10 +145,14 @@ def check_images(before: Tensor, now: Tensor, files: Sequence[PairFiles]) -> Non
     else:
         different = (before != now).any(dim=1).nonzero().flatten().tolist()
         first = files[different[0]].hr if files else f"number {different[0] + 1}"
-        what = f"{len(different)} of {len(now)} have other pixels or sizes, the first of them {first}"
+        what = (
+            f"{len(different)} of {len(now)} have other pixels or sizes, the first of them {first}"
+        )
     raise JobChanged(
-        f"The images to learn from are not those that this run has begun with: {what}. Bring those back to go on, "
-        "or take another folder for a new run, which may begin from the weights of this one (start.weights)."
+        f"The images to learn from are not those that this run has begun with: {what}. Bring those "
+        "back to go on, "
+        "or take another folder for a new run, which may begin from the weights of this one "
+        "(start.weights)."
     )
 
 
@@ -147,11 +170,18 @@ def sampler_of(recipe: Recipe, stock: Stock) -> Sampler:
 
 
 def batches(
-    stock: Stock, sampler: Sampler, recipe: Recipe, step: int, processes: Processes, device: torch.device, workers: int
+    stock: Stock,
+    sampler: Sampler,
+    recipe: Recipe,
+    step: int,
+    processes: Processes,
+    device: torch.device,
+    workers: int,
 ) -> Iterator[Batch]:
     """This process's share of the batch of every step from `step` on, on the device.
 
-    workers: threads, each of which prepares two batches ahead; 0 prepares each batch when it is due.
+    workers: threads, each of which prepares two batches ahead; 0 prepares each batch when it is
+    due.
     """
     chain = chain_of(recipe)
 
@@ -159,7 +189,8 @@ def batches(
         samples = sampler.samples(step)
         mine = [samples[index] for index in processes.share(len(samples))]
         weight = len(mine) * processes.world / len(samples)
-        # Gradients are exchanged by all or none: without a sample of its own, a process takes one that counts nothing.
+        # Gradients are exchanged by all or none: without a sample of its own, a process takes one
+        # that counts nothing.
         size = recipe.data.patches[sampler.phase(step)].size
         lr, hr = stock.batch(mine or samples[:1], size, seed=recipe.seed, degrade=chain)
         return Batch(sent(lr, device), sent(hr, device), weight)
@@ -173,7 +204,9 @@ def batches(
 
 
 def sent(patches: Tensor, device: torch.device) -> Tensor:
-    """The patches on the device; to a GPU from pinned memory, so that neither this thread nor the step waits for it."""
+    """The patches on the device; to a GPU from pinned memory, so that neither this thread nor the
+    step waits for it.
+    """
     if device.type == "cuda" and patches.device.type == "cpu":
         patches = patches.pin_memory()
     return patches.to(device, non_blocking=True)

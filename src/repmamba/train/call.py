@@ -1,4 +1,6 @@
-"""train: a recipe by name, by file or as tables, laid over with settings, and fitted in a folder. For Python."""
+"""train: a recipe by name, by file or as tables, laid over with settings, and fitted in a folder.
+For Python.
+"""
 
 import json
 import os
@@ -31,12 +33,17 @@ def train(
     callbacks: Sequence[Callback] = (),
     cache: str | os.PathLike[str] | None = None,
 ) -> FitResult:
-    """Train a network by a recipe in a folder; stopped at any moment, the same call goes on from its last save.
+    """Train a network by a recipe in a folder; stopped at any moment, the same call goes on from
+    its last save.
 
-    recipe: the name of a packaged one, a TOML file, its tables as mappings, or a Recipe.  settings: values laid over
-    it, by dotted keys: {"data.train": ["pairs/train"], "optimiser.lr": 1e-4}.  callbacks: objects of
-    `train.callbacks.Callback`, told of lines of the curve, validations and pictures.  Further: see `loop.fit`.
-    Raises RepmambaError of the kinds Usage (RecipeError), Source, Target, JobChanged, TrainingStopped.
+    recipe: the name of a packaged one, a TOML file, its tables as mappings, or a Recipe.  settings:
+    values laid over
+    it, by dotted keys: {"data.train": ["pairs/train"], "optimiser.lr": 1e-4}.  callbacks: objects
+    of
+    `train.callbacks.Callback`, told of lines of the curve, validations and pictures.  Further: see
+    `loop.fit`.
+    Raises RepmambaError of the kinds Usage (RecipeError), Source, Target, JobChanged,
+    TrainingStopped.
     """
     return fit(
         _recipe(recipe, settings or {}),
@@ -63,7 +70,8 @@ def _recipe(given: Any, settings: Mapping[str, Any]) -> Recipe:
         table = _plain("recipe", given)
     else:
         raise UsageError(
-            f"recipe is a {type(given).__name__}; give the name of a packaged recipe, a TOML file, tables or a Recipe."
+            f"recipe is a {type(given).__name__}; give the name of a packaged recipe, a TOML file, "
+            "tables or a Recipe."
         )
     for key, value in settings.items():
         lay(table, key, _plain(key, value))
@@ -76,5 +84,6 @@ def _plain(key: str, value: Any) -> Any:
         return json.loads(json.dumps(value, default=os.fspath))
     except (TypeError, ValueError) as wrong:
         raise RecipeError(
-            f"{key} is {value!r:.80}; it must be of numbers, texts, True and False, in lists and tables."
+            f"{key} is {value!r:.80}; it must be of numbers, texts, True and False, in lists and "
+            "tables."
         ) from wrong

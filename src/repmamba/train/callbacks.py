@@ -1,7 +1,9 @@
-"""Callbacks: who is told what a run sees, while it runs. TensorBoard's files are written by one of them.
+"""Callbacks: who is told what a run sees, while it runs. TensorBoard's files are written by one of
+them.
 
-The first process of a run calls them, in their order; what one raises ends the run, which then goes on from its last
-save. To write for W&B, MLflow or a page of your own is to override the methods that you need (docs/training.md).
+The first process of a run calls them, in their order; what one raises ends the run, which then goes
+on from its last save. To write for W&B, MLflow or a page of your own is to override the methods
+that you need (docs/training.md).
 """
 
 from collections.abc import Mapping
@@ -21,36 +23,49 @@ class Callback:
     """The base of all: each method does nothing."""
 
     def begin(self, recipe: Recipe, folder: Path, step: int) -> None:
-        """The run begins, or goes on after `step` steps. recipe: counted in steps.  folder: of the run."""
+        """The run begins, or goes on after `step` steps. recipe: counted in steps.  folder: of the
+        run.
+        """
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of the curve, every `log_every` steps: loss, lr and grad_norm since the last one, images_per_s."""
+        """A line of the curve, every `log_every` steps: loss, lr and grad_norm since the last one,
+        images_per_s.
+        """
 
     def validation(self, judgement: Judgement, *, best: bool) -> None:
         """The validation images were scored. best: higher than ever before in this run."""
 
     def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """A picture of that validation, (rows, columns, 3): one row an image, its lr, sr and hr side by side."""
+        """A picture of that validation, (rows, columns, 3): one row an image, its lr, sr and hr
+        side by side.
+        """
 
     def end(self) -> None:
-        """The run is over, has stopped to be gone on with, or has failed. Called once for each `begin`."""
+        """The run is over, has stopped to be gone on with, or has failed. Called once for each
+        `begin`.
+        """
 
 
 class TensorBoard(Callback):
-    """TensorBoard's files in the run's folder: curves, pictures, and the recipe as text. Raises MissingExtra."""
+    """TensorBoard's files in the run's folder: curves, pictures, and the recipe as text. Raises
+    MissingExtra.
+    """
 
     def __init__(self) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as missing:
-            raise MissingExtra("TensorBoard's files need tensorboard: pip install 'repmamba[train]'.") from missing
+            raise MissingExtra(
+                "TensorBoard's files need tensorboard: pip install 'repmamba[train]'."
+            ) from missing
         self._make: Any = SummaryWriter
         self._writer: Any = None
 
     def begin(self, recipe: Recipe, folder: Path, step: int) -> None:
         """Open the files, in which nothing after `step` steps counts any more."""
         self._writer = self._make(str(folder), purge_step=step + 1)
-        indented = "\n".join(f"    {line}" for line in recipe_text(recipe).splitlines())  # code, to TensorBoard
+        # code, to TensorBoard
+        indented = "\n".join(f"    {line}" for line in recipe_text(recipe).splitlines())
         self._writer.add_text("recipe", indented, step)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,8 +1,8 @@
 """Curves: what the loop saw, one line of JSON at a time, and its plot.
 
-A line has a "kind": "step" (step, loss, lr, grad_norm, images_per_s), "validation" (step, psnr, ssim, rule, images,
-best) or "note" (step, text). When a run goes on from a save, lines of later steps are dropped first: a curve never has
-a step twice.
+A line has a "kind": "step" (step, loss, lr, grad_norm, images_per_s), "validation" (step, psnr,
+ssim, rule, images, best) or "note" (step, text). When a run goes on from a save, lines of later
+steps are dropped first: a curve never has a step twice.
 """
 
 import io
@@ -30,7 +30,9 @@ class Curve:
             write_durable(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
-        """One line more, in the file when this returns; the line. A full disk costs the line, not the run."""
+        """One line more, in the file when this returns; the line. A full disk costs the line, not
+        the run.
+        """
         line: Line = {"kind": kind, "step": step, **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -70,9 +72,16 @@ def plot_curve(path: Path, target: Path) -> Path:
     loss.plot([line["step"] for line in steps], [line["loss"] for line in steps], linewidth=0.8)
     loss.set(ylabel="loss", yscale="log")
     rate = loss.twinx()
-    rate.plot([line["step"] for line in steps], [line["lr"] for line in steps], color="grey", linewidth=0.8)
+    rate.plot(
+        [line["step"] for line in steps],
+        [line["lr"] for line in steps],
+        color="grey",
+        linewidth=0.8,
+    )
     rate.set(ylabel="learning rate (grey)")
-    psnr.plot([line["step"] for line in validations], [line["psnr"] for line in validations], marker=".")
+    psnr.plot(
+        [line["step"] for line in validations], [line["psnr"] for line in validations], marker="."
+    )
     rule = validations[-1]["rule"] if validations else ""
     psnr.set(xlabel="step", ylabel=f"PSNR, dB, rule {rule}")
     picture = io.BytesIO()

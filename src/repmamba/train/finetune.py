@@ -1,9 +1,10 @@
-"""finetune: a network trained further on scenes of one's own, and kept only where held-back ground shows a gain.
+"""finetune: a network trained further on scenes of one's own, and kept only where held-back ground
+shows a gain.
 
-Nobody has the truth at a finer resolution than a scene's own. So the scene is the truth, and the scene reduced by the
-network's scale is the input: what is learnt is the look of this ground and this sensor, one step of scale away from
-where it will be used. Blocks of ground that no training patch touches, in whichever scene, judge the old weights and
-the new ones, block by block.
+Nobody has the truth at a finer resolution than a scene's own. So the scene is the truth, and the
+scene reduced by the network's scale is the input: what is learnt is the look of this ground and
+this sensor, one step of scale away from where it will be used. Blocks of ground that no training
+patch touches, in whichever scene, judge the old weights and the new ones, block by block.
 """
 
 import logging
@@ -42,16 +43,24 @@ from repmamba.train.validation import enlarged
 logger = logging.getLogger(__name__)
 
 EDGES = (192, 96, 48)
-"""Edges of a block in scene pixels, the largest first that gives FEWEST blocks; each a multiple of 2, 3 and 4."""
+"""Edges of a block in scene pixels, the largest first that gives FEWEST blocks; each a multiple of
+2, 3 and 4.
+"""
 
 FEWEST, MOST = 24, 600
-"""Blocks a run needs and takes: below, an interval says nothing; above, a short run does not see them all."""
+"""Blocks a run needs and takes: below, an interval says nothing; above, a short run does not see
+them all.
+"""
 
 HELD_BACK = 0.25
-"""Share of the blocks that are never learnt from: those that are judged on, and those on the same ground."""
+"""Share of the blocks that are never learnt from: those that are judged on, and those on the same
+ground.
+"""
 
 TOUCHING = 1e-6
-"""Largest share of a block's extent by which it may reach into another that is only its neighbour: rounding."""
+"""Largest share of a block's extent by which it may reach into another that is only its neighbour:
+rounding.
+"""
 
 PATCH = 32
 """Largest side of a training patch, in lr pixels."""
@@ -59,9 +68,11 @@ PATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A square of a scene without missing pixels, as one pair for each group of bands that the network takes together.
+    """A square of a scene without missing pixels, as one pair for each group of bands that the
+    network takes together.
 
-    corners: (x, y) of its four, in turn, on the map.  map: what these coordinates are of, a CRS or None for one that is
+    corners: (x, y) of its four, in turn, on the map.  map: what these coordinates are of, a CRS or
+    None for one that is
     not named; of a scene without a place, its file, in pixels.
     """
 
@@ -75,7 +86,8 @@ class Block:
 class FinetuneResult:
     """What finetuning came to.
 
-    weights: those to use from now on, the new file or what was begun from.  gain: PSNR of the new weights less that of
+    weights: those to use from now on, the new file or what was begun from.  gain: PSNR of the new
+    weights less that of
     the old on the held-back blocks, in dB, with its interval; None while the run is not finished.
     """
 
@@ -95,10 +107,14 @@ class FinetuneResult:
         """One line for the user."""
         if self.gain is None:
             return self.run.summary()
-        seen = f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks ({JUDGED.how}), "
+        seen = (
+            f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks ({JUDGED.how}), "
+        )
         interval = f"95 % interval {self.gain.low:+.3f} to {self.gain.high:+.3f}"
         verdict = (
-            "a gain; the new weights are" if self.improved else "no gain that this supports; the old weights stay:"
+            "a gain; the new weights are"
+            if self.improved
+            else "no gain that this supports; the old weights stay:"
         )
         return f"{seen}{interval}: {verdict} {self.weights}"
 
@@ -120,16 +136,19 @@ def finetune(
 ) -> FinetuneResult:
     """Train weights further on scenes, one or several, in a folder where a stopped run goes on.
 
-    steps, rate: of the run, and its highest learning rate. The others as in `fit`. The new weights are written to
-    finetuned.safetensors in the folder only if the interval of their gain lies above zero.
-    Raises UsageError if the scenes have too few blocks without missing pixels, SourceError, CheckpointError.
+    steps, rate: of the run, and its highest learning rate. The others as in `fit`. The new weights
+    are written to finetuned.safetensors in the folder only if the interval of their gain lies above
+    zero. Raises UsageError if the scenes have too few blocks without missing pixels, SourceError,
+    CheckpointError.
     """
     check_local(folder)
     scenes, weights, folder = _several(scenes), os.fspath(weights), Path(folder)
     path = find_weights(weights).path
     checkpoint = read_checkpoint(path)
     upscaler = load(weights, device=device)
-    learnt, judged = split([block for scene in scenes for block in blocks_of(scene, upscaler)], seed)
+    learnt, judged = split(
+        [block for scene in scenes for block in blocks_of(scene, upscaler)], seed
+    )
     stock = stock_of((pair for block in learnt for pair in block.pairs), upscaler.scale)
     recipe = Recipe(
         name="finetune",
@@ -160,13 +179,21 @@ def finetune(
     if not run.finished:
         return FinetuneResult(run, weights, None)
     new = read_checkpoint(run.weights)
-    gain = paired_difference(scored(new.network(), judged), scored(checkpoint.network(), judged), JUDGED)
+    gain = paired_difference(
+        scored(new.network(), judged), scored(checkpoint.network(), judged), JUDGED
+    )
     result = FinetuneResult(run, weights, gain)
     if not result.improved:
         return result
-    facts = {**new.training, "gain_db": [gain.low, gain.difference, gain.high], "gain_rule": JUDGED.how}
+    facts = {
+        **new.training,
+        "gain_db": [gain.low, gain.difference, gain.high],
+        "gain_rule": JUDGED.how,
+    }
     origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
-    kept = write_checkpoint(Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts))
+    kept = write_checkpoint(
+        Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts)
+    )
     return FinetuneResult(run, str(kept), gain)
 
 
@@ -179,10 +206,11 @@ def _several(scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
 
 
 def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
-    """The scene as disjoint blocks without a missing pixel, as the network would see them when it enlarges it.
+    """The scene as disjoint blocks without a missing pixel, as the network would see them when it
+    enlarges it.
 
-    Bands that the network takes together are a pair; every other band is one of its own, grey. hr is uint8 for scenes
-    of 8 bit, otherwise unit float32.
+    Bands that the network takes together are a pair; every other band is one of its own, grey. hr
+    is uint8 for scenes of 8 bit, otherwise unit float32.
     """
     with open_raster(scene) as raster:
         plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions(consistent=False))
@@ -197,30 +225,40 @@ def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
 def split(blocks: Sequence[Block], seed: int) -> tuple[list[Block], list[Block]]:
     """Blocks to learn from, and blocks to judge on: the same ones for the same seed.
 
-    No two that are judged on share ground, nor does one that is learnt from share any with them: what lies on judged
-    ground, in the picture of another day, is in neither. Raises UsageError for too few.
+    No two that are judged on share ground, nor does one that is learnt from share any with them:
+    what lies on judged ground, in the picture of another day, is in neither. Raises UsageError for
+    too few.
     """
     order = np.random.default_rng(seed).permutation(len(blocks))[:MOST]
     judged: list[Block] = []
     learnt = [blocks[index] for index in order]
     fewest = FEWEST // 3
-    while learnt and (len(judged) < fewest or len(order) - len(learnt) < round(HELD_BACK * len(order))):
+    while learnt and (
+        len(judged) < fewest or len(order) - len(learnt) < round(HELD_BACK * len(order))
+    ):
         judged.append(learnt[0])
         learnt = [block for block in learnt if not share_ground(block, judged[-1])]
     if len(judged) < fewest or len(learnt) < FEWEST - fewest:
         raise UsageError(
-            f"The scenes give {len(blocks)} blocks of at least {EDGES[-1]} x {EDGES[-1]} pixels without missing ones: "
-            f"{len(judged)} to judge on, and {len(learnt)} to learn from that share no ground with these. At least "
-            f"{fewest} and {FEWEST - fewest} are needed, {FEWEST} in all. Give larger scenes, or more of other ground."
+            f"The scenes give {len(blocks)} blocks of at least {EDGES[-1]} x {EDGES[-1]} pixels "
+            "without missing ones: "
+            f"{len(judged)} to judge on, and {len(learnt)} to learn from that share no ground with "
+            "these. At least "
+            f"{fewest} and {FEWEST - fewest} are needed, {FEWEST} in all. Give larger scenes, or "
+            "more of other ground."
         )
     return learnt, judged
 
 
 def share_ground(one: Block, other: Block) -> bool:
-    """Whether two blocks overlap on one map, by more than an edge: no line along an edge of either has them apart."""
+    """Whether two blocks overlap on one map, by more than an edge: no line along an edge of either
+    has them apart.
+    """
     for (x0, y0), (x1, y1), _, (x3, y3) in (one.corners, other.corners):
         for dx, dy in ((x1 - x0, y1 - y0), (x3 - x0, y3 - y0)):
-            a, b = ([(x - x0) * dy - (y - y0) * dx for x, y in block.corners] for block in (one, other))
+            a, b = (
+                [(x - x0) * dy - (y - y0) * dx for x, y in block.corners] for block in (one, other)
+            )
             shared = min(max(a), max(b)) - max(min(a), min(b))
             if shared <= TOUCHING * min(max(a) - min(a), max(b) - min(b)):
                 return False
@@ -230,7 +268,9 @@ def share_ground(one: Block, other: Block) -> bool:
 def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
     """PSNR in dB of each block by its name, the mean over its pairs, each as JUDGED has it."""
     return {
-        block.name: float(np.mean([JUDGED.measure(enlarged(network, pair), pair) for pair in block.pairs]))
+        block.name: float(
+            np.mean([JUDGED.measure(enlarged(network, pair), pair) for pair in block.pairs])
+        )
         for block in blocks
     }
 
@@ -244,10 +284,13 @@ JUDGED = Metric(
     "dB",
     True,
     "images",
-    "PSNR of unit values, neither rounded nor clipped, peak 1, border of s pixels cut, the mean over groups of bands",
+    "PSNR of unit values, neither rounded nor clipped, peak 1, border of s pixels cut, the mean "
+    "over groups of bands",
     _unit_psnr,
 )
-"""What a gain is measured by. None of METRICS: the scene's own range is the unit, whatever its type."""
+"""What a gain is measured by. None of METRICS: the scene's own range is the unit, whatever its
+type.
+"""
 
 
 def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Block]:
@@ -261,7 +304,11 @@ def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[
         seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*SEEN)
         pairs = []
         for group in plan.groups:
-            together = seen[list(group)] if len(group) == bands else seen[list(group)].repeat(bands, axis=0)
+            together = (
+                seen[list(group)]
+                if len(group) == bands
+                else seen[list(group)].repeat(bands, axis=0)
+            )
             hr = np.ascontiguousarray(np.moveaxis(together, 0, -1))
             pairs.append(pair_from_hr(f"{name}, bands {group}", hr, plan.scale))
         placed = replace(grid, transform=grid.transform or Affine.identity())

@@ -1,6 +1,8 @@
-"""The learner: what a run changes. The network, its optimiser and its running mean, and all their state as one value.
+"""The learner: what a run changes. The network, its optimiser and its running mean, and all their
+state as one value.
 
-How the network is wrapped, for several processes or compiled, is settled here; the names of its weights never show it.
+How the network is wrapped, for several processes or compiled, is settled here; the names of its
+weights never show it.
 """
 
 import copy
@@ -32,8 +34,10 @@ TRIAL_PATCHES, TRIAL_ROUNDS = 4, 2
 class Learner:
     """A network on its way.
 
-    network: the plain one, on its device, in training mode.  best_network: the one to judge and to ship, the running
-    mean where there is one.  precision: "float32" or "bf16", as chosen for this machine when the run began.
+    network: the plain one, on its device, in training mode.  best_network: the one to judge and to
+    ship, the running
+    mean where there is one.  precision: "float32" or "bf16", as chosen for this machine when the
+    run began.
     begun_from: other weights that the network began with, and the facts of their training.
     """
 
@@ -72,22 +76,32 @@ class Learner:
         return self.network if self.average is None else self.average.network
 
     def choose_precision(self, processes: Processes) -> str:
-        """Settle on what the recipe asks for, or on float32 where bf16 is no faster; what was settled on.
+        """Settle on what the recipe asks for, or on float32 where bf16 is no faster; what was
+        settled on.
 
         The first process tries it on patches as the run begins with, and the others do as it found.
         """
         first = self.recipe.data.patches[0]
-        shape = (min(TRIAL_PATCHES, first.batch), self.recipe.network.in_chans, first.size, first.size)
+        shape = (
+            min(TRIAL_PATCHES, first.batch),
+            self.recipe.network.in_chans,
+            first.size,
+            first.size,
+        )
         asked = self.recipe.step.precision
         tried = asked == "bf16" and processes.first
         if tried and self.device.type == "cpu":
             logger.info("Trying whether this processor computes bf16 faster than float32.")
-        fits = processes.agree(asked == "float32" or (tried and bf16_is_faster(self.network, self.device, shape)))
+        fits = processes.agree(
+            asked == "float32" or (tried and bf16_is_faster(self.network, self.device, shape))
+        )
         self.precision = asked if fits else "float32"
         return self.precision
 
     def step(self, batch: Batch, rate: float, *, surplus: bool = False) -> StepResult:
-        """One step on this process's share of a batch; surplus: then the optimiser once more on the same gradients."""
+        """One step on this process's share of a batch; surplus: then the optimiser once more on the
+        same gradients.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         result = training_step(
@@ -111,7 +125,8 @@ class Learner:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "precision": self.precision,
-            "average": self.average and {"network": self.average.network.state_dict(), "updates": self.average.updates},
+            "average": self.average
+            and {"network": self.average.network.state_dict(), "updates": self.average.updates},
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -125,7 +140,8 @@ class Learner:
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters with their weight decay, as AdamW takes them: all decay, or matrices and kernels alone.
+    """The parameters with their weight decay, as AdamW takes them: all decay, or matrices and
+    kernels alone.
 
     A_log is a matrix of the scan's time constants and no map: it does not decay among matrices.
     """
@@ -141,10 +157,11 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
 
 
 def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, ...]) -> bool:
-    """Whether a forward and backward pass under bf16 autocast takes less time than in float32, by a short trial.
+    """Whether a forward and backward pass under bf16 autocast takes less time than in float32, by a
+    short trial.
 
-    A processor without bf16 of its own computes it hundreds of times slower and is not tried. The network is not
-    changed. shape: of an lr batch, (B, C, h, w).
+    A processor without bf16 of its own computes it hundreds of times slower and is not tried. The
+    network is not changed. shape: of an lr batch, (B, C, h, w).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -152,16 +169,25 @@ def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, .
     if device.type != "cpu" or not native:
         return False
     copied, lr = copy.deepcopy(network), torch.full(shape, 0.5)
-    times = {precision: [_seconds(copied, lr, precision)] for precision in (torch.bfloat16, torch.float32)}
-    for precision in (torch.bfloat16, torch.float32) * TRIAL_ROUNDS:  # in turns: what slows the processor hits both
+    times = {
+        precision: [_seconds(copied, lr, precision)]
+        for precision in (torch.bfloat16, torch.float32)
+    }
+    # in turns: what slows the processor hits both
+    for precision in (torch.bfloat16, torch.float32) * TRIAL_ROUNDS:
         times[precision].append(_seconds(copied, lr, precision))
     return min(times[torch.bfloat16]) < min(times[torch.float32])
 
 
 def synchronised(network: RepMamba, device: torch.device) -> RepMamba:
-    """The network with BatchNorm's statistics taken over all processes. Raises RecipeError off a GPU."""
+    """The network with BatchNorm's statistics taken over all processes. Raises RecipeError off a
+    GPU.
+    """
     if device.type != "cuda":
-        raise RecipeError("step.batch_norm is synchronised; PyTorch does that on GPUs only, so take process on CPUs.")
+        raise RecipeError(
+            "step.batch_norm is synchronised; PyTorch does that on GPUs only, so take process on "
+            "CPUs."
+        )
     converted: RepMamba = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return converted
 
@@ -181,16 +207,21 @@ def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
     return average
 
 
-def _wrapped(network: nn.Module, recipe: Recipe, device: torch.device, processes: Processes) -> nn.Module:
+def _wrapped(
+    network: nn.Module, recipe: Recipe, device: torch.device, processes: Processes
+) -> nn.Module:
     if processes.world > 1:
-        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        network = DistributedDataParallel(
+            network, device_ids=[device] if device.type == "cuda" else None
+        )
     if recipe.step.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     return network
 
 
 def _seconds(network: nn.Module, lr: Tensor, precision: torch.dtype) -> float:
-    # Of this process's threads, not of the clock: beside other work, a trial by the clock was seen to take the slower.
+    # Of this process's threads, not of the clock: beside other work, a trial by the clock was seen
+    # to take the slower.
     begun = time.process_time()
     with torch.autocast(lr.device.type, precision, enabled=precision != torch.float32):
         sr: Tensor = network(lr)

@@ -1,6 +1,7 @@
 """fit: a recipe and a folder in, trained weights out; stopped at any moment, the same call goes on.
 
-Around the step stands plain torch, and docs/decisions says why no framework does. What is in the folder, run.py says.
+Around the step stands plain torch, and docs/decisions says why no framework does. What is in the
+folder, run.py says.
 """
 
 import gc
@@ -59,16 +60,22 @@ def fit(
 ) -> FitResult:
     """Train by a recipe in a folder, from its newest save on if it has one.
 
-    device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers: threads that prepare
-    batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.  minutes: save and
-    return after so long, to be gone on with.  progress: called with how far the run is, by the first process; without
-    it, log lines say so.  tensorboard: write its files, too.  callbacks: who is told of lines of the curve,
-    validations and pictures.  cache: a folder that keeps the decoded images for this run and others; default the run's
-    own where data.cache is "disk", else none.  None of these changes a sample; another device or number of threads
+    device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers:
+    threads that prepare
+    batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.
+    minutes: save and
+    return after so long, to be gone on with.  progress: called with how far the run is, by the
+    first process; without
+    it, log lines say so.  tensorboard: write its files, too.  callbacks: who is told of lines of
+    the curve,
+    validations and pictures.  cache: a folder that keeps the decoded images for this run and
+    others; default the run's
+    own where data.cache is "disk", else none.  None of these changes a sample; another device or
+    number of threads
     changes the last digits of a loss.
-    stock: images that are in memory already, to be learnt from in place of those that data.train names.
-    Raises JobChanged if the folder holds a run of another recipe or of other images, TrainingStopped if the loss is not
-    finite or diverges, RecipeError, SourceError, TargetError.
+    stock: images that are in memory already, to be learnt from in place of those that data.train
+    names. Raises JobChanged if the folder holds a run of another recipe or of other images,
+    TrainingStopped if the loss is not finite or diverges, RecipeError, SourceError, TargetError.
     """
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -91,7 +98,11 @@ def fit(
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
-        judge = Judge(recipe, folder, progress=reading("Reading to judge", tell)) if processes.first else None
+        judge = (
+            Judge(recipe, folder, progress=reading("Reading to judge", tell))
+            if processes.first
+            else None
+        )
         stock = stock or open_stock(
             files,
             recipe,
@@ -103,7 +114,9 @@ def fit(
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
         run = resumed(Run(recipe, folder, learner, processes, images), files)
-        monitor = Monitor(folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told)
+        monitor = Monitor(
+            folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told
+        )
         with monitor, stop_signals() as stopped, old_objects_left_alone():
             for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
                 run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
@@ -112,7 +125,9 @@ def fit(
                     monitor.log(run.step, *run.measured())
                 if run.due(recipe.validation.every) and judge and judge.pairs:
                     monitor.pause()
-                    judgement = judge.judge(run.learner.best_network, run.step, pictured=monitor.pictured)
+                    judgement = judge.judge(
+                        run.learner.best_network, run.step, pictured=monitor.pictured
+                    )
                     monitor.judged(judgement, best=run.ranked(judgement))
                 leaving = run.agreed(stopped() or time.monotonic() > deadline)
                 if run.due(recipe.checkpoints.every) or leaving:
@@ -125,7 +140,9 @@ def fit(
 
 @contextmanager
 def old_objects_left_alone() -> Iterator[None]:
-    """Within it the garbage collector looks only at what is made there: torch alone has half a million objects."""
+    """Within it the garbage collector looks only at what is made there: torch alone has half a
+    million objects.
+    """
     gc.freeze()
     try:
         yield
@@ -137,7 +154,8 @@ def warn_of_the_end(recipe: Recipe) -> None:
     """Warn where the run is too short for what the recipe has in it."""
     if unreached := recipe.never_reached():
         warnings.warn(
-            f"The run ends after {recipe.steps} steps, before what the recipe has later ({', '.join(unreached)}); set "
+            f"The run ends after {recipe.steps} steps, before what the recipe has later "
+            f"({', '.join(unreached)}); set "
             "these as well.",
             RepmambaWarning,
             stacklevel=2,
@@ -145,11 +163,14 @@ def warn_of_the_end(recipe: Recipe) -> None:
 
 
 def warn_of_unused_reductions(files: Sequence[PairFiles], recipe: Recipe) -> None:
-    """Warn where no image is large enough to be reduced as the recipe asks. files: of all images to learn from."""
+    """Warn where no image is large enough to be reduced as the recipe asks. files: of all images to
+    learn from.
+    """
     if unused := set(recipe.data.reductions) - {one.reduction for one in files}:
         shares = ", ".join(f"{share:g}" for share in sorted(unused))
         warnings.warn(
-            f"No image is reduced to {shares} of its sides (data.reductions): the largest patch would not fit into it. "
+            f"No image is reduced to {shares} of its sides (data.reductions): the largest patch "
+            "would not fit into it. "
             "Take smaller patches or larger shares.",
             RepmambaWarning,
             stacklevel=2,
@@ -162,9 +183,11 @@ def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
 
 
 def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged, TargetError.
+    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged,
+    TargetError.
 
-    The end of a run that has begun, and the descent to it, may be moved as long as no step done has seen the old one.
+    The end of a run that has begun, and the descent to it, may be moved as long as no step done has
+    seen the old one.
     """
     if processes.first:
         kept = folder / "recipe.toml"
@@ -175,7 +198,8 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
         differences = before.differences(recipe) if before else []
         if before and differences and not recipe.same_until(before, done):
             raise JobChanged(
-                f"{folder} holds a run of another recipe ({'; '.join(differences)}), with {done} steps done. Go on "
+                f"{folder} holds a run of another recipe ({'; '.join(differences)}), with {done} "
+                "steps done. Go on "
                 "with that one, take another folder, or name its weights in start.weights."
             )
         if differences:
@@ -185,12 +209,16 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_durable(kept, recipe_text(recipe).encode())
             except OSError as fault:
-                raise TargetError(f"{kept} cannot be written: {fault.strerror}. Take another folder.") from fault
+                raise TargetError(
+                    f"{kept} cannot be written: {fault.strerror}. Take another folder."
+                ) from fault
     processes.wait()
 
 
 def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
-    """The run as its newest good save left it, or at its beginning. Raises JobChanged if that saw other images."""
+    """The run as its newest good save left it, or at its beginning. Raises JobChanged if that saw
+    other images.
+    """
     if not run.processes.first:
         run.processes.wait()  # the first one sets aside what is corrupt
     found = newest_save(run.saves)
@@ -199,7 +227,9 @@ def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
     if found is None:
         chosen = run.learner.choose_precision(run.processes)
         if chosen != run.recipe.step.precision:
-            logger.warning("This machine computes bf16 no faster than float32; the run is in float32.")
+            logger.warning(
+                "This machine computes bf16 no faster than float32; the run is in float32."
+            )
         logger.info("Training begins.")
         return run
     save, state = found

@@ -1,4 +1,6 @@
-"""What a run shows: what it is going to do, then its curve, how far it is, and what its callbacks make of it."""
+"""What a run shows: what it is going to do, then its curve, how far it is, and what its callbacks
+make of it.
+"""
 
 import logging
 import time
@@ -27,15 +29,27 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     """What a run is going to do and on what, in lines for the user."""
     first, *later = recipe.data.patches
     patches = f"{first.batch} patches of {first.size}x{first.size} LR pixels"
-    patches += "".join(f", {one.batch} of {one.size}x{one.size} from {one.start:,} on" for one in later)
+    patches += "".join(
+        f", {one.batch} of {one.size}x{one.size} from {one.start:,} on" for one in later
+    )
     sources = " and ".join([recipe.start.weights, *recipe.start.mean_with])
     mean = "the mean of " * bool(recipe.start.mean_with)
     start = f"begun from {mean}{sources}" if sources else f"from a {recipe.start.kind} start"
-    network = f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
-    losses = " + ".join(term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses)
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    network = (
+        f"x{recipe.network.scale} network of {parameters(recipe.network):,} parameters, {start}"
+    )
+    losses = " + ".join(
+        term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses
+    )
+    place = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"threads: {torch.get_num_threads()}"
+    )
     norm = "over all of them" if recipe.step.batch_norm == "synchronised" else "of each one alone"
-    shared = f", one of {processes.world} processes, BatchNorm {norm}" if processes.world > 1 else ""
+    shared = (
+        f", one of {processes.world} processes, BatchNorm {norm}" if processes.world > 1 else ""
+    )
     return [
         f"{recipe.name}: {network}; {recipe.steps:,} {recipe.unit}s of {patches}, loss {losses}, "
         f"learning rate up to {recipe.optimiser.lr:g}.",
@@ -79,7 +93,10 @@ class Monitor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._ends.close()
 
@@ -87,7 +104,11 @@ class Monitor:
         """One step more, of so many images over all processes."""
         self._images += images
         self._step += 1
-        left = (self._steps - self._step) * (time.monotonic() - self._begun) / (self._step - self._first)
+        left = (
+            (self._steps - self._step)
+            * (time.monotonic() - self._begun)
+            / (self._step - self._first)
+        )
         self._tell(Reached(self._name, "step", self._step, self._steps, dict(self._shown), left))
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
@@ -95,7 +116,12 @@ class Monitor:
         now = time.monotonic()
         speed = self._images / max(now - self._since, 1e-9)
         self._images, self._since = 0, now
-        values = {"loss": loss, "lr": rate, "grad_norm": gradient_norm, "images_per_s": round(speed, 2)}
+        values = {
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": gradient_norm,
+            "images_per_s": round(speed, 2),
+        }
         self._write("step", step, values)
         for callback in self._callbacks:
             callback.step(step, values)
@@ -106,7 +132,12 @@ class Monitor:
         pause = time.monotonic() - self._paused
         self._since += pause
         self._begun += pause
-        values = {"psnr": judgement.psnr, "ssim": judgement.ssim, "rule": judgement.rule, "images": judgement.images}
+        values = {
+            "psnr": judgement.psnr,
+            "ssim": judgement.ssim,
+            "rule": judgement.rule,
+            "images": judgement.images,
+        }
         self._write("validation", judgement.step, values | {"best": best})
         for callback in self._callbacks:
             callback.validation(judgement, best=best)

@@ -1,4 +1,5 @@
-"""The processes of one run: alone, or as torchrun or SLURM start them; what they tell each other and what ends them.
+"""The processes of one run: alone, or as torchrun or SLURM start them; what they tell each other
+and what ends them.
 
 Plain torch.distributed: what a run needs of it is a rank, a mean and a wait.
 """
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that reads images or validates. PyTorch ends a run of GPUs after ten minutes."""
+"""How long processes wait for one that reads images or validates. PyTorch ends a run of GPUs after
+ten minutes.
+"""
 
 MEETING = timedelta(minutes=10)
-"""How long a process looks for the others when a run starts: they may come late, or never, or look elsewhere."""
+"""How long a process looks for the others when a run starts: they may come late, or never, or look
+elsewhere.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,14 @@ class Processes:
         return range(self.rank, count, self.world)
 
     def device(self, asked: str | None) -> torch.device:
-        """The device asked for, or this process's own GPU, or the CPU. Raises UsageError where it is not there."""
+        """The device asked for, or this process's own GPU, or the CPU. Raises UsageError where it
+        is not there.
+        """
         chosen = choose_device(asked)
         if chosen.type != "cuda" or chosen.index is not None:
             return chosen
-        # SLURM's --gpus-per-task shows each task its own GPU alone; that one is then number 0 in each of them.
+        # SLURM's --gpus-per-task shows each task its own GPU alone; that one is then number 0 in
+        # each of them.
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def mean(self, value: Tensor) -> Tensor:
@@ -98,17 +106,24 @@ def find_processes(environment: Mapping[str, str]) -> Processes:
                 address=environment["MASTER_ADDR"],
                 port=int(environment["MASTER_PORT"]),
             )
-        # Of a step, as srun starts it: the script of a job has its SLURM_NTASKS too, and is one process all the same.
+        # Of a step, as srun starts it: the script of a job has its SLURM_NTASKS too, and is one
+        # process all the same.
         if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             return Processes(
                 rank=int(environment["SLURM_PROCID"]),
                 world=int(environment["SLURM_STEP_NUM_TASKS"]),
                 local_rank=int(environment["SLURM_LOCALID"]),
-                address=environment.get("MASTER_ADDR") or first_node(environment["SLURM_STEP_NODELIST"]),
-                port=int(environment.get("MASTER_PORT") or 20000 + int(environment["SLURM_JOB_ID"]) % 20000),
+                address=environment.get("MASTER_ADDR")
+                or first_node(environment["SLURM_STEP_NODELIST"]),
+                port=int(
+                    environment.get("MASTER_PORT")
+                    or 20000 + int(environment["SLURM_JOB_ID"]) % 20000
+                ),
             )
     except (KeyError, ValueError) as fault:
-        raise UsageError(f"The environment of a run of several processes is incomplete: {fault}.") from fault
+        raise UsageError(
+            f"The environment of a run of several processes is incomplete: {fault}."
+        ) from fault
     return Processes()
 
 
@@ -119,7 +134,8 @@ def first_node(nodes: str) -> str:
 
 @contextmanager
 def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
-    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone, nothing is done.
+    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone,
+    nothing is done.
 
     Raises TrainingStopped where the others are not found, or one of them has ended meanwhile.
     """
@@ -139,9 +155,11 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         )
         yield processes
     except RuntimeError as fault:
-        if isinstance(fault, dist.DistError) or "gloo" in str(fault):  # which has no class of its own
+        # which has no class of its own
+        if isinstance(fault, dist.DistError) or "gloo" in str(fault):
             raise TrainingStopped(
-                "Another process of this run has ended, and its own lines say why. Started again, the run goes on from "
+                "Another process of this run has ended, and its own lines say why. Started again, "
+                "the run goes on from "
                 "its last save."
             ) from fault
         raise
@@ -151,22 +169,29 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
 
 
 def met(processes: Processes) -> Store:
-    """The store through which the processes find each other. Raises TrainingStopped if they do not within MEETING."""
+    """The store through which the processes find each other. Raises TrainingStopped if they do not
+    within MEETING.
+    """
     from torch.distributed.rendezvous import rendezvous  # not there in a torch without distributed
 
     place = f"{processes.address}:{processes.port}"
     store: Store
     try:
-        store, _, _ = next(rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING))
-        # Only the one that keeps the store has waited for all, and under torchrun that is none of them.
+        store, _, _ = next(
+            rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING)
+        )
+        # Only the one that keeps the store has waited for all, and under torchrun that is none of
+        # them.
         if store.add("here", 1) == processes.world:
             store.set("all", "here")
         store.wait(["all"], MEETING)
     except dist.DistError as fault:
         why = str(fault).splitlines()[0].rstrip(".")
         raise TrainingStopped(
-            f"Process {processes.rank} of 0 to {processes.world - 1} does not meet the others at {place} ({why}). All "
-            "have to be started, and MASTER_ADDR and MASTER_PORT have to name a free port on the machine of process 0."
+            f"Process {processes.rank} of 0 to {processes.world - 1} does not meet the others at "
+            f"{place} ({why}). All "
+            "have to be started, and MASTER_ADDR and MASTER_PORT have to name a free port on the "
+            "machine of process 0."
         ) from fault
     store.set_timeout(PATIENCE)
     return store
@@ -182,16 +207,22 @@ def settle(threads: int | None, nice: int) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether a request to end (SIGTERM, as a cluster's queue sends it, or the first Ctrl-C) has come meanwhile."""
+    """Whether a request to end (SIGTERM, as a cluster's queue sends it, or the first Ctrl-C) has
+    come meanwhile.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(number: int, frame: object) -> None:
-        logger.warning("Asked to stop: the run is saved after this step. Ctrl-C, from now on, stops it at once.")
+        logger.warning(
+            "Asked to stop: the run is saved after this step. Ctrl-C, from now on, stops it at "
+            "once."
+        )
         asked.set()
-        # SIGTERM only ever asks: where torchrun and a queue both send it, the second must not end what the first saves.
+        # SIGTERM only ever asks: where torchrun and a queue both send it, the second must not end
+        # what the first saves.
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,6 @@
-"""How far a run is: a value for whoever shows it, and the log lines of a run that nobody watches."""
+"""How far a run is: a value for whoever shows it, and the log lines of a run that nobody
+watches.
+"""
 
 import logging
 import time
@@ -19,8 +21,10 @@ class Reached:
     unit: str  # image or step
     done: int
     total: int
-    values: Mapping[str, str] = field(default_factory=dict)  # what was measured last: loss, psnr, lr, img_s
-    seconds_left: float | None = None  # of training, at the speed of this call so far, validations left out
+    # what was measured last: loss, psnr, lr, img_s
+    values: Mapping[str, str] = field(default_factory=dict)
+    # of training, at the speed of this call so far, validations left out
+    seconds_left: float | None = None
 
     def __str__(self) -> str:
         measured = "".join(f", {name} {value}" for name, value in self.values.items())

@@ -1,8 +1,9 @@
 """Recipe: everything a training run depends on, frozen and checked when made.
 
-Each table of a recipe file is one dataclass here; its docstring says what each key means and in which unit, and a key
-that the file leaves out has the field's default. What is not in a recipe cannot change a sample of a run: threads,
-niceness, and who is told how far it is, are arguments of `fit`. recipe_file.py reads and writes recipes as TOML.
+Each table of a recipe file is one dataclass here; its docstring says what each key means and in
+which unit, and a key that the file leaves out has the field's default. What is not in a recipe
+cannot change a sample of a run: threads, niceness, and who is told how far it is, are arguments of
+`fit`. recipe_file.py reads and writes recipes as TOML.
 """
 
 import json
@@ -26,14 +27,18 @@ Augmentation = Literal["flips", "transpose", "rotations"]
 class Data:
     """What is learnt from, and what it is judged on.
 
-    train, val: folders; each holds GT/ and LR/, or class folders of these, or hr images alone, whose lr is then made by
-    imresize.  patches: one or more phases, in order of their start.  augment: drawn independently for each patch;
-    flips are top-bottom and left-right, transpose swaps rows and columns, rotations are by 0, 90, 180 or 270 degrees.
-    draw: an epoch takes one patch of each of the "images", as published, or patches of images drawn by their "area".
-    short_batch: "keep" ends each epoch with what is left, as published; "fill" goes on into the next epoch.
-    cache: where the decoded images wait: "memory", "disk" (one file in the run's folder, mapped) or "device".
-    degradations: stages of data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
-    plain reduction.  degrade: a chain of data.sensors by name in their place.  reductions: shares of its sides to which
+    train, val: folders; each holds GT/ and LR/, or class folders of these, or hr images alone,
+    whose lr is then made by
+    imresize.  patches: one or more phases, in order of their start.  augment: drawn independently
+    for each patch;
+    flips are top-bottom and left-right, transpose swaps rows and columns, rotations are by 0, 90,
+    180 or 270 degrees. draw: an epoch takes one patch of each of the "images", as published, or
+    patches of images drawn by their "area". short_batch: "keep" ends each epoch with what is left,
+    as published; "fill" goes on into the next epoch. cache: where the decoded images wait:
+    "memory", "disk" (one file in the run's folder, mapped) or "device". degradations: stages of
+    data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
+    plain reduction.  degrade: a chain of data.sensors by name in their place.  reductions: shares
+    of its sides to which
     each training image is reduced besides, sharper then, as far as the largest patch fits into it.
     """
 
@@ -49,11 +54,26 @@ class Data:
     reductions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        must(all(0 < share < 1 for share in self.reductions), "data.reductions", self.reductions, "between 0 and 1")
+        must(
+            all(0 < share < 1 for share in self.reductions),
+            "data.reductions",
+            self.reductions,
+            "between 0 and 1",
+        )
         distinct = len(set(self.reductions)) == len(self.reductions)
         must(distinct, "data.reductions", self.reductions, "different from each other")
-        must(self.degrade in ("", *SENSORS), "data.degrade", self.degrade, f"one of {', '.join(SENSORS)}")
-        must(not (self.degrade and self.degradations), "data.degrade", self.degrade, "empty beside data.degradations")
+        must(
+            self.degrade in ("", *SENSORS),
+            "data.degrade",
+            self.degrade,
+            f"one of {', '.join(SENSORS)}",
+        )
+        must(
+            not (self.degrade and self.degradations),
+            "data.degrade",
+            self.degrade,
+            "empty beside data.degradations",
+        )
         for phase in self.patches:
             at_least("data.patches.size", phase.size, 2)
             at_least("data.patches.batch", phase.batch, 1)
@@ -64,7 +84,8 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """AdamW. decay: "all" parameters, as published, or only the weights of "matrices" and convolutions.
+    """AdamW. decay: "all" parameters, as published, or only the weights of "matrices" and
+    convolutions.
 
     lr: the learning rate, above 0.  betas, eps, weight_decay: AdamW's own.
     """
@@ -77,7 +98,12 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         must(self.lr > 0, "optimiser.lr", self.lr, "above 0")
-        must(all(0 <= beta < 1 for beta in self.betas), "optimiser.betas", list(self.betas), "two numbers from 0 to 1")
+        must(
+            all(0 <= beta < 1 for beta in self.betas),
+            "optimiser.betas",
+            list(self.betas),
+            "two numbers from 0 to 1",
+        )
         must(self.eps > 0, "optimiser.eps", self.eps, "above 0")
         at_least("optimiser.weight_decay", self.weight_decay, 0)
 
@@ -86,11 +112,13 @@ class Optimiser:
 class Schedule:
     """The learning rate over the run, as a share of the optimiser's.
 
-    warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by `factor` at each of the
+    warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by
+    `factor` at each of the
     `milestones`; kind "cosine": half a cosine from 1 down to `floor` at the run's end.
-    descent: of a constant rate, the last steps (or epochs) of the run, in which it falls to the share `floor` by
-    1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
-    Training Durations", where this shape did better than a linear one.
+    descent: of a constant rate, the last steps (or epochs) of the run, in which it falls to the
+    share `floor` by 1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations", where this shape did better than a
+    linear one.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -105,7 +133,12 @@ class Schedule:
         at_least("schedule.descent", self.descent, 0)
         constant = self.kind == "constant" or self.descent == 0
         must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends by itself")
-        must(sorted(self.milestones) == list(self.milestones), "schedule.milestones", self.milestones, "growing")
+        must(
+            sorted(self.milestones) == list(self.milestones),
+            "schedule.milestones",
+            self.milestones,
+            "growing",
+        )
         must(self.factor > 0, "schedule.factor", self.factor, "above 0")
         must(0 <= self.floor <= 1, "schedule.floor", self.floor, "from 0 to 1")
 
@@ -114,11 +147,14 @@ class Schedule:
 class Step:
     """One step of the optimiser.
 
-    clip: largest norm of the gradient; 0 for none.  accumulate: parts a batch is computed in, one after another.
-    precision: "bf16" computes forward passes under autocast; on a CPU only where a short trial shows it faster.
-    ema: decay of the running mean of weights and buffers that is validated and shipped; 0 for none.
-    batch_norm: statistics of the "process" alone, or "synchronised" over all (GPUs only).
-    compile: the network through torch.compile.  surplus_step: the published loop's accident, one more step of the
+    clip: largest norm of the gradient; 0 for none.  accumulate: parts a batch is computed in, one
+    after another.
+    precision: "bf16" computes forward passes under autocast; on a CPU only where a short trial
+    shows it faster. ema: decay of the running mean of weights and buffers that is validated and
+    shipped; 0 for none. batch_norm: statistics of the "process" alone, or "synchronised" over all
+    (GPUs only).
+    compile: the network through torch.compile.  surplus_step: the published loop's accident, one
+    more step of the
     optimiser at each epoch's end on the same gradients.
     """
 
@@ -144,7 +180,8 @@ class Loss:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        from repmamba.train.losses import LOSSES  # with torch, which a recipe has no need of otherwise
+        # with torch, which a recipe has no need of otherwise
+        from repmamba.train.losses import LOSSES
 
         must(self.name in LOSSES, "losses.name", self.name, f"one of {', '.join(LOSSES)}")
         must(self.weight > 0, "losses.weight", self.weight, "above 0")
@@ -152,10 +189,12 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS, one that has psnr and ssim;
+    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS, one that
+    has psnr and ssim;
     "bands" is for what is not RGB of 8 bit.
 
-    images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many are pictured.
+    images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many
+    are pictured.
     """
 
     every: int = 1000
@@ -164,7 +203,9 @@ class Validation:
     crops: int = 4
 
     def __post_init__(self) -> None:
-        rules = [rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= METRICS.keys()]
+        rules = [
+            rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= METRICS.keys()
+        ]
         must(self.rule in rules, "validation.rule", self.rule, f"one of {', '.join(rules)}")
         at_least("validation.every", self.every, 1)
         at_least("validation.images", self.images, 0)
@@ -175,7 +216,8 @@ class Validation:
 class Checkpoints:
     """every: steps (or epochs) between checkpoints.  keep: how many of the latest stay.
 
-    archive: also keep, for good, those at multiples of this, and their weights as step-N.safetensors; 0 for none.
+    archive: also keep, for good, those at multiples of this, and their weights as
+    step-N.safetensors; 0 for none.
     """
 
     every: int = 1000
@@ -192,10 +234,13 @@ class Checkpoints:
 class Start:
     """Where the weights begin.
 
-    kind: "random", as published, or "bilinear", where the untrained network already enlarges bilinearly.
-    weights: a checkpoint or the name of packaged weights to begin from instead; of another scale, its body is taken and
-    its upsampler resampled.  mean_with: further ones; the run begins from the mean of all, which is often better than
-    each where all went on from the same.  ema: a checkpoint that the running mean begins from; default the same.
+    kind: "random", as published, or "bilinear", where the untrained network already enlarges
+    bilinearly. weights: a checkpoint or the name of packaged weights to begin from instead; of
+    another scale, its body is taken and
+    its upsampler resampled.  mean_with: further ones; the run begins from the mean of all, which is
+    often better than
+    each where all went on from the same.  ema: a checkpoint that the running mean begins from;
+    default the same.
     """
 
     kind: Literal["random", "bilinear"] = "random"
@@ -204,7 +249,12 @@ class Start:
     ema: str = ""
 
     def __post_init__(self) -> None:
-        must(bool(self.weights) or not self.mean_with, "start.mean_with", self.mean_with, "none without start.weights")
+        must(
+            bool(self.weights) or not self.mean_with,
+            "start.mean_with",
+            self.mean_with,
+            "none without start.weights",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +262,8 @@ class Recipe:
     """A training run. unit: what start, warmup, milestones, every, archive and steps count.
 
     steps: length of the run.  seed: of the weights, the samples and the augmentations.
-    divergence: the run is stopped when its smoothed loss exceeds its own lowest value so many times.
+    divergence: the run is stopped when its smoothed loss exceeds its own lowest value so many
+    times.
     """
 
     name: str
@@ -245,14 +296,21 @@ class Recipe:
         )
         parts = self.step.accumulate
         for phase in self.data.patches:
-            must(phase.batch % parts == 0, "data.patches.batch", phase.batch, f"a multiple of step.accumulate, {parts}")
+            must(
+                phase.batch % parts == 0,
+                "data.patches.batch",
+                phase.batch,
+                f"a multiple of step.accumulate, {parts}",
+            )
         descent = self.schedule.descent
         must(descent <= self.steps, "schedule.descent", descent, f"at most steps, {self.steps}")
         for key, number in _numbers(asdict(self), ""):
             must(math.isfinite(number), key, number, "finite")
 
     def in_steps(self, epoch: int) -> "Recipe":
-        """The same run counted in steps, an epoch being `epoch` of them; itself if it is counted so already."""
+        """The same run counted in steps, an epoch being `epoch` of them; itself if it is counted so
+        already.
+        """
         if self.unit == "step":
             return self
         patches = tuple(replace(phase, start=phase.start * epoch) for phase in self.data.patches)
@@ -280,7 +338,9 @@ class Recipe:
         """What begins only when the run is over, one `key: value` each."""
         starts = [("data.patches.start", phase.start) for phase in self.data.patches]
         milestones = [
-            ("schedule.milestones", one) for one in self.schedule.milestones if self.schedule.kind == "constant"
+            ("schedule.milestones", one)
+            for one in self.schedule.milestones
+            if self.schedule.kind == "constant"
         ]
         named = [("schedule.warmup", self.schedule.warmup), *starts, *milestones]
         return [f"{key}: {value}" for key, value in named if value >= self.steps]
@@ -293,7 +353,9 @@ class Recipe:
             share = schedule.factor**passed
             into = step - (self.steps - schedule.descent)
             if into > 0:
-                share *= schedule.floor + (1 - schedule.floor) * (1 - math.sqrt(into / schedule.descent))
+                share *= schedule.floor + (1 - schedule.floor) * (
+                    1 - math.sqrt(into / schedule.descent)
+                )
         else:
             done = max(step - schedule.warmup, 0) / max(self.steps - schedule.warmup, 1)
             share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
@@ -302,12 +364,16 @@ class Recipe:
         return self.optimiser.lr * share
 
     def same_until(self, other: "Recipe", step: int) -> bool:
-        """Whether a run by `other` that has done so many steps is one by this recipe, too; both count in steps.
+        """Whether a run by `other` that has done so many steps is one by this recipe, too; both
+        count in steps.
 
-        It is where they differ in nothing but the end of the run and the descent to it, and no step done has seen that.
+        It is where they differ in nothing but the end of the run and the descent to it, and no step
+        done has seen that.
         """
         end = {"steps", "schedule.descent", "schedule.floor"}
-        alike = {line.partition(":")[0] for line in self.differences(other)} <= end and step <= self.steps
+        alike = {
+            line.partition(":")[0] for line in self.differences(other)
+        } <= end and step <= self.steps
         return alike and all(self.rate(done) == other.rate(done) for done in range(step))
 
     def to_dict(self) -> dict[str, Any]:
@@ -319,11 +385,17 @@ class Recipe:
         """What `other` has otherwise, one `key: ours -> theirs` each; empty for equal recipes."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         keys = sorted(ours.keys() | theirs.keys())
-        return [f"{key}: {ours.get(key)} -> {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+        return [
+            f"{key}: {ours.get(key)} -> {theirs.get(key)}"
+            for key in keys
+            if ours.get(key) != theirs.get(key)
+        ]
 
 
 def must(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise a RecipeError that names the key, its value and what is allowed, unless the condition holds."""
+    """Raise a RecipeError that names the key, its value and what is allowed, unless the condition
+    holds.
+    """
     if not condition:
         raise RecipeError(f"{key} is {value!r}; it must be {allowed}.")
 

@@ -1,8 +1,9 @@
-"""Recipes as TOML: read from a file or from the package, with settings laid over, and written whole beside a run.
+"""Recipes as TOML: read from a file or from the package, with settings laid over, and written whole
+beside a run.
 
-A wrong key or value is a RecipeError of one line that names it and what is allowed; nothing in a file is ignored.
-The standard library reads TOML; what it gives is built into our own dataclasses here, in less code than it would take
-to bend a library's messages into that line.
+A wrong key or value is a RecipeError of one line that names it and what is allowed; nothing in a
+file is ignored. The standard library reads TOML; what it gives is built into our own dataclasses
+here, in less code than it would take to bend a library's messages into that line.
 """
 
 import difflib
@@ -23,13 +24,19 @@ T = TypeVar("T")
 def packaged() -> list[str]:
     """The names of the recipes in the package."""
     folder = files("repmamba.train") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe in a file, or the packaged one of that name, with `key=value` settings laid over it.
+    """The recipe in a file, or the packaged one of that name, with `key=value` settings laid over
+    it.
 
-    A key is dotted ("optimiser.lr"), a value TOML; one that is not is taken as text. Raises RecipeError.
+    A key is dotted ("optimiser.lr"), a value TOML; one that is not is taken as text. Raises
+    RecipeError.
     """
     table = recipe_tables(source)
     for setting in settings:
@@ -43,17 +50,25 @@ def build(table: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The whole recipe as a TOML text, defaults written out; read_recipe gives the same recipe of it."""
+    """The whole recipe as a TOML text, defaults written out; read_recipe gives the same recipe of
+    it.
+    """
     return _toml(recipe.to_dict())
 
 
 def recipe_tables(source: str | Path) -> dict[str, Any]:
-    """The tables of a recipe in a file, or of the packaged one of that name, as they stand. Raises RecipeError."""
+    """The tables of a recipe in a file, or of the packaged one of that name, as they stand. Raises
+    RecipeError.
+    """
     path = Path(source)
     if not path.is_file() and str(source) in packaged():
-        return tomllib.loads((files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8"))
+        return tomllib.loads(
+            (files("repmamba.train") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+        )
     if not path.is_file():
-        raise RecipeError(f"{source} is neither a file nor a packaged recipe; those are {', '.join(packaged())}.")
+        raise RecipeError(
+            f"{source} is neither a file nor a packaged recipe; those are {', '.join(packaged())}."
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
@@ -68,7 +83,9 @@ def lay(table: dict[str, Any], key: str, value: Any) -> None:
     for name in path:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"{key} cannot be set: {name} is a list. Set the whole list: {name}=[{{...}}].")
+            raise RecipeError(
+                f"{key} cannot be set: {name} is a list. Set the whole list: {name}=[{{...}}]."
+            )
     table[last] = value
 
 
@@ -76,7 +93,9 @@ def _parted(setting: str) -> tuple[str, Any]:
     """The key and the value of a setting, key=value."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"The setting {setting!r} is not of the form key=value, as in optimiser.lr=1e-4.")
+        raise RecipeError(
+            f"The setting {setting!r} is not of the form key=value, as in optimiser.lr=1e-4."
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -101,7 +120,9 @@ def _build(kind: type[T], table: Any, where: str) -> T:
         raise
     except UsageError as fault:  # of NetworkConfig and Stage, which know nothing of recipes
         names_key = str(fault).partition(" ")[0] in hints
-        raise RecipeError(f"{where}{fault}" if names_key else f"{where.removesuffix('.')}: {fault}") from fault
+        raise RecipeError(
+            f"{where}{fault}" if names_key else f"{where.removesuffix('.')}: {fault}"
+        ) from fault
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -141,8 +162,9 @@ def _unknown(where: str, key: str, allowed: Sequence[str]) -> str:
 
 
 def _toml(table: Mapping[str, Any], where: str = "") -> str:
-    # A recipe has plain values, lists of them, tables and lists of tables; JSON writes the first two as TOML does, but
-    # for characters beyond 16 bit, which are left as they are, and the one control character that it does not escape.
+    # A recipe has plain values, lists of them, tables and lists of tables; JSON writes the first
+    # two as TOML does, but for characters beyond 16 bit, which are left as they are, and the one
+    # control character that it does not escape.
     plain = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", r"\u007f")
         for key, value in table.items()
@@ -158,4 +180,6 @@ def _toml(table: Mapping[str, Any], where: str = "") -> str:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+    )

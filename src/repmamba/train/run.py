@@ -1,8 +1,8 @@
 """Run: a training run between two of its steps, and what it does with its folder.
 
-The folder holds recipe.toml; curve.jsonl, one line a logged step, validation or note; best.safetensors and
-last.safetensors, and step-N.safetensors of each archived step, for `load`; saves/, for going on; crops/, a picture of
-each validation; and curve.png at the end.
+The folder holds recipe.toml; curve.jsonl, one line a logged step, validation or note;
+best.safetensors and last.safetensors, and step-N.safetensors of each archived step, for `load`;
+saves/, for going on; crops/, a picture of each validation; and curve.png at the end.
 """
 
 import logging
@@ -39,7 +39,8 @@ SETTLING = 100
 class FitResult:
     """What a call of fit came to.
 
-    weights: the best file, or the last where nothing was validated.  steps: done in all, by this call and those before.
+    weights: the best file, or the last where nothing was validated.  steps: done in all, by this
+    call and those before.
     psnr: of the best validation, in dB by the recipe's rule; None without one.
     """
 
@@ -56,7 +57,11 @@ class FitResult:
     def summary(self) -> str:
         """One line for the user."""
         state = "Finished" if self.finished else "Stopped, to be gone on with,"
-        best = "" if self.psnr is None else f"; best {self.psnr:.3f} dB ({self.rule}), at step {self.best_step}"
+        best = (
+            ""
+            if self.psnr is None
+            else f"; best {self.psnr:.3f} dB ({self.rule}), at step {self.best_step}"
+        )
         return f"{state} after {self.steps} steps{best}; weights in {self.weights}."
 
 
@@ -64,8 +69,10 @@ class FitResult:
 class Progress:
     """How far a run is and what it remembers of its losses: plain values, saved with it.
 
-    step: steps done.  pending: losses and gradient norms since the last line of the curve.  smoothed, lowest: the
-    smoothed loss and its lowest value so far.  best, best_step: the highest PSNR in dB, and after how many steps.
+    step: steps done.  pending: losses and gradient norms since the last line of the curve.
+    smoothed, lowest: the
+    smoothed loss and its lowest value so far.  best, best_step: the highest PSNR in dB, and after
+    how many steps.
     """
 
     step: int = 0
@@ -83,7 +90,12 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, learner: Learner, processes: Processes, images: Tensor | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        learner: Learner,
+        processes: Processes,
+        images: Tensor | None = None,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -91,7 +103,8 @@ class Run:
         self.processes = processes
         self.images = images
         self.progress = Progress()
-        self._unread: list[Tensor] = []  # loss and gradient norm of steps that the device may not have finished
+        # loss and gradient norm of steps that the device may not have finished
+        self._unread: list[Tensor] = []
         self._rate = 0.0
         self._unsaved: TargetError | None = None
 
@@ -101,11 +114,15 @@ class Run:
         return self.progress.step
 
     def due(self, every: int) -> bool:
-        """Whether what happens every so many steps happens now; at the end of the run, all of it does."""
+        """Whether what happens every so many steps happens now; at the end of the run, all of it
+        does.
+        """
         return self.step % every == 0 or self.step == self.recipe.steps
 
     def agreed(self, leave: bool) -> bool:
-        """Whether all processes leave now, as the first one says; several ask each other at every tenth step only."""
+        """Whether all processes leave now, as the first one says; several ask each other at every
+        tenth step only.
+        """
         return (self.processes.world == 1 or self.step % 10 == 0) and self.processes.agree(leave)
 
     def take(self, batch: Batch, *, surplus: bool) -> None:
@@ -116,14 +133,18 @@ class Run:
         self.progress.step += 1
 
     def measured(self) -> tuple[float, float, float]:
-        """Mean loss, mean gradient norm since the last call, and the learning rate. Raises TrainingStopped."""
+        """Mean loss, mean gradient norm since the last call, and the learning rate. Raises
+        TrainingStopped.
+        """
         self.watch()
         losses, norms = zip(*self.progress.pending, strict=True)
         self.progress.pending = []
         return math.fsum(losses) / len(losses), math.fsum(norms) / len(norms), self._rate
 
     def watch(self) -> None:
-        """Read what the last steps saw. Raises TrainingStopped if it is not finite, or the loss diverges."""
+        """Read what the last steps saw. Raises TrainingStopped if it is not finite, or the loss
+        diverges.
+        """
         if not self._unread:
             return
         progress = self.progress
@@ -131,14 +152,21 @@ class Run:
         first = progress.step - len(seen) + 1
         for step, (loss, norm) in enumerate(seen, first):
             if not math.isfinite(loss) or not math.isfinite(norm):
-                raise TrainingStopped(self._fault(step, f"the loss is {loss:g} and the gradient's norm {norm:g}"))
+                raise TrainingStopped(
+                    self._fault(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
+                )
             kept = SMOOTHING if math.isfinite(progress.smoothed) else 0.0
             progress.smoothed = loss if not kept else kept * progress.smoothed + (1 - kept) * loss
             if step >= SETTLING:
                 progress.lowest = min(progress.lowest, progress.smoothed)
             if progress.smoothed > self.recipe.divergence * progress.lowest:
-                grown = f"the loss, {progress.smoothed:.4g}, has grown to more than {self.recipe.divergence:g} times"
-                raise TrainingStopped(self._fault(step, f"{grown} its lowest, {progress.lowest:.4g}"))
+                grown = (
+                    f"the loss, {progress.smoothed:.4g}, has grown to more than "
+                    f"{self.recipe.divergence:g} times"
+                )
+                raise TrainingStopped(
+                    self._fault(step, f"{grown} its lowest, {progress.lowest:.4g}")
+                )
         progress.pending += seen
         self._unread = []
 
@@ -155,16 +183,24 @@ class Run:
         return True
 
     def save(self, monitor: Monitor) -> None:
-        """Make this moment one that the run can go on from. What a full disk does not take is lost, and said aloud."""
+        """Make this moment one that the run can go on from. What a full disk does not take is lost,
+        and said aloud.
+        """
         self.watch()
         if not self.processes.first:
             return
-        state = {"progress": asdict(self.progress), "learner": self.learner.state(), "images": self.images}
+        state = {
+            "progress": asdict(self.progress),
+            "learner": self.learner.state(),
+            "images": self.images,
+        }
         self._unsaved = None
         self._try(monitor, lambda: write_save(self.saves, self.step, state))
         self._try(monitor, lambda: self._write_weights("last.safetensors", None))
         if self._archived(self.step):
-            self._try(monitor, lambda: self._write_weights(f"step-{self.step:08d}.safetensors", None))
+            self._try(
+                monitor, lambda: self._write_weights(f"step-{self.step:08d}.safetensors", None)
+            )
         prune_saves(self.saves, self.recipe.checkpoints.keep, self._archived)
 
     def close(self) -> None:
@@ -217,12 +253,22 @@ class Run:
         if judgement is not None:
             facts["validation"] = asdict(judgement)
         origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"
-        write_checkpoint(self.folder / name, Checkpoint.of(self.learner.best_network, origin=origin, training=facts))
+        write_checkpoint(
+            self.folder / name,
+            Checkpoint.of(self.learner.best_network, origin=origin, training=facts),
+        )
 
     def _fault(self, step: int, what: str) -> str:
         if not self.processes.first:
-            return f"Stopped at step {step}: {what}. The line of the first process names the last good save."
+            return (
+                f"Stopped at step {step}: {what}. The line of the first process names the last "
+                "good save."
+            )
         newest = newest_save(self.saves)
-        good = f"the last good save is {newest[0]}" if newest else f"there is no good save in {self.saves}"
+        good = (
+            f"the last good save is {newest[0]}"
+            if newest
+            else f"there is no good save in {self.saves}"
+        )
         advice = "Try a lower optimiser.lr, a longer schedule.warmup or step.clip, in a new folder"
         return f"Stopped at step {step}: {what}; {good}. {advice}."

@@ -1,8 +1,8 @@
 """Saves: what a stopped run goes on from, each a folder that is whole or not there.
 
-A save is written under a temporary name, synced, hashed and renamed; `latest` names the newest and moves by rename. One
-that does not match its own digest is set aside, aloud, and the one before is used. Files of weights for others to load
-are no saves: they are written by network.checkpoint.
+A save is written under a temporary name, synced, hashed and renamed; `latest` names the newest and
+moves by rename. One that does not match its own digest is set aside, aloud, and the one before is
+used. Files of weights for others to load are no saves: they are written by network.checkpoint.
 """
 
 import hashlib
@@ -30,11 +30,12 @@ State = dict[str, Any]
 
 
 def write_save(folder: Path, step: int, state: State) -> Path:
-    """The state of a run after `step` steps, durable when this returns; a save of that step is replaced.
+    """The state of a run after `step` steps, durable when this returns; a save of that step is
+    replaced.
 
     state: tensors and plain values, as torch reads them without running pickled code.
-    Raises NoSpace when the disk does not take it, TargetError when the system does not; what was there before is then
-    untouched.
+    Raises NoSpace when the disk does not take it, TargetError when the system does not; what was
+    there before is then untouched.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -59,7 +60,8 @@ def write_save(folder: Path, step: int, state: State) -> Path:
 
 
 def newest_save(folder: Path) -> tuple[Path, State] | None:
-    """The newest save whose bytes match their digest, and its state on the CPU; None where there is none.
+    """The newest save whose bytes match their digest, and its state on the CPU; None where there is
+    none.
 
     One that does not match is renamed with the ending `.corrupt` and said aloud.
     """
@@ -70,7 +72,9 @@ def newest_save(folder: Path) -> tuple[Path, State] | None:
         aside = save.with_name(save.name + ASIDE)
         shutil.rmtree(aside, ignore_errors=True)
         save.rename(aside)
-        logger.warning("The save %s %s; it is now %s, and the one before is used.", save, fault, aside.name)
+        logger.warning(
+            "The save %s %s; it is now %s, and the one before is used.", save, fault, aside.name
+        )
     return None
 
 
@@ -81,13 +85,19 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> None:
-    """All but the `keep` newest saves and the archived ones are removed; one that cannot be is said aloud and stays."""
+    """All but the `keep` newest saves and the archived ones are removed; one that cannot be is said
+    aloud and stays.
+    """
     for step in saved_steps(folder)[:-keep]:
         if not archived(step):
             try:
                 shutil.rmtree(folder / f"{PREFIX}{step:08d}")
             except OSError as fault:
-                logger.warning("The old save of step %d could not be removed: %s.", step, fault.strerror or fault)
+                logger.warning(
+                    "The old save of step %d could not be removed: %s.",
+                    step,
+                    fault.strerror or fault,
+                )
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Where weights begin: bilinear enlargement, or another checkpoint, of another scale too.
 
-The published random start is the network's own, in its constructors. Nothing here changes the architecture.
+The published random start is the network's own, in its constructors. Nothing here changes the
+architecture.
 """
 
 from collections.abc import Sequence
@@ -17,21 +18,25 @@ from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
 UPSAMPLER = "upsampler.conv."
-"""What the names of the direct upsampler's weights begin with: all that differs between the scales."""
+"""What the names of the direct upsampler's weights begin with: all that differs between the scales.
+"""
 
 
 @torch.no_grad()
 def start_bilinear(network: RepMamba) -> None:
-    """Set the weights so that the result is the input enlarged bilinearly, but for the outermost pixels.
+    """Set the weights so that the result is the input enlarged bilinearly, but for the outermost
+    pixels.
 
-    The path conv_first, skip, upsampler has a 3x3 window and bilinear enlargement needs no more. The first channels
-    carry the image through it; the body adds nothing to these, and the upsampler reads nothing else yet, so what the
-    body learns is added to the enlarged image. Pixels next to the edge see the mean beyond it.
+    The path conv_first, skip, upsampler has a 3x3 window and bilinear enlargement needs no more.
+    The first channels carry the image through it; the body adds nothing to these, and the upsampler
+    reads nothing else yet, so what the body learns is added to the enlarged image. Pixels next to
+    the edge see the mean beyond it.
     """
     config = network.config
     if config.upsampler != "pixelshuffledirect" or config.resi_connection != "1conv":
         raise RecipeError(
-            "start.kind is bilinear; it needs the upsampler pixelshuffledirect and resi_connection 1conv."
+            "start.kind is bilinear; it needs the upsampler pixelshuffledirect and resi_connection "
+            "1conv."
         )
     image = slice(0, config.in_chans)
     after, last = network.conv_after_body, network.upsampler.conv
@@ -50,7 +55,9 @@ def start_bilinear(network: RepMamba) -> None:
 
 
 def bilinear_kernels(scale: int) -> Tensor:
-    """(scale^2, 3, 3): what each of a pixel's scale x scale parts takes from its neighbours, row by row."""
+    """(scale^2, 3, 3): what each of a pixel's scale x scale parts takes from its neighbours, row by
+    row.
+    """
     # The centre of part a lies at (a + 1/2) / scale - 1/2 pixels from the pixel's own.
     offset = (torch.arange(scale) + 0.5) / scale - 0.5
     taps = (1 - (offset[:, None] - torch.arange(-1, 2)).abs()).clamp(min=0)  # (scale, 3)
@@ -60,15 +67,21 @@ def bilinear_kernels(scale: int) -> Tensor:
 def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
     """The weights of a checkpoint for a network of this configuration.
 
-    Of another scale, the body is taken as it is and the direct upsampler's parts are averaged by area, so that the
-    network begins with the other's result, resampled. Raises CheckpointError, RecipeError.
+    Of another scale, the body is taken as it is and the direct upsampler's parts are averaged by
+    area, so that the network begins with the other's result, resampled. Raises CheckpointError,
+    RecipeError.
     """
     path = find_weights(source).path
     checkpoint = read_checkpoint(path)
-    if checkpoint.config == config or "pixelshuffledirect" not in (config.upsampler, checkpoint.config.upsampler):
+    if checkpoint.config == config or "pixelshuffledirect" not in (
+        config.upsampler,
+        checkpoint.config.upsampler,
+    ):
         return dict(read_checkpoint(path, expected=config).weights)
     rescaled = {
-        name: resampled(tensor, checkpoint.config.scale, config.scale) if name.startswith(UPSAMPLER) else tensor
+        name: resampled(tensor, checkpoint.config.scale, config.scale)
+        if name.startswith(UPSAMPLER)
+        else tensor
         for name, tensor in checkpoint.weights.items()
     }
     # The constructor of the network checks that everything else fits.
@@ -79,18 +92,27 @@ def mean_weights(config: NetworkConfig, sources: Sequence[str | Path]) -> dict[s
     """The mean of several checkpoints' weights and buffers, each as `weights_for` gives it."""
     several = [weights_for(config, source) for source in sources]
     return {
-        name: torch.stack([weights[name] for weights in several]).mean(0) if tensor.is_floating_point() else tensor
+        name: torch.stack([weights[name] for weights in several]).mean(0)
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in several[0].items()
     }
 
 
 def provenance(source: str | Path) -> dict[str, Any]:
-    """The name of a checkpoint and the facts of its training, for what begins with it. Raises CheckpointError."""
-    return {"weights": str(source), "training": dict(read_checkpoint(find_weights(source).path).training)}
+    """The name of a checkpoint and the facts of its training, for what begins with it. Raises
+    CheckpointError.
+    """
+    return {
+        "weights": str(source),
+        "training": dict(read_checkpoint(find_weights(source).path).training),
+    }
 
 
 def resampled(tensor: Tensor, scale: int, wanted: int) -> Tensor:
-    """Weights or biases (bands scale^2, ...) of a pixel shuffle as (bands wanted^2, ...), averaged by area."""
+    """Weights or biases (bands scale^2, ...) of a pixel shuffle as (bands wanted^2, ...), averaged
+    by area.
+    """
     edges, wanted_edges = torch.arange(scale + 1) / scale, torch.arange(wanted + 1) / wanted
     low = torch.maximum(edges[:-1], wanted_edges[:-1, None])
     high = torch.minimum(edges[1:], wanted_edges[1:, None])

@@ -18,7 +18,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Batch:
     """What one step learns from: lr (B, C, h, w) and hr (B, C, s h, s w), unit.
 
-    weight: factor of the loss and so of the gradient, for a process whose share is larger or smaller than the mean.
+    weight: factor of the loss and so of the gradient, for a process whose share is larger or
+    smaller than the mean.
     """
 
     lr: Tensor
@@ -30,7 +31,8 @@ class Batch:
 class StepResult:
     """What a step saw: the loss, the norm of all gradients before clipping, the learning rate.
 
-    The first two are scalars still on the device: to read one is to wait for the step, and the loop need not each time.
+    The first two are scalars still on the device: to read one is to wait for the step, and the loop
+    need not each time.
     """
 
     loss: Tensor
@@ -51,9 +53,10 @@ def training_step(
     """One update of the network's parameters, all of which the optimiser has.
 
     clip: largest norm of all gradients together; longer ones are scaled to it.
-    precision: bfloat16 runs the forward pass under autocast; the loss, the scan and the weights stay float32.
-    parts: pieces that the batch is computed in, one after another, for one update; the loss is a mean over images, so
-    the gradient is the same but for BatchNorm's statistics, which each piece has of its own.
+    precision: bfloat16 runs the forward pass under autocast; the loss, the scan and the weights
+    stay float32. parts: pieces that the batch is computed in, one after another, for one update;
+    the loss is a mean over images, so the gradient is the same but for BatchNorm's statistics,
+    which each piece has of its own.
     """
     optimiser.zero_grad(set_to_none=True)
     count = len(batch.lr)

@@ -1,4 +1,6 @@
-"""How good a network is while it learns: the validation pairs, whole, by one named rule, and a picture of crops."""
+"""How good a network is while it learns: the validation pairs, whole, by one named rule, and a
+picture of crops.
+"""
 
 import logging
 import warnings
@@ -27,7 +29,9 @@ CROP = 160
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A validation after `step` steps. psnr in dB and ssim: means as the rule takes them, over `images` images."""
+    """A validation after `step` steps. psnr in dB and ssim: means as the rule takes them, over
+    `images` images.
+    """
 
     step: int
     psnr: float
@@ -37,34 +41,49 @@ class Judgement:
 
     def summary(self) -> str:
         """The scores in words."""
-        return f"After step {self.step}: {self.psnr:.3f} dB, SSIM {self.ssim:.4f} ({self.rule}, {self.images} images)"
+        return (
+            f"After step {self.step}: {self.psnr:.3f} dB, SSIM {self.ssim:.4f} ({self.rule}, "
+            f"{self.images} images)"
+        )
 
 
 class Judge:
     """The validation pairs of a recipe, in memory, and where its pictures go.
 
-    Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr that is there stays.
-    progress: called with how many of how many are read.
-    Raises SourceError, UsageError; RecipeError for a pair that cannot be judged.
+    Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr
+    that is there stays. progress: called with how many of how many are read. Raises SourceError,
+    UsageError; RecipeError for a pair that cannot be judged.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.metrics = metrics_of([f"{recipe.validation.rule}.psnr", f"{recipe.validation.rule}.ssim"])
+        self.metrics = metrics_of(
+            [f"{recipe.validation.rule}.psnr", f"{recipe.validation.rule}.ssim"]
+        )
         files = _spread(recipe)
         if files:
-            logger.info("Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val))
+            logger.info(
+                "Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val)
+            )
         pairs = zip(files, read_pairs(files, recipe.network.scale, progress=progress), strict=True)
         self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
     def judge(
-        self, network: RepMamba, step: int, *, pictured: Callable[[int, NDArray[np.uint8]], None] | None = None
+        self,
+        network: RepMamba,
+        step: int,
+        *,
+        pictured: Callable[[int, NDArray[np.uint8]], None] | None = None,
     ) -> Judgement:
-        """The network's score, its crops written as a picture; the network is left in the mode it was in.
+        """The network's score, its crops written as a picture; the network is left in the mode it
+        was in.
 
-        A picture that cannot be written is said aloud. pictured: called with the step and the picture.
+        A picture that cannot be written is said aloud. pictured: called with the step and the
+        picture.
         """
         values: dict[str, dict[str, float]] = {}
         shown: list[tuple[Pair, NDArray[np.float32]]] = []
@@ -85,45 +104,59 @@ class Judge:
             except TargetError as fault:
                 logger.warning("No picture of this validation: %s", fault)
         psnr, ssim = (
-            average({name: one[metric.name] for name, one in values.items()}, metric.mean) for metric in self.metrics
+            average({name: one[metric.name] for name, one in values.items()}, metric.mean)
+            for metric in self.metrics
         )
         return Judgement(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
 
     def _check(self) -> None:
-        """Score the smallest pair of each kind against itself: what cannot be judged is to be known before step 1."""
+        """Score the smallest pair of each kind against itself: what cannot be judged is to be known
+        before step 1.
+        """
         rule, bands = self.recipe.validation.rule, self.recipe.network.in_chans
         largest_first = sorted(self.pairs, key=lambda pair: -min(pair.hr.shape[:2]))
         for pair in {(pair.hr.shape[2], pair.hr.dtype): pair for pair in largest_first}.values():
             if pair.hr.shape[2] != bands:
                 raise RecipeError(
-                    f"{pair.name}, of data.val, has {pair.hr.shape[2]} bands, and the network takes {bands}; "
+                    f"{pair.name}, of data.val, has {pair.hr.shape[2]} bands, and the network "
+                    f"takes {bands}; "
                     "set network.in_chans, or name folders of such images."
                 )
             try:
                 score(pair.hr, pair, self.metrics)
             except UsageError as fault:
-                raise RecipeError(f"validation.rule is {rule}, and an image cannot be judged: {fault}") from fault
+                raise RecipeError(
+                    f"validation.rule is {rule}, and an image cannot be judged: {fault}"
+                ) from fault
 
 
 def degraded(pair: Pair, recipe: Recipe) -> Pair:
-    """The pair with its lr made as the recipe makes those to learn from. Raises RecipeError where that cannot be."""
+    """The pair with its lr made as the recipe makes those to learn from. Raises RecipeError where
+    that cannot be.
+    """
     chain = chain_of(recipe)
     if chain is None:
         return pair
     try:
         return replace(pair, lr=chain(pair.hr, generator_for(recipe.seed, pair.name)))
     except ShapeMismatch as fault:
-        raise RecipeError(f"The recipe degrades, and {pair.name}, of data.val, cannot be degraded: {fault}") from fault
+        raise RecipeError(
+            f"The recipe degrades, and {pair.name}, of data.val, cannot be degraded: {fault}"
+        ) from fault
 
 
 def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
-    """Warn where images are both learnt from and judged on: the best weights are then those that know them best."""
+    """Warn where images are both learnt from and judged on: the best weights are then those that
+    know them best.
+    """
     learnt = {one.hr.resolve() for one in files}
     shared = [one.hr for one in _found(recipe) if one.hr.resolve() in learnt]
     if shared:
         warnings.warn(
-            f"{len(shared)} images are in data.train and in data.val, {shared[0]} the first: the validation says "
-            "nothing of other images, and the best weights are chosen by it. Hold some out, as prepare --val does.",
+            f"{len(shared)} images are in data.train and in data.val, {shared[0]} the first: the "
+            "validation says "
+            "nothing of other images, and the best weights are chosen by it. Hold some out, as "
+            "prepare --val does.",
             RepmambaWarning,
             stacklevel=2,
         )
@@ -132,33 +165,51 @@ def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
 @torch.inference_mode()
 def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
     """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
-    lr = torch.from_numpy(np.ascontiguousarray(pair.lr)).to(network.mean.device).permute(2, 0, 1)[None]
+    lr = (
+        torch.from_numpy(np.ascontiguousarray(pair.lr))
+        .to(network.mean.device)
+        .permute(2, 0, 1)[None]
+    )
     unit = lr.float() / (peak_of(pair.lr) if np.issubdtype(pair.lr.dtype, np.integer) else 1.0)
     sr: NDArray[np.float32] = network(unit)[0].permute(1, 2, 0).float().cpu().numpy()
     return sr
 
 
 def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uint8]:
-    """One row a pair: the middle of lr (each pixel a square), of sr and of hr, side by side. (rows, columns, 3)."""
+    """One row a pair: the middle of lr (each pixel a square), of sr and of hr, side by side. (rows,
+    columns, 3).
+    """
     rows = []
     for pair, sr in shown:
         side = min(CROP // pair.scale, *pair.lr.shape[:2])
         lr = _middle(pair.lr, side).repeat(pair.scale, axis=0).repeat(pair.scale, axis=1)
-        panels = [lr, _middle(_levels(sr, pair), side * pair.scale), _middle(pair.hr, side * pair.scale)]
+        panels = [
+            lr,
+            _middle(_levels(sr, pair), side * pair.scale),
+            _middle(pair.hr, side * pair.scale),
+        ]
         rows.append(np.concatenate([_shown(panel, pair) for panel in panels], axis=1))
     width = max(row.shape[1] for row in rows)
-    return np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
+    return np.concatenate(
+        [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    )
 
 
 def _found(recipe: Recipe) -> list[PairFiles]:
     # Under the name of its folder too: two folders may hold files of one name.
-    return [replace(one, name=f"{folder}/{one.name}") for folder in recipe.data.val for one in find_pairs(Path(folder))]
+    return [
+        replace(one, name=f"{folder}/{one.name}")
+        for folder in recipe.data.val
+        for one in find_pairs(Path(folder))
+    ]
 
 
 def _spread(recipe: Recipe) -> list[PairFiles]:
     files = _found(recipe)
     count = min(recipe.validation.images or len(files), len(files))
-    chosen: list[int] = np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
+    chosen: list[int] = (
+        np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
+    )
     return [files[index] for index in chosen]
 
 
@@ -176,8 +227,12 @@ def _levels(sr: NDArray[np.float32], pair: Pair) -> NDArray[np.generic]:
 
 
 def _shown(panel: NDArray[np.generic], pair: Pair) -> NDArray[np.uint8]:
-    """Three bands of 8 bit: the first three, or the first thrice; what is not 8 bit, over the range of its hr."""
+    """Three bands of 8 bit: the first three, or the first thrice; what is not 8 bit, over the range
+    of its hr.
+    """
     bands = panel[..., :3] if panel.shape[2] >= 3 else panel[..., :1].repeat(3, axis=2)
-    low, high = (0.0, 255.0) if bands.dtype == np.uint8 else (float(pair.hr.min()), float(pair.hr.max()))
+    low, high = (
+        (0.0, 255.0) if bands.dtype == np.uint8 else (float(pair.hr.min()), float(pair.hr.max()))
+    )
     unit: NDArray[np.float64] = (bands.astype(np.float64) - low) / max(high - low, 1e-12)
     return (np.clip(unit, 0, 1) * 255).astype(np.uint8)
