@@ -1,7 +1,7 @@
 """Writes into the pages what the code says of itself, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first line of
-every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
+docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first paragraph
+of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
 behind the code.
 """
 
@@ -86,7 +86,8 @@ def rooms() -> str:
 
 
 def _line(file: Path, indent: int) -> str:
-    first = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    first = " ".join(docstring.partition("\n\n")[0].split())
     return f"{' ' * indent}{file.name:<{24 - indent}}{first}"
 
 
