@@ -1,8 +1,7 @@
-"""Writes into the pages what the code says of itself, between two marks; run by `make docs`.
+"""Writes the generated parts of the pages, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first paragraph
-of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
-behind the code.
+docs/cli/VERB.md gets the output of `repmamba VERB --help`, docs/map.md the rooms and the first
+paragraph of every module. tests/cli/test_docs.py fails when a page is out of date.
 """
 
 import ast
@@ -42,6 +41,7 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
     ("evaluate", "numbers one can defend", "NumPy"),
     ("exporting", "a trained network as a file that other programs run", "onnx"),
     ("train", "one recipe, one step, one loop", "torch, NumPy"),
+    ("finetuning", "weights trained further on scenes, and kept where they gain", "rasterio"),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )
 

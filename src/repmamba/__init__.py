@@ -18,8 +18,8 @@ _HOME = {  # name -> the module it lives in
     "set_tiles_in_flight": "repmamba.inference.workers",
     "export": "repmamba.exporting.export",
     "evaluate_folders": "repmamba.evaluate.evaluation",
-    "train": "repmamba.train.call",
-    "finetune": "repmamba.train.finetune",
+    "train": "repmamba.train.train",
+    "finetune": "repmamba.finetuning.finetune",
     "Callback": "repmamba.train.callbacks",
     "register_loss": "repmamba.train.losses",
     "register_degradation": "repmamba.data.degradations",
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.evaluate.metrics import register_metric
     from repmamba.exporting.export import export
+    from repmamba.finetuning.finetune import finetune
     from repmamba.inference.catalogue import from_pretrained
     from repmamba.inference.upscaler import Upscaler, load
     from repmamba.inference.workers import set_tiles_in_flight
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
     from repmamba.train.callbacks import Callback
-    from repmamba.train.finetune import finetune
     from repmamba.train.losses import register_loss
 
 

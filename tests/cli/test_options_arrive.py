@@ -67,7 +67,7 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.scene.readback.verify_result": 1,
     "repmamba.data.prepare.prepare": lambda called: called["progress"](1, 2) or Answer(),
     "repmamba.train.loop.fit": Answer(),
-    "repmamba.train.finetune.finetune": Answer(),
+    "repmamba.finetuning.finetune.finetune": Answer(),
     "repmamba.evaluate.methods.network": method_of,
     "repmamba.evaluate.methods.results": lambda called: Method(
         called["folder"].name, "how", lambda pair: pair.lr

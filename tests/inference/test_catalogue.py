@@ -21,7 +21,7 @@ def packaged(tmp_path, monkeypatch):
         "name": "x2",
         "scale": 2,
         "file": path.name,
-        "digest": digest,
+        "sha256": digest,
         "training_data": "none",
         "terms": "none",
     }

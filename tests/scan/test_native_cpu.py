@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repmamba.errors import BackendFallback
 from repmamba.kernels.library import VARIABLE, levels, library
-from repmamba.scan import compiled, native_cpu, threads
+from repmamba.scan import backends, native_cpu, threads
 from repmamba.scan.selective import scan_map
 
 
@@ -65,7 +65,7 @@ def test_the_gradients_of_float64_maps_are_the_numerical_ones_by_another_backend
         if backend
         else nullcontext()
     )
-    compiled.warn_once.cache_clear()
+    backends.warn_once.cache_clear()
     with fallback:
         assert torch.autograd.gradcheck(
             lambda *x: scan_map(*x, backend=backend), inputs, fast_mode=True

@@ -28,7 +28,7 @@ ENTRY = """[[weights]]
 name = "{0}"
 scale = {1}
 file = "{0}.safetensors"
-digest = "{2}"
+sha256 = "{2}"
 training_data = ""
 terms = ""
 """

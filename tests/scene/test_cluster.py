@@ -268,9 +268,11 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
 ):
     def pretend(name: str | None) -> None:
         from repmamba.inference import upscaler
-        from repmamba.scan.backends import Choice, explain
+        from repmamba.scan.backends import BackendChoice, explain
 
-        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No kernels.")
+        upscaler.explain = (
+            explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
+        )
 
     client.run(pretend, "chunked")
     try:

@@ -28,8 +28,8 @@ class Noting(repmamba.Callback):
     def step(self, step, values):
         self.seen.append(("step", step, dict(values)))
 
-    def validation(self, judgement, *, best):
-        self.seen.append(("validation", judgement.step, judgement.psnr, best))
+    def validation(self, result, *, best):
+        self.seen.append(("validation", result.step, result.psnr, best))
 
     def picture(self, step, picture):
         self.seen.append(("picture", step, picture.copy()))

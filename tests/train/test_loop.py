@@ -38,10 +38,10 @@ from repmamba.network.training_cpu import FastLPFM
 from repmamba.train import learner as learner_module
 from repmamba.train.callbacks import TensorBoard
 from repmamba.train.curves import read_curve
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor, heading
-from repmamba.train.processes import Processes
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
@@ -291,7 +291,7 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
 def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
     tiny, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(), tmp_path, log_every=2, cache=tmp_path / "shared")
         fit(tiny(), tmp_path)
@@ -400,13 +400,13 @@ def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny,
 
 
 def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
     told = []
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(steps=6), tmp_path, log_every=2, progress=told.append)
     assert [(one.what, one.done, one.total) for one in told] == [
-        *(("Reading to judge", done, 2) for done in (1, 2)),
-        *(("Reading to learn", done, 5) for done in (1, 2, 3, 4, 5)),
+        *(("Reading validation images", done, 2) for done in (1, 2)),
+        *(("Reading training images", done, 5) for done in (1, 2, 3, 4, 5)),
         *(("tiny", done, 6) for done in (1, 2, 3, 4, 5, 6)),
     ]
     assert told[-1].values.keys() == {"loss", "lr", "img_s", "psnr"}

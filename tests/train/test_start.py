@@ -10,9 +10,9 @@ from repmamba.errors import CheckpointError, RecipeError
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import heading
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Start
 from repmamba.train.start import bilinear_kernels, start_bilinear, weights_for
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from repmamba.train.average import Average
+from repmamba.train.ema import ExponentialMovingAverage
 from repmamba.train.losses import LOSSES
 from repmamba.train.step import Batch, training_step
 
@@ -79,7 +79,7 @@ def test_autocast_leaves_weights_and_loss_in_float32():
 
 def test_the_running_mean_follows_weights_and_buffers():
     network = nn.BatchNorm2d(2)
-    average = Average(network, decay=0.5)
+    average = ExponentialMovingAverage(network, decay=0.5)
     with torch.no_grad():
         network.weight.fill_(3)
         network.running_mean.fill_(2)

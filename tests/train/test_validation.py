@@ -13,7 +13,7 @@ from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.repmamba import RepMamba
 from repmamba.train.batches import training_files
 from repmamba.train.loop import fit
-from repmamba.train.validation import Judge, warn_of_shared
+from repmamba.train.validation import Validator, warn_of_shared
 
 
 def picture(path: Path, seed: int, side: int = 32) -> Path:
@@ -44,7 +44,7 @@ def test_images_of_one_name_in_two_folders_both_count(tiny, tmp_path):
         picture(tmp_path / str(number) / "same.png", seed=number)
     folders = [str(tmp_path / str(number)) for number in range(2)]
     both, *alone = (
-        Judge(recipe, tmp_path).judge(network_of(recipe), 1)
+        Validator(recipe, tmp_path).validate(network_of(recipe), 1)
         for recipe in (tiny(data={"val": val}) for val in (folders, folders[:1], folders[1:]))
     )
     assert alone[0].psnr != alone[1].psnr
@@ -83,7 +83,7 @@ def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, 
     with pytest.raises(
         RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"
     ):
-        Judge(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
+        Validator(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
 
 
 NOISY = [{"name": "noise", "low": 20, "high": 20}, {"name": "jpeg", "low": 60, "high": 60}]
@@ -93,7 +93,7 @@ def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(t
     picture(tmp_path / "val" / "0.png", seed=0)
     data = {"val": [str(tmp_path / "val")]}
     plain, first, again, other = (
-        Judge(recipe, tmp_path).pairs[0]
+        Validator(recipe, tmp_path).pairs[0]
         for recipe in (
             tiny(data=data),
             tiny(data=data | {"degradations": NOISY}),
@@ -110,8 +110,10 @@ def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(t
 def test_an_lr_that_is_there_is_judged_as_it_is_even_where_the_recipe_degrades(tiny, tmp_path):
     picture(tmp_path / "val" / "GT" / "0.png", seed=0)
     lr = picture(tmp_path / "val" / "LR" / "0.png", seed=1, side=16)
-    judge = Judge(tiny(data={"val": [str(tmp_path / "val")], "degradations": NOISY}), tmp_path)
-    assert np.array_equal(judge.pairs[0].lr, np.asarray(Image.open(lr)))
+    validator = Validator(
+        tiny(data={"val": [str(tmp_path / "val")], "degradations": NOISY}), tmp_path
+    )
+    assert np.array_equal(validator.pairs[0].lr, np.asarray(Image.open(lr)))
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -150,14 +152,14 @@ def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_pa
     with pytest.raises(
         RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"
     ):
-        Judge(recipe, tmp_path)
+        Validator(recipe, tmp_path)
 
 
 def test_a_picture_of_crops_that_cannot_be_written_costs_the_picture_alone(tiny, tmp_path, caplog):
     (tmp_path / "crops").write_text("in the way")
     recipe = tiny()
-    judge, network = Judge(recipe, tmp_path), network_of(recipe)
+    validator, network = Validator(recipe, tmp_path), network_of(recipe)
     with caplog.at_level(logging.WARNING, "repmamba"):
-        judgement = judge.judge(network, 1)
+        result = validator.validate(network, 1)
     assert "No picture of this validation: " in caplog.text
-    assert np.isfinite(judgement.psnr)
+    assert np.isfinite(result.psnr)

@@ -17,13 +17,13 @@ from repmamba.data.stock import Stock
 from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train.batches import batches, checksums, open_stock, sampler_of, training_files
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.loop import fit
 from repmamba.train.losses import LOSSES
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
-from repmamba.train.validation import Judge, Judgement
+from repmamba.train.validation import ValidationResult, Validator
 
 CPU, RATE = torch.device("cpu"), 1e-2
 Recipes = Callable[..., Recipe]
@@ -117,9 +117,11 @@ def test_the_weights_that_ship_are_those_of_the_best_validation_not_of_the_last(
 ):
     scores: Iterator[float] = iter([30.0, 31.0, 29.0])
     monkeypatch.setattr(
-        Judge,
-        "judge",
-        lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2),
+        Validator,
+        "validate",
+        lambda self, network, step, pictured: ValidationResult(
+            step, next(scores), 0.9, "esr-rgb", 2
+        ),
     )
     result = fit(tiny(steps=3, validation={"every": 1}), tmp_path)
     assert (result.best_step, result.psnr) == (2, 31.0)

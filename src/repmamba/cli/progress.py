@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from repmamba.cli.terminal import speaks_json, tell
 
 if TYPE_CHECKING:
-    from repmamba.train.reached import Reached
+    from repmamba.train.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]
 
 
 @contextmanager
-def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
+def training(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     """What fit and finetune are to call, a bar for each thing that they do; None where they log by
     themselves.
     """
@@ -91,16 +91,16 @@ def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
     bars: dict[str, Any] = {}
     with ExitStack() as shown:
 
-        def progress(reached: Reached) -> None:
-            if reached.what not in bars:
+        def progress(progress: Progress) -> None:
+            if progress.what not in bars:
                 shown.close()  # what came before is done
-                learns = reached.unit == "step"  # and its bar stays
-                start = {"total": reached.total, "initial": reached.done}
-                bar = tqdm(desc=reached.what, unit=reached.unit, leave=learns, **start)
-                bars[reached.what] = shown.enter_context(bar)
-            bar = bars[reached.what]
-            bar.set_postfix(reached.values, refresh=False)
-            bar.update(reached.done - bar.n)
+                learns = progress.unit == "step"  # and its bar stays
+                start = {"total": progress.total, "initial": progress.done}
+                bar = tqdm(desc=progress.what, unit=progress.unit, leave=learns, **start)
+                bars[progress.what] = shown.enter_context(bar)
+            bar = bars[progress.what]
+            bar.set_postfix(progress.values, refresh=False)
+            bar.update(progress.done - bar.n)
 
         yield progress
 

@@ -145,7 +145,7 @@ def one_voice(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from repmamba.train.processes import find_processes
+    from repmamba.train.distributed import find_processes
 
     first, logger = find_processes(os.environ).first, logging.getLogger("repmamba.train")
     if not quiet and logger.getEffectiveLevel() != logging.DEBUG:

@@ -30,7 +30,7 @@ class PackagedWeights:
     name: str  # what a user types: x4
     scale: int
     file: str  # in the folder of weights
-    digest: str  # SHA-256 of the file, hex
+    sha256: str  # SHA-256 of the file, hex
     training_data: str
     terms: str
 
@@ -77,7 +77,7 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
             "repository."
         )
     if text in packaged:
-        return FoundWeights(text, _checked(packaged[text]))
+        return FoundWeights(text, _verified_path(packaged[text]))
     if is_here:
         return FoundWeights(path.stem if path.is_file() else path.resolve().name, path)
     if isinstance(weights, str) and is_hub_name(text):
@@ -98,7 +98,7 @@ def terms_of(path: Path, training: Mapping[str, Any]) -> str:
     """
     if path.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        own = [entry.terms for entry in packaged_weights() if entry.digest == digest]
+        own = [entry.terms for entry in packaged_weights() if entry.sha256 == digest]
         if own:
             return own[0]
     if told := training.get("terms"):
@@ -148,12 +148,12 @@ def from_pretrained(
     return checkpoint.from_pretrained(source, revision=revision, local_files_only=local_files_only)
 
 
-def _checked(entry: PackagedWeights) -> Path:
+def _verified_path(entry: PackagedWeights) -> Path:
     if not entry.path.is_file():
         raise CheckpointError(
             f"The packaged weights {entry.name} ({entry.file}) are missing; install repmamba again."
         )
-    if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.digest:
+    if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.sha256:
         raise CheckpointError(
             f"The packaged weights {entry.name} are not those of the table; install repmamba again."
         )

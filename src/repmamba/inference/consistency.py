@@ -32,7 +32,7 @@ BLOCK_ROWS = 32
 NEGLIGIBLE = 1e-9  # float32 has 6e-8 of a number
 
 
-def consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
+def make_consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
     """sr: (bands, scale h, scale w) -> the nearest to it that imresize reduces to lr where that is
     known.
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from repmamba.errors import CheckpointError, OutsideTraining, ShapeMismatch, UsageError
 from repmamba.inference.bands import Groups, enlarge_groups, group_bands
 from repmamba.inference.catalogue import FoundWeights, find_weights, terms_of
-from repmamba.inference.compiled import COMPILED_SCAN, compiled
+from repmamba.inference.compiled_runner import COMPILED_SCAN, compiled_runner
 from repmamba.inference.confidence import Calibration, doubt, read_calibration, rounded
-from repmamba.inference.consistency import consistent as made_consistent
+from repmamba.inference.consistency import make_consistent
 from repmamba.inference.dataarray import blockwise, is_dataarray, is_lazy, like, planes_of
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
@@ -34,7 +34,7 @@ from repmamba.inference.onnx_runner import open_exported
 from repmamba.inference.options import LEAST, OF_ARRAYS, OF_LOAD, check_cut, checked, cuts
 from repmamba.inference.pillow import is_picture, picture_like, planes_of_picture, shown
 from repmamba.inference.runners import Runner, TorchRunner
-from repmamba.inference.workers import choose_workers, side_by_side
+from repmamba.inference.workers import choose_workers, map_tiles
 from repmamba.network.checkpoint import EXPORTED_ENDINGS, Checkpoint, read_checkpoint
 from repmamba.network.fusion import FusedRepMamba, FusedRMB
 from repmamba.network.fusion import fuse as fused
@@ -262,7 +262,7 @@ class Upscaler:
         else:
             sr, variance = self.enlarge_with_variance(unit)
         if consistent:
-            sr = made_consistent(
+            sr = make_consistent(
                 sr, torch.from_numpy(unit), torch.from_numpy(known & ~spike), self.scale
             )
         if spike.any():
@@ -412,7 +412,7 @@ class Upscaler:
                 )
             return tile, numbers
 
-        with closing(side_by_side(step, plan, cut.workers, len(plan))) as results:
+        with closing(map_tiles(step, plan, cut.workers, len(plan))) as results:
             for tile, numbers in results:
                 result[:, *tile.write.slices] = numbers
         return result
@@ -576,7 +576,7 @@ def _runner(module: nn.Module, device: torch.device, precision: torch.dtype, sca
     for all else.
     """
     if isinstance(module, FusedRepMamba) and device.type == "cpu" and scan == COMPILED_SCAN:
-        runner = compiled(module, precision)
+        runner = compiled_runner(module, precision)
         if runner is not None:
             return runner
     assert isinstance(module, RepMamba | FusedRepMamba)

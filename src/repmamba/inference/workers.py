@@ -1,15 +1,13 @@
-"""Tiles side by side: several threads of one process, each computing its tile with one compute
-thread of torch.
+"""Several tiles at once: threads of one process, each with one torch compute thread.
 
-The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on
-nothing: any number of workers gives the same bytes. The compiled passes (compiled.py) give the same
-bits for any number of threads, so where there are fewer tiles than cores, each tile's passes share
-what is left. Workers are threads, since torch and our kernels let go of Python's lock while they
-compute.
+The last bits of a sum depend on how many torch threads share it. With one thread per tile they do
+not: any number of workers gives the same bytes. The compiled passes (compiled_runner.py) give the
+same bits for any number of threads, so where there are fewer tiles than cores, each tile's passes
+share the remaining cores. Workers are threads, because torch and our kernels release the GIL.
 
-All calls in progress share one set of workers, as many as the most that any of them asked for: six
-requests of a service compute as many tiles at once as one does, and take turns. The workers end
-with the last call.
+All calls in progress share one set of workers, as many as the largest number that any call asked
+for: six requests of a service together compute as many tiles at once as one request does, and take
+turns. The workers end with the last call.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.errors import UsageError
-from repmamba.inference.compiled import share_passes
+from repmamba.inference.compiled_runner import share_passes
+from repmamba.prefetch import prefetch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -71,7 +69,7 @@ def set_tiles_in_flight(count: int | None) -> None:
     _most = count
 
 
-def side_by_side(
+def map_tiles(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     workers: int,
@@ -87,7 +85,7 @@ def side_by_side(
     """
     side = workers if count is None else max(1, min(workers, count))
     with _share_of_the_workers(side) as share:
-        yield from ahead(share, function, items, side + IN_FLIGHT)
+        yield from prefetch(share, function, items, side + IN_FLIGHT)
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from torch import Tensor
 from repmamba import __version__
 from repmamba.durable import FULL, check_local, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
-from repmamba.network.card import NAME as CARD
-from repmamba.network.card import card, is_ours_to_write
 from repmamba.network.config import NetworkConfig
+from repmamba.network.model_card import NAME as CARD
+from repmamba.network.model_card import card, is_ours_to_write
 from repmamba.network.published import (
     COUNT,
     blank_network,

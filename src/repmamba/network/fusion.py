@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from repmamba.errors import UsageError
 from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
-from repmamba.network.lpfm import CSSP, LPFM, SideBySide
+from repmamba.network.lpfm import CSSP, LPFM, ParallelRMBs
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
 from repmamba.network.repmamba import Group, RepMamba, check_input, even
 from repmamba.network.rmb import RMB
@@ -141,7 +141,7 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        result = self.enlarged(
+        result = self.upsampled(
             image, self._deep(even(image).contiguous(memory_format=torch.channels_last))
         )
         return result[..., : height * self.scale, : width * self.scale]
@@ -157,7 +157,7 @@ class FusedRepMamba(nn.Module):
         result: Tensor = self.conv_after_body(deep, shallow)
         return result
 
-    def enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
+    def upsampled(self, image: Tensor, deep: Tensor) -> Tensor:
         """The upsampler's result: deep (B, 64, H', W'), H' and W' even."""
         result: Tensor = self.upsampler(deep)
         return even(image) + result if self.config.upsampler == "none" else result
@@ -256,7 +256,7 @@ class FusedLPFM(nn.Module):
     def __init__(self, block: LPFM) -> None:
         super().__init__()
         self.cssp = (
-            FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedSideBySide(block.cssp)
+            FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedParallelRMBs(block.cssp)
         )
         self.norm = _plain_norm(block.norm)
         self.ffn: ConvFFN = copy.deepcopy(block.ffn)
@@ -289,15 +289,13 @@ class FusedCSSP(nn.Module):
         return result
 
 
-class FusedSideBySide(nn.Module):
+class FusedParallelRMBs(nn.Module):
     """The folded RMBs of the ablation without CSSP. t and result: (B, 64, H, W)."""
 
-    def __init__(self, side_by_side: nn.Module) -> None:
+    def __init__(self, parallel: nn.Module) -> None:
         super().__init__()
-        assert isinstance(side_by_side, SideBySide)
-        self.rmbs = nn.ModuleList(
-            FusedRMB(rmb) for rmb in side_by_side.rmbs if isinstance(rmb, RMB)
-        )
+        assert isinstance(parallel, ParallelRMBs)
+        self.rmbs = nn.ModuleList(FusedRMB(rmb) for rmb in parallel.rmbs if isinstance(rmb, RMB))
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
@@ -356,7 +354,7 @@ class FusedRMB(nn.Module):
         x = self.convolved(n)
         low, high = x.chunk(2, dim=1)
         pooled = F.avg_pool2d(low, 2)
-        low = enlarged(self.scan(pooled).to(low.dtype), low, pooled)
+        low = restored(self.scan(pooled).to(low.dtype), low, pooled)
         result = self.gated(low, self.high_conv(high), n, v)
         return result if beside is None else torch.cat([result, beside], dim=1)
 
@@ -386,7 +384,7 @@ class FusedRMB(nn.Module):
         return torch.addcmul(result, v, self.gain)
 
 
-def enlarged(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
+def restored(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
     """The scan's result enlarged, and what the pooling took from `low`: bilinear(scanned) + low -
     nearest(pooled).
 

@@ -33,7 +33,7 @@ class CSSP(nn.Module):
         return result
 
 
-class SideBySide(nn.Module):
+class ParallelRMBs(nn.Module):
     """What ablation puts in CSSP's place: four RMBs on the split channels, not chained.
 
     t and result: (B, 64, H, W) with even H and W.
@@ -57,7 +57,7 @@ class LPFM(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.cssp = (CSSP if config.cssp else SideBySide)(repconv=config.repconv)
+        self.cssp = (CSSP if config.cssp else ParallelRMBs)(repconv=config.repconv)
         self.norm = nn.LayerNorm(WIDTH, eps=EPS)
         self.ffn = ConvFFN(config.hidden)
 

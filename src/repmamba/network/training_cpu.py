@@ -21,7 +21,7 @@ from repmamba.network.lpfm import LPFM
 from repmamba.network.repconv import to_map, to_tokens
 from repmamba.network.repmamba import RepMamba
 from repmamba.scan.directions import visits
-from repmamba.scan.threads import side_by_side
+from repmamba.scan.threads import split_work
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -166,7 +166,7 @@ class _Work:
             scratch = torch.empty(self.sizes[2], dtype=torch.float32, device="cpu")
             self.kernel(first, last, ctypes.byref(self.arguments), scratch.data_ptr())
 
-        side_by_side(share, units, threads)
+        split_work(share, units, threads)
 
 
 class _Passes(torch.autograd.Function):

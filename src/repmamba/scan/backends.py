@@ -6,16 +6,21 @@ type, or it does not start) gives way to the next; a BackendFallback warning say
 process for each reason.
 """
 
+import builtins
+import importlib
+import math
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from repmamba.errors import UsageError
-from repmamba.scan.compiled import in_words, start, warn_once
+from repmamba.errors import BackendFallback, UsageError
 
 VARIABLE = "REPMAMBA_SCAN"
 
@@ -56,7 +61,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendChoice:
     """Which backend runs, and the reason in words."""
 
     name: str
@@ -103,6 +108,8 @@ BACKENDS = (  # in order of preference
     ),
 )
 
+_PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
+
 _LOADED: dict[str, Loaded] = {}  # those that have started
 
 
@@ -131,10 +138,10 @@ def _name(device: str, requested: str | None, dtype: torch.dtype) -> str:
 _name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def explain(device: torch.device | str = "cpu", requested: str | None = None) -> Choice:
+def explain(device: torch.device | str = "cpu", requested: str | None = None) -> BackendChoice:
     """Which backend `choose` takes, and why, in words for `repmamba info`; warns of nothing."""
     loaded, wish, failures = _first_that_serves(torch.device(device).type, _wanted(requested))
-    return Choice(loaded.backend.name, " ".join([wish, *failures]))
+    return BackendChoice(loaded.backend.name, " ".join([wish, *failures]))
 
 
 def survey(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -189,13 +196,51 @@ def _first_that_serves(
 def _start(backend: Backend) -> Loaded | str:
     """The backend's functions, or why it cannot start. Asked once in a process."""
     try:
-        module = start(backend.module)
+        module = _import(backend.module)
     except UsageError:
         raise
     except (
         Exception
     ) as fault:  # whatever a compiler or a missing library raises, the next backend works
-        return f"The scan '{backend.name}' cannot start ({in_words(fault)})."
+        return f"The scan '{backend.name}' cannot start ({_in_words(fault)})."
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)
     return _LOADED[backend.name]
+
+
+def _import(name: str) -> ModuleType:
+    """The module, imported, its own `start` called where it has one. Raises whatever stands in the
+    way.
+    """
+    with _plain_builtins():
+        module = importlib.import_module(name)
+        if hasattr(module, "start"):
+            module.start()
+    return module
+
+
+@contextmanager
+def _plain_builtins() -> Iterator[None]:
+    """Python's own min, max and pow. torch.export replaces them while it traces, and a backend may
+    be first used there: a compiler of kernels, imported in the middle of it, would take the
+    replacements for what it has to compile.
+    """
+    found = [getattr(module, name) for module, name, _ in _PLAIN]
+    for module, name, plain in _PLAIN:
+        setattr(module, name, plain)
+    try:
+        yield
+    finally:
+        for (module, name, _), replaced in zip(_PLAIN, found, strict=True):
+            setattr(module, name, replaced)
+
+
+def _in_words(fault: Exception) -> str:
+    """What was raised, in one line."""
+    return f"{type(fault).__name__}: {' '.join(str(fault).split()) or 'no reason given'}"
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A BackendFallback, once in a process for each text."""
+    warnings.warn(text, BackendFallback, stacklevel=2)

@@ -19,7 +19,7 @@ from repmamba.scan.directions import visits
 from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
 from repmamba.scan.sizes import DIRECTIONS, STATE
-from repmamba.scan.threads import side_by_side
+from repmamba.scan.threads import split_work
 
 # steps times channels below which a second thread costs more than it brings
 WORK_FOR_THREADS = 2**15
@@ -280,7 +280,7 @@ def _in_threads(name: str, units: int, problem: _Problem, arguments: ctypes.Stru
         scratch = problem.u.new_empty(problem.scratch)
         kernel(first, last, ctypes.byref(arguments), scratch.data_ptr())
 
-    side_by_side(run, units, threads)
+    split_work(run, units, threads)
 
 
 def _kept_shape(

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 
 
-def side_by_side(work: Callable[[int, int], None], units: int, threads: int) -> None:
+def split_work(work: Callable[[int, int], None], units: int, threads: int) -> None:
     """work(first, last) for all of the units 0 .. units - 1, one share for each thread, the first
     for the calling one.
 

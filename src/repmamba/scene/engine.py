@@ -22,7 +22,7 @@ from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.options import CALLED, FLAG, checked, path_of
 from repmamba.inference.upscaler import Upscaler, load
-from repmamba.inference.workers import choose_workers, side_by_side
+from repmamba.inference.workers import choose_workers, map_tiles
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
 from repmamba.scene.choice import Choice, Chooser
@@ -494,7 +494,7 @@ def _compute(
     has_data = len(remaining) < len(plan.tiles)  # of what an earlier run computed nothing is known
 
     with closing(
-        side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
+        map_tiles(step, pieces(), planned.estimate.workers, len(remaining))
         if planned.cluster is None
         else planned.cluster.compute(pieces(), plan, upscaler)
     ) as results:

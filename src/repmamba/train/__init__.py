@@ -1,4 +1,4 @@
-"""The room of training. Called, as `repmamba.train(...)`, it is the function `call.train`: the two
+"""The room of training. Called, as `repmamba.train(...)`, it is the function `train.train`: the two
 share a name.
 """
 
@@ -9,8 +9,8 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `repmamba.train.call.train`."""
-        from repmamba.train.call import train
+        """See `repmamba.train.train.train`."""
+        from repmamba.train.train import train
 
         return train(*args, **kwargs)
 

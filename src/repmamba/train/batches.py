@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repmamba.ahead import ahead
 from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.sensors import SensorChain
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
-from repmamba.train.processes import Processes
+from repmamba.prefetch import prefetch
+from repmamba.train.distributed import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
 
@@ -200,7 +200,7 @@ def batches(
         yield from map(prepared, steps)
         return
     with ThreadPoolExecutor(workers, "batches") as pool:
-        yield from ahead(pool, prepared, steps, 2 * workers + 1)
+        yield from prefetch(pool, prepared, steps, 2 * workers + 1)
 
 
 def sent(patches: Tensor, device: torch.device) -> Tensor:

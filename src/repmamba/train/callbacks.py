@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from repmamba.errors import MissingExtra
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import recipe_text
-from repmamba.train.validation import Judgement
+from repmamba.train.validation import ValidationResult
 
 
 class Callback:
@@ -32,7 +32,7 @@ class Callback:
         images_per_s.
         """
 
-    def validation(self, judgement: Judgement, *, best: bool) -> None:
+    def validation(self, result: ValidationResult, *, best: bool) -> None:
         """The validation images were scored. best: higher than ever before in this run."""
 
     def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
@@ -73,10 +73,10 @@ class TensorBoard(Callback):
         for name, value in values.items():
             self._writer.add_scalar(f"step/{name}", value, step)
 
-    def validation(self, judgement: Judgement, *, best: bool) -> None:
+    def validation(self, result: ValidationResult, *, best: bool) -> None:
         """PSNR and SSIM as curves."""
-        self._writer.add_scalar("validation/psnr", judgement.psnr, judgement.step)
-        self._writer.add_scalar("validation/ssim", judgement.ssim, judgement.step)
+        self._writer.add_scalar("validation/psnr", result.psnr, result.step)
+        self._writer.add_scalar("validation/ssim", result.ssim, result.step)
 
     def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
         """The picture as it is."""

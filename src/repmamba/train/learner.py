@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from repmamba.errors import RecipeError
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.training_cpu import with_fast_passes
-from repmamba.train.average import Average
+from repmamba.train.distributed import Processes
+from repmamba.train.ema import ExponentialMovingAverage
 from repmamba.train.losses import weighted
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.start import mean_weights, provenance, start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
@@ -192,7 +192,7 @@ def synchronised(network: RepMamba, device: torch.device) -> RepMamba:
     return converted
 
 
-def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
+def _begin(network: RepMamba, recipe: Recipe) -> ExponentialMovingAverage | None:
     """Set the network's first weights; its running mean, begun as the recipe says."""
     start = recipe.start
     if start.weights:
@@ -201,7 +201,7 @@ def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
         start_bilinear(network)
     if not recipe.step.ema:
         return None
-    average = Average(network, recipe.step.ema)
+    average = ExponentialMovingAverage(network, recipe.step.ema)
     if start.ema:
         average.network.load_state_dict(weights_for(recipe.network, start.ema))
     return average

@@ -29,15 +29,15 @@ from repmamba.train.batches import (
     training_files,
 )
 from repmamba.train.callbacks import Callback, TensorBoard
+from repmamba.train.distributed import Processes, find_processes, joined, settle, stop_signals
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
-from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
-from repmamba.train.reached import Tell, log_lines, reading
+from repmamba.train.progress import ProgressCallback, image_progress, log_lines
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
-from repmamba.train.run import FitResult, Progress, Run
+from repmamba.train.run import FitResult, Run, RunState
 from repmamba.train.saves import newest_save, saved_steps
-from repmamba.train.validation import Judge, warn_of_shared
+from repmamba.train.validation import Validator, warn_of_shared
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def fit(
     workers: int = 1,
     log_every: int = 50,
     minutes: float | None = None,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     cache: Path | None = None,
@@ -98,8 +98,8 @@ def fit(
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
-        judge = (
-            Judge(recipe, folder, progress=reading("Reading to judge", tell))
+        validator = (
+            Validator(recipe, folder, progress=image_progress("Reading validation images", tell))
             if processes.first
             else None
         )
@@ -109,7 +109,7 @@ def fit(
             cache_of(recipe, folder, cache),
             place,
             processes,
-            progress=reading("Reading to learn", tell),
+            progress=image_progress("Reading training images", tell),
         )
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
@@ -123,12 +123,12 @@ def fit(
                 monitor.stepped(sampler.count(run.step - 1))
                 if run.due(log_every):
                     monitor.log(run.step, *run.measured())
-                if run.due(recipe.validation.every) and judge and judge.pairs:
+                if run.due(recipe.validation.every) and validator and validator.pairs:
                     monitor.pause()
-                    judgement = judge.judge(
+                    result = validator.validate(
                         run.learner.best_network, run.step, pictured=monitor.pictured
                     )
-                    monitor.judged(judgement, best=run.ranked(judgement))
+                    monitor.validated(result, best=run.ranked(result))
                 leaving = run.agreed(stopped() or time.monotonic() > deadline)
                 if run.due(recipe.checkpoints.every) or leaving:
                     run.save(monitor)
@@ -236,6 +236,6 @@ def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
     if run.images is not None and "images" in state:  # saves of older versions do not say
         check_images(state["images"], run.images, files)
     run.learner.load(state["learner"])
-    run.progress = Progress(**state["progress"])
+    run.progress = RunState(**state["progress"])
     logger.info("Going on after step %d, in %s, from %s.", run.step, run.learner.precision, save)
     return run

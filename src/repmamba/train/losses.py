@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repmamba.errors import RecipeError, UsageError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1(sr: Tensor, hr: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def psnr(sr: Tensor, hr: Tensor) -> Tensor:
     return 1 + 10 / 60 * torch.log10(errors + 1e-6).mean()
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, LossFunction] = {
     "l1": l1,
     "l2": l2,
     "charbonnier": charbonnier,
@@ -69,7 +69,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def register_loss(name: str, loss: Loss) -> Loss:
+def register_loss(name: str, loss: LossFunction) -> LossFunction:
     """Add a loss of your own, so that `losses` of a recipe can name it. Raises UsageError.
 
     loss: of sr and hr, as those of the table; a module of torch will do, if it is on their device.
@@ -85,7 +85,7 @@ def register_loss(name: str, loss: Loss) -> Loss:
     return loss
 
 
-def weighted(weights: Mapping[str, float]) -> Loss:
+def weighted(weights: Mapping[str, float]) -> LossFunction:
     """The sum of losses of the table, each times its weight; sr is brought to float32 first."""
 
     def loss(sr: Tensor, hr: Tensor) -> Tensor:

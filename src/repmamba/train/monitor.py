@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from repmamba.evaluate.cost import parameters
 from repmamba.train.callbacks import Callback
 from repmamba.train.curves import Curve
-from repmamba.train.processes import Processes
-from repmamba.train.reached import Reached, Tell
+from repmamba.train.distributed import Processes
+from repmamba.train.progress import Progress, ProgressCallback
 from repmamba.train.recipe import Recipe
-from repmamba.train.validation import Judgement
+from repmamba.train.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Monitor:
         step: int,
         *,
         writes: bool,
-        tell: Tell,
+        tell: ProgressCallback,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self._curve = Curve(folder / "curve.jsonl", step) if writes else None
@@ -109,7 +109,7 @@ class Monitor:
             * (time.monotonic() - self._begun)
             / (self._step - self._first)
         )
-        self._tell(Reached(self._name, "step", self._step, self._steps, dict(self._shown), left))
+        self._tell(Progress(self._name, "step", self._step, self._steps, dict(self._shown), left))
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
         """A line of what happened since the last one; the speed is measured from there, too."""
@@ -127,22 +127,22 @@ class Monitor:
             callback.step(step, values)
         self._shown |= {"loss": f"{loss:.5f}", "lr": f"{rate:.2e}", "img_s": f"{speed:.1f}"}
 
-    def judged(self, judgement: Judgement, *, best: bool) -> None:
+    def validated(self, result: ValidationResult, *, best: bool) -> None:
         """A line of a validation; the time that it took does not count as training."""
         pause = time.monotonic() - self._paused
         self._since += pause
         self._begun += pause
         values = {
-            "psnr": judgement.psnr,
-            "ssim": judgement.ssim,
-            "rule": judgement.rule,
-            "images": judgement.images,
+            "psnr": result.psnr,
+            "ssim": result.ssim,
+            "rule": result.rule,
+            "images": result.images,
         }
-        self._write("validation", judgement.step, values | {"best": best})
+        self._write("validation", result.step, values | {"best": best})
         for callback in self._callbacks:
-            callback.validation(judgement, best=best)
-        self._shown["psnr"] = f"{judgement.psnr:.3f}{'*' if best else ''}"
-        logger.info("%s%s", judgement.summary(), "; the best so far." if best else ".")
+            callback.validation(result, best=best)
+        self._shown["psnr"] = f"{result.psnr:.3f}{'*' if best else ''}"
+        logger.info("%s%s", result.summary(), "; the best so far." if best else ".")
 
     def pictured(self, step: int, picture: NDArray[np.uint8]) -> None:
         """A picture of a validation."""
@@ -150,7 +150,7 @@ class Monitor:
             callback.picture(step, picture)
 
     def pause(self) -> None:
-        """From here to the next `judged`, the clock of the speed stands still."""
+        """From here to the next `validated`, the clock of the speed stands still."""
         self._paused = time.monotonic()
 
     def note(self, step: int, text: str) -> None:

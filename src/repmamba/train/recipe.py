@@ -173,7 +173,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LossTerm:
     """One term of the loss: an entry of train.losses.LOSSES and its weight."""
 
     name: str = "l1"
@@ -276,7 +276,7 @@ class Recipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
     step: Step = field(default_factory=Step)
-    losses: tuple[Loss, ...] = field(default_factory=lambda: (Loss(),))
+    losses: tuple[LossTerm, ...] = field(default_factory=lambda: (LossTerm(),))
     validation: Validation = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     start: Start = field(default_factory=Start)

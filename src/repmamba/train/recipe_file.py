@@ -40,7 +40,7 @@ def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """
     table = recipe_tables(source)
     for setting in settings:
-        lay(table, *_parted(setting))
+        set_key(table, *_parse_setting(setting))
     return build(table)
 
 
@@ -77,7 +77,7 @@ def recipe_tables(source: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{source} cannot be read: {fault.strerror}.") from fault
 
 
-def lay(table: dict[str, Any], key: str, value: Any) -> None:
+def set_key(table: dict[str, Any], key: str, value: Any) -> None:
     """Put a plain value into a recipe's tables, at a dotted key. Raises RecipeError."""
     *path, last = key.split(".")
     for name in path:
@@ -89,7 +89,7 @@ def lay(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
-def _parted(setting: str) -> tuple[str, Any]:
+def _parse_setting(setting: str) -> tuple[str, Any]:
     """The key and the value of a setting, key=value."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():

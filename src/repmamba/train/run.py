@@ -18,13 +18,13 @@ from torch import Tensor
 from repmamba.errors import MissingExtra, TargetError, TrainingStopped
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.train.curves import plot_curve
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.saves import newest_save, prune_saves, write_save
 from repmamba.train.step import Batch
-from repmamba.train.validation import Judgement
+from repmamba.train.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class FitResult:
 
 
 @dataclass(slots=True)
-class Progress:
+class RunState:
     """How far a run is and what it remembers of its losses: plain values, saved with it.
 
     step: steps done.  pending: losses and gradient norms since the last line of the curve.
@@ -102,7 +102,7 @@ class Run:
         self.learner = learner
         self.processes = processes
         self.images = images
-        self.progress = Progress()
+        self.progress = RunState()
         # loss and gradient norm of steps that the device may not have finished
         self._unread: list[Tensor] = []
         self._rate = 0.0
@@ -170,16 +170,16 @@ class Run:
         progress.pending += seen
         self._unread = []
 
-    def ranked(self, judgement: Judgement) -> bool:
+    def ranked(self, result: ValidationResult) -> bool:
         """Whether this is the best validation so far; its weights are then in best.safetensors."""
-        if not judgement.psnr > self.progress.best:
+        if not result.psnr > self.progress.best:
             return False
         try:
-            self._write_weights("best.safetensors", judgement)
+            self._write_weights("best.safetensors", result)
         except TargetError as fault:
             logger.warning("The best weights so far were not written: %s", fault)
             return False
-        self.progress.best, self.progress.best_step = judgement.psnr, judgement.step
+        self.progress.best, self.progress.best_step = result.psnr, result.step
         return True
 
     def save(self, monitor: Monitor) -> None:
@@ -246,12 +246,12 @@ class Run:
             monitor.note(self.step, str(fault))
             self._unsaved = self._unsaved or fault
 
-    def _write_weights(self, name: str, judgement: Judgement | None) -> None:
+    def _write_weights(self, name: str, result: ValidationResult | None) -> None:
         facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "steps": self.step}
         if self.learner.begun_from is not None:
             facts["begun_from"] = self.learner.begun_from
-        if judgement is not None:
-            facts["validation"] = asdict(judgement)
+        if result is not None:
+            facts["validation"] = asdict(result)
         origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"
         write_checkpoint(
             self.folder / name,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def training_step(
     network: nn.Module,
     optimiser: Optimizer,
     batch: Batch,
-    loss: Loss,
+    loss: LossFunction,
     *,
     clip: float | None = None,
     precision: torch.dtype = torch.float32,

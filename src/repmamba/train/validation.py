@@ -28,7 +28,7 @@ CROP = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class ValidationResult:
     """A validation after `step` steps. psnr in dB and ssim: means as the rule takes them, over
     `images` images.
     """
@@ -47,7 +47,7 @@ class Judgement:
         )
 
 
-class Judge:
+class Validator:
     """The validation pairs of a recipe, in memory, and where its pictures go.
 
     Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr
@@ -72,13 +72,13 @@ class Judge:
         self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
-    def judge(
+    def validate(
         self,
         network: RepMamba,
         step: int,
         *,
         pictured: Callable[[int, NDArray[np.uint8]], None] | None = None,
-    ) -> Judgement:
+    ) -> ValidationResult:
         """The network's score, its crops written as a picture; the network is left in the mode it
         was in.
 
@@ -90,7 +90,7 @@ class Judge:
         was_training = network.training
         network.eval()
         for pair in self.pairs:
-            sr = enlarged(network, pair)
+            sr = predict(network, pair)
             values[pair.name] = score(sr, pair, self.metrics)
             if len(shown) < self.recipe.validation.crops:
                 shown.append((pair, sr))
@@ -107,7 +107,7 @@ class Judge:
             average({name: one[metric.name] for name, one in values.items()}, metric.mean)
             for metric in self.metrics
         )
-        return Judgement(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
+        return ValidationResult(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
 
     def _check(self) -> None:
         """Score the smallest pair of each kind against itself: what cannot be judged is to be known
@@ -163,7 +163,7 @@ def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
 
 
 @torch.inference_mode()
-def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
+def predict(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
     """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
     lr = (
         torch.from_numpy(np.ascontiguousarray(pair.lr))

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import repmamba.kernels
 from repmamba import load
 from repmamba.errors import ShapeMismatch, UsageError
-from repmamba.inference import compiled as runners
-from repmamba.inference.compiled import CompiledRunner, compiled
-from repmamba.inference.packed import Packing
-from repmamba.inference.plans import ARGUMENTS, Plan
+from repmamba.inference import compiled_runner as runners
+from repmamba.inference.compiled_runner import CompiledRunner, compiled_runner
+from repmamba.inference.packed_weights import Packing
+from repmamba.inference.pass_plan import ARGUMENTS, PassPlan
 from repmamba.inference.runners import TorchRunner
 from repmamba.kernels.library import VARIABLE as LEVEL
 from repmamba.kernels.library import levels, library
@@ -63,7 +63,7 @@ def threads_as_before():
 
 
 def runner_of(network: nn.Module, precision: torch.dtype = torch.float32) -> CompiledRunner:
-    runner = compiled(network, precision)
+    runner = compiled_runner(network, precision)
     assert isinstance(runner, CompiledRunner)
     return runner
 
@@ -99,12 +99,12 @@ def test_compiled_equals_torch(shaken, config, seed, batch, height, width):
 
 ONE_LEVEL = """
 import sys, torch
-from repmamba.inference.compiled import compiled
+from repmamba.inference.compiled_runner import compiled_runner
 from repmamba.kernels.library import library
 
 torch.set_num_threads(1)
 cases = torch.load(sys.argv[1], weights_only=False)
-results = [compiled(network, torch.float32).run(image) for network, image in cases]
+results = [compiled_runner(network, torch.float32).run(image) for network, image in cases]
 torch.save((library().level, results), sys.argv[1])
 """
 
@@ -376,13 +376,13 @@ def test_plans_of_few_shapes_are_kept_and_many_maps_are_not(shaken, monkeypatch)
 def test_what_one_large_shape_took_is_given_back_before_another_takes_its_own(shaken, monkeypatch):
     runner, alive, made = runner_of(fuse(shaken(CONFIGS[0]))), [], []
 
-    class Noted(Plan):
+    class Noted(PassPlan):
         def __init__(self, *arguments):
             alive.append(sum(plan() is not None for plan in made))
             super().__init__(*arguments)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(runners, "Plan", Noted)
+    monkeypatch.setattr(runners, "PassPlan", Noted)
     monkeypatch.setattr(runners, "KEPT_BESIDE", 1000)
     for side in (8, 10, 10, 8):
         runner.run(torch.rand(1, 3, side, side))

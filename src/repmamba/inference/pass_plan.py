@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repmamba.inference.packed import Array, Block, Layers, RMBWeights, Weights, empty
+from repmamba.inference.packed_weights import Array, Block, Fields, Layers, RMBWeights, empty
 from repmamba.kernels.library import library
 from repmamba.network.config import SPLIT
 from repmamba.scan.directions import visits
@@ -65,7 +65,7 @@ _STAGE = np.dtype([("kernel", "u8"), ("units", "i8"), ("shares", "i8"), ("argume
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class KernelCall:
     """A kernel over `units` pieces of work, cut into shares that threads take as they come."""
 
     kernel: str
@@ -75,7 +75,7 @@ class Stage:
     scratch: int  # float32 numbers that a thread needs
 
 
-class Plan:
+class PassPlan:
     """Written down when it is made. key: (batch, bands, rows, columns, threads)."""
 
     def __init__(self, layers: Layers, key: tuple[int, ...]) -> None:
@@ -84,7 +84,7 @@ class Plan:
         self.height, self.width = rows + rows % 2, columns + columns % 2
         self.pixels = self.batch * self.height * self.width
         self.maps: list[Array] = []
-        self.stages: list[Stage] = []
+        self.stages: list[KernelCall] = []
         self._layers, self._free = layers, dict[tuple[int, int], list[Array]]()
         self._visits = visits(self.height // 2, self.width // 2)  # the scans have its address
         self.image = self._map(bands)
@@ -191,7 +191,7 @@ class Plan:
         self._over_rows(last["kernel"], last["outputs"], last | {"x": deep})
         return None
 
-    def _convolutions(self, connection: list[Weights], x: Array, skip: Array) -> Array:
+    def _convolutions(self, connection: list[Fields], x: Array, skip: Array) -> Array:
         """One or several convolutions + skip."""
         for convolution in connection:
             result = self._map(convolution["outputs"])
@@ -246,7 +246,7 @@ class Plan:
         self._over_rows("tail" + suffix, C, rmb.tail | fields)
         self._release(halves, pooled, projected, scanned)
 
-    def _over_rows(self, kernel: str, channels: int, fields: Weights) -> None:
+    def _over_rows(self, kernel: str, channels: int, fields: Fields) -> None:
         """A pass over all pairs of rows."""
         arguments = ARGUMENTS[kernel.removesuffix("_pairs").removesuffix("_amx")]()
         for name, value in (fields | {"height": self.height, "width": self.width}).items():
@@ -269,7 +269,7 @@ class Plan:
         self, kernel: str, units: int, channels: int, arguments: ctypes.Structure, scratch: int
     ) -> None:
         shares = min(self.threads, units) if self.pixels * channels >= WORK_FOR_THREADS else 1
-        self.stages.append(Stage(kernel, units, shares, arguments, scratch))
+        self.stages.append(KernelCall(kernel, units, shares, arguments, scratch))
 
 
 def _stride(rows: Array) -> int:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from repmamba.errors import UsageError
-from repmamba.inference.packed import Layers
-from repmamba.inference.plans import Plan
+from repmamba.inference.packed_weights import Layers
+from repmamba.inference.pass_plan import PassPlan
 from repmamba.inference.runners import Runner
 from repmamba.kernels.library import library
 from repmamba.network.fusion import FusedRepMamba
@@ -45,7 +45,7 @@ KEPT_BESIDE = 1 << 24
 _of_thread = threading.local()
 
 
-def compiled(network: FusedRepMamba, precision: torch.dtype) -> Runner | None:
+def compiled_runner(network: FusedRepMamba, precision: torch.dtype) -> Runner | None:
     """A runner of the network as it is now, on the CPU; None where this processor has no products
     of that precision.
 
@@ -59,7 +59,7 @@ def compiled(network: FusedRepMamba, precision: torch.dtype) -> Runner | None:
 
 def _made_elsewhere(network: FusedRepMamba, precision: torch.dtype) -> Runner:
     """What stands for a runner in another process, whose processor may be another one."""
-    runner = compiled(network, precision)
+    runner = compiled_runner(network, precision)
     if runner is None:
         raise UsageError(
             f"The processor of {platform.node()} has no products of {precision}: use float32 there."
@@ -83,10 +83,10 @@ class CompiledRunner:
         self._source = network
         self._layers = Layers(network, suffix)
         self._enlarge = (
-            None if isinstance(network.upsampler, PixelShuffleDirect) else network.enlarged
+            None if isinstance(network.upsampler, PixelShuffleDirect) else network.upsampled
         )
         self._cast = suffix != ""
-        self._kept: list[Plan] = []  # those that nobody runs, the last used one last
+        self._kept: list[PassPlan] = []  # those that nobody runs, the last used one last
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,7 +127,7 @@ class CompiledRunner:
                 result = self._enlarge(image, result).float()
         return result[..., : image.shape[2] * self.scale, : image.shape[3] * self.scale]
 
-    def _plan(self, key: tuple[int, ...]) -> Plan:
+    def _plan(self, key: tuple[int, ...]) -> PassPlan:
         """One that nobody else runs."""
         with self._lock:
             keys = [plan.key for plan in self._kept]
@@ -135,9 +135,9 @@ class CompiledRunner:
                 return self._kept.pop(keys.index(key))
             # What other shapes took is given back first, so that memory does not add up.
             self._drop(KEPT_BESIDE)
-        return Plan(self._layers, key)
+        return PassPlan(self._layers, key)
 
-    def _keep(self, plan: Plan) -> None:
+    def _keep(self, plan: PassPlan) -> None:
         if plan.numbers <= KEPT:
             with self._lock:
                 self._drop(KEPT - plan.numbers)

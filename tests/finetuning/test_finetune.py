@@ -14,10 +14,7 @@ from rasterio.transform import from_origin
 from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
 from repmamba.evaluate.scores import Paired
-from repmamba.inference.upscaler import load
-from repmamba.network.checkpoint import read_checkpoint
-from repmamba.train import learner
-from repmamba.train.finetune import (
+from repmamba.finetuning.finetune import (
     FEWEST,
     FinetuneResult,
     blocks_of,
@@ -26,6 +23,9 @@ from repmamba.train.finetune import (
     share_ground,
     split,
 )
+from repmamba.inference.upscaler import load
+from repmamba.network.checkpoint import read_checkpoint
+from repmamba.train import learner
 from repmamba.train.run import FitResult
 
 PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)}
@@ -66,8 +66,8 @@ def scene(tmp_path_factory) -> Path:
     )
 
 
-def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole_run, tmp_path):
-    old = str(whole_run / "last.safetensors")
+def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, weights, tmp_path):
+    old = weights
     result = finetune([scene], tmp_path, old, steps=30, rate=2e-3)
     assert result.improved
     assert result.gain.low <= result.gain.difference <= result.gain.high
@@ -84,8 +84,8 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole
     assert load(result.weights).scale == 2
 
 
-def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, whole_run, tmp_path):
-    old = str(whole_run / "last.safetensors")
+def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, weights, tmp_path):
+    old = weights
     result = finetune([scene], tmp_path, old, steps=20, rate=0.2)
     assert not result.improved
     assert result.weights == old
@@ -105,8 +105,8 @@ def test_a_gain_counts_where_its_whole_interval_lies_above_zero(tmp_path, low, i
 
 
 @pytest.fixture(scope="module")
-def upscaler(whole_run):
-    return load(str(whole_run / "last.safetensors"))
+def upscaler(weights):
+    return load(weights)
 
 
 def test_what_is_judged_on_is_never_learnt_from(scene, upscaler):
@@ -218,27 +218,27 @@ def test_blocks_that_a_band_of_floats_lacks_are_left_out(upscaler, tmp_path):
     assert len(blocks_of(written(tmp_path / "holes.tif", bands, nodata=-9999), upscaler)) == 26
 
 
-def test_a_scene_that_is_too_small_is_refused(whole_run, tmp_path):
+def test_a_scene_that_is_too_small_is_refused(weights, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
     with pytest.raises(
         UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
     ):
-        finetune([path], tmp_path / "run", str(whole_run / "last.safetensors"))
+        finetune([path], tmp_path / "run", weights)
 
 
-def test_a_stopped_run_says_that_it_goes_on(scene, whole_run, tmp_path):
-    result = finetune([scene], tmp_path, str(whole_run / "last.safetensors"), steps=20, minutes=0)
+def test_a_stopped_run_says_that_it_goes_on(scene, weights, tmp_path):
+    result = finetune([scene], tmp_path, weights, steps=20, minutes=0)
     assert result.gain is None
     assert not result.improved
     assert "to be gone on with" in result.summary()
 
 
-def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
+def test_the_command_prints_what_came_of_it(scene, weights, tmp_path):
     arguments = [
         "finetune",
         str(scene),
         "--weights",
-        str(whole_run / "last.safetensors"),
+        weights,
         "-o",
         str(tmp_path / "run"),
     ]

@@ -11,9 +11,9 @@ from typing import Any
 from repmamba.errors import RecipeError, UsageError
 from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit
-from repmamba.train.reached import Tell
+from repmamba.train.progress import ProgressCallback
 from repmamba.train.recipe import Recipe
-from repmamba.train.recipe_file import build, lay, recipe_tables
+from repmamba.train.recipe_file import build, recipe_tables, set_key
 from repmamba.train.run import FitResult
 
 
@@ -28,7 +28,7 @@ def train(
     workers: int = 1,
     log_every: int = 50,
     minutes: float | None = None,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     cache: str | os.PathLike[str] | None = None,
@@ -74,7 +74,7 @@ def _recipe(given: Any, settings: Mapping[str, Any]) -> Recipe:
             "tables or a Recipe."
         )
     for key, value in settings.items():
-        lay(table, key, _plain(key, value))
+        set_key(table, key, _plain(key, value))
     return build(table)
 
 

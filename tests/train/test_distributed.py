@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from repmamba.errors import TrainingStopped, UsageError
-from repmamba.train import processes as processes_module
-from repmamba.train.processes import Processes, find_processes, first_node, joined, stop_signals
+from repmamba.train import distributed
+from repmamba.train.distributed import Processes, find_processes, first_node, joined, stop_signals
 
 TORCHRUN = {
     "RANK": "5",
@@ -109,7 +109,7 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
     monkeypatch, fault, seen
 ):
     left = []
-    monkeypatch.setattr(processes_module, "met", lambda processes: None)
+    monkeypatch.setattr(distributed, "met", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
@@ -123,7 +123,7 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["the others never come", "nobody listens"])
 def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
-    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=1))
     lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
     with pytest.raises(
         TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."
@@ -136,7 +136,7 @@ def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
     """The second is let into the store at once, and would wait for the third as long as for one
     that validates.
     """
-    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
     port, said = free_port(), []
 
     def look_for_the_others(rank: int) -> None:

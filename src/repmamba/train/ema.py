@@ -12,7 +12,7 @@ from repmamba.network.repmamba import RepMamba
 Pairs = tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
 
 
-class Average:
+class ExponentialMovingAverage:
     """The exponential moving average of a network.
 
     decay: share of the old mean kept at each update, from 0 to below 1. The first updates keep

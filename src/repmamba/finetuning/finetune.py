@@ -35,10 +35,10 @@ from repmamba.scene.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit
-from repmamba.train.reached import Tell
+from repmamba.train.progress import ProgressCallback
 from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule, Start, Step
 from repmamba.train.run import FitResult
-from repmamba.train.validation import enlarged
+from repmamba.train.validation import predict
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def finetune(
     threads: int | None = None,
     nice: int = 0,
     minutes: float | None = None,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> FinetuneResult:
     """Train weights further on scenes, one or several, in a folder where a stopped run goes on.
@@ -269,7 +269,7 @@ def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
     """PSNR in dB of each block by its name, the mean over its pairs, each as JUDGED has it."""
     return {
         block.name: float(
-            np.mean([JUDGED.measure(enlarged(network, pair), pair) for pair in block.pairs])
+            np.mean([JUDGED.measure(predict(network, pair), pair) for pair in block.pairs])
         )
         for block in blocks
     }

@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repmamba.kernels.library import library
-from repmamba.network.fusion import FusedGroup, FusedLPFM, FusedRepMamba, FusedRMB, FusedSideBySide
+from repmamba.network.fusion import (
+    FusedGroup,
+    FusedLPFM,
+    FusedParallelRMBs,
+    FusedRepMamba,
+    FusedRMB,
+)
 from repmamba.network.repmamba import PixelShuffleDirect
 
 Array = NDArray[np.float32]
 
-Weights = dict[str, Any]
+Fields = dict[str, Any]
 """Fields of a kernel's arguments that are the same for every shape: arrays, and numbers."""
 
 ALIGNMENT = 64
@@ -91,8 +97,8 @@ def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
         .view(torch.int16)
         .numpy()
     )
-    side_by_side = np.swapaxes(rounded.reshape(n, inputs // 2, 2, outputs), 2, 3)
-    return np.ascontiguousarray(side_by_side).view(np.float32).reshape(n, inputs // 2, outputs)
+    interleaved = np.swapaxes(rounded.reshape(n, inputs // 2, 2, outputs), 2, 3)
+    return np.ascontiguousarray(interleaved).view(np.float32).reshape(n, inputs // 2, outputs)
 
 
 class Layers:
@@ -117,7 +123,7 @@ class Layers:
             packing, end.conv, **norm, **({"edge": _row(end.edge)} if end.folded else {})
         )
         self.bands, self.scale = network.config.in_chans, network.scale
-        self.shuffled: Weights | None = None
+        self.shuffled: Fields | None = None
         if isinstance(network.upsampler, PixelShuffleDirect):
             sizes = {"bands": self.bands, "scale": self.scale}
             self.shuffled = _convolution(packing, network.upsampler.conv) | sizes
@@ -127,7 +133,7 @@ class Block:
     """An LPFM: its RMBs, and its ConvFFN."""
 
     def __init__(self, packing: Packing, block: FusedLPFM) -> None:
-        self.chained = not isinstance(block.cssp, FusedSideBySide)
+        self.chained = not isinstance(block.cssp, FusedParallelRMBs)
         self.rmbs = [
             RMBWeights(packing, part) for part in block.cssp.modules() if isinstance(part, FusedRMB)
         ]
@@ -135,7 +141,7 @@ class Block:
         hidden = _row(ffn.fc1.bias).size
         # Hidden channels that are added stay zero through both activations.
         back = np.pad(_numbers(ffn.fc2.weight).T, ((0, hidden - ffn.fc1.out_features), (0, 0)))
-        self.feed_forward: Weights = {
+        self.feed_forward: Fields = {
             "channels": len(ffn.fc2.weight),
             "hidden": hidden,
             "fc1": packing.matrix(_numbers(ffn.fc1.weight).T),
@@ -153,7 +159,7 @@ class RMBWeights:
     def __init__(self, packing: Packing, rmb: FusedRMB) -> None:
         self.width = rmb.gain.numel()
         self.projections = packing.outputs(self.width, len(rmb.x_proj))
-        self.front: Weights = {
+        self.front: Fields = {
             "in_x": packing.matrix(_numbers(rmb.in_x.weight).T),
             "in_x_bias": _row(rmb.in_x.bias),
             "conv": _taps(rmb.conv),
@@ -166,7 +172,7 @@ class RMBWeights:
         self.scan = tuple(
             weight.detach().clone() for weight in (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D)
         )
-        self.tail: Weights = {
+        self.tail: Fields = {
             "in_z": packing.matrix(_numbers(rmb.in_z.weight).T),
             "in_z_bias": _row(rmb.in_z.bias),
             **_affine(rmb.out_norm, "out_"),
@@ -176,7 +182,7 @@ class RMBWeights:
         }
 
 
-def _first(packing: Packing, network: FusedRepMamba) -> Weights:
+def _first(packing: Packing, network: FusedRepMamba) -> Fields:
     conv, norm = network.conv_first, network.embed_norm
     rows = _numbers(conv.weight).transpose(2, 3, 1, 0).reshape(3, -1, conv.out_channels)
     return {
@@ -189,7 +195,7 @@ def _first(packing: Packing, network: FusedRepMamba) -> Weights:
     }
 
 
-def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
+def _connection(packing: Packing, conv: Any, **first: Any) -> list[Fields]:
     """The convolution at the end of a group or of the body, or the bottleneck of three; `first`:
     more of its first.
     """
@@ -207,7 +213,7 @@ def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
     return passes
 
 
-def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Weights:
+def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Fields:
     """A 3x3 convolution; a pointwise one is a 3x3 one that has only a middle."""
     around = (3 - conv.kernel_size[0]) // 2
     weight = np.pad(_numbers(conv.weight), ((0, 0), (0, 0), (around, around), (around, around)))
@@ -240,7 +246,7 @@ def _elements(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(elements.reshape(16, *elements.shape[2:]), np.float32)
 
 
-def _affine(norm: Any, prefix: str = "") -> Weights:
+def _affine(norm: Any, prefix: str = "") -> Fields:
     """Scale and shift of a layer normalisation, or of one that has a shift; nothing for one that
     has neither.
     """

@@ -14,7 +14,7 @@ LINES_EVERY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Progress:
     """How far a run is in what it does at the moment."""
 
     what: str  # it does: reads, or learns by the recipe of that name
@@ -32,25 +32,25 @@ class Reached:
         return f"{self.unit.capitalize()} {self.done} of {self.total}{measured}{left}."
 
 
-Tell = Callable[[Reached], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-def log_lines() -> Tell:
+def log_lines() -> ProgressCallback:
     """What logs a line of what it is told, once in LINES_EVERY seconds."""
     said = time.monotonic()
 
-    def tell(reached: Reached) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal said
         if time.monotonic() > said + LINES_EVERY:
             said = time.monotonic()
-            logger.info("%s", reached)
+            logger.info("%s", progress)
 
     return tell
 
 
-def reading(what: str, tell: Tell) -> Callable[[int, int], None]:
+def image_progress(what: str, tell: ProgressCallback) -> Callable[[int, int], None]:
     """What tells how many of how many images are read."""
-    return lambda done, total: tell(Reached(what, "image", done, total))
+    return lambda done, total: tell(Progress(what, "image", done, total))
 
 
 def _clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], most: int
 ) -> Generator[Result, None, None]:
     """function of every item, in order, computed by the pool; items are drawn by the caller's
