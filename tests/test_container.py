@@ -36,7 +36,7 @@ V1 = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/ab
     ("cores", "own", "files"),
     [
         (64, "0::/", {"cpu_max": "max 100000"}),
-        (4, "0::/", {"cpu_max": "400000 100000"}),
+        (2, "0::/", {"cpu_max": "200000 100000"}),  # docker --cpus=2
         (2, "0::/", {"cpu_max": "150000 100000"}),
         (1, "0::/", {"cpu_max": "10000 100000"}),
         (64, "0::/", {"cpu_max": "9900000 100000"}),

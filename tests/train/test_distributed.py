@@ -179,3 +179,11 @@ def test_ctrl_c_stops_at_once_when_it_was_asked_already_and_sigterm_only_asks_ag
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert "Ctrl-C, from now on, stops it at once" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "cores", "expected"), [(None, 2, 2), (None, 64, 3), (5, 2, 5)])
+def test_torch_threads_stay_within_the_cpu_quota_unless_set(monkeypatch, asked, cores, expected):
+    torch.set_num_threads(3)
+    monkeypatch.setattr(distributed, "available_cores", lambda: cores)
+    distributed.set_threads_and_niceness(asked, 0)
+    assert torch.get_num_threads() == expected

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from repmamba.cores import available_cores
 from repmamba.errors import TrainingStopped, UsageError
 from repmamba.inference.device import choose_device
 
@@ -197,12 +198,11 @@ def met(processes: Processes) -> Store:
     return store
 
 
-def settle(threads: int | None, nice: int) -> None:
-    """Set this process's threads and niceness."""
+def set_threads_and_niceness(threads: int | None, nice: int) -> None:
+    """Set this process's torch threads (by default within a container's CPU quota) and niceness."""
     if nice and hasattr(os, "nice"):
         os.nice(nice)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 @contextmanager

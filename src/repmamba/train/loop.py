@@ -29,7 +29,13 @@ from repmamba.train.batches import (
     training_files,
 )
 from repmamba.train.callbacks import Callback, TensorBoard
-from repmamba.train.distributed import Processes, find_processes, joined, settle, stop_signals
+from repmamba.train.distributed import (
+    Processes,
+    find_processes,
+    joined,
+    set_threads_and_niceness,
+    stop_signals,
+)
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
 from repmamba.train.progress import ProgressCallback, image_progress, log_lines
@@ -80,7 +86,7 @@ def fit(
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     told = [*callbacks, *([TensorBoard()] if tensorboard else [])]
-    settle(threads, nice)
+    set_threads_and_niceness(threads, nice)
     processes = find_processes(os.environ)
     tell = (progress or log_lines()) if processes.first else lambda reached: None
     place = processes.device(device)
