@@ -55,7 +55,8 @@ from repmamba.evaluate.metrics import METRICS
 from repmamba.inference.confidence import Calibration, doubt
 from repmamba.inference.consistency import make_consistent
 from repmamba.inference.ensemble import mean_and_variance
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize_torch, to_uint8
 
 VALIDATION = {"val/ucmerced": 30, "val/rsscn7": 30}  # pictures taken, or all if there are fewer

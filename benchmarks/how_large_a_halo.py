@@ -40,7 +40,8 @@ from torch import Tensor
 
 import answers
 from repmamba.inference.consistency import make_consistent
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize, to_uint8
 from repmamba.tiles.plan import Tile, plan_tiles
 from repmamba.tiles.window import Window

@@ -29,7 +29,8 @@ import answers
 from repmamba.data.images import find_images, read_image
 from repmamba.evaluate.metrics import psnr
 from repmamba.inference.consistency import make_consistent
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize, to_uint8
 
 

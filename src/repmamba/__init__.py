@@ -12,7 +12,7 @@ from repmamba import errors
 __version__ = "0.1.0"
 
 _HOME = {  # name -> the module it lives in
-    "load": "repmamba.inference.upscaler",
+    "load": "repmamba.inference.loading",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
     "set_tiles_in_flight": "repmamba.inference.workers",
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from repmamba.exporting.export import export
     from repmamba.finetuning.finetune import finetune
     from repmamba.inference.catalogue import from_pretrained
-    from repmamba.inference.upscaler import Upscaler, load
+    from repmamba.inference.loading import load
+    from repmamba.inference.upscaler import Upscaler
     from repmamba.inference.workers import set_tiles_in_flight
     from repmamba.network.checkpoint import save_pretrained
     from repmamba.network.fusion import fuse

@@ -58,7 +58,7 @@ def method_of(network: dict[str, Any]) -> Method:
 PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
-    "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.inference.loading.load": SimpleNamespace(scale=2),
     "repmamba.scene.choice.load": SimpleNamespace(scale=2, name="x2"),  # where no weights are named
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
@@ -363,7 +363,7 @@ def test_a_dry_run_plans_with_the_options_of_a_run(heard_of, row):
 
 def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choose_beside(heard_of):
     named = heard_of("upscale in.tif -o out.tif --weights mine")
-    assert at(named, "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+    assert at(named, "upscale_file.weights") is API["repmamba.inference.loading.load"]
     chooser = at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights")
     assert chooser.usual is API["repmamba.scene.choice.load"]
 

@@ -10,7 +10,7 @@ from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.evaluate.methods import bicubic, distinct_names, nearest, network, results, told_apart
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.pixels.resize import imresize
 
 HR = np.random.default_rng(5).integers(0, 256, (16, 24, 3), np.uint8)

@@ -23,7 +23,7 @@ from repmamba.finetuning.finetune import (
     share_ground,
     split,
 )
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner
 from repmamba.train.run import FitResult

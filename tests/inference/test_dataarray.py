@@ -293,5 +293,5 @@ def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks
 
 def test_a_lazy_array_is_not_read_to_find_its_range(upscaler):
     lazy = scene(np.zeros((1, 8, 8), np.uint16)).chunk({"x": 4})
-    with pytest.raises(UsageError, match=r"value_range is 'robust'.*array\.compute\(\) first"):
+    with pytest.raises(UsageError, match=r"value_range='robust' needs.*array\.compute\(\) first"):
         upscaler.upscale(lazy, value_range="robust")

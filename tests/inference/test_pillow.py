@@ -98,5 +98,5 @@ def test_pictures_that_cannot_be_enlarged_are_one_line(upscaler):
         upscaler.upscale(Image.new("CMYK", (8, 8)))
     with pytest.raises(ShapeMismatch, match="0 x 8 pixels"):
         upscaler.upscale(Image.new("RGB", (0, 8)))
-    with pytest.raises(UsageError, match=r"A str is no image.*upscale_file takes files"):
+    with pytest.raises(UsageError, match=r"A str cannot be upscaled.*upscale_file"):
         upscaler.upscale("photo.png")

@@ -178,7 +178,7 @@ def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, ran
     "image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)]
 )
 def test_what_is_no_image_is_refused(upscaler, image):
-    with pytest.raises(ShapeMismatch, match="is no image"):
+    with pytest.raises(ShapeMismatch, match="is not an image"):
         upscaler.upscale(image)
 
 
@@ -197,7 +197,7 @@ def test_types_without_a_meaning_are_refused(upscaler, image):
 
 
 def test_weights_of_another_scale_are_refused(small_weights):
-    with pytest.raises(CheckpointError, match=r"x2 checkpoint, and x4 was asked for"):
+    with pytest.raises(CheckpointError, match=r"x2 checkpoint, but x4 was requested"):
         load(small_weights, scale=4)
 
 
@@ -211,7 +211,7 @@ def test_a_network_that_does_not_enlarge_is_refused(tmp_path):
     write_checkpoint(
         path, Checkpoint.of(RepMamba(NetworkConfig(scale=1, upsampler="none", depths=(1,))))
     )
-    with pytest.raises(CheckpointError, match="does not enlarge"):
+    with pytest.raises(CheckpointError, match="does not upscale"):
         load(path)
 
 
@@ -238,7 +238,7 @@ def test_tile_and_halo_come_from_the_weights(tmp_path, halo):
 def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
     write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training=facts))
-    with pytest.raises(CheckpointError, match=r"own says .*; an even number of pixels from"):
+    with pytest.raises(CheckpointError, match=r"own advises .*; an even number of pixels from"):
         load(tmp_path / "own.safetensors")
 
 
@@ -256,7 +256,7 @@ def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, le
 def test_weights_of_another_value_range_are_refused(tmp_path):
     checkpoint = Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
     write_checkpoint(tmp_path / "own.safetensors", replace(checkpoint, value_range=(0.0, 255.0)))
-    with pytest.raises(CheckpointError, match="values go from 0 to 255; only those of 0 to 1"):
+    with pytest.raises(CheckpointError, match="values from 0 to 255; only networks for 0 to 1"):
         load(tmp_path / "own.safetensors")
 
 
@@ -419,7 +419,7 @@ def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype
 def test_nodata_of_another_type_or_number_is_refused(upscaler):
     with pytest.raises(UsageError, match="Nodata -1 is not a number of type uint8"):
         upscaler.upscale(np.zeros((8, 8), np.uint8), nodata=-1)
-    with pytest.raises(UsageError, match="nodata has 2 numbers, and the image 3 bands"):
+    with pytest.raises(UsageError, match="nodata has 2 numbers, but the image has 3 bands"):
         upscaler.upscale(np.zeros((8, 8, 3)), nodata=(1, 2))
 
 

@@ -267,17 +267,17 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
     client, scene, weights, tmp_path
 ):
     def pretend(name: str | None) -> None:
-        from repmamba.inference import upscaler
+        from repmamba.inference import loading
         from repmamba.scan.backends import BackendChoice, explain
 
-        upscaler.explain = (
+        loading.explain = (
             explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
         )
 
     client.run(pretend, "chunked")
     try:
         with pytest.raises(
-            ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"
+            ClusterError, match=r"slightly other pixels\. .* but chunked was chosen: No kernels"
         ):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:

@@ -193,7 +193,7 @@ def _chosen(
     """
     found: list[Method] = []
     for name in weights:
-        from repmamba.inference.upscaler import load
+        from repmamba.inference.loading import load
 
         upscaler = load(name, device=device, backend=backend, precision=precision)
         found += [methods.network(upscaler, name, **cut)]

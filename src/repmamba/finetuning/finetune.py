@@ -26,7 +26,9 @@ from repmamba.errors import UsageError
 from repmamba.evaluate.metrics import Metric, psnr
 from repmamba.evaluate.scores import Paired, paired_difference
 from repmamba.inference.catalogue import find_weights
-from repmamba.inference.upscaler import SEEN, Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.planes import NETWORK_RANGE
+from repmamba.inference.upscaler import Upscaler
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from repmamba.network.repmamba import RepMamba
 from repmamba.pixels.nodata import usable
@@ -301,7 +303,7 @@ def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[
         if not usable(raw, valid, plan.band_nodata).all():
             continue
         name = f"{scene}, block {number}"
-        seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*SEEN)
+        seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*NETWORK_RANGE)
         pairs = []
         for group in plan.groups:
             together = (

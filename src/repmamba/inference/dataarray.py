@@ -36,7 +36,7 @@ def is_dataarray(array: object) -> bool:
     return hasattr(array, "dims")
 
 
-def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
+def planes_of_dataarray(array: Any) -> tuple[NDArray[Any], float | None]:
     """The numbers of a DataArray as (bands, h, w), and its nodata, if its type has it.
 
     One dimension beside y and x may hold bands. The numbers are an array of dask where they are one
@@ -94,7 +94,7 @@ def blockwise(
     return joined.block([rows])
 
 
-def like(
+def dataarray_like(
     array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None
 ) -> Any:
     """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the

@@ -25,7 +25,7 @@ def is_picture(image: object) -> bool:
     )
 
 
-def shown(picture: Any) -> Any:
+def in_upscalable_mode(picture: Any) -> Any:
     """The picture in a mode of MODES; palettes and bits as what they show. Raises UsageError,
     ShapeMismatch.
     """

@@ -20,8 +20,9 @@ import numpy as np
 
 from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError
+from repmamba.inference.loading import load
 from repmamba.inference.options import CALLED, FLAG, checked, path_of
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import choose_workers, map_tiles
 from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
