@@ -1,7 +1,7 @@
-"""repmamba: super-resolution of satellite and aerial scenes with Rep-Mamba.
+"""repmamba: super-resolution of satellite and aerial imagery with Rep-Mamba.
 
-The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor
-rasterio; errors, which import nothing, are there at once.
+Each public name is imported on first use, so that `import repmamba` loads neither torch nor
+rasterio; only errors, which import nothing, are loaded at once.
 """
 
 from importlib import import_module
