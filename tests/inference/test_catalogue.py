@@ -38,7 +38,7 @@ def test_weights_are_found_by_their_name(packaged):
 def test_weights_that_are_not_those_of_the_table_are_refused(packaged):
     packaged.write_bytes(b"Numbers")
     with pytest.raises(
-        CheckpointError, match="x2 are not those of the table; install repmamba again"
+        CheckpointError, match="x2 do not match the catalogue; install repmamba again"
     ):
         find_weights("x2")
 

@@ -126,7 +126,7 @@ def test_an_array_without_coordinates_gets_none(upscaler):
 
 def test_more_dimensions_than_bands_are_refused(upscaler):
     array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
-    with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):
+    with pytest.raises(ShapeMismatch, match="time, band, y, x is not an image"):
         upscaler.upscale(array)
 
 

@@ -93,7 +93,7 @@ def test_what_a_file_says_of_its_colours_stays(upscaler, tmp_path):
 
 def test_pictures_that_cannot_be_enlarged_are_one_line(upscaler):
     with pytest.raises(
-        UsageError, match=r"mode CMYK cannot be enlarged; these can: L, .*picture\.convert"
+        UsageError, match=r"mode CMYK cannot be upscaled; supported modes: L, .*image\.convert"
     ):
         upscaler.upscale(Image.new("CMYK", (8, 8)))
     with pytest.raises(ShapeMismatch, match="0 x 8 pixels"):

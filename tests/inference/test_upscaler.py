@@ -202,7 +202,7 @@ def test_weights_of_another_scale_are_refused(small_weights):
 
 
 def test_unknown_weights_are_refused_and_the_known_ones_named():
-    with pytest.raises(CheckpointError, match="the packaged ones are"):
+    with pytest.raises(CheckpointError, match="the packaged weights are"):
         load("x5")
 
 
@@ -248,7 +248,7 @@ def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
 def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, length, least):
     for asked, option in ((upscaler, {name: length}), (replace(upscaler, **{name: length}), {})):
         with pytest.raises(
-            UsageError, match=f"{name}={length}: give an even number of pixels from {least} on"
+            UsageError, match=f"{name}={length}: expected an even number of pixels from {least} up"
         ):
             asked.upscale(np.zeros((8, 8)), **option)
 
@@ -297,7 +297,7 @@ def test_weights_of_the_hub_are_those_of_the_revision(
 
 def test_a_revision_of_what_is_here_is_refused(small_weights):
     for weights in ("x4", small_weights):
-        with pytest.raises(UsageError, match="is here and has no revision 'v1'"):
+        with pytest.raises(UsageError, match="is a local file and has no revision 'v1'"):
             load(weights, revision="v1")
 
 
@@ -332,7 +332,7 @@ def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse
 
 
 def test_an_unknown_backend_is_refused(small_weights):
-    with pytest.raises(UsageError, match="asks for the scan 'abacus'"):
+    with pytest.raises(UsageError, match="requests the scan 'abacus'"):
         load(small_weights, backend="abacus")
 
 

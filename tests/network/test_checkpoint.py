@@ -291,16 +291,16 @@ def test_other_floating_types_become_float32(published, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("expected", "words"),
     [
-        (NetworkConfig(depths=(1,)), "This is an x2 checkpoint, and an x4 one is expected"),
+        (NetworkConfig(depths=(1,)), "This is an x2 checkpoint, but x4 is expected"),
         (
             NetworkConfig(depths=(1,), scale=2, resi_connection="3conv"),
-            "written with the 1conv connection",
+            "It has the 1conv connection",
         ),
         (
             NetworkConfig(depths=(1,), scale=2, upsampler="pixelshuffle"),
             "upsampler pixelshuffledirect",
         ),
-        (NetworkConfig(depths=(1,), scale=2, in_chans=4), "takes 3 bands, and 4 are expected"),
+        (NetworkConfig(depths=(1,), scale=2, in_chans=4), "takes 3 bands, but 4 are expected"),
     ],
     ids=str,
 )
@@ -312,7 +312,7 @@ def test_the_error_says_what_kind_of_checkpoint_was_found(ours, expected, words)
 
 def test_weights_of_another_network_are_said_to_be_so(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)).state_dict(), tmp_path / "a.pth")
-    assert "weights of another network: 0.weight, 0.bias are found" in refusal(tmp_path / "a.pth")
+    assert "weights of another network: found 0.weight, 0.bias" in refusal(tmp_path / "a.pth")
 
 
 def test_missing_unexpected_and_misshapen_names_are_listed(published, tmp_path):
@@ -336,7 +336,7 @@ def test_a_position_embedding_is_refused(published, tmp_path):
 def test_a_config_of_another_scale_is_seen(published, tmp_path):
     save_file(published, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"upscale": 4}')
-    assert "config.json says upscale 4, but this is an x2 checkpoint" in refusal(tmp_path)
+    assert "is an x2 checkpoint" in refusal(tmp_path)
     (tmp_path / "config.json").write_text('{"img_range": "255"}')
     assert "img_range '255'" in refusal(tmp_path)
     (tmp_path / "config.json").write_text('{"img_range": ')
@@ -375,17 +375,17 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, pu
     for name, words in {
         "missing.pth": "does not exist",
         "empty.pth": "is empty",
-        "text.pth": "neither a safetensors file nor one that PyTorch has saved",
+        "text.pth": "neither a safetensors file nor one saved by PyTorch",
         "image.safetensors": "neither a safetensors file",
         "cut.safetensors": CORRUPT,
         "head.safetensors": "is truncated: it ends inside its header",
         "more.safetensors": CORRUPT,
-        "folder": "is a folder without weights: neither model.safetensors nor pytorch_model.bin",
+        "folder": "has no weights: neither model.safetensors nor pytorch_model.bin",
         "old.pth": "before 1.6",
         "cut.pth": CORRUPT,
         "list.pth": "no state dict",
-        "number.pth": "under 'a' is a int, no tensor",
-        "other.pth": "none that PyTorch has saved",
+        "number.pth": "'a' is a int, not a tensor",
+        "other.pth": "that PyTorch did not save",
     }.items():
         assert words in refusal(tmp_path / name), name
 
@@ -393,7 +393,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, pu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert "no regular file" in refusal(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
 
 
 def test_a_future_format_is_refused_by_its_number(tmp_path, ours):
@@ -402,20 +402,20 @@ def test_a_future_format_is_refused_by_its_number(tmp_path, ours):
     for change, words in (
         (
             {"format_version": 2},
-            "format version 2, and this repmamba reads up to 1; install a newer repmamba",
+            "format version 2, but this repmamba reads up to 1; install a newer repmamba",
         ),
         ({"format_version": "one"}, "format version is 'one'"),
         ({"config": {"scale": 9}}, "scale is 9"),
         ({"config": {"depths": [1000]}}, "1000 blocks"),
-        ({"config": [1]}, "metadata lacks"),
-        ({"value_range": None}, "metadata lacks"),
+        ({"config": [1]}, "has no valid config"),
+        ({"value_range": None}, "has no valid config"),
     ):
         header["__metadata__"]["repmamba"] = json.dumps(facts | change)
         write_safetensors(tmp_path / "a.safetensors", header, data)
         assert words in refusal(tmp_path / "a.safetensors")
     header["__metadata__"]["repmamba"] = "{"
     write_safetensors(tmp_path / "a.safetensors", header, data)
-    assert "JSON text cannot be read" in refusal(tmp_path / "a.safetensors")
+    assert "invalid JSON" in refusal(tmp_path / "a.safetensors")
 
 
 def test_hostile_headers_are_refused(tmp_path, ours):
@@ -473,7 +473,7 @@ def test_values_that_are_not_finite_are_refused(published, tmp_path, value):
     torch.save(state, tmp_path / "a.pth")
     save_file(state, tmp_path / "a.safetensors")
     for name in ("a.pth", "a.safetensors"):
-        assert "values in norm.weight that are NaN or infinite" in refusal(tmp_path / name)
+        assert "NaN or infinite values in norm.weight" in refusal(tmp_path / name)
 
 
 def test_a_negative_variance_is_refused(published, tmp_path):
@@ -487,7 +487,7 @@ def test_a_negative_variance_is_refused(published, tmp_path):
 )
 def test_weights_of_another_kind_of_number_are_refused(published, tmp_path, tensor):
     torch.save(published | {"norm.weight": tensor}, tmp_path / "a.pth")
-    assert "weights are floating point" in refusal(tmp_path / "a.pth")
+    assert "expected floating point for weights" in refusal(tmp_path / "a.pth")
 
 
 def test_sparse_weights_are_refused(published, tmp_path):
@@ -512,7 +512,7 @@ def test_code_in_a_pickle_is_never_run(published, tmp_path):
     torch.save(bombs, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(proof)))
     (tmp_path / "protocol0.pth").write_bytes(pickle.dumps(Bomb(proof), protocol=0))
-    assert "would run code it carries" in refusal(tmp_path / "zip.pth")
+    assert "would run code" in refusal(tmp_path / "zip.pth")
     for name in ("legacy.pth", "plain.pth", "protocol0.pth"):
         refusal(tmp_path / name)
     assert not proof.exists()
@@ -531,7 +531,7 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path):
     torch.save({"conv_first.weight": torch.zeros(1 << 22)}, tmp_path / "plain.pth")
     rewritten(tmp_path / "plain.pth", tmp_path / "bomb.pth", compression=zipfile.ZIP_DEFLATED)
     assert (tmp_path / "bomb.pth").stat().st_size < 100_000
-    assert "is compressed inside" in refusal(tmp_path / "bomb.pth")
+    assert "has compressed parts" in refusal(tmp_path / "bomb.pth")
 
 
 def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
@@ -594,7 +594,7 @@ def test_parts_of_the_same_name_are_refused(tmp_path):
         zipfile.ZipFile(tmp_path / "a.pth", "a") as archive,
     ):
         archive.writestr(name, b"\x80\x02}.")
-    assert "parts of the same name" in refusal(tmp_path / "a.pth")
+    assert "has duplicate parts" in refusal(tmp_path / "a.pth")
 
 
 def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
@@ -653,7 +653,7 @@ def test_a_hub_name_is_fetched_and_opened(network, tmp_path, monkeypatch):
 def test_a_hub_name_that_is_not_in_the_cache_is_one_line_offline(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        CheckpointError, match="someone/nothing could not be had from the hub"
+        CheckpointError, match="someone/nothing could not be downloaded from the hub"
     ) as refused:
         from_pretrained("someone/nothing", local_files_only=True)
     assert "\n" not in str(refused.value)
@@ -670,7 +670,7 @@ def test_what_is_neither_a_file_nor_a_name_is_one_line(name):
 
 def test_a_hub_repository_without_weights_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"has no weights: neither model\.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
         from_pretrained("someone/empty")
 
 
@@ -680,7 +680,7 @@ def test_whatever_the_hub_raises_is_one_line(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     with pytest.raises(
-        CheckpointError, match=r"had from the hub \(RuntimeError: no route\)"
+        CheckpointError, match=r"downloaded from the hub \(RuntimeError: no route\)"
     ) as refused:
         from_pretrained("someone/repmamba-x2")
     assert "\n" not in str(refused.value)
@@ -688,7 +688,7 @@ def test_whatever_the_hub_raises_is_one_line(monkeypatch):
 
 def test_a_revision_of_a_folder_is_refused(network, tmp_path):
     folder = save_pretrained(network, tmp_path / "weights")
-    with pytest.raises(UsageError, match="is here and has no revision 'v1'"):
+    with pytest.raises(UsageError, match="is a local file and has no revision 'v1'"):
         from_pretrained(folder, revision="v1")
 
 
@@ -722,7 +722,7 @@ def test_a_model_card_goes_with_saved_weights_and_stays_once_it_is_changed(tmp_p
         assert line in card.splitlines()
     assert card.count("```") == 4
     save_pretrained(network, folder)
-    assert "| terms of the weights | not told" in (folder / "README.md").read_text("utf-8")
+    assert "| terms of the weights | unknown" in (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text("my own")
     save_pretrained(network, folder)
     assert (folder / "README.md").read_text() == "my own"

@@ -114,8 +114,8 @@ def test_the_reason_is_guessed():
     expected = expected_shapes(NetworkConfig())
     assert "weights of another network" in fault({"a": (1,)})
     assert "incomplete" in fault(dict(list(expected.items())[:-2]))
-    assert "holds more than this network" in fault(expected | {"extra": (1,)})
-    assert "changed version" in fault(expected | {"norm.weight": (65,)})
+    assert "has more than this network" in fault(expected | {"extra": (1,)})
+    assert "modified version" in fault(expected | {"norm.weight": (65,)})
 
 
 def test_batch_counts_may_be_missing():
@@ -135,10 +135,10 @@ def test_names_of_a_stranger_are_shown_as_python_writes_them():
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (NetworkConfig(scale=2), "This is an x2 checkpoint, and an x4 one is expected"),
-        (NetworkConfig(resi_connection="3conv"), "written with the 3conv connection"),
-        (NetworkConfig(upsampler="pixelshuffle"), "written with the upsampler pixelshuffle"),
-        (NetworkConfig(in_chans=4), "It takes 4 bands, and 3 are expected"),
+        (NetworkConfig(scale=2), "This is an x2 checkpoint, but x4 is expected"),
+        (NetworkConfig(resi_connection="3conv"), "It has the 3conv connection"),
+        (NetworkConfig(upsampler="pixelshuffle"), "It has the upsampler pixelshuffle"),
+        (NetworkConfig(in_chans=4), "It takes 4 bands, but 3 are expected"),
         (NetworkConfig(depths=(1,)), "depths"),
         (NetworkConfig(cssp=False), "cssp"),
     ],

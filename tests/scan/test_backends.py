@@ -68,7 +68,7 @@ def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypa
     with pytest.raises(UsageError, match="triton, native, chunked, definition"):
         choose(CPU, "fortran")
     monkeypatch.setenv(VARIABLE, "cobol")
-    with pytest.raises(UsageError, match=f"{VARIABLE} asks for the scan 'cobol'"):
+    with pytest.raises(UsageError, match=f"{VARIABLE} requests the scan 'cobol'"):
         choose(CPU)
 
 

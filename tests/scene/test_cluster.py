@@ -270,9 +270,7 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
         from repmamba.inference import loading
         from repmamba.scan.backends import BackendChoice, explain
 
-        loading.explain = (
-            explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
-        )
+        loading.explain = explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
 
     client.run(pretend, "chunked")
     try:

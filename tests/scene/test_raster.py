@@ -511,7 +511,7 @@ BROKEN = {
         lambda folder, tiffs: tiffs / "cint16.tif",
         r"complex_int16; these can be enlarged",
     ),
-    "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"no regular file"),
+    "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"not a regular file"),
 }
 
 

@@ -49,7 +49,7 @@ def _taken(name: str, value: Any, kind: Kind) -> Any:
         return kind.taken(value)
     except (TypeError, ValueError) as wrong:
         raise UsageError(
-            f"{name} is {' '.join(f'{value!r:.80}'.split())}; expected {kind.words}."
+            f"{name} is {' '.join(f'{value!r:.80}'.split())}; it takes {kind.words}."
         ) from wrong
 
 
