@@ -14,15 +14,8 @@ from rasterio.transform import from_origin
 from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
 from repmamba.evaluate.scores import Paired
-from repmamba.finetuning.finetune import (
-    FEWEST,
-    FinetuneResult,
-    blocks_of,
-    finetune,
-    scored,
-    share_ground,
-    split,
-)
+from repmamba.finetuning.blocks import FEWEST, blocks_of, share_ground, split
+from repmamba.finetuning.finetune import FinetuneResult, finetune, scored
 from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner

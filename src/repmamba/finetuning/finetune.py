@@ -1,40 +1,31 @@
-"""finetune: a network trained further on scenes of one's own, and kept only where held-back ground
-shows a gain.
+"""finetune: train a network further on scenes, and keep it only if held-out blocks show a gain.
 
-Nobody has the truth at a finer resolution than a scene's own. So the scene is the truth, and the
-scene reduced by the network's scale is the input: what is learnt is the look of this ground and
-this sensor, one step of scale away from where it will be used. Blocks of ground that no training
-patch touches, in whichever scene, judge the old weights and the new ones, block by block.
+The network learns the look of this ground and sensor, one scale step away from where it will be
+used. The old and the new weights are compared on blocks of ground that no training patch touches,
+in any scene.
 """
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
-from repmamba.data.pairs import Pair, pair_from_hr
+from repmamba.data.pairs import Pair
 from repmamba.data.patches import Phase
-from repmamba.data.stock import stock_of
+from repmamba.data.stock import Stock, stock_of
 from repmamba.durable import check_local
 from repmamba.errors import UsageError
 from repmamba.evaluate.metrics import Metric, psnr
 from repmamba.evaluate.scores import Paired, paired_difference
+from repmamba.finetuning.blocks import Block, blocks_of, split
 from repmamba.inference.catalogue import find_weights
 from repmamba.inference.loading import load
-from repmamba.inference.planes import NETWORK_RANGE
-from repmamba.inference.upscaler import Upscaler
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
-from repmamba.pixels.nodata import usable
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
-from repmamba.scene.raster import Raster, open_raster
-from repmamba.tiles.window import Window
 from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit
 from repmamba.train.progress import ProgressCallback
@@ -42,55 +33,17 @@ from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule
 from repmamba.train.run import FitResult
 from repmamba.train.validation import predict
 
-logger = logging.getLogger(__name__)
-
-EDGES = (192, 96, 48)
-"""Edges of a block in scene pixels, the largest first that gives FEWEST blocks; each a multiple of
-2, 3 and 4.
-"""
-
-FEWEST, MOST = 24, 600
-"""Blocks a run needs and takes: below, an interval says nothing; above, a short run does not see
-them all.
-"""
-
-HELD_BACK = 0.25
-"""Share of the blocks that are never learnt from: those that are judged on, and those on the same
-ground.
-"""
-
-TOUCHING = 1e-6
-"""Largest share of a block's extent by which it may reach into another that is only its neighbour:
-rounding.
-"""
-
+# largest side of a training patch, in lr pixels
 PATCH = 32
-"""Largest side of a training patch, in lr pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A square of a scene without missing pixels, as one pair for each group of bands that the
-    network takes together.
-
-    corners: (x, y) of its four, in turn, on the map.  map: what these coordinates are of, a CRS or
-    None for one that is
-    not named; of a scene without a place, its file, in pixels.
-    """
-
-    name: str
-    pairs: tuple[Pair, ...]
-    corners: tuple[tuple[float, float], ...]
-    map: CRS | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """What finetuning came to.
+    """The outcome of finetuning.
 
-    weights: those to use from now on, the new file or what was begun from.  gain: PSNR of the new
-    weights less that of
-    the old on the held-back blocks, in dB, with its interval; None while the run is not finished.
+    weights: those to use from now on: the new file, or the old weights.
+    gain: PSNR of the new weights minus that of the old on the held-out blocks, in dB, with its
+    interval; None if the run is not finished.
     """
 
     run: FitResult
@@ -110,13 +63,14 @@ class FinetuneResult:
         if self.gain is None:
             return self.run.summary()
         seen = (
-            f"{self.gain.difference:+.3f} dB on {self.gain.count} held-back blocks ({JUDGED.how}), "
+            f"{self.gain.difference:+.3f} dB on {self.gain.count} held-out blocks "
+            f"({GAIN_METRIC.how}), "
         )
         interval = f"95 % interval {self.gain.low:+.3f} to {self.gain.high:+.3f}"
         verdict = (
-            "a gain; the new weights are"
+            "a gain; use the new weights"
             if self.improved
-            else "no gain that this supports; the old weights stay:"
+            else "not clearly a gain; keep the old weights"
         )
         return f"{seen}{interval}: {verdict} {self.weights}"
 
@@ -136,40 +90,46 @@ def finetune(
     progress: ProgressCallback | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> FinetuneResult:
-    """Train weights further on scenes, one or several, in a folder where a stopped run goes on.
+    """Train weights further on scenes, and keep them only if they gain on held-out blocks.
 
-    steps, rate: of the run, and its highest learning rate. The others as in `fit`. The new weights
-    are written to finetuned.safetensors in the folder only if the interval of their gain lies above
-    zero. Raises UsageError if the scenes have too few blocks without missing pixels, SourceError,
-    CheckpointError.
+    An interrupted run goes on when called again. The new weights are written to
+    finetuned.safetensors in the folder only if the interval of their gain lies above zero.
+
+    Args:
+        scenes: The path of a raster, or several.
+        folder: Of the run; created if needed.
+        weights: Where to start: packaged weights, a checkpoint file or folder, or a hub repository.
+        steps: Length of the run.
+        rate: Highest learning rate.
+        seed: Of the held-out blocks and the samples.
+        device: Default: a CUDA GPU if there is one, otherwise the CPU.
+        threads: torch threads of this process.
+        nice: Niceness of this process.
+        minutes: Save and return after this time; a later call goes on.
+        progress: Called with the Progress. Default: log lines.
+        callbacks: `repmamba.Callback` objects, called during training.
+
+    Returns:
+        The weights to use, and their gain.
+
+    Raises:
+        UsageError: The scenes have too few blocks without missing pixels.
+        SourceError: A scene cannot be read.
+        CheckpointError: The weights cannot be used.
+        JobChanged: The folder holds another run.
+        TargetError: The folder cannot be written.
     """
     check_local(folder)
-    scenes, weights, folder = _several(scenes), os.fspath(weights), Path(folder)
-    path = find_weights(weights).path
-    checkpoint = read_checkpoint(path)
+    scenes, weights = _several(scenes), os.fspath(weights)
+    old = read_checkpoint(find_weights(weights).path)
     upscaler = load(weights, device=device)
-    learnt, judged = split(
+    training, held_out = split(
         [block for scene in scenes for block in blocks_of(scene, upscaler)], seed
     )
-    stock = stock_of((pair for block in learnt for pair in block.pairs), upscaler.scale)
-    recipe = Recipe(
-        name="finetune",
-        steps=steps,
-        seed=seed,
-        network=checkpoint.config,
-        data=Data(
-            train=tuple(os.fspath(scene) for scene in scenes),
-            patches=(Phase(size=min(PATCH, *(min(size) for size in stock.sizes)), batch=8),),
-        ),
-        optimiser=Optimiser(lr=rate, decay="matrices"),
-        schedule=Schedule(kind="cosine", warmup=steps // 20),
-        step=Step(clip=1.0, ema=0.99, precision="bf16"),
-        checkpoints=Checkpoints(every=50),
-        start=Start(weights=weights),
-    )
+    stock = stock_of((pair for block in training for pair in block.pairs), upscaler.scale)
     run = fit(
-        recipe,
-        folder,
+        _recipe(old.config, scenes, stock, weights, steps=steps, rate=rate, seed=seed),
+        Path(folder),
         stock=stock,
         device=device,
         threads=threads,
@@ -182,7 +142,7 @@ def finetune(
         return FinetuneResult(run, weights, None)
     new = read_checkpoint(run.weights)
     gain = paired_difference(
-        scored(new.network(), judged), scored(checkpoint.network(), judged), JUDGED
+        scored(new.network(), held_out), scored(old.network(), held_out), GAIN_METRIC
     )
     result = FinetuneResult(run, weights, gain)
     if not result.improved:
@@ -190,7 +150,7 @@ def finetune(
     facts = {
         **new.training,
         "gain_db": [gain.low, gain.difference, gain.high],
-        "gain_rule": JUDGED.how,
+        "gain_rule": GAIN_METRIC.how,
     }
     origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
     kept = write_checkpoint(
@@ -200,78 +160,45 @@ def finetune(
 
 
 def _several(scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The names of one scene or of several. Raises UsageError."""
+    """The paths of one scene or of several. Raises UsageError."""
     several = [scenes] if isinstance(scenes, str | os.PathLike) else list(scenes)
     if not several or not all(isinstance(scene, str | os.PathLike) for scene in several):
         raise UsageError(f"scenes is {scenes!r:.80}; it takes the path of a raster, or several.")
     return [os.fspath(scene) for scene in several]
 
 
-def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
-    """The scene as disjoint blocks without a missing pixel, as the network would see them when it
-    enlarges it.
-
-    Bands that the network takes together are a pair; every other band is one of its own, grey. hr
-    is uint8 for scenes of 8 bit, otherwise unit float32.
-    """
-    with open_raster(scene) as raster:
-        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions(consistent=False))
-        for edge in EDGES:
-            blocks = list(_blocks(raster, plan, edge, upscaler.bands))
-            if len(blocks) >= FEWEST:
-                break
-    logger.info("%s: %d blocks of %d pixels.", scene, len(blocks), edge)
-    return blocks
-
-
-def split(blocks: Sequence[Block], seed: int) -> tuple[list[Block], list[Block]]:
-    """Blocks to learn from, and blocks to judge on: the same ones for the same seed.
-
-    No two that are judged on share ground, nor does one that is learnt from share any with them:
-    what lies on judged ground, in the picture of another day, is in neither. Raises UsageError for
-    too few.
-    """
-    order = np.random.default_rng(seed).permutation(len(blocks))[:MOST]
-    judged: list[Block] = []
-    learnt = [blocks[index] for index in order]
-    fewest = FEWEST // 3
-    while learnt and (
-        len(judged) < fewest or len(order) - len(learnt) < round(HELD_BACK * len(order))
-    ):
-        judged.append(learnt[0])
-        learnt = [block for block in learnt if not share_ground(block, judged[-1])]
-    if len(judged) < fewest or len(learnt) < FEWEST - fewest:
-        raise UsageError(
-            f"The scenes give {len(blocks)} blocks of at least {EDGES[-1]} x {EDGES[-1]} pixels "
-            "without missing ones: "
-            f"{len(judged)} to judge on, and {len(learnt)} to learn from that share no ground with "
-            "these. At least "
-            f"{fewest} and {FEWEST - fewest} are needed, {FEWEST} in all. Give larger scenes, or "
-            "more of other ground."
-        )
-    return learnt, judged
-
-
-def share_ground(one: Block, other: Block) -> bool:
-    """Whether two blocks overlap on one map, by more than an edge: no line along an edge of either
-    has them apart.
-    """
-    for (x0, y0), (x1, y1), _, (x3, y3) in (one.corners, other.corners):
-        for dx, dy in ((x1 - x0, y1 - y0), (x3 - x0, y3 - y0)):
-            a, b = (
-                [(x - x0) * dy - (y - y0) * dx for x, y in block.corners] for block in (one, other)
-            )
-            shared = min(max(a), max(b)) - max(min(a), min(b))
-            if shared <= TOUCHING * min(max(a) - min(a), max(b) - min(b)):
-                return False
-    return one.map == other.map
+def _recipe(
+    network: NetworkConfig,
+    scenes: Sequence[str],
+    stock: Stock,
+    weights: str,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> Recipe:
+    return Recipe(
+        name="finetune",
+        steps=steps,
+        seed=seed,
+        network=network,
+        data=Data(
+            train=tuple(scenes),
+            patches=(Phase(size=min(PATCH, *(min(size) for size in stock.sizes)), batch=8),),
+        ),
+        optimiser=Optimiser(lr=rate, decay="matrices"),
+        schedule=Schedule(kind="cosine", warmup=steps // 20),
+        step=Step(clip=1.0, ema=0.99, precision="bf16"),
+        checkpoints=Checkpoints(every=50),
+        start=Start(weights=weights),
+    )
 
 
 def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
-    """PSNR in dB of each block by its name, the mean over its pairs, each as JUDGED has it."""
+    """PSNR in dB of each block by its name, the mean over its pairs."""
     return {
         block.name: float(
-            np.mean([JUDGED.measure(predict(network, pair), pair) for pair in block.pairs])
+            np.mean([GAIN_METRIC.measure(predict(network, pair), pair) for pair in block.pairs])
         )
         for block in blocks
     }
@@ -281,7 +208,8 @@ def _unit_psnr(sr: NDArray[np.generic], pair: Pair) -> float:
     return psnr(sr, _unit(pair.hr), peak=1.0, crop=pair.scale)
 
 
-JUDGED = Metric(
+# metric of a gain; not one of METRICS, because the unit is the scene's own range
+GAIN_METRIC = Metric(
     "finetune.psnr",
     "dB",
     True,
@@ -290,43 +218,6 @@ JUDGED = Metric(
     "over groups of bands",
     _unit_psnr,
 )
-"""What a gain is measured by. None of METRICS: the scene's own range is the unit, whatever its
-type.
-"""
-
-
-def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[Block]:
-    grid, scene = raster.grid, raster.facts.name
-    for number, window in enumerate(_windows(grid.height, grid.width, edge)):
-        raw, valid = raster.read(window)
-        raw = raw[list(plan.places)]
-        if not usable(raw, valid, plan.band_nodata).all():
-            continue
-        name = f"{scene}, block {number}"
-        seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*NETWORK_RANGE)
-        pairs = []
-        for group in plan.groups:
-            together = (
-                seen[list(group)]
-                if len(group) == bands
-                else seen[list(group)].repeat(bands, axis=0)
-            )
-            hr = np.ascontiguousarray(np.moveaxis(together, 0, -1))
-            pairs.append(pair_from_hr(f"{name}, bands {group}", hr, plan.scale))
-        placed = replace(grid, transform=grid.transform or Affine.identity())
-        where = str(Path(scene).resolve()) if grid.transform is None else grid.crs
-        yield Block(name, tuple(pairs), placed.cut(window).corners(), where)
-
-
-def _windows(height: int, width: int, edge: int) -> list[Window]:
-    """The blocks that lie wholly inside, row by row; of more than MOST, as many, evenly spread."""
-    windows = [
-        Window(row, col, edge, edge)
-        for row in range(0, height - edge + 1, edge)
-        for col in range(0, width - edge + 1, edge)
-    ]
-    chosen = np.linspace(0, len(windows) - 1, min(MOST, len(windows))).round().astype(int).tolist()
-    return [windows[index] for index in chosen]
 
 
 def _unit(image: NDArray[np.generic]) -> NDArray[np.float64]:

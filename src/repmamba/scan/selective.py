@@ -60,9 +60,13 @@ def scan_map(
 ) -> Tensor:
     """The sum of the selective scans of a map in four directions (`repmamba.scan.directions`).
 
-    p: (batch, C, h, w). projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for
-    each direction R rows of dt, 16 of B, 16 of C. dt_weight: (4, C, R). dt_bias: (4, C). A: (4 C,
-    16), negative. D: (4 C,).
+    p: (batch, C, h, w).
+    projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction R rows
+    of dt, 16 of B, 16 of C.
+    dt_weight: (4, C, R).
+    dt_bias: (4, C).
+    A: (4 C, 16), negative.
+    D: (4 C,).
 
     dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is
     float64. Both maps should be torch.channels_last, which native and triton read without a copy.

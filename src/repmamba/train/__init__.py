@@ -1,6 +1,4 @@
-"""The room of training. Called, as `repmamba.train(...)`, it is the function `train.train`: the two
-share a name.
-"""
+"""The training room. `repmamba.train(...)` calls `train.train`, which has the same name."""
 
 import sys
 from types import ModuleType

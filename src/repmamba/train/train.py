@@ -1,6 +1,4 @@
-"""train: a recipe by name, by file or as tables, laid over with settings, and fitted in a folder.
-For Python.
-"""
+"""`repmamba.train`: train by a recipe given by name, as a file, as tables or as a Recipe."""
 
 import json
 import os
@@ -33,17 +31,35 @@ def train(
     callbacks: Sequence[Callback] = (),
     cache: str | os.PathLike[str] | None = None,
 ) -> FitResult:
-    """Train a network by a recipe in a folder; stopped at any moment, the same call goes on from
-    its last save.
+    """Train a network by a recipe in a folder; an interrupted run goes on when called again.
 
-    recipe: the name of a packaged one, a TOML file, its tables as mappings, or a Recipe.  settings:
-    values laid over
-    it, by dotted keys: {"data.train": ["pairs/train"], "optimiser.lr": 1e-4}.  callbacks: objects
-    of
-    `train.callbacks.Callback`, told of lines of the curve, validations and pictures.  Further: see
-    `loop.fit`.
-    Raises RepmambaError of the kinds Usage (RecipeError), Source, Target, JobChanged,
-    TrainingStopped.
+    Args:
+        recipe: The name of a packaged recipe, a TOML file, its tables as mappings, or a Recipe.
+        folder: Of the run; created if needed.
+        settings: Values that replace the recipe's, by dotted keys: {"data.train": ["pairs/train"],
+            "optimiser.lr": 1e-4}.
+        device: Default: a CUDA GPU if there is one, otherwise the CPU.
+        threads: torch threads of this process.
+        nice: Niceness of this process.
+        workers: Threads that prefetch batches; 0 prepares each when it is needed.
+        log_every: Steps between entries of the curve.
+        minutes: Save and return after this time; a later call goes on.
+        progress: Called with the Progress. Default: log lines.
+        tensorboard: Also write TensorBoard files.
+        callbacks: `repmamba.Callback` objects, called with entries of the curve, validations and
+            pictures.
+        cache: Folder for decoded images, which several runs may share. Default: in the run's folder
+            if data.cache is "disk", otherwise none.
+
+    Returns:
+        The weights, and how far the run is.
+
+    Raises:
+        RecipeError: A wrong key or value, or images that do not fit the recipe.
+        JobChanged: The folder holds a run of another recipe or of other images.
+        TrainingStopped: The loss is not finite or diverges, or a process is missing.
+        SourceError: An image cannot be read.
+        TargetError: The folder cannot be written.
     """
     return fit(
         _recipe(recipe, settings or {}),
@@ -70,8 +86,8 @@ def _recipe(given: Any, settings: Mapping[str, Any]) -> Recipe:
         table = _plain("recipe", given)
     else:
         raise UsageError(
-            f"recipe is a {type(given).__name__}; give the name of a packaged recipe, a TOML file, "
-            "tables or a Recipe."
+            f"recipe is a {type(given).__name__}; it takes the name of a packaged recipe, a TOML "
+            "file, tables or a Recipe."
         )
     for key, value in settings.items():
         set_key(table, key, _plain(key, value))
@@ -79,11 +95,10 @@ def _recipe(given: Any, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value as a recipe's file has it: paths as texts, tuples as lists."""
+    """A value as in a recipe file: paths as text, tuples as lists."""
     try:
         return json.loads(json.dumps(value, default=os.fspath))
     except (TypeError, ValueError) as wrong:
         raise RecipeError(
-            f"{key} is {value!r:.80}; it must be of numbers, texts, True and False, in lists and "
-            "tables."
+            f"{key} is {value!r:.80}; it takes numbers, text, True and False, in lists and tables."
         ) from wrong
