@@ -87,9 +87,9 @@ def split(blocks: Sequence[Block], seed: int) -> tuple[list[Block], list[Block]]
     if len(held_out) < fewest or len(training) < FEWEST - fewest:
         raise UsageError(
             f"The scenes have {len(blocks)} blocks of at least {EDGES[-1]} x {EDGES[-1]} pixels "
-            f"without missing ones: {len(held_out)} for testing, and {len(training)} for training on "
-            f"other ground. At least {fewest} and {FEWEST - fewest} are needed, {FEWEST} in all. "
-            "Give larger scenes, or more scenes of other ground."
+            f"without missing ones: {len(held_out)} for testing, and {len(training)} for training "
+            f"on other ground. At least {fewest} and {FEWEST - fewest} are needed, {FEWEST} in "
+            "all. Give larger scenes, or more scenes of other ground."
         )
     return training, held_out
 

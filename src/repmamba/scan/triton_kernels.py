@@ -27,14 +27,14 @@ them:
 | dt_weight | (groups, channel, RANK) |
 | dt_bias   | (groups, channel); D too |
 | A         | (groups, channel, 16) |
-| states    | (batch, groups, chunks, 16, channel): at the ends of the chunks, then at their starts |
+| states    | (batch, groups, chunks, 16, channel): at the ends, then at the starts of chunks |
 | spans     | (batch, groups, chunks, channel): the sum of dt over a chunk |
 | y, du     | (batch, slabs, length, channel) |
 | kept      | (batch, groups, segments, 16, channel) |
 """
 
-# mypy does not know Triton's language mypy: disable-error-code="no-untyped-def, untyped-decorator,
-# no-untyped-call, assignment"
+# mypy does not know Triton's language
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment"
 
 import triton
 import triton.language as tl
