@@ -84,9 +84,8 @@ class Benchmark:
         gt = "whole images" if self.cut is None else f"{self.cut}x{self.cut} {place}"
         if self.bicubic == "matlab":
             return (
-                f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from "
-                "the "
-                "LR before rounding"
+                f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from the LR "
+                "before rounding"
             )
         return f"GT {gt}; LR by Pillow's bicubic on 8 bit; Bicubic by the same from the 8-bit LR"
 
@@ -153,9 +152,8 @@ def _find_folder(source: Path, part: str | None) -> list[Original]:
     )
     if pairs:  # their LR and Bicubic would be taken for originals, and one picture be three
         raise UsageError(
-            f"{source} holds pairs already: evaluate and train take them as they are. To make "
-            "others of the same "
-            f"images, give {pairs[0]}."
+            f"{source} already holds pairs: evaluate and train take them as they are. To make "
+            f"others of the same images, give {pairs[0]}."
         )
     return originals
 

@@ -51,8 +51,8 @@ class Stage:
         kind = DEGRADATIONS[self.name]
         if not kind.lowest <= self.low <= self.high <= kind.highest:
             raise UsageError(
-                f"The range of {self.name} is {self.low:g} to {self.high:g} {kind.unit}; "
-                f"it must grow and lie in {kind.lowest:g} to {kind.highest:g}."
+                f"The range of {self.name} is {self.low:g} to {self.high:g} {kind.unit}; it must "
+                f"grow and lie in {kind.lowest:g} to {kind.highest:g}."
             )
 
 
@@ -78,8 +78,8 @@ class Chain:
             or hr.shape[1] % self.scale
         ):
             raise ShapeMismatch(
-                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
-                f"give (H, W, C) uint8 with H and W multiples of {self.scale}."
+                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; give (H, "
+                f"W, C) uint8 with H and W multiples of {self.scale}."
             )
         # In the order of the chain, whatever a stage works on: one added at its end changes no
         # strength before it.
@@ -196,8 +196,7 @@ def register_degradation(kind: Degradation) -> Degradation:
     if kind.works_on not in ("hr", "lr") or not kind.lowest <= kind.highest:
         raise UsageError(
             f"The degradation {kind.name} works on {kind.works_on!r:.40}, from {kind.lowest:g} to "
-            f"{kind.highest:g}; it "
-            "must work on 'hr' or 'lr', and its range must grow."
+            f"{kind.highest:g}; it must work on 'hr' or 'lr', and its range must grow."
         )
     DEGRADATIONS[kind.name] = kind
     return kind

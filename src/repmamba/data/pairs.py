@@ -52,8 +52,7 @@ class Pair:
         if scale < 1 or hr[:2] != (scale * lr[0], scale * lr[1]):
             raise ShapeMismatch(
                 f"{self.name}: GT has {hr[0]}x{hr[1]} pixels and LR {lr[0]}x{lr[1]}, no whole "
-                "number of times as many; "
-                f"cut GT to a multiple of the scale before LR is made."
+                "number of times as many; cut GT to a multiple of the scale before LR is made."
             )
         if self.lr.dtype != self.hr.dtype:
             raise ShapeMismatch(
@@ -193,8 +192,7 @@ def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
         found = ", ".join(sorted(child.name for child in folder.iterdir())[:8])
         raise UsageError(
             f"{folder} has {LR_FOLDER} and neither of {' and '.join(HR_NAMES)}, one of which holds "
-            "the large images; "
-            f"found {found}."
+            f"the large images; found {found}."
         )
     classes = sorted(
         child
@@ -301,8 +299,7 @@ def _matched(
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UsageError(
                 f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; pairs share "
-                "a name, to which LR "
-                "may add its scale (0801 and 0801x4)."
+                "a name, to which LR may add its scale (0801 and 0801x4)."
             )
     if not hr:
         raise SourceError(f"{folder} has {hr_folder} and {LR_FOLDER}, and no image in them.")
@@ -338,8 +335,7 @@ def _plainly_named(
         if (rows // told, columns // told) != blank_image(small).shape[:2]:
             raise ShapeMismatch(
                 f"{small} is x{told} by its name, and is not {told} times smaller than "
-                f"{large_image.name}: rename it, "
-                "or make it again."
+                f"{large_image.name}: rename it, or make it again."
             )
     return plain
 

@@ -144,8 +144,8 @@ class SensorChain:
         """
         if hr.dtype != np.uint8 or any(length % self.scale for length in hr.shape[:2]):
             raise ShapeMismatch(
-                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
-                f"give (H, W, C) uint8 with H and W multiples of {self.scale}."
+                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; give (H, "
+                f"W, C) uint8 with H and W multiples of {self.scale}."
             )
         return SENSORS[self.name].degrade(hr, self.scale, generator)
 

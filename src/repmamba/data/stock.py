@@ -249,8 +249,8 @@ class _Index:
         if facts != (self.scale, self.bands, self.dtype):
             raise ShapeMismatch(
                 f"{pair.name} has scale {facts[0]}, {facts[1]} bands and type {facts[2]}; the "
-                "images before it have "
-                f"{self.scale}, {self.bands} and {self.dtype}. A stock holds one kind."
+                f"images before it have {self.scale}, {self.bands} and {self.dtype}. A stock holds "
+                "one kind."
             )
         self.sizes.append(pair.lr.shape[:2])
 
