@@ -18,9 +18,10 @@ from repmamba.data.pairs import pair_from_hr
 from repmamba.errors import OutOfMemory, SourceError, TargetError, UsageError
 from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import Cost, cost_of
+from repmamba.evaluate.excerpts import _window
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import metrics_of
-from repmamba.evaluate.page import _window, page, read_others
+from repmamba.evaluate.page import page, read_others
 from repmamba.evaluate.report import cost_table, number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
@@ -60,7 +61,8 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.words.append(data)
+        if data.strip():
+            self.words.append(data.strip())
 
     def of(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -402,7 +404,7 @@ def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
 
 def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch):
     folder = make_pairs(tmp_path / "pairs", ["1", "2"])
-    monkeypatch.setattr("repmamba.evaluate.page._set", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr("repmamba.evaluate.page._part", lambda *arguments, **options: 1 / 0)
     outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
     arguments = [
         str(folder),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 COUNTED = (
     "multiply-adds of convolutions, linear layers and the scan (66 for each channel, direction and "
-    "pooled pixel); "
-    "normalisations, activations, gates, pooling, interpolation and exponentials are not counted"
+    "pooled pixel); normalisations, activations, gates, pooling, interpolation and exponentials "
+    "are not counted"
 )
 # a channel, direction and pixel: 4 for each state; dt x and the skip
 SCAN_OPERATIONS = 4 * STATE + 2
@@ -213,8 +213,8 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process "
-            "was ended from "
-            "outside or had too little memory; take a smaller cost size, or leave the cost out."
+            "was ended from outside or had too little memory; take a smaller cost size, or leave "
+            "the cost out."
         ) from error
 
 

@@ -68,8 +68,7 @@ class Method:
             )
             raise ShapeMismatch(
                 f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape "
-                f"{pair.hr.shape} is "
-                "expected."
+                f"{pair.hr.shape} is expected."
             )
         return sr
 

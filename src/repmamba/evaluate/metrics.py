@@ -44,7 +44,12 @@ class Metric:
     bands: int | None = None  # how many it is defined for; any number where None
 
     def __repr__(self) -> str:
-        return f"<Metric {self.name}{f' [{self.unit}]' * bool(self.unit)}>"
+        return f"<Metric {self.heading}>"
+
+    @property
+    def heading(self) -> str:
+        """Its name, with the unit if it has one: "esr-rgb.psnr [dB]"."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
 
     @property
     def rule(self) -> str:
@@ -168,8 +173,7 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
         ):
             raise UsageError(
                 f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} "
-                "is defined for "
-                f"{metric.bands} of uint8; take the rule bands."
+                f"is defined for {metric.bands} of uint8; take the rule bands."
             )
         if metric.measure not in values:
             try:
@@ -343,20 +347,19 @@ _PUBLISHED_SSIM = (
 _TTST = "Y of 8-bit images, SR with its fraction cut off; cut to a multiple of 4, no border cut"
 _HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then their mean"
 _ESR_RGB = (
-    "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of "
-    "the "
+    "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of the "
     "channels"
 )
 _ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
 _BANDS = (
-    "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: "
-    "to the span of GT)"
+    "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: to "
+    "the span of GT)"
 )
 _LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, no border cut; 0 if equal"
 _DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, no border cut; 0 if equal"
 _CONSISTENCY = (
-    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with "
-    "it; says nothing of detail"
+    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with it; says "
+    "nothing of detail"
 )
 
 METRICS: dict[str, Metric] = {

@@ -166,8 +166,8 @@ def _convolutions(
     path = Path(torch.hub.get_dir(), "checkpoints", BACKBONES[name])
     if not path.is_file():
         raise MissingExtra(
-            f"{path} is missing, and LPIPS and DISTS need it. torchvision puts it there: "
-            f"python -c \"import torchvision; torchvision.models.{name}(weights='IMAGENET1K_V1')\"."
+            f"{path} is missing, and LPIPS and DISTS need it. torchvision puts it there: python -c "
+            f"\"import torchvision; torchvision.models.{name}(weights='IMAGENET1K_V1')\"."
         )
     numbers = _read(path)
     layers: list[nn.Module] = []
@@ -211,8 +211,7 @@ def _unit(image: NDArray[Any]) -> Tensor:
     if min(image.shape[:2]) < SMALLEST:
         raise ShapeMismatch(
             f"LPIPS and DISTS take images of at least {SMALLEST}x{SMALLEST} pixels, and this one "
-            "has "
-            f"{image.shape[0]}x{image.shape[1]}."
+            f"has {image.shape[0]}x{image.shape[1]}."
         )
     return torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None].copy()) / 255
 

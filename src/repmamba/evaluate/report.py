@@ -106,8 +106,8 @@ def rule_lines(metrics: Sequence[Metric]) -> list[str]:
     """What each metric is, one line each."""
     return [
         f"  {metric.name}: {metric.how}; {'higher' if metric.higher_is_better else 'lower'} is "
-        "better; "
-        f"mean over {'images' if metric.mean == 'images' else 'the means of the class folders'}"
+        "better; mean over "
+        f"{'images' if metric.mean == 'images' else 'the means of the class folders'}"
         for metric in metrics
     ]
 
@@ -242,15 +242,7 @@ def check_target(path: Path) -> None:
 def _means(scores: Scores) -> str:
     lines = []
     for one in scores.sets:
-        rows = [
-            [
-                "method",
-                *(
-                    f"{metric.name}{f' [{metric.unit}]' * bool(metric.unit)}"
-                    for metric in scores.metrics
-                ),
-            ]
-        ]
+        rows = [["method", *(metric.heading for metric in scores.metrics)]]
         for method in scores.methods:
             means = [
                 mean_text(scores.summary(one.name, method.name, metric), metric.unit)

@@ -149,8 +149,7 @@ def _check_methods(methods: Sequence[Method], sets: Sequence[ImageSet]) -> None:
         if not path.parts or path.anchor or ".." in path.parts:
             raise UsageError(
                 f"A method is named {name!r:.60}; give it a name that is neither empty nor "
-                "absolute and has no '..', "
-                "since its results get a folder of that name."
+                "absolute and has no '..', since its results get a folder of that name."
             )
     if len(set(names)) < len(names):
         raise UsageError(

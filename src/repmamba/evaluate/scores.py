@@ -98,8 +98,8 @@ class Scores:
         )
         names, places = (_first([one.name for one in each]) for each in (self.methods, self.sets))
         return (
-            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), "
-            f"by {metrics}"
+            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), by "
+            f"{metrics}"
         )
 
     def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
