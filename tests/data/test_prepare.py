@@ -344,7 +344,7 @@ def test_a_named_chain_makes_lr_and_the_manifest_describes_it(tmp_path, original
 
 def test_an_unknown_chain_and_a_chain_with_further_stages_are_refused():
     with pytest.raises(
-        UsageError, match="no chain 'fog'; choose one of sensor, mild, middle, strong"
+        UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"
     ):
         settings(degrade="fog")
     with pytest.raises(UsageError, match="The chain mild already includes blur, noise and JPEG"):

@@ -1,9 +1,8 @@
-"""The benchmarks of the field: how each unpacks, which part of an image counts, and which bicubic
-makes its LR.
+"""The field's benchmarks: folder layout, the part of an image that counts, and the bicubic for LR.
 
-A benchmark finds its originals in the folders as its authors' archive unpacks them, or as a known
-repackaging does, and says what it expected where it does not know a layout. Cutting and writing is
-prepare.py's; here nothing is decoded.
+A benchmark finds its originals in the folders that its authors' archive, or a known repackaging,
+unpacks to. An unknown layout is an error that states the expected one. Nothing is decoded here;
+pair_files.py crops and writes.
 """
 
 from collections.abc import Callable
@@ -45,37 +44,37 @@ Bicubic = Literal["matlab", "pillow"]
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """An image as the archive holds it."""
+    """An image of the archive."""
 
     name: str  # inside the prepared folder, class folder included, no suffix: "Airport/airport_1"
     path: Path
 
     @property
     def group(self) -> str:
-        """The class folder, empty in a flat set."""
+        """The class folder; "" in a flat set."""
         return self.name.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What is known of one benchmark."""
+    """The layout and the rules of one benchmark."""
 
     name: str  # on the command line
     title: str
-    # source, and a part of it or None for all -> its originals
+    # (source, part or None for all) -> its originals
     find: Callable[[Path, str | None], list[Original]]
     parts: tuple[str, ...]  # the splits that it comes with
-    # rows and columns that an original must have, where all are of one size
+    # rows and columns of every original, if all have the same
     size: tuple[int, int] | None
-    cut: int | None  # edge of the square that is cut out, in pixels; None keeps the whole image
-    corner: tuple[int, int] | None  # first row and column of the cut; None is the centre
+    cut: int | None  # side of the square crop, in pixels; None keeps the whole image
+    corner: tuple[int, int] | None  # first row and column of the crop; None is the centre
     bicubic: Bicubic  # what made LR
-    drawn: tuple[int, int] | None  # images of each class drawn for training and for test
+    drawn: tuple[int, int] | None  # training and test images drawn per class
     terms: str
 
     @property
     def rule(self) -> str:
-        """How GT, LR and Bicubic are made, in a line for the manifest."""
+        """How GT, LR and Bicubic are made, in one line for the manifest."""
         place = (
             "at the centre"
             if self.corner is None
@@ -99,7 +98,7 @@ def _find_nwpu(source: Path, part: str | None) -> list[Original]:
 
 
 def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Original]:
-    """The images of class folders in source, or in the folder that the archive makes inside it."""
+    """The images of the class folders in source, or in the archive's folder inside it."""
     root = source / title if (source / title).is_dir() else source
     missing = [name for name in classes if not (root / name).is_dir()]
     if missing:
@@ -118,7 +117,7 @@ def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Or
 def _find_dota(source: Path, part: str | None) -> list[Original]:
     wanted = DOTA_PARTS if part is None else (part,)
     folders = [source / name / "images" for name in wanted if (source / name / "images").is_dir()]
-    if not folders and part is None:  # one split alone, or its images
+    if not folders and part is None:  # a single split, or its images
         folders = [source / "images"] if (source / "images").is_dir() else [source]
     originals = _flat(folders)
     if not originals:
@@ -150,7 +149,7 @@ def _find_folder(source: Path, part: str | None) -> list[Original]:
     pairs = sorted(
         {source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found}
     )
-    if pairs:  # their LR and Bicubic would be taken for originals, and one picture be three
+    if pairs:  # otherwise LR and Bicubic would become originals too
         raise UsageError(
             f"{source} already holds pairs: evaluate and train take them as they are. To make "
             f"others of the same images, give {pairs[0]}."
@@ -247,11 +246,19 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find_originals(benchmark: Benchmark, source: Path, part: str | None = None) -> list[Original]:
-    """The originals of a benchmark below source, sorted by name.
+    """Find the originals of a benchmark.
 
-    part: one of the benchmark's own splits; None takes all that are there. Raises SourceError where
-    the layout is not known, UsageError for a part that the benchmark does not have and for two
-    files that would have one name.
+    Args:
+        benchmark: One of BENCHMARKS.
+        source: The unpacked archive.
+        part: One of the benchmark's own splits; None takes all that are there.
+
+    Returns:
+        The originals, sorted by name.
+
+    Raises:
+        SourceError: The layout is not known.
+        UsageError: The benchmark does not have this split, or two files would get the same name.
     """
     if part is not None and part not in benchmark.parts:
         has = f"has {', '.join(benchmark.parts)}" if benchmark.parts else "comes without splits"

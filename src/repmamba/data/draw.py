@@ -52,7 +52,7 @@ class Settings:
             )
         if self.degrade is not None and self.degrade not in SENSORS:
             raise UsageError(
-                f"There is no chain {self.degrade!r}; choose one of {', '.join(SENSORS)}."
+                f"There is no chain {self.degrade!r}; choose among {', '.join(SENSORS)}."
             )
         if self.degrade is not None and self.stages:
             raise UsageError(

@@ -123,8 +123,7 @@ def _checked(
         ):
             raise UsageError(
                 f"size is {size!r:.60}; give height and width, whole numbers from 1 to {LARGEST}, "
-                "or "
-                "leave it out for inputs of any size."
+                "or leave it out for inputs of any size."
             )
         size = lengths
     if ending == ".pt2" and size is not None and min(size) < program_file.LEAST:

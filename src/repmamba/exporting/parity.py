@@ -137,11 +137,9 @@ def check(found: Sequence[Difference], precision: str) -> None:
     if not worst.largest <= limit:
         raise ExportError(
             f"{worst.runtime} {worst.version} gives results that are {worst.largest:.2g} away from "
-            "the "
-            f"network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most "
-            f"{limit:.2g} is "
-            "allowed, and nothing was written. Report these weights, or another version of that "
-            "runtime may do."
+            f"the network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most "
+            f"{limit:.2g} is allowed, and nothing was written. Report these weights, or another "
+            "version of that runtime may do."
         )
 
 

@@ -75,7 +75,6 @@ def size_for(program: Program, size: tuple[int, int] | None) -> tuple[int, int] 
     if height != width:
         raise UsageError(
             f"{program.name} takes square inputs, and {width}x{height} was asked for: give one "
-            "length "
-            f"twice, such as {program.edge}x{program.edge}."
+            f"length twice, such as {program.edge}x{program.edge}."
         )
     return size

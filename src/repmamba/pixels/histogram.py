@@ -86,8 +86,7 @@ def warn_of_fills(name: str, said: str, *, stacklevel: int) -> None:
     if said:
         warnings.warn(
             f"{name} may have nodata that is not declared: {said}. It is enlarged as data; if "
-            "those "
-            "pixels are missing, say so with --nodata NUMBER (Python: nodata=NUMBER).",
+            "those pixels are missing, say so with --nodata NUMBER (Python: nodata=NUMBER).",
             UndeclaredNodata,
             stacklevel=stacklevel + 1,
         )

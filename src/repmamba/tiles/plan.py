@@ -92,8 +92,8 @@ def plan_tiles(
     if asked.is_empty or not scene.contains(asked):
         raise UsageError(
             f"The window of {asked.width} x {asked.height} pixels at column {asked.col}, row "
-            f"{asked.row} does not lie "
-            f"inside the scene of {width} x {height}: choose one that does."
+            f"{asked.row} does not lie inside the scene of {width} x {height}: choose one that "
+            "does."
         )
     output = asked.scaled(scale)
     tiles = []
