@@ -35,7 +35,7 @@ def test_the_plugin_finds_the_kind_of_network_and_its_tiles(written):
     assert [float(each) for each in json.loads(metadata["standardization_std"])] == [1, 1, 1]
 
 
-def test_the_bytes_that_the_plugin_writes_are_the_rounded_results(written, small_weights):
+def test_the_plugin_writes_the_rounded_results(written, small_weights):
     tile = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), np.uint8)
     tile[:, :12] = 255 * (tile[:, :12] > 127)  # results beyond black and white
     seen = np.transpose(np.float32(tile * 1.0 / 255.0), (0, 3, 1, 2))
@@ -52,7 +52,7 @@ def test_the_bytes_that_the_plugin_writes_are_the_rounded_results(written, small
     assert (pasted == expected).mean() > 0.999
 
 
-def test_without_a_size_tiles_are_of_256(small_weights):
+def test_the_default_tile_size_is_256(small_weights):
     from repmamba.exporting.programs import DEEPNESS, size_for
 
     assert size_for(DEEPNESS, None) == (256, 256)

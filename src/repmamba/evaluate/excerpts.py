@@ -18,7 +18,7 @@ from repmamba.evaluate.scores import ImageSet, Scores
 EDGE = 96  # hr pixels
 SHOWN = 2  # images at either end of the order
 ENDS_OF_GAINS, ENDS_OF_VALUES = ("Largest", "Smallest"), ("Best", "Worst")
-# magma's: 0 is dark
+# of magma; 0 is dark
 ERROR_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
 
 Picture = NDArray[np.uint8]  # (h, w, 3)

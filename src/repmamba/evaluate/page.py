@@ -224,7 +224,9 @@ def _scatter(scores: Scores, one: ImageSet, metric: Metric) -> tuple[str, str]:
     if not points:
         return "", ""
     drawn = charts.drawn_of(len(points))
-    marks = "one mark an image" if drawn == 1 else f"one image in {drawn} of {len(points):,} marked"
+    marks = (
+        "one mark per image" if drawn == 1 else f"one in {drawn} of {len(points):,} images marked"
+    )
     return charts.scatter(points, *(f"{name}, {metric.heading}" for name in (last, first))), marks
 
 
