@@ -1,4 +1,4 @@
-"""Which patches a step sees, and how they are laid."""
+"""Which patches a step uses, and how they are augmented."""
 
 import numpy as np
 import pytest

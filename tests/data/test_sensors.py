@@ -1,6 +1,4 @@
-"""The chains of real sensors: each fault against a plain form of it, and what holds of every
-chain.
-"""
+"""The sensor chains: each fault against a simple form of it, and properties of every chain."""
 
 import io
 from dataclasses import replace

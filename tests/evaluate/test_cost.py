@@ -54,9 +54,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_count_matches_torchs_counter(monkeypatch, options):
-    """Against torch's counter of convolutions and matrix products; the scan, which it does not
-    know, left out.
-    """
+    """Against torch's count of convolutions and matrix products, which lacks the scan."""
     config = NetworkConfig(**({"depths": (1,)} | options))
     network = RepMamba(config).eval()
     monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others, **options: p)

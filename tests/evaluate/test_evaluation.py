@@ -1,4 +1,4 @@
-"""The whole of an evaluation in one call, as the front door and the command line make it."""
+"""A whole evaluation in one call, as from Python and from the command line."""
 
 import json
 import shutil

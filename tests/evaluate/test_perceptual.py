@@ -1,4 +1,4 @@
-"""LPIPS and DISTS: the numbers of the authors' own packages, on networks of random numbers."""
+"""LPIPS and DISTS against the authors' packages, on networks with random weights."""
 
 import numpy as np
 import pytest
@@ -47,9 +47,7 @@ def heads(package, ending):
 
 @pytest.fixture
 def numbers(tmp_path, monkeypatch):
-    """Networks with random weights in torch's cache, and heads with known ones in the packages'
-    place.
-    """
+    """Random networks in torch's cache, and known heads in place of the packages'."""
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What is said of values together: means, differences, intervals."""
+"""Means, differences and their intervals."""
 
 import math
 

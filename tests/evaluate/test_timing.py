@@ -1,4 +1,4 @@
-"""Timings: what they say of a network, from Python; how fast anything is, benchmarks say."""
+"""Timings of a network from Python; benchmarks test the speed."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Exports that tests share: writing one takes seconds, since it is run in every runtime there
-is.
-"""
+"""Exports shared by tests: writing one takes seconds, as every runtime runs it."""
 
 from collections.abc import Callable
 from pathlib import Path

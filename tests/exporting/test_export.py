@@ -1,4 +1,4 @@
-"""What export writes: measured, sealed, said of itself, and refused where it is not the network."""
+"""Exports: measured, sealed, self-describing, and refused if they differ from the network."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The graph of every kind of network gives what the network gives."""
+"""The graph of every kind of network gives the results of the network."""
 
 import pytest
 import torch

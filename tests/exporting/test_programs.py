@@ -1,8 +1,7 @@
-"""Deepness, the plugin of QGIS: what it reads of a file, and what becomes of the file's results in
-it.
+"""Deepness, a QGIS plugin: what it reads from a file, and how it uses the results.
 
-Read as src/deepness/processing/models of PUTvision/qgis-plugin-deepness reads it: by a session of
-ONNX Runtime, its shapes and its metadata.
+The file is read as by src/deepness/processing/models of PUTvision/qgis-plugin-deepness: an ONNX
+Runtime session, its shapes and its metadata.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""The scan as nodes against its definition, also where a factored form would overflow or lose
-digits.
-"""
+"""The scan's nodes against its definition, also where a factored form would overflow."""
 
 import numpy as np
 import pytest

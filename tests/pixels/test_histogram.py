@@ -1,4 +1,4 @@
-"""ValueHistogram: percentiles need one pass, and numbers that fill a scene drag no range."""
+"""ValueHistogram: percentiles in one pass, and fills do not widen the range."""
 
 import numpy as np
 import pytest
@@ -61,21 +61,21 @@ def range_of(values):
 def test_if_nearly_all_values_are_equal_the_range_is_that_of_the_others(size, usual, count):
     values = np.full(10_000, usual * size)
     values[:count] = size * np.linspace(2, 5, count)
-    low, high, spikes = range_of(values)
+    low, high, outliers = range_of(values)
     assert low == pytest.approx(usual * size, rel=1e-3)
     assert 2 * size * 0.999 <= high <= 5 * size
-    assert spikes == 0
+    assert outliers == 0
 
 
-@pytest.mark.parametrize("spike", [-3.4028235e38, 1e20, -9999.0])
+@pytest.mark.parametrize("outlier", [-3.4028235e38, 1e20, -9999.0])
 @pytest.mark.parametrize("count", [1, FEW, 40])
 @pytest.mark.parametrize("others", [0, 20])
-def test_single_outliers_and_undeclared_nodata_do_not_affect_the_range(spike, count, others):
+def test_single_outliers_and_undeclared_nodata_do_not_affect_the_range(outlier, count, others):
     values = np.full(10_000, 0.25)
     values[1000 : 1000 + others] = np.linspace(0.5, 1, others)
-    values[:count] = spike
-    low, high, spikes = range_of(values)
-    assert (low, spikes) == (0.25, count)
+    values[:count] = outlier
+    low, high, outliers = range_of(values)
+    assert (low, outliers) == (0.25, count)
     assert high <= 1.25
 
 
@@ -90,8 +90,8 @@ def test_a_tail_of_values_is_not_an_outlier_while_the_others_keep_their_contrast
     values = random.normal(0.2, 0.02, 9216)
     assert range_of(sign * values)[1] == pytest.approx(0.25 if sign == 1 else -0.15, abs=0.02)
     values[:25] = random.uniform(20, 80, 25)
-    low, high, spikes = range_of(sign * values)
-    assert spikes == 0
+    low, high, outliers = range_of(sign * values)
+    assert outliers == 0
     assert high - low < 2.5  # eighty, by forty
     values[:FEW] = 1e4
     assert range_of(sign * values)[2] == FEW
@@ -102,9 +102,9 @@ def test_a_tail_of_values_is_not_an_outlier_while_the_others_keep_their_contrast
 def test_a_single_far_number_in_many_pixels_does_not_widen_the_range():
     values = np.random.default_rng(0).normal(100, 3, 10_000)
     values[:40] = -9999
-    low, high, spikes = range_of(values)
+    low, high, outliers = range_of(values)
     assert 90 < low < high < 110
-    assert spikes == 40
+    assert outliers == 40
 
 
 def test_without_values_there_is_no_range():

@@ -1,4 +1,4 @@
-"""Missing pixels: they are filled smoothly, have no influence, and come back in their place."""
+"""Missing pixels are filled smoothly, have no influence, and stay missing."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Noise and the blocks of JPEG, against noise and JPEG of known strength."""
+"""Estimates of noise and JPEG, against noise and JPEG of known strength."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Radiometry: the map is reversible, results are clipped to the type only."""
+"""The radiometric map is reversible, and results are clipped only to the type."""
 
 import numpy as np
 import pytest

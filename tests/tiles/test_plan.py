@@ -1,4 +1,4 @@
-"""The tile plan: integer geometry that must hold for every size."""
+"""Tile plans: integer geometry that must hold for every size."""
 
 import numpy as np
 import pytest
@@ -77,9 +77,7 @@ def test_a_window_reads_only_tiles_of_the_whole_plan(scene, tile, halo, scale):
 
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
 def test_a_window_has_the_same_pixels_as_the_whole(scene, tile, halo, scale):
-    """Each tile's result is stood for by numbers that no other tile's result has, so a wrong cut
-    cannot hide.
-    """
+    """Each tile's result has unique numbers, so a wrong cut is detected."""
     height, width, window = scene
     whole = np.empty((scale * height, scale * width), np.int64)
     part = np.empty((scale * window.height, scale * window.width), np.int64)

@@ -1,4 +1,4 @@
-"""Window: what its operations promise."""
+"""Properties of Window's operations."""
 
 import numpy as np
 from hypothesis import given

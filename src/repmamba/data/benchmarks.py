@@ -63,14 +63,13 @@ class Benchmark:
     title: str
     # (source, part or None for all) -> its originals
     find: Callable[[Path, str | None], list[Original]]
-    parts: tuple[str, ...]  # the splits that it comes with
-    # rows and columns of every original, if all have the same
-    size: tuple[int, int] | None
-    cut: int | None  # side of the square crop, in pixels; None keeps the whole image
-    corner: tuple[int, int] | None  # first row and column of the crop; None is the centre
-    bicubic: Bicubic  # what made LR
-    drawn: tuple[int, int] | None  # training and test images drawn per class
     terms: str
+    bicubic: Bicubic  # what made LR
+    parts: tuple[str, ...] = ()  # the splits that it comes with
+    size: tuple[int, int] | None = None  # rows and columns of every original, if all are the same
+    cut: int | None = None  # side of the square crop, in pixels; None keeps the whole image
+    corner: tuple[int, int] | None = None  # first row and column of the crop; None is the centre
+    drawn: tuple[int, int] | None = None  # training and test images drawn per class
 
     @property
     def rule(self) -> str:
@@ -182,65 +181,42 @@ BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark(
-            name="aid",
-            title="AID",
-            find=_find_aid,
-            parts=(),
+            "aid",
+            "AID",
+            _find_aid,
+            "Google Earth imagery, research use only",
+            "matlab",
             size=(600, 600),
             cut=512,
             corner=(43, 43),
-            bicubic="matlab",
             drawn=(100, 30),
-            terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="dota",
-            title="DOTA",
-            find=_find_dota,
+            "dota",
+            "DOTA",
+            _find_dota,
+            "academic purposes only; Google Earth's terms for its imagery",
+            "pillow",
             parts=DOTA_PARTS,
-            size=None,
             cut=512,
-            corner=None,
-            bicubic="pillow",
-            drawn=None,
-            terms="academic purposes only; Google Earth's terms for its imagery",
         ),
         Benchmark(
-            name="dior",
-            title="DIOR",
-            find=_find_dior,
+            "dior",
+            "DIOR",
+            _find_dior,
+            "Google Earth imagery, research use only",
+            "pillow",
             parts=tuple(DIOR_PARTS),
-            size=None,
             cut=512,
-            corner=None,
-            bicubic="pillow",
-            drawn=None,
-            terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="nwpu",
-            title="NWPU-RESISC45",
-            find=_find_nwpu,
-            parts=(),
-            size=None,
-            cut=None,
-            corner=None,
-            bicubic="matlab",
-            drawn=None,
-            terms="Google Earth imagery, research use only",
+            "nwpu",
+            "NWPU-RESISC45",
+            _find_nwpu,
+            "Google Earth imagery, research use only",
+            "matlab",
         ),
-        Benchmark(
-            name="folder",
-            title="a folder of images",
-            find=_find_folder,
-            parts=(),
-            size=None,
-            cut=None,
-            corner=None,
-            bicubic="matlab",
-            drawn=None,
-            terms="those of the images",
-        ),
+        Benchmark("folder", "a folder of images", _find_folder, "those of the images", "matlab"),
     )
 }
 

@@ -196,34 +196,36 @@ def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
     if (hr_folder := _inside(folder, HR_NAMES)) is not None:
         return _matched(folder, _by_name(hr_folder), _small_by_name(folder), scale, hr_folder.name)
     if _inside(folder, (LR_FOLDER,)) is not None:
-        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8])
         raise UsageError(
             f"{folder} has {LR_FOLDER} but none of {' or '.join(HR_NAMES)}, which holds the large "
-            f"images; found {found}."
+            f"images; found {_contents(folder)}."
         )
-    classes = sorted(
-        child
-        for child in folder.iterdir()
-        if child.is_dir() and _inside(child, HR_NAMES) is not None
-    )
+    classes = {
+        child: hr_folder
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and (hr_folder := _inside(child, HR_NAMES)) is not None
+    }
     _refuse_splits(folder, [child.name for child in classes])
-    if classes:
-        large = {child.name: _inside(child, HR_NAMES) or child for child in classes}
-        return _matched(
-            folder,
-            {
-                f"{name}/{one}": path
-                for name, place in large.items()
-                for one, path in _by_name(place).items()
-            },
-            {
-                f"{child.name}/{name}": path
-                for child in classes
-                for name, path in _small_by_name(child).items()
-            },
-            scale,
-            next(iter(large.values())).name,
-        )
+    return _class_pairs(folder, classes, scale) if classes else _large_images(folder)
+
+
+def _class_pairs(folder: Path, classes: Mapping[Path, Path], scale: int | None) -> list[PairFiles]:
+    """The pairs of class folders; classes: class folder -> its folder of large images."""
+    hr = {
+        f"{child.name}/{name}": path
+        for child, hr_folder in classes.items()
+        for name, path in _by_name(hr_folder).items()
+    }
+    lr = {
+        f"{child.name}/{name}": path
+        for child in classes
+        for name, path in _small_by_name(child).items()
+    }
+    return _matched(folder, hr, lr, scale, next(iter(classes.values())).name)
+
+
+def _large_images(folder: Path) -> list[PairFiles]:
+    """Large images without small ones, flat or in class folders."""
     images = _by_name(folder)
     _refuse_splits(folder, [name.partition("/")[0] for name in images if "/" in name])
     further = sorted(
@@ -235,12 +237,15 @@ def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
             "folder."
         )
     if not images:
-        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
         raise SourceError(
             f"{folder} holds no images; expected GT and LR, flat or by class, or images; found "
-            f"{found}."
+            f"{_contents(folder) or 'nothing'}."
         )
     return [PairFiles(name, hr, None) for name, hr in sorted(images.items())]
+
+
+def _contents(folder: Path) -> str:
+    return ", ".join(sorted(child.name for child in folder.iterdir())[:8])
 
 
 def _inside(folder: Path, names: Sequence[str]) -> Path | None:
@@ -322,21 +327,21 @@ def _without_scales(
     plain: dict[str, Path] = {}
     scales: dict[int, Path] = {}  # scale in a name -> an image with it
     for name, path in lr.items():
-        large, told = _scaled_name(name, hr)
-        if told is None:
+        large, named = _scaled_name(name, hr)
+        if named is None:
             plain[large] = path
-        elif scale in (None, told):
-            scales.setdefault(told, path)
+        elif scale in (None, named):
+            scales.setdefault(named, path)
             plain[large] = path
     if len(scales) > 1:
         some = " and ".join(path.name for path in scales.values())
         raise UsageError(f"{folder} has LR of several scales ({some}): give the scale, 2, 3 or 4.")
-    for told, small in scales.items():
+    for named, small in scales.items():
         large_image = next(hr[name] for name, path in plain.items() if path == small)
         rows, columns = blank_image(large_image).shape[:2]
-        if (rows // told, columns // told) != blank_image(small).shape[:2]:
+        if (rows // named, columns // named) != blank_image(small).shape[:2]:
             raise ShapeMismatch(
-                f"{small} is x{told} by its name, but is not {told} times smaller than "
+                f"{small} is x{named} by its name, but is not {named} times smaller than "
                 f"{large_image.name}: rename it or make it again."
             )
     return plain

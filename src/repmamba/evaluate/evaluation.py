@@ -5,7 +5,7 @@ This is what `repmamba evaluate` and `repmamba.evaluate_folders` run.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -135,55 +135,55 @@ def evaluate_folders(
         OutOfMemory: Memory does not suffice.
         TargetError: Results cannot be saved.
     """
-    several_of = {
+    given = {
         "folders": folders,
         "weights": weights,
         "sr": sr,
         "methods": methods,
         "rules": rules,
-    }
-    one_of: dict[str, Any] = {
+        "ensemble": ensemble,
         "scale": scale,
         "tile": tile,
+        "peak": peak,
+        "value_range": value_range,
         "save": save,
+        "cost": cost,
         "cost_size": cost_size,
         "progress": progress,
     }
-    one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
-    asked = checked(several_of | one_of, KINDS)
+    asked = checked(given, KINDS)
     if save is not None:
         check_local(save)
+    _check_numbers(asked)
     value_range, peak = asked.get("value_range"), asked.get("peak")
-    if value_range is not None:
-        low, high = value_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UsageError(
-                f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower "
-                "first."
-            )
-        peak = high - low if peak is None else peak
-    scale, tile, cost_size = (
-        asked.get("scale"),
-        asked.get("tile"),
-        asked.get("cost_size", COST_SIZE),
-    )
-    if scale not in (None, 2, 3, 4):
-        raise UsageError(f"The scale is {scale}; it must be 2, 3 or 4.")
-    if cost_size < 1:
-        raise UsageError(f"The cost size is {cost_size} pixels; give 1 or more.")
+    if value_range is not None and peak is None:
+        peak = value_range[1] - value_range[0]
     named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
-    cut: dict[str, Any] = {"tile": tile, "value_range": value_range}
+    cut: dict[str, Any] = {"tile": asked.get("tile"), "value_range": value_range}
     chosen = _chosen(
         *named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision
     )
-    shared = scale or next((method.scale for method in chosen if method.scale), None)
+    shared = asked.get("scale") or next((one.scale for one in chosen if one.scale), None)
     sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
     if not sets:
         raise UsageError("There is no folder to evaluate; name at least one.")
     measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets), peak)
-    costs = _costs(chosen, cost_size, backend, measure=cost)
+    costs = _costs(chosen, asked.get("cost_size", COST_SIZE), backend, measure=cost)
     scores = run.evaluate(sets, chosen, measures, save=asked.get("save"), progress=progress)
     return Evaluation(scores, costs)
+
+
+def _check_numbers(asked: Mapping[str, Any]) -> None:
+    low, high = asked.get("value_range", (0, 1))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(
+            f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first."
+        )
+    scale, cost_size = asked.get("scale"), asked.get("cost_size", COST_SIZE)
+    if scale not in (None, 2, 3, 4):
+        raise UsageError(f"The scale is {scale}; it must be 2, 3 or 4.")
+    if cost_size < 1:
+        raise UsageError(f"The cost size is {cost_size} pixels; give 1 or more.")
 
 
 def _chosen(

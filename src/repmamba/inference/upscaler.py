@@ -42,7 +42,7 @@ from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
 from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, filled, repeated, usable
-from repmamba.pixels.radiometry import SPIKE, Radiometry
+from repmamba.pixels.radiometry import OUTLIER, Radiometry
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 from repmamba.tiles.window import Window
@@ -253,7 +253,7 @@ class Upscaler:
         not known.
         """
         whole = radiometry.to_unit(raw)
-        spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
+        spike = known & ((whole < OUTLIER[0]) | (whole > OUTLIER[1]))
         # A spike is cut off before anything is made of it, and what was cut off put back where it
         # was.
         unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)

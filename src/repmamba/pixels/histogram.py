@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.errors import UndeclaredNodata
-from repmamba.pixels.radiometry import SPIKE, type_range
+from repmamba.pixels.radiometry import OUTLIER, type_range
 
 # of the valid values, so that a few clouds, glints or dead pixels do not set the contrast
 ROBUST_PERCENT = (0.5, 99.5)
 FEW = 3  # values that do not affect the range, wherever they are
 # in a range this many times wider, a scene's contrast would be as small as a network's error
-DROWNING = 100.0
+WIDEST = 100.0
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
 
-FILLING = 0.001  # smallest share of a fill
-AT_AN_END = 3  # largest number of fills below all other values, and above them
+FILL_SHARE = 0.001  # smallest share of a fill
+MOST_FILLS = 3  # largest number of fills below all other values, and above them
 MANY = 5  # fewest other values; with fewer, fills may be levels of a scale
-DRAGGING = 1.0  # distance in widths of the others' range from which a fill is left out of it
+WIDENING = 1.0  # distance in widths of the others' range from which a fill is left out of it
 APART = 0.5  # the same, from which a number is a fill
 # the same for an integer 0, and the fewest integers between
 ZERO_APART, ZERO_STEPS = 0.03, 3
@@ -50,14 +50,14 @@ class Fill:
         return max(self.low - self.number, self.number - self.high)
 
     @property
-    def drags(self) -> bool:
+    def widens(self) -> bool:
         """Whether including it would leave the others only a small part of the range."""
-        return self.distance > DRAGGING * (self.high - self.low)
+        return self.distance > WIDENING * (self.high - self.low)
 
-    def drags_with_it(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def beyond(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """It, and values as far on its side: pixels resampled at its edge are a mean of both."""
         beyond = self.low - values if self.number < self.low else values - self.high
-        return beyond > DRAGGING * (self.high - self.low)
+        return beyond > WIDENING * (self.high - self.low)
 
     def describe(self, dtype: str) -> str:
         """The number in its type, its share, and its distance from the others."""
@@ -75,12 +75,12 @@ def describe_fills(histograms: Iterable[ValueHistogram], dtype: str) -> str:
     return "; ".join(fill.describe(dtype) for fill in largest.values())
 
 
-def warn_of_fills(name: str, said: str, *, stacklevel: int) -> None:
+def warn_of_fills(name: str, described: str, *, stacklevel: int) -> None:
     """Warn of the described fills, if any, in what has this name."""
-    if said:
+    if described:
         warnings.warn(
-            f"{name} may have undeclared nodata: {said}. It is enlarged as data; if these pixels "
-            "are missing, use --nodata NUMBER (Python: nodata=NUMBER).",
+            f"{name} may have undeclared nodata: {described}. It is enlarged as data; if these "
+            "pixels are missing, use --nodata NUMBER (Python: nodata=NUMBER).",
             UndeclaredNodata,
             stacklevel=stacklevel + 1,
         )
@@ -147,10 +147,10 @@ class ValueHistogram:
     ) -> list[Fill]:
         numbers = self._numbers[np.flatnonzero(self.counts)]
         total = counts.sum()
-        heavy = np.flatnonzero((counts > FEW) & (counts >= FILLING * total))
+        heavy = np.flatnonzero((counts > FEW) & (counts >= FILL_SHARE * total))
         # As many as possible, as one of two fills would hide that the other is far from the rest.
         numbers_of = (
-            (below, above) for below in range(AT_AN_END + 1) for above in range(AT_AN_END + 1)
+            (below, above) for below in range(MOST_FILLS + 1) for above in range(MOST_FILLS + 1)
         )
         for below, above in sorted(numbers_of, key=sum, reverse=True):
             if not 0 < below + above <= len(heavy):
@@ -177,14 +177,14 @@ class ValueHistogram:
         """The values and their counts, without fills that widen the range, and their edges."""
         values, counts = self._values()
         for fill in self._fills(values, counts):
-            if fill.drags:
-                counts[fill.drags_with_it(values)] = 0
+            if fill.widens:
+                counts[fill.beyond(values)] = 0
         return values, counts
 
     def outliers(self, low: float, high: float) -> int:
         """The number of values that are outliers in a scene of this range."""
         values, counts = self._values()
-        return int(counts[_widths_beyond(values, low, high) > -SPIKE[0]].sum())
+        return int(counts[_widths_beyond(values, low, high) > -OUTLIER[0]].sum())
 
     def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The values that occur, ascending, and their counts; of each bin the nearest to 0."""
@@ -220,7 +220,7 @@ def _at_rank(values: NDArray[np.float64], counts: NDArray[np.int64], rank: float
     return float(values[np.searchsorted(np.cumsum(counts), rank)])
 
 
-def _telling(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _counts_of(counts: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Counts of the chosen values, without the commonest if more than FEW have it; else 0."""
     counts = np.where(chosen, counts, 0)
     commonest = counts.argmax()
@@ -234,7 +234,7 @@ def _of_sparse(
 ) -> tuple[float, float]:
     """The range of a scene with nearly all values equal: that value, and a share of the others."""
     distances = np.abs(values - usual)
-    others = _telling(counts, distances > 0)
+    others = _counts_of(counts, distances > 0)
     total = int(others.sum())
     if total > FEW:
         order = np.argsort(distances)
@@ -255,9 +255,9 @@ def _widths_beyond(values: NDArray[np.float64], low: float, high: float) -> NDAr
 def _with_tail(
     values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float
 ) -> tuple[float, float]:
-    """The range, widened if more than FEW values would be outliers; at most DROWNING times."""
+    """The range, widened if more than FEW values would be outliers; at most WIDEST times."""
     beyond = _widths_beyond(values, low, high)
-    tail = _telling(counts, (beyond > -SPIKE[0]) & (beyond < -SPIKE[0] * DROWNING))
+    tail = _counts_of(counts, (beyond > -OUTLIER[0]) & (beyond < -OUTLIER[0] * WIDEST))
     total = int(tail.sum())
     if total <= FEW:
         return low, high
@@ -265,5 +265,5 @@ def _with_tail(
     # FEW are left out if they are far from the rest
     reach = 2 * _at_rank(beyond[order], tail[order], total - FEW)
     reach = float(beyond[(tail > 0) & (beyond <= reach)].max())
-    wider = reach / -SPIKE[0] * (1 + 2.0**-10)  # by how much a value may exceed its bin
+    wider = reach / -OUTLIER[0] * (1 + 2.0**-10)  # by how much a value may exceed its bin
     return low, low + (high - low) * wider

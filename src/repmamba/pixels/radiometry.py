@@ -20,9 +20,9 @@ from repmamba.errors import UsageError
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 # In unit. Beyond it are dead pixels and undeclared nodata, which their surroundings need not fit.
 # Real data reaches 33 in the reference rasters, in a tail of bright pixels that stays consistent.
-SPIKE = (-40.0, 41.0)
+OUTLIER = (-40.0, 41.0)
 # relative to nodata: GDAL takes floats, float64 too, that are nearer to it for missing
-MISTAKEN = 4.5 * 2.0**-23
+NODATA_TOLERANCE = 4.5 * 2.0**-23
 LARGEST = 2.0**125  # of unit: the sum of four is still finite in float32
 
 
@@ -121,7 +121,7 @@ def is_nodata(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
         here = result.dtype.type(nodata)
         if not np.isfinite(here):  # such as a double beyond float32
             return np.asarray(result == here)
-        return np.asarray(np.abs(result - here) <= MISTAKEN * np.abs(here))
+        return np.asarray(np.abs(result - here) <= NODATA_TOLERANCE * np.abs(here))
 
 
 def _beside(
