@@ -186,7 +186,7 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
         ),
         (
             lambda: repmamba.register_degradation(Degradation("x", "", 1, 0, "lr", None)),
-            "its range must grow",
+            "its range must ascend",
         ),
         (
             lambda: repmamba.register_degradation(Degradation("x", "", 0, 1, "sr", None)),
