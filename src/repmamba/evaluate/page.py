@@ -17,7 +17,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -148,9 +147,8 @@ def _templates() -> jinja2.Environment:
     return templates
 
 
-def _text(name: str) -> Markup:
-    """A file of the package, not to be escaped."""
-    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+def _text(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _mean_cells(scores: Scores, one: ImageSet) -> list[tuple[Method, list[tuple[str, bool]]]]:
