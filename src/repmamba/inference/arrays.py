@@ -29,7 +29,7 @@ from repmamba.inference.pillow import (
     planes_of_picture,
 )
 from repmamba.inference.planes import Part, PlaneOptions
-from repmamba.pixels.nodata import enlarged
+from repmamba.pixels.nodata import repeated
 from repmamba.tiles.window import Window
 
 MOST_BANDS = 16  # of an array whose first axis may be its bands by mistake
@@ -95,7 +95,7 @@ def _upscale_numpy(
         masked = np.ma.getmaskarray(planes)
         result: NDArray[Any] = np.ma.array(
             upscale(planes.data, masked=masked),
-            mask=enlarged(masked, scale),
+            mask=repeated(masked, scale),
             fill_value=planes.fill_value,
         )
     else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from repmamba.errors import OutsideTraining, UsageError
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.workers import map_tiles
-from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
+from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.tiles.plan import Tile, plan_tiles
@@ -159,7 +159,7 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", said_of_fills(histograms, planes.dtype.name), stacklevel=4)
+    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name), stacklevel=4)
     return replace(usual, low=tuple(low), high=tuple(high))
 
 

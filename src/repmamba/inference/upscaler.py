@@ -27,8 +27,8 @@ from repmamba.inference.options import OF_ARRAYS, check_cut, checked
 from repmamba.inference.planes import NETWORK_RANGE, PlaneOptions, ValueRange, upscale_planes
 from repmamba.inference.runners import Runner
 from repmamba.inference.workers import choose_workers
-from repmamba.pixels.nodata import enlarged, filled
-from repmamba.pixels.radiometry import SPIKE, Radiometry
+from repmamba.pixels.nodata import filled, repeated
+from repmamba.pixels.radiometry import OUTLIER, Radiometry
 from repmamba.tiles.plan import HALO, TILE
 from repmamba.tiles.window import Window
 
@@ -218,7 +218,7 @@ class Upscaler:
             band is missing.
         """
         whole = radiometry.to_unit(raw)
-        outlier = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
+        outlier = known & ((whole < OUTLIER[0]) | (whole > OUTLIER[1]))
         # An outlier is clipped before anything is computed; the clipped part is added again below.
         unit = filled(np.where(outlier, whole.clip(*NETWORK_RANGE), whole), known)
         if calibration is None:
@@ -245,7 +245,7 @@ class Upscaler:
 
     def _kept(self, pixels: NDArray[Any], keep: Window) -> NDArray[Any]:
         """Each pixel of (..., h, w) scale x scale times, in a window of the result."""
-        return enlarged(pixels, self.scale)[..., *keep.slices]
+        return repeated(pixels, self.scale)[..., *keep.slices]
 
     def _enlarge(self, run: Run, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         whole = torch.from_numpy(np.ascontiguousarray(unit))
