@@ -90,7 +90,7 @@ def test_networks(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x4", "x5"])
-def test_packaged_weights_are_named_where_they_do_not_open(name):
+def test_from_pretrained_names_the_packaged_weights(name):
     with pytest.raises(
         CheckpointError, match=r"Packaged weights, which are x4, x3, x2, x4-open, open by load"
     ):

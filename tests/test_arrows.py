@@ -81,7 +81,7 @@ def copied_package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rooms_import_downwards_alone_without_cycles_and_scene_knows_no_training_stock():
+def test_rooms_only_import_downwards_without_cycles_and_scene_no_training_data():
     lint = in_a_fresh_process(LINT)
     assert lint.returncode == 0, lint.stdout
 
@@ -140,7 +140,7 @@ def test_the_guard_against_heavy_imports_names_the_line():
     assert "imports torch" in process.stderr
 
 
-def test_scan_network_and_the_training_step_need_torch_and_numpy_alone():
+def test_scan_network_and_the_training_step_only_need_torch_and_numpy():
     package = Path(repmamba.__file__).parent
     modules = [
         f"repmamba.{room}.{file.stem}"

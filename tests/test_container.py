@@ -122,6 +122,6 @@ def test_a_quota_of_cpu_time_counts_as_cores(made, cores, own, files):
         ),
     ],
 )
-def test_memory_is_what_the_groups_leave(made, left, own, files):
+def test_memory_left_is_the_limit_minus_the_usage(made, left, own, files):
     made(own, **files)
     assert container.memory_left() == left

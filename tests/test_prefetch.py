@@ -24,7 +24,7 @@ def test_results_come_in_the_order_of_their_items(pool, count, most):
     ]
 
 
-def test_the_first_is_waited_for_while_later_ones_are_finished():
+def test_the_first_result_is_waited_for_even_if_later_ones_are_finished():
     second_is_done = threading.Event()
 
     def computed(item: int) -> int:
@@ -38,7 +38,7 @@ def test_the_first_is_waited_for_while_later_ones_are_finished():
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_no_more_are_in_hand_than_asked_for(pool, most):
+def test_no_more_than_most_are_in_progress(pool, most):
     drawn, taken = 0, 0
 
     def items() -> Iterator[int]:
@@ -63,7 +63,7 @@ def test_items_are_drawn_by_the_thread_that_takes_the_results(pool):
 
 
 @pytest.mark.parametrize("fault", ["function", "items", "caller"])
-def test_whoever_ends_it_what_has_not_begun_is_never_computed(fault):
+def test_when_it_ends_the_rest_is_cancelled(fault):
     computed: list[int] = []
     ended = threading.Event()
 

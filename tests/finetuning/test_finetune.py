@@ -59,7 +59,7 @@ def scene(tmp_path_factory) -> Path:
     )
 
 
-def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, weights, tmp_path):
+def test_a_gain_on_held_out_blocks_gives_new_weights(scene, weights, tmp_path):
     old = weights
     result = finetune([scene], tmp_path, old, steps=30, rate=2e-3)
     assert result.improved
@@ -77,7 +77,7 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, weigh
     assert load(result.weights).scale == 2
 
 
-def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, weights, tmp_path):
+def test_without_a_gain_the_old_weights_are_kept(scene, weights, tmp_path):
     old = weights
     result = finetune([scene], tmp_path, old, steps=20, rate=0.2)
     assert not result.improved
@@ -87,7 +87,7 @@ def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, weights,
 
 
 @pytest.mark.parametrize(("low", "improved"), [(0.02, True), (0.0, False), (-0.1, False)])
-def test_a_gain_counts_where_its_whole_interval_lies_above_zero(tmp_path, low, improved):
+def test_a_gain_needs_its_whole_interval_above_zero(tmp_path, low, improved):
     run = FitResult(tmp_path / "best.safetensors", 20, True, None, 0, "esr-rgb")
     result = FinetuneResult(
         run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0)
@@ -102,7 +102,7 @@ def upscaler(weights):
     return load(weights)
 
 
-def test_what_is_judged_on_is_never_learnt_from(scene, upscaler):
+def test_test_blocks_are_never_trained_on(scene, upscaler):
     blocks = blocks_of(scene, upscaler)
     learnt, judged = ({block.name for block in part} for part in split(blocks, 3))
     assert len(learnt) + len(judged) == len(blocks) == 30
@@ -132,9 +132,7 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
 
 @pytest.mark.parametrize("shift", [0, 17], ids=["on one grid", "on shifted grids"])
 @pytest.mark.parametrize("turned", [0, 30], ids=["north up", "turned"])
-def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(
-    upscaler, tmp_path, shift, turned
-):
+def test_ground_tested_in_one_scene_is_not_trained_on_in_another(upscaler, tmp_path, shift, turned):
     june_bands, july_bands = (ground(48 * 8, 48 * 9, 3, top, "uint8") for top in (255, 130))
     june = PLACE["transform"] @ Affine.rotation(turned)
     july = june @ Affine.translation(shift, shift)
@@ -173,7 +171,7 @@ def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(
     ids=["one map", "two maps", "a map without a name", "no place"],
 )
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared):
+def test_positions_are_only_compared_on_the_same_map(upscaler, tmp_path, one, other, shared):
     bands = ground(48 * 5, 48 * 6, 3, 255, "uint8")
     paths = [
         written(tmp_path / name, bands, **place)
@@ -186,7 +184,7 @@ def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared
     )
 
 
-def test_blocks_of_a_scene_are_not_said_to_be_made_consistent(scene, upscaler, caplog):
+def test_blocks_of_a_scene_log_nothing_about_consistency(scene, upscaler, caplog):
     with caplog.at_level("INFO", logger="repmamba"):
         blocks_of(scene, upscaler)
     assert ": made consistent with its input" not in caplog.text
@@ -205,7 +203,7 @@ def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(upscal
         assert pair.lr.shape == (24, 24, 3)
 
 
-def test_blocks_that_a_band_of_floats_lacks_are_left_out(upscaler, tmp_path):
+def test_blocks_missing_in_a_float_band_are_left_out(upscaler, tmp_path):
     bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16").astype(np.float32) + 1
     bands[3, 60:70, 60:200] = -9999
     assert len(blocks_of(written(tmp_path / "holes.tif", bands, nodata=-9999), upscaler)) == 26
@@ -219,14 +217,14 @@ def test_a_scene_that_is_too_small_is_refused(weights, tmp_path):
         finetune([path], tmp_path / "run", weights)
 
 
-def test_a_stopped_run_says_that_it_goes_on(scene, weights, tmp_path):
+def test_a_stopped_run_says_how_to_go_on(scene, weights, tmp_path):
     result = finetune([scene], tmp_path, weights, steps=20, minutes=0)
     assert result.gain is None
     assert not result.improved
     assert "to be gone on with" in result.summary()
 
 
-def test_the_command_prints_what_came_of_it(scene, weights, tmp_path):
+def test_the_command_prints_the_outcome(scene, weights, tmp_path):
     arguments = [
         "finetune",
         str(scene),

@@ -35,7 +35,7 @@ def test_weights_are_found_by_their_name(packaged):
     assert find_weights("x2").path == packaged
 
 
-def test_weights_that_are_not_those_of_the_table_are_refused(packaged):
+def test_weights_that_do_not_match_the_catalogue_are_refused(packaged):
     packaged.write_bytes(b"Numbers")
     with pytest.raises(
         CheckpointError, match="x2 do not match the catalogue; install repmamba again"
@@ -51,7 +51,7 @@ def test_weights_that_are_missing_are_named(packaged):
         find_weights("x2")
 
 
-def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_path):
+def test_packaged_weights_keep_their_terms_when_renamed_or_trained_further(tmp_path):
     entry = packaged_weights()[0]
     assert load("x4", device="cpu").terms == entry.terms
     shutil.copy(entry.path, tmp_path / "mine.safetensors")
@@ -75,7 +75,7 @@ def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_p
     assert terms_of(tmp_path, mean) == f"begun from x4: {entry.terms}"
 
 
-def test_weights_say_their_own_terms_or_none(small_weights, tmp_path):
+def test_other_weights_state_their_own_terms_or_none(small_weights, tmp_path):
     upscaler = load(small_weights, fuse=False)
     assert upscaler.terms == ""
     save_pretrained(upscaler.module, tmp_path / "ours", training={"terms": "CC BY\n4.0"})

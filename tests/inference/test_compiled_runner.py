@@ -153,7 +153,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(shaken):
     assert torch.equal(results[0], results[2])
 
 
-def test_calls_from_several_threads_do_not_meet(shaken):
+def test_calls_from_several_threads_do_not_interfere(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     images = [torch.rand(1, 3, size, 20) for size in (12, 30, 22, 8, 12)]
     expected = [runner.run(image) for image in images]
@@ -173,7 +173,7 @@ def test_calls_from_several_threads_do_not_meet(shaken):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_buffers_kept_between_calls_carry_nothing_over(shaken):
+def test_buffers_kept_between_calls_leak_nothing(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     image = torch.rand(1, 3, 6, 10)
     expected = runner.run(image)
@@ -195,7 +195,7 @@ def test_weights_that_change_later_change_nothing(shaken):
     assert relative_difference(runner_of(fused).run(image), by_torch(fused, image)) < 1e-5
 
 
-def test_an_image_that_is_negative_by_a_bit_alone_is_seen_so(shaken):
+def test_an_image_with_a_lazy_negative_bit_is_negated(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     image = torch.complex(torch.zeros(1, 3, 4, 6), torch.rand(1, 3, 4, 6)).conj().imag
     assert image.is_neg()
@@ -203,7 +203,7 @@ def test_an_image_that_is_negative_by_a_bit_alone_is_seen_so(shaken):
 
 
 @pytest.mark.parametrize("default", ["type", "device"])
-def test_what_torch_makes_by_default_changes_nothing(shaken, default):
+def test_default_dtype_and_device_of_torch_change_nothing(shaken, default):
     fused, image = fuse(shaken(CONFIGS[0])), torch.rand(1, 3, 4, 6)
     torch.set_default_dtype(torch.float64 if default == "type" else torch.float32)
     try:
@@ -214,7 +214,7 @@ def test_what_torch_makes_by_default_changes_nothing(shaken, default):
     assert torch.equal(result, runner_of(fused).run(image))
 
 
-def test_no_operation_of_torch_computes_beside_the_passes(shaken):
+def test_no_torch_operation_runs_beside_the_passes(shaken):
     """They would start torch's threads, which spin for a while on the cores that the passes compute
     on.
     """
@@ -236,7 +236,7 @@ def test_no_operation_of_torch_computes_beside_the_passes(shaken):
     assert {event.name.removeprefix("aten::") for event in profile.events()} <= views
 
 
-def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
+def test_a_call_finishes_without_other_threads(shaken, monkeypatch):
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 70, 70)
     expected = runner.run(image)
     torch.set_num_threads(3)
@@ -251,7 +251,7 @@ class Busy:
         """Forget the function."""
 
 
-def test_a_thread_that_comes_late_finds_nothing_to_do(shaken, monkeypatch):
+def test_a_late_thread_finds_nothing_to_do(shaken, monkeypatch):
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 70, 70)
     expected, late = runner.run(image), Late()
     torch.set_num_threads(2)
@@ -350,7 +350,7 @@ def test_a_convolution_by_amx_is_that_of_the_rounded_factors(shaken, size):
 
 
 @pytest.mark.parametrize("value", [-100.0, -20.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 20.0, 100.0])
-def test_gelu_and_silu_are_exact_far_from_zero_too(shaken, value):
+def test_gelu_and_silu_are_exact_also_far_from_zero(shaken, value):
     """Through a ConvFFN and a gate whose products give `value` everywhere."""
     fused = fuse(shaken(CONFIGS[0]))
     block = fused.groups[0].blocks[0]
@@ -373,7 +373,7 @@ def test_plans_of_few_shapes_are_kept_and_many_maps_are_not(shaken, monkeypatch)
     assert all(plan.key[2] != 8 for plan in runner._kept)
 
 
-def test_what_one_large_shape_took_is_given_back_before_another_takes_its_own(shaken, monkeypatch):
+def test_memory_of_one_large_shape_is_released_before_another_is_allocated(shaken, monkeypatch):
     runner, alive, made = runner_of(fuse(shaken(CONFIGS[0]))), [], []
 
     class Noted(PassPlan):
@@ -401,7 +401,7 @@ def test_maps_go_with_their_runner(shaken):
 @pytest.mark.parametrize(
     "precision", [torch.float32, pytest.param(torch.bfloat16, marks=pairs_only)], ids=str
 )
-def test_a_runner_travels_to_other_processes(shaken, precision):
+def test_a_runner_can_be_pickled_to_other_processes(shaken, precision):
     runner, image = runner_of(fuse(shaken(CONFIGS[0])), precision), torch.rand(1, 3, 6, 10)
     expected = runner.run(image)
     assert torch.equal(pickle.loads(pickle.dumps(runner)).run(image), expected)
@@ -410,9 +410,7 @@ def test_a_runner_travels_to_other_processes(shaken, precision):
 # What `load` makes of it
 
 
-def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked_for(
-    small_weights, monkeypatch
-):
+def test_load_uses_compiled_passes_on_a_cpu_unless_options_exclude_them(small_weights, monkeypatch):
     assert isinstance(load(small_weights, device="cpu").runner, CompiledRunner)
     for how in ({"fuse": False}, {"backend": "chunked"}):
         assert isinstance(load(small_weights, device="cpu", **how).runner, TorchRunner)
@@ -423,7 +421,7 @@ def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked
     assert isinstance(reduced, CompiledRunner if library().pairs else TorchRunner)
 
 
-def test_without_products_of_bfloat16_torch_computes_in_it(small_weights, monkeypatch):
+def test_without_bfloat16_products_torch_computes(small_weights, monkeypatch):
     without = replace(library(), pairs=False, amx=False)
     monkeypatch.setattr(runners, "library", lambda: without)
     assert isinstance(load(small_weights, device="cpu", precision="bfloat16").runner, TorchRunner)

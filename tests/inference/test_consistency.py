@@ -19,7 +19,7 @@ from repmamba.pixels.resize import imresize_torch
     scale=st.sampled_from([2, 3, 4]),
     seed=st.integers(0, 999),
 )
-def test_the_result_reduces_to_its_input(height, width, scale, seed):
+def test_the_result_downsamples_to_its_input(height, width, scale, seed):
     torch.manual_seed(seed)
     lr, sr = torch.rand(2, height, width), torch.rand(2, scale * height, scale * width)
     changed = make_consistent(sr, lr, torch.ones_like(lr, dtype=torch.bool), scale)
@@ -37,7 +37,7 @@ def test_a_result_never_moves_away_from_the_truth(scale):
         assert (changed - truth).norm() <= (sr - truth).norm()
 
 
-def test_a_result_that_is_consistent_is_left_alone():
+def test_a_consistent_result_does_not_change():
     truth = torch.rand(1, 32, 32)
     lr = imresize_torch(truth[None], 0.25)[0]
     torch.testing.assert_close(
@@ -45,7 +45,7 @@ def test_a_result_that_is_consistent_is_left_alone():
     )
 
 
-def test_what_stands_in_a_missing_pixel_has_no_influence():
+def test_the_value_of_a_missing_pixel_has_no_influence():
     torch.manual_seed(0)
     sr, lr = torch.rand(1, 40, 40), torch.rand(1, 20, 20)
     known = torch.ones(1, 20, 20, dtype=torch.bool)

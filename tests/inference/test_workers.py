@@ -34,7 +34,7 @@ def test_each_worker_computes_with_one_thread_and_the_caller_keeps_its_own():
 
 
 @pytest.mark.usefixtures("two_threads_of_the_caller")
-def test_two_runs_at_once_leave_every_thread_its_number():
+def test_two_calls_at_once_do_not_change_thread_numbers():
     """As in a server with a thread a request: the first ends while the second, begun meanwhile,
     goes on.
     """
@@ -71,7 +71,7 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 @pytest.mark.parametrize(
     ("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)]
 )
-def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(
+def test_spare_cores_are_shared_by_the_passes_of_each_tile(
     small_weights, monkeypatch, workers, count, threads
 ):
     network, noted = load(small_weights).network, []
@@ -92,7 +92,7 @@ def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_results_come_in_order_whichever_is_ready_first(workers):
+def test_results_come_in_order(workers):
     def slow_at_first(item: int) -> int:
         time.sleep(0.02 if item % 3 == 0 else 0)
         return item * item
@@ -115,7 +115,7 @@ def test_no_more_items_are_drawn_than_workers_need():
     assert taken == 30
 
 
-def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
+def test_an_exception_ends_it_and_cancels_the_rest():
     computed = []
 
     def fails_at_three(item: int) -> int:
@@ -132,7 +132,7 @@ def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
     ]
 
 
-def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
+def test_the_default_number_of_workers_is_that_of_the_cores():
     cpu = torch.device("cpu")
     assert choose_workers(None, cpu) >= 1
     assert choose_workers(7, cpu) == 7
@@ -177,7 +177,7 @@ def test_calls_in_several_threads_share_one_set_of_workers():
     ]
 
 
-def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
+def test_a_call_never_uses_more_workers_than_it_asked_for():
     release, seen, begun = threading.Event(), [], threading.Event()
 
     def of_three(item: int) -> int:
@@ -197,7 +197,7 @@ def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
     assert seen == [1]
 
 
-def test_the_tiles_in_flight_of_all_calls_are_bounded_on_request():
+def test_tiles_in_flight_of_all_calls_can_be_limited():
     cpu = torch.device("cpu")
     set_tiles_in_flight(1)
     try:
@@ -213,7 +213,7 @@ def test_the_tiles_in_flight_of_all_calls_are_bounded_on_request():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-def test_a_process_forked_while_workers_compute_has_workers_of_its_own():
+def test_a_process_forked_while_workers_compute_gets_its_own_workers():
     results = map_tiles(lambda item: item, range(4), workers=2)
     assert next(results) == 0
     child = os.fork()

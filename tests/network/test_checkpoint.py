@@ -66,7 +66,7 @@ def refusal(path, **options):
 
 
 @pytest.mark.parametrize("name", ["one.safetensors", "folder"])
-def test_what_is_written_is_read_again(network, tmp_path, name):
+def test_a_written_checkpoint_is_read_again(network, tmp_path, name):
     given = Checkpoint.of(
         network, origin="from scratch", training={"steps": 3956, "data": ["RSSCN7"], "psnr": 27.5}
     )
@@ -124,7 +124,7 @@ def test_any_safetensors_reader_opens_ours(network, ours):
     assert same_weights(load_file(ours), network.state_dict())
 
 
-def test_reading_leaves_the_random_numbers_of_the_caller_alone(ours):
+def test_reading_does_not_change_the_random_state(ours):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_a_copy_of_the_network(shaken):
     assert torch.equal(checkpoint.weights["norm.weight"], before)
 
 
-def test_a_failed_write_leaves_what_was_there(network, ours, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(network, ours, monkeypatch):
     before = ours.read_bytes()
 
     def full(*_):
@@ -162,7 +162,7 @@ def test_a_target_that_cannot_be_written_is_one_line(network, tmp_path):
         assert "\n" not in str(refused.value)
 
 
-def test_weights_that_are_of_no_use_are_not_written(network, tmp_path):
+def test_unusable_weights_are_not_written(network, tmp_path):
     target = tmp_path / "a.safetensors"
     for name, value, words in (
         ("norm.weight", float("nan"), "NaN"),
@@ -267,7 +267,7 @@ def test_a_published_folder_is_read_with_the_range_of_its_config(
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_golden_checkpoints_open_by_themselves(golden, scale):
+def test_the_golden_checkpoints_open(golden, scale):
     read = read_checkpoint(golden / f"net_x{scale}.safetensors")
     assert read.config == NetworkConfig(scale=scale)
     assert len(read.network().state_dict()) == 1102
@@ -304,13 +304,13 @@ def test_other_floating_types_become_float32(published, tmp_path, dtype):
     ],
     ids=str,
 )
-def test_the_error_says_what_kind_of_checkpoint_was_found(ours, expected, words):
+def test_the_error_names_the_kind_of_checkpoint(ours, expected, words):
     text = refusal(ours, expected=expected)
     assert words in text
     assert "missing" in text or "of another shape" in text
 
 
-def test_weights_of_another_network_are_said_to_be_so(tmp_path):
+def test_weights_of_another_network_are_reported_as_such(tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)).state_dict(), tmp_path / "a.pth")
     assert "weights of another network: found 0.weight, 0.bias" in refusal(tmp_path / "a.pth")
 
@@ -333,7 +333,7 @@ def test_a_position_embedding_is_refused(published, tmp_path):
     assert "absolute_pos_embed" in refusal(tmp_path / "a.pth")
 
 
-def test_a_config_of_another_scale_is_seen(published, tmp_path):
+def test_a_config_of_another_scale_is_refused(published, tmp_path):
     save_file(published, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"upscale": 4}')
     assert "is an x2 checkpoint" in refusal(tmp_path)
@@ -357,7 +357,7 @@ def write_safetensors(path, header, data):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, published):
+def test_files_that_are_not_checkpoints_are_refused_in_one_line(tmp_path, ours, published):
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("hello, this is no checkpoint")
     (tmp_path / "image.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
@@ -391,7 +391,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, ours, pu
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(tmp_path / "pipe")
 
@@ -534,7 +534,7 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path):
     assert "has compressed parts" in refusal(tmp_path / "bomb.pth")
 
 
-def test_a_tensor_larger_than_its_file_takes_no_memory(tmp_path):
+def test_a_tensor_larger_than_its_file_allocates_no_memory(tmp_path):
     """A file of 1.5 KB that declares 2^10 x 2^20 numbers."""
     torch.save({"conv_first.weight": torch.zeros(64)}, tmp_path / "small.pth")
 
@@ -575,17 +575,17 @@ def test_no_tensor_is_read_before_names_and_shapes_are_known(tmp_path, name):
     assert (opened.load()["a"] == 2.5).all()
 
 
-def test_a_tensor_that_repeats_one_number_is_judged_by_its_shape(published, tmp_path):
+def test_an_expanded_tensor_is_checked_by_its_shape(published, tmp_path):
     torch.save(published | {"norm.weight": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pth")
     assert "norm.weight of shape (1099511627776,) instead of (64,)" in refusal(tmp_path / "a.pth")
 
 
-def test_too_large_an_index_is_refused(tmp_path):
+def test_an_oversized_index_is_refused(tmp_path):
     torch.save({f"n{number}" + "x" * 40: number for number in range(300_000)}, tmp_path / "a.pth")
     assert "has an index of more than" in refusal(tmp_path / "a.pth")
 
 
-def test_parts_of_the_same_name_are_refused(tmp_path):
+def test_duplicate_parts_are_refused(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -597,7 +597,7 @@ def test_parts_of_the_same_name_are_refused(tmp_path):
     assert "has duplicate parts" in refusal(tmp_path / "a.pth")
 
 
-def test_flipped_bytes_of_a_pth_are_a_line_or_a_checkpoint(published, tmp_path):
+def test_flipped_bytes_of_a_pth_give_one_line_or_a_checkpoint(published, tmp_path):
     """Whatever a damaged file does, it ends in a CheckpointError or in weights of the right
     shapes.
     """
@@ -662,7 +662,7 @@ def test_a_hub_name_that_is_not_in_the_cache_is_one_line_offline(tmp_path, monke
 @pytest.mark.parametrize(
     "name", ["x9", "a/b/c", "./nothing/here", "folder/missing.pth", "someone/not a name"]
 )
-def test_what_is_neither_a_file_nor_a_name_is_one_line(name):
+def test_neither_a_file_nor_a_hub_name_is_one_line(name):
     with pytest.raises(CheckpointError) as refused:
         from_pretrained(name, local_files_only=True)
     assert "\n" not in str(refused.value)
@@ -674,7 +674,7 @@ def test_a_hub_repository_without_weights_is_one_line(tmp_path, monkeypatch):
         from_pretrained("someone/empty")
 
 
-def test_whatever_the_hub_raises_is_one_line(monkeypatch):
+def test_any_error_of_the_hub_is_one_line(monkeypatch):
     def snapshot_download(name, **options):
         raise RuntimeError("no route\nto host")
 
@@ -692,21 +692,21 @@ def test_a_revision_of_a_folder_is_refused(network, tmp_path):
         from_pretrained(folder, revision="v1")
 
 
-def test_the_only_weights_of_a_folder_are_taken_whatever_their_name(published, network, tmp_path):
+def test_the_only_weights_of_a_folder_may_have_any_name(published, network, tmp_path):
     torch.save(published, tmp_path / "model_best_x2.pth")
     assert same_weights(from_pretrained(tmp_path).state_dict(), network.state_dict())
     torch.save(published, tmp_path / "model_last_x2.pth")
     assert "2 files of weights: model_best_x2.pth, model_last_x2.pth. Name one" in refusal(tmp_path)
 
 
-def test_the_bounds_on_strangers_leave_room_for_the_largest_network(shaken, tmp_path):
+def test_the_limits_on_files_allow_the_largest_network(shaken, tmp_path):
     config = NetworkConfig(depths=(1,) * 24, upsampler="pixelshuffle")
     path = write_checkpoint(tmp_path / "a.safetensors", Checkpoint.of(shaken(config)))
     assert read_checkpoint(path).config == config
     assert path.stat().st_size < weight_files.LARGEST_FILE / 10
 
 
-def test_a_model_card_goes_with_saved_weights_and_stays_once_it_is_changed(tmp_path):
+def test_a_model_card_is_saved_with_weights_and_kept_once_edited(tmp_path):
     network = RepMamba(NetworkConfig(scale=3, depths=(1,)))
     told = {"terms": "CC BY 4.0", "images": 12, "note": "a | b ``` c"}
     folder = save_pretrained(network, tmp_path / "ours", origin="of <two>\nscenes", training=told)

@@ -55,7 +55,7 @@ def test_fused_equals_unfused(shaken, config, dtype, seed, height, width, tiny):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-38])
-def test_an_affine_that_cannot_be_divided_by_stays(shaken, weight):
+def test_an_affine_that_cannot_be_divided_by_is_kept(shaken, weight):
     network = shaken(CONFIGS[0])
     rmb = network.groups[0].blocks[0].cssp.m16
     assert fuse(network).conv_after_body.folded
@@ -68,7 +68,7 @@ def test_an_affine_that_cannot_be_divided_by_stays(shaken, weight):
     assert not isinstance(fused.groups[0].blocks[0].cssp.m32.out_norm, nn.LayerNorm)
 
 
-def test_fusing_leaves_the_network_as_it_is(shaken):
+def test_fusing_does_not_change_the_network(shaken):
     network = shaken(CONFIGS[0]).train()
     before = copy.deepcopy(network.state_dict())
     fused = fuse(network)
@@ -125,7 +125,7 @@ def test_a_layer_of_another_kind_or_another_eps_is_refused_rather_than_lost():
         fuse(network)
 
 
-def test_fused_has_fewer_operations_and_no_normalisation_over_batches(shaken):
+def test_fused_has_fewer_operations_and_no_batch_normalisation(shaken):
     network = shaken(NetworkConfig())
     fused = fuse(network)
     counts = []
@@ -173,7 +173,7 @@ def test_a_fused_network_survives_export(shaken, scan, monkeypatch):
         assert relative_difference(program.module()(image), expected) < 1e-5
 
 
-def test_maps_stay_channels_last_on_their_way(shaken):
+def test_maps_stay_channels_last(shaken):
     """Tokens are then views of them: a layout that is lost on the way costs a copy at every layer
     behind it.
     """

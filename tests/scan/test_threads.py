@@ -12,7 +12,7 @@ from repmamba.scan.threads import split_work
 
 
 @given(units=integers(1, 40), threads=integers(1, 9))
-def test_every_unit_is_done_once_and_the_first_ones_by_the_calling_thread(units: int, threads: int):
+def test_every_unit_is_done_once_the_first_share_in_the_calling_thread(units: int, threads: int):
     done = []
     split_work(
         lambda first, last: done.append((first, last, threading.get_ident())), units, threads
@@ -23,7 +23,7 @@ def test_every_unit_is_done_once_and_the_first_ones_by_the_calling_thread(units:
     assert {first for first, last, thread in done if thread == threading.get_ident()} == {0}
 
 
-def test_what_a_share_of_another_thread_raises_reaches_the_caller():
+def test_an_exception_in_another_thread_reaches_the_caller():
     def work(first: int, last: int) -> None:
         if first:
             raise MemoryError("no scratch")

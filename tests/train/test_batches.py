@@ -28,7 +28,7 @@ def copied(images, tmp_path) -> Path:
     return shutil.copytree(images / "train", tmp_path / "images")
 
 
-def test_a_run_goes_on_with_its_own_images_alone(tiny, copied, tmp_path, whole_run, seen):
+def test_a_run_only_goes_on_with_its_own_images(tiny, copied, tmp_path, whole_run, seen):
     recipe, run = tiny(data={"train": [str(copied)]}), tmp_path / "run"
     for _ in range(2):
         fit(recipe, run, log_every=1, minutes=0)
@@ -46,9 +46,7 @@ def test_a_run_goes_on_with_its_own_images_alone(tiny, copied, tmp_path, whole_r
     assert seen(run) == seen(whole_run)
 
 
-def test_a_save_of_an_older_version_says_nothing_of_its_images_and_is_gone_on_with(
-    tiny, copied, tmp_path
-):
+def test_an_older_save_without_images_can_be_resumed(tiny, copied, tmp_path):
     recipe, run = tiny(data={"train": [str(copied)]}), tmp_path / "run"
     fit(recipe, run, minutes=0)
     _, state = newest_save(run / "saves")

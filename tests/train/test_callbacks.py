@@ -67,7 +67,7 @@ def test_a_callback_sees_the_curve_the_validations_and_their_pictures(
     assert [step for step, _ in noting.of("picture")] == [step for step, *_ in told]
 
 
-def test_a_callback_that_fails_ends_the_run_which_goes_on_without_it(
+def test_a_failing_callback_ends_the_run_which_can_go_on_without_it(
     tiny, tmp_path, whole_run, seen
 ):
     class Failing(Noting):
@@ -148,7 +148,7 @@ def parts_of_ones_own():
     del LOSSES["halved-l1"], DEGRADATIONS["darker"], METRICS["mine.psnr"], METRICS["mine.ssim"]
 
 
-def test_parts_of_ones_own_are_named_in_a_recipe(tiny, tmp_path, parts_of_ones_own):
+def test_registered_parts_can_be_named_in_a_recipe(tiny, tmp_path, parts_of_ones_own):
     settings = {
         "losses": [{"name": "halved-l1"}],
         "data.degradations": [{"name": "darker", "low": 0.5, "high": 0.5}],
@@ -162,7 +162,7 @@ def test_parts_of_ones_own_are_named_in_a_recipe(tiny, tmp_path, parts_of_ones_o
     assert (Chain(2, (Stage("darker", 0.5, 0.5),))(hr, np.random.default_rng(0)) == 100).all()
 
 
-def test_what_is_not_registered_is_refused_with_what_there_is(tiny):
+def test_unregistered_names_are_refused_with_the_known_ones(tiny):
     with pytest.raises(
         RecipeError, match=r"losses\.name is 'halved-l1'; it must be one of l1, l2, .*gradient"
     ):
@@ -205,7 +205,9 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
         del LOSSES["map"]
 
 
-def test_a_recipe_of_ones_own_parts_is_written_and_read_again(tiny, parts_of_ones_own, tmp_path):
+def test_a_recipe_with_registered_parts_is_written_and_read_again(
+    tiny, parts_of_ones_own, tmp_path
+):
     recipe = tiny(losses=[{"name": "halved-l1", "weight": 2.0}])
     (tmp_path / "mine.toml").write_text(recipe_text(recipe))
     from repmamba.train.recipe_file import read_recipe

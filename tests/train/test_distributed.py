@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def test_alone_without_variables():
+def test_one_process_without_variables():
     assert find_processes({}) == Processes()
     assert find_processes({"WORLD_SIZE": "1", "RANK": "0"}) == Processes()
     assert find_processes({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == Processes()
@@ -69,7 +69,7 @@ def test_a_process_takes_its_own_gpu(monkeypatch, gpus, index):
     assert find_processes(SLURM).device("cpu") == torch.device("cpu")
 
 
-def test_a_device_that_is_none_is_an_error_of_one_line():
+def test_an_invalid_device_is_one_line():
     with pytest.raises(UsageError, match="no device 'teapot'"):
         Processes().device("teapot")
 
@@ -105,9 +105,7 @@ def test_the_first_machine_of_a_list(nodes, first):
     ],
     ids=["gloo", "NCCL", "of our own"],
 )
-def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(
-    monkeypatch, fault, seen
-):
+def test_the_end_of_another_process_is_one_line_and_other_errors_pass(monkeypatch, fault, seen):
     left = []
     monkeypatch.setattr(distributed, "met", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
@@ -122,7 +120,7 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["the others never come", "nobody listens"])
-def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
+def test_processes_that_do_not_meet_report_the_address(monkeypatch, rank):
     monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=1))
     lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
     with pytest.raises(
@@ -132,7 +130,7 @@ def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
     assert not torch.distributed.is_initialized()
 
 
-def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
+def test_if_one_of_three_processes_is_missing_the_other_two_report_it(monkeypatch):
     """The second is let into the store at once, and would wait for the third as long as for one
     that validates.
     """
@@ -155,7 +153,7 @@ def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
     ]
 
 
-def test_a_port_that_is_taken_is_said_at_once():
+def test_a_port_in_use_is_reported_at_once():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -170,7 +168,7 @@ def test_shares_are_disjoint_and_complete():
         assert sorted(index for share in shares for index in share) == list(range(7))
 
 
-def test_ctrl_c_stops_at_once_when_it_was_asked_already_and_sigterm_only_asks_again(caplog):
+def test_a_second_ctrl_c_stops_at_once_but_a_second_sigterm_does_not(caplog):
     with caplog.at_level(logging.WARNING, "repmamba"), stop_signals() as stopped:
         assert not stopped()
         for _ in range(2):

@@ -88,7 +88,7 @@ def same_weights(one: Path, other: Path, name: str = "last.safetensors") -> bool
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
+def test_a_run_writes_all_its_files(whole_run, tiny, seen):
     lines = seen(whole_run)
     assert [line[1] for line in lines if line[0] == "step"] == list(range(1, 9))
     assert [line[1] for line in lines if line[0] == "validation"] == [3, 6, 8]
@@ -123,12 +123,12 @@ def test_the_number_of_workers_changes_nothing(tiny, tmp_path, whole_run, seen, 
 
 
 @pytest.mark.parametrize("cache", ["disk", "device"])
-def test_where_the_images_wait_changes_nothing(tiny, tmp_path, whole_run, seen, cache):
+def test_the_image_cache_changes_nothing(tiny, tmp_path, whole_run, seen, cache):
     fit(tiny(data={"cache": cache}), tmp_path, log_every=1)
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_run_stopped_by_the_clock_goes_on_as_if_it_had_not_been(tiny, tmp_path, whole_run, seen):
+def test_a_run_stopped_by_the_clock_goes_on_unchanged(tiny, tmp_path, whole_run, seen):
     calls = 0
     while not (result := fit(tiny(), tmp_path, log_every=1, minutes=0)).finished:
         calls += 1
@@ -140,7 +140,7 @@ def test_a_run_stopped_by_the_clock_goes_on_as_if_it_had_not_been(tiny, tmp_path
     assert same_weights(tmp_path, whole_run, "best.safetensors")
 
 
-def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
+def test_losses_between_two_entries_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
     fit(tiny(), tmp_path / "whole", log_every=4)
     for _ in range(3):
         fit(tiny(), tmp_path / "stopped", log_every=4, minutes=0)
@@ -208,7 +208,7 @@ def test_a_request_to_end_saves_first(tiny, tmp_path, whole_run, seen, monkeypat
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_one(
+def test_a_corrupt_newest_save_gives_a_warning_and_the_same_run(
     tiny, tmp_path, whole_run, seen, caplog
 ):
     for _ in range(4):
@@ -221,7 +221,7 @@ def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_on
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
+def test_a_full_disk_gives_a_warning_and_the_run_resumes_from_the_save_before(
     tiny, tmp_path, whole_run, seen, caplog, limit_file_size
 ):
     fit(tiny(), tmp_path, log_every=1, minutes=0)
@@ -240,7 +240,7 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, caplog):
+def test_a_failed_write_of_a_save_costs_only_that_file(tiny, tmp_path, caplog):
     """Names taken by folders stand for what the system refuses: the last weights, and the picture
     of the curve.
     """
@@ -260,7 +260,7 @@ def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, cap
     ] == [2, 4, 6, 8]
 
 
-def test_archived_steps_leave_weights_that_can_be_used(tiny, tmp_path):
+def test_archived_steps_leave_usable_weights(tiny, tmp_path):
     recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4}, step={"ema": 0.9})
     assert fit(recipe, tmp_path).finished
     assert {path.name for path in tmp_path.glob("step-*")} == {
@@ -288,7 +288,7 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")} == before
 
 
-def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
+def test_a_run_logs_its_heading_before_reading_and_then_its_progress(
     tiny, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
@@ -333,9 +333,7 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(
 CONSTANT = {"kind": "constant", "warmup": 2}
 
 
-def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(
-    tiny, tmp_path, seen
-):
+def test_a_constant_run_can_be_ended_later_by_a_descent_as_if_planned(tiny, tmp_path, seen):
     planned = tiny(steps=8, schedule=CONSTANT | {"descent": 4, "floor": 0.1})
     fit(planned, tmp_path / "planned", log_every=1)
     fit(tiny(steps=2, schedule=CONSTANT), tmp_path / "moved", log_every=1)
@@ -352,7 +350,7 @@ def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been
     )
 
 
-def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
+def test_an_end_that_steps_depend_on_is_not_moved(tiny, tmp_path):
     descending = tiny(steps=6, schedule=CONSTANT | {"descent": 4})
     fit(descending, tmp_path)
     with pytest.raises(JobChanged, match=r"\(steps: 6 -> 9\), with 6 steps done.*start.weights"):
@@ -374,7 +372,7 @@ def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
     ],
     ids=["not finite", "diverging"],
 )
-def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(
+def test_a_stopped_run_names_the_step_and_the_last_good_save(
     tiny, tmp_path, monkeypatch, changes, what
 ):
     monkeypatch.setattr("repmamba.train.run.SETTLING", 4)
@@ -390,7 +388,7 @@ def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(
     assert all(tensor.isfinite().all() for tensor in state["learner"]["network"].values())
 
 
-def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny, tmp_path):
+def test_only_the_first_process_names_the_last_good_save(tiny, tmp_path):
     for rank, said in (
         (0, "there is no good save in "),
         (1, "The line of the first process names the last good save"),
@@ -399,7 +397,7 @@ def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny,
         assert said in run._fault(7, "the loss is nan")
 
 
-def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplog, monkeypatch):
+def test_progress_reports_images_read_and_every_step(tiny, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
     told = []
     with caplog.at_level(logging.INFO, "repmamba.train"):
@@ -417,7 +415,7 @@ def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplo
 @pytest.mark.parametrize(
     ("batch_norm", "said"), [("process", "of each one alone"), ("synchronised", "over all of them")]
 )
-def test_several_processes_say_over_what_batch_norm_is_taken(tiny, batch_norm, said):
+def test_several_processes_log_how_batch_norm_is_computed(tiny, batch_norm, said):
     recipe = tiny(step={"batch_norm": batch_norm})
     assert (
         f"one of 2 processes, BatchNorm {said})"
@@ -478,7 +476,7 @@ def test_a_learner_on_a_cpu_has_fast_blocks_unless_its_network_is_compiled(tiny)
         assert type(learner.best_network.groups[0].blocks[0]) is LPFM
 
 
-def test_only_matrices_decay_where_the_recipe_says_so(tiny):
+def test_only_matrices_decay_if_the_recipe_says_so(tiny):
     network = Learner(tiny(), torch.device("cpu"), Processes()).network
     everything = parameter_groups(network, tiny())
     matrices, others = parameter_groups(network, tiny(optimiser={"decay": "matrices"}))
@@ -492,7 +490,7 @@ def test_only_matrices_decay_where_the_recipe_says_so(tiny):
     )
 
 
-def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
+def test_bf16_is_only_used_if_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
     recipe = tiny(step={"precision": "bf16"}, steps=2, data={"val": []})
     caplog.set_level(logging.WARNING, "repmamba")
     for faster, chosen in ((False, "float32"), (True, "bf16")):
@@ -559,7 +557,7 @@ def test_a_recipe_without_images_is_refused(tiny, tmp_path):
         fit(tiny(data={"train": []}), tmp_path)
 
 
-def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_path, monkeypatch):
+def test_tensorboard_is_written_on_request_and_missing_in_one_line(tiny, tmp_path, monkeypatch):
     recipe = tiny(steps=2, data={"val": []})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with monkeypatch.context() as patched:
@@ -596,7 +594,7 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
     ]
 
 
-def test_a_run_without_matplotlib_does_not_fail_for_its_picture(tiny, tmp_path, monkeypatch):
+def test_a_run_without_matplotlib_does_not_fail(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert fit(tiny(steps=2, data={"val": []}), tmp_path).finished
     assert not (tmp_path / "curve.png").exists()
@@ -665,9 +663,7 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
 
 
 @pytest.mark.long
-def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(
-    tiny, tmp_path, seen
-):
+def test_a_torchrun_run_can_be_resumed_after_one_process_was_killed(tiny, tmp_path, seen):
     """By torchrun's own command; where one process is killed, it ends the others."""
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))

@@ -144,7 +144,7 @@ def refused(path, encoding):
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypatch):
+def test_missing_invalid_or_unreadable_recipes_are_one_line(tmp_path, monkeypatch):
     file = tmp_path / "mine.toml"
     file.write_text('name = "mine"')
     with pytest.raises(RecipeError, match="steps is missing"):
@@ -166,7 +166,7 @@ def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypa
         read_recipe(tmp_path / "yours.toml")
 
 
-def test_settings_lie_over_the_file_and_plain_text_needs_no_quotes():
+def test_settings_override_the_file_and_plain_text_needs_no_quotes():
     recipe = read_recipe(
         "x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]']
     )
@@ -209,7 +209,7 @@ def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind, share
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
-def test_what_a_run_is_too_short_for_is_named():
+def test_a_run_that_is_too_short_names_what_it_does_not_reach():
     short = ["steps=300", "schedule.warmup=300", "schedule.descent=0"]
     short.append("data.patches=[{start=0}, {start=299}, {start=400}]")
     assert read_recipe("x4", short).never_reached() == [
@@ -223,7 +223,7 @@ def test_what_a_run_is_too_short_for_is_named():
     ]
 
 
-def test_a_cosine_begins_at_the_rate_and_ends_near_its_floor():
+def test_a_cosine_starts_at_the_rate_and_ends_near_its_floor():
     recipe = Recipe(
         "r", 1000, schedule=Schedule("cosine", warmup=10, floor=0.1), optimiser=Optimiser(lr=1.0)
     )
@@ -245,7 +245,7 @@ def test_a_descent_falls_from_the_constant_rate_by_one_minus_the_root_at_the_ver
     assert (epochs.schedule.descent, epochs.rate(6475)) == (700, recipe.rate(925))
 
 
-def test_a_recipe_stays_that_of_a_run_whose_end_is_moved_before_it_is_seen():
+def test_a_recipe_matches_a_run_whose_end_is_moved_in_time():
     kept = read_recipe("x4")
     for settings, done, same in [
         (["steps=52000", "schedule.descent=10000"], 42000, True),  # descend from now

@@ -89,7 +89,7 @@ def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, 
 NOISY = [{"name": "noise", "low": 20, "high": 20}, {"name": "jpeg", "low": 60, "high": 60}]
 
 
-def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(tiny, tmp_path):
+def test_a_recipe_that_degrades_validates_on_degraded_pairs_the_same_each_time(tiny, tmp_path):
     picture(tmp_path / "val" / "0.png", seed=0)
     data = {"val": [str(tmp_path / "val")]}
     plain, first, again, other = (
@@ -107,7 +107,7 @@ def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(t
     assert not np.array_equal(first.lr, other.lr)
 
 
-def test_an_lr_that_is_there_is_judged_as_it_is_even_where_the_recipe_degrades(tiny, tmp_path):
+def test_an_existing_lr_is_not_degraded_for_validation(tiny, tmp_path):
     picture(tmp_path / "val" / "GT" / "0.png", seed=0)
     lr = picture(tmp_path / "val" / "LR" / "0.png", seed=1, side=16)
     validator = Validator(
@@ -133,7 +133,7 @@ def test_images_that_cannot_be_degraded_are_refused_before_training_begins(
         )
 
 
-def test_images_that_are_learnt_from_and_judged_on_are_said(tiny, tmp_path, recwarn):
+def test_images_in_both_train_and_val_give_a_warning(tiny, tmp_path, recwarn):
     picture(tmp_path / "val" / "0.png", seed=0)
     (tmp_path / "val" / "1.png").symlink_to(Path(tiny().data.train[0]) / "1.png")
     recipe = tiny(data={"val": [str(tmp_path / "val")]})
@@ -155,7 +155,7 @@ def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_pa
         Validator(recipe, tmp_path)
 
 
-def test_a_picture_of_crops_that_cannot_be_written_costs_the_picture_alone(tiny, tmp_path, caplog):
+def test_a_picture_that_cannot_be_written_costs_only_the_picture(tiny, tmp_path, caplog):
     (tmp_path / "crops").write_text("in the way")
     recipe = tiny()
     validator, network = Validator(recipe, tmp_path), network_of(recipe)
