@@ -11,7 +11,8 @@ from repmamba import errors
 
 __version__ = "0.1.0"
 
-_HOME = {  # name -> the module it lives in
+# name -> the module it lives in
+_HOME = {
     "load": "repmamba.inference.loading",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 MOUNTED = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")  # lines of "number:controllers:/path"; no controllers for version 2
+
+# lines of "number:controllers:/path"; no controllers for version 2
+OWN = Path("/proc/self/cgroup")
 
 
 def cpu_quota() -> float | None:

@@ -20,9 +20,14 @@ from pathlib import Path
 
 from repmamba.errors import NoSpace, RepmambaError, TargetError, UsageError
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # disk full, quota used up
-FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where freeing space does not help
-PIECE = 1 << 20  # bytes read at once from a large file
+# disk full, quota used up
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+# and a limit on file sizes, where freeing space does not help
+FULL = NO_ROOM | {errno.EFBIG}
+
+# bytes read at once from a large file
+PIECE = 1 << 20
 _BINARY = getattr(os, "O_BINARY", 0)
 # s3://bucket/, also as a Path; /vsigs/bucket/
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")

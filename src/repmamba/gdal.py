@@ -16,8 +16,11 @@ from typing import Any
 from rasterio.env import ensure_env_with_credentials, get_gdal_config, set_gdal_config
 from rasterio.io import DatasetReader, DatasetWriter
 
-CACHE = "GDAL_CACHEMAX"  # rasterio always passes this one in bytes
-CACHE_BYTES = 64 << 20  # more was not faster, and memory grows by 1.8 times as much
+# rasterio always passes this one in bytes
+CACHE = "GDAL_CACHEMAX"
+
+# more was not faster, and memory grows by 1.8 times as much
+CACHE_BYTES = 64 << 20
 
 _guard = threading.Lock()
 _writing = threading.Lock()

@@ -79,7 +79,7 @@ def test_a_run_has_a_bar_for_what_it_reads_and_one_that_stays_for_its_steps(term
     with training(quiet=False) as progress:
         progress(Progress("Reading validation images", "image", 1, 2))
         progress(Progress("Reading training images", "image", 1, 5))
-        progress(Progress("x4", "step", 300, 1000))  # gone on with
+        progress(Progress("x4", "step", 300, 1000))  # resumed
         progress(Progress("x4", "step", 301, 1000, {"loss": "0.01234"}, 60.0))
     lines = shown().replace("\r", "\n").split("\n")
     assert any("Reading validation images:  50%" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Finetuning: what is learnt from, what is judged on, and when the old weights stay."""
+"""Finetuning: training blocks, test blocks, and when the old weights are kept."""
 
 import re
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_a_gain_on_held_out_blocks_gives_new_weights(scene, weights, tmp_path):
     assert result.improved
     assert result.gain.low <= result.gain.difference <= result.gain.high
     assert result.weights == str(tmp_path / "finetuned.safetensors")
-    assert "a gain; the new weights are" in result.summary()
+    assert "a gain; use the new weights" in result.summary()
     kept = read_checkpoint(result.weights)
     assert "peak 1, border of s pixels cut" in kept.training["gain_rule"]
     assert kept.training["gain_rule"] in result.summary()
@@ -82,7 +82,7 @@ def test_without_a_gain_the_old_weights_are_kept(scene, weights, tmp_path):
     result = finetune([scene], tmp_path, old, steps=20, rate=0.2)
     assert not result.improved
     assert result.weights == old
-    assert "no gain that this supports; the old weights stay" in result.summary()
+    assert "not clearly a gain; keep the old weights" in result.summary()
     assert not (tmp_path / "finetuned.safetensors").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_gain_needs_its_whole_interval_above_zero(tmp_path, low, improved):
     )
     assert result.improved == improved
     assert ("; the new weights are old" in result.summary()) == improved
-    assert ("no gain that this supports; the old weights stay: old" in result.summary()) != improved
+    assert ("not clearly a gain; keep the old weights old" in result.summary()) != improved
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_a_stopped_run_says_how_to_go_on(scene, weights, tmp_path):
     result = finetune([scene], tmp_path, weights, steps=20, minutes=0)
     assert result.gain is None
     assert not result.improved
-    assert "to be gone on with" in result.summary()
+    assert "Interrupted after" in result.summary()
 
 
 def test_the_command_prints_the_outcome(scene, weights, tmp_path):

@@ -118,7 +118,7 @@ def test_a_recipe_is_a_name_a_file_tables_or_a_recipe(tiny, tiny_file, tmp_path,
         ("x5", {}, RecipeError, "x5 is neither a file nor a packaged recipe"),
         (tiny(), {"optimiser.rate": 1}, RecipeError, "optimiser.rate is not a key"),
         (tiny(), {"losses.name": "l2"}, RecipeError, "losses is a list"),
-        (tiny(), {"steps": torch.ones(1)}, RecipeError, "must be of numbers, texts"),
+        (tiny(), {"steps": torch.ones(1)}, RecipeError, "takes numbers, text"),
     ):
         with pytest.raises(error, match=text):
             repmamba.train(wrong, tmp_path / "wrong", settings=settings)

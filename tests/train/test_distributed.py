@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_stops_at_once_but_a_second_sigterm_does_not(caplog):
             assert stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "Ctrl-C, from now on, stops it at once" in caplog.text
+    assert "Press Ctrl-C again to stop at once" in caplog.text
 
 
 @pytest.mark.parametrize(("asked", "cores", "expected"), [(None, 2, 2), (None, 64, 3), (5, 2, 5)])

@@ -133,7 +133,7 @@ def test_a_run_stopped_by_the_clock_goes_on_unchanged(tiny, tmp_path, whole_run,
     while not (result := fit(tiny(), tmp_path, log_every=1, minutes=0)).finished:
         calls += 1
         assert result.steps == calls
-        assert "to be gone on with" in result.summary()
+        assert "Interrupted after" in result.summary()
     assert calls == 7
     assert seen(tmp_path) == seen(whole_run)
     assert same_weights(tmp_path, whole_run)
@@ -232,7 +232,7 @@ def test_a_full_disk_gives_a_warning_and_the_run_resumes_from_the_save_before(
     ):
         fit(tiny(), tmp_path, log_every=1)
     assert "step-00000002 cannot be written" in caplog.text
-    assert "Training goes on; what was there before stays." in caplog.text
+    assert "Training continues; earlier files are unchanged." in caplog.text
     assert "No picture of the curve: " in caplog.text
     assert "Free some space" not in caplog.text, "it was the limit on a file's size"
     assert saved_steps(tmp_path / "saves") == [1]
@@ -316,7 +316,7 @@ def test_a_run_logs_its_heading_before_reading_and_then_its_progress(
         r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.",
         lines[8],
     )
-    assert any(line.startswith("Going on after step 8, in float32, from ") for line in lines)
+    assert any(line.startswith("Continuing after step 8, in float32, from ") for line in lines)
     assert len(list((tmp_path / "shared").iterdir())) == 3
 
 
@@ -391,7 +391,7 @@ def test_a_stopped_run_names_the_step_and_the_last_good_save(
 def test_only_the_first_process_names_the_last_good_save(tiny, tmp_path):
     for rank, said in (
         (0, "there is no good save in "),
-        (1, "The line of the first process names the last good save"),
+        (1, "The first process prints the last good save"),
     ):
         run = Run(tiny(), tmp_path, None, Processes(rank, 2))
         assert said in run._fault(7, "the loss is nan")
@@ -426,7 +426,7 @@ def test_several_processes_log_how_batch_norm_is_computed(tiny, batch_norm, said
 
 def test_a_run_too_short_for_its_recipe_warns_before_it_begins(tiny, tmp_path):
     with pytest.warns(
-        RepmambaWarning, match=r"ends after 4 steps, before .*\(data.patches.start: 5\)"
+        RepmambaWarning, match=r"ends after 4 steps, before .*data.patches.start: 5; change"
     ):
         fit(tiny(steps=4, data={"val": []}), tmp_path)
 
@@ -497,7 +497,7 @@ def test_bf16_is_only_used_if_a_trial_shows_it_faster(tiny, tmp_path, monkeypatc
         monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_, faster=faster: faster)
         fit(recipe, tmp_path / chosen)
         assert newest_save(tmp_path / chosen / "saves")[1]["learner"]["precision"] == chosen
-    assert "the run is in float32" in caplog.text
+    assert "training in float32" in caplog.text
     monkeypatch.setattr(
         learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing")
     )

@@ -161,7 +161,7 @@ def test_missing_invalid_or_unreadable_recipes_are_one_line(tmp_path, monkeypatc
     monkeypatch.undo()
     with pytest.raises(
         RecipeError,
-        match=f"neither a file nor a packaged recipe; those are {', '.join(packaged())}",
+        match=f"neither a file nor a packaged recipe; the packaged recipes are {', '.join(packaged())}",
     ):
         read_recipe(tmp_path / "yours.toml")
 

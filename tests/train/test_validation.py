@@ -66,7 +66,7 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
 
     with pytest.raises(
         RecipeError,
-        match=r"rule is esr-rgb, and an image cannot be judged: .*images/\d has .* take the rule "
+        match=r"rule is esr-rgb, which cannot score an image: .*images/\d has .* take the rule "
         r"bands",
     ):
         fit(recipe("esr-rgb"), tmp_path / "run")
@@ -81,7 +81,7 @@ def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, 
     picture(tmp_path / "val" / "large.png", seed=0)
     picture(tmp_path / "val" / "small.png", seed=0, side=12)
     with pytest.raises(
-        RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"
+        RecipeError, match=r"cannot score an image: .*val/small: SSIM has windows of 11x11"
     ):
         Validator(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
 

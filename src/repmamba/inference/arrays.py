@@ -32,7 +32,8 @@ from repmamba.inference.planes import Part, PlaneOptions
 from repmamba.pixels.nodata import repeated
 from repmamba.tiles.window import Window
 
-MOST_BANDS = 16  # of an array whose first axis may be its bands by mistake
+# of an array whose first axis may be its bands by mistake
+MOST_BANDS = 16
 
 Layout: TypeAlias = Literal["bands-first", "bands-last"]
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Groups = tuple[tuple[int, ...], ...]  # bands, counted from 0, that go through the network together
+# bands, counted from 0, that go through the network together
+Groups = tuple[tuple[int, ...], ...]
 
 
 def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Groups:

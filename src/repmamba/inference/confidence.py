@@ -22,7 +22,8 @@ from torch import Tensor
 
 from repmamba.errors import CheckpointError, UsageError
 
-WINDOW = 3  # hr pixels: side of the square over which both are measured
+# hr pixels: side of the square over which both are measured
+WINDOW = 3
 SUFFIX = ".confidence.json"
 # Shares of the pixels, by increasing doubt, that make an entry of the table; narrower where errors
 # are largest.

@@ -27,7 +27,9 @@ from repmamba.pixels.resize import contributions
 Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]
 
 BLOCK_ROWS = 32
-NEGLIGIBLE = 1e-9  # float32 has a relative precision of 6e-8
+
+# float32 has a relative precision of 6e-8
+NEGLIGIBLE = 1e-9
 
 
 def make_consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:

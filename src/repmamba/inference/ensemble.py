@@ -14,7 +14,8 @@ from torch import Tensor
 
 ROWS_AND_COLS = (-2, -1)
 
-Run = Callable[[Tensor], Tensor]  # (B, bands, h, w) -> (B, bands, scale h, scale w)
+# (B, bands, h, w) -> (B, bands, scale h, scale w)
+Run = Callable[[Tensor], Tensor]
 
 
 def mean_of_eight(run: Run, unit: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import numpy as np
 
 from repmamba.errors import UsageError
 
-LEAST = {"tile": 2, "halo": 0}  # in lr pixels
+# in lr pixels
+LEAST = {"tile": 2, "halo": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def checked(
     """
     for name in given:
         if name not in kinds:
-            hint = f"; use {hints[name]}" if hints and name in hints else ""
+            hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
             raise UsageError(
                 f"There is no option {name!r:.60}{hint}. The options are {', '.join(kinds)}."
             )

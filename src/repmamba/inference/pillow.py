@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from repmamba.errors import ShapeMismatch, UsageError
 
-MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")  # upscaled as they are
+# upscaled as they are
+MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")
 # modes without colour values -> the mode that shows the same
 SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L"}
 

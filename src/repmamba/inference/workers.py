@@ -32,7 +32,8 @@ from repmamba.prefetch import prefetch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 2  # tiles beyond those being computed: one prefetched, one finished and not yet taken
+# tiles beyond those being computed: one prefetched, one finished and not yet taken
+IN_FLIGHT = 2
 
 Task = Callable[[], None]
 
@@ -229,7 +230,9 @@ class _Share(Executor):
 
 
 _workers = _Workers()
-_most: int | None = None  # limit of tiles computed at once by all calls
+
+# limit of tiles computed at once by all calls
+_most: int | None = None
 
 
 def _forget_workers() -> None:

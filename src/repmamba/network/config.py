@@ -17,7 +17,8 @@ SPLIT = (8, 8, 16, 32)
 # widths of the four chained RMBs: the running sums of SPLIT
 RMB_WIDTHS = (8, 16, 32, 64)
 
-UPSAMPLERS = {  # name -> allowed scales
+# name -> allowed scales
+UPSAMPLERS = {
     "pixelshuffledirect": (2, 3, 4),
     "pixelshuffle": (2, 3, 4),
     "nearest+conv": (4,),
@@ -28,7 +29,8 @@ CONNECTIONS = ("1conv", "3conv")
 # far above any useful network; limits the memory that a checkpoint can make us allocate
 MOST_BANDS, MOST_BLOCKS, LARGEST_MLP_RATIO = 1024, 128, 16
 
-KINDS: dict[str, tuple[type, ...]] = {  # option -> allowed types, the preferred one last
+# option -> allowed types, the preferred one last
+KINDS: dict[str, tuple[type, ...]] = {
     "scale": (int,),
     "in_chans": (int,),
     "mlp_ratio": (int, float),

@@ -24,7 +24,8 @@ BLOCK = "layers.*.residual_group.blocks.*"
 RMB = f"{BLOCK}.attn_layer.*"
 SS2D = f"{RMB}.ss2d"
 
-RULES = (  # ours -> published; * matches one part of a name, ** all parts that follow
+# ours -> published; * matches one part of a name, ** all parts that follow
+RULES = (
     ("conv_first.*", "conv_first.*"),
     ("embed_norm.*", "patch_embed.norm.*"),
     ("groups.*.blocks.*.cssp.*.norm.*", f"{RMB}.norm.*"),

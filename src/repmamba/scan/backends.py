@@ -68,7 +68,9 @@ class BackendChoice:
 SINGLE = (torch.float32,)
 BOTH = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
-BACKENDS = (  # in order of preference
+
+# in order of preference
+BACKENDS = (
     Backend(
         "triton",
         "repmamba.scan.triton_gpu",
@@ -107,7 +109,8 @@ BACKENDS = (  # in order of preference
 
 _PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
 
-_LOADED: dict[str, Loaded] = {}  # those that have started
+# those that have started
+_LOADED: dict[str, Loaded] = {}
 
 
 def choose(

@@ -22,7 +22,9 @@ from repmamba.scan.threads import split_work
 
 # steps times channels below which a second thread costs more than it saves
 WORK_FOR_THREADS = 2**15
-SEGMENT, AT_ONCE = 64, 4  # as in scan.cpp: the rows of a block's constants
+
+# as in scan.cpp: the rows of a block's constants
+SEGMENT, AT_ONCE = 64, 4
 D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2
 
 
