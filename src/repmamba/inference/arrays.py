@@ -5,9 +5,10 @@ numpy arrays, torch tensors, xarray.DataArray (dataarray.py) and PIL.Image (pill
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -37,20 +38,8 @@ MOST_BANDS = 16
 
 Layout: TypeAlias = Literal["bands-first", "bands-last"]
 
-
-class UpscalePlanes(Protocol):
-    """`planes.upscale_planes` with a network."""
-
-    def __call__(
-        self,
-        planes: NDArray[Any],
-        *,
-        options: PlaneOptions,
-        masked: NDArray[np.bool_] | None = None,
-        part: Part | None = None,
-    ) -> NDArray[Any]:
-        """planes: (bands, h, w) -> (bands, scale h, scale w)."""
-        ...
+# `planes.upscale_planes` with a network: (planes, options=, masked=, part=) -> planes
+UpscalePlanes: TypeAlias = Callable[..., NDArray[Any]]
 
 
 def upscale_image(
@@ -77,7 +66,7 @@ def upscale_image(
 
 
 def _upscale_numpy(
-    array: NDArray[Any], upscale: Any, scale: int, layout: Layout | None
+    array: NDArray[Any], upscale: UpscalePlanes, scale: int, layout: Layout | None
 ) -> NDArray[Any]:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ShapeMismatch(
@@ -109,7 +98,7 @@ def _looks_bands_first(shape: tuple[int, ...]) -> bool:
     return shape[0] <= MOST_BANDS and shape[1] > 1 and shape[2] > max(4, 2 * shape[0])
 
 
-def _upscale_tensor(tensor: Tensor, upscale: Any) -> Tensor:
+def _upscale_tensor(tensor: Tensor, upscale: UpscalePlanes) -> Tensor:
     if tensor.ndim not in (3, 4) or 0 in tensor.shape or not tensor.is_floating_point():
         raise ShapeMismatch(
             f"A tensor of shape {tuple(tensor.shape)} and {tensor.dtype} is not an image; give "
@@ -122,7 +111,7 @@ def _upscale_tensor(tensor: Tensor, upscale: Any) -> Tensor:
     return result.to(tensor.device, tensor.dtype)
 
 
-def _upscale_picture(picture: Any, upscale: Any, scale: int) -> Any:
+def _upscale_picture(picture: Any, upscale: UpscalePlanes, scale: int) -> Any:
     picture = in_upscalable_mode(picture)
     planes, alpha = planes_of_picture(picture)
     masked = None if alpha is None else np.broadcast_to(alpha == 0, planes.shape)

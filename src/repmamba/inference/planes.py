@@ -7,10 +7,10 @@ machine. What arrays of each kind need before and after is in arrays.py.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ MOST_OUTSIDE = 0.01
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
 
+# `Upscaler.enlarge_numbers`
+EnlargeNumbers: TypeAlias = Callable[..., tuple[NDArray[Any], NDArray[np.float32] | None]]
+
 
 @dataclass(frozen=True, slots=True)
 class PlaneOptions:
@@ -52,23 +55,6 @@ class Part(NamedTuple):
     scene: Window  # the whole image
     have: Window  # the part of it that the planes hold
     wanted: Window  # the part to upscale
-
-
-class EnlargeNumbers(Protocol):
-    """`Upscaler.enlarge_numbers`."""
-
-    def __call__(
-        self,
-        raw: NDArray[Any],
-        known: NDArray[np.bool_],
-        keep: Window,
-        radiometry: Radiometry,
-        *,
-        nodata: Sequence[float | None],
-        consistent: bool,
-    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """One tile of bands that go through the network together."""
-        ...
 
 
 def upscale_planes(
