@@ -11,7 +11,13 @@ import torch
 
 from repmamba.errors import TrainingStopped, UsageError
 from repmamba.train import distributed
-from repmamba.train.distributed import Processes, find_processes, first_node, joined, stop_signals
+from repmamba.train.distributed import (
+    Processes,
+    find_processes,
+    first_node,
+    process_group,
+    stop_signals,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -107,11 +113,14 @@ def test_the_first_machine_of_a_list(nodes, first):
 )
 def test_the_end_of_another_process_is_one_line_and_other_errors_pass(monkeypatch, fault, seen):
     left = []
-    monkeypatch.setattr(distributed, "met", lambda processes: None)
+    monkeypatch.setattr(distributed, "rendezvous_store", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
-    with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
+    with (
+        pytest.raises(seen) as raised,
+        process_group(find_processes(TORCHRUN), torch.device("cpu")),
+    ):
         raise fault
     assert ("Another process of this run has ended" in str(raised.value)) == (
         seen is TrainingStopped
@@ -124,9 +133,9 @@ def test_processes_that_do_not_meet_report_the_address(monkeypatch, rank):
     monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=1))
     lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
     with pytest.raises(
-        TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."
+        TrainingStopped, match=rf"^Process {rank} of 0 to 1 did not meet .* \(.+\)\."
     ):
-        joined(lonely, torch.device("cpu")).__enter__()
+        process_group(lonely, torch.device("cpu")).__enter__()
     assert not torch.distributed.is_initialized()
 
 
@@ -139,7 +148,9 @@ def test_if_one_of_three_processes_is_missing_the_other_two_report_it(monkeypatc
 
     def look_for_the_others(rank: int) -> None:
         with pytest.raises(TrainingStopped) as stopped:
-            joined(Processes(rank, 3, rank, "127.0.0.1", port), torch.device("cpu")).__enter__()
+            process_group(
+                Processes(rank, 3, rank, "127.0.0.1", port), torch.device("cpu")
+            ).__enter__()
         said.append(str(stopped.value))
 
     threads = [threading.Thread(target=look_for_the_others, args=[rank]) for rank in (0, 1)]
@@ -159,7 +170,7 @@ def test_a_port_in_use_is_reported_at_once():
         taken.listen()
         first = Processes(0, 2, 0, "127.0.0.1", taken.getsockname()[1])
         with pytest.raises(TrainingStopped, match="name a free port"):
-            joined(first, torch.device("cpu")).__enter__()
+            process_group(first, torch.device("cpu")).__enter__()
 
 
 def test_shares_are_disjoint_and_complete():

@@ -180,7 +180,7 @@ def batches(
         # All processes exchange gradients or none: one without a sample takes any, with weight 0.
         size = recipe.data.patches[sampler.phase(step)].size
         lr, hr = stock.batch(mine or samples[:1], size, seed=recipe.seed, degrade=chain)
-        return Batch(sent(lr, device), sent(hr, device), weight)
+        return Batch(to_device(lr, device), to_device(hr, device), weight)
 
     steps = range(step, recipe.steps)
     if workers == 0:
@@ -190,7 +190,7 @@ def batches(
         yield from prefetch(pool, prepared, steps, 2 * workers + 1)
 
 
-def sent(patches: Tensor, device: torch.device) -> Tensor:
+def to_device(patches: Tensor, device: torch.device) -> Tensor:
     """The patches on the device; to a GPU from pinned memory, without waiting for the transfer."""
     if device.type == "cuda" and patches.device.type == "cpu":
         patches = patches.pin_memory()

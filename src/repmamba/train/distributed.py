@@ -128,7 +128,7 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
+def process_group(processes: Processes, device: torch.device) -> Iterator[Processes]:
     """Connect all processes, with NCCL for GPUs and gloo for CPUs; does nothing for one process.
 
     Raises TrainingStopped if the others are not found, or one of them ends meanwhile.
@@ -138,7 +138,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = met(processes)
+    store = rendezvous_store(processes)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -161,7 +161,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def met(processes: Processes) -> Store:
+def rendezvous_store(processes: Processes) -> Store:
     """The store through which processes find each other. Raises TrainingStopped after MEETING."""
     from torch.distributed.rendezvous import rendezvous  # missing in a torch without distributed
 

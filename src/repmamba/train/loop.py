@@ -9,11 +9,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
+from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock
 from repmamba.durable import check_local, write_durable
 from repmamba.errors import JobChanged, RepmambaWarning, TargetError
@@ -31,7 +32,6 @@ from repmamba.train.callbacks import Callback, TensorBoard
 from repmamba.train.distributed import (
     Processes,
     find_processes,
-    joined,
     set_threads_and_niceness,
     stop_signals,
 )
@@ -42,6 +42,7 @@ from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import FitResult, Run, RunState
 from repmamba.train.saves import newest_save, saved_steps
+from repmamba.train.step import Batch
 from repmamba.train.validation import Validator, warn_of_shared
 
 logger = logging.getLogger(__name__)
@@ -102,14 +103,14 @@ def fit(
     tell = (progress or log_lines()) if processes.first else lambda reached: None
     place = processes.device(device)
     folder = Path(folder)
-    with joined(processes, place):
+    with process_group(processes, place):
         files = [] if stock else training_files(recipe)
         recipe = counted_in_steps(recipe, len(stock.sizes) if stock else len(files))
         check_degradations(recipe, files)
-        claim(folder, recipe, processes)
+        claim_folder(folder, recipe, processes)
         if processes.first:
             warn_of_shared(files, recipe)
-            warn_of_the_end(recipe)
+            warn_of_unreached(recipe)
             if files:
                 warn_of_unused_reductions(files, recipe)
         for line in heading(recipe, place, processes):
@@ -134,29 +135,53 @@ def fit(
         monitor = Monitor(
             folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told
         )
-        with monitor, stop_signals() as stopped, old_objects_left_alone():
-            for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
-                run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
-                monitor.stepped(sampler.count(run.step - 1))
-                if run.due(log_every):
-                    monitor.log(run.step, *run.measured())
-                if run.due(recipe.validation.every) and validator and validator.pairs:
-                    monitor.pause()
-                    result = validator.validate(
-                        run.learner.best_network, run.step, pictured=monitor.pictured
-                    )
-                    monitor.validated(result, best=run.ranked(result))
-                leaving = run.agreed(stopped() or time.monotonic() > deadline)
-                if run.due(recipe.checkpoints.every) or leaving:
-                    run.save(monitor)
-                if leaving:
-                    break
+        prepared = batches(stock, sampler, recipe, run.step, processes, place, workers)
+        with monitor, stop_signals() as stopped, frozen_gc():
+            run_steps(
+                run,
+                prepared,
+                sampler,
+                monitor,
+                validator,
+                log_every,
+                stop=lambda: stopped() or time.monotonic() > deadline,
+            )
         run.close()
         return run.result()
 
 
+def run_steps(
+    run: Run,
+    prepared: Iterator[Batch],
+    sampler: Sampler,
+    monitor: Monitor,
+    validator: Validator | None,
+    log_every: int,
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    """Train on the prepared batches, log, validate and save, until the last one or `stop`."""
+    recipe = run.recipe
+    for batch in prepared:
+        run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
+        monitor.stepped(sampler.count(run.step - 1))
+        if run.due(log_every):
+            monitor.log(run.step, *run.measured())
+        if run.due(recipe.validation.every) and validator and validator.pairs:
+            monitor.pause()
+            result = validator.validate(
+                run.learner.best_network, run.step, pictured=monitor.pictured
+            )
+            monitor.validated(result, best=run.ranked(result))
+        leaving = run.agreed(stop())
+        if run.due(recipe.checkpoints.every) or leaving:
+            run.save(monitor)
+        if leaving:
+            break
+
+
 @contextmanager
-def old_objects_left_alone() -> Iterator[None]:
+def frozen_gc() -> Iterator[None]:
     """Let the garbage collector skip existing objects: torch alone has half a million."""
     gc.freeze()
     try:
@@ -165,7 +190,7 @@ def old_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def warn_of_the_end(recipe: Recipe) -> None:
+def warn_of_unreached(recipe: Recipe) -> None:
     """Warn if the run ends before something that the recipe schedules."""
     if unreached := recipe.never_reached():
         warnings.warn(
@@ -193,7 +218,7 @@ def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
     return folder / "cache" if cache is None and recipe.data.cache == "disk" else cache
 
 
-def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
+def claim_folder(folder: Path, recipe: Recipe, processes: Processes) -> None:
     """Store the recipe in the folder, unless it holds a run of another one.
 
     The end of a run, and the descent to it, may be moved as long as no step done depends on the old
