@@ -159,8 +159,8 @@ def test_if_one_of_three_processes_is_missing_the_other_two_report_it(monkeypatc
     for thread in threads:
         thread.join(60)
     assert sorted(line[:37] for line in said) == [
-        "Process 0 of 0 to 2 does not meet the",
-        "Process 1 of 0 to 2 does not meet the",
+        "Process 0 of 0 to 2 did not meet the",
+        "Process 1 of 0 to 2 did not meet the",
     ]
 
 

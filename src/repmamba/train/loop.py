@@ -32,6 +32,7 @@ from repmamba.train.callbacks import Callback, TensorBoard
 from repmamba.train.distributed import (
     Processes,
     find_processes,
+    process_group,
     set_threads_and_niceness,
     stop_signals,
 )
