@@ -2,7 +2,7 @@
 weights.
 
 DIR holds GT/ and LR/, flat or in class folders. It is `repmamba evaluate DIR --weights x4 --rule
-published`, whose other options may follow; where the published script differs, docs/training.md
+published`, whose other options may follow; where the published script differs, docs/how-to/training.md
 says how.
 """
 

@@ -1,6 +1,6 @@
 """Writes into the pages what the code says of itself, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first paragraph
+docs/reference/cli/VERB.md gets what `repmamba VERB --help` says, docs/explanation/map.md the rooms and the first paragraph
 of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
 behind the code.
 """
@@ -50,8 +50,8 @@ def main() -> None:
     """Rewrite the marked part of every page."""
     for verb in VERBS:
         command: click.Command = getattr(import_module(verb.module), verb.name)
-        write_between_marks(DOCS / "cli" / f"{verb.name}.md", help_of(command))
-    write_between_marks(DOCS / "map.md", rooms())
+        write_between_marks(DOCS / "reference" / "cli" / f"{verb.name}.md", help_of(command))
+    write_between_marks(DOCS / "explanation" / "map.md", rooms())
 
 
 def write_between_marks(page: Path, text: str) -> None:

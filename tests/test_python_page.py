@@ -1,4 +1,4 @@
-"""docs/python.md and the README: their examples run, in their order, and tables have every argument
+"""docs/reference/python.md and the README: their examples run, in their order, and tables have every argument
 there is.
 """
 
@@ -20,7 +20,7 @@ from repmamba.evaluate.metrics import METRICS
 from repmamba.scene.arguments import KINDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE = (DOCS / "python.md").read_text("utf-8")
+PAGE = (DOCS / "reference" / "python.md").read_text("utf-8")
 EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The pages of docs/cli hold what the commands say of themselves; `make docs` writes that part of
+"""The pages of docs/reference/cli hold what the commands say of themselves; `make docs` writes that part of
 them.
 """
 
@@ -23,17 +23,17 @@ def flat(text: str) -> str:
 
 
 def test_the_index_of_commands_links_a_page_for_every_verb():
-    index = (DOCS / "cli" / "index.md").read_text("utf-8")
+    index = (DOCS / "reference" / "cli" / "index.md").read_text("utf-8")
     for verb in VERBS:
         assert f"[`repmamba {verb.name}`]({verb.name}.md)" in index
-        assert (DOCS / "cli" / f"{verb.name}.md").is_file()
+        assert (DOCS / "reference" / "cli" / f"{verb.name}.md").is_file()
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
     command = cli.get_command(click.Context(cli), verb.name)
     assert command is not None
-    page = flat((DOCS / "cli" / f"{verb.name}.md").read_text("utf-8"))
+    page = flat((DOCS / "reference" / "cli" / f"{verb.name}.md").read_text("utf-8"))
     for option in command.params:
         if isinstance(option, click.Option):
             missing = [
@@ -65,13 +65,13 @@ def test_the_help_of_upscale_states_the_limits_that_hold():
 
 
 def test_no_page_describes_a_verb_that_does_not_exist():
-    pages = {page.stem for page in (DOCS / "cli").glob("*.md")} - {"index"}
+    pages = {page.stem for page in (DOCS / "reference" / "cli").glob("*.md")} - {"index"}
     assert pages == {verb.name for verb in VERBS}
 
 
 def test_the_map_has_every_module_with_its_first_line_and_no_other():
     package = Path(repmamba.__file__).parent
-    shown = (DOCS / "map.md").read_text("utf-8")
+    shown = (DOCS / "explanation" / "map.md").read_text("utf-8")
     modules = [file for file in package.rglob("*.py") if not file.name.startswith("__")]
     names = re.findall(r"^ +([a-z]\w*\.py) ", shown, re.MULTILINE)
     assert sorted(names) == sorted(file.name for file in modules), (

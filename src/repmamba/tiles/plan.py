@@ -16,7 +16,7 @@ from repmamba.errors import UsageError
 from repmamba.tiles.window import Window
 
 TILE = 256  # lr pixels on each side of the part that is kept; weights may name a better one
-HALO = 8  # lr pixels read around it; docs/decisions/0005-how-large-a-halo.md has the curve
+HALO = 8  # lr pixels read around it; decision 5 (how-large-a-halo) has the curve
 
 
 @dataclass(frozen=True, slots=True)
