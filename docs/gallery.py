@@ -116,7 +116,7 @@ def figure(piece: Piece) -> str:
 <img src="{name}-input.webp" alt="{caption}, input" class="over input" {image} hidden>
 </div>
 <input type="range" min="0" max="100" value="50" aria-label="{caption}: left and right of the line">
-<figcaption><b>{caption}.</b> <small>{piece.source}.</small>
+<figcaption><span><b>{caption}.</b> <small>{piece.source}.</small></span>
 <button type="button">show the input</button></figcaption>
 </figure>"""
 

@@ -94,3 +94,26 @@ def test_the_map_has_every_module_with_its_first_line_and_no_other():
 def test_links_between_pages_lead_somewhere(page: Path):
     links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def parts_of_messages() -> list[str]:
+    """The texts of the package's sources, with {} in the place of what is filled in."""
+    texts = []
+    for file in Path(repmamba.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "{}" for part in node.values
+                ]
+                texts.append("".join(map(str, parts)))
+    return texts
+
+
+def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_code():
+    page = (DOCS / "how-to" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    texts = parts_of_messages()
+    assert len(quoted) > 20
+    assert [words for words in quoted if not any(words in text for text in texts)] == []
