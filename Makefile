@@ -106,4 +106,4 @@ readme-picture: .venv/installed  ## the picture of the README, from the bundled 
 	  -o docs/intersection.png --window 60,60,104,76
 
 clean:  ## remove the environment, what was built, the demo's results and all caches
-	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache

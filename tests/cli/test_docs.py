@@ -4,6 +4,7 @@ them.
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -117,3 +118,10 @@ def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_code():
     texts = parts_of_messages()
     assert len(quoted) > 20
     assert [words for words in quoted if not any(words in text for text in texts)] == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    site = tomllib.loads((DOCS.parent / "zensical.toml").read_text("utf-8"))["project"]
+    listed = re.findall(r"'([^']+\.md)'", str(site["nav"]))
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
