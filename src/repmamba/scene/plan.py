@@ -22,7 +22,7 @@ from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.confidence import Calibration
 from repmamba.inference.options import check_cut
 from repmamba.inference.upscaler import Upscaler
-from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
+from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.admission import Reading
@@ -386,7 +386,7 @@ def _radiometry(
     if asked is None:
         asked = "type" if dtype in EIGHT_BITS else "robust"
     histograms = _histograms(raster, places, groups, measuring, whole=asked == "robust")
-    fills = said_of_fills(histograms, dtype)
+    fills = describe_fills(histograms, dtype)
     if asked != "robust" and fills:
         fills = f"of a sample, {fills}"
     if asked == "type":
@@ -394,7 +394,7 @@ def _radiometry(
     if asked == "robust":
         ranges = [histogram.range() for histogram in histograms]
         spikes = sum(
-            each.spikes(*ends)
+            each.outliers(*ends)
             for each, ends in zip(histograms, ranges, strict=True)
             if ends is not None
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
-from repmamba.pixels.nodata import enlarged, usable
+from repmamba.pixels.nodata import repeated, usable
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.stored import Pixels
 from repmamba.tiles.plan import Tile
@@ -35,7 +35,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
     that has a calibration, errors to expect come along. Raises OutOfMemory.
     """
     raw, valid = pixels
-    footprint = enlarged(valid, plan.scale)[tile.keep.slices]
+    footprint = repeated(valid, plan.scale)[tile.keep.slices]
     try:
         colours, errors = _colours(raw[list(plan.places)], valid, footprint, tile, plan, upscaler)
     except (MemoryError, RuntimeError) as error:
@@ -48,7 +48,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             "(that starts anew)."
         ) from error
     if plan.alpha is not None:
-        alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
+        alpha = repeated(raw[plan.alpha], plan.scale)[tile.keep.slices]
         if plan.alpha_tells:
             # nodata that the user gave is transparent
             alpha = np.where(footprint, alpha, alpha.dtype.type(0))
@@ -71,7 +71,7 @@ def _colours(
     the sake of memory.
     """
     if plan.nodata is None:
-        numbers = enlarged(raw, plan.scale)[:, *tile.keep.slices]
+        numbers = repeated(raw, plan.scale)[:, *tile.keep.slices]
     else:
         numbers = np.full(
             (len(plan.places), tile.keep.height, tile.keep.width), plan.nodata, raw.dtype
