@@ -2,7 +2,7 @@
 
 The first process of a run calls them, in their order. An exception ends the run, which can then go
 on from its last save. To log to W&B, MLflow or a page of your own, override the methods that you
-need (docs/training.md).
+need (docs/how-to/training.md).
 """
 
 from collections.abc import Mapping

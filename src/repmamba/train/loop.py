@@ -1,6 +1,6 @@
 """fit: train by a recipe in a folder; an interrupted run goes on when it is called again.
 
-The loop is plain torch; docs/decisions explains why. run.py describes the folder.
+The loop is plain torch; docs/explanation/decisions explains why. run.py describes the folder.
 """
 
 import gc
