@@ -93,7 +93,7 @@ def test_a_gain_needs_its_whole_interval_above_zero(tmp_path, low, improved):
         run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0)
     )
     assert result.improved == improved
-    assert ("; the new weights are old" in result.summary()) == improved
+    assert ("; use the new weights old" in result.summary()) == improved
     assert ("not clearly a gain; keep the old weights old" in result.summary()) != improved
 
 
@@ -126,7 +126,7 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
         scored(upscaler.module, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs
     ]
     assert scores[first.name] == pytest.approx(np.mean(alone))
-    with pytest.raises(UsageError, match="give 20 blocks"):
+    with pytest.raises(UsageError, match="have 20 blocks"):
         split(blocks[:20], 3)
 
 
@@ -212,7 +212,7 @@ def test_blocks_missing_in_a_float_band_are_left_out(upscaler, tmp_path):
 def test_a_scene_that_is_too_small_is_refused(weights, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
     with pytest.raises(
-        UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
+        UsageError, match=f"have 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
     ):
         finetune([path], tmp_path / "run", weights)
 
@@ -237,4 +237,4 @@ def test_the_command_prints_the_outcome(scene, weights, tmp_path):
         cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation()
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"held-back blocks \(PSNR of unit values, .*\), 95 % interval", result.output)
+    assert re.search(r"held-out blocks \(PSNR of unit values, .*\), 95 % interval", result.output)

@@ -114,7 +114,7 @@ def test_a_recipe_is_a_name_a_file_tables_or_a_recipe(tiny, tiny_file, tmp_path,
     assert len(set(results)) == 1
     assert 'name = "charbonnier"\nweight = 0.5' in results[0]
     for wrong, settings, error, text in (
-        (5, {}, UsageError, "recipe is a int; give the name of a packaged recipe"),
+        (5, {}, UsageError, "recipe is a int; it takes the name of a packaged recipe"),
         ("x5", {}, RecipeError, "x5 is neither a file nor a packaged recipe"),
         (tiny(), {"optimiser.rate": 1}, RecipeError, "optimiser.rate is not a key"),
         (tiny(), {"losses.name": "l2"}, RecipeError, "losses is a list"),
@@ -177,7 +177,7 @@ def test_unregistered_names_are_refused_with_the_known_ones(tiny):
 
 def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_ones_own):
     for register, taken in (
-        (lambda: repmamba.register_loss("l1", torch.nn.L1Loss()), "There is a loss l1 already"),
+        (lambda: repmamba.register_loss("l1", torch.nn.L1Loss()), "A loss named l1 already exists"),
         (lambda: repmamba.register_loss("a b", torch.nn.L1Loss()), "a name without spaces"),
         (lambda: repmamba.register_loss("mine", 5), "a function of sr and hr"),
         (
@@ -198,7 +198,7 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
     repmamba.register_loss("map", lambda sr, hr: (sr - hr).abs())
     try:
         with pytest.raises(
-            RecipeError, match=r"The loss map gave a tensor of shape \(2, 3, 16, 16\)"
+            RecipeError, match=r"The loss map returned a tensor of shape \(2, 3, 16, 16\)"
         ):
             repmamba.train(tiny(), tmp_path, settings={"losses": [{"name": "map"}]})
     finally:

@@ -158,7 +158,7 @@ def test_if_one_of_three_processes_is_missing_the_other_two_report_it(monkeypatc
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(line[:37] for line in said) == [
+    assert sorted(line[:36] for line in said) == [
         "Process 0 of 0 to 2 did not meet the",
         "Process 1 of 0 to 2 did not meet the",
     ]

@@ -81,7 +81,7 @@ def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, 
     picture(tmp_path / "val" / "large.png", seed=0)
     picture(tmp_path / "val" / "small.png", seed=0, side=12)
     with pytest.raises(
-        RecipeError, match=r"cannot score an image: .*val/small: SSIM has windows of 11x11"
+        RecipeError, match=r"cannot score an image: .*val/small: SSIM needs at least 11x11"
     ):
         Validator(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
 
@@ -138,7 +138,7 @@ def test_images_in_both_train_and_val_give_a_warning(tiny, tmp_path, recwarn):
     (tmp_path / "val" / "1.png").symlink_to(Path(tiny().data.train[0]) / "1.png")
     recipe = tiny(data={"val": [str(tmp_path / "val")]})
     with pytest.warns(
-        RepmambaWarning, match=r"1 images are in data.train and in data.val, .*1.png the first"
+        RepmambaWarning, match=r"1 images are in data.train and in data.val, such as .*1.png"
     ):
         warn_of_shared(training_files(recipe), recipe)
     recwarn.clear()
@@ -150,7 +150,7 @@ def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_pa
     raster(tmp_path / "val" / "0.tif", 4, "uint8")
     recipe = tiny(data={"val": [str(tmp_path / "val")]}, validation={"rule": "bands"})
     with pytest.raises(
-        RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"
+        RecipeError, match=r"val/0, of data\.val, has 4 bands, but the network takes 3"
     ):
         Validator(recipe, tmp_path)
 

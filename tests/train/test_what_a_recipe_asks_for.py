@@ -190,7 +190,7 @@ def test_an_image_is_reduced_where_the_largest_patch_just_fits(tiny: Recipes, tm
 
 def test_a_reduction_too_small_for_all_images_gives_a_warning(tiny: Recipes, tmp_path):
     with pytest.warns(
-        RepmambaWarning, match=r"No image is reduced to 0\.1 of its sides \(data\.reductions\)"
+        RepmambaWarning, match=r"No image is downsampled to 0\.1 of its size \(data\.reductions\)"
     ):
         fit(tiny(steps=1, data={"reductions": [0.1, 0.9]}), tmp_path)
 
