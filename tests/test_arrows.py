@@ -18,8 +18,8 @@ LINT = (
     "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
 )
 
-# A finder that ends the process at the first import that `refused` names, and says which line asked
-# for it. It does not raise: an `except ImportError` on the way would hide it.
+# An import finder that ends the process at the first import that `refused` names, and prints the
+# importing line. It does not raise, because an `except ImportError` on the way would hide it.
 GUARD = """
 import os, sys, traceback
 
@@ -71,7 +71,7 @@ def guarded(rule: str, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copied_package(tmp_path: Path) -> Path:
-    """The package in a folder of its own, for tests that break a rule on purpose."""
+    """A copy of the package, for tests that break a rule on purpose."""
     shutil.copytree(
         Path(repmamba.__file__).parent,
         tmp_path / "repmamba",

@@ -1,4 +1,4 @@
-"""Files for good: what a power cut, a kill or a full disk leaves, and what is said."""
+"""Durable files: after a power failure, a kill or a full disk, and the errors."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Computing ahead: in order, few in hand, and nothing more computed once it has ended."""
+"""Prefetching: in order, few items in progress, the rest cancelled at the end."""
 
 import threading
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def test_when_it_ends_the_rest_is_cancelled(fault):
 
     def compute(item: int) -> int:
         computed.append(item)
-        if item == 1:  # the only thread is held until all is cancelled
+        if item == 1:  # holds the only thread until the rest is cancelled
             assert ended.wait(10)
         if item == 0 and fault == "function":
             raise ValueError("function")

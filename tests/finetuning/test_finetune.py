@@ -47,7 +47,7 @@ def ground(height: int, width: int, bands: int, top: float, dtype: str) -> np.nd
 
 @pytest.fixture(autouse=True)
 def _in_float32(monkeypatch):
-    """The trial of bf16 takes a second, and its outcome is another test's matter."""
+    """The trial of bf16 takes a second and is tested elsewhere."""
     monkeypatch.setattr(learner, "bf16_is_faster", lambda *_: False)
 
 

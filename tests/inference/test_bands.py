@@ -1,4 +1,4 @@
-"""Bands: every one goes through the network once, colours together, the others alone."""
+"""Bands: each goes through the network once, colours together, others by themselves."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from repmamba.inference.bands import enlarge_groups, group_bands
 
 
 def three_bands_mixed(unit: torch.Tensor) -> torch.Tensor:
-    """A stand-in network of three bands whose result in one band depends on the other two."""
+    """A network of three bands whose result in one band depends on the other two."""
     assert unit.shape[1] == 3
     mixed = unit + 0.25 * unit.roll(1, dims=1)
     return mixed.repeat_interleave(2, -1).repeat_interleave(2, -2)

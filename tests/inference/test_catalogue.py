@@ -1,4 +1,4 @@
-"""Packaged weights are the files whose digests the table has, or none."""
+"""Packaged weights: files that match the catalogue."""
 
 import hashlib
 import shutil
@@ -13,7 +13,7 @@ from repmamba.inference.catalogue import find_weights, packaged_weights, terms_o
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
-    """The only packaged weights, under the name of x2; the file is what the table says."""
+    """Packaged weights named x2, and their catalogue."""
     path = tmp_path / "x2.safetensors"
     path.write_bytes(b"numbers")
     digest = hashlib.sha256(b"numbers").hexdigest()

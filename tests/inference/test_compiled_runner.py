@@ -1,6 +1,4 @@
-"""The compiled passes of the fused network against its operations in torch, which are what
-fusion.py says.
-"""
+"""The compiled passes of the fused network against torch operations, the reference."""
 
 import ctypes
 import gc
@@ -40,14 +38,14 @@ CONFIGS = (
     NetworkConfig(depths=(1,)),
     NetworkConfig(depths=(1,), scale=3, mlp_ratio=1.5),
     NetworkConfig(depths=(1,), cssp=False, scale=2),
-    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels fill no whole registers
+    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels do not fill whole registers
     NetworkConfig(depths=(2, 1), patch_norm=False),
     NetworkConfig(depths=(1,), scale=1, upsampler="none"),
     NetworkConfig(depths=(1,), resi_connection="3conv"),
     NetworkConfig(depths=(1,), upsampler="nearest+conv", in_chans=4),
-    NetworkConfig(depths=(1,), mlp_ratio=16),  # more inputs of a product than fill pairs
+    NetworkConfig(depths=(1,), mlp_ratio=16),  # more inputs of a product than pairs support
 )
-MOST_SECONDS = 60.0  # that a thread is waited for, which never takes a second
+MOST_SECONDS = 60.0  # for another thread, which never takes a second
 
 pairs_only = pytest.mark.skipif(
     not library().pairs, reason="this processor has no products of bfloat16"
@@ -86,7 +84,7 @@ def relative_difference(result: Tensor, expected: Tensor) -> float:
     seed=integers(0, 1 << 30),
     batch=integers(1, 3),
     height=integers(1, 19),
-    # around the pieces in which a convolution takes a row
+    # around the sizes in which a convolution processes a row
     width=integers(1, 19) | integers(120, 140),
 )
 def test_compiled_equals_torch(shaken, config, seed, batch, height, width):
@@ -111,7 +109,7 @@ torch.save((library().level, results), sys.argv[1])
 
 @pytest.mark.parametrize("level", levels(library().handle.features()))
 def test_each_level_of_the_processor_equals_torch(shaken, tmp_path, level):
-    """In a process for each, since a process chooses its level once."""
+    """In one process each, because a process chooses its level once."""
     networks = [fuse(shaken(config)) for config in CONFIGS]
     cases = [
         (network, torch.rand(batch, network.config.in_chans, *size))
@@ -215,9 +213,7 @@ def test_default_dtype_and_device_of_torch_change_nothing(shaken, default):
 
 
 def test_no_torch_operation_runs_beside_the_passes(shaken):
-    """They would start torch's threads, which spin for a while on the cores that the passes compute
-    on.
-    """
+    """They would start torch's threads, which spin on the cores of the passes afterwards."""
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 32, 32)
     runner.run(image)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -245,7 +241,7 @@ def test_a_call_finishes_without_other_threads(shaken, monkeypatch):
 
 
 class Busy:
-    """A pool that never comes to its work."""
+    """A pool that never runs its work."""
 
     def submit(self, function: Callable[..., None]) -> None:
         """Forget the function."""
@@ -268,7 +264,7 @@ def test_a_late_thread_finds_nothing_to_do(shaken, monkeypatch):
 
 
 class Late:
-    """A pool that keeps its work for later."""
+    """A pool that runs its work later."""
 
     def __init__(self) -> None:
         self.waiting: list[Callable[..., None]] = []
@@ -407,7 +403,7 @@ def test_a_runner_can_be_pickled_to_other_processes(shaken, precision):
     assert torch.equal(pickle.loads(pickle.dumps(runner)).run(image), expected)
 
 
-# What `load` makes of it
+# As `load` makes it
 
 
 def test_load_uses_compiled_passes_on_a_cpu_unless_options_exclude_them(small_weights, monkeypatch):

@@ -1,4 +1,4 @@
-"""How far a result can be trusted: the signs of doubt, and the table from them to an error."""
+"""The expected error: measures of doubt, and the table from them to an error."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ TABLE = Calibration("ab" * 16, "two pictures", (0.01, 0.02, 0.04), (0.1, 0.2, 0.
 
 
 def leaning(unit: torch.Tensor) -> torch.Tensor:
-    """Enlarges by nearest, and leans to the left by a bit that the eight cannot agree on."""
+    """Upscales by nearest neighbour, plus a little more on the left, on which the eight disagree."""
     return (unit + 0.01 * unit.roll(1, -1)).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 def test_the_variance_is_that_of_the_eight_and_the_mean_is_that_of_an_ensemble_in_every_bit():
-    unit = 0.9 + 0.1 * torch.rand(2, 3, 6, 9)  # large beside what the eight differ by
+    unit = 0.9 + 0.1 * torch.rand(2, 3, 6, 9)  # large compared with the differences of the eight
     mean, variance = mean_and_variance(leaning, unit)
     assert torch.equal(mean, mean_of_eight(leaning, unit))
     eight = []
@@ -130,7 +130,7 @@ def test_load_reads_the_calibration(small_weights, tmp_path):
 
 
 def test_packaged_calibrations_belong_to_the_packaged_weights():
-    """New weights under an old name need a new table, or none: the old one would be left unread."""
+    """New weights under an old name need a new table, or the old one would never be read."""
     with_one = [entry.name for entry in packaged_weights() if calibration_path(entry.path).exists()]
     assert with_one == ["x4"]
     assert all(load(name).calibration is not None for name in with_one)

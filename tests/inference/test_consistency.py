@@ -1,6 +1,4 @@
-"""Consistency: the result reduces to its input, is changed as little as possible, and never for the
-worse.
-"""
+"""Consistency: the result downsamples to its input, and changes as little as possible."""
 
 import numpy as np
 import pytest

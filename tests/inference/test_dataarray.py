@@ -1,4 +1,4 @@
-"""xarray: a DataArray comes back larger, in its place, with what is missing still missing."""
+"""xarray: a DataArray comes back larger, in its place, missing pixels still missing."""
 
 import dask
 import numpy as np
@@ -89,7 +89,7 @@ def test_one_column_without_a_transform_is_placed_by_its_coordinate(upscaler):
 def test_missing_pixels_stay_missing_and_affect_no_others(upscaler):
     values = np.random.default_rng(1).integers(50, 200, (3, 20, 20)).astype(np.uint16)
     values[:, 5:8, 5:8] = 0
-    values[0, 15, 15] = 0  # in one band alone: data
+    values[0, 15, 15] = 0  # in only one band: data
     after = upscaler.upscale(scene(values, nodata=0))
     expected = np.zeros((40, 40), bool)
     expected[10:16, 10:16] = True
@@ -286,7 +286,7 @@ def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks
     )
     with dask.config.set(scheduler="synchronous"):
         part = result.isel(x=slice(0, 8), y=slice(0, 8)).compute()
-    assert len(computed) < 53 * 37 / 60 + 2  # the chunks around the corner, and not all
+    assert len(computed) < 53 * 37 / 60 + 2  # only the chunks around the corner
     assert part.equals(expected.isel(x=slice(0, 8), y=slice(0, 8)))
     xarray.testing.assert_identical(result.compute(scheduler="threads"), expected)
 

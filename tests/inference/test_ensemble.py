@@ -10,7 +10,7 @@ from repmamba.inference.ensemble import mean_of_eight
 
 
 def nearest_with_a_mark(unit: Tensor) -> Tensor:
-    """Enlarges by nearest, and adds 8 to the first pixel of what it is shown."""
+    """Upscales by nearest neighbour, and adds 8 to the first pixel of its input."""
     result = unit.repeat_interleave(2, -1).repeat_interleave(2, -2)
     result[..., 0, 0] += 8
     return result
@@ -21,7 +21,7 @@ def test_each_of_the_eight_is_used_once_and_turned_back():
     result = mean_of_eight(nearest_with_a_mark, unit)
     extra = result - unit.repeat_interleave(2, -1).repeat_interleave(2, -2)
     corners = extra[..., [0, 0, -1, -1], [0, -1, 0, -1]]
-    # two of the eight begin at each corner
+    # two of the eight start at each corner
     torch.testing.assert_close(corners, torch.full_like(corners, 2))
     assert extra.abs().gt(1e-5).sum() == 4 * 2 * 3
 

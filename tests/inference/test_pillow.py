@@ -1,4 +1,4 @@
-"""Pictures of Pillow: the numbers of the same array, in a picture of the same mode."""
+"""PIL images: the result of the same array, as an image of the same mode."""
 
 import numpy as np
 import pytest

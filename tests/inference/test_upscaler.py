@@ -24,7 +24,7 @@ from repmamba.network.repmamba import RepMamba
 
 @pytest.fixture
 def random():
-    """The same numbers for a test, whichever ran before it."""
+    """The same numbers for a test, in any order of tests."""
     return np.random.default_rng(11)
 
 
@@ -75,7 +75,7 @@ def test_tensors_arrays_and_the_network_itself_agree(upscaler, random):
     np.testing.assert_allclose(by_array, by_network, atol=1e-5)
 
 
-# four tiles, which workers share, and one, which threads do
+# four tiles, shared by workers, and one, shared by threads
 @pytest.mark.parametrize("tile", [64, 96])
 def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile, random):
     image = random.random((90, 70, 4)).astype(np.float32)
@@ -117,7 +117,7 @@ def test_masked_pixels_stay_masked_with_their_value_and_affect_no_others(upscale
     masked[20:22, 30:33] = masked[3, 5, 0] = True
     expected = masked.repeat(2, axis=0).repeat(2, axis=1)
     results = []
-    for below in (-9999, 7):  # what lies under a mask is no measurement
+    for below in (-9999, 7):  # values under a mask are not measurements
         image = np.ma.masked_array(
             np.where(masked, below, numbers).astype(dtype), masked, fill_value=-9999
         )
@@ -153,7 +153,7 @@ def test_floats_far_outside_0_to_1_give_a_warning_without_a_value_range(upscaler
     image[0, 0] = 1e6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        upscaler.upscale(image)  # a spike
+        upscaler.upscale(image)  # an outlier
         upscaler.upscale(4000 * image, value_range=(0, 4000))
         upscaler.upscale(np.ma.masked_greater(4000 * image, 1))
     with pytest.warns(OutsideTraining, match=r"100% of these lie far outside.*value_range"):

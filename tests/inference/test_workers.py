@@ -1,4 +1,4 @@
-"""Workers: one compute thread each, results in order, and nothing left behind."""
+"""Workers: one compute thread each, results in order, nothing left running."""
 
 import os
 import threading

@@ -53,7 +53,7 @@ def same_weights(one, other):
 
 
 def refusal(path, **options):
-    """The one line with which a checkpoint is refused."""
+    """The one-line error for a checkpoint."""
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(path, **options)
     text = str(refused.value)
@@ -62,7 +62,7 @@ def refusal(path, **options):
     return text
 
 
-# Ours, there and back.
+# Written and read again.
 
 
 @pytest.mark.parametrize("name", ["one.safetensors", "folder"])
@@ -285,7 +285,7 @@ def test_other_floating_types_become_float32(published, tmp_path, dtype):
         assert read_checkpoint(tmp_path / name).weights["norm.weight"].dtype == torch.float32
 
 
-# Checkpoints of another kind.
+# Other kinds of checkpoint.
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_config_of_another_scale_is_refused(published, tmp_path):
     assert "config.json is corrupt" in refusal(tmp_path)
 
 
-# Files that are broken, and files made to harm.
+# Damaged and malicious files.
 
 
 def header_and_data(path):
@@ -496,7 +496,7 @@ def test_sparse_weights_are_refused(published, tmp_path):
 
 
 class Bomb:
-    """What runs when it is unpickled leaves a file behind."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, proof):
         self.proof = proof
@@ -516,12 +516,12 @@ def test_code_in_a_pickle_is_never_run(published, tmp_path):
     for name in ("legacy.pth", "plain.pth", "protocol0.pth"):
         refusal(tmp_path / name)
     assert not proof.exists()
-    pickle.loads((tmp_path / "plain.pth").read_bytes())  # the counter-proof: it is a live one
+    pickle.loads((tmp_path / "plain.pth").read_bytes())  # without the check it does run
     assert proof.exists()
 
 
 def rewritten(source, target, *, change=lambda name, data: data, **options):
-    """A copy of a zip file of PyTorch, its members changed or compressed."""
+    """A copy of a PyTorch zip file with changed or compressed members."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
         for member in old.infolist():
             new.writestr(member.filename, change(member.filename, old.read(member.filename)))
@@ -562,7 +562,7 @@ def test_a_tensor_larger_than_its_file_allocates_no_memory(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_no_tensor_is_read_before_names_and_shapes_are_known(tmp_path, name):
-    """Seen by changing the file in between: what `load` gives is what the file says by then."""
+    """Shown by changing the file in between: `load` returns the new content."""
     path = tmp_path / name
     tensors = {"a": torch.full((1 << 16,), 1.5)}
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)

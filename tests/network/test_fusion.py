@@ -105,7 +105,7 @@ def test_another_module_is_refused():
 
 
 class Adapted(nn.Linear):
-    """What an adapter makes of a layer: its weight is no longer all that it computes."""
+    """As an adapter changes a layer: its weight is not all that it computes."""
 
     def forward(self, x):
         return super().forward(x) + x.sum(-1, keepdim=True)

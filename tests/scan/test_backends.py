@@ -15,7 +15,7 @@ from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain, survey
 
 CPU = torch.device("cpu")
 ON_CPU = [backend for backend in BACKENDS if backend.serves(CPU)]
-# A process that finds no library of kernels.
+# A process without a library of kernels.
 WITHOUT_KERNELS = """
 import warnings
 from pathlib import Path

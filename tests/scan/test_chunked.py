@@ -71,7 +71,7 @@ def test_its_gradients_are_the_numerical_ones(positions, monkeypatch):
 
 
 class ChunkedMap(nn.Module):
-    """The operator as a network holds it."""
+    """The operator as a network contains it."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()

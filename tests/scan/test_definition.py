@@ -1,4 +1,4 @@
-"""The yardstick itself: against sums worked by hand, and against numerical gradients."""
+"""The reference itself, against values worked by hand and numerical gradients."""
 
 import math
 

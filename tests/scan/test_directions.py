@@ -1,4 +1,4 @@
-"""Four orders of the same pixels."""
+"""The four orders of pixels."""
 
 import torch
 from hypothesis import given

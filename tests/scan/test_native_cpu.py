@@ -26,7 +26,7 @@ def value_and_gradients(inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def many_pixels(map_case) -> list[Tensor]:
-    """Enough of them for threads."""
+    """Enough pixels for several threads."""
     inputs = [x.float() for x in map_case(3, 24, 40, 41, 1)]
     assert inputs[0].numel() > native_cpu.WORK_FOR_THREADS
     return inputs
@@ -73,7 +73,7 @@ def test_the_gradients_of_float64_maps_are_the_numerical_ones_by_another_backend
 
 
 class Map(nn.Module):
-    """The operator as a network holds it."""
+    """The operator as a network contains it."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Work shared among threads of our own."""
+"""Work shared among our own threads."""
 
 import multiprocessing
 import sys

@@ -279,7 +279,7 @@ def test_every_kernel_compiles_to_machine_code_as_it_is_launched(tmp_path):
 
 @needs_triton
 def test_sizes_of_one_compile_too(tmp_path):
-    """Triton takes an argument that is 1 for a constant, and types it otherwise."""
+    """Triton makes constants of arguments that are 1, with another type."""
     assert kernels_compiled(90, "float32", (1, 1, 1, 1), tmp_path) == ["gradients", "outputs"]
 
 

@@ -1,4 +1,4 @@
-"""Compiled code that cannot start."""
+"""Without compiled kernels."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What steps learn from, and that a run goes on with the images it has begun with alone."""
+"""What steps train on, and that a run only goes on with its own images."""
 
 import shutil
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_checksums_are_the_same_wherever_the_pixels_are(copied, tmp_path):
         load_stock(files, 2, device=torch.device("cpu")),
     ):
         assert torch.equal(checksums(stock, files), expected)
-        # of a stock that was handed over, files are not known
+        # without files for a stock that was passed in
         assert torch.equal(checksums(stock, []), expected)
 
 

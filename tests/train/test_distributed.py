@@ -1,4 +1,4 @@
-"""Who a process is among those of a run, from what torchrun and SLURM say."""
+"""Processes of a run, from the variables of torchrun and SLURM."""
 
 import logging
 import signal

@@ -47,8 +47,7 @@ from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
 
-# What a child process runs: it says when it has begun, so that a kill does not hit its imports
-# alone.
+# Run by a child process: it prints when it has started, so that a kill does not only hit imports.
 CHILD = """
 import sys, torch
 from repmamba.train.loop import fit
@@ -60,9 +59,8 @@ fit(read_recipe(sys.argv[1]), sys.argv[2], log_every=1, device="cpu")
 """
 
 
+# seconds to wait for a child: less than the test's limit, so that its output is shown
 PATIENCE = 240
-"""Seconds that a child is waited for: less than the whole test has, so that what it wrote is seen.
-"""
 
 
 def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -182,7 +180,7 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(
 
 
 def wait_until_saved(child: subprocess.Popen[Any], folder: Path, step: int) -> None:
-    """Until the child has saved this step or a later one, or has ended."""
+    """Wait until the child has saved this step or a later one, or has ended."""
     end = time.monotonic() + PATIENCE
     while max(saved_steps(folder / "saves"), default=0) < step and child.poll() is None:
         assert time.monotonic() < end, "no save comes"
@@ -340,7 +338,7 @@ def test_a_constant_run_can_be_ended_later_by_a_descent_as_if_planned(tiny, tmp_
     longer = fit(tiny(steps=4, schedule=CONSTANT), tmp_path / "moved", log_every=1)
     assert (longer.steps, longer.finished) == (4, True)
     fit(planned, tmp_path / "moved", log_every=1)
-    # Each end has a validation of its own; the steps are those of the planned run.
+    # Each end has its own validation; the steps are those of the planned run.
     steps = [line for line in seen(tmp_path / "moved") if line[0] == "step"]
     assert steps == [line for line in seen(tmp_path / "planned") if line[0] == "step"]
     rates = [line[4] for line in steps]
@@ -536,7 +534,8 @@ def test_synchronised_statistics_change_no_name_and_no_value_and_need_gpus(tiny)
     network = Learner(tiny(), torch.device("cpu"), Processes()).network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected = network.eval()(lr := torch.rand(1, 3, 8, 8))
-    converted = synchronised(network, torch.device("cuda"))  # the conversion itself runs anywhere
+    # the conversion itself runs on any device
+    converted = synchronised(network, torch.device("cuda"))
     norms = [
         module
         for module in converted.modules()
@@ -583,7 +582,7 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
         with monitor:
             for step in range(begun + 1, last + 1):
                 monitor.log(step, loss, 0.0, 0.0)
-        time.sleep(1)  # the files are read in the order of their names, which count seconds
+        time.sleep(1)  # files are read in the order of their names, which have only seconds
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(one.step, one.value) for one in events.Scalars("step/loss")] == [
         (1, 1.0),
@@ -650,8 +649,7 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
     assert line["loss"] == pytest.approx(sum(losses), rel=1e-5)
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     state = newest_save(tmp_path / "run" / "saves")[1]["learner"]["network"]
-    # AdamW's first step is the gradient's sign: where a gradient is next to nothing, so is what can
-    # be compared.
+    # AdamW's first step is the sign of the gradient: tiny gradients cannot be compared.
     for (name, parameter), grad in zip(
         expected.network.named_parameters(),
         (p.grad for p in expected.network.parameters()),
@@ -664,7 +662,7 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
 
 @pytest.mark.long
 def test_a_torchrun_run_can_be_resumed_after_one_process_was_killed(tiny, tmp_path, seen):
-    """By torchrun's own command; where one process is killed, it ends the others."""
+    """By torchrun's own command; when one process is killed, torchrun ends the others."""
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -702,8 +700,7 @@ def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None)
         "1",
         "--quiet",
     ]
-    # Lines go into a file: nobody reads a pipe while a save is waited for, and a full one holds up
-    # who writes.
+    # Lines go into a file: a full pipe that nobody reads would block the process.
     lines = folder.with_suffix(".lines")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     with (
@@ -716,8 +713,7 @@ def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None)
                 os.kill(children(run.pid)[0], signal.SIGKILL)
             run.wait(timeout=PATIENCE)
         except (subprocess.TimeoutExpired, AssertionError) as late:
-            # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every
-            # thread's stack.
+            # On a hang, SIGABRT makes Python's fault handler print every thread's stack.
             for process in [*children(run.pid), run.pid]:
                 os.kill(process, signal.SIGABRT)
                 time.sleep(1)
@@ -735,5 +731,5 @@ def children(parent: int) -> list[int]:
 def status_of(process: Path) -> str:
     try:
         return (process / "status").read_text()
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended meanwhile
         return ""

@@ -1,4 +1,4 @@
-"""Losses: values worked by hand, and what a loss must be."""
+"""Losses: values worked by hand, and requirements of every loss."""
 
 import math
 

@@ -248,12 +248,12 @@ def test_a_descent_falls_from_the_constant_rate_by_one_minus_the_root_at_the_ver
 def test_a_recipe_matches_a_run_whose_end_is_moved_in_time():
     kept = read_recipe("x4")
     for settings, done, same in [
-        (["steps=52000", "schedule.descent=10000"], 42000, True),  # descend from now
-        # the first step of a descent has the whole rate
+        (["steps=52000", "schedule.descent=10000"], 42000, True),  # descends from here
+        # the first step of a descent still has the full rate
         (["steps=52000", "schedule.descent=10000"], 42001, True),
         (["steps=52000", "schedule.descent=10000"], 42002, False),
         (["steps=400000", "schedule.floor=0.1"], 85001, True),
-        (["steps=400000"], 85002, False),  # the descent of old has begun
+        (["steps=400000"], 85002, False),  # the old descent has begun
         (["steps=40000"], 40001, False),
         (["steps=400000", "seed=1"], 0, False),
     ]:

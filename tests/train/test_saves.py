@@ -1,4 +1,4 @@
-"""Saves: whole or not there, and the one before where the newest is not whole."""
+"""Saves: complete or missing, with the one before as fallback."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ def state(step: int) -> dict:
 
 
 class Killed(BaseException):
-    """Stands for a process that ends at once: nothing of ours catches it."""
+    """Stands for a process that ends at once: no code of ours catches it."""
 
 
 @pytest.mark.parametrize("moment", range(13))
@@ -52,7 +52,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_the_old_save_or_the_new_one(
     assert found is not None
     assert found[1]["step"] in (1, 2)
     assert torch.equal(found[1]["weights"], state(found[1]["step"])["weights"])
-    write_save(tmp_path, 2, state(2))  # what the kill left behind is in nobody's way
+    write_save(tmp_path, 2, state(2))  # what the kill left behind does no harm
     assert newest_save(tmp_path)[1]["step"] == 2
 
 

@@ -1,4 +1,4 @@
-"""Where weights begin."""
+"""Initial weights."""
 
 from dataclasses import replace
 
@@ -108,7 +108,7 @@ def test_x4_weights_start_x3_with_their_result_resampled_by_area(tmp_path):
     network, path = saved(tmp_path, small(4))
     image = torch.rand(1, 3, 4, 6)
     with torch.inference_mode():
-        # 12 parts a pixel: of 3 and of 4
+        # 12 parts per pixel: for 3 and for 4
         finest = network(image).repeat_interleave(3, 2).repeat_interleave(3, 3)
         torch.testing.assert_close(
             begun(small(3), path)(image), F.avg_pool2d(finest, 4), atol=1e-5, rtol=0

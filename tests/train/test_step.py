@@ -1,4 +1,4 @@
-"""One step: what the optimiser sees, in one piece or in several."""
+"""One step: the optimiser's input, for a whole batch or in parts."""
 
 import pytest
 import torch

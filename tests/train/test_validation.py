@@ -1,4 +1,4 @@
-"""Validation: what may be judged, what a score is the mean of, and what a full disk costs."""
+"""Validation: what can be scored, what a score is, and a full disk."""
 
 import logging
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
         r"bands",
     ):
         fit(recipe("esr-rgb"), tmp_path / "run")
-    # nothing had begun: the folder takes the mended recipe
+    # nothing had started: the folder accepts the corrected recipe
     result = fit(recipe("bands"), tmp_path / "run")
     assert result.finished
     assert result.rule == "bands"
