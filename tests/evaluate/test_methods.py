@@ -89,7 +89,7 @@ def test_an_odd_image_is_enlarged_in_one_pass_and_an_odd_tile_is_refused(upscale
         unit = torch.from_numpy(odd.lr / 255.0).float().permute(2, 0, 1)[None]
         expected = upscaler.network(unit)[0].permute(1, 2, 0).numpy()
     assert np.abs(network(upscaler).enlarge(odd) - expected).max() < 1e-5
-    with pytest.raises(UsageError, match="tile=31: give an even number"):
+    with pytest.raises(UsageError, match="tile=31: expected an even number"):
         network(upscaler, tile=31)
 
 

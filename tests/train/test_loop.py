@@ -305,8 +305,8 @@ def test_a_run_logs_its_heading_before_reading_and_then_its_progress(
         "l1" in lines[0]
     )
     assert lines[1] == "On cpu (threads: 1), in float32."
-    assert lines[2].startswith("Reading 2 images to be judged by: ")
-    assert lines[3].startswith("Reading 5 images to learn from: ")
+    assert lines[2].startswith("Reading 2 validation images: ")
+    assert lines[3].startswith("Reading 5 training images: ")
     assert re.fullmatch(
         r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; \d\d:\d\d left\.", lines[7]
     )
