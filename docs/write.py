@@ -38,6 +38,8 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
         "torch, NumPy",
     ),
     ("scene", "raster file in, raster file out", "rasterio"),
+    ("scene/source", "how a raster is opened and read", "rasterio"),
+    ("scene/result", "how a raster is written, checked and resumed", "rasterio"),
     ("data", "imagery to learn from and to be judged on", "NumPy, Pillow"),
     ("evaluate", "numbers one can defend", "NumPy"),
     ("exporting", "a trained network as a file that other programs run", "onnx"),

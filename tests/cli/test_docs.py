@@ -12,7 +12,7 @@ import pytest
 import repmamba
 from repmamba.cli.main import VERBS, Verb, cli
 from repmamba.cli.upscale import upscale
-from repmamba.scene.admission import Limits
+from repmamba.scene.source.admission import Limits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

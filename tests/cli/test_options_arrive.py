@@ -63,8 +63,10 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
     "repmamba.scene.engine.plan_file": Answer(),
-    "repmamba.scene.receipt.read_receipt": SimpleNamespace(levels=[SimpleNamespace(pieces=[1])]),
-    "repmamba.scene.readback.verify_result": 1,
+    "repmamba.scene.result.receipt.read_receipt": SimpleNamespace(
+        levels=[SimpleNamespace(pieces=[1])]
+    ),
+    "repmamba.scene.result.readback.verify_result": 1,
     "repmamba.data.prepare.prepare": lambda called: called["progress"](1, 2) or Answer(),
     "repmamba.train.loop.fit": Answer(),
     "repmamba.train.finetune.finetune": Answer(),

@@ -337,8 +337,8 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 def check_table(folder: Path) -> Iterator[str]:
     """A line for each file of the table that does not end in its error."""
     from repmamba.errors import RepmambaError
-    from repmamba.scene.admission import Reading
-    from repmamba.scene.raster import open_raster
+    from repmamba.scene.source.admission import Reading
+    from repmamba.scene.source.raster import open_raster
 
     for hostile in all_files():
         path = folder / "upload"

@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp
 
 from repmamba.errors import UsageError
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.overviews import halved
+from repmamba.scene.result.overviews import halved
 
 ORDERS = {
     "middle": "red green blue alpha undefined",

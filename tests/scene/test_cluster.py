@@ -28,8 +28,8 @@ from repmamba.errors import ClusterError, MissingExtra, OutOfMemory, UsageError
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene import cluster as cluster_module
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.raster import Raster
-from repmamba.scene.receipt import receipt_path
+from repmamba.scene.result.receipt import receipt_path
+from repmamba.scene.source.raster import Raster
 
 # What this file defines goes to the workers as it is: they cannot import it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

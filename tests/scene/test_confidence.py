@@ -17,11 +17,11 @@ from repmamba.errors import NoSpace, RepmambaError, TargetError, TargetExists, U
 from repmamba.inference.confidence import Calibration, doubt, rounded
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize_torch
-from repmamba.scene import space
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.readback import verify_result
-from repmamba.scene.receipt import read_receipt, receipt_path
-from repmamba.scene.writer import SceneWriter
+from repmamba.scene.result import space
+from repmamba.scene.result.readback import verify_result
+from repmamba.scene.result.receipt import read_receipt, receipt_path
+from repmamba.scene.result.writer import SceneWriter
 from repmamba.tiles.window import Window
 
 from .conftest import bicubic_upscaler
@@ -201,7 +201,7 @@ def test_stopped_before_any_step_of_the_end_both_are_absent_or_whole_and_the_sam
 def test_whichever_call_fails_both_are_absent_or_whole_and_the_next_run_finishes(
     write_raster, smooth, tmp_path, calls
 ):
-    from .test_faults import FailingCalls, is_whole, visible
+    from .result.test_faults import FailingCalls, is_whole, visible
 
     path = write_raster("in.tif", smooth(3, 24, 30), photometric="RGB")
     whole = visible(both(path, tmp_path / "whole")[0].parent)

@@ -26,9 +26,10 @@ from repmamba.errors import (
 )
 from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
-from repmamba.scene import estimate, space
+from repmamba.scene import estimate
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.lock import TargetLock
+from repmamba.scene.result import space
+from repmamba.scene.result.lock import TargetLock
 from repmamba.tiles.window import Window
 
 from .conftest import bicubic_upscaler

@@ -6,7 +6,7 @@ import rasterio
 
 from repmamba.scene.engine import upscale_file
 from repmamba.scene.plan import SceneOptions, plan_scene
-from repmamba.scene.raster import open_raster
+from repmamba.scene.source.raster import open_raster
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("uint16", 12), ("uint8", 4)])

@@ -10,7 +10,7 @@ import rasterio
 
 from repmamba.errors import JobChanged, UndeclaredNodata, UsageError
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.receipt import read_receipt, receipt_path
+from repmamba.scene.result.receipt import read_receipt, receipt_path
 
 FILLS = [  # of a scene from 300 to 4000, or 0.02 to 0.6
     ("float32", -9999.0),

@@ -16,10 +16,10 @@ from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
-from repmamba.scene.admission import Reading
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
-from repmamba.scene.raster import open_raster
+from repmamba.scene.source.admission import Reading
+from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
 
 from .conftest import BicubicRunner, bicubic_upscaler

@@ -170,7 +170,7 @@ def named_larger(source: str, scale: int) -> str:
     One of several rasters in a file has its own name added: NETCDF:"a.nc":heat becomes
     a_heat_x4.tif.
     """
-    from repmamba.scene.formats import FORMATS
+    from repmamba.scene.result.formats import FORMATS
 
     name, *others = _names_in(source)
     endings = sorted(
@@ -203,7 +203,7 @@ class SayOnce(logging.Filter):
 
 
 def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
-    from repmamba.scene.receipt import receipt_path
+    from repmamba.scene.result.receipt import receipt_path
 
     found, below = [], []
     results = Path(os.path.realpath(target))
@@ -245,7 +245,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _is_raster_folder(path: Path) -> bool:
-    from repmamba.scene.admission import RASTER_FOLDERS
+    from repmamba.scene.source.admission import RASTER_FOLDERS
 
     return path.suffix.upper() in RASTER_FOLDERS and path.is_dir()
 
@@ -259,7 +259,7 @@ def _ends_in_slash(target: str) -> bool:
 
 
 def _ends_as_a_raster(target: str) -> bool:
-    from repmamba.scene.formats import FORMATS
+    from repmamba.scene.result.formats import FORMATS
 
     written = tuple(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
     return target.lower().endswith((*written, *RASTER_ENDINGS))

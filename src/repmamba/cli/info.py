@@ -24,8 +24,8 @@ from repmamba.errors import CorruptSource, SourceError
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-    from repmamba.scene.grid import Grid
-    from repmamba.scene.raster import Raster, RasterFacts
+    from repmamba.scene.source.grid import Grid
+    from repmamba.scene.source.raster import Raster, RasterFacts
 
 Facts = dict[str, Any]
 
@@ -168,8 +168,8 @@ def raster_facts(source: str, scale: int) -> Facts:
     where nothing.
     """
     from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
-    from repmamba.scene.raster import open_raster
-    from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
+    from repmamba.scene.source.describe import said_of_alpha, said_of_colours, said_of_missing
+    from repmamba.scene.source.raster import open_raster
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
@@ -310,7 +310,7 @@ def _words(value: Any) -> str:
 def _names_weights(file: str) -> bool:
     from repmamba.inference.catalogue import packaged_weights
     from repmamba.network.checkpoint import WEIGHTS_ENDINGS
-    from repmamba.scene.admission import RASTER_FOLDERS
+    from repmamba.scene.source.admission import RASTER_FOLDERS
 
     path = Path(file)
     packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()

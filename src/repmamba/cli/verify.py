@@ -61,8 +61,8 @@ def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_j
 
 def _verify(file: Path, receipt_file: Path | None, *, quiet: bool, as_json: bool) -> None:
     """Check one result and say what was found. Raises VerificationError."""
-    from repmamba.scene.readback import verify_result
-    from repmamba.scene.receipt import read_receipt, receipt_path
+    from repmamba.scene.result.readback import verify_result
+    from repmamba.scene.result.receipt import read_receipt, receipt_path
 
     path = Path(os.path.realpath(file))  # receipt and side-cars lie where a link leads
     receipt = read_receipt(receipt_file or receipt_path(path))

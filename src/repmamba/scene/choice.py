@@ -23,7 +23,7 @@ from repmamba.pixels.histogram import ValueHistogram
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.quality import BLOCK, SMALLEST, blockiness, noise_level
 from repmamba.pixels.radiometry import Radiometry
-from repmamba.scene.raster import Raster
+from repmamba.scene.source.raster import Raster
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from repmamba.errors import ClusterError, MissingExtra, OutOfMemory, RepmambaErr
 from repmamba.inference.upscaler import Upscaler, pin_backend
 from repmamba.inference.workers import one_compute_thread
 from repmamba.scene.plan import ScenePlan
-from repmamba.scene.stored import Pixels
+from repmamba.scene.source.pixels import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
 from repmamba.tiles.plan import Tile
 

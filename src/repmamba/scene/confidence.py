@@ -15,10 +15,10 @@ from pathlib import Path
 from repmamba.errors import UsageError
 from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
-from repmamba.scene.formats import check_fit, format_of
-from repmamba.scene.job import JobIdentity, digest
-from repmamba.scene.output import OutputProfile
 from repmamba.scene.plan import ScenePlan
+from repmamba.scene.result.formats import check_fit, format_of
+from repmamba.scene.result.job import JobIdentity, digest
+from repmamba.scene.result.output import OutputProfile
 
 # of the network by which calibrations are measured; in others, rounding looks like doubt
 PRECISION = "float32"

@@ -23,33 +23,27 @@ from repmamba.errors import TargetError, TargetExists, UsageError
 from repmamba.inference.options import CALLED, FLAG, checked, path_of
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import choose_workers, side_by_side
-from repmamba.scene.admission import Reading
 from repmamba.scene.arguments import Arguments, checked_arguments
 from repmamba.scene.choice import Choice, Chooser
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
-from repmamba.scene.corrupt import CorruptBlocks
 from repmamba.scene.estimate import Estimate, check_memory, estimate, fitting_workers, with_time
-from repmamba.scene.grid import Grid
-from repmamba.scene.journal import check_name, other_jobs, refuse_changed_job, work_folder
-from repmamba.scene.lock import TargetLock
 from repmamba.scene.memory import Source, Target, through_memory
-from repmamba.scene.origin import check_addresses, file_behind, refuse_to_continue_unknown
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_consistency
-from repmamba.scene.raster import Raster, open_raster
-from repmamba.scene.readback import TellPart
-from repmamba.scene.receipt import receipt_path
-from repmamba.scene.space import check_space
-from repmamba.scene.stored import Pixels
+from repmamba.scene.result.corrupt import CorruptBlocks
+from repmamba.scene.result.journal import check_name, other_jobs, refuse_changed_job, work_folder
+from repmamba.scene.result.lock import TargetLock
+from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.receipt import receipt_path
+from repmamba.scene.result.space import check_space
+from repmamba.scene.result.writer import finished_receipt, read_beside, refuse_other_result
+from repmamba.scene.source.admission import Reading
+from repmamba.scene.source.grid import Grid
+from repmamba.scene.source.origin import check_addresses, file_behind, refuse_to_continue_unknown
+from repmamba.scene.source.pixels import Pixels
+from repmamba.scene.source.raster import Raster, open_raster
 from repmamba.scene.tile_step import TileResult, upscale_tile
-from repmamba.scene.writer import (
-    SceneWriters,
-    disk_needs,
-    files_written,
-    finished_receipt,
-    read_beside,
-    refuse_other_result,
-)
+from repmamba.scene.writers import SceneWriters, disk_needs, files_written
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -209,7 +203,7 @@ def upscale_file(
                 _compute(planned, writers, remaining, corrupt, progress)
             computing = time.monotonic() - computing
             planned.raster.check_unchanged()
-            check_addresses(plan.job)
+            check_addresses(plan.job.source)
             writers.finish(_in_pixels(assembling, plan.profile.grid))
     result = SceneResult(
         path=target,

@@ -25,10 +25,10 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, side_by_side
 from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
-from repmamba.scene.formats import raw_bytes
 from repmamba.scene.plan import ScenePlan, said_of_bands_alone
-from repmamba.scene.raster import Raster
-from repmamba.scene.writer import disk_needs
+from repmamba.scene.result.formats import raw_bytes
+from repmamba.scene.source.raster import Raster
+from repmamba.scene.writers import disk_needs
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)

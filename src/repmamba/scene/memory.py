@@ -23,7 +23,7 @@ from rasterio.shutil import copyfiles, delete, exists
 from rasterio.vrt import WarpedVRT
 
 from repmamba.errors import RepmambaError, SourceError, TargetError, TargetExists, UsageError
-from repmamba.scene.formats import format_of
+from repmamba.scene.result.formats import format_of
 
 Named: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = Named | Any  # bytes, a binary file object, a dataset of rasterio

@@ -25,18 +25,18 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
-from repmamba.scene.admission import Reading
-from repmamba.scene.bbox import window_of_bbox
 from repmamba.scene.choice import Choice
-from repmamba.scene.colours import has_names, known_colours, numbers_of
-from repmamba.scene.formats import format_of
-from repmamba.scene.job import JobIdentity
-from repmamba.scene.origin import source_identity
-from repmamba.scene.output import OutputProfile
-from repmamba.scene.profile import Wanted, fitting_profile
-from repmamba.scene.raster import Raster, RasterFacts
-from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
-from repmamba.scene.sampling import TellPixels, value_histograms
+from repmamba.scene.result.formats import format_of
+from repmamba.scene.result.job import JobIdentity
+from repmamba.scene.result.output import OutputProfile
+from repmamba.scene.result.profile import Wanted, fitting_profile
+from repmamba.scene.source.admission import Reading
+from repmamba.scene.source.bbox import window_of_bbox
+from repmamba.scene.source.colours import has_names, known_colours, numbers_of
+from repmamba.scene.source.describe import said_of_alpha, said_of_colours, said_of_missing
+from repmamba.scene.source.origin import source_identity
+from repmamba.scene.source.raster import Raster, RasterFacts
+from repmamba.scene.source.sampling import TellPixels, value_histograms
 from repmamba.tiles.plan import TilePlan, plan_tiles
 from repmamba.tiles.window import Window
 

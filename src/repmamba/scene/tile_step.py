@@ -13,7 +13,7 @@ from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import enlarged, usable
 from repmamba.scene.plan import ScenePlan
-from repmamba.scene.stored import Pixels
+from repmamba.scene.source.pixels import Pixels
 from repmamba.tiles.plan import Tile
 
 

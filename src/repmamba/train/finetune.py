@@ -31,7 +31,7 @@ from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_check
 from repmamba.network.repmamba import RepMamba
 from repmamba.pixels.nodata import usable
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
-from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.source.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit

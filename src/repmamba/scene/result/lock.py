@@ -1,0 +1,99 @@
+"""The lock of a target: at most one process writes it. The operating system ends the lock with its
+process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+from repmamba import durable
+from repmamba.errors import TargetError
+from repmamba.scene.result.journal import SUFFIX
+
+logger = logging.getLogger(__name__)
+
+
+class TargetLock:
+    """At most one process works on a target. A dead process holds nothing: the system releases what
+    it held.
+
+    was_left: whether acquire() found the file of a process that was killed, which could not remove
+    it.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.path = target.with_name(f".{target.name}.lock{SUFFIX}")
+        self.was_left = False
+        self._descriptor: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours now."""
+        return self._descriptor is not None
+
+    def acquire(self) -> None:
+        """Take it, or raise TargetError that names the holder."""
+        while self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not _lock(descriptor):
+                holder = os.read(descriptor, 200).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise TargetError(
+                    f"Another repmamba ({holder or 'just started'}) is writing the same file "
+                    f"({self.path} is locked). "
+                    "Wait for it, or stop it and run this again."
+                )
+            if _is_at(descriptor, self.path):
+                self._descriptor = descriptor
+            else:  # the holder before us removed the name between our open and our lock
+                os.close(descriptor)
+        try:
+            self.was_left = os.fstat(self._descriptor).st_size > 0
+            note = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            os.ftruncate(self._descriptor, os.write(self._descriptor, note))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give it back; harmless when it is not held."""
+        if self._descriptor is not None:
+            durable.remove(self.path)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return _lock_on_windows(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning(
+            "This filesystem has no locks (%s): do not run two jobs on one target.", error.strerror
+        )
+    return True
+
+
+def _lock_on_windows(descriptor: int) -> bool:
+    import msvcrt
+
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

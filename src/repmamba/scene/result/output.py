@@ -1,0 +1,82 @@
+"""OutputProfile: everything that the file at the target will be, decided before the first pixel. A
+value, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from repmamba.errors import UsageError
+from repmamba.scene.source.grid import Grid
+
+Tags = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputProfile:
+    """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty
+    ones are filled in.
+
+    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band
+    (the first that colorinterp calls so), else by nodata (its value stands in the data). What no
+    field says is left to the format's defaults.
+    """
+
+    format: str  # a name of scene.result.formats.FORMATS
+    grid: Grid  # hr
+    count: int  # bands, alpha included
+    dtype: str  # NumPy's name
+    nodata: float | None = None
+    mask: bool = False
+    # what stands where a band alone is missing, declared or not
+    band_nodata: tuple[float | None, ...] = ()
+    colorinterp: tuple[str, ...] = ()  # names of rasterio.enums.ColorInterp
+    descriptions: tuple[str | None, ...] = ()
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    units: tuple[str | None, ...] = ()
+    # namespace -> tags; "" is GDAL's default one
+    tags: Mapping[str, Tags] = field(default_factory=dict)
+    band_tags: tuple[Mapping[str, Tags], ...] = ()  # of each the same
+    gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None = None
+    rpcs: Tags | None = None  # GDAL's RPC tags, LINE_OFF and so on
+    creation: tuple[tuple[str, str], ...] = ()  # creation options that the user asked for
+
+    def __post_init__(self) -> None:
+        defaults: dict[str, tuple[object, ...]] = {
+            "colorinterp": self._usual_colours(),
+            "descriptions": (None,) * self.count,
+            "scales": (1.0,) * self.count,
+            "offsets": (0.0,) * self.count,
+            "units": (None,) * self.count,
+            "band_nodata": (self.nodata,) * self.count,
+            "band_tags": ({},) * self.count,
+        }
+        for name, usual in defaults.items():
+            given = getattr(self, name)
+            if not given:
+                object.__setattr__(self, name, usual)
+            elif len(given) != self.count:
+                raise UsageError(
+                    f"The output has {self.count} bands, and {len(given)} {name}; one for each is "
+                    "needed."
+                )
+
+    def _usual_colours(self) -> tuple[str, ...]:
+        if self.count == 3:
+            return ("red", "green", "blue")
+        return ("gray", *("undefined",) * (self.count - 1))
+
+    @property
+    def alpha(self) -> int | None:
+        """The band that says how opaque the others are, from 0; None without one."""
+        return self.colorinterp.index("alpha") if self.has_alpha else None
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether a band says how opaque the others are."""
+        return self.count > 1 and "alpha" in self.colorinterp

@@ -1,0 +1,47 @@
+"""What is said of a scene before it is enlarged: what is taken for missing, for alpha and for
+colours, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repmamba.scene.source.raster import RasterFacts
+
+
+def said_of_missing(facts: RasterFacts) -> str:
+    """What tells which pixels are missing, and who says so."""
+    of_bands = [facts.band_nodata[place] for place in facts.colours]
+    numbers = list(
+        dict.fromkeys("none" if number is None else f"{number:.9g}" for number in of_bands)
+    )
+    by = {"mask": ["by a mask"], "alpha": ["where alpha is 0"]}.get(facts.told_by, [])
+    if numbers != ["none"]:
+        what = (
+            f"where a band is {numbers[0]}"
+            if len(numbers) == 1
+            else f"where bands are {_listed_of(of_bands)}"
+        )
+        by.append(f"{what}, as {'given' if facts.nodata_given else 'the file declares'}")
+    elif facts.told_by == "bands":
+        by.append("by what the file says of each band")
+    return "; ".join(by) or "none are declared"
+
+
+def said_of_alpha(facts: RasterFacts) -> str:
+    """Which band is taken for alpha, and how to say that it is none."""
+    if facts.alpha is None:
+        return "none"
+    return f"band {facts.numbers[facts.alpha]}, as the file says (--no-alpha if it is data)"
+
+
+def said_of_colours(together: Sequence[Sequence[int]]) -> str:
+    """Which bands go through the network as red, green and blue. together: see `usual_groups`."""
+    colours = next((numbers for numbers in together if len(numbers) == 3), None)
+    return (
+        "none" if colours is None else f"red, green, blue are bands {', '.join(map(str, colours))}"
+    )
+
+
+def _listed_of(numbers: Sequence[float | None]) -> str:
+    return ", ".join("none" if number is None else f"{number:.9g}" for number in numbers)

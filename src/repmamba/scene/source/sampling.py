@@ -1,0 +1,139 @@
+"""Which parts of a raster are read to find the range of its values: all of it, or a seeded sample
+of a very large one.
+
+A sample grows until its two halves give the same range to within a share of its width. Where one
+value has nearly all pixels, or a tail of values widens the range, few pixels decide it, and the
+raster is read whole. Nothing here depends on the window that is asked for, so each window of a
+scene has the same plan.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from repmamba.pixels.histogram import ValueHistogram
+from repmamba.scene.source.raster import Raster
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+WHOLE = 1 << 28  # pixels; a raster of so many is read whole, in some seconds for each band
+SAMPLE = 1 << 26  # pixels of the first sample, each next one has twice as many
+LEAST_CELLS = 64  # of a sample, so that it meets most kinds of ground
+LONG = 1 << 26  # pixels that take long enough to say so
+SHARE = 0.01  # of a range's width, by which the ranges of two halves of a sample may differ
+SEED = 0
+
+Count = Callable[[Window, Sequence[ValueHistogram]], None]  # adds the values of a window
+TellPixels = Callable[[int, int], None]  # pixels read, of how many
+
+
+def value_histograms(
+    raster: Raster, count: Count, groups: int, progress: TellPixels | None = None
+) -> list[ValueHistogram]:
+    """The values of each group of bands: of the whole raster, or of a sample that gives the same
+    range.
+
+    count: adds the values of a window to histograms, one for each group.  progress: called where
+    reading takes long.
+    """
+    if _area([raster.whole]) <= WHOLE:
+        return _of_all(raster, list(raster.strips()), count, groups, progress)
+    cells = raster.cells()
+    unwritten = {cell for cell in cells if raster.is_unwritten(cell)}
+    if (
+        _area(cells) - _area(unwritten) > WHOLE
+        and len(cells) >= 4 * LEAST_CELLS
+        and raster.reads_anywhere
+    ):
+        sample = _of_sample(raster, cells, count, groups, progress)
+        if sample is not None:
+            return sample
+    windows = (
+        [cell for cell in cells if cell not in unwritten] if unwritten else list(raster.strips())
+    )
+    found = _of_all(raster, windows, count, groups, progress)
+    for shape, cell in {(cell.height, cell.width): cell for cell in unwritten}.items():
+        alike = sum((other.height, other.width) == shape for other in unwritten)
+        values = [ValueHistogram() for _ in range(groups)]
+        count(cell, values)
+        for histogram, more in zip(found, values, strict=True):
+            histogram.merge(more, alike)
+    return found
+
+
+def _of_all(
+    raster: Raster,
+    windows: Sequence[Window],
+    count: Count,
+    groups: int,
+    progress: TellPixels | None,
+) -> list[ValueHistogram]:
+    found = [ValueHistogram() for _ in range(groups)]
+    what = "" if _area(windows) < LONG else f"{_area(windows) / 1e6:,.0f} megapixels"
+    for window in _told(raster, windows, what, progress):
+        count(window, found)
+    return found
+
+
+def _of_sample(
+    raster: Raster, cells: Sequence[Window], count: Count, groups: int, progress: TellPixels | None
+) -> list[ValueHistogram] | None:
+    """The values of a sample of the cells; None where no sample of at most half of them will do."""
+    order = np.random.default_rng(SEED).permutation(len(cells))
+    halves = [[ValueHistogram() for _ in range(groups)] for _ in range(2)]
+    areas = np.cumsum([_area([cells[place]]) for place in order])
+    taken, pixels = 0, SAMPLE
+    while True:
+        first = taken
+        taken = max(LEAST_CELLS, int(np.searchsorted(areas, pixels)) + 1)
+        if taken > len(cells) // 2:
+            return None
+        what = f"a sample of {areas[taken - 1] / 1e6:,.0f} of {areas[-1] / 1e6:,.0f} megapixels"
+        chosen = {cells[order[place]]: place for place in range(first, taken)}
+        for cell in _told(
+            raster, sorted(chosen, key=lambda cell: (cell.row, cell.col)), what, progress
+        ):
+            count(cell, halves[chosen[cell] % 2])
+        steady = all(map(_is_same_range, *halves))
+        if steady or not all(histogram.is_plain() for half in halves for histogram in half):
+            break
+        pixels *= 2
+    for histogram, more in zip(*halves, strict=True):
+        histogram.merge(more)
+    return halves[0] if all(histogram.is_plain() for histogram in halves[0]) else None
+
+
+def _is_same_range(one: ValueHistogram, other: ValueHistogram) -> bool:
+    first, second = one.range(), other.range()
+    if first is None or second is None:
+        return False
+    width = max(first[1], second[1]) - min(first[0], second[0])
+    return max(abs(first[0] - second[0]), abs(first[1] - second[1])) <= SHARE * width
+
+
+def _told(
+    raster: Raster, windows: Sequence[Window], what: str, progress: TellPixels | None
+) -> Iterator[Window]:
+    """The windows one by one; where that takes long, a log line and the progress tell of it."""
+    total, done = _area(windows), 0
+    if what:
+        logger.info(
+            "%s: reading %s to find the range of its values; value_range=(LOW, HIGH) saves it.",
+            raster.facts.name,
+            what,
+        )
+    for window in windows:
+        if progress is not None and what:
+            progress(done, total)
+        yield window
+        done += _area([window])
+    if progress is not None and what:
+        progress(total, total)
+
+
+def _area(windows: Iterable[Window]) -> int:
+    return sum(window.height * window.width for window in windows)

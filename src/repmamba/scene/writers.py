@@ -1,0 +1,127 @@
+"""SceneWriters: a result and its confidence raster, where one is wanted, written as one.
+
+The order of the last steps leaves each of them absent or whole, and the same command completes
+both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from repmamba.scene.confidence import ConfidencePlan
+from repmamba.scene.plan import ScenePlan
+from repmamba.scene.result.job import JobIdentity
+from repmamba.scene.result.journal import work_folder
+from repmamba.scene.result.output import OutputProfile
+from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.space import bytes_to_begin, check_space
+from repmamba.scene.result.writer import SceneWriter
+from repmamba.scene.tile_step import TileResult
+
+
+def files_written(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
+) -> list[tuple[Path, OutputProfile, JobIdentity]]:
+    """What a plan puts in place, links followed: the result, then its confidence where one is
+    wanted.
+    """
+    files = [(Path(os.path.realpath(target)), plan.profile, plan.job)]
+    if confidence is not None:
+        files.append(
+            (Path(os.path.realpath(confidence.target)), confidence.profile, confidence.job)
+        )
+    return files
+
+
+def disk_needs(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
+) -> list[tuple[Path, int]]:
+    """The files that a plan puts in place, and the bytes that each may still take on the disk."""
+    return [
+        (file, bytes_to_begin(profile, work_folder(file, job.id)))
+        for file, profile, job in files_written(target, plan, confidence)
+    ]
+
+
+class SceneWriters:
+    """The writer of a result, and that of its confidence where one is wanted, as one."""
+
+    def __init__(
+        self,
+        target: Path,
+        plan: ScenePlan,
+        confidence: ConfidencePlan | None,
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+        keep_finished: bool = False,
+    ) -> None:
+        windows = [tile.write for tile in plan.tiles]
+        if confidence is not None:  # each writer looks for its own room alone
+            check_space(disk_needs(target, plan, confidence))
+        how: Any = {"overwrite": overwrite, "restart": restart}
+        self._writers = [
+            SceneWriter(target, plan.profile, plan.job, windows, **how, keep_finished=keep_finished)
+        ]
+        if confidence is not None:
+            try:
+                self._writers.append(
+                    SceneWriter(
+                        confidence.target,
+                        confidence.profile,
+                        confidence.job,
+                        windows,
+                        **how,
+                        keep_finished=True,
+                    )
+                )
+            except BaseException:
+                self.abandon()
+                raise
+        self._lacking = [set(writer.remaining()) for writer in self._writers]
+
+    @property
+    def folder(self) -> Path:
+        """The working folder of the result, which is the last to go."""
+        return self._writers[0].folder
+
+    @property
+    def landed(self) -> bool:
+        """Whether all that is written is in place, as it is from the start where it was finished
+        before.
+        """
+        return all(writer.landed for writer in self._writers)
+
+    def remaining(self) -> list[int]:
+        """The indices of the tiles that either lacked when it was opened."""
+        return sorted(set().union(*self._lacking))
+
+    def put(self, index: int, tile: TileResult) -> None:
+        """Make a tile durable wherever it was lacking. See SceneWriter.put."""
+        planes = (
+            [tile.numbers] if tile.expected_error is None else [tile.numbers, tile.expected_error]
+        )
+        for writer, lacking, data in zip(self._writers, self._lacking, planes, strict=True):
+            if index in lacking:
+                writer.put(index, data, tile.valid)
+
+    def finish(self, progress: TellPart | None = None) -> None:
+        """Put both in place, then tidy up, the result's folder last: while it is there, the same
+        call ends the job.
+        """
+        for place, writer in enumerate(self._writers):
+            writer.land(None if progress is None else _part(progress, place, len(self._writers)))
+        for writer in reversed(self._writers):
+            writer.clear()
+
+    def abandon(self) -> None:
+        """Leave everything for a later run of the same job. Harmless twice."""
+        for writer in self._writers:
+            writer.abandon()
+
+
+def _part(progress: TellPart, place: int, parts: int) -> TellPart:
+    """The progress of one of some equal parts, told as that of the whole."""
+    return lambda done: progress((place + done) / parts)
