@@ -267,7 +267,8 @@ def test_a_dry_run_counts_the_second_raster(write_raster, smooth, tmp_path):
     )
     without = plan_file(path, tmp_path / "out.tif", leaning_upscaler())
     assert made.output_bytes == without.output_bytes + 120 * 80 * 4
-    assert made.memory_bytes > without.memory_bytes
+    # What the process had before changes from call to call.
+    assert made.memory_bytes - made.program_bytes > without.memory_bytes - without.program_bytes
     assert "how far to trust it" in made.summary()
     assert made.as_json()["confidence"].endswith("trust.tif")
     assert without.as_json()["confidence"] is None
