@@ -23,7 +23,6 @@ from repmamba.cli.batch import Input
 from repmamba.cli.main import VERBS, cli, run
 from repmamba.data.degradations import Stage
 from repmamba.evaluate.methods import Method
-from repmamba.tiles.window import Window
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def heard_of(monkeypatch, capsys) -> Iterator[Callable[[str], Heard]]:
 
         def recorder(*arguments: Any, **keywords: Any) -> Any:
             called = dict(signature.bind(*arguments, **keywords).arguments)
-            calls[name] = called | called.pop("arguments", {})
+            calls[name] = called
             return answer(calls[name]) if callable(answer) else answer
 
         monkeypatch.setattr(place, recorder)
@@ -164,7 +163,7 @@ OF_LOAD = {
 OF_SCENES = {
     "tile": ("--tile 32", 32),
     "halo": ("--halo 4", 4),
-    "window": ("--window 1,2,3,4", Window(row=2, col=1, height=4, width=3)),
+    "window": ("--window 1,2,3,4", (1, 2, 3, 4)),
     "bbox": ("--bbox 1,2,3,4.5", (1.0, 2.0, 3.0, 4.5)),
     "bands": ("--bands 2,1", (2, 1)),
     "rgb": ("--rgb 3,2,1", (3, 2, 1)),
@@ -196,7 +195,7 @@ def rows(verb: str, function: str, options: dict[str, tuple[str, Any]]) -> list[
     return [
         Row(
             verb,
-            {"format": "format_name"}.get(name, name),
+            name,
             f"... {words}",
             f"{function}.{name}",
             value,

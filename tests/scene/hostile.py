@@ -337,7 +337,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 def check_table(folder: Path) -> Iterator[str]:
     """A line for each file of the table that does not end in its error."""
     from repmamba.errors import RepmambaError
-    from repmamba.scene.source.admission import Reading
+    from repmamba.scene.source.admission import ReadOptions
     from repmamba.scene.source.raster import open_raster
 
     for hostile in all_files():
@@ -345,7 +345,7 @@ def check_table(folder: Path) -> Iterator[str]:
         path.write_bytes(hostile.content())
         begun = time.process_time()
         try:
-            with open_raster(path, Reading(untrusted=True)) as raster:
+            with open_raster(path, ReadOptions(untrusted=True)) as raster:
                 for strip in raster.strips():
                     raster.read(strip)
             yield f"{hostile.name}: was read"

@@ -18,7 +18,7 @@ from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
-from repmamba.scene.source.admission import Reading
+from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
 
@@ -33,11 +33,11 @@ def plan(bicubic, tmp_path):
         path: Path,
         target: str = "out.tif",
         *,
-        how: Reading | None = None,
+        how: ReadOptions | None = None,
         network: Upscaler = bicubic,
         **options,
     ) -> ScenePlan:
-        with open_raster(path, how or Reading()) as raster:
+        with open_raster(path, how or ReadOptions()) as raster:
             return plan_scene(raster, tmp_path / target, network, SceneOptions(**options), how)
 
     return make
@@ -129,7 +129,7 @@ def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_bbox_is_of_finite_numbers(number):
-    with pytest.raises(UsageError, match="is no box: give four finite numbers"):
+    with pytest.raises(UsageError, match="give four finite numbers: give four finite numbers"):
         SceneOptions(bbox=(0, number, 1, 1))
 
 
@@ -265,7 +265,11 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(
             {"target": "out.png"},  # has no mask: alpha tells of missing pixels
         )
     ]
-    readings = (Reading(fill_corrupt=True), Reading(expand_palette=True), Reading(nodata=(60,)))
+    readings = (
+        ReadOptions(on_corrupt="fill"),
+        ReadOptions(expand_palette=True),
+        ReadOptions(nodata=(60,)),
+    )
     others += [plan(path, how=how).job for how in readings]
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job)

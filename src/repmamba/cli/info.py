@@ -167,15 +167,16 @@ def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError
     where nothing.
     """
-    from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
+    from repmamba.scene.band_selection import said_of_bands_alone, usual_bands
     from repmamba.scene.source.describe import said_of_alpha, said_of_colours, said_of_missing
     from repmamba.scene.source.raster import open_raster
+    from repmamba.scene.value_range import describe_usual_range
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts, between = raster.facts, usual_range(raster)
+        facts, between = raster.facts, describe_usual_range(raster)
         weights = _weights(raster, f"x{scale}")
-    grid, together = facts.grid, usual_groups(facts)
+    grid, together = facts.grid, usual_bands(facts).together
     alone = said_of_bands_alone(together, facts)
     return {
         "raster": facts.name,

@@ -20,8 +20,8 @@ from repmamba.cli.terminal import filter_log, in_flags, speaks_json, tell
 from repmamba.errors import RepmambaError, UsageError
 
 if TYPE_CHECKING:
-    from repmamba.scene.engine import SceneResult
     from repmamba.scene.estimate import Estimate
+    from repmamba.scene.scene_result import SceneResult
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,6 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 )
 @click.option(
     "--format",
-    "format_name",
     metavar="NAME",
     help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]",
 )
@@ -179,8 +178,6 @@ def upscale(
     sources: tuple[str, ...],
     target: str,
     recursive: bool,
-    window: tuple[int, int, int, int] | None,
-    format_name: str | None,
     overwrite: bool,
     restart: bool,
     dry_run: bool,
@@ -207,16 +204,11 @@ def upscale(
     from repmamba.inference.upscaler import load
     from repmamba.scene.choice import Chooser
     from repmamba.scene.engine import plan_file, upscale_file
-    from repmamba.tiles.window import Window
 
     network = {
         name: settings.pop(name)
         for name in ("weights", "scale", "device", "backend", "precision", "ensemble")
     }
-    if window is not None:
-        col, row, width, height = window
-        settings["window"] = Window(row, col, height, width)
-    settings["format"] = format_name
     settings["alpha"] = not settings.pop("no_alpha")
     folders = batch.names_folders(sources)
     batch.check_output(target, len(sources), folders=folders)

@@ -22,10 +22,11 @@ from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
 from repmamba.inference.compiled import COMPILED_SCAN
 from repmamba.inference.upscaler import Upscaler
-from repmamba.inference.workers import IN_FLIGHT, side_by_side
+from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
+from repmamba.scene.band_selection import said_of_bands_alone
 from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
-from repmamba.scene.plan import ScenePlan, said_of_bands_alone
+from repmamba.scene.plan import ScenePlan
 from repmamba.scene.result.formats import raw_bytes
 from repmamba.scene.source.raster import Raster
 from repmamba.scene.writers import disk_needs
@@ -185,15 +186,17 @@ def estimate(
     target: Path,
     plan: ScenePlan,
     upscaler: Upscaler,
-    workers: int,
+    workers: int | None = None,
     confidence: ConfidencePlan | None = None,
-    cluster: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Estimate:
-    """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if
-    there is one.
+    """Sizes and memory of a plan; `with_time` adds how long it takes.
+
+    workers: as asked for; fewer are taken where memory does not hold them.
     """
     profile, program = plan.profile, resident_bytes()
-    return Estimate(
+    side = choose_workers(workers, upscaler.device) if cluster is None else cluster.slots
+    made = Estimate(
         source=raster.facts.name,
         target=target,
         width=profile.grid.width,
@@ -206,7 +209,7 @@ def estimate(
         tiles=len(plan.tiles),
         tile=plan.tiles.tile,
         halo=plan.tiles.halo,
-        workers=workers,
+        workers=side,
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
@@ -216,13 +219,14 @@ def estimate(
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
         memory_bytes=program
-        + _memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        + _memory(raster, plan, plan.tiles.tile, side if cluster is None else 0),
         program_bytes=program,
-        cluster=cluster,
+        cluster=None if cluster is None else cluster.name,
         confidence=None if confidence is None else confidence.target,
         chosen=None if plan.choice is None else plan.choice.why,
         bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
     )
+    return _fitting_workers(made, raster, plan)
 
 
 def with_time(
@@ -254,7 +258,7 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
     return statistics.median(seconds)
 
 
-def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
+def _fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
     """The estimate with as many of its workers as memory holds, at least one: any number gives the
     same bytes.
     """

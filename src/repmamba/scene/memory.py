@@ -22,8 +22,9 @@ from rasterio.shutil import copy as gdal_copy
 from rasterio.shutil import copyfiles, delete, exists
 from rasterio.vrt import WarpedVRT
 
-from repmamba.errors import RepmambaError, SourceError, TargetError, TargetExists, UsageError
+from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
 from repmamba.scene.result.formats import format_of
+from repmamba.scene.result.target import refuse_existing
 
 Named: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = Named | Any  # bytes, a binary file object, a dataset of rasterio
@@ -143,7 +144,7 @@ def _target(target: Target, arguments: dict[str, Any]) -> Iterator[tuple[Named, 
             "file object."
         )
     if name is not None and exists(name) and not arguments.get("overwrite"):
-        raise TargetExists(f"{name} is there already: choose another name, or give overwrite=True.")
+        refuse_existing(name)
     with TemporaryDirectory(prefix="repmamba-") as folder:
         written = Path(folder, _file_name(target, name, arguments.get("format")))
         yield written, None if name is None else Path(name)

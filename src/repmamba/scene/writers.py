@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from repmamba.scene.confidence import ConfidencePlan
+from repmamba.scene.options import RunOptions
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.result.job import JobIdentity
 from repmamba.scene.result.journal import work_folder
+from repmamba.scene.result.lock import TargetLock
 from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.receipt import Receipt
 from repmamba.scene.result.space import bytes_to_begin, check_space
+from repmamba.scene.result.target import standing_result
 from repmamba.scene.result.writer import SceneWriter
 from repmamba.scene.tile_step import TileResult
 
@@ -45,6 +48,32 @@ def disk_needs(
     ]
 
 
+def standing_results(
+    target: Path, plan: ScenePlan, confidence: ConfidencePlan | None, run: RunOptions
+) -> list[Receipt | None]:
+    """Which of the files are in place already, as the writers of a run would find them.
+
+    Raises TargetExists and JobChanged for what is in their way.
+    """
+    return [
+        standing_result(
+            file,
+            profile,
+            job,
+            lock_was_left=TargetLock(file).path.exists(),
+            overwrite=run.overwrite,
+            restart=run.restart,
+            keep_finished=_keeps_finished(place, run),
+        )
+        for place, (file, profile, job) in enumerate(files_written(target, plan, confidence))
+    ]
+
+
+def _keeps_finished(place: int, run: RunOptions) -> bool:
+    """Whether a finished file stays: the confidence raster always, as the second of two files."""
+    return run.keep_finished or place > 0
+
+
 class SceneWriters:
     """The writer of a result, and that of its confidence where one is wanted, as one."""
 
@@ -53,33 +82,28 @@ class SceneWriters:
         target: Path,
         plan: ScenePlan,
         confidence: ConfidencePlan | None,
-        *,
-        overwrite: bool = False,
-        restart: bool = False,
-        keep_finished: bool = False,
+        run: RunOptions,
     ) -> None:
         windows = [tile.write for tile in plan.tiles]
         if confidence is not None:  # each writer looks for its own room alone
             check_space(disk_needs(target, plan, confidence))
-        how: Any = {"overwrite": overwrite, "restart": restart}
-        self._writers = [
-            SceneWriter(target, plan.profile, plan.job, windows, **how, keep_finished=keep_finished)
-        ]
-        if confidence is not None:
-            try:
+        self._writers: list[SceneWriter] = []
+        try:
+            for file, profile, job in files_written(target, plan, confidence):
                 self._writers.append(
                     SceneWriter(
-                        confidence.target,
-                        confidence.profile,
-                        confidence.job,
+                        file,
+                        profile,
+                        job,
                         windows,
-                        **how,
-                        keep_finished=True,
+                        overwrite=run.overwrite,
+                        restart=run.restart,
+                        keep_finished=_keeps_finished(len(self._writers), run),
                     )
                 )
-            except BaseException:
-                self.abandon()
-                raise
+        except BaseException:
+            self.abandon()
+            raise
         self._lacking = [set(writer.remaining()) for writer in self._writers]
 
     @property

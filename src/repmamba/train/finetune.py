@@ -30,7 +30,8 @@ from repmamba.inference.upscaler import SEEN, Upscaler, load
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from repmamba.network.repmamba import RepMamba
 from repmamba.pixels.nodata import usable
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import ScenePlan, plan_scene
 from repmamba.scene.source.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 from repmamba.train.callbacks import Callback

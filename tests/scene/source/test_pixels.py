@@ -12,7 +12,7 @@ from rasterio.enums import ColorInterp
 
 from repmamba.errors import TargetError, UsageError
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.source.admission import Reading
+from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -122,7 +122,7 @@ def test_a_palette_of_classes_is_refused_with_alpha_too(write_raster, smooth, tm
     )
     with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
         open_raster(path)
-    with open_raster(path, Reading(expand_palette=True)) as raster:
+    with open_raster(path, ReadOptions(expand_palette=True)) as raster:
         assert raster.facts.count == 4
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_of_a_palette_with_alpha_is_transparent(tmp_path):
     path = tmp_path / "cut.png"
     image.save(path, transparency=bytes([255, 100, 0] + [255] * 13))  # number 0 is opaque
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with open_raster(path, Reading(fill_corrupt=True)) as raster:
+    with open_raster(path, ReadOptions(on_corrupt="fill")) as raster:
         raw, valid = raster.read(raster.whole)
         assert raster.facts.missing == "alpha"
         assert raster._pixels.corrupt_blocks
@@ -181,7 +181,7 @@ def test_of_a_tiff_of_several_pages_the_first_is_read_and_the_others_are_named(
     pages = [Image.fromarray(np.full((20, 30), 20 * number, np.uint8)) for number in range(1, 12)]
     path = tmp_path / "pages.tif"
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    with open_raster(path, Reading(untrusted=untrusted)) as raster:
+    with open_raster(path, ReadOptions(untrusted=untrusted)) as raster:
         assert raster.read(raster.whole)[0].max() == 20
     assert f"GTIFF_DIR:2:{path}, GTIFF_DIR:3:{path}" in caplog.text
     assert "and 2 more" in caplog.text

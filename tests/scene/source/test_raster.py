@@ -19,7 +19,7 @@ from PIL import Image
 
 from repmamba.errors import CorruptSource, NoSpace, SourceError, UsageError
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.source.admission import Limits, Reading
+from repmamba.scene.source.admission import Limits, ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.plan import plan_tiles
 from repmamba.tiles.window import Window
@@ -394,7 +394,7 @@ def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
     path = geotiffs / "image_colormap.tif"
     with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
         open_raster(path)
-    with open_raster(path, Reading(expand_palette=True)) as raster, rasterio.open(path) as file:
+    with open_raster(path, ReadOptions(expand_palette=True)) as raster, rasterio.open(path) as file:
         raw, _ = raster.read(Window(100, 200, 50, 60))
         palette = file.colormap(1)
         classes = file.read(1)[100:150, 200:260]
@@ -555,7 +555,7 @@ def test_a_truncated_picture_is_noticed(tmp_path, smooth, suffix):
 def test_corrupt_blocks_can_be_taken_as_missing_and_are_counted(geotiffs, tmp_path):
     with (
         rasterio.open(geotiffs / "rgb_lzw.tif") as whole,
-        open_raster(damaged_copy(geotiffs, tmp_path), Reading(fill_corrupt=True)) as raster,
+        open_raster(damaged_copy(geotiffs, tmp_path), ReadOptions(on_corrupt="fill")) as raster,
     ):
         raw, valid = raster.read(raster.whole)
         good = whole.dataset_mask() != 0
@@ -596,7 +596,7 @@ def test_bands_of_several_types_are_refused(tmp_path, write_raster, smooth):
 class TestStrangersFiles:
     """What --untrusted closes. Each is tried on the user's own files too, where it is allowed."""
 
-    stranger = Reading(untrusted=True)
+    stranger = ReadOptions(untrusted=True)
 
     def test_a_virtual_raster_is_refused_under_any_name(self, tmp_path, write_raster, smooth):
         source = write_raster("inner.tif", smooth(1, 8, 8))
@@ -651,7 +651,7 @@ class TestStrangersFiles:
             assert raster.grid.width == 40000
         with pytest.raises(SourceError, match=r"40000 x 40000 pixels.*max_pixels="):
             open_raster(path, self.stranger)
-        with open_raster(path, Reading(untrusted=True, max_pixels=2 * 10**9)) as raster:
+        with open_raster(path, ReadOptions(untrusted=True, max_pixels=2 * 10**9)) as raster:
             assert raster.grid.width == 40000
 
     def test_more_pixels_than_bytes_can_hold_are_refused(self, write_raster):

@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba import durable
-from repmamba.errors import TargetError, TargetExists, UsageError, VerificationError
+from repmamba.errors import TargetExists, UsageError
 from repmamba.scene.result.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.result.formats import FORMATS, check_fit, is_lossless
-from repmamba.scene.result.job import JobIdentity, differences
+from repmamba.scene.result.job import JobIdentity
 from repmamba.scene.result.journal import (
     Journal,
     other_jobs,
-    refuse_changed_job,
     storage_errors,
     work_folder,
 )
@@ -38,57 +37,19 @@ from repmamba.scene.result.receipt import (
     Receipt,
     check_cover,
     file_sha256,
-    read_receipt,
     receipt_path,
 )
 from repmamba.scene.result.space import SLACK, bytes_to_begin, check_space
+from repmamba.scene.result.target import (
+    check_place,
+    refuse_sidecar,
+    sidecars,
+    standing_result,
+)
 from repmamba.scene.result.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
-
-# what GDAL would read as part of the result, added to its name
-_GDAL_SIDECARS = (".aux.xml", ".ovr", ".msk")
-
-
-def read_beside(target: Path, profile: OutputProfile) -> list[Path]:
-    """The files that a reader takes for parts of the result: a writer puts them in place, replaces
-    or removes them.
-    """
-    world = FORMATS[profile.format].world
-    names = [target.with_name(target.name + suffix) for suffix in _GDAL_SIDECARS]
-    return names if world is None else [*names, target.with_suffix(world)]
-
-
-def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
-    """The receipt of a target that is the whole result of this very job; None where it is not.
-
-    target: links followed. The receipt may still be where a run was stopped in its last step.
-    """
-    for path in (work_folder(target, job.id) / "receipt.json", receipt_path(target)):
-        try:
-            receipt = read_receipt(path)
-            size = target.stat().st_size
-        except (VerificationError, OSError):
-            continue
-        ours = receipt.job == job.as_json() and size == receipt.bytes
-        if ours and file_sha256(target) == receipt.sha256:
-            return receipt
-    return None
-
-
-def refuse_other_result(target: Path, job: JobIdentity) -> None:
-    """Raise TargetExists for a target that is there, and say how it was made otherwise, where a
-    receipt tells.
-    """
-    try:
-        unlike = differences(dict(read_receipt(receipt_path(target)).job), job.as_json())
-    except VerificationError:
-        unlike = []
-    made = f", made otherwise ({unlike[0]}{' and more' * (len(unlike) > 1)})" if unlike else ""
-    raise TargetExists(
-        f"{target} is there already{made}: choose another name, or replace it with overwrite=True."
-    )
 
 
 class SceneWriter:
@@ -115,7 +76,8 @@ class SceneWriter:
     ) -> None:
         check_fit(profile)
         check_cover(tiles, profile.grid.width, profile.grid.height)
-        self.target = _whole_path(target)
+        check_place(target)
+        self.target = Path(os.path.realpath(target))
         self.profile, self.job, self._overwrite = profile, job, overwrite
         self.folder = work_folder(self.target, job.id)
         layout = Layout(job.id, tuple(tiles), profile.count, profile.dtype, profile.mask)
@@ -133,17 +95,18 @@ class SceneWriter:
         """Take up or begin the working folder; the receipt if a run was stopped after its result
         was in place.
         """
-        resumed = self.folder.is_dir()
-        # The lock is the last to go: a run killed just before that has left it alone.
-        ours = resumed or self._lock.was_left or keep_finished
-        if ours and not restart and (receipt := self._already_landed()) is not None:
-            return receipt
-        if not self._overwrite:
-            self._refuse_existing(sidecars=not resumed)
-        others = other_jobs(self.target, self.job.id)
-        if others and not resumed and not restart:
-            refuse_changed_job(self.target, self.job, others)
-        for other in others:
+        landed = standing_result(
+            self.target,
+            self.profile,
+            self.job,
+            lock_was_left=self._lock.was_left,
+            overwrite=self._overwrite,
+            restart=restart,
+            keep_finished=keep_finished,
+        )
+        if landed is not None:
+            return landed
+        for other in other_jobs(self.target, self.job.id):
             logger.warning(
                 "%s is left from a stopped run of another job; delete it if it is not needed.",
                 other,
@@ -236,24 +199,6 @@ class SceneWriter:
     ) -> None:
         self.abandon()
 
-    def _already_landed(self) -> Receipt | None:
-        """The receipt of a result that a run put in place before it was stopped in its last
-        step.
-        """
-        return finished_receipt(self.target, self.job)
-
-    def _refuse_existing(self, *, sidecars: bool) -> None:
-        if self.target.exists():
-            refuse_other_result(self.target, self.job)
-        if sidecars:  # in a resumed run they may be ours, and are compared when they are replaced
-            for path in read_beside(self.target, self.profile):
-                if path.exists():
-                    raise TargetExists(
-                        f"{path} is of another file and would be read as part of the result; "
-                        "remove it, or give "
-                        "overwrite=True."
-                    )
-
     def _check_space_to_assemble(self) -> None:
         stored = self._journal.stored_bytes()
         self._check_space(int(FORMATS[self.profile.format].room * stored) + SLACK, "the result")
@@ -282,7 +227,7 @@ class SceneWriter:
         """
         durable.write_durable(self.folder / "receipt.json", receipt.as_text().encode())
         new = {path.name: path for path in whole.sidecars}
-        for path in read_beside(self.target, self.profile):
+        for path in sidecars(self.target, self.profile):
             if path.name in new:
                 self._place_sidecar(new.pop(path.name), path)
             elif path.exists():
@@ -299,16 +244,12 @@ class SceneWriter:
 
     def _place_sidecar(self, source: Path, path: Path) -> None:
         if not self._overwrite and path.exists() and path.read_bytes() != source.read_bytes():
-            raise TargetExists(
-                f"{path} exists already and says something else; remove it, or give overwrite=True."
-            )
+            refuse_sidecar(path)
         durable.move_durable(source, path, replace=True)
 
     def _discard_sidecar(self, path: Path) -> None:
         if not self._overwrite:
-            raise TargetExists(
-                f"{path} would be read as part of the result; remove it, or give overwrite=True."
-            )
+            refuse_sidecar(path)
         durable.remove(path)
 
     def _clear(self) -> None:
@@ -317,17 +258,3 @@ class SceneWriter:
             durable.move_durable(kept, receipt_path(self.target), replace=True)
         durable.remove(self.folder)
         self._lock.release()
-
-
-def _whole_path(target: Path) -> Path:
-    """The target with its folder spelt out; a link is followed, so that it stays one. Raises
-    TargetError.
-    """
-    path = Path(os.path.realpath(target))
-    if path.is_dir():
-        raise TargetError(f"{target} is a folder; name a file in it.")
-    if not path.parent.is_dir():
-        raise TargetError(
-            f"There is no folder {path.parent} to write {path.name} into; make it first."
-        )
-    return path

@@ -8,10 +8,12 @@ small.
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,29 +63,50 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How a source is read."""
+class ReadOptions:
+    """How a source is read. The fields are keywords of upscale_file.
+
+    What upscale_file takes in other forms is converted to these types. Raises UsageError.
+    """
 
     untrusted: bool = False
     max_pixels: int | None = None
-    fill_corrupt: bool = False  # blocks that cannot be read are missing pixels, and counted
-    expand_palette: bool = False  # colours in place of classes
-    # one for all bands or one a band, in place of what the file declares
-    nodata: tuple[float, ...] | None = None
-    alpha: bool = True  # False: what the file calls alpha is a band like others
-    # numbers or names of bands that are data, whatever the file says
-    data_bands: tuple[int | str, ...] = ()
+    on_corrupt: Literal["error", "fill"] = "error"
+    expand_palette: bool = False
+    nodata: tuple[float, ...] | None = None  # one for all bands, or one a band
+    alpha: bool = True
+    bands: tuple[int | str, ...] | None = None  # data, even where the file says alpha
+
+    def __post_init__(self) -> None:
+        if self.on_corrupt not in ("error", "fill"):
+            raise UsageError(f"on_corrupt={self.on_corrupt!r}: give 'error' or 'fill'.")
+        if self.nodata is not None:
+            object.__setattr__(self, "nodata", tuple(map(float, np.ravel(self.nodata))))
+        if self.bands is not None:
+            object.__setattr__(self, "bands", band_selection(self.bands))
+
+    @property
+    def fill_corrupt(self) -> bool:
+        """Whether blocks that cannot be read are missing pixels, and counted."""
+        return self.on_corrupt == "fill"
 
     @property
     def limits(self) -> Limits:
-        """What is allowed, --max-pixels included."""
+        """What is allowed, max_pixels included."""
         usual = Limits.for_strangers() if self.untrusted else Limits()
         if self.max_pixels is None:
             return usual
         return Limits(self.max_pixels, usual.bands, usual.block_bytes)
 
 
-def check_file(name: str, how: Reading) -> str | None:
+def band_selection(bands: Iterable[int | str]) -> tuple[int | str, ...]:
+    """Numbers, from 1, and names of bands. Raises UsageError for one text in their place."""
+    if isinstance(bands, str):
+        raise UsageError(f"{bands!r} is one text: give the numbers or names of bands as a list.")
+    return tuple(band if isinstance(band, str) else operator.index(band) for band in bands)
+
+
+def check_file(name: str, how: ReadOptions) -> str | None:
     """Look at the file before GDAL does; the driver to open it with, None for whichever takes
     it.
     """
@@ -119,7 +142,7 @@ def check_file(name: str, how: Reading) -> str | None:
     )
 
 
-def check_dataset(name: str, dataset: Any, how: Reading) -> None:
+def check_dataset(name: str, dataset: Any, how: ReadOptions) -> None:
     """Refuse what cannot be enlarged, and what declares more than is allowed, before a pixel is
     decoded.
     """

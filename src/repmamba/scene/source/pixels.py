@@ -26,7 +26,7 @@ from rasterio.enums import MaskFlags
 from repmamba.errors import CorruptSource, OutOfMemory, RepmambaError, SourceError, UsageError
 from repmamba.gdal import CACHE_BYTES
 from repmamba.pixels.nodata import as_nodata, missing_everywhere
-from repmamba.scene.source.admission import Reading, block_bytes
+from repmamba.scene.source.admission import ReadOptions, block_bytes
 from repmamba.scene.source.exif import UprightPicture, turned_upright, upright_size
 from repmamba.tiles.window import Window
 
@@ -281,7 +281,7 @@ class StoredPixels:
         return colours, valid
 
 
-def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) -> StoredPixels:
+def stored_pixels(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path]) -> StoredPixels:
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of
     classes.
     """
@@ -300,15 +300,15 @@ def stored_pixels(name: str, dataset: Any, how: Reading, files: Sequence[Path]) 
     )
 
 
-def is_called_data(dataset: Any, place: int, how: Reading) -> bool:
+def is_called_data(dataset: Any, place: int, how: ReadOptions) -> bool:
     """Whether the user says that a band, from 0, is no alpha: of all bands, or by its number or its
     name.
     """
     names = {str(place + 1), (dataset.descriptions[place] or "").strip().lower()}
-    return not how.alpha or bool(names & {str(band).strip().lower() for band in how.data_bands})
+    return not how.alpha or bool(names & {str(band).strip().lower() for band in how.bands or ()})
 
 
-def _alpha(dataset: Any, how: Reading) -> int | None:
+def _alpha(dataset: Any, how: ReadOptions) -> int | None:
     """Which band is taken for alpha, from 0: the first that the file calls so, and the user does
     not call data.
     """
@@ -332,7 +332,7 @@ def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
 
 
 def _given_nodata(
-    name: str, dataset: Any, alpha: int | None, how: Reading
+    name: str, dataset: Any, alpha: int | None, how: ReadOptions
 ) -> tuple[float, ...] | None:
     """The nodata that the user gives, of each band but alpha, as the file's type has it. Raises
     UsageError.
@@ -351,7 +351,7 @@ def _given_nodata(
     )
 
 
-def _palette(name: str, dataset: Any, how: Reading) -> NDArray[Any] | None:
+def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
     """The colours of a palette, (entries, 3) or (entries, 4); None where there is no palette.
     Refuses classes.
     """

@@ -31,7 +31,7 @@ from repmamba.pixels.radiometry import type_range
 from repmamba.scene.source.admission import (
     GDAL_SETTINGS,
     STRANGERS_SETTINGS,
-    Reading,
+    ReadOptions,
     check_dataset,
     check_file,
 )
@@ -238,9 +238,9 @@ class Raster:
         self._stack.close()
 
 
-def open_raster(source: str | os.PathLike[str], how: Reading | None = None) -> Raster:
+def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) -> Raster:
     """Open a raster for reading. Raises SourceError, UsageError; one line that says what to do."""
-    how = how or Reading()
+    how = how or ReadOptions()
     name = os.fspath(source)
     driver = check_file(name, how)
     settings = GDAL_SETTINGS | (STRANGERS_SETTINGS if how.untrusted else {})
@@ -282,7 +282,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _facts(
-    name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...], how: Reading
+    name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...], how: ReadOptions
 ) -> RasterFacts:
     order = list(range(dataset.count))
     colours = tuple(
