@@ -5,7 +5,8 @@ import pytest
 import rasterio
 
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.plan import SceneOptions, plan_scene
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import plan_scene
 from repmamba.scene.source.raster import open_raster
 
 

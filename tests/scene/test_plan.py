@@ -16,8 +16,10 @@ from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
+from repmamba.scene.band_selection import describe_grey_bands
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import ScenePlan, plan_scene
 from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
@@ -129,7 +131,7 @@ def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_bbox_is_of_finite_numbers(number):
-    with pytest.raises(UsageError, match="give four finite numbers: give four finite numbers"):
+    with pytest.raises(UsageError, match="give four finite numbers"):
         SceneOptions(bbox=(0, number, 1, 1))
 
 
@@ -297,8 +299,8 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         )
         assert "as grey" not in caplog.text
     with open_raster(write_raster("six.tif", smooth(6, 9, 9))) as raster:
-        assert said_of_bands_alone([[1], [2]], raster.facts) is None
-        said = said_of_bands_alone([[4, 3, 2], [1], [5], [6]], raster.facts)
+        assert describe_grey_bands([[1], [2]], raster.facts) is None
+        said = describe_grey_bands([[4, 3, 2], [1], [5], [6]], raster.facts)
     assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
 
 

@@ -48,22 +48,9 @@ from repmamba.cli.train import one_voice
     help="Of samples and held-back part.",
 )
 @options.device
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
-)
-@click.option(
-    "--nice",
-    type=click.IntRange(0, 19),
-    default=0,
-    metavar="N",
-    help="Give way to other work; 19 the most.",
-)
-@click.option(
-    "--minutes",
-    type=float,
-    metavar="N",
-    help="Save and leave after so long; started again, it goes on.",
-)
+@options.threads
+@options.nice
+@options.minutes
 @options.quiet
 def finetune(
     scenes: tuple[str, ...],

@@ -167,8 +167,8 @@ def raster_facts(source: str, scale: int) -> Facts:
     """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError
     where nothing.
     """
-    from repmamba.scene.band_selection import said_of_bands_alone, usual_bands
-    from repmamba.scene.source.describe import said_of_alpha, said_of_colours, said_of_missing
+    from repmamba.scene.band_selection import describe_grey_bands, usual_bands
+    from repmamba.scene.source.describe import describe_alpha, describe_colours, describe_missing
     from repmamba.scene.source.raster import open_raster
     from repmamba.scene.value_range import describe_usual_range
     from repmamba.tiles.plan import TILE, plan_tiles
@@ -177,7 +177,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         facts, between = raster.facts, describe_usual_range(raster)
         weights = _weights(raster, f"x{scale}")
     grid, together = facts.grid, usual_bands(facts).together
-    alone = said_of_bands_alone(together, facts)
+    alone = describe_grey_bands(together, facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
@@ -188,9 +188,9 @@ def raster_facts(source: str, scale: int) -> Facts:
             )
         ),
         "type": facts.dtype,
-        "missing pixels": said_of_missing(facts),
-        "alpha": said_of_alpha(facts),
-        "colours": said_of_colours(together),
+        "missing pixels": describe_missing(facts),
+        "alpha": describe_alpha(facts),
+        "colours": describe_colours(together),
         "value range": between,
         "place": _place(facts),
         **({} if alone is None else {"through the network": in_flags(alone)}),

@@ -147,6 +147,22 @@ halo = click.option(
     help="What is read around each tile, in input pixels, an even number.  [default: that of the "
     "weights]",
 )
+threads = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
+)
+nice = click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=0,
+    metavar="N",
+    help="Give way to other work; 19 the most.",
+)
+minutes = click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Save and leave after so long; started again, it goes on.",
+)
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace an output that is there already."
 )

@@ -53,16 +53,8 @@ class _NamesRecipes(click.Command):
     help="Lay a value over the recipe's; may be repeated.",
 )
 @options.device
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
-)
-@click.option(
-    "--nice",
-    type=click.IntRange(0, 19),
-    default=0,
-    metavar="N",
-    help="Give way to other work; 19 the most.",
-)
+@options.threads
+@options.nice
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -84,12 +76,7 @@ class _NamesRecipes(click.Command):
     show_default=True,
     help="Steps between log lines.",
 )
-@click.option(
-    "--minutes",
-    type=float,
-    metavar="N",
-    help="Save and leave after so long; started again, it goes on.",
-)
+@options.minutes
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the folder, too.")
 @options.quiet
 def train(

@@ -59,7 +59,7 @@ def usual_bands(facts: RasterFacts) -> BandSelection:
     return select_bands(facts, SceneOptions(), is_picture=False, network_bands=3)
 
 
-def said_of_bands_alone(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
+def describe_grey_bands(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
     """What a user should know where three bands or more go through a network alone, and may be
     colours for all that.
 

@@ -45,7 +45,7 @@ zeros.
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class WeightsChoice:
     """Weights for one scene, and what they were chosen by."""
 
     scene: str
@@ -97,7 +97,7 @@ class Chooser:
 
     def __call__(
         self, raster: Raster, *, confidence: bool = False
-    ) -> tuple[Upscaler, Choice | None]:
+    ) -> tuple[Upscaler, WeightsChoice | None]:
         """The Upscaler for a scene, and why; None where there was nothing to choose.
 
         confidence: errors to expect are wanted, which not all weights have.
@@ -120,7 +120,7 @@ class Chooser:
         return chosen, choice
 
 
-def choose(raster: Raster, usual: str) -> Choice | None:
+def choose(raster: Raster, usual: str) -> WeightsChoice | None:
     """The weights that fit a scene: the usual ones of its scale, or those for real pictures, such
     as x4-real.
 
@@ -134,7 +134,7 @@ def choose(raster: Raster, usual: str) -> Choice | None:
         return None
     # Rounded, so that the last digits of another machine do not make another job.
     noise, blocks = round(noise_level(windows), 1), round(blockiness(windows), 2)
-    return Choice(
+    return WeightsChoice(
         raster.facts.name, real if noise >= NOISY or blocks >= BLOCKY else usual, noise, blocks
     )
 

@@ -195,7 +195,7 @@ def connected(cluster: Addressed) -> Iterator[Cluster]:
         return
     name = str(cluster)
     where = (
-        {"scheduler_file": _checked_file(Path(name))}
+        {"scheduler_file": _scheduler_file(Path(name))}
         if name.endswith(".json")
         else {"address": name}
     )
@@ -215,7 +215,7 @@ def connected(cluster: Addressed) -> Iterator[Cluster]:
         yield Cluster(client, client.scheduler.address)
 
 
-def _checked_file(path: Path) -> str:
+def _scheduler_file(path: Path) -> str:
     """A scheduler file, which has an address in it. Raises UsageError."""
     try:
         told = json.loads(path.read_text("utf-8"))
@@ -252,10 +252,10 @@ class _Shared:
         """Raises ClusterError where this worker would give other pixels, or none."""
         with self._guard:
             if self._unpacked is None:
-                self._unpacked = self._checked()
+                self._unpacked = self._unpack()
             return self._unpacked
 
-    def _checked(self) -> tuple[ScenePlan, Upscaler]:
+    def _unpack(self) -> tuple[ScenePlan, Upscaler]:
         if self._version != __version__:
             raise ClusterError(
                 f"A worker has repmamba {__version__}, and the run is of {self._version}: install "

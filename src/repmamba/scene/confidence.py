@@ -17,7 +17,7 @@ from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.result.formats import check_fit, format_of
-from repmamba.scene.result.job import JobIdentity, digest
+from repmamba.scene.result.job import JobIdentity, digest128
 from repmamba.scene.result.output import OutputProfile
 
 # of the network by which calibrations are measured; in others, rounding looks like doubt
@@ -51,7 +51,7 @@ def with_confidence(
         raise UsageError(
             f"confidence= was measured in {PRECISION}, and says nothing of {upscaler.precision}."
         )
-    settings = {**plan.job.settings, "confidence": digest(calibration.as_text().encode())}
+    settings = {**plan.job.settings, "confidence": digest128(calibration.as_text().encode())}
     profile = confidence_profile(format_of(target, None).name, result, plan, calibration)
     check_fit(profile)
     job = JobIdentity(plan.job.source, plan.job.weights, settings, plan.job.version)

@@ -24,7 +24,7 @@ from repmamba.durable import check_local
 from repmamba.errors import UsageError
 from repmamba.inference.upscaler import Upscaler, load
 from repmamba.inference.workers import side_by_side
-from repmamba.scene.choice import Choice, Chooser
+from repmamba.scene.choice import Chooser, WeightsChoice
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
@@ -39,7 +39,7 @@ from repmamba.scene.options import (
 from repmamba.scene.plan import ScenePlan, plan_scene
 from repmamba.scene.result.corrupt import CorruptBlocks
 from repmamba.scene.result.journal import work_folder
-from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.readback import PartProgress
 from repmamba.scene.result.receipt import receipt_path
 from repmamba.scene.result.space import check_space
 from repmamba.scene.result.target import check_target, sidecars, was_left_by_a_stopped_run
@@ -55,7 +55,7 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-TellPixels = Callable[[int, int], None]  # output pixels finished, of how many
+PixelProgress = Callable[[int, int], None]  # output pixels finished, of how many
 Weights = str | os.PathLike[str] | Upscaler | Chooser | None
 
 
@@ -116,9 +116,9 @@ def upscale_file(
     overwrite: bool = False,
     restart: bool = False,
     keep_finished: bool = False,
-    progress: TellPixels | None = None,
-    assembling: TellPixels | None = None,
-    measuring: TellPixels | None = None,
+    progress: PixelProgress | None = None,
+    assembling: PixelProgress | None = None,
+    measuring: PixelProgress | None = None,
 ) -> SceneResult:
     """Upscale a raster file into another one at the same place on the map.
 
@@ -248,7 +248,7 @@ class _Call:
     read: ReadOptions
     scene: SceneOptions
     run: RunOptions
-    measuring: TellPixels | None
+    measuring: PixelProgress | None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> _Call:
@@ -339,7 +339,7 @@ def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
 
 def _loaded(
     weights: Weights, options: NetworkOptions, raster: Raster, *, confidence: bool
-) -> tuple[Upscaler, Choice | None]:
+) -> tuple[Upscaler, WeightsChoice | None]:
     """The Upscaler that was given or loaded, or one that fits the scene, and then why."""
     if weights is None:
         return Chooser.loading(**options.as_keywords())(raster, confidence=confidence)
@@ -386,7 +386,7 @@ def _compute(
     writers: SceneWriters,
     remaining: list[int],
     corrupt: CorruptBlocks,
-    progress: TellPixels | None,
+    progress: PixelProgress | None,
 ) -> None:
     """Read, compute and write the remaining tiles. Reading and writing go on here while the workers
     compute.
@@ -427,7 +427,7 @@ def _compute(
         )
 
 
-def _in_pixels(progress: TellPixels | None, grid: Grid) -> TellPart | None:
+def _in_pixels(progress: PixelProgress | None, grid: Grid) -> PartProgress | None:
     """A progress in parts of the whole, 0 to 1, told in pixels."""
     if progress is None:
         return None

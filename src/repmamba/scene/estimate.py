@@ -23,7 +23,7 @@ from repmamba.errors import OutOfMemory
 from repmamba.inference.compiled import COMPILED_SCAN
 from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
-from repmamba.scene.band_selection import said_of_bands_alone
+from repmamba.scene.band_selection import describe_grey_bands
 from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
 from repmamba.scene.plan import ScenePlan
@@ -224,7 +224,7 @@ def estimate(
         cluster=None if cluster is None else cluster.name,
         confidence=None if confidence is None else confidence.target,
         chosen=None if plan.choice is None else plan.choice.why,
-        bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
+        bands_alone=describe_grey_bands(plan.job.settings["together"], raster.facts),
     )
     return _fitting_workers(made, raster, plan)
 

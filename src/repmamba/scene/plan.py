@@ -21,8 +21,8 @@ from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.histogram import warn_of_fills
 from repmamba.pixels.radiometry import Radiometry
-from repmamba.scene.band_selection import BandSelection, said_of_bands_alone, select_bands
-from repmamba.scene.choice import Choice
+from repmamba.scene.band_selection import BandSelection, describe_grey_bands, select_bands
+from repmamba.scene.choice import WeightsChoice
 from repmamba.scene.options import SceneOptions
 from repmamba.scene.result.formats import format_of
 from repmamba.scene.result.job import JobIdentity
@@ -30,10 +30,10 @@ from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.profile import Wanted, fitting_profile
 from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.bbox import window_of_bbox
-from repmamba.scene.source.describe import said_of_alpha, said_of_colours, said_of_missing
+from repmamba.scene.source.describe import describe_alpha, describe_colours, describe_missing
 from repmamba.scene.source.origin import source_identity
 from repmamba.scene.source.raster import Raster, RasterFacts
-from repmamba.scene.source.sampling import TellPixels
+from repmamba.scene.source.sampling import PixelProgress
 from repmamba.scene.value_range import find_range
 from repmamba.tiles.plan import TilePlan, plan_tiles
 
@@ -65,7 +65,7 @@ class ScenePlan:
     profile: OutputProfile
     said: Mapping[str, str]  # what was decided of the source, for people
     job: JobIdentity
-    choice: Choice | None = None  # of the weights, where the scene decided
+    choice: WeightsChoice | None = None  # of the weights, where the scene decided
     calibration: Calibration | None = None  # gives the errors to expect, which are wanted as well
 
     @property
@@ -80,8 +80,8 @@ def plan_scene(
     upscaler: Upscaler,
     options: SceneOptions,
     how: ReadOptions | None = None,
-    measuring: TellPixels | None = None,
-    choice: Choice | None = None,
+    measuring: PixelProgress | None = None,
+    choice: WeightsChoice | None = None,
 ) -> ScenePlan:
     """The plan for a raster, an output and an upscaler.
 
@@ -135,9 +135,9 @@ def plan_scene(
         alpha_tells=told == "alpha",
         profile=profile,
         said={
-            "missing": said_of_missing(facts),
-            "alpha": said_of_alpha(facts),
-            "colours": said_of_colours(bands.together),
+            "missing": describe_missing(facts),
+            "alpha": describe_alpha(facts),
+            "colours": describe_colours(bands.together),
             "range": found.describe(),
         },
         job=JobIdentity(
@@ -203,16 +203,16 @@ def _log_decisions(
     if upscaler.terms:
         terms = upscaler.terms.rstrip(".")
         logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, terms)
-    alone = said_of_bands_alone(plan.job.settings["together"], facts)
+    alone = describe_grey_bands(plan.job.settings["together"], facts)
     if alone is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
-    said = said_of_consistency(plan.consistent, options.consistent, facts.has_place)
+    said = describe_consistency(plan.consistent, options.consistent, facts.has_place)
     logger.info("%s: %s", facts.name, said)
     if facts.alpha is not None:
         logger.info("%s: alpha: %s.", facts.name, plan.said["alpha"])
 
 
-def said_of_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+def describe_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether a result will be its input when it is made small again, and why, as one line of the
     log.
     """

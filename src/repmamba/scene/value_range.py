@@ -15,7 +15,7 @@ from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.band_selection import BandSelection, usual_bands
 from repmamba.scene.options import ValueRange
 from repmamba.scene.source.raster import Raster
-from repmamba.scene.source.sampling import TellPixels, value_histograms
+from repmamba.scene.source.sampling import PixelProgress, value_histograms
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def find_range(
     raster: Raster,
     bands: BandSelection,
     asked: ValueRange | None,
-    measuring: TellPixels | None = None,
+    measuring: PixelProgress | None = None,
 ) -> FoundRange:
     """The range that was asked for, that of the data type, or one that holds nearly all values.
 
@@ -107,7 +107,7 @@ def _robust(
 
 
 def _histograms(
-    raster: Raster, bands: BandSelection, measuring: TellPixels | None, *, whole: bool
+    raster: Raster, bands: BandSelection, measuring: PixelProgress | None, *, whole: bool
 ) -> list[ValueHistogram]:
     """The values of each group of bands, of the whole scene (or a sample) or of a few windows."""
 

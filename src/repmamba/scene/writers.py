@@ -16,7 +16,7 @@ from repmamba.scene.result.job import JobIdentity
 from repmamba.scene.result.journal import work_folder
 from repmamba.scene.result.lock import TargetLock
 from repmamba.scene.result.output import OutputProfile
-from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.readback import PartProgress
 from repmamba.scene.result.receipt import Receipt
 from repmamba.scene.result.space import bytes_to_begin, check_space
 from repmamba.scene.result.target import standing_result
@@ -131,7 +131,7 @@ class SceneWriters:
             if index in lacking:
                 writer.put(index, data, tile.valid)
 
-    def finish(self, progress: TellPart | None = None) -> None:
+    def finish(self, progress: PartProgress | None = None) -> None:
         """Put both in place, then tidy up, the result's folder last: while it is there, the same
         call ends the job.
         """
@@ -146,6 +146,6 @@ class SceneWriters:
             writer.abandon()
 
 
-def _part(progress: TellPart, place: int, parts: int) -> TellPart:
+def _part(progress: PartProgress, place: int, parts: int) -> PartProgress:
     """The progress of one of some equal parts, told as that of the whole."""
     return lambda done: progress((place + done) / parts)

@@ -6,8 +6,8 @@ import pytest
 import rasterio
 
 from repmamba.errors import UsageError
+from repmamba.scene.band_selection import describe_grey_bands, usual_bands
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.plan import said_of_bands_alone, usual_groups
 from repmamba.scene.source.colours import known_colours, numbers_of
 from repmamba.scene.source.raster import open_raster
 
@@ -96,7 +96,7 @@ def test_wavelengths_among_the_tags_tell(named):
 def test_the_order_that_is_advised_is_that_of_the_names(named):
     def advised(path):
         with open_raster(path) as raster:
-            return said_of_bands_alone(usual_groups(raster.facts), raster.facts)
+            return describe_grey_bands(usual_bands(raster.facts).together, raster.facts)
 
     alone = "bands 1, 2, 3, 4 each alone as grey (4 passes)"
     assert advised(named(["B02", "B03", "B04", "B08"])) == (

@@ -37,7 +37,7 @@ from repmamba.scene.result.readback import (
     OWN_FILES,
     Look,
     Overlaps,
-    TellPart,
+    PartProgress,
     band_means,
     gdal_window,
     measure,
@@ -109,7 +109,7 @@ def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
         if is_lossless(profile)
         else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
     )
-    return Piece(window, pixels.digest, pixels.valid_digest if profile.mask else "", means)
+    return Piece(window, pixels.pixels_digest, pixels.mask_digest if profile.mask else "", means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Assembled:
 
 
 def assemble(
-    folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: TellPart
+    folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: PartProgress
 ) -> Assembled:
     """Write the result under its name into a folder inside folder, bring it to the disk, and check
     all of it.
@@ -141,7 +141,7 @@ def assemble(
                 path, profile, mosaic, lambda done: progress(0.6 * done)
             )
             durable.sync_file(path)
-            levels = _checked(
+            levels = _read_back(
                 path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done)
             )
             _check_description(path, profile)
@@ -198,7 +198,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _write_gtiff(
-    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
 ) -> tuple[Level, ...]:
     options = creation_options(profile)
     _write_tiff(path, profile, options, mosaic, progress)
@@ -206,7 +206,7 @@ def _write_gtiff(
 
 
 def _write_cog(
-    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
 ) -> tuple[Level, ...]:
     options = creation_options(profile)
     parts = path.parent.parent / PARTS
@@ -232,20 +232,18 @@ def _write_cog(
 
 
 def _write_copy(
-    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: TellPart
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
 ) -> tuple[Level, ...]:
     parts = path.parent.parent / PARTS
     parts.mkdir()
     base = parts / "level.tif"
-    described = (
-        profile if is_placed(profile) else replace(profile, tags={"": _told_inside(profile)})
-    )
+    described = profile if profile.has_place else replace(profile, tags={"": _told_inside(profile)})
     try:
         _write_tiff(
             base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done)
         )
         # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
-        pam = "YES" if is_placed(profile) else "NO"
+        pam = "YES" if profile.has_place else "NO"
         text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
         with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
             gdal_copy(
@@ -275,14 +273,6 @@ def _told_inside(profile: OutputProfile) -> dict[str, str]:
 _WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG": _write_copy}
 
 
-def is_placed(profile: OutputProfile) -> bool:
-    """Whether the result lies somewhere: a transform, a CRS, control points or RPCs."""
-    grid = profile.grid
-    return any(
-        place is not None for place in (grid.transform, grid.crs, profile.gcps, profile.rpcs)
-    )
-
-
 def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
     # 256 x rows blocks: for a reader that goes line by line, a row of blocks must fit into GDAL's
     # cache.
@@ -309,7 +299,7 @@ def _write_tiff(
     profile: OutputProfile,
     options: Mapping[str, str],
     mosaic: Mosaic,
-    progress: TellPart,
+    progress: PartProgress,
 ) -> None:
     grid = profile.grid
     place = {
@@ -468,12 +458,12 @@ def _check_intermediates(
 # ---- checking
 
 
-def _checked(
+def _read_back(
     path: Path,
     profile: OutputProfile,
     expected: Sequence[Level],
     mosaic: Mosaic,
-    progress: TellPart,
+    progress: PartProgress,
 ) -> tuple[Level, ...]:
     """The levels as a second reader finds them. Raises VerificationError where they are not what
     was to be written.

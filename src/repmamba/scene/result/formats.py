@@ -21,7 +21,7 @@ _BIG = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class OneOf:
     """A creation option that takes one of some words."""
 
     words: tuple[str, ...]
@@ -36,7 +36,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Integer:
     """A creation option that takes a whole number, a multiple of step."""
 
     least: int
@@ -59,7 +59,7 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Unused:
+class Ignored:
     """A creation option that changes nothing by these words: it is taken, and GDAL does not get
     it.
     """
@@ -76,10 +76,10 @@ class Unused:
         return value.upper() in self.words or (self.or_number and value.isdecimal())
 
 
-Option = Choice | Whole | Unused
-_YES_NO = Choice(("YES", "NO"))
+Option = OneOf | Integer | Ignored
+_YES_NO = OneOf(("YES", "NO"))
 DEFLATE_LEVEL = "4"  # against GDAL's 6, a file of imagery is 4 % larger and takes half the time
-_COMPRESSIONS = Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
+_COMPRESSIONS = OneOf(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
 # compressions of uint8 alone -> numbers of bands
 _OF_PICTURES = {"JPEG": (1, 3, 4), "WEBP": (3, 4)}
 
@@ -140,84 +140,76 @@ _BOOLEANS = {
     **dict.fromkeys(("TRUE", "ON", "1"), "YES"),
     **dict.fromkeys(("FALSE", "OFF", "0"), "NO"),
 }
-_UNUSED: dict[str, Option] = {
+_IGNORED: dict[str, Option] = {
     # GDAL's threads would lose errors, and change no byte
-    "NUM_THREADS": Unused(("ALL_CPUS",), or_number=True),
-    "STATISTICS": Unused(("AUTO", "NO")),
+    "NUM_THREADS": Ignored(("ALL_CPUS",), or_number=True),
+    "STATISTICS": Ignored(("AUTO", "NO")),
 }
 _TIFF_OPTIONS: dict[str, Option] = {
     "COMPRESS": _COMPRESSIONS,
-    "PREDICTOR": Choice(("1", "2", "3")),
-    "ZLEVEL": Whole(1, 12),
-    "ZSTD_LEVEL": Whole(1, 22),
-    "LZMA_PRESET": Whole(0, 9),
-    "JPEG_QUALITY": Whole(1, 100),
-    "WEBP_LEVEL": Whole(1, 100),
+    "PREDICTOR": OneOf(("1", "2", "3")),
+    "ZLEVEL": Integer(1, 12),
+    "ZSTD_LEVEL": Integer(1, 22),
+    "LZMA_PRESET": Integer(0, 9),
+    "JPEG_QUALITY": Integer(1, 100),
+    "WEBP_LEVEL": Integer(1, 100),
     "WEBP_LOSSLESS": _YES_NO,
-    "PHOTOMETRIC": Choice(("MINISBLACK", "RGB", "YCBCR")),
-    "INTERLEAVE": Choice(("PIXEL", "BAND")),
-    "TILED": Choice(("YES",)),
-    "BLOCKXSIZE": Whole(64, 4096, 16),
-    "BLOCKYSIZE": Whole(64, 4096, 16),
-    "BIGTIFF": Choice(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
-    "ENDIANNESS": Choice(("NATIVE", "LITTLE", "BIG")),
-    "GEOTIFF_VERSION": Choice(("AUTO", "1.0", "1.1")),
-    **_UNUSED,
-    "SPARSE_OK": Unused(("NO",)),
-    "TFW": Unused(("NO",)),
-    "PROFILE": Unused(("GDALGEOTIFF",)),
+    "PHOTOMETRIC": OneOf(("MINISBLACK", "RGB", "YCBCR")),
+    "INTERLEAVE": OneOf(("PIXEL", "BAND")),
+    "TILED": OneOf(("YES",)),
+    "BLOCKXSIZE": Integer(64, 4096, 16),
+    "BLOCKYSIZE": Integer(64, 4096, 16),
+    "BIGTIFF": OneOf(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
+    "ENDIANNESS": OneOf(("NATIVE", "LITTLE", "BIG")),
+    "GEOTIFF_VERSION": OneOf(("AUTO", "1.0", "1.1")),
+    **_IGNORED,
+    "SPARSE_OK": Ignored(("NO",)),
+    "TFW": Ignored(("NO",)),
+    "PROFILE": Ignored(("GDALGEOTIFF",)),
     # a result is made of tiles, and has no source with overviews
-    "COPY_SRC_OVERVIEWS": Unused(("YES", "NO")),
-    "STREAMABLE_OUTPUT": Unused(("NO",)),
+    "COPY_SRC_OVERVIEWS": Ignored(("YES", "NO")),
+    "STREAMABLE_OUTPUT": Ignored(("NO",)),
 }
 _COG_OPTIONS: dict[str, Option] = {
-    "COMPRESS": Choice(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "JPEG", "WEBP")),
-    "PREDICTOR": Choice(("YES", "NO", "STANDARD", "FLOATING_POINT")),
-    "LEVEL": Whole(1, 22),
-    "QUALITY": Whole(1, 100),
-    "BLOCKSIZE": Whole(128, 4096, 16),
-    "BIGTIFF": Choice(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
-    "GEOTIFF_VERSION": Choice(("AUTO", "1.0", "1.1")),
-    **_UNUSED,
-    "OVERVIEWS": Unused(("AUTO",)),
-    "SPARSE_OK": Unused(("NO",)),
-    "ADD_ALPHA": Unused(("NO",)),
+    "COMPRESS": OneOf(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "JPEG", "WEBP")),
+    "PREDICTOR": OneOf(("YES", "NO", "STANDARD", "FLOATING_POINT")),
+    "LEVEL": Integer(1, 22),
+    "QUALITY": Integer(1, 100),
+    "BLOCKSIZE": Integer(128, 4096, 16),
+    "BIGTIFF": OneOf(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
+    "GEOTIFF_VERSION": OneOf(("AUTO", "1.0", "1.1")),
+    **_IGNORED,
+    "OVERVIEWS": Ignored(("AUTO",)),
+    "SPARSE_OK": Ignored(("NO",)),
+    "ADD_ALPHA": Ignored(("NO",)),
 }
 
+_GTIFF = Format(
+    "GTiff",
+    "GTiff",
+    (".tif", ".tiff"),
+    _ANY_TYPE,
+    range(1, 65536),
+    2**31 - 1,
+    lossless=True,
+    nodata=True,
+    mask=True,
+    alpha=True,
+    placed=True,
+    one_pass=False,
+    world=None,
+    room=1.05,
+    options=_TIFF_OPTIONS,
+)
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
-        Format(
-            "GTiff",
-            "GTiff",
-            (".tif", ".tiff"),
-            _ANY_TYPE,
-            range(1, 65536),
-            2**31 - 1,
-            lossless=True,
-            nodata=True,
-            mask=True,
-            alpha=True,
-            placed=True,
-            one_pass=False,
-            world=None,
-            room=1.05,
-            options=_TIFF_OPTIONS,
-        ),
-        Format(
-            "COG",
-            "COG",
-            (".cog.tif", ".cog.tiff", ".cog"),
-            _ANY_TYPE,
-            range(1, 65536),
-            2**31 - 1,
-            lossless=True,
-            nodata=True,
-            mask=True,
-            alpha=True,
-            placed=True,
-            one_pass=False,
-            world=None,
+        _GTIFF,
+        replace(
+            _GTIFF,
+            name="COG",
+            driver="COG",
+            suffixes=(".cog.tif", ".cog.tiff", ".cog"),
             room=2.8,
             options=_COG_OPTIONS,
         ),
@@ -236,7 +228,7 @@ FORMATS: dict[str, Format] = {
             one_pass=True,
             world=".pgw",
             room=2.1,
-            options={"ZLEVEL": Whole(1, 9)},
+            options={"ZLEVEL": Integer(1, 9)},
         ),
         Format(
             "JPEG",
@@ -253,7 +245,7 @@ FORMATS: dict[str, Format] = {
             one_pass=True,
             world=".jgw",
             room=1.6,
-            options={"QUALITY": Whole(1, 100), "PROGRESSIVE": _YES_NO},
+            options={"QUALITY": Integer(1, 100), "PROGRESSIVE": _YES_NO},
         ),
     )
 }
@@ -322,7 +314,9 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
                 f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}."
             )
     used = {
-        name: value for name, value in asked.items() if not isinstance(chosen.options[name], Unused)
+        name: value
+        for name, value in asked.items()
+        if not isinstance(chosen.options[name], Ignored)
     }
     options = {**_defaults(profile, used), **used}
     compression = options.get("COMPRESS", "")
@@ -365,7 +359,7 @@ def _asked(profile: OutputProfile) -> dict[str, str]:
 
 def _usual_word(option: Option | None, value: str) -> str:
     """YES and NO for what else GDAL takes for them, where an option takes these."""
-    takes_yes_or_no = isinstance(option, Choice | Unused) and bool(
+    takes_yes_or_no = isinstance(option, OneOf | Ignored) and bool(
         {"YES", "NO"} & set(option.words)
     )
     return _BOOLEANS.get(value, value) if takes_yes_or_no else value

@@ -31,7 +31,7 @@ def _spelt(value: Json) -> Json:
     return value
 
 
-def digest(*parts: bytes | memoryview) -> str:
+def digest128(*parts: bytes | memoryview) -> str:
     """The first 128 bits of SHA-256, as hex: enough against chance, short enough for a receipt of
     100 000 tiles.
     """
@@ -58,7 +58,7 @@ class JobIdentity:
     @property
     def id(self) -> str:
         """32 hex digits, the hash of all of it."""
-        return digest(canonical_json(self.as_json()).encode())
+        return digest128(canonical_json(self.as_json()).encode())
 
     def as_json(self) -> dict[str, Json]:
         """All of it as JSON values."""

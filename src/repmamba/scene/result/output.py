@@ -72,6 +72,12 @@ class OutputProfile:
         return ("gray", *("undefined",) * (self.count - 1))
 
     @property
+    def has_place(self) -> bool:
+        """Whether the result is georeferenced: a transform, a CRS, control points or RPCs."""
+        grid = self.grid
+        return any(place is not None for place in (grid.transform, grid.crs, self.gcps, self.rpcs))
+
+    @property
     def alpha(self) -> int | None:
         """The band that says how opaque the others are, from 0; None without one."""
         return self.colorinterp.index("alpha") if self.has_alpha else None

@@ -38,7 +38,7 @@ STRIP = 64  # rows read at once from formats that only go from top to bottom
 # grey levels by which the mean of a piece may differ between two decoders of the same JPEG
 LOSSY_DRIFT = 1.0
 
-TellPart = Callable[[float], None]  # the part done, 0 to 1
+PartProgress = Callable[[float], None]  # the part done, 0 to 1
 # window, rows (h, count, w), mask (h, w)
 Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]
 
@@ -121,7 +121,7 @@ def measure(
     lossless: bool,
     one_pass: bool,
     look: Look | None = None,
-    progress: TellPart | None = None,
+    progress: PartProgress | None = None,
 ) -> Iterator[Piece]:
     """What each window of an open raster holds, in their order. Raises VerificationError if it
     cannot be read.
@@ -221,7 +221,7 @@ def _block_shape(dataset: Any, band: int, level: int) -> tuple[int, int]:
     return height, width
 
 
-def check_levels(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
+def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:
     """Decode every piece of every level of a result and compare; how many there are. Raises
     VerificationError.
     """
@@ -295,7 +295,7 @@ def _where(index: int, piece: Piece, name: str) -> str:
     )
 
 
-def verify_result(path: Path, receipt: Receipt, progress: TellPart | None = None) -> int:
+def verify_result(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:
     """Check every piece, every level, every byte of a result; the number of pieces. Raises
     VerificationError.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.errors import ShapeMismatch, VerificationError
-from repmamba.scene.result.job import Json, canonical_json, differences, digest
+from repmamba.scene.result.job import Json, canonical_json, differences, digest128
 from repmamba.tiles.window import Window
 
 
@@ -36,7 +36,7 @@ class Layout:
         windows = [[window.row, window.col, window.height, window.width] for window in self.tiles]
         return {
             "tiles": len(self.tiles),
-            "windows": digest(canonical_json(windows).encode()),
+            "windows": digest128(canonical_json(windows).encode()),
             "count": self.count,
             "dtype": self.dtype,
             "mask": self.mask,
@@ -58,14 +58,14 @@ class TilePixels:
         return self.rows.transpose(1, 0, 2)
 
     @property
-    def digest(self) -> str:
+    def pixels_digest(self) -> str:
         """Of the pixels, in rows of all bands."""
-        return digest(self.rows.data)
+        return digest128(self.rows.data)
 
     @property
-    def valid_digest(self) -> str:
+    def mask_digest(self) -> str:
         """Of the mask, each row packed to bits."""
-        return digest(packed_rows(self.mask).data)
+        return digest128(packed_rows(self.mask).data)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -103,7 +103,7 @@ def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, 
             "all_valid": pixels.valid is None,
             "codec": codec,
             "bytes": len(payload),
-            "digest": digest(payload),
+            "digest": digest128(payload),
         }
     ).encode()
     return _PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)) + header, payload
@@ -157,7 +157,7 @@ def decode_tile(path: Path, layout: Layout, index: int) -> TilePixels:
     with path.open("rb") as file:
         file.seek(fields["start"])
         payload = file.read(fields["bytes"])
-    if digest(payload) != fields["digest"]:
+    if digest128(payload) != fields["digest"]:
         raise VerificationError(f"{path}: its pixels are not those that were written.")
     if fields["codec"] == "zlib":
         payload = zlib.decompress(payload)

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +31,7 @@ from repmamba.scene.result.journal import (
 )
 from repmamba.scene.result.lock import TargetLock
 from repmamba.scene.result.output import OutputProfile
-from repmamba.scene.result.readback import TellPart
+from repmamba.scene.result.readback import PartProgress
 from repmamba.scene.result.receipt import (
     Receipt,
     check_cover,
@@ -139,13 +138,13 @@ class SceneWriter:
         """
         self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
 
-    def finish(self, progress: TellPart | None = None) -> Receipt:
+    def finish(self, progress: PartProgress | None = None) -> Receipt:
         """Put the whole result in place and tidy up: land, then clear."""
         receipt = self.land(progress)
         self.clear()
         return receipt
 
-    def land(self, progress: TellPart | None = None) -> Receipt:
+    def land(self, progress: PartProgress | None = None) -> Receipt:
         """Assemble, check every pixel, put the result in place; harmless twice.
 
         progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists,
@@ -191,12 +190,7 @@ class SceneWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.abandon()
 
     def _check_space_to_assemble(self) -> None:

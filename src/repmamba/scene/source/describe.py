@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from repmamba.scene.source.raster import RasterFacts
 
 
-def said_of_missing(facts: RasterFacts) -> str:
+def describe_missing(facts: RasterFacts) -> str:
     """What tells which pixels are missing, and who says so."""
     of_bands = [facts.band_nodata[place] for place in facts.colours]
     numbers = list(
         dict.fromkeys("none" if number is None else f"{number:.9g}" for number in of_bands)
     )
-    by = {"mask": ["by a mask"], "alpha": ["where alpha is 0"]}.get(facts.told_by, [])
+    by = {"mask": ["by a mask"], "alpha": ["where alpha is 0"]}.get(facts.missing_from, [])
     if numbers != ["none"]:
         what = (
             f"where a band is {numbers[0]}"
@@ -23,19 +23,19 @@ def said_of_missing(facts: RasterFacts) -> str:
             else f"where bands are {_listed_of(of_bands)}"
         )
         by.append(f"{what}, as {'given' if facts.nodata_given else 'the file declares'}")
-    elif facts.told_by == "bands":
+    elif facts.missing_from == "bands":
         by.append("by what the file says of each band")
     return "; ".join(by) or "none are declared"
 
 
-def said_of_alpha(facts: RasterFacts) -> str:
+def describe_alpha(facts: RasterFacts) -> str:
     """Which band is taken for alpha, and how to say that it is none."""
     if facts.alpha is None:
         return "none"
     return f"band {facts.numbers[facts.alpha]}, as the file says (--no-alpha if it is data)"
 
 
-def said_of_colours(together: Sequence[Sequence[int]]) -> str:
+def describe_colours(together: Sequence[Sequence[int]]) -> str:
     """Which bands go through the network as red, green and blue. together: see `usual_groups`."""
     colours = next((numbers for numbers in together if len(numbers) == 3), None)
     return (

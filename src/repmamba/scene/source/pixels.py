@@ -3,7 +3,7 @@ to 255.
 
 What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for
 come row by row: the rows of the last one are kept. Errors of the libraries below become one line
-here, in `reading`.
+here, in `read_errors`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PAGE = re.compile(r"GTIFF_DIR:(\d+):", re.IGNORECASE)  # of a TIFF, from 1, in 
 
 
 @contextmanager
-def reading(name: str, window: Window | None = None) -> Iterator[None]:
+def read_errors(name: str, window: Window | None = None) -> Iterator[None]:
     """Turn what GDAL, rasterio and Pillow raise while a file is read into one line that names it,
     and the window.
     """
@@ -85,7 +85,7 @@ def _reason(error: BaseException) -> str:
 
 
 @dataclass(slots=True)
-class StoredPixels:
+class PixelReader:
     """The pixels of a dataset, read by one thread at a time."""
 
     name: str
@@ -212,7 +212,7 @@ class StoredPixels:
 
     def _decoded(self, window: Window) -> Pixels:
         try:
-            with reading(self.name, window):
+            with read_errors(self.name, window):
                 return self._from_file(window)
         except CorruptSource:
             if not self.fill_corrupt:
@@ -252,7 +252,7 @@ class StoredPixels:
                 part = block.clipped(window)
                 place = part.seen_from(window).slices
                 try:
-                    with reading(self.name, part):
+                    with read_errors(self.name, part):
                         raw[:, *place], valid[place] = self._from_file(part)
                 except CorruptSource as damage:
                     self._note(
@@ -281,18 +281,18 @@ class StoredPixels:
         return colours, valid
 
 
-def stored_pixels(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path]) -> StoredPixels:
+def pixel_reader(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path]) -> PixelReader:
     """How the pixels of an open dataset are to be read. Raises UsageError for a palette of
     classes.
     """
     alpha = _alpha(dataset, how)
     grey = _grey_as_shown(dataset)
-    return StoredPixels(
+    return PixelReader(
         name=name,
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
-        missing=_missing(dataset, alpha, given=how.nodata is not None),
+        missing=_marks_of_missing(dataset, alpha, given=how.nodata is not None),
         alpha=alpha,
         nodata=_given_nodata(name, dataset, alpha, how),
         lookup=_palette(name, dataset, how) if grey is None else grey,
@@ -318,7 +318,7 @@ def _alpha(dataset: Any, how: ReadOptions) -> int | None:
     return next((place for place in called if not is_called_data(dataset, place, how)), None)
 
 
-def _missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
+def _marks_of_missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
     """What tells of missing pixels: a mask, else alpha, else all bands, each by its nodata or a
     mask of its own.
     """
@@ -408,7 +408,7 @@ def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
         dataset.count != 1
         or dtype not in (np.uint8, np.uint16)
         or colour == "palette"
-        or is_placed(dataset)
+        or is_georeferenced(dataset)
     ):
         return None
     inverted = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
@@ -424,10 +424,10 @@ def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
 
 def _is_classes(dataset: Any) -> bool:
     """A palette with a place on a map is a legend; one without is a way to store a picture."""
-    return is_placed(dataset)
+    return is_georeferenced(dataset)
 
 
-def is_placed(dataset: Any) -> bool:
+def is_georeferenced(dataset: Any) -> bool:
     """Whether a dataset has a transform, which GDAL tells as the identity where it has none, or a
     CRS.
     """
@@ -437,7 +437,7 @@ def is_placed(dataset: Any) -> bool:
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
     by_offset = dataset.name.upper().startswith("GTIFF_DIR:OFF:")  # nobody says which page that is
-    if dataset.driver not in MAY_BE_TURNED or not files or by_offset or is_placed(dataset):
+    if dataset.driver not in MAY_BE_TURNED or not files or by_offset or is_georeferenced(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):
         return 1

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -38,12 +37,12 @@ from repmamba.scene.source.admission import (
 from repmamba.scene.source.grid import Grid, lacking_rpcs
 from repmamba.scene.source.origin import file_behind, names_read
 from repmamba.scene.source.pixels import (
+    PixelReader,
     Pixels,
-    StoredPixels,
     is_called_data,
-    is_placed,
-    reading,
-    stored_pixels,
+    is_georeferenced,
+    pixel_reader,
+    read_errors,
 )
 from repmamba.tiles.window import Window
 
@@ -96,7 +95,7 @@ class RasterFacts:
     # how missing pixels are told of a result: "mask", "alpha", "nodata", or "" for not at all
     missing: str
     # what tells of them in the file: "mask", "alpha", "bands" of each band alone, or "" for nothing
-    told_by: str
+    missing_from: str
     # which of the bands says how opaque the others are, from 0; a mask may tell what is missing
     alpha: int | None
     numbers: tuple[int, ...]  # of the bands in the file, from 1
@@ -141,7 +140,7 @@ class Raster:
     def __init__(
         self,
         facts: RasterFacts,
-        pixels: StoredPixels,
+        pixels: PixelReader,
         watched: Mapping[Path, tuple[int, int]],
         stack: ExitStack,
     ):
@@ -172,7 +171,7 @@ class Raster:
         Raises CorruptSource that names the window, and SourceError where the file changed since it
         was opened.
         """
-        with self._lock, reading(self.facts.name, window):
+        with self._lock, read_errors(self.facts.name, window):
             pixels = self._pixels.read(window)
             self.check_unchanged()
         return pixels
@@ -229,12 +228,7 @@ class Raster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._stack.close()
 
 
@@ -246,7 +240,7 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
     settings = GDAL_SETTINGS | (STRANGERS_SETTINGS if how.untrusted else {})
     stack = ExitStack()
     try:
-        with reading(name):
+        with read_errors(name):
             stack.enter_context(bounded_cache())
             stack.enter_context(rasterio.Env(**settings))
             dataset = stack.enter_context(opened(name, driver=driver))
@@ -259,7 +253,7 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
                 )
             names = names_read(dataset)
             files = tuple(path for path in map(file_behind, names) if path is not None)
-            pixels = stored_pixels(name, dataset, how, files)
+            pixels = pixel_reader(name, dataset, how, files)
             stack.callback(pixels.close)
             facts = _facts(name, dataset, pixels, names, how)
             watched = {path: _stamp(path) for path in files}
@@ -282,7 +276,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _facts(
-    name: str, dataset: Any, pixels: StoredPixels, names: tuple[str, ...], how: ReadOptions
+    name: str, dataset: Any, pixels: PixelReader, names: tuple[str, ...], how: ReadOptions
 ) -> RasterFacts:
     order = list(range(dataset.count))
     colours = tuple(
@@ -316,7 +310,7 @@ def _facts(
     # Beside those, which GDAL takes only while there is no transform, an identity is none, be there
     # a CRS or not.
     told_otherwise = (
-        gcps or (rpcs and dataset.transform == Affine.identity()) or not is_placed(dataset)
+        gcps or (rpcs and dataset.transform == Affine.identity()) or not is_georeferenced(dataset)
     )
     return RasterFacts(
         name=name,
@@ -328,7 +322,7 @@ def _facts(
         nodata_given=pixels.nodata is not None,
         band_nodata=band_nodata,
         missing=missing,
-        told_by=pixels.missing,
+        missing_from=pixels.missing,
         alpha=alpha,
         numbers=tuple(range(1, count + 1)),
         colorinterp=colours,
@@ -352,7 +346,7 @@ def _each(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 
 
 def _missing(
-    dataset: Any, pixels: StoredPixels, band_nodata: tuple[float | None, ...]
+    dataset: Any, pixels: PixelReader, band_nodata: tuple[float | None, ...]
 ) -> tuple[str, float | None]:
     """How the raster tells of missing pixels, and the nodata of all bands where that does it, or
     the user gave it.
@@ -380,7 +374,7 @@ def _largest(dataset: Any) -> float | None:
     return float((1 << int(bits)) - 1)
 
 
-def _band_nodata(dataset: Any, pixels: StoredPixels) -> tuple[float | None, ...]:
+def _band_nodata(dataset: Any, pixels: PixelReader) -> tuple[float | None, ...]:
     """The nodata of each band of the file, given or, where it tells what is missing, declared."""
     if pixels.nodata is not None:
         given = dict(zip(pixels.colours, pixels.nodata, strict=True))

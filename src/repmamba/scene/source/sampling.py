@@ -28,11 +28,11 @@ SHARE = 0.01  # of a range's width, by which the ranges of two halves of a sampl
 SEED = 0
 
 Count = Callable[[Window, Sequence[ValueHistogram]], None]  # adds the values of a window
-TellPixels = Callable[[int, int], None]  # pixels read, of how many
+PixelProgress = Callable[[int, int], None]  # pixels read, of how many
 
 
 def value_histograms(
-    raster: Raster, count: Count, groups: int, progress: TellPixels | None = None
+    raster: Raster, count: Count, groups: int, progress: PixelProgress | None = None
 ) -> list[ValueHistogram]:
     """The values of each group of bands: of the whole raster, or of a sample that gives the same
     range.
@@ -70,17 +70,21 @@ def _of_all(
     windows: Sequence[Window],
     count: Count,
     groups: int,
-    progress: TellPixels | None,
+    progress: PixelProgress | None,
 ) -> list[ValueHistogram]:
     found = [ValueHistogram() for _ in range(groups)]
     what = "" if _area(windows) < LONG else f"{_area(windows) / 1e6:,.0f} megapixels"
-    for window in _told(raster, windows, what, progress):
+    for window in _reported(raster, windows, what, progress):
         count(window, found)
     return found
 
 
 def _of_sample(
-    raster: Raster, cells: Sequence[Window], count: Count, groups: int, progress: TellPixels | None
+    raster: Raster,
+    cells: Sequence[Window],
+    count: Count,
+    groups: int,
+    progress: PixelProgress | None,
 ) -> list[ValueHistogram] | None:
     """The values of a sample of the cells; None where no sample of at most half of them will do."""
     order = np.random.default_rng(SEED).permutation(len(cells))
@@ -94,7 +98,7 @@ def _of_sample(
             return None
         what = f"a sample of {areas[taken - 1] / 1e6:,.0f} of {areas[-1] / 1e6:,.0f} megapixels"
         chosen = {cells[order[place]]: place for place in range(first, taken)}
-        for cell in _told(
+        for cell in _reported(
             raster, sorted(chosen, key=lambda cell: (cell.row, cell.col)), what, progress
         ):
             count(cell, halves[chosen[cell] % 2])
@@ -115,8 +119,8 @@ def _is_same_range(one: ValueHistogram, other: ValueHistogram) -> bool:
     return max(abs(first[0] - second[0]), abs(first[1] - second[1])) <= SHARE * width
 
 
-def _told(
-    raster: Raster, windows: Sequence[Window], what: str, progress: TellPixels | None
+def _reported(
+    raster: Raster, windows: Sequence[Window], what: str, progress: PixelProgress | None
 ) -> Iterator[Window]:
     """The windows one by one; where that takes long, a log line and the progress tell of it."""
     total, done = _area(windows), 0
