@@ -46,7 +46,7 @@ def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
 
 
 def test_the_help_of_upscale_states_the_limits_that_hold():
-    usual, strangers = Limits(), Limits.for_strangers()
+    usual, strangers = Limits(), Limits.for_untrusted()
     options = {
         option.name: option.help or ""
         for option in upscale.params

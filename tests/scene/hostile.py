@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 UNREADABLE = r"cannot be read|corrupt or truncated"
-NO_FORMAT = r"none of the formats"
-TOO_LARGE = r"declares \d+ x \d+ pixels, and \d+ are allowed"
-TOO_EMPTY = r"declares \d+ x \d+ pixels in \d+ bytes, which no image"
+NO_FORMAT = r"not in a format that"
+TOO_LARGE = r"declares \d+ x \d+ pixels; at most \d+ are allowed"
+TOO_EMPTY = r"declares \d+ x \d+ pixels in only \d+ bytes"
 MOST_MEMORY = 6 << 30  # of address space: torch alone maps three gigabytes of libraries
 MOST_SECONDS = 1200  # of CPU
 SECONDS_OF_ONE = 5  # of CPU, since a clock goes on while other programs run

@@ -28,7 +28,7 @@ from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.overviews import halved
 from repmamba.scene.result.readback import squares
 from repmamba.scene.result.receipt import check_cover, receipt_path
-from repmamba.scene.source.admission import STRANGERS_SETTINGS
+from repmamba.scene.source.admission import UNTRUSTED_SETTINGS
 from repmamba.scene.source.grid import Grid
 from repmamba.tiles.window import Window
 
@@ -117,7 +117,7 @@ def test_a_result_is_the_same_while_a_strangers_file_is_open(tmp_path, name):
     for folder in ("alone", "beside"):
         (tmp_path / folder).mkdir()
     alone = scene.write(tmp_path / "alone" / file)
-    with rasterio.Env(**STRANGERS_SETTINGS):
+    with rasterio.Env(**UNTRUSTED_SETTINGS):
         assert scene.write(tmp_path / "beside" / file) == alone
 
 

@@ -150,7 +150,7 @@ def test_a_name_that_no_band_has_or_two_have_is_one_line(named, tmp_path, bicubi
     path = named(["B02", "B03", "B04", None])
     with pytest.raises(UsageError, match=r"has no band named B99; it has 1 B02, 2 B03, 3 B04, 4\."):
         plan_file(path, tmp_path / "out.tif", bicubic, rgb=("B99", "B03", "B02"))
-    with pytest.raises(UsageError, match="has 2 bands named red: name them by their numbers"):
+    with pytest.raises(UsageError, match="has 2 bands named red: give their numbers"):
         plan_file(
             named(["red", "red", "blue"], name="two.tif"),
             tmp_path / "out.tif",

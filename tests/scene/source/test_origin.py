@@ -63,8 +63,8 @@ def test_members_of_one_archive_are_told_apart_and_what_nobody_knows_is_named(tm
     )
     assert one["files"] == other["files"]
     assert one != other
-    assert "not_told" not in one
-    assert source_identity("/vsimem/a.tif", [])["not_told"] == ["/vsimem/a.tif"]
+    assert "unidentified" not in one
+    assert source_identity("/vsimem/a.tif", [])["unidentified"] == ["/vsimem/a.tif"]
 
 
 def virtual(path: Path, source: str) -> Path:
@@ -243,7 +243,7 @@ def test_a_run_on_what_nobody_can_tell_apart_is_not_continued(address, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         upscale_file(address, target, bicubic, progress=stop)
     for attempt in (upscale_file, plan_file):
-        with pytest.raises(JobChanged, match=r"no ETag or time\. Start anew with restart=True"):
+        with pytest.raises(JobChanged, match=r"no ETag or modification time\. Start again"):
             attempt(address, target, bicubic)
     plan_file(address, target, bicubic, restart=True)
     assert upscale_file(address, target, bicubic, restart=True).resumed == 0

@@ -120,7 +120,7 @@ def test_a_palette_of_classes_is_refused_with_alpha_too(write_raster, smooth, tm
     path.write_text(
         path.read_text().replace('40">', '40"><GeoTransform>5, 1, 0, 9, 0, -1</GeoTransform>', 1)
     )
-    with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
+    with pytest.raises(UsageError, match=r"probably classes.*expand_palette=True"):
         open_raster(path)
     with open_raster(path, ReadOptions(expand_palette=True)) as raster:
         assert raster.facts.count == 4
@@ -130,7 +130,7 @@ def test_a_palette_beside_other_bands_is_refused(tmp_path):
     path = palette_with_alpha(tmp_path)
     path.write_text(path.read_text().replace("Alpha", "Gray"))
     with pytest.raises(
-        UsageError, match=r"palette in band 1 beside other bands.*gdal_translate -b"
+        UsageError, match=r"palette in band 1 besides other bands.*gdal_translate -b"
     ):
         open_raster(path)
 
@@ -275,6 +275,6 @@ def test_entries_of_a_palette_that_no_pixel_can_have_are_left_out(tmp_path, dtyp
 @pytest.mark.parametrize("dtype", ["Int16", "UInt32", "Int32", "Float32"])
 def test_a_palette_for_other_numbers_than_palettes_have_is_refused(tmp_path, dtype):
     with pytest.raises(
-        UsageError, match=r"palette for numbers of type \w+, and palettes are of uint8 or uint16"
+        UsageError, match=r"palette for \w+ numbers; only uint8 and uint16"
     ):
         open_raster(painted(tmp_path, dtype, 4))

@@ -392,7 +392,7 @@ def test_numbers_of_few_bits_stay_what_they_are_where_there_is_a_place(write_ras
 
 def test_a_palette_of_classes_is_refused_unless_its_colours_are_meant(geotiffs):
     path = geotiffs / "image_colormap.tif"
-    with pytest.raises(UsageError, match=r"look like classes.*expand_palette=True"):
+    with pytest.raises(UsageError, match=r"probably classes.*expand_palette=True"):
         open_raster(path)
     with open_raster(path, ReadOptions(expand_palette=True)) as raster, rasterio.open(path) as file:
         raw, _ = raster.read(Window(100, 200, 50, 60))
@@ -482,7 +482,7 @@ def test_of_a_source_s_own_header_what_tells_of_its_grid_and_its_bytes_is_not_am
 
 def test_several_rasters_in_one_file_are_listed(geotiffs):
     path = geotiffs / "PLANET_SCOPE_3D.nc"
-    with pytest.raises(UsageError, match=r"name one of them: netcdf:.*:blue, netcdf:.*:green"):
+    with pytest.raises(UsageError, match=r"name one of netcdf:.*:blue, netcdf:.*:green"):
         open_raster(path)
     with open_raster(f"netcdf:{path}:blue") as raster:
         assert (raster.grid.width, raster.facts.dtype) == (10, "float64")
@@ -509,9 +509,9 @@ BROKEN = {
     ),
     "complex": (
         lambda folder, tiffs: tiffs / "cint16.tif",
-        r"complex_int16; these can be enlarged",
+        r"complex_int16: convert them",
     ),
-    "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"no regular file"),
+    "fifo": (lambda folder, tiffs: fifo(folder / "pipe.tif"), r"not a regular file"),
 }
 
 
@@ -589,7 +589,7 @@ def test_bands_of_several_types_are_refused(tmp_path, write_raster, smooth):
         for number, (kind, name) in enumerate((("Byte", "one.tif"), ("UInt16", "two.tif")), start=1)
     ]
     vrt.write_text(f'<VRTDataset rasterXSize="8" rasterYSize="8">{"".join(bands)}</VRTDataset>')
-    with pytest.raises(SourceError, match=r"bands of several types \(uint16, uint8\)"):
+    with pytest.raises(SourceError, match=r"bands of different types \(uint16, uint8\)"):
         open_raster(vrt)
 
 
@@ -609,7 +609,7 @@ class TestStrangersFiles:
         )
         with open_raster(vrt) as raster:
             assert raster.facts.driver == "VRT"
-        with pytest.raises(SourceError, match="none of the formats taken from strangers"):
+        with pytest.raises(SourceError, match="not in a format that untrusted=True reads"):
             open_raster(vrt, self.stranger)
 
     @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ class TestStrangersFiles:
             sparse_ok=True,
         ):
             pass
-        with pytest.raises(SourceError, match="which no image"):
+        with pytest.raises(SourceError, match="bytes. Raise max_pixels="):
             open_raster(path, self.stranger)
 
     def test_a_block_too_large_to_decode_is_refused(self, write_raster):
@@ -678,10 +678,10 @@ class TestStrangersFiles:
             path, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, sparse_ok=True, **edge
         ):
             pass
-        assert Limits.for_strangers().block_bytes < 9600 * 9600
+        assert Limits.for_untrusted().block_bytes < 9600 * 9600
         told = (
-            r"9600 x 9600 pixels and 92\.2 MB, more than may be decoded at once \(67\.1 "
-            r"MB\).*TILED=YES, or"
+            r"9600 x 9600 pixels and 92\.2 MB; at most 67\.1 MB may be decoded at once\..*"
+            r"TILED=YES, or"
         )
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)
@@ -695,7 +695,7 @@ class TestStrangersFiles:
                 file.write(np.random.default_rng(0).integers(0, 256, (4096, 4096), np.uint8), 1)
             if refused:
                 with pytest.raises(
-                    SourceError, match=r"4096 x 4096 pixels and 83\.9 MB, more than may be decoded"
+                    SourceError, match=r"4096 x 4096 pixels and 83\.9 MB; at most .* may be decoded at once"
                 ):
                     open_raster(path, self.stranger)
             else:
@@ -704,13 +704,13 @@ class TestStrangersFiles:
 
     def test_more_bands_than_are_allowed_are_refused_with_what_to_do(self, write_raster):
         path = write_raster(
-            "bands.tif", np.zeros((Limits.for_strangers().bands + 1, 4, 4), np.uint8)
+            "bands.tif", np.zeros((Limits.for_untrusted().bands + 1, 4, 4), np.uint8)
         )
         with open_raster(path) as raster:
             assert raster.facts.count == 201
         told = (
-            "201 bands, and 200 are allowed; write those .* of their own, or leave out "
-            "untrusted=True"
+            "201 bands; at most 200 are allowed. Write those to upscale to another file, or leave "
+            "untrusted=True out"
         )
         with pytest.raises(SourceError, match=told):
             open_raster(path, self.stranger)

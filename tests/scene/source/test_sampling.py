@@ -116,7 +116,7 @@ def test_what_takes_long_is_told(large, write_raster, smooth, tmp_path, bicubic,
             measuring=lambda *reached: told.append(reached),
         )
     assert "reading a sample of" in caplog.text
-    assert "to find the range of its values; value_range=(LOW, HIGH) saves it" in caplog.text
+    assert "to find its value range; value_range=(LOW, HIGH) avoids this" in caplog.text
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
     told.clear()

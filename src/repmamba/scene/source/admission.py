@@ -1,9 +1,8 @@
-"""Admission: which sources are opened at all, and what they may declare before memory is taken for
-them.
+"""Which sources are opened at all, and what a file may declare before memory is allocated for it.
 
-The user's own files are read wherever they are named, virtual rasters and addresses included. A
-stranger's are regular files of four formats, known by their first bytes, without side-cars, and
-small.
+Trusted sources may be anything GDAL reads, including virtual rasters and URLs. Untrusted ones must
+be regular, small files in one of four formats, recognised by their first bytes and read without
+side-car files.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from repmamba.errors import SourceError, UsageError
 from repmamba.pixels.radiometry import DTYPES
 
 GDAL_SETTINGS = {
-    # else what is at an address now is mixed with what was there before
+    # Otherwise old cached parts of a URL are mixed with new ones.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast way reads a truncated PNG without a word
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path reads truncated PNGs silently
 }
-# a side-car file of a stranger may name any file of this machine, or another one's address
-STRANGERS_SETTINGS = {
+# An untrusted side-car file could name any local file or URL.
+UNTRUSTED_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
 }
-STRANGERS_DRIVERS = {  # first bytes -> the only driver that is tried
+UNTRUSTED_DRIVERS = {  # first bytes -> the only driver that is tried
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
     b"II+\0": "GTiff",
@@ -43,13 +42,13 @@ STRANGERS_DRIVERS = {  # first bytes -> the only driver that is tried
 }
 
 
-VIRTUAL = "<VRTDataset"  # begins a virtual raster, which may also stand in the place of a name
-RASTER_FOLDERS = (".SAFE", ".ZARR", ".GDB")  # endings of folders that GDAL reads as one raster
+VIRTUAL = "<VRTDataset"  # start of a virtual raster, which may also be given as the name itself
+RASTER_FOLDERS = (".SAFE", ".ZARR", ".GDB")  # suffixes of folders that GDAL reads as one raster
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a file may declare before memory is taken for it."""
+    """What a file may declare before memory is allocated for it."""
 
     pixels: int = 1 << 36
     bands: int = 1000
@@ -57,8 +56,8 @@ class Limits:
     pixels_per_byte: float = float("inf")  # of the file
 
     @classmethod
-    def for_strangers(cls) -> Limits:
-        """For files whose maker is not the one who runs this."""
+    def for_untrusted(cls) -> Limits:
+        """For files of unknown origin."""
         return cls(pixels=1 << 28, bands=200, block_bytes=64 << 20, pixels_per_byte=4000)
 
 
@@ -87,30 +86,28 @@ class ReadOptions:
 
     @property
     def fill_corrupt(self) -> bool:
-        """Whether blocks that cannot be read are missing pixels, and counted."""
+        """Whether blocks that cannot be read become missing pixels, and are counted."""
         return self.on_corrupt == "fill"
 
     @property
     def limits(self) -> Limits:
         """What is allowed, max_pixels included."""
-        usual = Limits.for_strangers() if self.untrusted else Limits()
+        usual = Limits.for_untrusted() if self.untrusted else Limits()
         if self.max_pixels is None:
             return usual
         return Limits(self.max_pixels, usual.bands, usual.block_bytes)
 
 
 def band_selection(bands: Iterable[int | str]) -> tuple[int | str, ...]:
-    """Numbers, from 1, and names of bands. Raises UsageError for one text in their place."""
+    """Numbers, from 1, and names of bands. Raises UsageError for a single string."""
     if isinstance(bands, str):
         raise UsageError(f"{bands!r} is one text: give the numbers or names of bands as a list.")
     return tuple(band if isinstance(band, str) else operator.index(band) for band in bands)
 
 
 def check_file(name: str, how: ReadOptions) -> str | None:
-    """Look at the file before GDAL does; the driver to open it with, None for whichever takes
-    it.
-    """
-    # a whole virtual raster may stand there, too long for a file's name
+    """The driver to open a file with; None for any. Raises SourceError, before GDAL opens it."""
+    # os.path.exists, since the name may be a whole virtual raster, too long for Path.exists.
     path, there = Path(name), os.path.exists(name)
     named_elsewhere = (
         "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
@@ -124,7 +121,7 @@ def check_file(name: str, how: ReadOptions) -> str | None:
     if path.is_dir():
         return None
     if not path.is_file():
-        raise SourceError(f"{name} is no regular file: name one that is.")
+        raise SourceError(f"{name} is not a regular file: name one.")
     if path.stat().st_size == 0:
         raise SourceError(f"{name} is empty: it has 0 bytes.")
     if not how.untrusted:
@@ -134,67 +131,62 @@ def check_file(name: str, how: ReadOptions) -> str | None:
             head = file.read(12)
     except OSError as error:
         raise SourceError(f"{name} cannot be read: {error.strerror}.") from error
-    for magic, driver in STRANGERS_DRIVERS.items():
+    for magic, driver in UNTRUSTED_DRIVERS.items():
         if head.startswith(magic):
             return driver
     raise SourceError(
-        f"{name} is none of the formats taken from strangers: GeoTIFF, JPEG 2000, PNG, JPEG."
+        f"{name} is not in a format that untrusted=True reads: GeoTIFF, JPEG 2000, PNG, JPEG."
     )
 
 
 def check_dataset(name: str, dataset: Any, how: ReadOptions) -> None:
-    """Refuse what cannot be enlarged, and what declares more than is allowed, before a pixel is
-    decoded.
-    """
+    """Refuse what cannot be upscaled or exceeds the limits, before any pixel is decoded."""
     if dataset.count == 0:
         parts = dataset.subdatasets
         if parts and not how.untrusted:
-            raise UsageError(f"{name} holds several rasters; name one of them: {', '.join(parts)}")
+            raise UsageError(f"{name} holds several rasters: name one of {', '.join(parts)}")
         raise SourceError(f"{name} holds no bands.")
     types = sorted(set(dataset.dtypes))
     if len(types) > 1:
         raise SourceError(
-            f"{name} has bands of several types ({', '.join(types)}); give them one type first."
+            f"{name} has bands of different types ({', '.join(types)}): convert them to one first."
         )
     if types[0] not in DTYPES:
         raise SourceError(
-            f"{name} has pixels of type {types[0]}; these can be enlarged: {', '.join(DTYPES)}."
+            f"{name} has pixels of type {types[0]}: convert them to one of {', '.join(DTYPES)}."
         )
     limits, or_trust = (
         how.limits,
-        ", or leave out untrusted=True if you trust its maker" if how.untrusted else "",
+        ", or leave untrusted=True out if you trust the file" if how.untrusted else "",
     )
     pixels = dataset.width * dataset.height
     if pixels > limits.pixels:
         raise SourceError(
-            f"{name} declares {dataset.width} x {dataset.height} pixels, and {limits.pixels} are "
-            "allowed; "
-            "raise max_pixels= if that is meant."
+            f"{name} declares {dataset.width} x {dataset.height} pixels; at most {limits.pixels} "
+            "are allowed. Raise max_pixels= if this is correct."
         )
     if dataset.count > limits.bands:
         raise SourceError(
-            f"{name} declares {dataset.count} bands, and {limits.bands} are allowed; "
-            f"write those that are to be enlarged to a file of their own{or_trust}."
+            f"{name} declares {dataset.count} bands; at most {limits.bands} are allowed. "
+            f"Write those to upscale to another file{or_trust}."
         )
     if (size := block_bytes(dataset)) > limits.block_bytes:
         rows, cols = dataset.block_shapes[0]
         raise SourceError(
-            f"{name} has blocks of {cols} x {rows} pixels and {readable(size)}, more than may be "
-            "decoded at once "
-            f"({readable(limits.block_bytes)}); write it anew in tiles, with gdal_translate -co "
-            f"TILED=YES{or_trust}."
+            f"{name} has blocks of {cols} x {rows} pixels and {readable(size)}; at most "
+            f"{readable(limits.block_bytes)} may be decoded at once. Rewrite it in tiles with "
+            f"gdal_translate -co TILED=YES{or_trust}."
         )
     path = Path(name)
     if os.path.isfile(name) and pixels > limits.pixels_per_byte * path.stat().st_size:
         raise SourceError(
-            f"{name} declares {dataset.width} x {dataset.height} pixels in {path.stat().st_size} "
-            "bytes, which no image "
-            "needs so few for; raise max_pixels= if that is meant."
+            f"{name} declares {dataset.width} x {dataset.height} pixels in only "
+            f"{path.stat().st_size} bytes. Raise max_pixels= if this is correct."
         )
 
 
 def block_bytes(dataset: Any) -> int:
-    """What is decoded at once, however small the window that is read."""
+    """Bytes that are decoded at once, even for a small window."""
     rows, cols = dataset.block_shapes[0]
     together = (
         dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1

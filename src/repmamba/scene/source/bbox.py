@@ -1,8 +1,8 @@
-"""From a box on the ground to a window of a grid: left, bottom, right, top in the grid's CRS.
+"""A bounding box in the grid's CRS (left, bottom, right, top) as a window of the grid.
 
-Where the CRS is geographic, left > right means the box over the antimeridian, as GeoJSON and STAC
-write it, and a box is the same 360 degrees farther: grids may go from -180 to 180, from 0 to 360,
-or on beyond 180.
+In a geographic CRS, left > right means a box across the antimeridian, as in GeoJSON and STAC. Boxes
+also match when shifted by 360 degrees, because grids may run from -180 to 180, from 0 to 360, or
+beyond 180.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from repmamba.scene.source.grid import Grid
 from repmamba.tiles.window import Window
 
 ROUND = 360.0  # degrees
-# pixels that a box only touches, by the rounding of its coordinates, and does not mean
+# pixels: an overlap this small comes from rounded coordinates
 TOUCHED = 1e-6
 
 
@@ -33,12 +33,12 @@ class _Box:
 
 
 def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float]) -> Window:
-    """The pixels of a grid that a box meets. name: of the raster, for errors.
+    """The pixels of a grid that a box intersects. name: of the raster, for errors.
 
-    Raises UsageError where there are none, or where they are not one window.
+    Raises UsageError if there are none, or if they do not form one window.
     """
     if grid.transform is None:
-        raise UsageError(f"{name} has no transform, so a bbox means nothing in it; use window=.")
+        raise UsageError(f"{name} has no transform to locate a bbox with: use window=.")
     box = _Box(*bbox)
     if box.bottom > box.top:
         raise UsageError(
@@ -47,8 +47,7 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
     if grid.crs is None or not grid.crs.is_geographic:
         if box.left > box.right:
             raise UsageError(
-                f"The bbox {box} has its left to the right of its right, which only degrees can "
-                "have (over the "
+                f"The bbox {box} has left > right, which is only possible in degrees (across the "
                 f"antimeridian), and {name} is not in degrees: give left, bottom, right, top in "
                 "its CRS."
             )
@@ -64,19 +63,19 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         if not any(other != window and other.contains(window) for other in met)
     }
     if not met:
-        raise UsageError(f"The bbox {box} does not meet {name}; is it in the scene's CRS?")
+        raise UsageError(f"The bbox {box} does not intersect {name}: give it in the scene's CRS.")
     if len(met) > 1:
         windows = sorted(met, key=lambda window: window.col)
         parts = " and ".join(f"window=({w.col},{w.row},{w.width},{w.height})" for w in windows)
         raise UsageError(
-            f"The bbox {box} meets {name} at both of its ends, which are no one window: enlarge "
-            f"{parts}, one by one."
+            f"The bbox {box} intersects {name} at both ends, which do not form one window: upscale "
+            f"{parts} one by one."
         )
     return met.pop()
 
 
 def _met(grid: Grid, transform: Affine, box: _Box) -> Window:
-    """The pixels of a grid that a box meets; an empty window where it meets none."""
+    """The pixels of a grid that a box intersects; an empty window if there are none."""
     back = ~transform
     corners = [back @ (x, y) for x in (box.left, box.right) for y in (box.bottom, box.top)]
     cols, rows = zip(*corners, strict=True)

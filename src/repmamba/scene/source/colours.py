@@ -1,9 +1,8 @@
-"""Which bands of a raster are red, green and blue, as their names and wavelengths tell, and bands
-by their names.
+"""The red, green and blue bands of a raster, found by wavelength or name, and bands by name.
 
-Nothing here decides what goes through the network together: that is asked for, or told by the
-colour interpretation. Some names mean other colours at other sensors: B3 is red at Landsat 7 and
-green at Sentinel-2. They count only where the raster says which sensor it is from.
+This does not decide which bands go through the network together: options and the colour
+interpretation do. Some band names differ between sensors: B3 is red on Landsat 7 and green on
+Sentinel-2. Such names only count if the raster names its sensor.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from repmamba.errors import UsageError
 from repmamba.scene.source.raster import RasterFacts
 
 COLOURS = ("red", "green", "blue")
-# within which a band has the colour
+# wavelengths of each colour
 NANOMETRES = {"red": (620, 700), "green": (510, 590), "blue": (440, 515)}
-# of several such bands, the nearest to these is taken
+# the nearest band counts where several have the colour
 CENTRES = {"red": 660, "green": 558, "blue": 485}
 # red, green, blue: Sentinel-2, Landsat 8 and 9, HLS; Landsat 4, 5 and 7
 OLI, TM = (4, 3, 2), (3, 2, 1)
-SENSORS = (  # signs of a sensor in the tags and names of a raster
+SENSORS = (  # words in tags and names that identify a sensor
     (
         re.compile(
             r"sentinel.?2|\bs2[abc]_|\bmsi\b|landsat.?[89]|\bl[co]0[89]_|\boli\b|\bhls\b",
@@ -39,9 +38,7 @@ _WAVELENGTH = re.compile(
 
 
 def known_colours(facts: RasterFacts) -> tuple[int, int, int] | None:
-    """The numbers of red, green and blue, by wavelengths, else by names; None where these do not
-    tell.
-    """
+    """The numbers of red, green and blue, by wavelength or else by name; None if unknown."""
     bands = {place: facts.numbers[place] for place in facts.colours}
     lengths = {number: _wavelength(facts, place) for place, number in bands.items()}
     by_length = [_nearest(lengths, colour) for colour in COLOURS]
@@ -58,12 +55,12 @@ def known_colours(facts: RasterFacts) -> tuple[int, int, int] | None:
 
 
 def has_names(facts: RasterFacts) -> bool:
-    """Whether bands have names, be it ones that tell no colour."""
+    """Whether bands have names, even if these name no colour."""
     return any(facts.descriptions)
 
 
 def numbers_of(facts: RasterFacts, asked: Sequence[int | str]) -> tuple[int, ...]:
-    """The numbers of bands that are asked for by number or by name: B04, red. Raises UsageError."""
+    """The numbers of bands given by number or name (B04, red). Raises UsageError."""
     return tuple(one if isinstance(one, int) else _number_of(facts, one) for one in asked)
 
 
@@ -85,7 +82,7 @@ def _number_of(facts: RasterFacts, name: str) -> int:
             return matches[0]
         if matches:
             raise UsageError(
-                f"{facts.name} has {len(matches)} bands named {name}: name them by their numbers."
+                f"{facts.name} has {len(matches)} bands named {name}: give their numbers."
             )
     if wanted in COLOURS and (known := known_colours(facts)) is not None:
         return known[COLOURS.index(wanted)]
@@ -96,12 +93,12 @@ def _number_of(facts: RasterFacts, name: str) -> int:
 
 
 def _plain(name: str) -> str:
-    """A name without what is written in several ways: B04 and b4 are one."""
+    """A name in one spelling: B04 and b4 are the same."""
     return re.sub(r"(?<=[a-z])0+(?=\d)", "", name.strip().lower())
 
 
 def _says(name: str, colour: str) -> bool:
-    """Whether a name has a colour as a word of its own; the red edge and near infrared are none."""
+    """Whether a name contains a colour as a word; red edge and near infrared do not count."""
     words = re.findall(r"[a-z]+", name.lower())
     return colour in words and not {"edge", "rededge", "near", "infrared", "nir", "minus"} & set(
         words
@@ -119,9 +116,7 @@ def _nearest(lengths: dict[int, float | None], colour: str) -> int | None:
 
 
 def _by_number(facts: RasterFacts, names: dict[int, str]) -> Sequence[int | None]:
-    """By numbers in the names: those of Sentinel-2 where they say so, others where the sensor is
-    told.
-    """
+    """By the numbers in the names: those of Sentinel-2, or of the sensor that is named."""
     numbered = {number: _NUMBERED.match(name.strip()) for number, name in names.items()}
     parts = {
         number: (match[1], match[2].lower())
@@ -158,7 +153,7 @@ def _only(found: Sequence[int]) -> int | None:
 
 
 def _wavelength(facts: RasterFacts, place: int) -> float | None:
-    """The wavelength of a band in nanometres, where its tags or its name tell."""
+    """The wavelength of a band in nanometres, from its tags or name; None if unknown."""
     spaces = facts.band_tags[place]
     for tags in spaces.values():
         told = {name.lower(): text for name, text in tags.items()}

@@ -1,6 +1,4 @@
-"""What is said of a scene before it is enlarged: what is taken for missing, for alpha and for
-colours, and why.
-"""
+"""What the log and dry runs report about a scene: missing pixels, alpha and colours, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from repmamba.scene.source.raster import RasterFacts
 
 
 def describe_missing(facts: RasterFacts) -> str:
-    """What tells which pixels are missing, and who says so."""
+    """What marks missing pixels, and where that comes from."""
     of_bands = [facts.band_nodata[place] for place in facts.colours]
     numbers = list(
         dict.fromkeys("none" if number is None else f"{number:.9g}" for number in of_bands)
@@ -29,14 +27,14 @@ def describe_missing(facts: RasterFacts) -> str:
 
 
 def describe_alpha(facts: RasterFacts) -> str:
-    """Which band is taken for alpha, and how to say that it is none."""
+    """Which band is alpha, and how to treat it as data instead."""
     if facts.alpha is None:
         return "none"
     return f"band {facts.numbers[facts.alpha]}, as the file says (--no-alpha if it is data)"
 
 
 def describe_colours(together: Sequence[Sequence[int]]) -> str:
-    """Which bands go through the network as red, green and blue. together: see `usual_groups`."""
+    """Which bands are red, green and blue. together: numbers of bands, in groups."""
     colours = next((numbers for numbers in together if len(numbers) == 3), None)
     return (
         "none" if colours is None else f"red, green, blue are bands {', '.join(map(str, colours))}"

@@ -1,8 +1,8 @@
-"""A picture turned upright as its EXIF asks, without holding it in memory.
+"""A picture rotated as its EXIF orientation asks, without holding it in memory.
 
-Rows of a file become columns of the picture, so a tile of it needs a little of all rows. What is
-decoded is therefore turned and put aside, strip by strip, in a temporary file without a name, which
-ends with its process; any window is then read from the strips that it meets.
+Rows of the file become columns of the picture, so each tile needs parts of all rows. Decoded strips
+are rotated and written to an unnamed temporary file, which the system deletes with the process.
+Windows are read from the strips they intersect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from repmamba.tiles.window import Window
 
 Strip: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_]]  # raw (bands, h, w); valid (h, w)
 
-# EXIF orientation -> how to turn (..., h, w) upright
+# EXIF orientation -> how to rotate (..., h, w)
 TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[..., ::-1],
@@ -32,27 +32,27 @@ TURNS: Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, ::-1],
     8: lambda stored: stored.swapaxes(-1, -2)[..., ::-1, :],
 }
-TO_COLUMNS = (5, 6, 7, 8)  # turns by which rows become columns
-# turns by which the first of the stored rows become the last rows or columns
+TO_COLUMNS = (5, 6, 7, 8)  # orientations in which rows become columns
+# orientations in which the first stored rows become the last rows or columns
 FROM_THE_END = (3, 4, 6, 7)
 
 
 def upright_size(height: int, width: int, turn: int) -> tuple[int, int]:
-    """Rows and columns of a picture, of those of its file."""
+    """Rows and columns of the upright picture, from those of its file."""
     return (width, height) if turn in TO_COLUMNS else (height, width)
 
 
 @dataclass(frozen=True, slots=True)
 class UprightPicture:
-    """The turned strips in their file. Read by one thread at a time."""
+    """The rotated strips in their temporary file. Read by one thread at a time."""
 
-    strips: tuple[tuple[Window, int], ...]  # where each lies in the picture, and where in the file
+    strips: tuple[tuple[Window, int], ...]  # place in the picture, offset in the file
     bands: int
     dtype: np.dtype[Any]
     file: IO[bytes]
 
     def close(self) -> None:
-        """Give the file's room back."""
+        """Delete the temporary file."""
         self.file.close()
 
     def read(self, window: Window) -> Strip:
@@ -76,11 +76,10 @@ class UprightPicture:
 def turned_upright(
     name: str, stored: Iterable[Strip], size: tuple[int, int], turn: int
 ) -> UprightPicture:
-    """stored: strips of whole rows from the first to the last, of a file of that size. Raises
-    NoSpace.
+    """An upright picture from strips of whole rows, first to last, of a file of that size.
 
-    The picture takes as much room in the folder for temporary files (TMPDIR) as its pixels, and a
-    byte for each more.
+    The temporary folder (TMPDIR) needs room for the pixels and one byte more for each. Raises
+    NoSpace.
     """
     height, width = upright_size(*size, turn)
     file = tempfile.TemporaryFile()  # noqa: SIM115  it stays open as long as the picture
@@ -110,8 +109,8 @@ def turned_upright(
         if error.errno not in durable.FULL:
             raise
         raise NoSpace(
-            f"{name} is turned before it is shown, for which {tempfile.gettempdir()} has no room: "
-            "name a folder that has in TMPDIR."
+            f"{name} has to be rotated, and {tempfile.gettempdir()} has no room for it: set TMPDIR "
+            "to a folder with more room."
         ) from error
     except BaseException:
         file.close()
@@ -120,5 +119,5 @@ def turned_upright(
 
 
 def _record(bands: int, dtype: np.dtype[Any], width: int) -> np.dtype[Any]:
-    """One row of a turned strip, as it lies in the file."""
+    """The dtype of one row of a rotated strip in the file."""
     return np.dtype([("raw", dtype, (bands, width)), ("valid", bool, (width,))])

@@ -1,9 +1,7 @@
-"""Grid: how many pixels a raster has and where on the ground they lie, and what of that changes
-with resolution.
+"""Grid: the size of a raster and its place on the ground, and how both change with resolution.
 
-Four ways to say where a raster lies survive an enlargement, each by its own rule: the affine
-transform, which counts from pixel corners; ground control points, likewise; RPCs, which count from
-pixel centres; and arrays of positions.
+Four kinds of georeferencing are kept, each by its own rule: affine transforms and ground control
+points count from pixel corners, RPCs from pixel centres, and geolocation arrays by line and step.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _RPC_POLYNOMIALS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Pixels and their place. Unplaced rasters (pictures) have neither transform nor crs."""
+    """Size and place. Rasters without georeferencing have neither transform nor crs."""
 
     width: int
     height: int
@@ -37,14 +35,12 @@ class Grid:
     crs: CRS | None = None
 
     def refined(self, scale: int) -> Grid:
-        """The grid with scale x scale pixels for each: the corners stay, rotated and sheared ones
-        too.
-        """
+        """The grid with scale x scale pixels for each; corners stay, rotated or sheared too."""
         transform = None if self.transform is None else self.transform @ Affine.scale(1 / scale)
         return Grid(scale * self.width, scale * self.height, transform, self.crs)
 
     def cut(self, window: Window) -> Grid:
-        """The part of the grid that a window (of its pixels) covers, where it was."""
+        """The part of the grid that a window (of its pixels) covers, at the same place."""
         transform = (
             None
             if self.transform is None
@@ -53,9 +49,7 @@ class Grid:
         return Grid(window.width, window.height, transform, self.crs)
 
     def corners(self) -> tuple[tuple[float, float], ...]:
-        """The outer corners, clockwise from the first pixel's, in the CRS; in pixels where there is
-        no transform.
-        """
+        """The outer corners, clockwise from the first, in the CRS; without transform in pixels."""
         place = self.transform or Affine.identity()
         ends = ((0, 0), (self.width, 0), (self.width, self.height), (0, self.height))
         return tuple(place @ end for end in ends)
@@ -64,9 +58,7 @@ class Grid:
 def refined_gcps(
     gcps: Sequence[GroundControlPoint], scale: int, window: Window
 ) -> list[GroundControlPoint]:
-    """Ground control points on the refined grid of a window: rows and columns counted from its
-    corner, times scale.
-    """
+    """Ground control points on the refined grid of a window, counted from its corner."""
     return [
         GroundControlPoint(
             row=scale * (point.row - window.row),
@@ -82,11 +74,11 @@ def refined_gcps(
 
 
 def refined_rpcs(rpcs: Mapping[str, str], scale: int, window: Window) -> dict[str, str]:
-    """RPC tags (as GDAL names them) on the refined grid of a window.
+    """RPC tags (named as in GDAL) on the refined grid of a window.
 
-    RPCs give the position of a pixel's centre, 0 for the first one: an offset o becomes scale (o +
-    0.5) - 0.5. Units behind a number ("+001024.50 pixels"), as some files have them, are left out.
-    Wants tags of which none is lacking.
+    RPCs count from the centre of the first pixel, so an offset o becomes scale (o + 0.5) - 0.5.
+    Units after a number ("+001024.50 pixels") are dropped. The tags must be complete, see
+    `lacking_rpcs`.
     """
     refined = dict(rpcs) | {name: rpcs[name].split()[0] for name in _RPC_NUMBERS}
     for axis, first in (("LINE", window.row), ("SAMP", window.col)):
@@ -97,23 +89,21 @@ def refined_rpcs(rpcs: Mapping[str, str], scale: int, window: Window) -> dict[st
 
 
 def refined_geolocation(tags: Mapping[str, str], scale: int, window: Window) -> dict[str, str]:
-    """GEOLOCATION tags (as GDAL names them) on the refined grid of a window.
+    """GEOLOCATION tags (named as in GDAL) on the refined grid of a window.
 
-    They lead to arrays of positions, of which entry n is that of line LINE_OFFSET + n LINE_STEP;
+    They point to arrays of positions; entry n belongs to line LINE_OFFSET + n LINE_STEP, and
     likewise for pixels.
     """
     refined = dict(tags)
     for axis, first in (("LINE", window.row), ("PIXEL", window.col)):
         for name, start in ((f"{axis}_OFFSET", first), (f"{axis}_STEP", 0)):
-            with suppress(KeyError, ValueError):  # of such, GDAL makes no place before and after
+            with suppress(KeyError, ValueError):  # GDAL ignores such tags in source and result
                 refined[name] = repr(scale * (float(tags[name]) - start))
     return refined
 
 
 def lacking_rpcs(rpcs: Mapping[str, str]) -> tuple[str, ...]:
-    """Which RPC tags, without which no place follows from the others, are not there or hold no
-    numbers.
-    """
+    """Required RPC tags that are absent or hold no numbers."""
     counts = dict.fromkeys(_RPC_NUMBERS, 1) | dict.fromkeys(_RPC_POLYNOMIALS, 20)
     return tuple(
         name

@@ -1,9 +1,8 @@
-"""Where a raster is read from, and by what it is told from another one that takes its place.
+"""Where a raster is read from, and how a different raster in its place is detected.
 
-GDAL has one kind of name for files, for members of archives and for addresses, and rasterio does
-not hand on what GDAL knows of their size and time. So here the name is taken apart: a file or an
-archive of this machine is known by its content, an address by what its server says,
-and for all others nobody can say.
+GDAL uses one kind of name for files, archive members and URLs, and rasterio does not expose their
+size and time. So the name is taken apart here: local files and archives are identified by content,
+URLs by what their server reports. Nothing identifies the rest.
 """
 
 from __future__ import annotations
@@ -26,21 +25,19 @@ from repmamba.scene.source.admission import VIRTUAL
 
 logger = logging.getLogger(__name__)
 
-# what may stand before the name of a local file
+# prefixes of a local file's name
 _INTO_A_FILE = re.compile(r"/?vsi(?:zip|gzip|tar|7z|rar|subfile)/")
 _AT_AN_ADDRESS = re.compile(r"(?:/vsi(?:curl|curl_streaming)/)?(https?://.*)")
 _OFFSET = re.compile(r"\d+(?:_\d+)?,")  # of /vsisubfile/
-# stands before one of several rasters in a file: NETCDF:"a.nc":heat
+# prefix of one of several rasters in a file: NETCDF:"a.nc":heat
 _OF_SEVERAL = re.compile(r"[A-Za-z]\w*:")
 _QUOTED = re.compile(r'"([^"]+)"')
-ADDRESS_SECONDS = 20  # for which a server may be silent
+ADDRESS_SECONDS = 20  # timeout
 ASKED_SIDE_BY_SIDE = 16
 
 
 def names_read(dataset: Any) -> tuple[str, ...]:
-    """All that GDAL reads for an open dataset, by its names. GDAL lists one level of virtual
-    rasters; here are all.
-    """
+    """All GDAL names that an open dataset is read from, through nested virtual rasters."""
     if dataset.driver != "VRT":
         return tuple(dataset.files)
     read: dict[str, None] = {}
@@ -51,10 +48,10 @@ def names_read(dataset: Any) -> tuple[str, ...]:
             try:
                 with opened(name) as virtual:
                     waiting += virtual.files
-            except rasterio.errors.RasterioIOError as failure:  # reading it says so
-                logger.debug("%s cannot be looked into: %s", name, failure)
+            except rasterio.errors.RasterioIOError as failure:  # reading it will raise
+                logger.debug("%s cannot be opened: %s", name, failure)
         read[name] = None
-    # such a text is a part of what it stands in
+    # A virtual raster given as text has no file of its own.
     return tuple(name for name in read if VIRTUAL not in name)
 
 
@@ -66,9 +63,7 @@ def _is_virtual(name: str) -> bool:
 
 
 def file_behind(name: str) -> Path | None:
-    """The file of this machine that a name of GDAL's leads to: itself, or the one around it. None
-    for elsewhere.
-    """
+    """The local file or archive that a GDAL name refers to; None if it is elsewhere."""
     if os.path.isfile(name):
         return Path(name)
     if name.startswith("vrt://"):
@@ -77,7 +72,7 @@ def file_behind(name: str) -> Path | None:
         return _archive_around(name)
     if quoted := _QUOTED.search(name):
         return file_behind(quoted[1])
-    parts = name.split(":")  # the path is one of them, or several where it has colons of its own
+    parts = name.split(":")  # the path is one part, or several if it contains colons
     ends = range(2, len(parts) + 1)
     runs = sorted(
         (":".join(parts[first:end]) for end in ends for first in range(1, end)),
@@ -92,35 +87,36 @@ def _archive_around(name: str) -> Path | None:
     if not _INTO_A_FILE.match(name) or not name.startswith("/"):
         return None
     rest = name
-    while prefix := _INTO_A_FILE.match(rest):  # an archive may lie in another one
+    while prefix := _INTO_A_FILE.match(rest):  # archives may be nested
         rest = rest[prefix.end() :]
     inner = _OFFSET.sub("", rest.removeprefix("{").split("}")[0], count=1)
     return next((part for part in (Path(inner), *Path(inner).parents) if part.is_file()), None)
 
 
 def source_identity(name: str, read_from: Sequence[str]) -> dict[str, Any]:
-    """The identity of an input. name: as the user gave it.  read_from: all that GDAL reads for it,
-    by GDAL's names.
+    """The identity of an input.
 
-    Holds "not_told" where another raster could take the place of this one, and nobody would know.
+    name: as the user gave it.  read_from: the GDAL names of everything that is read for it.
+    "unidentified" lists what could be replaced without being noticed.
     """
     parts = list(dict.fromkeys(read_from or [name]))
     files = list(dict.fromkeys(path for path in map(file_behind, parts) if path is not None))
     elsewhere = [part for part in parts if file_behind(part) is None]
-    said = _said_of(elsewhere)
+    reports = _reports_of(elsewhere)
     identity: dict[str, Any] = {"files": [identify_file(path) for path in files]}
-    if not os.path.isfile(name):  # which member of an archive, or which raster of several in a file
+    if not os.path.isfile(name):  # the member of an archive, or one of several rasters in a file
         identity["name"] = name
-    if addresses := {part: told for part, told in said.items() if told is not None}:
+    if addresses := {part: report for part, report in reports.items() if report}:
         identity["addresses"] = addresses
-    if not_told := [part for part, told in said.items() if told is None]:
-        identity["not_told"] = not_told
+    if unidentified := [part for part, report in reports.items() if report is None]:
+        identity["unidentified"] = unidentified
     return identity
 
 
 def identify_file(path: Path) -> dict[str, Any]:
-    """The identity of an input file: name, size, digest; of one over 64 MiB, a digest of its two
-    ends and its time.
+    """The identity of a local file: name, size and digest.
+
+    Above 64 MiB, a digest of its two ends and its modification time.
     """
     end = 1 << 20
     status = path.stat()
@@ -141,51 +137,51 @@ def identify_file(path: Path) -> dict[str, Any]:
     }
 
 
-def _said_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """What servers say of many files, asked side by side: a virtual raster may name hundreds."""
+def _reports_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """What servers report for many files, requested in parallel."""
     with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
         return dict(zip(names, pool.map(identify_address, names), strict=True))
 
 
 def identify_address(name: str) -> dict[str, Any] | None:
-    """What a server says of a file: ETag, time and size. None where it says neither of the first
-    two, or no server.
-    """
+    """What a server reports for a file: ETag, time, size. None without the first two."""
     address = _AT_AN_ADDRESS.fullmatch(name)
     if address is None:
         return None
-    # Asked for its first byte, rather than for its head alone: signed addresses allow no other
-    # question.
+    # A GET of the first byte rather than a HEAD: signed URLs only allow GET.
     request = Request(address[1], headers={"Range": "bytes=0-0"})
     try:
         with urlopen(request, timeout=ADDRESS_SECONDS) as answer:
-            said = answer.headers
-            size = said.get("Content-Range", "").rpartition("/")[2] or said.get("Content-Length")
-            told = {"etag": said.get("ETag"), "modified": said.get("Last-Modified"), "bytes": size}
+            headers = answer.headers
+            size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get(
+                "Content-Length"
+            )
+            report = {
+                "etag": headers.get("ETag"),
+                "modified": headers.get("Last-Modified"),
+                "bytes": size,
+            }
     except (OSError, ValueError) as failure:
-        logger.debug("%s does not say what it is: %s", name, failure)
+        logger.debug("%s cannot be identified: %s", name, failure)
         return None
-    return told if told["etag"] or told["modified"] else None
+    return report if report["etag"] or report["modified"] else None
 
 
 def refuse_to_continue_unknown(source: Mapping[str, Any], folder: Path) -> None:
-    """Raise JobChanged where a stopped run left folder, and the input may be another one since
-    then.
-    """
-    if source.get("not_told") and folder.is_dir():
+    """Raise JobChanged if a stopped run left folder and the input is unidentified."""
+    if source.get("unidentified") and folder.is_dir():
         raise JobChanged(
-            f"A stopped run left {folder}, and nobody can say whether {source['not_told'][0]} is "
-            "still what it read: "
-            "it is no file, and has no ETag or time. Start anew with restart=True, or copy it here "
-            "first."
+            f"A stopped run left {folder}, but {source['unidentified'][0]} may have changed since: "
+            "it is not a local file and has no ETag or modification time. Start again with "
+            "restart=True, or copy it here first."
         )
 
 
 def check_addresses(source: Mapping[str, Any]) -> None:
-    """Raise SourceError if a server reports another ETag, time or size than source, an identity."""
+    """Raise SourceError if a server now reports something else than the identity source has."""
     before = source.get("addresses", {})
-    for address, now in _said_of(list(before)).items():
+    for address, now in _reports_of(list(before)).items():
         if now is not None and now != before[address]:
             raise SourceError(
-                f"{address} changed while it was read: run again when nobody writes to it."
+                f"{address} changed while it was read: run again when it is no longer written to."
             )

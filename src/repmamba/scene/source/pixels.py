@@ -1,9 +1,8 @@
-"""The pixels of a file as a raster shows them: upright, colours in place of a palette, grey from 0
-to 255.
+"""The pixels of a file as viewers show them: upright, palettes as colours, grey from 0 to 255.
 
-What a file stores by rows (strips, PNG, JPEG) is decoded once, as long as the windows asked for
-come row by row: the rows of the last one are kept. Errors of the libraries below become one line
-here, in `read_errors`.
+Files stored by rows (strips, PNG, JPEG) are decoded once if windows are read row by row, because
+the rows of the last window are kept. `read_errors` turns errors of GDAL, rasterio and Pillow into
+one line.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ logger = logging.getLogger(__name__)
 # raw (bands, h, w) in the source's type; valid (h, w)
 Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
 
-# formats whose files may ask for it before they are shown
-MAY_BE_TURNED = ("JPEG", "PNG", "WEBP", "GTiff")
-TURNED_ROWS = 128  # of the file, decoded and turned at once
-_PAGE = re.compile(r"GTIFF_DIR:(\d+):", re.IGNORECASE)  # of a TIFF, from 1, in GDAL's name for it
+# formats that may have an EXIF orientation
+MAY_BE_ROTATED = ("JPEG", "PNG", "WEBP", "GTiff")
+ROTATED_ROWS = 128  # rows of the file that are decoded and rotated at once
+_PAGE = re.compile(
+    r"GTIFF_DIR:(\d+):", re.IGNORECASE
+)  # the page of a TIFF, from 1, in its GDAL name
 
 
 @contextmanager
 def read_errors(name: str, window: Window | None = None) -> Iterator[None]:
-    """Turn what GDAL, rasterio and Pillow raise while a file is read into one line that names it,
-    and the window.
-    """
+    """Turn errors of GDAL, rasterio and Pillow into one line that names file and window."""
     try:
         yield
     except RepmambaError:
         raise
     except MemoryError as error:
         raise OutOfMemory(
-            f"{name} does not fit into memory while it is read; use a smaller tile=."
+            f"{name} does not fit into memory while it is read: use a smaller tile=."
         ) from error
     except (
         rasterio.errors.RasterioError,
@@ -69,13 +68,12 @@ def read_errors(name: str, window: Window | None = None) -> Iterator[None]:
             f"{name} is corrupt or truncated: its columns {window.col} to "
             f"{window.col + window.width - 1}, rows "
             f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it "
-            "again, or take what "
-            "cannot be read as missing with on_corrupt='fill'."
+            "again, or treat unreadable blocks as missing with on_corrupt='fill'."
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost message, on one line: rasterio's own says only that there is another."""
+    """The innermost message on one line; that of rasterio only refers to it."""
     inner = error.__cause__ or error.__context__
     text = (
         str(getattr(inner, "errmsg", None) or (inner if inner is not None else error))
@@ -92,15 +90,15 @@ class PixelReader:
     dataset: Any
     by_rows: bool
     fill_corrupt: bool
-    # what tells of missing pixels: "mask", "alpha", "bands" (nodata, mostly), or "" for nothing
+    # what marks missing pixels: "mask", "alpha", "bands" (usually nodata), or "" for nothing
     missing: str
-    alpha: int | None = None  # which of the bands is alpha, from 0
-    nodata: tuple[float, ...] | None = None  # of each band but alpha, where the user gives it
-    # (number) -> (bands,), for palettes and for grey that is not shown as it stands
+    alpha: int | None = None  # index of the alpha band, from 0
+    nodata: tuple[float, ...] | None = None  # of each band but alpha, if the options give it
+    # (number) -> (bands,), for palettes and grey that is not shown as stored
     lookup: NDArray[Any] | None = None
-    turn: int = 1  # how the picture asks to be turned, as in EXIF
-    corrupt_blocks: set[Window] = field(default_factory=set)  # as far as they have been met
-    _first: int = 0  # row at which the buffer begins
+    turn: int = 1  # EXIF orientation
+    corrupt_blocks: set[Window] = field(default_factory=set)  # found so far
+    _first: int = 0  # first row of the buffer
     _buffer: Pixels | None = field(default=None, repr=False)
     _upright: UprightPicture | None = field(default=None, repr=False)
 
@@ -111,17 +109,17 @@ class PixelReader:
 
     @property
     def colours(self) -> tuple[int, ...]:
-        """Those that are not alpha."""
+        """The bands that are not alpha."""
         return tuple(band for band in self.bands if band - 1 != self.alpha)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns, as they are given out."""
+        """Rows and columns as returned by `read`."""
         return upright_size(self.dataset.height, self.dataset.width, self.turn)
 
     @property
     def count(self) -> int:
-        """Bands, as they are given out."""
+        """Bands as returned by `read`."""
         return int(self.dataset.count) - 1 + (1 if self.lookup is None else self.lookup.shape[1])
 
     def read(self, window: Window) -> Pixels:
@@ -138,9 +136,7 @@ class PixelReader:
         return self.shown((raw[..., cols], valid[..., cols]))
 
     def is_unwritten(self, window: Window) -> bool:
-        """Whether the file is a TIFF that leaves out all blocks of a window; a mask may still tell
-        them apart.
-        """
+        """Whether a TIFF has no bytes for any block of a window, and no mask for it."""
         if self.dataset.driver != "GTiff" or self.missing == "mask" or self.turn != 1:
             return False
         height, width = self.dataset.block_shapes[0]
@@ -154,43 +150,41 @@ class PixelReader:
         )
 
     def close(self) -> None:
-        """Give back what reading took, beside the dataset."""
+        """Free what reading allocated besides the dataset."""
         if self._upright is not None:
             self._upright.close()
 
     def _strips(self) -> Iterator[Pixels]:
-        """All of it, row by row as the file has it."""
+        """All pixels in strips of rows, as the file stores them."""
         height, width = self.dataset.height, self.dataset.width
         block = self.dataset.block_shapes[0][0]
-        rows = -(-TURNED_ROWS // block) * block
+        rows = -(-ROTATED_ROWS // block) * block
         for row in range(0, height, rows):
             yield self.shown(self._decoded(Window(row, 0, min(rows, height - row), width)))
 
     def memory_of(self, rows: int) -> int:
-        """Bytes that are kept while windows of so many rows are read."""
+        """Bytes kept in memory while windows of this many rows are read."""
         row: int = self.dataset.width * (
             np.dtype(self.dataset.dtypes[0]).itemsize * self.dataset.count + 1
         )
         block: int = self.dataset.block_shapes[0][0]
         decoded = block_bytes(self.dataset)
-        # A block that the cache cannot hold is decoded beside it, from bytes that may be as many.
+        # A block larger than the cache is decoded outside it, from up to as many compressed bytes.
         large = 2 * decoded if decoded > CACHE_BYTES else 0
         if self.turn != 1:
-            # a strip, the same turned, and the next one
-            return large + 3 * row * -(-TURNED_ROWS // block) * block
+            # a strip, the same one rotated, and the next one
+            return large + 3 * row * -(-ROTATED_ROWS // block) * block
         return large + (row * (rows + block) if self.by_rows else 0)
 
     def _rows(self, first: int, end: int) -> Pixels:
-        """Whole rows, of which those of the last call are still there: windows come row by row, and
-        overlap.
-        """
+        """Whole rows. Those of the last call are kept, since windows overlap from row to row."""
         kept = self._buffer
         if kept is None or not self._first <= first <= self._first + kept[0].shape[1]:
             kept = None
             self._first = first
         have = self._first + (kept[0].shape[1] if kept else 0)
         if end > have:
-            # To the end of the block that holds the last row: it is decoded anyway.
+            # Up to the end of the last row's block, which is decoded anyway.
             block = self.dataset.block_shapes[0][0]
             until = (
                 min(self.dataset.height, -(-end // block) * block)
@@ -235,14 +229,14 @@ class PixelReader:
         elif self.missing == "mask":
             valid = self.dataset.read_masks(self.colours[0], window=place) != 0
         elif self.missing == "bands" and self.nodata is None:
-            # Not dataset_mask: of four bands, it takes the nodata of the last for that of all.
+            # Not dataset_mask: with four bands it uses the nodata of the last one for all.
             valid = self.dataset.read_masks(list(self.colours), window=place).any(axis=0)
         if self.nodata is not None:
             valid = valid & ~missing_everywhere(raw[colours], self.nodata)
         return valid
 
     def _block_by_block(self, window: Window) -> Pixels:
-        """A window of which something cannot be read: what can, and the rest missing."""
+        """A window with unreadable blocks: these are missing, the others are read."""
         raw = np.zeros((self.dataset.count, window.height, window.width), self.dataset.dtypes[0])
         valid = np.zeros((window.height, window.width), bool)
         height, width = self.dataset.block_shapes[0]
@@ -261,13 +255,13 @@ class PixelReader:
         return raw, valid
 
     def _note(self, block: Window, damage: CorruptSource) -> None:
-        # a block is met again by every tile, and halo, that it reaches into
+        # Every tile and halo that contains the block meets it again.
         if block not in self.corrupt_blocks:
-            logger.warning("%s Taken as missing.", damage)
+            logger.warning("%s Treated as missing.", damage)
             self.corrupt_blocks.add(block)
 
     def shown(self, stored: Pixels) -> Pixels:
-        """What the file has, with what its numbers stand for in place of them."""
+        """Stored pixels with colours in place of palette numbers, and grey as viewers show it."""
         raw, valid = stored
         if self.lookup is None:
             return raw, valid
@@ -275,16 +269,14 @@ class PixelReader:
         if len(raw) > 1:  # alpha beside the palette
             colours = np.concatenate([colours, raw[1:]])
         if len(colours) == 4:
-            # What could not be read has number 0, whose colour may be opaque.
+            # Unreadable pixels are 0, and the colour of 0 may be opaque.
             valid = valid & (colours[3] != 0)
             colours[3][~valid] = 0
         return colours, valid
 
 
 def pixel_reader(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path]) -> PixelReader:
-    """How the pixels of an open dataset are to be read. Raises UsageError for a palette of
-    classes.
-    """
+    """The reader of an open dataset. Raises UsageError for a palette of classes."""
     alpha = _alpha(dataset, how)
     grey = _grey_as_shown(dataset)
     return PixelReader(
@@ -301,17 +293,13 @@ def pixel_reader(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path
 
 
 def is_called_data(dataset: Any, place: int, how: ReadOptions) -> bool:
-    """Whether the user says that a band, from 0, is no alpha: of all bands, or by its number or its
-    name.
-    """
+    """Whether the options say that a band, from 0, is data even if the file calls it alpha."""
     names = {str(place + 1), (dataset.descriptions[place] or "").strip().lower()}
     return not how.alpha or bool(names & {str(band).strip().lower() for band in how.bands or ()})
 
 
 def _alpha(dataset: Any, how: ReadOptions) -> int | None:
-    """Which band is taken for alpha, from 0: the first that the file calls so, and the user does
-    not call data.
-    """
+    """The alpha band, from 0: the first that the file names and the options do not call data."""
     if dataset.count == 1:
         return None
     called = (place for place, colour in enumerate(dataset.colorinterp) if colour.name == "alpha")
@@ -319,9 +307,7 @@ def _alpha(dataset: Any, how: ReadOptions) -> int | None:
 
 
 def _marks_of_missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
-    """What tells of missing pixels: a mask, else alpha, else all bands, each by its nodata or a
-    mask of its own.
-    """
+    """What marks missing pixels: a dataset mask, else alpha, else nodata or band masks."""
     flags = [each for band, each in enumerate(dataset.mask_flag_enums) if band != alpha]
     if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
         return "mask"
@@ -334,17 +320,17 @@ def _marks_of_missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
 def _given_nodata(
     name: str, dataset: Any, alpha: int | None, how: ReadOptions
 ) -> tuple[float, ...] | None:
-    """The nodata that the user gives, of each band but alpha, as the file's type has it. Raises
-    UsageError.
+    """The nodata values from the options, for each band but alpha, in the file's type.
+
+    Raises UsageError if their number does not fit.
     """
     if how.nodata is None:
         return None
     count = dataset.count - (alpha is not None)
     if len(how.nodata) not in (1, count):
         raise UsageError(
-            f"--nodata gives {len(how.nodata)} numbers, and {name} has {count} "
-            f"band{'s' * (count > 1)}: give one for "
-            "all, or one for each."
+            f"nodata= has {len(how.nodata)} numbers, and {name} has {count} "
+            f"band{'s' * (count > 1)}: give one number, or one per band."
         )
     return tuple(
         as_nodata(number, dataset.dtypes[0]) for number in how.nodata * (count // len(how.nodata))
@@ -352,8 +338,9 @@ def _given_nodata(
 
 
 def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
-    """The colours of a palette, (entries, 3) or (entries, 4); None where there is no palette.
-    Refuses classes.
+    """The colours of a palette, (entries, 3) or (entries, 4); None without one.
+
+    Raises UsageError for a palette of classes.
     """
     palettes = [
         band for band, colour in enumerate(dataset.colorinterp, 1) if colour.name == "palette"
@@ -362,9 +349,8 @@ def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
         return None
     if not how.expand_palette and _is_classes(dataset):
         raise UsageError(
-            f"{name} has a palette, and its values look like classes, which cannot be enlarged as "
-            "imagery. "
-            "If its colours are a picture, enlarge those with expand_palette=True."
+            f"{name} has a palette and is georeferenced, so its values are probably classes, which "
+            "cannot be upscaled. If the colours are imagery, upscale them with expand_palette=True."
         )
     has_alpha = (
         dataset.count == 2
@@ -373,17 +359,15 @@ def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
     )
     if palettes != [1] or (dataset.count != 1 and not has_alpha):
         raise UsageError(
-            f"{name} has a palette in band {palettes[0]} beside other bands, and numbers of a "
-            "palette cannot be "
-            "enlarged as imagery. Write the bands that are imagery into a file of their own: "
-            "gdal_translate -b."
+            f"{name} has a palette in band {palettes[0]} besides other bands, and palette numbers "
+            "cannot be upscaled. Write the imagery bands to another file: gdal_translate -b."
         )
     dtype = np.dtype(dataset.dtypes[0])
     if dtype not in (np.uint8, np.uint16):
         raise UsageError(
-            f"{name} has a palette for numbers of type {dtype}, and palettes are of uint8 or "
-            "uint16: gdal_translate "
-            "-colorinterp gray takes it away, -ot Byte and -ot UInt16 change the numbers."
+            f"{name} has a palette for {dtype} numbers; only uint8 and uint16 palettes are "
+            "supported. Remove it with gdal_translate -colorinterp gray, or convert the numbers "
+            "with -ot Byte or -ot UInt16."
         )
     colours = np.zeros((np.iinfo(dtype).max + 1, 4), np.uint8)
     entries = {
@@ -396,12 +380,10 @@ def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
 
 
 def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
-    """What a picture shows for each of its numbers, (numbers, 1), where that is another one than
-    the number itself.
+    """The grey level that viewers show for each number, (numbers, 1); None if it is the number.
 
-    White is 1, 3 or 15 where there are one, two or four bits, and shown as 255; it is 0 where the
-    file says MINISWHITE. None for all others, and for what has a place on a map: its numbers mean
-    something.
+    One, two and four bits are scaled to 255, and MINISWHITE is inverted. Georeferenced files keep
+    their numbers, which may be measurements.
     """
     dtype, colour = np.dtype(dataset.dtypes[0]), dataset.colorinterp[0].name
     if (
@@ -423,26 +405,26 @@ def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
 
 
 def _is_classes(dataset: Any) -> bool:
-    """A palette with a place on a map is a legend; one without is a way to store a picture."""
+    """Georeferenced palettes are legends; other palettes are a way to store a picture."""
     return is_georeferenced(dataset)
 
 
 def is_georeferenced(dataset: Any) -> bool:
-    """Whether a dataset has a transform, which GDAL tells as the identity where it has none, or a
-    CRS.
-    """
+    """Whether a dataset has a CRS or a transform; GDAL reports identity for none."""
     return dataset.crs is not None or dataset.transform != Affine.identity()
 
 
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
-    """How a picture asks to be turned, 1 to 8 as in EXIF; 1 for whatever has a place on a map."""
-    by_offset = dataset.name.upper().startswith("GTIFF_DIR:OFF:")  # nobody says which page that is
-    if dataset.driver not in MAY_BE_TURNED or not files or by_offset or is_georeferenced(dataset):
+    """EXIF orientation, 1 to 8; 1 for anything georeferenced."""
+    by_offset = dataset.name.upper().startswith(
+        "GTIFF_DIR:OFF:"
+    )  # the name does not say which page
+    if dataset.driver not in MAY_BE_ROTATED or not files or by_offset or is_georeferenced(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):
         return 1
     asked = dataset.tags().get("EXIF_Orientation")
-    if asked is None and dataset.driver != "JPEG":  # GDAL tells of it for JPEG alone
+    if asked is None and dataset.driver != "JPEG":  # GDAL only reports it for JPEG
         page = _PAGE.match(dataset.name)
         asked = _orientation_by_pillow(
             files[0], dataset.driver, 1 if page is None else int(page[1])
@@ -462,7 +444,7 @@ def _orientation_by_pillow(path: Path, driver: str, page: int) -> str | None:
         with opener(path) as image:
             if page > 1:
                 image.seek(page - 1)
-            # The getexif of PNG decodes the whole picture, to look behind it.
+            # getexif of the PNG class decodes the whole picture first.
             return str(Image.Image.getexif(image).get(0x0112))
     except (OSError, EOFError, SyntaxError, ValueError):
         return None

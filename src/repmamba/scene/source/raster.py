@@ -1,9 +1,8 @@
-"""Raster: a file as the scene room sees it. Its grid, bands, tags, and any window of it as numbers
-and a valid mask.
+"""Raster: an open file with its grid, bands and tags, and windows as numbers and a valid mask.
 
-A pixel is missing where a mask says so, else alpha, else nodata in all bands; and in one band
-alone, where it has that band's nodata. What may be opened is decided in admission.py, how pixels
-are decoded in stored.py.
+A pixel is missing where a dataset mask says so, else where alpha is 0, else where all bands are
+nodata. A single band is also missing where it has its own nodata value. admission.py decides what
+may be opened, pixels.py how pixels are decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from repmamba.gdal import bounded_cache, opened
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.source.admission import (
     GDAL_SETTINGS,
-    STRANGERS_SETTINGS,
+    UNTRUSTED_SETTINGS,
     ReadOptions,
     check_dataset,
     check_file,
@@ -48,8 +47,8 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-CELL = 512  # pixels, the edge of a cell of small blocks
-# formats whose readers decode all rows above
+CELL = 512  # pixels, edge of a cell where blocks are small
+# formats whose readers decode all rows above a window
 READ_FROM_THE_TOP = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 DROPPED_TAGS = (
@@ -58,10 +57,10 @@ DROPPED_TAGS = (
 )
 DROPPED_NAMESPACES = (
     *("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "COLOR_PROFILE", "EXIF"),
-    *("NITF_METADATA", "TRE"),  # the file's own header, with its size and place
+    *("NITF_METADATA", "TRE"),  # the file's own header, with size and place
 )
-DROPPED_TEXTS = ("xml:", "json:")  # namespaces of one text, such as XMP and headers
-DROPPED_OF_ENVI = (  # the header's lists, of bands and places, beside these
+DROPPED_TEXTS = ("xml:", "json:")  # namespaces that hold one text, such as XMP
+DROPPED_OF_ENVI = (  # besides these, lists of bands and places
     *(
         "samples",
         "lines",
@@ -78,38 +77,36 @@ DROPPED_OF_ENVI = (  # the header's lists, of bands and places, beside these
 
 @dataclass(frozen=True, slots=True)
 class RasterFacts:
-    """What a raster says of itself; per-band fields have one entry a band, in the order of
-    `read`.
-    """
+    """What a raster declares. Per-band fields have one entry per band, in the order of `read`."""
 
-    name: str  # as the user named it
+    name: str  # as given by the user
     driver: str
     grid: Grid
     dtype: str
-    # number that a pixel can have, where the file has fewer bits than its type (NBITS)
+    # largest value, if the file has fewer bits than its type (NBITS)
     largest: float | None
-    # of all bands, where that is how missing pixels are told, or where the user gave it
+    # of all bands, if it marks missing pixels or comes from the options
     nodata: float | None
-    nodata_given: bool  # by the user
-    band_nodata: tuple[float | None, ...]  # what is missing in one band alone
-    # how missing pixels are told of a result: "mask", "alpha", "nodata", or "" for not at all
+    nodata_given: bool  # by the options
+    band_nodata: tuple[float | None, ...]  # each band's own nodata
+    # how a result marks missing pixels: "mask", "alpha", "nodata", or "" for not at all
     missing: str
-    # what tells of them in the file: "mask", "alpha", "bands" of each band alone, or "" for nothing
+    # what marks them in the file: "mask", "alpha", "bands" (each band), or "" for nothing
     missing_from: str
-    # which of the bands says how opaque the others are, from 0; a mask may tell what is missing
+    # index of the alpha band, from 0, even where a mask marks missing pixels
     alpha: int | None
-    numbers: tuple[int, ...]  # of the bands in the file, from 1
+    numbers: tuple[int, ...]  # numbers of the bands in the file, from 1
     colorinterp: tuple[str, ...]
     descriptions: tuple[str | None, ...]
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     units: tuple[str | None, ...]
     tags: Mapping[str, Mapping[str, str]]  # namespace -> tags
-    band_tags: tuple[Mapping[str, Mapping[str, str]], ...]  # of each the same
+    band_tags: tuple[Mapping[str, Mapping[str, str]], ...]  # the same for each band
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None
     rpcs: Mapping[str, str] | None
-    read_from: tuple[str, ...]  # files, members of archives, addresses, by GDAL's names
-    block: tuple[int, int]  # rows and columns that are decoded together
+    read_from: tuple[str, ...]  # GDAL names of files, archive members and URLs
+    block: tuple[int, int]  # rows and columns decoded together
 
     @property
     def count(self) -> int:
@@ -123,7 +120,7 @@ class RasterFacts:
 
     @property
     def has_place(self) -> bool:
-        """Whether it lies somewhere on the ground, as opposed to a picture."""
+        """Whether it is georeferenced: a CRS, a transform, GCPs or RPCs."""
         return (
             self.grid.crs is not None
             or self.grid.transform is not None
@@ -133,9 +130,7 @@ class RasterFacts:
 
 
 class Raster:
-    """An open source. Made by `open_raster`; closed by its `with`. Any thread may read, one at a
-    time.
-    """
+    """An open source from `open_raster`, closed by `with`. Threads may share it."""
 
     def __init__(
         self,
@@ -157,19 +152,19 @@ class Raster:
 
     @property
     def whole(self) -> Window:
-        """All of it."""
+        """The window that covers it."""
         return Window(0, 0, self.grid.height, self.grid.width)
 
     @property
     def corrupt_blocks(self) -> frozenset[Window]:
-        """Blocks that could not be read so far and are taken as missing."""
+        """Blocks that could not be read so far and count as missing."""
         return frozenset(self._pixels.corrupt_blocks)
 
     def read(self, window: Window) -> Pixels:
         """raw (bands, h, w) in the source's type, and valid (h, w), False where a pixel is missing.
 
-        Raises CorruptSource that names the window, and SourceError where the file changed since it
-        was opened.
+        Raises CorruptSource with the window, and SourceError if the file changed since it was
+        opened.
         """
         with self._lock, read_errors(self.facts.name, window):
             pixels = self._pixels.read(window)
@@ -177,7 +172,7 @@ class Raster:
         return pixels
 
     def strips(self) -> Iterator[Window]:
-        """Windows that cover it, in the order and of the shape in which it is cheapest to read."""
+        """Windows that cover the raster, in the order and shape that are cheapest to read."""
         height, width = (
             max(256, self.facts.block[0]),
             self.grid.width if self._pixels.by_rows else 1024,
@@ -187,7 +182,7 @@ class Raster:
                 yield Window(row, col, height, width).clipped(self.whole)
 
     def cells(self) -> list[Window]:
-        """Windows of whole blocks that cover it, about as small as is worth reading by itself."""
+        """Windows of whole blocks that cover the raster, as small as is efficient to read."""
         height, width = self.facts.block
         rows, cols = max(1, CELL // height) * height, max(1, CELL // width) * width
         if self._pixels.by_rows:
@@ -201,28 +196,24 @@ class Raster:
 
     @property
     def reads_anywhere(self) -> bool:
-        """Whether a window is read without all that lies above it in the file."""
+        """Whether a window can be read without decoding all rows above it."""
         return self._pixels.turn == 1 and self.facts.driver not in READ_FROM_THE_TOP
 
     def is_unwritten(self, window: Window) -> bool:
-        """Whether a TIFF leaves out all blocks of a window, and with them whatever tells two such
-        windows apart.
-        """
+        """Whether a TIFF has no bytes for any block of a window, and no mask for it."""
         with self._lock:
             return self._pixels.is_unwritten(window)
 
     def check_unchanged(self) -> None:
-        """Raise SourceError if a file it is read from is another one than at the start."""
+        """Raise SourceError if a file it is read from changed since it was opened."""
         for path, before in self._watched.items():
             if _stamp(path) != before:
                 raise SourceError(
-                    f"{path} changed while it was read: run again when nobody writes to it."
+                    f"{path} changed while it was read: run again when it is no longer written to."
                 )
 
     def memory_of(self, rows: int) -> int:
-        """Bytes that reading windows of so many rows keeps in memory, beside the windows
-        themselves.
-        """
+        """Bytes that reading windows of this many rows keeps in memory, besides the windows."""
         return self._pixels.memory_of(rows)
 
     def __enter__(self) -> Self:
@@ -233,11 +224,11 @@ class Raster:
 
 
 def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) -> Raster:
-    """Open a raster for reading. Raises SourceError, UsageError; one line that says what to do."""
+    """Open a raster for reading. Raises SourceError, UsageError."""
     how = how or ReadOptions()
     name = os.fspath(source)
     driver = check_file(name, how)
-    settings = GDAL_SETTINGS | (STRANGERS_SETTINGS if how.untrusted else {})
+    settings = GDAL_SETTINGS | (UNTRUSTED_SETTINGS if how.untrusted else {})
     stack = ExitStack()
     try:
         with read_errors(name):
@@ -247,7 +238,7 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
                 logger.warning(
-                    "%s holds others beside the first raster, which is read: %s.",
+                    "%s contains more rasters; only the first is read. The others are: %s.",
                     name,
                     _listed(others),
                 )
@@ -294,28 +285,27 @@ def _facts(
     gcps, gcps_crs = dataset.gcps
     if gcps and not dataset.transform.is_identity:
         logger.warning(
-            "%s has control points beside its transform, which is kept alone: files hold one of "
-            "them.",
+            "%s has ground control points and a transform; files hold only one of them, and the "
+            "transform is kept.",
             name,
         )
         gcps = []
     rpcs = dataset.tags(ns="RPC")
     if rpcs and (lacking := lacking_rpcs(rpcs)):
         logger.warning(
-            "%s has RPCs without %s: they tell no place, and are left out.",
+            "%s has RPCs without %s: they are incomplete and left out.",
             name,
             ", ".join(lacking),
         )
         rpcs = {}
-    # Beside those, which GDAL takes only while there is no transform, an identity is none, be there
-    # a CRS or not.
-    told_otherwise = (
+    # GDAL only uses GCPs and RPCs without a transform; an identity counts as none, even with a CRS.
+    placed_otherwise = (
         gcps or (rpcs and dataset.transform == Affine.identity()) or not is_georeferenced(dataset)
     )
     return RasterFacts(
         name=name,
         driver=dataset.driver,
-        grid=Grid(width, height, None if told_otherwise else dataset.transform, dataset.crs),
+        grid=Grid(width, height, None if placed_otherwise else dataset.transform, dataset.crs),
         dtype=dataset.dtypes[0] if pixels.lookup is None else str(pixels.lookup.dtype),
         largest=_largest(dataset) if pixels.lookup is None else None,
         nodata=nodata,
@@ -348,13 +338,11 @@ def _each(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 def _missing(
     dataset: Any, pixels: PixelReader, band_nodata: tuple[float | None, ...]
 ) -> tuple[str, float | None]:
-    """How the raster tells of missing pixels, and the nodata of all bands where that does it, or
-    the user gave it.
-    """
+    """How a result marks missing pixels, and the nodata of all bands, if declared or given."""
     if pixels.lookup is not None:
         return ("alpha" if pixels.count == 4 else "mask" if pixels.missing else ""), None
     of_bands = [nodata for place, nodata in enumerate(band_nodata) if place != pixels.alpha]
-    # NaN equals itself as a text alone.
+    # NaN only equals itself as text.
     one = of_bands[0] if len(set(map(str, of_bands))) == 1 else None
     if pixels.missing != "bands":
         return pixels.missing, one if pixels.nodata is not None else None
@@ -362,11 +350,11 @@ def _missing(
         return "nodata", one
     if dataset.nodata is not None and not _is_within(dataset.dtypes[0], dataset.nodata):
         return "", None
-    return "mask", None  # of each band alone, by another nodata in each, or by one that GDAL rounds
+    return "mask", None  # bands differ in nodata, or GDAL rounds it
 
 
 def _largest(dataset: Any) -> float | None:
-    """The largest number of unsigned integers of fewer bits than their type has."""
+    """The largest value of unsigned integers that have fewer bits than their type (NBITS)."""
     dtype = np.dtype(dataset.dtypes[0])
     bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "")
     if dtype.kind != "u" or not bits.isdecimal() or not 1 <= int(bits) < 8 * dtype.itemsize:
@@ -375,7 +363,7 @@ def _largest(dataset: Any) -> float | None:
 
 
 def _band_nodata(dataset: Any, pixels: PixelReader) -> tuple[float | None, ...]:
-    """The nodata of each band of the file, given or, where it tells what is missing, declared."""
+    """The nodata of each band: from the options, or as declared where it marks missing pixels."""
     if pixels.nodata is not None:
         given = dict(zip(pixels.colours, pixels.nodata, strict=True))
         return tuple(given.get(band) for band in pixels.bands)
@@ -388,7 +376,7 @@ def _band_nodata(dataset: Any, pixels: PixelReader) -> tuple[float | None, ...]:
 
 
 def _is_within(dtype: str, nodata: float) -> bool:
-    """Whether a pixel can have about this value: some files declare -9999 for unsigned ones."""
+    """Whether the type can hold the value, rounded: some unsigned files declare -9999."""
     low, high = type_range(dtype)
     return np.dtype(dtype).kind == "f" or low <= nodata <= high
 
@@ -402,9 +390,7 @@ def _is_number_of(dtype: str, nodata: float) -> bool:
 
 
 def _tags(dataset: Any, band: int = 0) -> dict[str, dict[str, str]]:
-    """The tags of a dataset, or of a band of it: namespace -> tags, those that still hold of a
-    result.
-    """
+    """Tags of a dataset or of a band (namespace -> tags) that also apply to a result."""
     spaces = {"": dataset.tags(band)} | {
         space: dataset.tags(band, ns=space)
         for space in dataset.tag_namespaces(band)
@@ -418,14 +404,10 @@ def _tags(dataset: Any, band: int = 0) -> dict[str, dict[str, str]]:
 
 
 def _holds_of_a_result(name: str, text: str) -> bool:
-    """Whether this entry of an ENVI header tells neither of grid and storage nor of each band,
-    which GDAL tells too.
-    """
+    """Whether an ENVI header entry is neither about grid and storage nor about each band."""
     return name not in DROPPED_OF_ENVI and (name == "description" or not text.startswith("{"))
 
 
 def _kept(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags without statistics of pixels that are no more, ways of storing, and what a camera noted
-    of its owner.
-    """
+    """Tags without statistics, storage details and what a camera recorded."""
     return {name: value for name, value in tags.items() if not name.startswith(DROPPED_TAGS)}

@@ -1,10 +1,8 @@
-"""Which parts of a raster are read to find the range of its values: all of it, or a seeded sample
-of a very large one.
+"""Which parts of a raster are read to find its value range: all, or a seeded sample of a large one.
 
-A sample grows until its two halves give the same range to within a share of its width. Where one
-value has nearly all pixels, or a tail of values widens the range, few pixels decide it, and the
-raster is read whole. Nothing here depends on the window that is asked for, so each window of a
-scene has the same plan.
+A sample grows until its two halves agree on the range. If one value fills nearly all pixels, or a
+few pixels widen the range, the raster is read whole. The window to upscale has no influence, so all
+windows of a scene have the same plan.
 """
 
 from __future__ import annotations
@@ -20,25 +18,24 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 1 << 28  # pixels; a raster of so many is read whole, in some seconds for each band
-SAMPLE = 1 << 26  # pixels of the first sample, each next one has twice as many
-LEAST_CELLS = 64  # of a sample, so that it meets most kinds of ground
-LONG = 1 << 26  # pixels that take long enough to say so
-SHARE = 0.01  # of a range's width, by which the ranges of two halves of a sample may differ
+WHOLE = 1 << 28  # pixels; up to this many are all read, in a few seconds per band
+SAMPLE = 1 << 26  # pixels of the first sample; each further one has twice as many
+LEAST_CELLS = 64  # of a sample, to cover most kinds of ground
+LONG = 1 << 26  # pixels from which reading is logged and reported
+SHARE = 0.01  # of the range's width, by which the two halves of a sample may differ
 SEED = 0
 
 Count = Callable[[Window, Sequence[ValueHistogram]], None]  # adds the values of a window
-PixelProgress = Callable[[int, int], None]  # pixels read, of how many
+PixelProgress = Callable[[int, int], None]  # pixels done, and their total
 
 
 def value_histograms(
     raster: Raster, count: Count, groups: int, progress: PixelProgress | None = None
 ) -> list[ValueHistogram]:
-    """The values of each group of bands: of the whole raster, or of a sample that gives the same
-    range.
+    """The values of each group of bands, of the whole raster or of a sample with the same range.
 
-    count: adds the values of a window to histograms, one for each group.  progress: called where
-    reading takes long.
+    count: adds the values of a window to histograms, one per group.
+    progress: called where reading takes long.
     """
     if _area([raster.whole]) <= WHOLE:
         return _of_all(raster, list(raster.strips()), count, groups, progress)
@@ -86,7 +83,7 @@ def _of_sample(
     groups: int,
     progress: PixelProgress | None,
 ) -> list[ValueHistogram] | None:
-    """The values of a sample of the cells; None where no sample of at most half of them will do."""
+    """The values of a sample of cells; None if even half of them do not settle the range."""
     order = np.random.default_rng(SEED).permutation(len(cells))
     halves = [[ValueHistogram() for _ in range(groups)] for _ in range(2)]
     areas = np.cumsum([_area([cells[place]]) for place in order])
@@ -122,11 +119,11 @@ def _is_same_range(one: ValueHistogram, other: ValueHistogram) -> bool:
 def _reported(
     raster: Raster, windows: Sequence[Window], what: str, progress: PixelProgress | None
 ) -> Iterator[Window]:
-    """The windows one by one; where that takes long, a log line and the progress tell of it."""
+    """The windows one by one, with a log line and progress where reading takes long."""
     total, done = _area(windows), 0
     if what:
         logger.info(
-            "%s: reading %s to find the range of its values; value_range=(LOW, HIGH) saves it.",
+            "%s: reading %s to find its value range; value_range=(LOW, HIGH) avoids this.",
             raster.facts.name,
             what,
         )
