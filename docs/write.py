@@ -1,7 +1,7 @@
 """Writes into the pages what the code says of itself, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first paragraph
-of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
+docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first
+paragraph of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
 behind the code.
 """
 

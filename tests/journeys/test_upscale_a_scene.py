@@ -228,7 +228,7 @@ BAD_INPUTS = (
     Bad(
         "unknown format",
         lambda at: [image(at / "in.png"), "-o", at / "out.xyz"],
-        "does not say its format",
+        "does not end in the suffix of a format",
         MISUSED,
     ),
     Bad(

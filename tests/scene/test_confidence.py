@@ -253,7 +253,7 @@ def test_what_cannot_be_is_refused_before_the_first_pixel(write_raster, smooth, 
     refused(UsageError, "two names", "out.tif")
     refused(UsageError, "is the input", "in.tif")
     refused(TargetError, "PNG cannot hold float32", "trust.png")
-    refused(UsageError, "does not say its format", "trust")
+    refused(UsageError, "does not end in the suffix of a format", "trust")
     with pytest.raises(UsageError, match="bicubic can be trusted has not been measured"):
         upscale_file(
             path, tmp_path / "out.tif", bicubic_upscaler(), confidence=tmp_path / "trust.tif"
@@ -282,7 +282,7 @@ def test_room_for_either_raster_is_not_enough_for_both(
     files = {"target": tmp_path / "out.tif", "confidence": tmp_path / "trust.tif"}
     needed = plan_file(path, weights=leaning_upscaler(), **files).disk_bytes
     monkeypatch.setattr(space, "free_bytes", lambda folder: needed - 1)
-    with pytest.raises(NoSpace, match=r"tiles and result of out\.tif and trust\.tif may take"):
+    with pytest.raises(NoSpace, match=r"tiles and result of out\.tif and trust\.tif may need"):
         attempt(path, weights=leaning_upscaler(), **files)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
     monkeypatch.setattr(space, "free_bytes", lambda folder: needed)

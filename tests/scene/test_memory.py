@@ -112,7 +112,7 @@ def test_a_name_in_gdals_memory_is_a_target_with_its_side_cars(scene, by_name, b
     finally:
         for name in ("/vsimem/one/out.tif", "/vsimem/one/twice.png"):
             delete(name)
-    with pytest.raises(UsageError, match="does not say its format"):
+    with pytest.raises(UsageError, match="does not end in the suffix of a format"):
         upscale_file(scene, "/vsimem/one/out", bicubic)
 
 

@@ -253,7 +253,7 @@ def test_a_full_disk_is_no_space_at_every_size_and_no_result(
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_tile(small_disk):
     folder = small_disk(1500)
-    with pytest.raises(NoSpace, match=r"free, and tiles and result of scene.tif may take"):
+    with pytest.raises(NoSpace, match=r"free, and tiles and result of scene.tif may need"):
         SCENES["GTiff"][1].write(
             folder / "scene.tif", before=lambda index: pytest.fail("a tile was computed")
         )

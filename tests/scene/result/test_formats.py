@@ -80,7 +80,7 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, asked):
         ),
         (
             {"format": "PNG", "mask": True},
-            "PNG cannot hold a mask beside the bands. These can: GTiff, COG, JPEG ",
+            "PNG cannot hold a mask besides the bands. These can: GTiff, COG, JPEG ",
         ),
         (
             {"format": "JPEG", "nodata": 0.0},
@@ -91,7 +91,7 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, asked):
             "GTiff cannot hold a nodata value in pixels that its compression changes. These can: "
             "GTiff, COG, PNG ",
         ),
-        ({"dtype": "complex64"}, "GTiff cannot hold complex64 pixels. No format can."),
+        ({"dtype": "complex64"}, "GTiff cannot hold complex64 pixels. No other format can either."),
     ],
 )
 def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(change, misfit):
@@ -166,7 +166,7 @@ def test_webp_is_not_given_bands_one_after_the_other():
 
 
 def test_a_compression_that_would_change_alpha_is_refused():
-    with pytest.raises(UsageError, match="JPEG changes alpha"):
+    with pytest.raises(UsageError, match="JPEG would change alpha"):
         check_fit(replace(RGB, **RGBA, creation=(("COMPRESS", "JPEG"),)))
     check_fit(replace(RGB, **RGBA, creation=(("COMPRESS", "WEBP"),)))
 

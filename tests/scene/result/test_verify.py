@@ -101,7 +101,7 @@ def test_changed_metadata_is_told_from_changed_pixels(tmp_path):
     receipt = scene.write(tmp_path / name)
     with rasterio.open(tmp_path / name, "r+") as file:
         file.update_tags(NOTE="by another program")
-    with pytest.raises(VerificationError, match="all 9 tiles hold the right pixels"):
+    with pytest.raises(VerificationError, match="all 9 tiles have the right pixels"):
         verify_result(tmp_path / name, receipt)
 
 

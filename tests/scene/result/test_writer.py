@@ -410,7 +410,7 @@ def test_a_tile_that_comes_twice_must_come_equal(tmp_path):
 def test_a_folder_or_a_missing_folder_is_no_target(tmp_path):
     with pytest.raises(TargetError, match="is a folder"):
         SMALL.writer(tmp_path)
-    with pytest.raises(TargetError, match="no folder"):
+    with pytest.raises(TargetError, match="does not exist"):
         SMALL.writer(tmp_path / "missing" / "scene.tif")
 
 

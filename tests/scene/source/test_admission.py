@@ -60,7 +60,7 @@ def test_an_output_whose_name_gdal_cannot_be_told_is_refused_at_the_start(
 ):
     path = write_raster("in.tif", smooth(1, 20, 20))
     for attempt in (plan_file, upscale_file):
-        with pytest.raises(TargetError, match="is no name in UTF-8"):
+        with pytest.raises(TargetError, match="is not valid UTF-8"):
             attempt(path, tmp_path / name, bicubic)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 

@@ -62,7 +62,7 @@ def test_a_picture_with_alpha_and_a_mask_is_refused_to_a_format_of_one(
 ):
     path = with_alpha(write_raster, smooth, 3, mask=np.ones((40, 40), bool))
     with pytest.raises(
-        TargetError, match=r"PNG cannot hold a mask beside the bands. These can: GTiff, COG"
+        TargetError, match=r"PNG cannot hold a mask besides the bands. These can: GTiff, COG"
     ):
         upscale_file(path, tmp_path / "out.png", bicubic)
 
@@ -274,7 +274,5 @@ def test_entries_of_a_palette_that_no_pixel_can_have_are_left_out(tmp_path, dtyp
 
 @pytest.mark.parametrize("dtype", ["Int16", "UInt32", "Int32", "Float32"])
 def test_a_palette_for_other_numbers_than_palettes_have_is_refused(tmp_path, dtype):
-    with pytest.raises(
-        UsageError, match=r"palette for \w+ numbers; only uint8 and uint16"
-    ):
+    with pytest.raises(UsageError, match=r"palette for \w+ numbers; only uint8 and uint16"):
         open_raster(painted(tmp_path, dtype, 4))

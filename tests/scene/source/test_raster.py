@@ -695,7 +695,8 @@ class TestStrangersFiles:
                 file.write(np.random.default_rng(0).integers(0, 256, (4096, 4096), np.uint8), 1)
             if refused:
                 with pytest.raises(
-                    SourceError, match=r"4096 x 4096 pixels and 83\.9 MB; at most .* may be decoded at once"
+                    SourceError,
+                    match=r"4096 x 4096 pixels and 83\.9 MB; at most .* may be decoded at once",
                 ):
                     open_raster(path, self.stranger)
             else:

@@ -1,10 +1,9 @@
-"""From finished tiles to one raster file, through GDAL, and nothing of it trusted before it was
-read back.
+"""From finished tiles to one raster file, written through GDAL and read back before it is trusted.
 
-GeoTIFF is written straight from the tiles, each block once. COG, PNG and JPEG are copied by their
-GDAL drivers from a GeoTIFF. The overviews of a COG are computed here, from the level above, rather
-than by GDAL: so every pixel of every level is known before it is written, and a level that a full
-disk swallowed is seen. One thread, one order: equal tiles, equal bytes.
+GeoTIFF is written directly from the tiles, each block once. COG, PNG and JPEG are copied by GDAL
+from a temporary GeoTIFF. Overviews of a COG are computed here, from the level above, so every pixel
+of every level is known before it is written, and a level lost on a full disk is detected. Tiles are
+written by one thread in one order: equal tiles give equal bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from repmamba.scene.result.overviews import halved
 from repmamba.scene.result.readback import (
     GDAL_FAILURES,
     OWN_FILES,
-    Look,
+    Inspect,
     Overlaps,
     PartProgress,
     band_means,
@@ -52,31 +51,29 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 WRITING = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
-# folders in the working folder: of the result, and of what it is copied from
+# folders in the working folder: for the result, and for the file it is copied from
 WHOLE, PARTS = "whole", "parts"
-SQUARE = 1024  # hr pixels, edge of what is written at once where tiles do not end on block edges
-CACHE = 48 << 20  # bytes of decoded tiles kept there
-# grey levels by which a lossy format may differ on average; a lost block differs by more
+SQUARE = 1024  # hr pixels, edge of a write where tiles do not end on block edges
+CACHE = 48 << 20  # bytes of decoded tiles to keep
+# largest mean difference of a lossy format, in grey levels; a lost block differs by more
 LOSSY_ERROR = 24.0
-NOT_WRITABLE = {"bidx", "ns"}  # names of tags
-# bytes; where no more is free, a file that GDAL lost pixels of was lost to a full disk
+NOT_WRITABLE = {"bidx", "ns"}  # names of tags that are arguments of update_tags
+# bytes; with less free space, lost pixels are blamed on a full disk
 ALMOST_FULL = 16 << 20
 
 
 class Mosaic:
-    """The finished tiles as one raster, read by any window. Keeps a few decoded tiles; not
-    thread-safe.
-    """
+    """The finished tiles as one raster, read by window. Caches some tiles; not thread-safe."""
 
     def __init__(self, journal: Journal, profile: OutputProfile) -> None:
         self._journal, self._profile = journal, profile
         self.windows: Sequence[Window] = journal.layout.tiles
         self._overlaps = Overlaps(self.windows)
-        self.pieces: dict[int, Piece] = {}  # of every tile that was read so far
+        self.pieces: dict[int, Piece] = {}  # of the tiles read so far
         self._kept: OrderedDict[int, TilePixels] = OrderedDict()
 
     def read(self, window: Window) -> TilePixels:
-        """The pixels of a window, and the mask where the profile has one."""
+        """The pixels of a window, and the mask if the profile has one."""
         rows = np.empty((window.height, self._profile.count, window.width), self._profile.dtype)
         valid = np.ones((window.height, window.width), bool) if self._profile.mask else None
         for index in self._overlaps.indices(window):
@@ -90,7 +87,7 @@ class Mosaic:
         return TilePixels(rows, valid)
 
     def tile(self, index: int) -> TilePixels:
-        """One tile, its bytes checked."""
+        """One tile, its bytes verified."""
         if index in self._kept:
             self._kept.move_to_end(index)
             return self._kept[index]
@@ -114,7 +111,7 @@ def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A whole file, read back and found right, not yet at its place."""
+    """A complete file that was read back and verified, not yet at the target."""
 
     path: Path
     sidecars: tuple[Path, ...]
@@ -124,11 +121,9 @@ class Assembled:
 def assemble(
     folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: PartProgress
 ) -> Assembled:
-    """Write the result under its name into a folder inside folder, bring it to the disk, and check
-    all of it.
+    """Write the result into a folder inside `folder`, sync it to disk and verify all of it.
 
-    Raises NoSpace, TargetError, VerificationError; whatever was written is then removed, the
-    finished tiles stay.
+    Raises NoSpace, TargetError, VerificationError; then the file is removed and the tiles stay.
     """
     clear_drafts(folder)
     whole = folder / WHOLE
@@ -153,24 +148,21 @@ def assemble(
 
 
 def clear_drafts(folder: Path) -> None:
-    """Remove what a killed run left of a result in a working folder, and not its tiles."""
+    """Remove incomplete results that a killed run left in a working folder; tiles stay."""
     for name in (WHOLE, PARTS):
         durable.remove(folder / name)
 
 
 @contextmanager
 def gdal_errors(path: Path) -> Iterator[None]:
-    """What GDAL says and what a reader finds while path is assembled, as NoSpace, TargetError,
-    VerificationError.
-    """
+    """Turn errors while path is assembled into NoSpace, TargetError, VerificationError."""
     try:
         yield
     except VerificationError as damage:
         if (free := durable.free_bytes(path.parent.parent)) < ALMOST_FULL:
             raise NoSpace(
                 f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
-                "All tiles are kept: "
-                "make room and run the same command again."
+                "All tiles are kept: free space and run the same command again."
             ) from damage
         raise
     except RepmambaError:
@@ -180,8 +172,7 @@ def gdal_errors(path: Path) -> Iterator[None]:
         if free < ALMOST_FULL or getattr(error, "errno", None) in durable.FULL:
             raise NoSpace(
                 f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
-                "All tiles are kept: "
-                "make room and run the same command again."
+                "All tiles are kept: free space and run the same command again."
             ) from error
         raise TargetError(
             f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same "
@@ -219,7 +210,7 @@ def _write_cog(
         levels = [_base_level(profile, mosaic)]
         files = [base]
         while max(levels[-1].width, levels[-1].height) > int(options["BLOCKSIZE"]):
-            # GDAL takes level.tif.ovr.ovr for the second overview of level.tif
+            # GDAL reads level.tif.ovr.ovr as the second overview of level.tif
             files.append(Path(f"{files[-1]}.ovr"))
             levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
         _check_intermediates(files, levels, profile)
@@ -237,12 +228,12 @@ def _write_copy(
     parts = path.parent.parent / PARTS
     parts.mkdir()
     base = parts / "level.tif"
-    described = profile if profile.has_place else replace(profile, tags={"": _told_inside(profile)})
+    described = profile if profile.has_place else replace(profile, tags={"": _tags_inside(profile)})
     try:
         _write_tiff(
             base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done)
         )
-        # Side-car files only where there is a place to keep: no .aux.xml beside every picture.
+        # A side-car file only for georeferencing: no .aux.xml beside every picture.
         pam = "YES" if profile.has_place else "NO"
         text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
         with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
@@ -259,10 +250,8 @@ def _write_copy(
     return (_base_level(profile, mosaic),)
 
 
-def _told_inside(profile: OutputProfile) -> dict[str, str]:
-    """The tags by which a picture without a side-car says what it is: a PNG by its text, a JPEG by
-    its EXIF.
-    """
+def _tags_inside(profile: OutputProfile) -> dict[str, str]:
+    """The tags that a picture without side-car file carries: PNG as text, JPEG in EXIF."""
     tags = profile.tags.get("", {})
     own = {name: text for name, text in tags.items() if name.startswith("SUPER_RESOL")}
     if profile.format == "PNG" or not own:
@@ -274,8 +263,7 @@ _WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG"
 
 
 def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
-    # 256 x rows blocks: for a reader that goes line by line, a row of blocks must fit into GDAL's
-    # cache.
+    # Blocks of 256 x rows: when read line by line, a row of blocks must fit into GDAL's cache.
     big = "YES" if raw_bytes(profile) > 2 << 30 else "NO"
     interleave = "PIXEL" if profile.count <= 4 else "BAND"
     colours = "RGB" if profile.colorinterp[:3] == ("red", "green", "blue") else "MINISBLACK"
@@ -332,8 +320,7 @@ def _write_tiff(
 def _writing_order(
     tiles: Sequence[Window], width: int, height: int, options: Mapping[str, str]
 ) -> tuple[Window, ...]:
-    # A block that two windows share is compressed, written, read, and written again elsewhere: so
-    # none is shared.
+    # A block shared by two windows would be written, read and written again, so none is shared.
     block_height, block_width = int(options["BLOCKYSIZE"]), int(options["BLOCKXSIZE"])
     if all(_on_blocks(tile, block_height, block_width, width, height) for tile in tiles):
         return tuple(tiles)
@@ -352,17 +339,15 @@ def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, he
 
 
 def _describe(dataset: Any, profile: OutputProfile) -> None:
-    # Before the first block: what comes later makes GDAL write the directory a second time, at the
-    # end of the file.
+    # Before the first block; later changes make GDAL write the directory again at the end.
     dataset.colorinterp = tuple(ColorInterp[name] for name in profile.colorinterp)
     for namespace, tags in (
         profile.tags if profile.format == "GTiff" else _folded(profile.tags)
     ).items():
         if profile.gcps is not None and namespace == "":
-            # GDAL 3.10 moves control points by a pixel between writing and reading when
-            # AREA_OR_POINT is Point.
+            # With AREA_OR_POINT=Point, GDAL 3.10 shifts control points by a pixel.
             tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
-        _tell(dataset, 0, namespace, tags)
+        _write_tags(dataset, 0, namespace, tags)
     for band, (text, spaces) in enumerate(
         zip(profile.descriptions, profile.band_tags, strict=True), start=1
     ):
@@ -370,7 +355,7 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
             dataset.set_band_description(band, text)
         for namespace, tags in (spaces if profile.format == "GTiff" else _folded(spaces)).items():
             if tags:
-                _tell(dataset, band, namespace, tags)
+                _write_tags(dataset, band, namespace, tags)
     if set(profile.scales) != {1.0} or set(profile.offsets) != {0.0}:
         dataset.scales, dataset.offsets = profile.scales, profile.offsets
     if any(profile.units):
@@ -382,14 +367,10 @@ def _describe(dataset: Any, profile: OutputProfile) -> None:
         dataset.update_tags(ns="RPC", **profile.rpcs)
 
 
-def _tell(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> None:
-    """Write tags of a band, or with 0 of the whole; those named like an argument of rasterio's
-    cannot be.
-    """
+def _write_tags(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> None:
+    """Write tags of a band, or with 0 of the dataset, except those in NOT_WRITABLE."""
     if lost := sorted(NOT_WRITABLE & tags.keys()):
-        logger.warning(
-            "The tags named %s are left out: they cannot be written.", " and ".join(lost)
-        )
+        logger.warning("Tags named %s cannot be written and are left out.", " and ".join(lost))
     where = {"ns": namespace} if namespace else {}
     dataset.update_tags(
         band, **where, **{name: text for name, text in tags.items() if name not in NOT_WRITABLE}
@@ -397,9 +378,7 @@ def _tell(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> N
 
 
 def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Tags as a copy by GDAL keeps them: it takes the default namespace alone, so others go there
-    as NAMESPACE.NAME.
-    """
+    """Tags as NAMESPACE.NAME in the default namespace, the only one that a GDAL copy keeps."""
     folded = dict(spaces.get("", {}))
     for namespace, tags in spaces.items():
         if namespace and not namespace.startswith("xml:"):
@@ -416,7 +395,7 @@ def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
 
 
 def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfile) -> Level:
-    """Half the resolution of the file above, in a file of its own, and what it holds."""
+    """Write half the resolution of the file above to path, and return what it holds."""
     width, height = -(-level.width // 2), -(-level.height // 2)
     shape = {"width": width, "height": height, "count": profile.count, "dtype": profile.dtype}
     pieces = []
@@ -442,8 +421,7 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
 def _check_intermediates(
     files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile
 ) -> None:
-    # Overviews were made from files that GDAL wrote: what it lost there would be passed on as if it
-    # had been computed.
+    # Overviews are computed from files that GDAL wrote, so losses there would go unnoticed.
     for number, (file, level) in enumerate(zip(files, levels, strict=True)):
         with open_level(file) as dataset:
             windows = [piece.window for piece in level.pieces]
@@ -465,9 +443,7 @@ def _read_back(
     mosaic: Mosaic,
     progress: PartProgress,
 ) -> tuple[Level, ...]:
-    """The levels as a second reader finds them. Raises VerificationError where they are not what
-    was to be written.
-    """
+    """The levels as read from the file. Raises VerificationError if they differ from expected."""
     chosen, lossless = FORMATS[profile.format], is_lossless(profile)
     found_levels = []
     for number, level in enumerate(expected):
@@ -476,7 +452,7 @@ def _read_back(
                 raise VerificationError(
                     f"Level {number} of {path.name} has another size than was written."
                 )
-            look = (
+            inspect = (
                 None
                 if lossless or number
                 else _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
@@ -489,7 +465,7 @@ def _read_back(
                     mask=profile.mask,
                     lossless=lossless,
                     one_pass=chosen.one_pass,
-                    look=look,
+                    inspect=inspect,
                     progress=progress if number == 0 else None,
                 )
             )
@@ -498,14 +474,15 @@ def _read_back(
                 raise VerificationError(
                     f"Tile {index} of level {number} of {path.name} did not reach the disk."
                 )
-            # WebP makes its own colours of what is transparent
-            told = slice(-1 if profile.has_alpha else 0, None)
-            # lossless: no means
-            if not np.allclose(wanted.means[told], piece.means[told], rtol=0, atol=LOSSY_ERROR):
+            # WebP changes the colours of transparent pixels
+            compared = slice(-1 if profile.has_alpha else 0, None)
+            # Lossless pieces have no means.
+            if not np.allclose(
+                wanted.means[compared], piece.means[compared], rtol=0, atol=LOSSY_ERROR
+            ):
                 raise VerificationError(
                     f"Tile {index} of level {number} of {path.name} has other means than the "
-                    "result: lost on the way "
-                    "to the disk, or compressed too strongly."
+                    "result: it was lost on the way to the disk or compressed too strongly."
                 )
         found_levels.append(Level(level.width, level.height, found))
         if chosen.driver in ("GTiff", "COG"):
@@ -517,12 +494,10 @@ def _read_back(
     return tuple(found_levels)
 
 
-def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Look:
-    """Looks at what is read of a lossy file. Raises VerificationError where it is not near the
-    result.
-    """
+def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Inspect:
+    """A check for lossy files. Raises VerificationError where the error is too large."""
 
-    def look(part: Window, rows: NDArray[Any], _: NDArray[np.bool_] | None) -> None:
+    def inspect(part: Window, rows: NDArray[Any], _: NDArray[np.bool_] | None) -> None:
         wanted = mosaic.read(part).rows
         errors = np.abs(rows.astype(np.float32) - wanted)
         if has_alpha:
@@ -530,11 +505,11 @@ def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Look:
         if (error := errors.mean()) > LOSSY_ERROR:
             raise VerificationError(
                 f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the "
-                f"result by {error:.0f} "
-                "grey levels on average: lost on the way to the disk, or compressed too strongly."
+                f"result by {error:.0f} grey levels on average: it was lost on the way to the disk "
+                "or compressed too strongly."
             )
 
-    return look
+    return inspect
 
 
 def _check_description(path: Path, profile: OutputProfile) -> None:
@@ -566,19 +541,17 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
         ]
     if wrong:
         raise VerificationError(
-            f"{path.name} does not say what it was told to say: {'; '.join(wrong)}."
+            f"{path.name} does not have the metadata that were written: {'; '.join(wrong)}."
         )
 
 
 def _as_held(nodata: float | None, dtype: str) -> float | None:
-    """Nodata as pixels of this type can have it: -3.40282e+38 is not a float32."""
+    """Nodata rounded to the type: -3.40282e+38 is not exactly a float32."""
     return None if nodata is None else float(np.dtype(dtype).type(nodata))
 
 
 def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlPoint]) -> bool:
-    """Whether control points came back, as exactly as a side-car has them: 4 decimals of a pixel,
-    13 digits of x, y.
-    """
+    """Whether GCPs match to side-car precision: 4 decimals of pixels, 13 digits of x, y."""
     return len(points) == len(found) and all(
         np.allclose((one.row, one.col), (other.row, other.col), rtol=0, atol=1e-4)
         and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
@@ -598,9 +571,7 @@ def _extent(transform: Affine) -> float:
 
 
 def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:
-    """What GDAL put beside the file (.aux.xml), and a world file for programs that know no other
-    place.
-    """
+    """The .aux.xml that GDAL wrote, and a world file for programs that read nothing else."""
     world, transform = FORMATS[profile.format].world, profile.grid.transform
     if world is not None and transform is not None:
         durable.write_synced(path.with_suffix(world), world_file(transform).encode())

@@ -1,8 +1,6 @@
-"""The blocks of an input that could not be read and are taken as missing, noted in the working
-folder of the job.
+"""The unreadable blocks of an input that count as missing, recorded in the job's working folder.
 
-A run that goes on does not read the tiles of an earlier one again, and still counts what was
-missing in them.
+A resumed run does not read the finished tiles again, but still counts their missing pixels.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ from repmamba.tiles.window import Window
 
 
 class CorruptBlocks:
-    """All blocks, lr, that any run of a job met."""
+    """All unreadable blocks, in lr pixels, that any run of a job found."""
 
     def __init__(self, folder: Path) -> None:
         self._note = folder / "corrupt.json"
         self._met = {Window(*block) for block in read_note(self._note) or ()}
 
     def add(self, blocks: Iterable[Window]) -> None:
-        """Make them durable; to be called before a tile that reaches into them is."""
+        """Record blocks on disk. Call it before a tile that contains them is recorded."""
         if new := set(blocks) - self._met:
             self._met |= new
             noted = sorted([block.row, block.col, block.height, block.width] for block in self._met)
@@ -33,5 +31,5 @@ class CorruptBlocks:
 
     @property
     def pixels(self) -> int:
-        """How many pixels lie in them."""
+        """Number of pixels in these blocks."""
         return sum(block.height * block.width for block in self._met)

@@ -1,7 +1,7 @@
-"""A trial of creation options: a few small blocks are written with them, in memory, and read again.
+"""A trial of creation options: a small raster is written with them in memory and read again.
 
-Options that exclude each other are many, differ among GDAL's versions, and show when a file is
-made: which would be after every tile is computed. Here they show in a few milliseconds, before the
+Many options exclude each other, this differs between GDAL versions, and GDAL only reports it when
+it creates the file, after all tiles are computed. A trial finds it in milliseconds, before the
 first.
 """
 
@@ -24,18 +24,15 @@ from repmamba.scene.result.readback import GDAL_FAILURES, OWN_FILES
 from repmamba.scene.source.grid import Grid
 
 NAME = "trial"  # of the files in memory
-EDGE = 96  # pixels, of more than one block
-# grey levels on average that no compression changes, of numbers of 100 or more; lost blocks read as
-# 0
+EDGE = 96  # pixels, more than one block
+# mean difference that no compression causes in numbers of 100 or more; lost blocks read as 0
 LOST = 60.0
-# blocks asked for may take 4096 x 4096
+# the options may ask for blocks of 4096 x 4096
 SMALL_BLOCKS = {"BLOCKXSIZE": "64", "BLOCKYSIZE": "64", "BLOCKSIZE": "128"}
 
 
 def check_options(profile: OutputProfile) -> None:
-    """Raise UsageError where GDAL does not take the profile's creation options for its type and
-    bands.
-    """
+    """Raise UsageError if GDAL rejects the creation options for the profile's type and bands."""
     asked = ", ".join(f"{name}={value}" for name, value in profile.creation)
     try:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES):
@@ -47,13 +44,12 @@ def check_options(profile: OutputProfile) -> None:
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
-            f"{asked or 'its usual options'} ({fault}): leave out or change what was asked for "
-            "with creation=."
+            f"{asked or 'the default options'} ({fault}): change or remove creation=."
         )
 
 
 def _fault(profile: OutputProfile) -> str | None:
-    """What is wrong with a small file as it is read again; None when nothing is."""
+    """What is wrong with the small file as read back; None if nothing is."""
     chosen, options = FORMATS[profile.format], creation_options(profile)
     options |= {name: edge for name, edge in SMALL_BLOCKS.items() if name in options}
     pattern = _pattern(profile)
@@ -65,10 +61,10 @@ def _fault(profile: OutputProfile) -> str | None:
         with opened((first if direct else second).name) as file:
             found = file.read()
             if (file.count, file.dtypes[0]) != (profile.count, profile.dtype):
-                return f"it comes back as {file.count} bands of {file.dtypes[0]}"
+                return f"it reads back as {file.count} bands of {file.dtypes[0]}"
             error = np.abs(found.astype(np.float64) - pattern)
             if error.max() > 0 if is_lossless(profile) else error.mean() > LOST:
-                return "its pixels do not come back"
+                return "its pixels read back differently"
     return None
 
 
@@ -84,6 +80,6 @@ def _write(
 
 
 def _pattern(profile: OutputProfile) -> NDArray[Any]:
-    """Numbers that every type holds and no loss makes look like 0: (count, EDGE, EDGE)."""
+    """Values (count, EDGE, EDGE) that fit every type and that no lossy compression turns into 0."""
     ramp = np.linspace(100, 120, EDGE).astype(profile.dtype)
     return np.broadcast_to(ramp, (profile.count, EDGE, EDGE))

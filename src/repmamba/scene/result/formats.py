@@ -1,8 +1,8 @@
-"""The table of output formats: what each can hold, and how it is asked to store it.
+"""The table of output formats: what each can hold, and its creation options.
 
-To add a raster format that GDAL writes is to add a line to FORMATS. Creation options are a table
-too, rather than whatever GDAL lets pass: it only logs what it does not know, and some of its
-options would undo what the writer promises (threads that lose errors, blocks left out on purpose).
+To add a raster format that GDAL writes, add an entry to FORMATS. Creation options are in tables
+too, because GDAL only logs unknown ones, and some would break what the writer guarantees (threads
+that lose errors, sparse blocks).
 """
 
 from __future__ import annotations
@@ -15,42 +15,41 @@ from repmamba.errors import TargetError, UsageError
 from repmamba.scene.result.output import OutputProfile
 
 _ANY_TYPE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-# bytes of pixels from which a TIFF gets 64-bit offsets: compression can fail to shrink, at worst
-# grow
+# bytes of pixels from which a TIFF gets 64-bit offsets, since compression can also enlarge it
 _BIG = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A creation option that takes one of some words."""
+    """A creation option with a fixed set of values."""
 
     words: tuple[str, ...]
 
     def explain(self) -> str:
-        """What it takes, for an error's text."""
+        """The accepted values, for error messages."""
         return "one of " + ", ".join(self.words)
 
     def takes(self, value: str) -> bool:
-        """Whether a value may stand there; upper or lower case."""
+        """Whether a value is accepted, in upper or lower case."""
         return value.upper() in self.words
 
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A creation option that takes a whole number, a multiple of step."""
+    """A creation option that takes an integer, a multiple of step."""
 
     least: int
     most: int
     step: int = 1
 
     def explain(self) -> str:
-        """What it takes, for an error's text."""
+        """The accepted values, for error messages."""
         return f"a whole number from {self.least} to {self.most}" + (
             f", a multiple of {self.step}" * (self.step > 1)
         )
 
     def takes(self, value: str) -> bool:
-        """Whether a value may stand there."""
+        """Whether a value is accepted."""
         return (
             value.isdecimal()
             and self.least <= int(value) <= self.most
@@ -60,75 +59,71 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A creation option that changes nothing by these words: it is taken, and GDAL does not get
-    it.
-    """
+    """A creation option that has no effect with these values: accepted, but not passed to GDAL."""
 
     words: tuple[str, ...]
     or_number: bool = False
 
     def explain(self) -> str:
-        """What it takes, for an error's text."""
+        """The accepted values, for error messages."""
         return "one of " + ", ".join(self.words) + (" or a whole number" * self.or_number)
 
     def takes(self, value: str) -> bool:
-        """Whether a value may stand there; upper or lower case."""
+        """Whether a value is accepted, in upper or lower case."""
         return value.upper() in self.words or (self.or_number and value.isdecimal())
 
 
 Option = OneOf | Integer | Ignored
 _YES_NO = OneOf(("YES", "NO"))
-DEFLATE_LEVEL = "4"  # against GDAL's 6, a file of imagery is 4 % larger and takes half the time
+DEFLATE_LEVEL = "4"  # 4 % larger than GDAL's 6, in half the time
 _COMPRESSIONS = OneOf(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
-# compressions of uint8 alone -> numbers of bands
+# compressions for uint8 only -> numbers of bands
 _OF_PICTURES = {"JPEG": (1, 3, 4), "WEBP": (3, 4)}
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One output format. Sizes are in pixels; creation options are GDAL's."""
+    """One output format. Sizes are in pixels; creation options are those of GDAL."""
 
     name: str
     driver: str
     suffixes: tuple[str, ...]
     dtypes: tuple[str, ...]
-    colours: range  # numbers of bands, alpha left out
-    largest: int  # edge
+    colours: range  # numbers of bands, without alpha
+    largest: int  # width or height
     lossless: bool  # with the default options
-    nodata: bool  # can declare a nodata value; its pixels keep it exactly where nothing is lost
-    mask: bool  # can carry a mask beside its bands
+    nodata: bool  # can declare a nodata value
+    mask: bool  # can hold a mask besides the bands
     alpha: bool
-    # carries transform and CRS inside; else they go into side-car files (.aux.xml and a world file)
+    # holds transform and CRS; else they go into side-car files (.aux.xml and a world file)
     placed: bool
-    one_pass: bool  # GDAL writes it from a whole raster only, and reads it from top to bottom only
+    one_pass: bool  # GDAL only writes it from a whole raster, and only reads it from top to bottom
     world: str | None  # suffix of the world file
-    # disk that assembling takes at most, times the finished tiles: intermediates and the file
-    # itself
+    # most disk space for assembling (temporary files and result), as a multiple of the tiles
     room: float
     options: Mapping[str, Option]
 
     @property
     def is_picture(self) -> bool:
-        """Whether three bands are red, green and blue by their order alone."""
+        """Whether viewers take three bands as red, green and blue, whatever they are."""
         return not self.placed
 
     def holds(self, profile: OutputProfile) -> str | None:
-        """None if it can hold the profile, else what it cannot."""
+        """None if it can hold the profile, else what it cannot hold."""
         grid = profile.grid
         if profile.dtype not in self.dtypes:
             return f"{profile.dtype} pixels"
         if profile.count - profile.has_alpha not in self.colours or (
             profile.has_alpha and not self.alpha
         ):
-            # PNG takes the second of two bands, and the fourth of four, for alpha, whatever they
-            # are.
+            # PNG always reads the second of two bands and the fourth of four as alpha.
             return (
                 f"{profile.count} bands of which {'one' if profile.has_alpha else 'none'} is alpha"
             )
         if max(grid.width, grid.height) > self.largest:
             return f"{grid.width} x {grid.height} pixels"
         if profile.mask and not self.mask:
-            return "a mask beside the bands"
+            return "a mask besides the bands"
         if profile.nodata is not None and not self.nodata:
             return "a nodata value"
         if profile.nodata is not None and not _keeps_pixels(self, _asked(profile)):
@@ -141,7 +136,7 @@ _BOOLEANS = {
     **dict.fromkeys(("FALSE", "OFF", "0"), "NO"),
 }
 _IGNORED: dict[str, Option] = {
-    # GDAL's threads would lose errors, and change no byte
+    # GDAL's threads lose errors, and do not change the result
     "NUM_THREADS": Ignored(("ALL_CPUS",), or_number=True),
     "STATISTICS": Ignored(("AUTO", "NO")),
 }
@@ -166,7 +161,7 @@ _TIFF_OPTIONS: dict[str, Option] = {
     "SPARSE_OK": Ignored(("NO",)),
     "TFW": Ignored(("NO",)),
     "PROFILE": Ignored(("GDALGEOTIFF",)),
-    # a result is made of tiles, and has no source with overviews
+    # a result has no source file with overviews
     "COPY_SRC_OVERVIEWS": Ignored(("YES", "NO")),
     "STREAMABLE_OUTPUT": Ignored(("NO",)),
 }
@@ -252,15 +247,13 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(target: Path, asked: str | None = None) -> Format:
-    """The format asked for by name (case does not matter), else the one that the target's name ends
-    like.
-    """
+    """The format with this name (in any case), or else that of the target's suffix."""
     if asked is not None:
         for entry in FORMATS.values():
             if entry.name.lower() == asked.lower():
                 return entry
         raise UsageError(
-            f"There is no output format '{asked}'; choose one of {', '.join(FORMATS)}."
+            f"There is no output format '{asked}': choose one of {', '.join(FORMATS)}."
         )
     name = target.name.lower()
     matches = [
@@ -272,15 +265,14 @@ def format_of(target: Path, asked: str | None = None) -> Format:
     if not matches:
         known = ", ".join(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
         raise UsageError(
-            f"{target.name} does not say its format; end it in one of {known}, or give format=."
+            f"{target.name} does not end in the suffix of a format: use one of {known}, or give "
+            "format=."
         )
     return max(matches, key=lambda match: len(match[0]))[1]
 
 
 def check_fit(profile: OutputProfile) -> None:
-    """Raise TargetError if the profile's format cannot hold it, naming those that can; UsageError
-    for its options.
-    """
+    """Raise TargetError if the format cannot hold the profile, UsageError for its options."""
     chosen = FORMATS[profile.format]
     if (misfit := chosen.holds(profile)) is not None:
         others = (replace(profile, format=name, creation=()) for name in FORMATS)
@@ -288,25 +280,23 @@ def check_fit(profile: OutputProfile) -> None:
         raise TargetError(
             f"{chosen.name} cannot hold {misfit}. "
             + (
-                f"These can: {', '.join(able)} (choose by the name's ending or format=)."
+                f"These can: {', '.join(able)} (choose one by the suffix or with format=)."
                 if able
-                else "No format can."
+                else "No other format can either."
             )
         )
     creation_options(profile)
 
 
 def creation_options(profile: OutputProfile) -> dict[str, str]:
-    """Every creation option that GDAL gets: defaults for the profile, then what the user asked.
-    Raises UsageError.
-    """
+    """The creation options for GDAL: defaults, then those asked for. Raises UsageError."""
     chosen = FORMATS[profile.format]
     asked = _asked(profile)
     for name, value in asked.items():
         option = chosen.options.get(name)
         if option is None:
             raise UsageError(
-                f"{chosen.name} has no creation option {name} here; it has "
+                f"The creation option {name} of {chosen.name} is not supported; these are: "
                 f"{', '.join(sorted(chosen.options))}."
             )
         if not option.takes(value):
@@ -326,27 +316,26 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
         counts = ", ".join(map(str, _OF_PICTURES[compression]))
         raise UsageError(
             f"COMPRESS={compression} takes {counts} bands of uint8, not {profile.count} of "
-            f"{profile.dtype}; "
-            "DEFLATE and ZSTD take all."
+            f"{profile.dtype}: use DEFLATE or ZSTD."
         )
     if compression == "WEBP" and options.get("INTERLEAVE") == "BAND":
-        # GDAL warns of it, and then compresses memory that is not the picture's.
-        raise UsageError("COMPRESS=WEBP takes bands side by side alone: leave INTERLEAVE=BAND out.")
+        # GDAL only warns, and then compresses other memory.
+        raise UsageError("COMPRESS=WEBP needs interleaved pixels: leave INTERLEAVE=BAND out.")
     if compression == "WEBP" and profile.alpha not in (None, profile.count - 1):
         raise UsageError(
-            "COMPRESS=WEBP takes alpha as the last band: choose the order with --bands, or another "
-            "one."
+            "COMPRESS=WEBP needs alpha as the last band: change the order with bands=, or use "
+            "another compression."
         )
     if compression == "JPEG" and profile.has_alpha:
         raise UsageError(
-            "COMPRESS=JPEG changes alpha, and with it what is missing; WEBP, DEFLATE and ZSTD keep "
-            "it."
+            "COMPRESS=JPEG would change alpha, and with it which pixels are missing: use WEBP, "
+            "DEFLATE or ZSTD."
         )
     return options
 
 
 def is_lossless(profile: OutputProfile) -> bool:
-    """Whether every pixel comes back as it was given, with the options that were asked for."""
+    """Whether pixels are kept exactly with the options asked for."""
     return _keeps_pixels(FORMATS[profile.format], _asked(profile))
 
 
@@ -358,7 +347,7 @@ def _asked(profile: OutputProfile) -> dict[str, str]:
 
 
 def _usual_word(option: Option | None, value: str) -> str:
-    """YES and NO for what else GDAL takes for them, where an option takes these."""
+    """YES or NO for GDAL's other words for them, if the option takes these."""
     takes_yes_or_no = isinstance(option, OneOf | Ignored) and bool(
         {"YES", "NO"} & set(option.words)
     )
@@ -374,7 +363,7 @@ def _keeps_pixels(chosen: Format, asked: Mapping[str, str]) -> bool:
 
 
 def raw_bytes(profile: OutputProfile) -> int:
-    """The pixels of the result in memory, mask left out."""
+    """Size of the uncompressed pixels in bytes, without mask."""
     size = int("".join(filter(str.isdecimal, profile.dtype))) // 8
     return profile.grid.width * profile.grid.height * profile.count * size
 

@@ -1,6 +1,4 @@
-"""The identity of a job: all that decides the pixels of a result, its hash, and how two of them
-differ.
-"""
+"""The identity of a job: everything that decides the pixels of a result, and its hash."""
 
 from __future__ import annotations
 
@@ -11,30 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-Json: TypeAlias = Any  # what JSON can hold; floats that it cannot (NaN) are spelt out
+Json: TypeAlias = Any  # a JSON value; NaN and infinities are strings
 
 
 def canonical_json(value: Json) -> str:
-    """The one spelling of a value as JSON: keys sorted, no spaces, NaN and infinities as
-    strings.
-    """
-    return json.dumps(_spelt(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """A value as JSON with sorted keys, no spaces, and NaN and infinities as strings."""
+    return json.dumps(_without_nan(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _spelt(value: Json) -> Json:
+def _without_nan(value: Json) -> Json:
     if isinstance(value, Mapping):
-        return {str(key): _spelt(entry) for key, entry in value.items()}
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spelt(entry) for entry in value]
+        return [_without_nan(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
 
 
 def digest128(*parts: bytes | memoryview) -> str:
-    """The first 128 bits of SHA-256, as hex: enough against chance, short enough for a receipt of
-    100 000 tiles.
-    """
+    """The first 128 bits of SHA-256 as hex, to keep receipts of 100 000 tiles small."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -43,26 +37,25 @@ def digest128(*parts: bytes | memoryview) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobIdentity:
-    """What decides every pixel of a result. Equal identities give equal pixels; nothing else is in
-    it.
+    """Everything that decides the pixels of a result: equal identities give equal pixels.
 
-    Values are those of JSON. The way a result is stored (format, compression) is not part of it.
+    Values are JSON values. How a result is stored (format, compression) is not included.
     """
 
     source: Mapping[str, Json]  # the input: name, bytes, digest ... (see source.origin)
-    weights: str  # digest of the network's numbers
+    weights: str  # digest of the network's parameters
     # scale, tile, halo, range, bands, precision ...
     settings: Mapping[str, Json] = field(default_factory=dict)
-    version: str = ""  # of repmamba: another one may compute other pixels
+    version: str = ""  # of repmamba; others may compute other pixels
 
     @property
     def id(self) -> str:
-        """32 hex digits, the hash of all of it."""
+        """The hash of the identity, 32 hex digits."""
         return digest128(canonical_json(self.as_json()).encode())
 
     def as_json(self) -> dict[str, Json]:
-        """All of it as JSON values."""
-        values: dict[str, Json] = _spelt(
+        """The identity as JSON values."""
+        values: dict[str, Json] = _without_nan(
             {
                 "source": self.source,
                 "weights": self.weights,
@@ -74,7 +67,7 @@ class JobIdentity:
 
 
 def differences(before: Json, now: Json, name: str = "") -> list[str]:
-    """Where two JSON values differ, as "name: before -> now", leaf by leaf."""
+    """Where two JSON values differ, as "name: before -> now" for each leaf."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted(before.keys() | now.keys())
         lists = [

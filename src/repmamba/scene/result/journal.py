@@ -1,7 +1,7 @@
-"""The working folder of one job: which tiles are done, so that a stopped run continues.
+"""The working folder of a job: it holds the finished tiles, so that a stopped run can continue.
 
-A job's hash names a folder beside the target, and in it every finished tile is a file of its own.
-Which process may write there is settled elsewhere, in lock.py.
+The folder lies beside the target and is named after the hash of the job. Each finished tile is a
+file in it. lock.py decides which process may write there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ from repmamba.scene.result.tile_file import (
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the working folder and its files; a folder of another one is another job's
+FORMAT = 1  # version of the working folder; a folder of another version belongs to another job
 SUFFIX = ".repmamba"
-LONGEST_NAME = 255  # bytes, on the usual filesystems
+LONGEST_NAME = 255  # bytes, on common filesystems
 
 
 class Journal:
-    """The tiles that are done, in a folder of their own. Thread-safe: any number of threads may
-    record tiles.
-    """
+    """The finished tiles of a job. Thread-safe."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder = folder
@@ -45,9 +43,7 @@ class Journal:
         self._done: set[int] = set()
 
     def open(self, job: JobIdentity) -> None:
-        """Make the folder, or take up what a stopped run of the same job left in it. Raises
-        JobChanged.
-        """
+        """Create the folder, or continue with one of the same job. Raises JobChanged."""
         with storage_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
             durable.sync_folder(self.folder.parent)
@@ -63,28 +59,24 @@ class Journal:
         self._done = {index for index in range(len(self.layout.tiles)) if self._is_done(index)}
 
     def remaining(self) -> list[int]:
-        """The tiles that are not on the disk yet, in order."""
+        """The indices of the tiles that are not on disk yet, in order."""
         with self._guard:
             return [index for index in range(len(self.layout.tiles)) if index not in self._done]
 
     def is_empty(self) -> bool:
-        """Whether the folder has no finished tile; one that an interruption kept from being counted
-        is one too.
-        """
+        """Whether the folder has no finished tile, counting files that were never registered."""
         return not any(self.folder.glob("*.tile"))
 
     def stored_bytes(self) -> int:
-        """What the finished tiles take on the disk."""
+        """Size of the finished tiles on disk."""
         return sum(self.path(index).stat().st_size for index in sorted(self._done))
 
     def path(self, index: int) -> Path:
-        """Where a finished tile lies."""
+        """The file of a finished tile."""
         return self.folder / f"{index:06d}.tile"
 
     def record(self, index: int, pixels: TilePixels) -> None:
-        """Make a tile durable. A second arrival must bring the same bytes: VerificationError if it
-        does not.
-        """
+        """Write a tile durably. Raises VerificationError if it differs from an earlier one."""
         header, payload = encode_tile(self.layout, index, pixels)
         path = self.path(index)
         draft = path.with_name(f"{path.name}.{threading.get_ident()}.part")
@@ -105,9 +97,7 @@ class Journal:
             self._done.add(index)
 
     def read(self, index: int) -> TilePixels:
-        """A finished tile, checked; a damaged one is dropped, so that the next run computes it
-        anew.
-        """
+        """A finished tile, verified. A damaged tile is removed, and the next run recomputes it."""
         try:
             return decode_tile(self.path(index), self.layout, index)
         except VerificationError as damage:
@@ -115,15 +105,14 @@ class Journal:
             with self._guard:
                 self._done.discard(index)
             raise VerificationError(
-                f"{damage} The tile was dropped: run the same command again to compute it anew."
+                f"{damage} The tile was removed: run the same command again to recompute it."
             ) from damage
 
     def _compare(self, path: Path, content: bytes) -> None:
         if path.read_bytes() != content:
             raise VerificationError(
-                f"{path.name} was computed twice with different results. A result must not depend "
-                "on when or where "
-                "a tile is computed; nothing was replaced. Please report this."
+                f"{path.name} was computed twice with different results, which must not happen. "
+                "The first one was kept. Please report this."
             )
 
     def _is_done(self, index: int) -> bool:
@@ -133,51 +122,45 @@ class Journal:
         try:
             read_header(path, self.layout, index)
         except VerificationError as damage:
-            logger.warning("%s It is computed anew.", damage)
+            logger.warning("%s It will be recomputed.", damage)
             durable.remove(path)
             return False
         return True
 
 
 def storage_errors(path: Path) -> AbstractContextManager[None]:
-    """What the system says while a file of a run is written, as NoSpace or TargetError; and that
-    the run goes on.
-    """
+    """Turn system errors while files of a run are written into NoSpace or TargetError."""
     return durable.write_errors(
-        path, "What is finished is kept: the same command continues once this is mended."
+        path, "Finished tiles are kept: the same command continues once this is fixed."
     )
 
 
 def work_folder(target: Path, job_id: str) -> Path:
-    """The working folder of a job at a target: hidden, beside it, on the same filesystem."""
+    """The working folder of a job: hidden, beside the target, on the same filesystem."""
     return target.with_name(f".{target.name}.{job_id[:16]}{SUFFIX}")
 
 
 def check_name(target: Path) -> None:
-    """Raise TargetError for a name that no file can have, or that leaves no room for its working
-    folder's.
-    """
+    """Raise TargetError if the name is not valid or too long for the working folder."""
     try:
         path = Path(os.path.realpath(target))
         longest = len(work_folder(path, "0" * 16).name.encode())
         os.fspath(path).encode()
     except ValueError as error:
         raise TargetError(
-            f"{target} is no name in UTF-8, as GDAL wants it ({error}): choose another one."
+            f"{target} is not valid UTF-8, which GDAL requires ({error}): choose another name."
         ) from error
     if longest > LONGEST_NAME:
         length = len(path.name.encode())
         raise TargetError(
-            f"The name of the output, {path.name}, has {length} bytes, and at most "
-            f"{LONGEST_NAME - longest + length} "
-            "leave room for that of its working folder: choose a shorter one."
+            f"The output name {path.name} has {length} bytes; at most "
+            f"{LONGEST_NAME - longest + length} leave room for the name of its working folder: "
+            "choose a shorter one."
         )
 
 
 def other_jobs(target: Path, job_id: str) -> list[Path]:
-    """Working folders that runs of other jobs left at the same target, in the order of their
-    names.
-    """
+    """Working folders that runs of other jobs left at this target, sorted by name."""
     name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(SUFFIX))
     folders = [
         path for path in target.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()
@@ -186,7 +169,7 @@ def other_jobs(target: Path, job_id: str) -> list[Path]:
 
 
 def read_note(path: Path) -> Json | None:
-    """The job.json of a working folder; None where there is none that can be read."""
+    """The content of a JSON file in a working folder; None if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -194,9 +177,7 @@ def read_note(path: Path) -> Json | None:
 
 
 def refuse_changed_job(target: Path, job: JobIdentity, others: Sequence[Path]) -> None:
-    """Raise JobChanged: a stopped run at this target had another input, other weights or other
-    settings.
-    """
+    """Raise JobChanged: a stopped run at this target had other input or settings."""
     latest = max(others, key=lambda folder: folder.stat().st_mtime)
     note = read_note(latest / "job.json") or {}
     raise JobChanged(_changed(latest, differences(note.get("job", {}), job.as_json())))
@@ -205,6 +186,6 @@ def refuse_changed_job(target: Path, job: JobIdentity, others: Sequence[Path]) -
 def _changed(folder: Path, unlike: Sequence[str]) -> str:
     return (
         f"A stopped run left {folder}, and since then this changed: {'; '.join(unlike)}. "
-        "Run it as before to continue it, or start anew with restart=True (the folder stays, and "
-        "may be deleted)."
+        "Repeat the earlier command to continue it, or start again with restart=True (the folder "
+        "stays and may be deleted)."
     )

@@ -1,6 +1,4 @@
-"""The lock of a target: at most one process writes it. The operating system ends the lock with its
-process.
-"""
+"""The lock of a target: one process writes it at a time. The system releases it when that exits."""
 
 from __future__ import annotations
 
@@ -17,11 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class TargetLock:
-    """At most one process works on a target. A dead process holds nothing: the system releases what
-    it held.
+    """A lock on a target, held by at most one process and released when that process ends.
 
-    was_left: whether acquire() found the file of a process that was killed, which could not remove
-    it.
+    was_left: whether acquire() found the file of a killed process, which could not remove it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -31,11 +27,11 @@ class TargetLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is ours now."""
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def acquire(self) -> None:
-        """Take it, or raise TargetError that names the holder."""
+        """Acquire the lock, or raise TargetError that names the holder."""
         while self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             if not _lock(descriptor):
@@ -43,12 +39,11 @@ class TargetLock:
                 os.close(descriptor)
                 raise TargetError(
                     f"Another repmamba ({holder or 'just started'}) is writing the same file "
-                    f"({self.path} is locked). "
-                    "Wait for it, or stop it and run this again."
+                    f"({self.path} is locked): wait for it, or stop it and run this again."
                 )
             if _is_at(descriptor, self.path):
                 self._descriptor = descriptor
-            else:  # the holder before us removed the name between our open and our lock
+            else:  # the previous holder removed the file between our open and our lock
                 os.close(descriptor)
         try:
             self.was_left = os.fstat(self._descriptor).st_size > 0
@@ -59,7 +54,7 @@ class TargetLock:
             raise
 
     def release(self) -> None:
-        """Give it back; harmless when it is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._descriptor is not None:
             durable.remove(self.path)
             os.close(self._descriptor)
@@ -77,7 +72,8 @@ def _lock(descriptor: int) -> bool:
         return False
     except OSError as error:
         logger.warning(
-            "This filesystem has no locks (%s): do not run two jobs on one target.", error.strerror
+            "This filesystem does not support locks (%s): do not run two jobs on one target.",
+            error.strerror,
         )
     return True
 

@@ -1,6 +1,4 @@
-"""OutputProfile: everything that the file at the target will be, decided before the first pixel. A
-value, no I/O.
-"""
+"""OutputProfile: everything about the file at the target, decided before the first pixel."""
 
 from __future__ import annotations
 
@@ -18,12 +16,10 @@ Tags = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class OutputProfile:
-    """The result as a file. Per-band fields have `count` entries each, the first for band 1; empty
-    ones are filled in.
+    """The result as a file. Per-band fields have `count` entries; empty ones get defaults.
 
-    Missing pixels are told by a mask written beside the bands (mask=True), else by an alpha band
-    (the first that colorinterp calls so), else by nodata (its value stands in the data). What no
-    field says is left to the format's defaults.
+    Missing pixels are marked by a mask beside the bands (mask=True), else by an alpha band (the
+    first that colorinterp names), else by the nodata value in the data.
     """
 
     format: str  # a name of scene.result.formats.FORMATS
@@ -32,7 +28,7 @@ class OutputProfile:
     dtype: str  # NumPy's name
     nodata: float | None = None
     mask: bool = False
-    # what stands where a band alone is missing, declared or not
+    # value where a single band is missing, declared or not
     band_nodata: tuple[float | None, ...] = ()
     colorinterp: tuple[str, ...] = ()  # names of rasterio.enums.ColorInterp
     descriptions: tuple[str | None, ...] = ()
@@ -41,10 +37,10 @@ class OutputProfile:
     units: tuple[str | None, ...] = ()
     # namespace -> tags; "" is GDAL's default one
     tags: Mapping[str, Tags] = field(default_factory=dict)
-    band_tags: tuple[Mapping[str, Tags], ...] = ()  # of each the same
+    band_tags: tuple[Mapping[str, Tags], ...] = ()  # the same for each band
     gcps: tuple[tuple[GroundControlPoint, ...], CRS | None] | None = None
     rpcs: Tags | None = None  # GDAL's RPC tags, LINE_OFF and so on
-    creation: tuple[tuple[str, str], ...] = ()  # creation options that the user asked for
+    creation: tuple[tuple[str, str], ...] = ()  # creation options from the user
 
     def __post_init__(self) -> None:
         defaults: dict[str, tuple[object, ...]] = {
@@ -62,8 +58,7 @@ class OutputProfile:
                 object.__setattr__(self, name, usual)
             elif len(given) != self.count:
                 raise UsageError(
-                    f"The output has {self.count} bands, and {len(given)} {name}; one for each is "
-                    "needed."
+                    f"The output has {self.count} bands but {len(given)} {name}: give one per band."
                 )
 
     def _usual_colours(self) -> tuple[str, ...]:
@@ -79,10 +74,10 @@ class OutputProfile:
 
     @property
     def alpha(self) -> int | None:
-        """The band that says how opaque the others are, from 0; None without one."""
+        """Index of the alpha band, from 0; None without one."""
         return self.colorinterp.index("alpha") if self.has_alpha else None
 
     @property
     def has_alpha(self) -> bool:
-        """Whether a band says how opaque the others are."""
+        """Whether there is an alpha band."""
         return self.count > 1 and "alpha" in self.colorinterp

@@ -1,8 +1,7 @@
-"""Overviews of a result: each pixel the mean of the four below it, missing ones left out. Arrays
-in, arrays out.
+"""Overviews of a result: each pixel is the mean of up to four pixels of the level below.
 
-GDAL makes overviews too; ours are made here because they are compared, pixel by pixel, with what
-the file holds later: nobody can compare with a number that he does not know.
+They are computed here rather than by GDAL because every pixel of the file is later compared with
+what was computed.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ def halved(
     nodata: Sequence[float | None] = (),
     alpha: int | None = None,
 ) -> tuple[Array, Mask | None]:
-    """The mean of each 2 x 2 pixels, missing ones left out; of a last odd row or column, the mean
-    of what is there.
+    """The mean of the pixels in each 2 x 2 that are not missing, and that exist at an odd edge.
 
     data (count, h, w), valid (h, w) or None -> (count, ceil(h/2), ceil(w/2)) and its valid or None.
-    Integers are rounded half up. A pixel is missing when all four are; a mean that hits nodata
-    gives way to the largest of the four.
-    nodata: of each band, missing in that one.  alpha: the band that is opacity; where it is 0, the
-    others are missing.
+    Integers are rounded half up. A pixel is missing if all four are; a mean equal to nodata is
+    replaced by the largest of the four.
+    nodata: of each band.
+    alpha: index of the alpha band; where it is 0, the other bands are missing.
     """
     count, height, width = data.shape
     half = np.empty((count, -(-height // 2), -(-width // 2)), data.dtype)
-    # one by one: the sums take eight bytes a pixel, and there may be two hundred bands
+    # One by one, because sums take eight bytes a pixel and there may be two hundred bands.
     for band in range(count):
         number = nodata[band] if nodata else None
         present = (
@@ -80,7 +78,7 @@ def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
 
 
 def _summed(values: Array, dtype: type[np.generic]) -> Array:
-    """(h, w) -> (ceil(h/2), ceil(w/2)): the sums of each 2 x 2, in a type that holds them."""
+    """(h, w) -> (ceil(h/2), ceil(w/2)): sums of each 2 x 2 in dtype."""
     height, width = values.shape
     even = (
         values
@@ -94,7 +92,7 @@ def _summed(values: Array, dtype: type[np.generic]) -> Array:
 
 
 def _quads(values: Array) -> Array:
-    """(h, w) -> (4, ceil(h/2), ceil(w/2)); zeros, or False, beyond the edge."""
+    """(h, w) -> (4, ceil(h/2), ceil(w/2)); zero or False beyond the edge."""
     height, width = values.shape
     even = np.zeros((height + height % 2, width + width % 2), values.dtype)
     even[:height, :width] = values

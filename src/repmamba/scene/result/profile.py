@@ -1,8 +1,7 @@
-"""What the file at the target will say of itself: bands, tags, place, and how it tells of missing
-pixels.
+"""What the output file declares: bands, tags, georeferencing, and how it marks missing pixels.
 
-All of it follows from the source: what a change of resolution changes is changed, the rest is kept,
-and a few tags say what was done. Nothing is read here, and nothing written to a disk.
+Everything follows from the source: what depends on resolution is adapted, the rest is copied, and a
+few tags describe the processing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from repmamba.scene.source.grid import refined_gcps, refined_geolocation, refine
 from repmamba.scene.source.raster import RasterFacts
 from repmamba.tiles.window import Window
 
-# to tell of missing pixels, where a format lacks one
+# other ways to mark missing pixels, where a format lacks one
 OTHER_WAYS = {"nodata": ("mask", "alpha"), "mask": ("alpha",)}
 
 
@@ -29,49 +28,48 @@ class Wanted:
 
     format: str  # a name of scene.result.formats.FORMATS
     scale: int
-    window: Window  # of the source that is enlarged, lr
-    places: tuple[int, ...]  # of the bands that are enlarged, in what the raster reads
-    alpha_at: int  # place of the raster's alpha among the bands of the output, if it has one
+    window: Window  # part of the source that is upscaled, lr
+    places: tuple[int, ...]  # of the upscaled bands, in what the raster reads
+    alpha_at: int  # place of the alpha band among the bands of the output, if any
     weights: str  # name and digest
     terms: str = ""  # of the weights
-    chosen: str = ""  # what the weights were chosen by, where the scene decided
-    # GDAL's creation options that the user asked for
+    chosen: str = ""  # why these weights were chosen, if the scene decided
+    # creation options from the user
     creation: Mapping[str, str] = field(default_factory=dict)
 
 
-def fitting_profile(facts: RasterFacts, wanted: Wanted, told: str) -> tuple[OutputProfile, str]:
-    """The output's profile, and how it tells of missing pixels: as `told` if the format can, else
-    as it can.
+def fitting_profile(facts: RasterFacts, wanted: Wanted, missing: str) -> tuple[OutputProfile, str]:
+    """The output's profile, and how it marks missing pixels: as the source does, if the format can.
 
-    Raises TargetError with the formats that can hold it where this one cannot, UsageError for its
-    creation options.
+    missing: "nodata", "mask", "alpha" or "".
+    Raises TargetError, naming the formats that can hold the result, and UsageError for its creation
+    options.
     """
-    free = [way for way in OTHER_WAYS.get(told, ()) if way != "alpha" or facts.alpha is None]
-    ways = [(told, facts.nodata_given), (told, False), *((way, False) for way in free)]
+    free = [way for way in OTHER_WAYS.get(missing, ()) if way != "alpha" or facts.alpha is None]
+    ways = [(missing, facts.nodata_given), (missing, False), *((way, False) for way in free)]
     for way, kept in ways:
         profile = profile_of(facts, wanted, way, with_nodata=kept)
         if FORMATS[wanted.format].holds(profile) is None:
             break
     else:
-        profile, way = profile_of(facts, wanted, told), told
+        profile, way = profile_of(facts, wanted, missing), missing
     check_fit(profile)
     check_options(profile)
     return profile, way
 
 
 def profile_of(
-    facts: RasterFacts, wanted: Wanted, told: str, *, with_nodata: bool = False
+    facts: RasterFacts, wanted: Wanted, missing: str, *, with_nodata: bool = False
 ) -> OutputProfile:
-    """The output's profile with missing pixels told by "nodata", "mask", "alpha" or "" for not at
-    all.
+    """The output's profile, with missing pixels marked by "nodata", "mask", "alpha" or "" for not.
 
-    with_nodata: the raster's nodata is declared also beside a mask or alpha.
+    with_nodata: also declare the raster's nodata beside a mask or alpha.
     """
     scale, window = wanted.scale, wanted.window
     copied = list(wanted.places)
     if facts.alpha is not None:
         copied.insert(wanted.alpha_at, facts.alpha)
-    made = told == "alpha" and facts.alpha is None
+    made = missing == "alpha" and facts.alpha is None
 
     def each(values: Sequence[Any], of_made_alpha: Any) -> tuple[Any, ...]:
         return tuple(values[place] for place in copied) + ((of_made_alpha,) if made else ())
@@ -81,9 +79,9 @@ def profile_of(
         grid=facts.grid.cut(window).refined(scale),
         count=len(copied) + made,
         dtype=facts.dtype,
-        nodata=facts.nodata if told == "nodata" or with_nodata else None,
+        nodata=facts.nodata if missing == "nodata" or with_nodata else None,
         band_nodata=each(facts.band_nodata, None),
-        mask=told == "mask",
+        mask=missing == "mask",
         colorinterp=each(facts.colorinterp, "alpha"),
         descriptions=each(facts.descriptions, None),
         scales=each(facts.scales, 1.0),
@@ -100,7 +98,7 @@ def profile_of(
 
 
 def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
-    """The source's tags, and what every reader should know of the result."""
+    """The source's tags, and those that describe the result."""
     own = dict(facts.tags.get("", {}))
     for name in ("TIFFTAG_XRESOLUTION", "TIFFTAG_YRESOLUTION"):
         if name in own:
@@ -112,7 +110,7 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
     if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
-        # those of a source that was enlarged before hold on
+        # terms of a source that was upscaled before still apply
         own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)
     if wanted.chosen:
         own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
@@ -125,7 +123,7 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
 
 
 def _times(number: str, scale: int) -> str:
-    """A number in a tag, times scale; the tag as it is where that is no number."""
+    """A number in a tag multiplied by scale; unchanged if it is not a number."""
     try:
         return f"{scale * float(number.split()[0]):g}"
     except (ValueError, IndexError):

@@ -1,10 +1,8 @@
-"""A second reader: what a written raster really holds, piece by piece, and whether that is what it
-should.
+"""Reads a written raster back, piece by piece, and compares it with what was computed.
 
-GDAL loses blocks without a word when a disk fills, and a file that lost them opens and reads as
-zeros. So no result is trusted because it was written, or because it opens: every pixel of every
-level is decoded through a fresh handle and compared by digest, before the target's name appears and
-again whenever somebody asks.
+On a full disk, GDAL can lose blocks silently, and the file then opens and reads as zeros. So every
+pixel of every level is decoded through a new handle and compared by digest, before the result is
+moved to the target and again on request.
 """
 
 from __future__ import annotations
@@ -30,34 +28,34 @@ from repmamba.scene.result.tile_file import packed_rows
 from repmamba.tiles.window import Window
 
 GDAL_FAILURES = (RasterioError, CPLE_BaseError, OSError, SystemError)
-# Our own side-cars and overviews are read, also while a stranger's file is open, around which both
-# are switched off.
+# Our own side-cars and overviews are read even while an untrusted file is open, for which both are
+# disabled.
 OWN_FILES = {"GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
 READING = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", **OWN_FILES}
-STRIP = 64  # rows read at once from formats that only go from top to bottom
-# grey levels by which the mean of a piece may differ between two decoders of the same JPEG
+STRIP = 64  # rows read at once from formats that are only read from top to bottom
+# largest difference of means, in grey levels, between two decoders of the same JPEG
 LOSSY_DRIFT = 1.0
 
-PartProgress = Callable[[float], None]  # the part done, 0 to 1
+PartProgress = Callable[[float], None]  # the fraction done
 # window, rows (h, count, w), mask (h, w)
-Look = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]
+Inspect = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]
 
 
 @contextmanager
 def open_level(path: Path, level: int = 0) -> Iterator[Any]:
-    """A raster through a handle that shares nothing with others; level 1 is its first overview."""
+    """A level of a raster through a new handle; level 1 is the first overview."""
     choice = {} if level == 0 else {"overview_level": level - 1}
     with bounded_cache(), rasterio.Env(**READING), opened(path, **choice) as dataset:
         yield dataset
 
 
 def gdal_window(window: Window) -> GdalWindow:
-    """A window as rasterio has it."""
+    """A window as a rasterio Window."""
     return GdalWindow(window.col, window.row, window.width, window.height)
 
 
 def squares(width: int, height: int, edge: int) -> tuple[Window, ...]:
-    """A raster cut into squares, row by row; those at the far edges are smaller."""
+    """A raster cut into squares, row by row; smaller at the far edges."""
     return tuple(
         Window(row, col, min(edge, height - row), min(edge, width - col))
         for row in range(0, height, edge)
@@ -66,7 +64,7 @@ def squares(width: int, height: int, edge: int) -> tuple[Window, ...]:
 
 
 class Overlaps:
-    """Which of many windows share pixels with another one; quick for tens of thousands."""
+    """Finds the windows that overlap a window, fast for tens of thousands."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         edges = np.array(
@@ -75,14 +73,14 @@ class Overlaps:
         self._top, self._left, self._bottom, self._right = edges.T
 
     def indices(self, window: Window) -> list[int]:
-        """The positions of the windows that overlap this one, in order."""
+        """The indices of the windows that overlap this one, in order."""
         rows = (self._top < window.row + window.height) & (self._bottom > window.row)
         cols = (self._left < window.col + window.width) & (self._right > window.col)
         return [int(index) for index in np.flatnonzero(rows & cols)]
 
 
 class _Measure:
-    """The digests and means of one window, fed with its rows from top to bottom."""
+    """The digests and means of one window, fed with rows from top to bottom."""
 
     def __init__(self, window: Window, count: int) -> None:
         self.window = window
@@ -108,7 +106,7 @@ class _Measure:
 
 
 def band_means(sums: NDArray[np.float64], window: Window) -> tuple[float, ...]:
-    """The mean of each band over a window, of the sums of its pixels."""
+    """The mean of each band over a window, from the sums of its pixels."""
     area = window.height * window.width
     return tuple(round(float(total) / area, 3) for total in sums)
 
@@ -120,21 +118,21 @@ def measure(
     mask: bool,
     lossless: bool,
     one_pass: bool,
-    look: Look | None = None,
+    inspect: Inspect | None = None,
     progress: PartProgress | None = None,
 ) -> Iterator[Piece]:
-    """What each window of an open raster holds, in their order. Raises VerificationError if it
-    cannot be read.
+    """What each window of an open raster holds, in order. Raises VerificationError if unreadable.
 
-    one_pass: read by strips of whole rows, from top to bottom. look is shown all that is read.
+    one_pass: read strips of whole rows from top to bottom.
+    inspect: called with everything that is read.
     """
     measures = [_Measure(window, dataset.count) for window in windows]
     overlaps = Overlaps(windows)
     pending = 0
     for index, part in _order(dataset, windows, one_pass):
         rows, valid = _read(dataset, part, mask)
-        if look is not None:
-            look(part, rows, valid)
+        if inspect is not None:
+            inspect(part, rows, valid)
         for at in [index] if index is not None else overlaps.indices(part):
             slices = windows[at].clipped(part).seen_from(part).slices
             measures[at].feed(
@@ -186,9 +184,7 @@ def _read(
 
 
 def missing_block(dataset: Any, level: int) -> str | None:
-    """The first block of a level of a TIFF that has no bytes in the file, as text; None when all
-    have.
-    """
+    """The first block of a TIFF level without bytes in the file, as text; None if complete."""
     height, width = _level_size(dataset, level)
     for band in (
         dataset.indexes
@@ -222,9 +218,7 @@ def _block_shape(dataset: Any, band: int, level: int) -> tuple[int, int]:
 
 
 def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:
-    """Decode every piece of every level of a result and compare; how many there are. Raises
-    VerificationError.
-    """
+    """Compare all pieces of all levels; returns their number. Raises VerificationError."""
     chosen, checked = FORMATS[receipt.format], 0
     total = sum(len(level.pieces) for level in receipt.levels)
     for number, level in enumerate(receipt.levels):
@@ -269,14 +263,13 @@ def _located(path: Path, pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
 
 
 def check_shape(path: Path, dataset: Any, level: Level, receipt: Receipt, name: str) -> None:
-    """Raise VerificationError where an open raster has another size, type or number of bands than
-    its receipt.
-    """
+    """Raise VerificationError if size, type or band count differ from the receipt."""
     found = (dataset.width, dataset.height, dataset.count, dataset.dtypes[0])
     expected = (level.width, level.height, receipt.count, receipt.dtype)
     if found != expected:
         raise VerificationError(
-            f"{path}{name} is {found} (width, height, bands, type); its receipt says {expected}."
+            f"{path}{name} is {found} (width, height, bands, type), not {expected} as in its "
+            "receipt."
         )
 
 
@@ -296,20 +289,17 @@ def _where(index: int, piece: Piece, name: str) -> str:
 
 
 def verify_result(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:
-    """Check every piece, every level, every byte of a result; the number of pieces. Raises
-    VerificationError.
-    """
+    """Verify all pieces, levels and bytes of a result and its side-cars; counts the pieces."""
     checked = check_levels(path, receipt, progress)
     if path.stat().st_size != receipt.bytes or file_sha256(path) != receipt.sha256:
         raise VerificationError(
-            f"{path}: all {checked} tiles hold the right pixels, but the file is not the one that "
-            "was written: "
-            "its metadata or unused bytes were changed."
+            f"{path}: all {checked} tiles have the right pixels, but the file was changed after it "
+            "was written: its metadata or unused bytes differ."
         )
     for name, expected in receipt.sidecars.items():
         sidecar = path.with_name(name)
         if not sidecar.is_file() or file_sha256(sidecar) != expected:
             raise VerificationError(
-                f"{sidecar} says where {path.name} lies, and is missing or was changed."
+                f"{sidecar}, which georeferences {path.name}, is missing or was changed."
             )
     return checked

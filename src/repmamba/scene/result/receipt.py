@@ -1,8 +1,7 @@
-"""The receipt beside a result: what was written, piece by piece, so that anybody can check it later
-without the input.
+"""The receipt beside a result: digests of what was written, to verify it later without the input.
 
-A piece is a tile of the result, or a square of one of its overviews. Nothing in a receipt depends
-on when, where or in how many runs the result was made: equal jobs have equal receipts.
+A piece is a tile of the result or a square of an overview. Receipts do not depend on when, where or
+in how many runs a result was made: equal jobs have equal receipts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from repmamba.tiles.window import Window
 
 VERSION = 1
 SUFFIX = ".receipt.json"
-_KINDS: dict[str, type] = {  # of the fields of a Receipt
+_KINDS: dict[str, type] = {  # types of the fields of a Receipt
     **dict.fromkeys(("file", "format", "sha256", "dtype"), str),
     **dict.fromkeys(("bytes", "count"), int),
     **dict.fromkeys(("mask", "lossless"), bool),
@@ -34,14 +33,12 @@ _KINDS: dict[str, type] = {  # of the fields of a Receipt
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What the pixels of a window are, as decoded. A lossless format is held to digests, another
-    one to means.
-    """
+    """The decoded pixels of a window: as digests if the format is lossless, else as means."""
 
     window: Window
     pixels: str  # digest, rows outermost (see tile_file.TilePixels)
     mask: str  # digest of the mask's bits; "" where the result has no mask
-    # of each band; only compared where the format is lossy, and empty elsewhere
+    # of each band; empty if the format is lossless
     means: tuple[float, ...]
 
 
@@ -56,7 +53,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was written, by what. Sizes in bytes and pixels."""
+    """What was written, and by which job. Sizes in bytes and pixels."""
 
     file: str  # name of the result
     format: str
@@ -71,7 +68,7 @@ class Receipt:
     sidecars: Mapping[str, str]  # name -> SHA-256
 
     def as_text(self) -> str:
-        """The receipt as it stands in its file."""
+        """The content of the receipt file."""
         levels = [
             {
                 "width": level.width,
@@ -98,19 +95,17 @@ class Receipt:
 
 
 def receipt_path(target: Path) -> Path:
-    """Where the receipt of a result lies: beside it, its name with .receipt.json added."""
+    """The file of a receipt: beside the result, with .receipt.json added to its name."""
     return target.with_name(target.name + SUFFIX)
 
 
 def read_receipt(path: Path) -> Receipt:
-    """A receipt from its file. Raises VerificationError where there is none, or one that cannot be
-    read.
-    """
+    """Read a receipt. Raises VerificationError if there is none, or it is not valid."""
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         if values.pop("receipt") != VERSION:
             raise VerificationError(
-                f"{path} is a receipt of another version; this repmamba reads version {VERSION}."
+                f"{path} has another receipt version; this repmamba reads version {VERSION}."
             )
         levels = tuple(
             Level(
@@ -128,20 +123,18 @@ def read_receipt(path: Path) -> Receipt:
         return receipt
     except FileNotFoundError as missing:
         raise VerificationError(
-            f"There is no receipt {path}; only results that repmamba wrote have one."
+            f"There is no receipt {path}: only results that repmamba wrote have one."
         ) from missing
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as damage:
         if isinstance(damage, VerificationError):
             raise
         raise VerificationError(
-            f"{path} is no receipt that can be read ({type(damage).__name__}: {damage})."
+            f"{path} is not a valid receipt ({type(damage).__name__}: {damage})."
         ) from damage
 
 
 def _check(receipt: Receipt) -> None:
-    """Raise TypeError or ValueError where a receipt says what no writer says: it may be damaged, or
-    of anybody.
-    """
+    """Raise TypeError or ValueError for values that no writer produces."""
     for name, kind in _KINDS.items():
         _check_kind(name, getattr(receipt, name), kind)
     if receipt.format not in FORMATS:
@@ -170,14 +163,12 @@ def _check(receipt: Receipt) -> None:
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:
-    if type(value) is not kind:  # True is no number here
+    if type(value) is not kind:  # not isinstance: True is not a number here
         raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
 
 
 def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
-    """Raise UsageError unless every pixel of a width x height raster lies in exactly one of the
-    windows.
-    """
+    """Raise UsageError unless the windows cover each pixel of width x height exactly once."""
     inside = all(
         not tile.is_empty
         and tile.row >= 0

@@ -1,6 +1,4 @@
-"""Disk space: what a run may take at its worst moment. Runs are refused by it, and dry runs tell
-it.
-"""
+"""Disk space: the most that a run may need. Runs check it, and dry runs report it."""
 
 from __future__ import annotations
 
@@ -12,14 +10,13 @@ from repmamba.errors import NoSpace
 from repmamba.scene.result.formats import FORMATS, raw_bytes
 from repmamba.scene.result.output import OutputProfile
 
-SLACK = 1 << 20  # bytes beside the pixels: headers, the receipt, the folder
+SLACK = 1 << 20  # bytes besides the pixels: headers, receipt, folder
 
 
 def bytes_to_begin(profile: OutputProfile, folder: Path) -> int:
-    """What a result may still take: the tiles that its working folder lacks, and all that is made
-    of them.
+    """Bytes that a result may still need: the missing tiles and everything made from the tiles.
 
-    Nothing where it is whole, and all that a stopped run had left to do is to tidy up.
+    0 if the result is complete and only cleaning up is left.
     """
     if (folder / "receipt.json").exists():
         return 0
@@ -29,9 +26,10 @@ def bytes_to_begin(profile: OutputProfile, folder: Path) -> int:
 
 
 def check_space(needs: Iterable[tuple[Path, int]], what: str = "tiles and result") -> None:
-    """Raise NoSpace where a filesystem has less room than all targets on it may take together.
+    """Raise NoSpace if a filesystem has less space than all targets on it need together.
 
-    needs: targets, and bytes beside each.  what: is to be written, for the error's text.
+    needs: targets, and the bytes of each.
+    what: is to be written, for the error message.
     """
     by_filesystem: dict[int, list[tuple[Path, int]]] = {}
     for target, needed in needs:
@@ -42,6 +40,5 @@ def check_space(needs: Iterable[tuple[Path, int]], what: str = "tiles and result
             names = " and ".join(target.name for target, _ in together)
             raise NoSpace(
                 f"{together[0][0].parent} has {readable(free)} free, and {what} of {names} may "
-                "take "
-                f"{readable(needed)}. Make room, or choose another place."
+                f"need {readable(needed)}: free space, or choose another folder."
             )

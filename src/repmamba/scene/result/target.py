@@ -1,4 +1,4 @@
-"""Whether a result may be written at a target: its name and folder, and what is there already."""
+"""Whether a result may be written at a target: its name and folder, and what exists there."""
 
 from __future__ import annotations
 
@@ -67,10 +67,11 @@ def standing_result(
     restart: bool,
     keep_finished: bool,
 ) -> Receipt | None:
-    """The receipt where the whole result of this job is in place; None where a run may write it.
+    """The receipt if the complete result of this job is in place; None if a run may write it.
 
-    target: links followed.  lock_was_left: a run was stopped before it removed its lock.
-    Raises TargetExists and JobChanged for what is in the way.
+    target: links resolved.
+    lock_was_left: a run was stopped before it removed its lock.
+    Raises TargetExists and JobChanged for files that are in the way.
     """
     resumed = work_folder(target, job.id).is_dir()
     ours = resumed or lock_was_left or keep_finished
@@ -90,9 +91,9 @@ def standing_result(
 
 
 def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
-    """The receipt of a target that is the whole result of this job; None where it is not.
+    """The receipt of a target that is the complete result of this job; None otherwise.
 
-    target: links followed. A run that was stopped in its last step left the receipt in its folder.
+    target: links resolved. A run stopped in its last step left the receipt in the working folder.
     """
     for path in (work_folder(target, job.id) / "receipt.json", receipt_path(target)):
         try:

@@ -1,7 +1,7 @@
-"""A finished tile as a file of its own, which can be checked without any other.
+"""A finished tile as a file that can be verified on its own.
 
-A header says which job and place it belongs to and holds the digest of what follows: the pixels,
-and the bits of the mask where there is one. The same pixels give the same bytes.
+The header holds the job, the window and a digest of the payload: the pixels, and the bits of the
+mask if there is one. The same pixels give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from repmamba.tiles.window import Window
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a durable tile must fit: the shape of the result and how it is cut."""
+    """The shape of the result and its tiles, which finished tiles must fit."""
 
     job: str  # JobIdentity.id
     tiles: tuple[Window, ...]  # hr
@@ -32,7 +32,7 @@ class Layout:
     mask: bool
 
     def as_json(self) -> dict[str, Json]:
-        """What a stopped run must share with this one; the windows as one digest."""
+        """What a resumed run must have in common; the windows as one digest."""
         windows = [[window.row, window.col, window.height, window.width] for window in self.tiles]
         return {
             "tiles": len(self.tiles),
@@ -45,9 +45,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class TilePixels:
-    """One finished tile. Rows outermost, so that a reader who goes row by row meets the bytes in
-    the digest's order.
-    """
+    """One finished tile, rows outermost: the order of the digest and of reading by rows."""
 
     rows: NDArray[Any]  # (h, count, w)
     valid: NDArray[np.bool_] | None  # (h, w), True where there is data; None: everywhere
@@ -59,23 +57,23 @@ class TilePixels:
 
     @property
     def pixels_digest(self) -> str:
-        """Of the pixels, in rows of all bands."""
+        """Digest of the pixels."""
         return digest128(self.rows.data)
 
     @property
     def mask_digest(self) -> str:
-        """Of the mask, each row packed to bits."""
+        """Digest of the mask, each row packed to bits."""
         return digest128(packed_rows(self.mask).data)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(h, w), also where everything is valid."""
+        """(h, w), all True if everything is valid."""
         height, _, width = self.rows.shape
         return np.ones((height, width), bool) if self.valid is None else self.valid
 
 
 def packed_rows(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A mask (h, w) as bits, each row filled up to whole bytes."""
+    """A mask (h, w) as bits, each row padded to whole bytes."""
     return np.ascontiguousarray(np.packbits(valid, axis=1))
 
 
@@ -85,7 +83,7 @@ _PROBE = 1 << 16
 
 
 def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, bytes]:
-    """A finished tile as (header, payload) of its file: the same pixels give the same bytes."""
+    """A finished tile as (header, payload): the same pixels give the same bytes."""
     window = layout.tiles[index]
     payload = pixels.rows.tobytes()
     if pixels.valid is not None:
@@ -110,22 +108,19 @@ def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, 
 
 
 def _is_worth_packing(payload: bytes) -> bool:
-    # Imagery shrinks by less than half, for 13 ms a megabyte; a tile of missing pixels to nothing.
-    # A sample tells.
+    # Imagery shrinks by less than half, in 13 ms a megabyte; missing pixels shrink to nothing.
     middle = max(0, len(payload) // 2 - _PROBE // 2)
     probe = payload[middle : middle + _PROBE]
     return 2 * len(zlib.compress(probe, 1)) < len(probe)
 
 
 def read_header(path: Path, layout: Layout, index: int) -> dict[str, Json]:
-    """The header of a tile's file, checked against the layout and the file's size. Raises
-    VerificationError.
-    """
+    """The header of a tile file. Raises VerificationError unless it fits layout and file size."""
     with path.open("rb") as file:
         magic, length, crc = _prefix(file.read(_PREFIX.size))
         header = file.read(length)
     if magic != _MAGIC or zlib.crc32(header) != crc or len(header) != length:
-        raise VerificationError(f"{path} does not begin as a finished tile does.")
+        raise VerificationError(f"{path} does not start like a finished tile.")
     fields: dict[str, Json] = json.loads(header)
     window = layout.tiles[index]
     expected = {
@@ -139,7 +134,7 @@ def read_header(path: Path, layout: Layout, index: int) -> dict[str, Json]:
         raise VerificationError(f"{path} is a tile of another job ({'; '.join(unlike)}).")
     if path.stat().st_size != _PREFIX.size + length + fields["bytes"]:
         raise VerificationError(
-            f"{path} has {path.stat().st_size} bytes, and its header tells of another number."
+            f"{path} has {path.stat().st_size} bytes, not the number in its header."
         )
     return {**fields, "start": _PREFIX.size + length}
 
@@ -152,13 +147,13 @@ def _prefix(head: bytes) -> tuple[bytes, int, int]:
 
 
 def decode_tile(path: Path, layout: Layout, index: int) -> TilePixels:
-    """A tile read back from its file, every byte checked. Raises VerificationError."""
+    """A tile read from its file, every byte verified. Raises VerificationError."""
     fields = read_header(path, layout, index)
     with path.open("rb") as file:
         file.seek(fields["start"])
         payload = file.read(fields["bytes"])
     if digest128(payload) != fields["digest"]:
-        raise VerificationError(f"{path}: its pixels are not those that were written.")
+        raise VerificationError(f"{path}: its pixels differ from those that were written.")
     if fields["codec"] == "zlib":
         payload = zlib.decompress(payload)
     window, dtype = layout.tiles[index], np.dtype(layout.dtype)
@@ -175,9 +170,7 @@ def decode_tile(path: Path, layout: Layout, index: int) -> TilePixels:
 def tile_pixels(
     layout: Layout, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None
 ) -> TilePixels:
-    """What an engine hands over, data (count, h, w) and valid (h, w) or None, checked. Raises
-    ShapeMismatch.
-    """
+    """A tile from data (count, h, w) and valid (h, w) or None. Raises ShapeMismatch."""
     window = layout.tiles[index]
     expected = (layout.count, window.height, window.width)
     if data.shape != expected or data.dtype != np.dtype(layout.dtype):

@@ -1,10 +1,9 @@
-"""SceneWriter: finished tiles beside the target, assembled, read back, renamed. Never half a
-result.
+"""SceneWriter: keeps finished tiles beside the target, assembles and verifies them, and renames.
 
-Whatever ends a run, the target's name is absent, or leads to the file that was there before, or to
-a whole result; and the same command continues with the tiles that are done. Where each promise is
-kept: durable.py (bytes on the disk), journal.py (what is done), lock.py (one process at a time),
-assembly.py (the file), readback.py (the second reader).
+However a run ends, the target is absent, unchanged, or a complete result, and the same command
+continues with the finished tiles. The guarantees are in durable.py (bytes on disk), journal.py
+(finished tiles), lock.py (one process at a time), assembly.py (the file) and readback.py
+(verification).
 """
 
 from __future__ import annotations
@@ -52,14 +51,13 @@ logger = logging.getLogger(__name__)
 
 
 class SceneWriter:
-    """A result in the making. put() tiles in any order from any threads, then finish(), or
-    abandon() to continue later.
+    """A result in progress: put() tiles in any order from any thread, then finish() or abandon().
 
-    tiles: hr windows, disjoint, covering the profile's grid. overwrite: an existing target is
-    replaced, in the last step. restart: what a stopped run of this job left is not continued, and
-    one of another job is no obstacle. keep_finished: a target that is the whole result of this very
-    job is not in the way, and nothing is left to do. Raises TargetExists, TargetError, NoSpace,
-    JobChanged, UsageError; nothing at the target was touched then.
+    tiles: hr windows that cover the profile's grid without overlap.
+    overwrite: replace an existing target, in the last step.
+    restart: discard what a stopped run of this job left, and ignore those of other jobs.
+    keep_finished: accept a target that is already the complete result of this job.
+    Raises TargetExists, TargetError, NoSpace, JobChanged, UsageError before anything is written.
     """
 
     def __init__(
@@ -91,9 +89,7 @@ class SceneWriter:
             raise
 
     def _open(self, restart: bool, keep_finished: bool) -> Receipt | None:
-        """Take up or begin the working folder; the receipt if a run was stopped after its result
-        was in place.
-        """
+        """Continue or create the working folder; the receipt if the result is complete."""
         landed = standing_result(
             self.target,
             self.profile,
@@ -107,7 +103,7 @@ class SceneWriter:
             return landed
         for other in other_jobs(self.target, self.job.id):
             logger.warning(
-                "%s is left from a stopped run of another job; delete it if it is not needed.",
+                "A stopped run of another job left %s; delete it if you do not need it.",
                 other,
             )
         if restart:
@@ -117,43 +113,46 @@ class SceneWriter:
         self._journal.open(self.job)
         done = len(self._journal.layout.tiles) - len(self._journal.remaining())
         if done:
-            logger.info("%d of %d tiles are done already.", done, len(self._journal.layout.tiles))
+            logger.info(
+                "%d of %d tiles are already finished.", done, len(self._journal.layout.tiles)
+            )
         return None
 
     @property
     def landed(self) -> bool:
-        """Whether the whole result is in place."""
+        """Whether the complete result is in place."""
         return self._landed is not None
 
     def remaining(self) -> list[int]:
-        """The indices of the tiles that are not on the disk yet."""
+        """The indices of the tiles that are not on disk yet."""
         return [] if self._landed is not None else self._journal.remaining()
 
     def put(self, index: int, data: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
-        """Make a tile durable: on the disk when this returns. Thread-safe.
+        """Write a tile durably: it is on disk when this returns. Thread-safe.
 
-        data: (count, h, w) of the profile's dtype. valid: (h, w), True where there is data, kept
-        where the profile has a mask. A second arrival must bring the same pixels: VerificationError
-        if not. Raises NoSpace, TargetError.
+        data: (count, h, w) in the profile's dtype.
+        valid: (h, w), True where there is data; kept if the profile has a mask.
+        Raises VerificationError if the tile was written before with other pixels, NoSpace,
+        TargetError.
         """
         self._journal.record(index, tile_pixels(self._journal.layout, index, data, valid))
 
     def finish(self, progress: PartProgress | None = None) -> Receipt:
-        """Put the whole result in place and tidy up: land, then clear."""
+        """Put the complete result in place and clean up: land(), then clear()."""
         receipt = self.land(progress)
         self.clear()
         return receipt
 
     def land(self, progress: PartProgress | None = None) -> Receipt:
-        """Assemble, check every pixel, put the result in place; harmless twice.
+        """Assemble and verify the result and put it in place; may be called again.
 
-        progress is called with the part done, 0 to 1. Raises NoSpace, TargetError, TargetExists,
-        VerificationError; the finished tiles then stay.
+        progress: called with the fraction done.
+        Raises NoSpace, TargetError, TargetExists, VerificationError; the finished tiles then stay.
         """
         if self._landed is None:
             if missing := self.remaining():
                 raise UsageError(
-                    f"{len(missing)} of the tiles are not done yet (the first is {missing[0]})."
+                    f"{len(missing)} tiles are not finished yet (the first is {missing[0]})."
                 )
             with storage_errors(self.target):
                 self._check_space_to_assemble()
@@ -170,18 +169,15 @@ class SceneWriter:
         return self._landed
 
     def clear(self) -> None:
-        """Put the receipt of the landed result beside it, remove the working folder. Raises
-        NoSpace, TargetError.
-        """
+        """Move the receipt beside the result and remove the working folder."""
         with storage_errors(self.target):
             self._clear()
 
     def abandon(self) -> None:
-        """Leave everything for a later run of the same job, and let others work on the target.
-        Harmless twice.
+        """Release the target and leave finished tiles for a later run; may be called again.
 
-        Where no tile is done there is nothing to leave, and nothing that would keep another job
-        from beginning.
+        Without finished tiles, the working folder is removed, so that it does not block another
+        job.
         """
         if self._lock.is_held and self._landed is None and self._journal.is_empty():
             durable.remove(self.folder)
@@ -216,9 +212,7 @@ class SceneWriter:
         )
 
     def _land(self, whole: Assembled, receipt: Receipt) -> None:
-        """The last steps, in an order in which a stop between any two leaves nothing half and can
-        be continued.
-        """
+        """The last steps, in an order in which a stop at any point can be continued."""
         durable.write_durable(self.folder / "receipt.json", receipt.as_text().encode())
         new = {path.name: path for path in whole.sidecars}
         for path in sidecars(self.target, self.profile):
@@ -232,8 +226,8 @@ class SceneWriter:
             durable.move_durable(whole.path, self.target, replace=self._overwrite)
         except FileExistsError as taken:
             raise TargetExists(
-                f"{self.target} appeared meanwhile. All tiles are kept: move it away, or give "
-                "overwrite=True."
+                f"{self.target} appeared in the meantime. All tiles are kept: move it away, or "
+                "give overwrite=True."
             ) from taken
 
     def _place_sidecar(self, source: Path, path: Path) -> None:
