@@ -1,8 +1,8 @@
 """Writes into the pages what the code says of itself, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` says, docs/map.md the rooms and the first
-paragraph of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when a page is
-behind the code.
+docs/cli/VERB.md gets what `repmamba VERB --help` prints, docs/map.md the rooms and the first
+paragraph of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when
+a page is out of date.
 """
 
 import ast

@@ -222,7 +222,7 @@ def test_the_same_command_again_does_what_is_left(scenes, tmp_path, capsys):
 def test_a_target_of_another_job_or_of_anybody_is_in_the_way(scenes, tmp_path, capsys):
     assert upscale("in/a.tif", "-o", "a.tif") == 0
     assert upscale("in/a.tif", "-o", "a.tif") == 0
-    assert "a.tif: done already, by this very command" in capsys.readouterr().out
+    assert "a.tif: already done by the same command" in capsys.readouterr().out
     assert upscale("in/a.tif", "-o", "a.tif", "--tile", "16") == FAILED
     assert "is there already, made otherwise (settings.tile: 256 -> 16)" in capsys.readouterr().err
     with (tmp_path / "a.tif").open("r+b") as file:  # no more what the receipt says

@@ -118,7 +118,7 @@ def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_st
         f"{tmp_path / 'out.png'}: 96 x 80 pixels, 3 bands, x4 with tiny, not made consistent"
     )
     assert "100 % of 0.0 megapixels" in done.stderr
-    assert "not made consistent with its input, since it is a picture" in done.stderr
+    assert "not made consistent with its input, because the picture" in done.stderr
     assert "\r" not in done.stderr
 
 

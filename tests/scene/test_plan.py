@@ -160,8 +160,8 @@ def test_the_log_says_whether_a_result_is_made_consistent_and_why(
         for path, asked in ((placed, None), (picture, None), (placed, False), (picture, True)):
             plan_file(path, tmp_path / "out.tif", bicubic, consistent=asked)
     assert [message.split(": ", 1)[1].split(" (")[0] for message in caplog.messages] == [
-        "made consistent with its input, since it has a place on the map",
-        "not made consistent with its input, since it is a picture without a place on the map",
+        "made consistent with its input, because the scene is georeferenced",
+        "not made consistent with its input, because the picture is not georeferenced",
         "not made consistent with its input, as asked.",
         "made consistent with its input, as asked.",
     ]
@@ -289,7 +289,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     write_raster, smooth, tmp_path, bicubic, caplog
 ):
     path = write_raster("in.tif", smooth(3, 30, 30, "uint16"), photometric="MINISBLACK")
-    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: rgb=(1, 2, 3)"
+    said = "bands 1, 2, 3 one by one as grey (3 passes); if they are colours, give rgb=(1, 2, 3)"
     with caplog.at_level(logging.INFO, "repmamba"):
         assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
         assert f"through the network: {said}" in caplog.text
@@ -301,7 +301,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     with open_raster(write_raster("six.tif", smooth(6, 9, 9))) as raster:
         assert describe_grey_bands([[1], [2]], raster.facts) is None
         said = describe_grey_bands([[4, 3, 2], [1], [5], [6]], raster.facts)
-    assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
+    assert said == "bands 1, 5, 6 one by one as grey (3 passes)"
 
 
 def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(

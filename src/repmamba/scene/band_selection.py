@@ -16,9 +16,9 @@ from repmamba.scene.source.raster import RasterFacts
 class BandSelection:
     """The bands to upscale. Places count from 0 in what the raster reads."""
 
-    facts: RasterFacts  # with the colours that were asked for
+    facts: RasterFacts  # with the colours from the options
     places: tuple[int, ...]
-    groups: Groups  # of those that go through the network together, counted from 0 among `places`
+    groups: Groups  # bands that go through the network together, as indices into `places`
     alpha_at: int  # place of the raster's alpha band among the bands of the output
 
     @property
@@ -55,32 +55,31 @@ def select_bands(
 
 
 def usual_bands(facts: RasterFacts) -> BandSelection:
-    """The bands that a network of three bands upscales where no option says otherwise."""
+    """The bands that a network of three bands upscales by default."""
     return select_bands(facts, SceneOptions(), is_picture=False, network_bands=3)
 
 
 def describe_grey_bands(together: Sequence[Sequence[int]], facts: RasterFacts) -> str | None:
-    """What a user should know where three bands or more go through a network alone, and may be
-    colours for all that.
+    """What to report if three or more bands go through the network as grey; None otherwise.
 
-    together: the numbers of bands that go through it together.
+    together: numbers of the bands, in groups that go through the network together.
     """
     alone = [numbers[0] for numbers in together if len(numbers) == 1]
     if len(alone) < 3:
         return None
-    said = f"bands {_listed(alone)} each alone as grey ({len(alone)} passes)"
+    note = f"bands {_listed(alone)} one by one as grey ({len(alone)} passes)"
     if len(alone) < len(together):  # the colours are known
-        return said
+        return note
     known = known_colours(facts)
     if known is not None and set(known) <= set(alone):
         return (
-            f"{said}; bands {_listed(known)} are red, green and blue by their names: "
+            f"{note}; bands {_listed(known)} are red, green and blue by name: give "
             f"rgb=({_joined(known)})"
         )
     if has_names(facts):
-        return f"{said}; if some are red, green and blue: rgb=(R, G, B), by number or name"
+        return f"{note}; if some are red, green and blue, give rgb=(R, G, B), by number or name"
     who = "they" if len(alone) == 3 else "the first three"
-    return f"{said}; if {who} are colours: rgb=({_joined(alone[:3])})"
+    return f"{note}; if {who} are colours, give rgb=({_joined(alone[:3])})"
 
 
 def _joined(numbers: Sequence[int]) -> str:
@@ -88,9 +87,7 @@ def _joined(numbers: Sequence[int]) -> str:
 
 
 def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
-    """The facts with these places as red, green and blue, as the result says; others that said so
-    say nothing.
-    """
+    """The facts with red, green and blue at these places; other bands lose these colours."""
     colours = [
         "undefined" if colour in ("red", "green", "blue", "gray") else colour
         for colour in facts.colorinterp
@@ -101,27 +98,23 @@ def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
 
 
 def _places(facts: RasterFacts, bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Where the bands asked for (all unless asked) stand in what the raster reads; alpha comes
-    along by itself.
-    """
+    """The places of the bands (default all) in what the raster reads; without alpha."""
     if bands is None:
         return facts.colours
     for band in bands:
         if band not in facts.numbers:
             raise UsageError(
-                f"{facts.name} has no band {band} to enlarge; it has {_listed(facts.numbers)}."
+                f"{facts.name} has no band {band} to upscale; it has {_listed(facts.numbers)}."
             )
     if len(set(bands)) != len(bands) or not bands:
-        raise UsageError("Name each band once, and at least one.")
+        raise UsageError("Give each band once, and at least one.")
     return tuple(facts.numbers.index(band) for band in bands)
 
 
 def _rgb(
     facts: RasterFacts, places: Sequence[int], asked: Sequence[int] | None
 ) -> tuple[int, ...] | None:
-    """Where red, green and blue stand among the chosen places; None where the scene has no such
-    bands.
-    """
+    """The places of red, green and blue among the chosen bands; None if there are none."""
     if asked is None:
         colours = [facts.colorinterp[place] for place in places]
         if all(colours.count(colour) == 1 for colour in ("red", "green", "blue")):

@@ -1,8 +1,7 @@
-"""upscale_file: a raster file in, the same raster out at two, three or four times the resolution,
-in the same place.
+"""upscale_file: a raster file in, the same raster out at two, three or four times the resolution.
 
-The walk is one page: open, load, plan, then tile by tile read, compute and write, then finish. What
-each step does is in the module it is named after. Nothing that can change a pixel is decided here.
+It opens the source, loads the network and makes a plan, then reads, computes and writes tile by
+tile, and assembles the result. Nothing that can change a pixel is decided here.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-PixelProgress = Callable[[int, int], None]  # output pixels finished, of how many
+PixelProgress = Callable[[int, int], None]  # pixels done, and their total
 Weights = str | os.PathLike[str] | Upscaler | Chooser | None
 
 
@@ -239,7 +238,7 @@ def plan_file(**arguments: Any) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arguments of upscale_file, its options in groups."""
+    """The arguments of upscale_file, with its options in groups."""
 
     source: str
     target: Path
@@ -252,7 +251,7 @@ class _Call:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> _Call:
-        """Raises UsageError for what no scene can be upscaled with."""
+        """Raises UsageError for values that make no sense for any scene."""
         return cls(
             source=os.fspath(arguments["source"]),
             target=_target_path(arguments["target"]),
@@ -340,7 +339,7 @@ def _cluster_at(place: Any) -> AbstractContextManager[Cluster | None]:
 def _loaded(
     weights: Weights, options: NetworkOptions, raster: Raster, *, confidence: bool
 ) -> tuple[Upscaler, WeightsChoice | None]:
-    """The Upscaler that was given or loaded, or one that fits the scene, and then why."""
+    """The Upscaler given or loaded, or the one chosen for the scene with the reason."""
     if weights is None:
         return Chooser.loading(**options.as_keywords())(raster, confidence=confidence)
     if isinstance(weights, Chooser):
@@ -368,9 +367,7 @@ def _refuse_options_of_load(upscaler: Upscaler, options: NetworkOptions) -> None
 
 
 def _refuse_what_is_read(output: Path, replaced: Sequence[Path], raster: Raster) -> None:
-    """Raise UsageError where the input is read from a file that an output replaces: a part, or a
-    world file, say.
-    """
+    """Raise UsageError if an output would replace a file that the input is read from."""
     for file in map(file_behind, raster.facts.read_from):
         for name in replaced:
             if file is not None and name.exists() and name.samefile(file):
@@ -388,9 +385,7 @@ def _compute(
     corrupt: CorruptBlocks,
     progress: PixelProgress | None,
 ) -> None:
-    """Read, compute and write the remaining tiles. Reading and writing go on here while the workers
-    compute.
-    """
+    """Read, compute and write the remaining tiles, reading and writing while workers compute."""
     raster, plan, upscaler = planned.raster, planned.plan, planned.upscaler
     total = plan.profile.grid.width * plan.profile.grid.height
     done = total - sum(_area(plan.tiles[index].write) for index in remaining)
@@ -405,7 +400,7 @@ def _compute(
         index, pixels = piece
         return index, upscale_tile(pixels, plan.tiles[index], plan, upscaler)
 
-    has_data = len(remaining) < len(plan.tiles)  # of what an earlier run computed nothing is known
+    has_data = len(remaining) < len(plan.tiles)  # what an earlier run computed is unknown
 
     with closing(
         side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
@@ -423,12 +418,12 @@ def _compute(
     if not has_data:
         part = "" if plan.tiles.window == raster.whole else " in the part asked for"
         logger.warning(
-            "%s has no valid pixel%s: all of the result is missing.", raster.facts.name, part
+            "%s has no valid pixel%s: the whole result is missing.", raster.facts.name, part
         )
 
 
 def _in_pixels(progress: PixelProgress | None, grid: Grid) -> PartProgress | None:
-    """A progress in parts of the whole, 0 to 1, told in pixels."""
+    """A callback for fractions (0 to 1) that reports pixels to progress."""
     if progress is None:
         return None
     total = grid.width * grid.height
@@ -441,9 +436,7 @@ def _area(window: Window) -> int:
 
 @contextmanager
 def _stopping_cleanly(writers: SceneWriters) -> Iterator[None]:
-    """Whatever stops a run, Ctrl-C included: finished tiles stay, for the same call to go on
-    with.
-    """
+    """Keep finished tiles whatever stops a run, Ctrl-C included."""
     try:
         yield
     except BaseException:

@@ -1,8 +1,7 @@
 """The plan of a scene: what will be read, computed and written, fixed before the first pixel.
 
 What can change a pixel (tiles, range, bands, consistency) comes from the weights, the options and
-the scene as a whole, never from the machine or from the window that is asked for. A plan is a
-value: it can be printed, compared and refused.
+the whole scene, never from the machine or the window that is asked for.
 """
 
 from __future__ import annotations
@@ -51,26 +50,28 @@ class ScenePlan:
 
     tiles: TilePlan
     radiometry: Radiometry  # of the bands in `places`
-    places: tuple[int, ...]  # of the bands that the network enlarges, in what the raster reads
+    places: tuple[int, ...]  # of the bands that the network upscales, in what the raster reads
     groups: Groups  # of those bands, counted from 0 among them
     consistent: bool
-    # stands in missing pixels, and no valid result may equal it; None: what lies there stays
+    # value of missing pixels, which no valid result may equal; None: their values are kept
     nodata: float | None
-    # of the bands in `places`; what equals it is missing there alone
+    # each band's own nodata, in the order of `places`
     band_nodata: tuple[float | None, ...]
-    alpha: int | None  # the band that the raster reads for alpha, which is enlarged by nearest
+    alpha: (
+        int | None
+    )  # index of the alpha band in what the raster reads, upscaled by nearest neighbour
     alpha_at: int  # its place in the output
-    # alpha is 0 where a pixel is missing; the last band of the output, if the raster has none
-    alpha_tells: bool
+    # alpha is 0 where a pixel is missing; added as the last band if the raster has none
+    alpha_marks_missing: bool
     profile: OutputProfile
-    said: Mapping[str, str]  # what was decided of the source, for people
+    said: Mapping[str, str]  # what was decided about the source, for the log
     job: JobIdentity
-    choice: WeightsChoice | None = None  # of the weights, where the scene decided
-    calibration: Calibration | None = None  # gives the errors to expect, which are wanted as well
+    choice: WeightsChoice | None = None  # of the weights, if the scene decided
+    calibration: Calibration | None = None  # for expected errors, if they are wanted
 
     @property
     def scale(self) -> int:
-        """How many times larger the result is."""
+        """The scale: 2, 3 or 4."""
         return self.tiles.scale
 
 
@@ -86,8 +87,8 @@ def plan_scene(
     """The plan for a raster, an output and an upscaler.
 
     Reads the scene, or a sample of a large one, if its value range has to be found.
-    measuring: called with the pixels read for that, and of how many, where it takes long.
-    choice: why it is this upscaler, where the scene decided.
+    measuring: called with the pixels read for that and their total, where it takes long.
+    choice: why this upscaler was chosen, if the scene decided.
     Raises UsageError and TargetError for what cannot be done, before any pixel is computed.
     """
     how = how or ReadOptions()
@@ -132,7 +133,7 @@ def plan_scene(
         band_nodata=bands.band_nodata,
         alpha=facts.alpha,
         alpha_at=bands.alpha_at,
-        alpha_tells=told == "alpha",
+        alpha_marks_missing=told == "alpha",
         profile=profile,
         said={
             "missing": describe_missing(facts),
@@ -150,7 +151,7 @@ def plan_scene(
 
 
 def _tiles(raster: Raster, upscaler: Upscaler, options: SceneOptions) -> TilePlan:
-    """How the part that was asked for is cut."""
+    """The tiles of the part that was asked for."""
     window = options.window
     if options.bbox is not None:
         window = window_of_bbox(raster.facts.name, raster.grid, options.bbox)
@@ -199,7 +200,7 @@ def _pixel_settings(
 def _log_decisions(
     plan: ScenePlan, facts: RasterFacts, upscaler: Upscaler, options: SceneOptions
 ) -> None:
-    """What a user should know of the plan, a log line each."""
+    """Log what a user should know of the plan."""
     if upscaler.terms:
         terms = upscaler.terms.rstrip(".")
         logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, terms)
@@ -213,25 +214,20 @@ def _log_decisions(
 
 
 def describe_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
-    """Whether a result will be its input when it is made small again, and why, as one line of the
-    log.
-    """
+    """Whether the result will be made consistent with its input, and why."""
     said = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:
         return f"{said}, as asked."
     if has_place:
         return (
-            f"{said}, since it has a place on the map (consistent=False leaves what the "
-            "network "
-            "gave)."
+            f"{said}, because the scene is georeferenced (consistent=False keeps the network's "
+            "result)."
         )
-    return (
-        f"{said}, since it is a picture without a place on the map (consistent=True asks for it)."
-    )
+    return f"{said}, because the picture is not georeferenced (consistent=True turns it on)."
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:
-    """Warn where the metadata say that a scene is radar, which no weights of ours have seen."""
+    """Warn if the metadata say that a scene is radar, which the weights were not trained on."""
     texts = [
         text
         for spaces in (facts.tags, *facts.band_tags)
@@ -242,9 +238,8 @@ def _warn_of_radar(facts: RasterFacts) -> None:
     sign = next((sign for sign in RADAR_SIGNS if sign in said), None)
     if sign is not None:
         warnings.warn(
-            f"{facts.name} looks like radar (its metadata say '{sign}'); the weights know optical "
-            "imagery alone, "
-            "so do not trust what they add.",
+            f"{facts.name} looks like radar (its metadata contain '{sign}'). The weights were only "
+            "trained on optical imagery: do not trust the details they add.",
             OutsideTraining,
             stacklevel=3,
         )

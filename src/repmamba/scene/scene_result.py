@@ -1,4 +1,4 @@
-"""SceneResult: what became of a scene, as a value, as a line of text and as JSON."""
+"""SceneResult: what was written, as a value, as a line of text and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,25 @@ from repmamba.scene.source.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
-    """What became of a scene."""
+    """What was written, and how.
+
+    Attributes:
+        path: The file; None for a file object.
+        grid: Size and place of the result.
+        scale: 2, 3 or 4.
+        bands: Number of bands, alpha included.
+        tiles: Number of tiles.
+        resumed: Tiles that an earlier, stopped run had finished.
+        seconds: Duration of the call.
+        corrupt_pixels: Input pixels that could not be read and are missing in the result.
+        weights: Name of the weights.
+        chosen: Why these weights were chosen, if the scene decided.
+        consistent: Whether the result was made consistent with its input.
+        confidence: The confidence raster, if one was written.
+        kept: Whether the target already was the complete result of this call.
+        computed: Pixels of the result that this call computed.
+        seconds_computing: Time for these pixels.
+    """
 
     path: Path | None  # None: written to a file object
     grid: Grid  # hr
@@ -33,24 +51,24 @@ class SceneResult:
         return f"<SceneResult {self.summary()}>"
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         if self.kept:
             return (
-                f"{self.path}: done already, by this very command; overwrite=True computes it anew"
+                f"{self.path}: already done by the same command; overwrite=True computes it again"
             )
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         return f"{self.brief(f'{bands}, {self.method}')}"
 
     @property
     def method(self) -> str:
-        """What it was made by, in a few words."""
+        """How it was made, in a few words."""
         return (
             f"x{self.scale} with {self.weights}, {'' if self.consistent else 'not '}made consistent"
         )
 
     @property
     def speed(self) -> float | None:
-        """Megapixels of the result a second, while pixels were computed; None where none were."""
+        """Megapixels of the result per second of computing; None if none were computed."""
         return (
             self.computed / 1e6 / self.seconds_computing
             if self.computed and self.seconds_computing
@@ -58,25 +76,29 @@ class SceneResult:
         )
 
     def brief(self, more: str = "") -> str:
-        """The line of one of several results: what may differ from result to result."""
+        """One line, with what may differ between several results."""
         if self.kept:
-            return f"{self.path}: done already"
+            return f"{self.path}: already done"
         said = f", {more}, " if more else " "
         speed = "" if self.speed is None else f" ({self.speed:.2f} megapixels/s while computing)"
         return (
             f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{said}"
             f"in {self.seconds:.1f} s{speed}"
-            + (f"; {self.resumed} of {self.tiles} tiles were there already" if self.resumed else "")
+            + (
+                f"; {self.resumed} of {self.tiles} tiles were finished before"
+                if self.resumed
+                else ""
+            )
             + (
                 f"; {self.corrupt_pixels} corrupt input pixels are missing"
                 if self.corrupt_pixels
                 else ""
             )
-            + (f"; how far to trust it: {self.confidence}" if self.confidence else "")
+            + (f"; confidence: {self.confidence}" if self.confidence else "")
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The values as JSON."""
         transform = self.grid.transform
         return {
             "path": None if self.path is None else str(self.path),

@@ -20,9 +20,9 @@ from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 64  # lr pixels, edge of the windows that are looked at where a scene is not
+CHECKED_EDGE = 64  # lr pixels, edge of the windows that are checked for undeclared nodata
 QUICKLY_READ = 1 << 26  # pixels
-EIGHT_BITS = ("uint8", "int8")  # types whose whole range is what scenes use of it
+EIGHT_BITS = ("uint8", "int8")  # types of which scenes use the whole range
 
 
 class FoundRange(NamedTuple):
@@ -30,31 +30,28 @@ class FoundRange(NamedTuple):
 
     radiometry: Radiometry
     how: str
-    fills: str  # what looks like nodata that is not declared; "" for nothing
+    fills: str  # values that look like undeclared nodata; "" for none
 
     def describe(self) -> str:
-        """What is black and white in each band, once where it is the same for all, and why."""
+        """Black and white of each band, once if all are the same, and why."""
         ends = zip(self.radiometry.low, self.radiometry.high, strict=True)
         ranges = dict.fromkeys(f"{low:.6g} to {high:.6g}" for low, high in ends)
         return f"{'; '.join(ranges)}, {self.how}"
 
 
 def describe_usual_range(raster: Raster) -> str:
-    """The range of a raster where no option gives one; for a large scene, how it will be found."""
+    """The range of a raster by default; for a large scene, how it will be found."""
     if (
         raster.facts.dtype not in EIGHT_BITS
         and raster.grid.width * raster.grid.height > QUICKLY_READ
     ):
-        return (
-            "that of nearly all numbers of the scene, which a pass over all of it finds "
-            "(upscale --dry-run)"
-        )
+        return "of nearly all values of the scene, which upscale --dry-run finds by reading it"
     try:
         found = find_range(raster, usual_bands(raster.facts), None)
     except CorruptSource as damage:
-        return f"not to be found: {damage}"
+        return f"unknown: {damage}"
     return found.describe() + (
-        f"; nodata that is not declared, maybe: {found.fills}" if found.fills else ""
+        f"; possibly undeclared nodata: {found.fills}" if found.fills else ""
     )
 
 
@@ -70,18 +67,18 @@ def find_range(
     """
     dtype, count = raster.facts.dtype, len(bands.places)
     usual = Radiometry.of_type(dtype, count, raster.facts.largest)
-    why = "as asked" if asked is not None else "as usual of this type"
+    why = "as asked" if asked is not None else "the default for this type"
     if asked is None:
         asked = "type" if dtype in EIGHT_BITS else "robust"
     histograms = _histograms(raster, bands, measuring, whole=asked == "robust")
     fills = said_of_fills(histograms, dtype)
     if asked == "robust":
         radiometry = _robust(raster.facts.name, bands, usual, histograms)
-        return FoundRange(radiometry, f"which holds nearly all numbers of the scene, {why}", fills)
+        return FoundRange(radiometry, f"the range of nearly all values of the scene, {why}", fills)
     if fills:
         fills = f"of a sample, {fills}"
     if asked == "type":
-        return FoundRange(usual, f"the ends of {dtype}, {why}", fills)
+        return FoundRange(usual, f"the limits of {dtype}, {why}", fills)
     low, high = asked
     return FoundRange(replace(usual, low=(low,) * count, high=(high,) * count), why, fills)
 
@@ -97,7 +94,7 @@ def _robust(
         if ends is not None
     )
     if spikes:
-        logger.info("%s: spikes, enlarged smoothly and left out of consistency: %d.", name, spikes)
+        logger.info("%s: outliers (upscaled smoothly, not made consistent): %d.", name, spikes)
     low, high = list(usual.low), list(usual.high)
     for group, between in zip(bands.groups, ranges, strict=True):
         if between is not None:
@@ -135,6 +132,6 @@ def _corners_and_middle(raster: Raster) -> Iterator[Window]:
     if not raster.facts.has_place or not raster.reads_anywhere:
         return
     height, width = raster.grid.height, raster.grid.width
-    for row in sorted({0, max(0, height - LOOKED_AT) // 2, max(0, height - LOOKED_AT)}):
-        for col in sorted({0, max(0, width - LOOKED_AT) // 2, max(0, width - LOOKED_AT)}):
-            yield Window(row, col, LOOKED_AT, LOOKED_AT).clipped(raster.whole)
+    for row in sorted({0, max(0, height - CHECKED_EDGE) // 2, max(0, height - CHECKED_EDGE)}):
+        for col in sorted({0, max(0, width - CHECKED_EDGE) // 2, max(0, width - CHECKED_EDGE)}):
+            yield Window(row, col, CHECKED_EDGE, CHECKED_EDGE).clipped(raster.whole)

@@ -1,6 +1,6 @@
-"""SceneWriters: a result and its confidence raster, where one is wanted, written as one.
+"""SceneWriters: a result and its confidence raster, if one is wanted, written together.
 
-The order of the last steps leaves each of them absent or whole, and the same command completes
+The order of the last steps leaves each of them absent or complete, and the same command finishes
 both.
 """
 
@@ -27,9 +27,7 @@ from repmamba.scene.tile_step import TileResult
 def files_written(
     target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
 ) -> list[tuple[Path, OutputProfile, JobIdentity]]:
-    """What a plan puts in place, links followed: the result, then its confidence where one is
-    wanted.
-    """
+    """The files of a plan, links resolved: the result, then its confidence raster if wanted."""
     files = [(Path(os.path.realpath(target)), plan.profile, plan.job)]
     if confidence is not None:
         files.append(
@@ -41,7 +39,7 @@ def files_written(
 def disk_needs(
     target: Path, plan: ScenePlan, confidence: ConfidencePlan | None
 ) -> list[tuple[Path, int]]:
-    """The files that a plan puts in place, and the bytes that each may still take on the disk."""
+    """The files of a plan, and the bytes of disk space that each may still need."""
     return [
         (file, bytes_to_begin(profile, work_folder(file, job.id)))
         for file, profile, job in files_written(target, plan, confidence)
@@ -51,9 +49,9 @@ def disk_needs(
 def standing_results(
     target: Path, plan: ScenePlan, confidence: ConfidencePlan | None, run: RunOptions
 ) -> list[Receipt | None]:
-    """Which of the files are in place already, as the writers of a run would find them.
+    """The receipt of each file that is already in place, None for the others.
 
-    Raises TargetExists and JobChanged for what is in their way.
+    Raises TargetExists and JobChanged for files that are in the way, as the writers would.
     """
     return [
         standing_result(
@@ -70,12 +68,12 @@ def standing_results(
 
 
 def _keeps_finished(place: int, run: RunOptions) -> bool:
-    """Whether a finished file stays: the confidence raster always, as the second of two files."""
+    """Whether a finished file is kept: the confidence raster, the second file, always is."""
     return run.keep_finished or place > 0
 
 
 class SceneWriters:
-    """The writer of a result, and that of its confidence where one is wanted, as one."""
+    """The writers of a result and of its confidence raster, if one is wanted."""
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class SceneWriters:
         run: RunOptions,
     ) -> None:
         windows = [tile.write for tile in plan.tiles]
-        if confidence is not None:  # each writer looks for its own room alone
+        if confidence is not None:  # each writer only checks its own space
             check_space(disk_needs(target, plan, confidence))
         self._writers: list[SceneWriter] = []
         try:
@@ -108,22 +106,20 @@ class SceneWriters:
 
     @property
     def folder(self) -> Path:
-        """The working folder of the result, which is the last to go."""
+        """The working folder of the result, which is removed last."""
         return self._writers[0].folder
 
     @property
     def landed(self) -> bool:
-        """Whether all that is written is in place, as it is from the start where it was finished
-        before.
-        """
+        """Whether all files are in place."""
         return all(writer.landed for writer in self._writers)
 
     def remaining(self) -> list[int]:
-        """The indices of the tiles that either lacked when it was opened."""
+        """The indices of the tiles that any of the files lacks."""
         return sorted(set().union(*self._lacking))
 
     def put(self, index: int, tile: TileResult) -> None:
-        """Make a tile durable wherever it was lacking. See SceneWriter.put."""
+        """Write a tile durably to the files that lack it. See SceneWriter.put."""
         planes = (
             [tile.numbers] if tile.expected_error is None else [tile.numbers, tile.expected_error]
         )
@@ -132,20 +128,18 @@ class SceneWriters:
                 writer.put(index, data, tile.valid)
 
     def finish(self, progress: PartProgress | None = None) -> None:
-        """Put both in place, then tidy up, the result's folder last: while it is there, the same
-        call ends the job.
-        """
+        """Put all files in place, then clean up; the folder of the result is removed last."""
         for place, writer in enumerate(self._writers):
             writer.land(None if progress is None else _part(progress, place, len(self._writers)))
         for writer in reversed(self._writers):
             writer.clear()
 
     def abandon(self) -> None:
-        """Leave everything for a later run of the same job. Harmless twice."""
+        """Release the targets and leave finished tiles for a later run; may be called again."""
         for writer in self._writers:
             writer.abandon()
 
 
 def _part(progress: PartProgress, place: int, parts: int) -> PartProgress:
-    """The progress of one of some equal parts, told as that of the whole."""
+    """A callback for the fraction of one of `parts` equal parts that reports that of the whole."""
     return lambda done: progress((place + done) / parts)

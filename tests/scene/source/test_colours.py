@@ -98,9 +98,9 @@ def test_the_order_that_is_advised_is_that_of_the_names(named):
         with open_raster(path) as raster:
             return describe_grey_bands(usual_bands(raster.facts).together, raster.facts)
 
-    alone = "bands 1, 2, 3, 4 each alone as grey (4 passes)"
+    alone = "bands 1, 2, 3, 4 one by one as grey (4 passes)"
     assert advised(named(["B02", "B03", "B04", "B08"])) == (
-        f"{alone}; bands 3, 2, 1 are red, green and blue by their names: rgb=(3, 2, 1)"
+        f"{alone}; bands 3, 2, 1 are red, green and blue by name: give rgb=(3, 2, 1)"
     )
     assert advised(named(["B2", "B3", "B4", "B5"])) == (
         f"{alone}; if some are red, green and blue: rgb=(R, G, B), by number or name"

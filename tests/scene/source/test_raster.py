@@ -668,7 +668,7 @@ class TestStrangersFiles:
             sparse_ok=True,
         ):
             pass
-        with pytest.raises(SourceError, match="bytes. Raise max_pixels="):
+        with pytest.raises(SourceError, match=r"bytes\. Raise max_pixels="):
             open_raster(path, self.stranger)
 
     def test_a_block_too_large_to_decode_is_refused(self, write_raster):
