@@ -1,4 +1,4 @@
-"""`repmamba evaluate`: methods scored against the truth, by named rules."""
+"""repmamba evaluate: methods scored against the truth, by named rules."""
 
 import json
 from pathlib import Path
@@ -144,13 +144,11 @@ def evaluate(
     value_range: tuple[float, float] | None,
     quiet: bool,
 ) -> None:
-    """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside
-    the numbers.
+    """Score networks and other methods on the pairs in each DIR, by named rules.
 
-    DIR holds GT/ (or HR/) and LR/, flat or in class folders, or large images alone, which are then
-    reduced as the benchmarks do. LR may have its scale added to its names, as DIV2K's 0801x4.png.
-    The last method named (weights, then --sr, then --method) is the one that the others are
-    compared with.
+    DIR contains GT/ (or HR/) and LR/, flat or in class folders, or only large images, which are
+    then downsampled as in the benchmarks. Names in LR may end in the scale, as DIV2K's 0801x4.png.
+    The other methods are compared with the last one (weights, then --sr, then --method).
 
     \b
     Examples:

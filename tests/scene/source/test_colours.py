@@ -103,7 +103,7 @@ def test_the_order_that_is_advised_is_that_of_the_names(named):
         f"{alone}; bands 3, 2, 1 are red, green and blue by name: give rgb=(3, 2, 1)"
     )
     assert advised(named(["B2", "B3", "B4", "B5"])) == (
-        f"{alone}; if some are red, green and blue: rgb=(R, G, B), by number or name"
+        f"{alone}; if some are red, green and blue, give rgb=(R, G, B), by number or name"
     )
     assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: rgb=(1, 2, 3)"
 
