@@ -25,9 +25,9 @@ def test_a_run_that_made_nothing_has_failed(tmp_path, capsys):
     ]
     assert run(command) == 1
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("0 images made, 23 left out; manifest.json lists them.")
+    assert said[0].endswith("0 images made, 23 left out; see manifest.json.")
     assert len(said) == NAMED + 2
-    assert said[-1] == "  and 3 more, which manifest.json names."
+    assert said[-1] == "  and 3 more; see manifest.json."
 
 
 def test_a_seed_beside_a_manifest_that_has_one_is_refused(tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_the_real_names_of_aid_are_read(reference):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_another_layout_is_an_error_with_what_was_expected_and_found(tmp_path, name):
+def test_an_unknown_layout_is_an_error_that_states_what_was_expected_and_found(tmp_path, name):
     lay_out(tmp_path, "pictures.zip", "notes/readme.txt")
     with pytest.raises(
         SourceError, match=r"not laid out as expected: .*; found notes/, pictures.zip"
@@ -77,13 +77,13 @@ def test_another_layout_is_an_error_with_what_was_expected_and_found(tmp_path, n
         find_originals(BENCHMARKS[name], tmp_path / "none")
 
 
-def test_a_class_that_is_missing_is_named(tmp_path):
+def test_a_missing_class_is_reported(tmp_path):
     lay_out(tmp_path, *(name for name in AID if "Pond" not in name))
     with pytest.raises(SourceError, match="without Pond"):
         find_originals(BENCHMARKS["aid"], tmp_path)
 
 
-def test_two_files_of_one_name_and_unknown_splits_are_refused(tmp_path):
+def test_two_files_with_the_same_name_and_unknown_splits_are_refused(tmp_path):
     lay_out(tmp_path, "a.png", "a.jpg")
     with pytest.raises(UsageError, match="both be a"):
         find_originals(BENCHMARKS["folder"], tmp_path)

@@ -19,13 +19,13 @@ def degraded(*stages, hr=HR, scale=2, seed=0):
     return Chain(scale, stages)(hr, generator_for(seed, "x"))
 
 
-def test_a_chain_without_stages_is_the_plain_reduction():
+def test_a_chain_without_stages_is_plain_bicubic():
     for scale in (2, 3, 4):
         assert np.array_equal(degraded(scale=scale), pair_from_hr("x", HR, scale).lr)
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_every_degradation_keeps_shape_and_type_and_repeats_with_its_seed(name):
+def test_every_degradation_keeps_shape_and_type_and_is_reproducible(name):
     stage = Stage(name, *RANGES[name])
     lr = degraded(stage)
     assert (lr.shape, lr.dtype) == ((12, 18, 3), np.uint8)
@@ -39,7 +39,7 @@ def test_every_degradation_keeps_shape_and_type_and_repeats_with_its_seed(name):
     seed=integers(0, 2**32),
     order=sampled_from([("blur", "noise", "jpeg"), ("jpeg", "noise"), ("noise", "blur")]),
 )
-def test_chains_repeat_with_their_seed(seed, order):
+def test_chains_are_reproducible_from_their_seed(seed, order):
     stages = [Stage(name, *RANGES[name]) for name in order]
     assert np.array_equal(degraded(*stages, seed=seed), degraded(*stages, seed=seed))
 
@@ -66,19 +66,19 @@ def test_blur_is_a_gaussian_with_mirrored_edges():
     assert DEGRADATIONS["blur"].apply(unit, 0.0, np.random.default_rng()) is unit
 
 
-def test_jpeg_is_pillows_of_that_quality():
+def test_jpeg_equals_pillows_of_the_same_quality():
     packed = io.BytesIO()
     Image.fromarray(degraded()).save(packed, "JPEG", quality=40)
     assert np.array_equal(degraded(Stage("jpeg", 40, 40)), np.asarray(Image.open(packed)))
 
 
-def test_a_single_band_is_degraded_too_and_four_have_no_jpeg():
+def test_a_single_band_is_degraded_and_jpeg_refuses_four_bands():
     assert degraded(Stage("jpeg", 40, 40), hr=HR[..., :1]).shape == (12, 18, 1)
     with pytest.raises(ShapeMismatch, match="one or three bands"):
         degraded(Stage("jpeg", 40, 40), hr=HR[..., [0, 1, 2, 0]])
 
 
-def test_ranges_that_make_no_sense_are_refused():
+def test_invalid_ranges_are_refused():
     for name, low, high in (
         ("blur", 2, 1),
         ("blur", -1, 1),
@@ -91,6 +91,6 @@ def test_ranges_that_make_no_sense_are_refused():
         Stage("fog", 0, 1)
 
 
-def test_an_image_that_the_scale_does_not_divide_is_refused():
+def test_an_image_that_is_not_a_multiple_of_the_scale_is_refused():
     with pytest.raises(ShapeMismatch, match="multiples of 5"):
         Chain(5)(HR, generator_for(0, "x"))

@@ -1,9 +1,9 @@
-"""Which patches a step sees, and how they are laid."""
+"""Which patches a step uses, and how they are augmented."""
 
 import numpy as np
 import pytest
 
-from repmamba.data.patches import Phase, Sampler, generator
+from repmamba.data.patches import Phase, Sampler, counter_generator
 
 
 @pytest.mark.parametrize("keep_short", [True, False], ids=["short batch kept", "filled"])
@@ -19,7 +19,7 @@ def test_an_epoch_sees_every_image_once(keep_short):
     assert [step for step in range(9) if sampler.ends_epoch(step)] == [3, 7]
 
 
-def test_drawn_by_area_an_image_gives_patches_in_proportion_to_it():
+def test_by_area_an_image_gives_patches_in_proportion_to_its_area():
     sampler = Sampler(7, ((4, 4), (8, 12), (4, 12)), (Phase(size=4, batch=10),), by_area=True)
     seen = [sample.image for step in range(200) for sample in sampler.samples(step)]
     shares = np.bincount(seen, minlength=3) / len(seen)
@@ -41,7 +41,7 @@ def test_epochs_phases_and_seeds_differ_and_the_same_step_is_the_same():
     assert [sampler.phase(step) for step in range(4)] == [0, 0, 1, 1]
 
 
-def test_offsets_reach_both_ends_of_an_image_that_is_not_square():
+def test_offsets_reach_both_ends_of_a_non_square_image():
     sampler = Sampler(1, ((6, 9),), (Phase(size=5, batch=1),))
     drawn = [sampler.samples(step)[0] for step in range(200)]
     assert {sample.row for sample in drawn} == {0, 1}
@@ -58,7 +58,7 @@ def test_offsets_reach_both_ends_of_an_image_that_is_not_square():
         (("flips", "transpose"), 8),
     ],
 )
-def test_augmentations_give_each_of_their_orientations_equally_often(augment, expected):
+def test_augmentations_give_each_orientation_equally_often(augment, expected):
     sampler = Sampler(3, ((5, 5),) * 16, (Phase(size=5, batch=16),), augment)
     drawn = [sample for step in range(100) for sample in sampler.samples(step)]
     counts: dict[tuple[bool, bool, bool], int] = {}
@@ -69,8 +69,8 @@ def test_augmentations_give_each_of_their_orientations_equally_often(augment, ex
     assert min(counts.values()) > 0.7 * len(drawn) / expected
 
 
-def test_random_numbers_belong_to_their_counter_alone():
-    a = generator(1, (0, 0, 0)).integers(0, 2**62, 1000)
+def test_random_numbers_depend_only_on_their_counter():
+    a = counter_generator(1, (0, 0, 0)).integers(0, 2**62, 1000)
     for other in [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, 0, 1)]:
-        assert not np.isin(a, generator(1, other).integers(0, 2**62, 1000)).any()
-    assert not np.isin(a, generator(1, (0, 0, 0), purpose=1).integers(0, 2**62, 1000)).any()
+        assert not np.isin(a, counter_generator(1, other).integers(0, 2**62, 1000)).any()
+    assert not np.isin(a, counter_generator(1, (0, 0, 0), purpose=1).integers(0, 2**62, 1000)).any()

@@ -15,9 +15,11 @@ from PIL import Image
 from repmamba.cli.prepare import prepare as command
 from repmamba.data.benchmarks import AID_CLASSES, BENCHMARKS
 from repmamba.data.degradations import Stage
+from repmamba.data.draw import Settings, draw_items
 from repmamba.data.images import read_image
+from repmamba.data.pair_files import make_item
 from repmamba.data.pairs import find_pairs, pair_from_hr
-from repmamba.data.prepare import Settings, draw_plan, make_item, prepare
+from repmamba.data.prepare import prepare
 from repmamba.errors import JobChanged, SourceError, TargetError, UsageError, VerificationError
 
 
@@ -57,9 +59,7 @@ def originals(tmp_path):
 
 @pytest.fixture
 def aid(tmp_path):
-    """AID in its real layout, of three pictures a class: the pixels of all classes are alike, their
-    names are not.
-    """
+    """AID in its real layout, three images per class; all images have the same pixels."""
     jpeg = tmp_path / "one.jpg"
     Image.fromarray(picture(600, 600)).save(jpeg)
     for name in AID_CLASSES:
@@ -70,7 +70,7 @@ def aid(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_folder_is_prepared_whole_in_its_class_folders(tmp_path, originals, scale):
+def test_a_folder_is_prepared_with_its_class_folders(tmp_path, originals, scale):
     prepared = prepare(originals, tmp_path / "pairs", settings(scale=scale), workers=1)
     assert (prepared.made, prepared.kept, prepared.skipped) == (12, 0, ())
     pairs = find_pairs(tmp_path / "pairs")
@@ -81,7 +81,7 @@ def test_a_folder_is_prepared_whole_in_its_class_folders(tmp_path, originals, sc
     assert np.array_equal(pair.lr, expected.lr)
 
 
-def test_the_published_aid_pair_is_made_from_its_original(tmp_path, reference):
+def test_the_published_aid_pair_is_reproduced_from_its_original(tmp_path, reference):
     published = reference / "data" / "test" / "aid_tiny"
     prepare(published / "GT", tmp_path / "pairs", settings())
     for part in ("GT", "LR", "Bicubic"):
@@ -89,40 +89,40 @@ def test_the_published_aid_pair_is_made_from_its_original(tmp_path, reference):
         assert np.array_equal(made, read_image(published / part / "airport_285.png"))
 
 
-def test_aid_is_drawn_by_class_for_training_and_for_test(aid):
-    items, _ = draw_plan(aid, settings("aid", drawn=(2, 1)))
+def test_aid_training_and_test_images_are_drawn_per_class(aid):
+    items, _ = draw_items(aid, settings("aid", drawn=(2, 1)))
     train, test = ([item for item in items if item.part == part] for part in ("train", "test"))
     assert (len(train), len(test)) == (60, 30)
     assert {Path(item.name).parent.name for item in train} == {""}
     assert {Path(item.name).parent.name for item in test} == set(AID_CLASSES)
     assert {item.source for item in train}.isdisjoint(item.source for item in test)
     assert len({item.name[-1] for item in test}) > 1  # not the same number in each class
-    other, _ = draw_plan(aid, settings("aid", drawn=(2, 1), seed=1))
+    other, _ = draw_items(aid, settings("aid", drawn=(2, 1), seed=1))
     assert items != other
     with pytest.raises(
-        UsageError, match="Airport of AID has 3 images that fit, and 130 are to be drawn"
+        UsageError, match="Airport of AID has 3 suitable images, and 130 are to be drawn"
     ):
-        draw_plan(aid, settings("aid"))
+        draw_items(aid, settings("aid"))
 
 
-def test_images_held_out_for_validation_are_in_no_other_part_and_move_none(aid, originals):
-    drawn, held = (draw_plan(aid, settings("aid", drawn=(1, 1), val=val))[0] for val in (None, 1))
+def test_validation_images_are_in_no_other_part_and_leave_the_draw_unchanged(aid, originals):
+    drawn, held = (draw_items(aid, settings("aid", drawn=(1, 1), val=val))[0] for val in (None, 1))
     assert [item for item in held if item.part != "val"] == drawn
     assert {Path(item.name).parent.name for item in held if item.part == "val"} == set(AID_CLASSES)
     assert len({item.source for item in held}) == len(held) == 3 * len(AID_CLASSES)
-    items, _ = draw_plan(originals, settings(val=2))
+    items, _ = draw_items(originals, settings(val=2))
     assert sorted(item.part for item in items) == ["train"] * 8 + ["val"] * 4
     assert len({item.source for item in items}) == 12
     for others in ({"count": 5, "val": 2}, {"val": 6}):
         with pytest.raises(
-            UsageError, match="7 are to be drawn; ask for fewer by --count or --val"
+            UsageError, match="7 are to be drawn; ask for fewer with --count or --val"
         ):
-            draw_plan(originals, settings(**others))
+            draw_items(originals, settings(**others))
 
 
 @pytest.mark.parametrize(("scale", "edge"), [(4, 512), (3, 510)])
-def test_aid_is_cut_from_row_and_column_43(tmp_path, aid, scale, edge):
-    items, _ = draw_plan(aid, settings("aid", drawn=(1, 1)))
+def test_aid_is_cropped_from_row_and_column_43(tmp_path, aid, scale, edge):
+    items, _ = draw_items(aid, settings("aid", drawn=(1, 1)))
     for item in (items[0], items[-1]):
         made = make_item(item, aid, tmp_path / "pairs", settings("aid", scale=scale))
         assert made.cut == (43, 43, edge, edge)
@@ -133,7 +133,7 @@ def test_aid_is_cut_from_row_and_column_43(tmp_path, aid, scale, edge):
     )
 
 
-def test_a_manifest_repeats_a_choice_at_another_scale(tmp_path, originals):
+def test_a_manifest_repeats_a_draw_at_another_scale(tmp_path, originals):
     first, second, again = (tmp_path / name for name in ("first", "second", "again"))
     prepare(originals, first, settings(count=2))
     prepare(originals, second, settings(count=2, seed=1))
@@ -144,7 +144,7 @@ def test_a_manifest_repeats_a_choice_at_another_scale(tmp_path, originals):
     assert find_pairs(again)[0].read(3).hr.shape == (33, 45, 3)
 
 
-def test_the_manifest_of_a_repeated_draw_records_that_draw_and_no_other(tmp_path, originals):
+def test_the_manifest_of_a_repeated_draw_records_that_draw(tmp_path, originals):
     prepare(originals, tmp_path / "first", settings(count=2, val=1, seed=5), workers=1)
     first = tmp_path / "first" / "manifest.json"
     prepare(originals, tmp_path / "again", settings(scale=3), manifest=first, workers=1)
@@ -156,32 +156,31 @@ def test_the_manifest_of_a_repeated_draw_records_that_draw_and_no_other(tmp_path
     for others, text in (({"count": 2}, "leave out --count"), ({"val": 1}, "leave out --val")):
         with pytest.raises(UsageError, match=text):
             prepare(originals, tmp_path / "more", settings(**others), manifest=first)
-    with pytest.raises(
-        UsageError, match=r"manifest.json is of 'folder', and nwpu is to be prepared"
-    ):
+    with pytest.raises(UsageError, match=r"manifest.json is of the benchmark 'folder', not nwpu"):
         prepare(originals, tmp_path / "more", settings("nwpu"), manifest=first)
 
 
-def test_pixels_that_are_not_those_of_the_manifest_are_said(tmp_path, originals):
+def test_pixels_that_differ_from_the_manifest_are_reported(tmp_path, originals):
     prepare(originals, tmp_path / "first", settings(), workers=1)
     manifest = tmp_path / "first" / "manifest.json"
     assert (
-        prepare(originals, tmp_path / "again", settings(), manifest=manifest, workers=1).other == ()
+        prepare(originals, tmp_path / "again", settings(), manifest=manifest, workers=1).changed
+        == ()
     )
     listed = json.loads(manifest.read_text())
     listed["images"][3]["lr_sha256"] = "0"
     manifest.write_text(json.dumps(listed))
     prepared = prepare(originals, tmp_path / "other", settings(), manifest=manifest, workers=1)
-    assert prepared.other == ("a/03",)
-    assert "other pixels than in the manifest given: 1, a/03 the first" in prepared.summary()
+    assert prepared.changed == ("a/03",)
+    assert "pixels differ from the given manifest: 1, first a/03" in prepared.summary()
     assert (
-        prepare(originals, tmp_path / "x3", settings(scale=3), manifest=manifest, workers=1).other
+        prepare(originals, tmp_path / "x3", settings(scale=3), manifest=manifest, workers=1).changed
         == ()
     )
 
 
 @pytest.mark.parametrize("inside", [".", "GT", "a/GT"])
-def test_pairs_are_not_taken_for_originals(tmp_path, originals, inside):
+def test_pairs_are_not_accepted_as_originals(tmp_path, originals, inside):
     if inside == "a/GT":
         (originals / "a").rename(originals / "GT")
         (originals / "a").mkdir()
@@ -193,18 +192,20 @@ def test_pairs_are_not_taken_for_originals(tmp_path, originals, inside):
     if inside == "GT":
         assert prepare(source, tmp_path / "more", settings(scale=2), workers=1).made == 12
         return
-    with pytest.raises(UsageError, match=f"holds pairs already.*give {expected}"):
+    with pytest.raises(UsageError, match=f"already holds pairs.*give {expected}"):
         prepare(source, tmp_path / "more", settings())
 
 
-def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals):
+def test_a_manifest_states_the_rule_and_checks_the_originals(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings())
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
     assert "MATLAB" in manifest["rule"]
     assert manifest["images"][0]["cut"] == [0, 0, 32, 44]
     assert len(manifest["images"][0]["source_sha256"]) == 64
     write(originals, {"a/00.png": (33, 46)})
-    with pytest.raises(VerificationError, match=r"00\.png is not the image of the manifest"):
+    with pytest.raises(
+        VerificationError, match=r"00\.png is not the image that the manifest lists"
+    ):
         prepare(
             originals, tmp_path / "again", settings(), manifest=tmp_path / "pairs" / "manifest.json"
         )
@@ -218,22 +219,22 @@ def test_a_manifest_names_the_rule_and_proves_its_originals(tmp_path, originals)
 @pytest.mark.parametrize(
     ("key", "text"), [("name", "../../x"), ("source", "/etc/passwd"), ("part", ".."), ("name", 3)]
 )
-def test_a_manifest_cannot_lead_out_of_its_folders(tmp_path, originals, key, text):
+def test_a_manifest_cannot_name_files_outside_its_folders(tmp_path, originals, key, text):
     entry = {"part": "", "name": "x", "source": "a/00.png", "source_sha256": "0"} | {key: text}
     entry |= {"cut": [0, 0, 4, 4], "gt_sha256": "0", "lr_sha256": "0"}
     (tmp_path / "evil.json").write_text(json.dumps({"images": [entry]}))
-    with pytest.raises(SourceError, match="does not stay inside its folder"):
+    with pytest.raises(SourceError, match="which leaves its folder"):
         prepare(originals, tmp_path / "pairs", settings(), manifest=tmp_path / "evil.json")
 
 
-def test_what_is_no_manifest_is_refused(tmp_path, originals):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, originals):
     (tmp_path / "list.json").write_text("[1, 2]")
     with pytest.raises(SourceError, match="is not a manifest"):
         prepare(originals, tmp_path / "pairs", settings(), manifest=tmp_path / "list.json")
 
 
 @pytest.mark.parametrize("name", ["dota", "dior"])
-def test_dota_and_dior_are_cut_at_the_centre_and_reduced_by_pillow(tmp_path, name):
+def test_dota_and_dior_are_cropped_at_the_centre_and_downsampled_by_pillow(tmp_path, name):
     folder = {"dota": "train/images", "dior": "JPEGImages-test"}[name]
     source = write(
         tmp_path / name, {f"{folder}/0001.png": (601, 702), f"{folder}/0002.png": (511, 900)}
@@ -251,7 +252,7 @@ def test_dota_and_dior_are_cut_at_the_centre_and_reduced_by_pillow(tmp_path, nam
     assert np.array_equal(bicubic, np.asarray(lr.resize((510, 510), Image.Resampling.BICUBIC)))
 
 
-def test_a_count_is_drawn_with_its_seed_from_those_that_are_large_enough(tmp_path):
+def test_a_count_is_drawn_with_a_seed_from_images_that_are_large_enough(tmp_path):
     sizes = {f"images/P{n:04}.png": (520, 520) if n % 2 else (100, 900) for n in range(8)}
     source = write(tmp_path / "DOTA", sizes)
     prepared = prepare(source, tmp_path / "pairs", settings("dota", count=2, seed=5))
@@ -259,16 +260,16 @@ def test_a_count_is_drawn_with_its_seed_from_those_that_are_large_enough(tmp_pat
     assert (prepared.made, len(prepared.skipped)) == (2, 4)
     assert prepared.skipped == again.skipped
     assert contents(tmp_path / "pairs") == contents(tmp_path / "again")
-    with pytest.raises(UsageError, match="DOTA has 4 images that fit, and 5 are to be drawn"):
+    with pytest.raises(UsageError, match="DOTA has 4 suitable images, and 5 are to be drawn"):
         prepare(source, tmp_path / "more", settings("dota", count=5))
 
 
-def test_a_count_is_drawn_of_each_class(tmp_path, originals):
+def test_a_count_is_drawn_per_class(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings(count=2))
     assert [pair.group for pair in find_pairs(tmp_path / "pairs")] == ["a", "a", "b", "b"]
 
 
-def test_broken_images_are_named_and_counted_and_end_nothing(tmp_path, originals):
+def test_broken_images_are_reported_and_left_out(tmp_path, originals):
     (originals / "a" / "00.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (originals / "b" / "deep.tif").write_bytes(b"II*\0")
     write(originals, {"b/tiny.png": (3, 40)})
@@ -280,9 +281,7 @@ def test_broken_images_are_named_and_counted_and_end_nothing(tmp_path, originals
     assert len(json.loads(prepared.manifest.read_text())["skipped"]) == 3
 
 
-def test_an_original_that_the_system_does_not_give_is_named_and_counted(
-    tmp_path, originals, monkeypatch
-):
+def test_an_unreadable_original_is_reported_and_left_out(tmp_path, originals, monkeypatch):
     plain = Path.read_bytes
 
     def denied(path):
@@ -297,14 +296,14 @@ def test_an_original_that_the_system_does_not_give_is_named_and_counted(
     assert "left out a/03.png: 03.png cannot be read: Permission denied." in prepared.summary()
 
 
-def test_the_number_of_workers_changes_no_byte(tmp_path, originals):
+def test_the_number_of_workers_does_not_change_the_output(tmp_path, originals):
     chosen = settings(stages=(Stage("blur", 0.3, 2), Stage("noise", 0, 9), Stage("jpeg", 30, 90)))
     prepare(originals, tmp_path / "one", chosen, workers=1)
     prepare(originals, tmp_path / "three", chosen, workers=3)
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
-def test_no_process_is_started_where_one_core_alone_may_be_used(tmp_path, originals, monkeypatch):
+def test_no_process_is_started_if_only_one_core_may_be_used(tmp_path, originals, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
     monkeypatch.setattr(
@@ -313,7 +312,7 @@ def test_no_process_is_started_where_one_core_alone_may_be_used(tmp_path, origin
     assert prepare(originals, tmp_path / "pairs", settings()).made == 12
 
 
-def test_degradations_change_lr_alone_and_the_manifest_says_so(tmp_path, originals):
+def test_degradations_change_only_lr_and_the_manifest_records_them(tmp_path, originals):
     prepare(originals, tmp_path / "plain", settings())
     prepare(originals, tmp_path / "noisy", settings(stages=(Stage("noise", 5, 5),)))
     plain, noisy = (find_pairs(tmp_path / name)[0].read(4) for name in ("plain", "noisy"))
@@ -322,7 +321,7 @@ def test_degradations_change_lr_alone_and_the_manifest_says_so(tmp_path, origina
     assert "noise 5 to 5" in json.loads((tmp_path / "noisy" / "manifest.json").read_text())["rule"]
 
 
-def test_a_named_chain_makes_lr_and_the_manifest_says_what_it_is(tmp_path, originals):
+def test_a_named_chain_makes_lr_and_the_manifest_describes_it(tmp_path, originals):
     prepare(originals, tmp_path / "plain", settings())
     prepare(originals, tmp_path / "middle", settings(degrade="middle"))
     prepare(originals, tmp_path / "again", settings(degrade="middle"), workers=2)
@@ -343,18 +342,16 @@ def test_a_named_chain_makes_lr_and_the_manifest_says_what_it_is(tmp_path, origi
         prepare(originals, tmp_path / "middle", settings(degrade="mild"))
 
 
-def test_a_chain_that_is_not_there_and_one_beside_faults_of_ones_own_are_refused():
+def test_an_unknown_chain_and_a_chain_with_further_stages_are_refused():
     with pytest.raises(
         UsageError, match="no chain 'fog'; choose among sensor, mild, middle, strong"
     ):
         settings(degrade="fog")
-    with pytest.raises(
-        UsageError, match="The chain mild has all its faults; leave out those of your own"
-    ):
+    with pytest.raises(UsageError, match="The chain mild already includes blur, noise and JPEG"):
         settings(degrade="mild", stages=(Stage("noise", 5, 5),))
 
 
-def test_a_second_run_keeps_what_is_there_and_mends_what_is_missing(tmp_path, originals):
+def test_a_second_run_keeps_complete_images_and_makes_missing_ones(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings())
     before = contents(tmp_path / "pairs")
     (tmp_path / "pairs" / "LR" / "a" / "02.png").unlink()
@@ -377,7 +374,7 @@ def with_a_hole(content):
 
 @pytest.mark.parametrize("harm", [empty, cut_short, with_a_hole], ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("folder", ["GT", "LR", "Bicubic"])
-def test_what_a_power_cut_has_taken_of_an_image_is_made_again(tmp_path, originals, folder, harm):
+def test_an_image_damaged_by_a_power_cut_is_made_again(tmp_path, originals, folder, harm):
     prepare(originals, tmp_path / "pairs", settings(), workers=1)
     before = contents(tmp_path / "pairs")
     harmed = tmp_path / "pairs" / folder / "a" / "02.png"
@@ -387,7 +384,9 @@ def test_what_a_power_cut_has_taken_of_an_image_is_made_again(tmp_path, original
     assert contents(tmp_path / "pairs") == before
 
 
-def test_the_manifest_is_on_the_disk_before_the_journal_goes(tmp_path, originals, disk_events):
+def test_the_manifest_is_on_the_disk_before_the_journal_is_removed(
+    tmp_path, originals, disk_events
+):
     prepare(originals, tmp_path / "pairs", settings(), workers=1)
     (synced, draft), *others = disk_events[-4:]
     assert (synced, draft.startswith(".manifest.json")) == ("fsync", True)
@@ -398,7 +397,7 @@ def test_the_manifest_is_on_the_disk_before_the_journal_goes(tmp_path, originals
     ]
 
 
-def test_other_settings_or_other_originals_never_mix(tmp_path, originals):
+def test_results_of_other_settings_or_other_originals_never_mix(tmp_path, originals):
     prepare(originals, tmp_path / "pairs", settings())
     with pytest.raises(JobChanged, match="another scale"):
         prepare(originals, tmp_path / "pairs", settings(scale=2))
@@ -408,7 +407,7 @@ def test_other_settings_or_other_originals_never_mix(tmp_path, originals):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, kills):
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, kills):
     source = write(tmp_path / "originals", {f"{n:03}.png": (192, 192) for n in range(40)})
     prepare(source, tmp_path / "whole", settings(), workers=1)
     whole = contents(tmp_path / "whole")
@@ -437,15 +436,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, kills):
         process.wait()
     journal = tmp_path / "killed" / ".prepare.jsonl"
     with journal.open("a") as file:
-        file.write('{"part": "", "na')  # a line that a kill has cut short
+        file.write('{"part": "", "na')  # an incomplete line, as a kill leaves it
     prepared = prepare(source, tmp_path / "killed", settings(), workers=1)
     assert prepared.kept > 0
     assert contents(tmp_path / "killed") == whole
 
 
-def test_folders_that_lie_in_each_other_and_targets_that_cannot_be_are_refused(tmp_path, originals):
+def test_nested_folders_and_impossible_targets_are_refused(tmp_path, originals):
     for target in (originals, originals / "pairs", tmp_path):
-        with pytest.raises(UsageError, match="lie in each other"):
+        with pytest.raises(UsageError, match="contain each other"):
             prepare(originals, target, settings())
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError, match="cannot be written"):
@@ -464,12 +463,12 @@ def test_folders_that_lie_in_each_other_and_targets_that_cannot_be_are_refused(t
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(others):
+def test_invalid_settings_are_refused(others):
     with pytest.raises(UsageError):
         settings(**others)
 
 
-def test_the_command_prints_what_it_made(tmp_path, originals):
+def test_the_command_prints_a_summary(tmp_path, originals):
     arguments = [
         "folder",
         str(originals),

@@ -1,21 +1,18 @@
-"""The rule by which each benchmark's images are cut and reduced, held against the functions of the
-paper's bicubic.
-"""
+"""How each benchmark's images are cropped and downsampled, against the paper's bicubic."""
 
 import numpy as np
 import pytest
 
 from repmamba.data.benchmarks import BENCHMARKS
+from repmamba.data.draw import Item, Settings, Skipped
 from repmamba.data.images import read_image, write_png
+from repmamba.data.pair_files import Made, make_item
 from repmamba.data.pairs import pair_from_hr
-from repmamba.data.prepare import Item, Made, Settings, Skipped, make_item
 from repmamba.pixels.resize import imresize, to_uint8
 
 
 def made(tmp_path, name, height, width, scale=4):
-    """One original of noise, and what becomes of it by the benchmark's rule, its files in
-    pairs/.
-    """
+    """An original of noise, and the result of its benchmark's rule; the files are in pairs/."""
     image = np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8)
     write_png(tmp_path / "originals" / "one.png", image)
     settings = Settings(BENCHMARKS[name], scale)
@@ -28,7 +25,7 @@ def made(tmp_path, name, height, width, scale=4):
     ("name", "size", "row", "edge"),
     [("aid", 600, 43, 510), ("nwpu", 256, 0, 255), ("folder", 64, 0, 63)],
 )
-def test_aid_nwpu_and_a_folder_are_reduced_and_enlarged_by_matlabs_bicubic(
+def test_aid_nwpu_and_a_folder_use_matlabs_bicubic_for_lr_and_bicubic(
     tmp_path, name, size, row, edge
 ):
     image, outcome = made(tmp_path, name, size, size, scale=3)
@@ -42,13 +39,13 @@ def test_aid_nwpu_and_a_folder_are_reduced_and_enlarged_by_matlabs_bicubic(
     )
 
 
-def test_a_picture_of_aid_that_is_of_another_size_is_left_out(tmp_path):
+def test_an_aid_image_of_another_size_is_left_out(tmp_path):
     _, outcome = made(tmp_path, "aid", 600, 640)
     assert outcome == Skipped("one.png", "600x640 pixels; 600x600 are expected.")
     assert not (tmp_path / "pairs").exists()
 
 
-def test_aid_is_drawn_as_published_and_no_other_benchmark_is():
+def test_only_aid_is_drawn_for_training_and_test_as_published():
     assert {name: benchmark.drawn for name, benchmark in BENCHMARKS.items() if benchmark.drawn} == {
         "aid": (100, 30)
     }

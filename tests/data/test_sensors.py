@@ -1,6 +1,4 @@
-"""The chains of real sensors: each fault against a plain form of it, and what holds of every
-chain.
-"""
+"""The sensor chains: each fault against a simple form of it, and properties of every chain."""
 
 import io
 from dataclasses import replace
@@ -76,19 +74,19 @@ def test_the_lanczos_kernel_is_pillows_away_from_the_edges(scale):
 
 @pytest.mark.parametrize("name", BLURS)
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 1.5, 6.4])
-def test_a_blur_is_as_wide_as_its_sigma_keeps_grey_and_does_not_move_the_picture(name, sigma):
+def test_a_blur_has_its_sigma_keeps_a_constant_image_and_does_not_shift(name, sigma):
     kernel = sum(np.outer(rows, cols) for rows, cols in BLURS[name](sigma, np.array([0.5, 0.2])))
     reach = len(kernel) // 2
     places = np.arange(-reach, reach + 1)
     assert kernel.shape == (2 * reach + 1, 2 * reach + 1)
     assert kernel.sum() == pytest.approx(1, abs=1e-4)
-    assert np.allclose(kernel, kernel[::-1, ::-1], atol=1e-3 * kernel.max())  # about its middle
+    assert np.allclose(kernel, kernel[::-1, ::-1], atol=1e-3 * kernel.max())  # symmetric
     spread = [
         [(kernel * a * b).sum() for a in (places[:, None], places)]
         for b in (places[:, None], places)
     ]
     widest = np.sqrt(np.linalg.eigvalsh(np.array(spread))[-1])
-    # The pixels themselves, 0.29 wide, are part of a box; a Gaussian has its tails cut.
+    # A box includes the width of a pixel, 0.29; a Gaussian is cut off.
     assert widest == pytest.approx(sigma, rel=0.06, abs=0.3 if sigma < 1 else 0.0)
 
 
@@ -101,7 +99,7 @@ def test_a_stretched_blur_is_narrower_across():
     assert spreads == pytest.approx([1.0, 4.0], rel=0.05)  # rows, columns
 
 
-def test_blur_and_reduction_in_one_pass_are_one_after_the_other():
+def test_blur_and_downsampling_in_one_pass_equal_two_passes():
     blurred = gaussian_filter(HR.astype(float), (3, 3, 0), mode="reflect", radius=9)
     ours = reduced(
         HR.astype(np.float32), KERNELS["bicubic"](4), BLURS["gaussian"](3.0, np.zeros(2)), 4
@@ -109,7 +107,7 @@ def test_blur_and_reduction_in_one_pass_are_one_after_the_other():
     assert np.abs(ours - imresize(blurred, 1 / 4)).max() < 1e-2
 
 
-def test_a_patch_with_its_margin_is_that_of_the_whole_picture():
+def test_a_patch_with_its_margin_equals_the_whole_image_there():
     sensor = replace(CLEAN, blur=always(1.6))
     rows, cols = slice(4 * 20, 4 * 50), slice(4 * 30, 4 * 60)
     hr = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
@@ -119,7 +117,7 @@ def test_a_patch_with_its_margin_is_that_of_the_whole_picture():
         assert np.abs(whole.astype(int) - patch).max() <= 1
 
 
-def test_noise_has_its_deviation_and_half_of_it_is_grey():
+def test_noise_has_its_standard_deviation_and_is_grey_in_half_of_the_images():
     flat, grey = np.full((256, 256, 3), 120, np.uint8), []
     for seed in range(40):
         lr = lr_of(replace(CLEAN, noise=always(6)), flat, seed=seed).astype(float) - 120
@@ -130,7 +128,7 @@ def test_noise_has_its_deviation_and_half_of_it_is_grey():
     assert 10 < sum(grey) < 30
 
 
-def test_halos_overshoot_beside_an_edge_and_leave_flat_ground_alone():
+def test_halos_overshoot_at_an_edge_and_leave_constant_areas_unchanged():
     edge = np.full((64, 64, 1), 0.3, np.float32)
     edge[:, 32:] = 0.6
     result = sharpened(edge, 0.8, 1.0)
@@ -140,14 +138,14 @@ def test_halos_overshoot_beside_an_edge_and_leave_flat_ground_alone():
     assert np.abs(result - (edge + 0.8 * (edge - smooth))).max() < 1e-5
 
 
-def test_jpeg_stores_colours_whole_or_halved_as_pillow_does():
+def test_jpeg_subsamples_chroma_as_pillow_does():
     for halved, subsampling in ((False, 0), (True, 2)):
         packed = io.BytesIO()
         Image.fromarray(HR).save(packed, "JPEG", quality=50, subsampling=subsampling)
-        assert np.array_equal(jpeg(HR, 50, colours_halved=halved), np.asarray(Image.open(packed)))
+        assert np.array_equal(jpeg(HR, 50, subsample=halved), np.asarray(Image.open(packed)))
 
 
-def test_the_blocks_of_a_jpeg_lie_anywhere():
+def test_jpeg_blocks_may_begin_at_any_pixel():
     sensor = replace(CLEAN, quality=always(10))
     ramp = np.broadcast_to(np.linspace(0, 255, 160)[None, :, None], (160, 160, 3)).astype(np.uint8)
     first = {
@@ -164,7 +162,7 @@ def test_the_blocks_of_a_jpeg_lie_anywhere():
 
 @pytest.mark.parametrize("name", SENSORS)
 @pytest.mark.parametrize("bands", [1, 3])
-def test_a_chain_keeps_shape_and_type_and_repeats_with_its_seed(name, bands):
+def test_a_chain_keeps_shape_and_type_and_is_reproducible(name, bands):
     chain, hr = SensorChain(name, 3), HR[..., :bands]
     for seed in range(6):
         lr = chain(hr, generator_for(seed, "x"))
@@ -173,7 +171,7 @@ def test_a_chain_keeps_shape_and_type_and_repeats_with_its_seed(name, bands):
     assert not np.array_equal(chain(hr, generator_for(0, "x")), chain(hr, generator_for(1, "x")))
 
 
-def test_a_quarter_of_what_is_learnt_from_is_clean_and_exactly_the_plain_reduction():
+def test_a_quarter_of_the_training_images_is_plain_bicubic():
     plain = pair_from_hr("x", HR, 4).lr
     clean = [
         np.array_equal(SensorChain("sensor", 4)(HR, generator_for(0, str(n))), plain)
@@ -184,7 +182,7 @@ def test_a_quarter_of_what_is_learnt_from_is_clean_and_exactly_the_plain_reducti
         assert SENSORS[name].clean == 0
 
 
-def test_three_strengths_are_three():
+def test_the_three_strengths_are_ordered():
     ground = gaussian_filter(np.random.default_rng(0).normal(120, 300, (256, 256, 3)), (3, 3, 0))
     hr = ground.clip(0, 255).astype(np.uint8)
     plain = pair_from_hr("x", hr, 4).lr.astype(float)
@@ -197,7 +195,7 @@ def test_three_strengths_are_three():
     assert errors[2] > 1.2 * errors[1] > 1.2**2 * errors[0]
 
 
-def test_what_cannot_be_degraded_and_chains_that_are_not_there_are_refused():
+def test_unsuitable_images_and_unknown_chains_are_refused():
     with pytest.raises(ShapeMismatch, match="multiples of 4"):
         SensorChain("mild", 4)(HR[:58], generator_for(0, "x"))
     with pytest.raises(ShapeMismatch, match=r"of uint16 .* give \(H, W, C\) uint8"):

@@ -18,7 +18,7 @@ from repmamba.errors import CorruptSource, ShapeMismatch, TargetError, UsageErro
 
 
 def noise_pair(name: str, height: int, width: int, scale: int, seed: int) -> Pair:
-    """A pair whose lr has nothing to do with its hr, so that a mix-up of the two shows."""
+    """A pair whose lr is unrelated to its hr, so that swapping them is detected."""
     draw = np.random.default_rng(seed)
     lr = draw.integers(0, 256, (height, width, 3)).astype(np.uint8)
     return Pair(
@@ -27,7 +27,7 @@ def noise_pair(name: str, height: int, width: int, scale: int, seed: int) -> Pai
 
 
 def laid(image: np.ndarray, row: int, col: int, size: int, sample: Sample) -> np.ndarray:
-    """The patch of a sample in the plainest form: mirror, cut, flip, transpose."""
+    """The patch of a sample in the simplest form: mirror, crop, flip, transpose."""
     mirrored = np.pad(image, ((0, size), (0, size), (0, 0)), mode="symmetric")
     patch = mirrored[row : row + size, col : col + size]
     patch = patch[::-1] if sample.flipped_rows else patch
@@ -46,7 +46,7 @@ def laid(image: np.ndarray, row: int, col: int, size: int, sample: Sample) -> np
     transposed=booleans(),
     seed=integers(0, 1000),
 )
-def test_a_patch_is_what_numpy_cuts_flips_and_transposes_whatever_the_shape(
+def test_a_patch_equals_numpys_crop_flip_and_transpose_for_any_shape(
     height, width, scale, size, flipped_rows, flipped_cols, transposed, seed
 ):
     pairs = [
@@ -68,7 +68,7 @@ def test_a_patch_is_what_numpy_cuts_flips_and_transposes_whatever_the_shape(
 
 @settings(max_examples=40)
 @given(height=integers(2, 12), width=integers(2, 12), size=integers(2, 9), seed=integers(0, 99))
-def test_lr_and_hr_show_the_same_ground_even_where_a_patch_is_larger_than_its_image(
+def test_lr_and_hr_show_the_same_ground_even_if_a_patch_is_larger_than_its_image(
     height, width, size, seed
 ):
     lr = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -82,7 +82,7 @@ def test_lr_and_hr_show_the_same_ground_even_where_a_patch_is_larger_than_its_im
     assert torch.equal(small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), large)
 
 
-def test_rotations_are_those_of_numpy():
+def test_rotations_equal_numpys():
     lr = np.arange(16, dtype=np.uint8).reshape(4, 4, 1).repeat(3, axis=2)
     stock = stock_of([Pair("square", lr, lr.repeat(2, axis=0).repeat(2, axis=1))], 2)
     sampler = Sampler(3, stock.sizes, (Phase(size=4, batch=1),), ("rotations",))
@@ -119,7 +119,7 @@ def test_a_mapped_stock_equals_one_in_memory_and_is_not_decoded_twice(tmp_path):
         )
 
 
-def test_images_are_counted_as_they_are_decoded_and_not_where_the_cache_has_them(tmp_path):
+def test_progress_counts_decoded_images_and_is_not_called_for_cached_ones(tmp_path):
     files, seen = find_pairs(pictures(tmp_path / "images")), []
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         seen.append([])
@@ -129,7 +129,7 @@ def test_images_are_counted_as_they_are_decoded_and_not_where_the_cache_has_them
     assert seen == [[(done, 4) for done in range(1, 5)]] * 2 + [[]]
 
 
-def test_a_cache_that_could_not_be_written_leaves_nothing_and_is_one_line(tmp_path):
+def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     pictures(tmp_path / "images", 2)
     (tmp_path / "images" / "1.png").write_bytes(b"no picture")
     with pytest.raises(CorruptSource):
@@ -143,7 +143,7 @@ def test_a_cache_that_could_not_be_written_leaves_nothing_and_is_one_line(tmp_pa
         )
 
 
-def test_the_index_of_a_cache_has_its_name_when_all_else_is_on_the_disk(tmp_path, disk_events):
+def test_the_index_of_a_cache_is_renamed_after_the_pixels_are_on_the_disk(tmp_path, disk_events):
     load_stock(find_pairs(pictures(tmp_path / "images", 1)), 2, cache=tmp_path / "cache")
     named = [name for event, name in disk_events if event == "replace"]
     assert [Path(name).suffix for name in named] == [".lr", ".hr", ".json"]
@@ -162,7 +162,7 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     assert load_stock(find_pairs(folder), 2, cache=tmp_path / "cache").sizes == ((20, 20),)
 
 
-def test_a_file_of_other_bytes_and_the_same_length_is_decoded_again(tmp_path):
+def test_a_file_of_the_same_length_with_other_bytes_is_decoded_again(tmp_path):
     path, lengths, levels = pictures(tmp_path / "images", 1) / "0.png", set(), []
     for level in (10, 200):
         Image.fromarray(np.full((40, 40, 3), level, np.uint8)).save(path, compress_level=0)
@@ -174,7 +174,7 @@ def test_a_file_of_other_bytes_and_the_same_length_is_decoded_again(tmp_path):
     assert (len(lengths), levels) == (1, [10, 200])
 
 
-def test_a_degraded_patch_depends_on_its_sample_and_not_on_its_batch():
+def test_a_degraded_patch_depends_only_on_its_sample():
     stock = stock_of([noise_pair("a", 12, 14, 2, 0), noise_pair("b", 9, 30, 2, 1)], 2)
     chain = Chain(2, (Stage("blur", 0.5, 2), Stage("noise", 2, 9)))
     samples = Sampler(5, stock.sizes, (Phase(size=6, batch=4),), ("flips",)).samples(0)
@@ -185,7 +185,7 @@ def test_a_degraded_patch_depends_on_its_sample_and_not_on_its_batch():
     assert hr.shape == (4, 3, 12, 12)
 
 
-def test_a_chain_without_stages_gives_the_reduction_of_the_whole_image():
+def test_a_chain_without_stages_equals_bicubic_of_the_whole_image():
     hr = np.random.default_rng(0).integers(0, 256, (80, 96, 3)).astype(np.uint8)
     stock = stock_of([pair_from_hr("a", hr, 4)], 4)
     samples = [Sample(0, 5, 6, False, False, False, (0, 0, 0))]
@@ -194,7 +194,7 @@ def test_a_chain_without_stages_gives_the_reduction_of_the_whole_image():
     assert torch.equal(plain, degraded)
 
 
-def test_sixteen_bit_images_become_unit():
+def test_16_bit_images_become_unit():
     hr = np.full((8, 8, 2), 65535, np.uint16)
     lr, _ = stock_of([pair_from_hr("a", hr, 2)], 2).batch(
         [Sample(0, 0, 0, False, False, False, (0, 0, 0))], 4
@@ -203,7 +203,7 @@ def test_sixteen_bit_images_become_unit():
     assert torch.equal(lr, torch.ones_like(lr))
 
 
-def test_images_of_different_kinds_and_no_images_are_refused():
+def test_mixed_kinds_of_images_and_no_images_are_refused():
     with pytest.raises(ShapeMismatch, match="b has scale 2, 1 bands"):
         stock_of(
             [noise_pair("a", 4, 4, 2, 0), pair_from_hr("b", np.zeros((8, 8, 1), np.uint8), 2)], 2

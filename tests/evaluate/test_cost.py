@@ -17,7 +17,7 @@ from repmamba.network.repmamba import RepMamba
     ("name", "trained", "folded"),
     [("x2", 775_212, 764_412), ("x3", 783_867, 773_067), ("x4", 795_984, 785_184)],
 )
-def test_parameters_are_those_of_the_specification(name, trained, folded):
+def test_parameters_match_the_specification(name, trained, folded):
     assert parameters(PUBLISHED[name]) == trained
     assert parameters(PUBLISHED[name], "folded") == folded
 
@@ -26,7 +26,7 @@ def test_parameters_are_those_of_the_specification(name, trained, folded):
     ("name", "folded", "trained"),
     [("x2", 11.014, 11.061), ("x3", 11.156, 11.203), ("x4", 11.354, 11.401)],
 )
-def test_multiply_adds_are_those_of_the_specification(name, folded, trained):
+def test_multiply_adds_match_the_specification(name, folded, trained):
     counted = multiply_adds(PUBLISHED[name], 128, 128)
     assert round(sum(counted.values()) / 1e9, 3) == folded
     assert (
@@ -53,10 +53,8 @@ OPTIONS = (
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_count_is_that_of_what_runs(monkeypatch, options):
-    """Against torch's counter of convolutions and matrix products; the scan, which it does not
-    know, left out.
-    """
+def test_the_count_matches_torchs_counter(monkeypatch, options):
+    """Against torch's count of convolutions and matrix products, which lacks the scan."""
     config = NetworkConfig(**({"depths": (1,)} | options))
     network = RepMamba(config).eval()
     monkeypatch.setattr("repmamba.network.rmb.scan_map", lambda p, *others, **options: p)
@@ -68,7 +66,7 @@ def test_the_count_is_that_of_what_runs(monkeypatch, options):
     assert counter.get_total_flops() / 2 == sum(parts.values()) - parts["scan"] - dt_proj
 
 
-def test_odd_sizes_cost_what_the_even_ones_do():
+def test_odd_sizes_cost_as_much_as_the_even_ones():
     assert multiply_adds(PUBLISHED["x4"], 127, 1) == multiply_adds(PUBLISHED["x4"], 128, 2)
 
 
@@ -85,7 +83,7 @@ def test_a_cost_states_its_size_and_both_forms():
 
 
 class InThisProcess:
-    """What a pool of processes promises, without one."""
+    """The interface of a process pool, without processes."""
 
     def __init__(self, *arguments, **options):
         pass
@@ -116,7 +114,7 @@ def small(tiny_weights):
     return str(tiny_weights())
 
 
-def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(small, monkeypatch):
+def test_memory_is_measured_with_the_chosen_backend_and_precision(small, monkeypatch):
     chosen = {"device": "cpu", "backend": "chunked", "precision": "bfloat16"}
     ours = upscaler.load(small, **chosen)
     loads = []
@@ -133,7 +131,7 @@ def test_memory_is_measured_with_the_backend_and_the_precision_that_were_chosen(
     assert cost.peak_memory > 0
 
 
-def test_the_seconds_of_several_passes_are_so_many_times_those_of_one(small, monkeypatch):
+def test_seconds_are_multiplied_by_the_number_of_passes(small, monkeypatch):
     monkeypatch.setattr("repmamba.evaluate.cost.measure", lambda *arguments: (0.5, 0.25))
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
     ours = upscaler.load(small, device="cpu")
@@ -143,7 +141,7 @@ def test_the_seconds_of_several_passes_are_so_many_times_those_of_one(small, mon
     assert (cost.seconds, cost.seconds_least) == (4, 2)
 
 
-def test_a_measuring_process_that_is_killed_is_one_clear_line(small, monkeypatch):
+def test_a_killed_measuring_process_is_one_clear_error(small, monkeypatch):
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", Killed)
     cost = cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8)
     with pytest.raises(
@@ -155,7 +153,7 @@ def test_a_measuring_process_that_is_killed_is_one_clear_line(small, monkeypatch
 @pytest.mark.parametrize(
     ("text", "kind"), [("not enough memory: you tried to", OutOfMemory), ("a bug", RuntimeError)]
 )
-def test_too_little_memory_while_time_is_measured_is_told_from_other_failures(
+def test_lack_of_memory_while_timing_is_distinguished_from_other_failures(
     small, monkeypatch, text, kind
 ):
     def fails(*arguments):

@@ -1,4 +1,4 @@
-"""The whole of an evaluation in one call, as the front door and the command line make it."""
+"""A whole evaluation in one call, as from Python and from the command line."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def test_folders_networks_results_and_methods_are_scored_side_by_side(place, tmp_path):
+def test_folders_networks_results_and_methods_are_scored_together(place, tmp_path):
     seen: list[tuple[int, int]] = []
     evaluation = evaluate_folders(
         [place / "towns", str(place / "fields")],
@@ -74,7 +74,7 @@ def test_folders_networks_results_and_methods_are_scored_side_by_side(place, tmp
     assert "tiles of 8 lr pixels" in evaluation.scores.methods[0].how
 
 
-def test_the_call_says_what_the_command_line_says(place, tmp_path):
+def test_the_call_and_the_command_line_give_the_same_results(place, tmp_path):
     weights = place / "one" / "best.safetensors"
     outputs = {name: tmp_path / f"values.{name}" for name in ("json", "csv", "report")}
     arguments = [
@@ -98,7 +98,7 @@ def test_the_call_says_what_the_command_line_says(place, tmp_path):
     assert len(evaluation.as_html()) > 2 * len(evaluation.as_html(pictures=False))
 
 
-def test_one_value_does_for_several(place):
+def test_a_single_value_is_accepted_for_several(place):
     one = evaluate_folders(
         str(place / "towns"), sr=str(place / "theirs"), methods="bicubic", rules="esr-rgb.psnr"
     )
@@ -108,7 +108,7 @@ def test_one_value_does_for_several(place):
     assert list(one.scores.rows()) == list(several.scores.rows())
 
 
-def test_a_method_of_ones_own_is_scored_beside_the_others(place):
+def test_a_custom_method_is_scored_with_the_others(place):
     def repeated(pair):
         return pair.lr.repeat(2, axis=0).repeat(2, axis=1)
 
@@ -125,7 +125,7 @@ def test_a_method_of_ones_own_is_scored_beside_the_others(place):
     assert evaluate_folders(place / "towns", methods=ours[0]).scores.methods == (ours[0],)
 
 
-def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tmp_path):
+def test_large_images_without_lr_are_downsampled_by_the_given_scale(place, tmp_path):
     shutil.copytree(place / "towns" / "GT", tmp_path / "large")
     (one,) = evaluate_folders(tmp_path / "large", methods="bicubic", scale=4).scores.sets
     assert one.scale == 4
@@ -135,16 +135,19 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
     ("wrong", "said"),
     [
         ({}, "nothing to evaluate; name weights, sr or a method"),
-        ({"methods": "bicubic", "folders": []}, "no folder to evaluate on"),
+        ({"methods": "bicubic", "folders": []}, "no folder to evaluate"),
         ({"methods": "lanczos"}, "There is no method 'lanczos'; choose among nearest, bicubic"),
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
-        ({"methods": "bicubic", "scale": 5}, "A scale of 5 is not evaluated; take 2, 3 or 4"),
-        ({"methods": "bicubic", "cost_size": 0}, "LR image of 0 pixels"),
+        ({"methods": "bicubic", "scale": 5}, "The scale is 5; it must be 2, 3 or 4"),
+        ({"methods": "bicubic", "cost_size": 0}, "cost size is 0 pixels"),
         (
             {"methods": "bicubic", "peak": 4000},
             "for the rules bands and consistency; the others are for 8 bit",
         ),
-        ({"methods": "bicubic", "rules": "bands", "peak": 0}, "A peak of 0 measures nothing"),
+        (
+            {"methods": "bicubic", "rules": "bands", "peak": 0},
+            "The peak is 0; give a number above 0",
+        ),
         (
             {"methods": "bicubic", "rules": "bands", "value_range": (5, 5)},
             "A range from 5 to 5 holds no values",
@@ -152,7 +155,7 @@ def test_large_images_alone_are_reduced_by_the_scale_that_is_asked_for(place, tm
     ],
     ids=str,
 )
-def test_what_means_nothing_is_refused(place, wrong, said):
+def test_invalid_arguments_are_refused(place, wrong, said):
     with pytest.raises(UsageError, match=said):
         evaluate_folders(**{"folders": place / "towns"} | wrong)
 
@@ -179,12 +182,12 @@ def test_what_means_nothing_is_refused(place, wrong, said):
     ],
     ids=str,
 )
-def test_a_value_of_another_type_is_one_line(place, wrong, said):
+def test_a_value_of_another_type_is_one_clear_error(place, wrong, said):
     with pytest.raises(UsageError, match=said):
         evaluate_folders(**{"folders": place / "towns", "methods": "bicubic"} | wrong)
 
 
-def test_what_is_none_is_not_given_and_numbers_may_be_numpys(place):
+def test_none_means_not_given_and_numpy_numbers_are_accepted(place):
     nothing = dict.fromkeys(["weights", "sr", "rules", "scale", "tile", "save", "cost_size"])
     given = evaluate_folders(
         place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8)
@@ -214,7 +217,7 @@ def reflectance(tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_peak_is_what_the_rules_for_bands_are_relative_to(reflectance):
+def test_the_rules_for_bands_are_relative_to_the_peak(reflectance):
     def values(**options):
         scores = evaluate_folders(reflectance, methods="bicubic", **options).scores
         return {
@@ -230,13 +233,13 @@ def test_a_peak_is_what_the_rules_for_bands_are_relative_to(reflectance):
     assert values(value_range=(200, 4200)) == told
     assert values(value_range=(200, 4200), peak=65535) == usual
     table = evaluate_folders(reflectance, methods="bicubic", peak=4000).table()
-    assert "bands.psnr: all bands, no border cut, SR not rounded" in table
+    assert "bands.psnr: all bands, border kept, SR not rounded" in table
     assert "; here relative to 4000" in table
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_range_is_what_networks_see_as_black_and_white(reflectance):
-    """What upscale gives with that range, to the last digits of its float32."""
+def test_the_range_is_black_and_white_to_networks(reflectance):
+    """Equal to upscale with that range, up to float32 rounding."""
     upscaler = load("x2")
     with rasterio.open(reflectance / "LR" / "scene.tif") as file:
         lr = np.moveaxis(file.read(), 0, 2)
@@ -248,7 +251,7 @@ def test_a_range_is_what_networks_see_as_black_and_white(reflectance):
     assert "values over 200 to 4200" in network(upscaler, value_range=(200, 4200)).how
 
 
-def test_what_a_notebook_shows_of_an_evaluation_names_no_file(place):
+def test_the_notebook_view_of_an_evaluation_contains_no_file_name(place):
     evaluation = evaluate_folders(place / "towns", methods="bicubic")
     assert "towns" in repr(evaluation)
     assert ".png" not in repr(evaluation)
@@ -271,14 +274,14 @@ def failing(pair):
         (lambda pair: None, ShapeMismatch, r"^The method mine gave a NoneType for a/1; "),
     ],
 )
-def test_a_method_that_fails_is_named_with_its_image(place, enlarge, error, text):
+def test_a_failing_method_is_reported_with_its_image(place, enlarge, error, text):
     with pytest.raises(error, match=text):
         evaluate_folders(
             place / "towns", methods=Method("mine", "of my own", enlarge), rules="esr-rgb.psnr"
         )
 
 
-def test_an_evaluation_shows_itself_in_a_line_and_in_a_notebook(place):
+def test_an_evaluation_has_a_repr_and_a_notebook_view(place):
     evaluation = evaluate_folders(
         [place / "towns", place / "fields"],
         weights=place / "one" / "best.safetensors",
@@ -319,7 +322,7 @@ def mae():
     del METRICS["mine.mae"]
 
 
-def test_a_measure_of_ones_own_is_named_as_the_others_are(place, mae):
+def test_a_custom_measure_is_used_by_name(place, mae):
     evaluation = evaluate_folders(
         place / "towns", methods=["nearest", "bicubic"], rules=["mine", "esr-rgb.psnr"]
     )
@@ -332,7 +335,7 @@ def test_a_measure_of_ones_own_is_named_as_the_others_are(place, mae):
     assert "mine.mae [levels]" in evaluation.table()
     assert "mean absolute error, nothing rounded" in evaluation.as_html(pictures=False)
     assert evaluation.as_json()["metrics"]["mine.mae"]["unit"] == "levels"
-    with pytest.raises(UsageError, match=r"There is a metric mine\.mae already"):
+    with pytest.raises(UsageError, match=r"A metric mine\.mae already exists"):
         register_metric(mae)
     for name in ("mae", "mine.", "my rule.mae"):
         with pytest.raises(UsageError, match=r"name it as 'rule\.measure'"):

@@ -9,7 +9,14 @@ import torch
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, pair_from_hr
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
-from repmamba.evaluate.methods import bicubic, distinct_names, nearest, network, results, told_apart
+from repmamba.evaluate.methods import (
+    bicubic,
+    distinct_names,
+    nearest,
+    network,
+    results,
+    with_distinct_names,
+)
 from repmamba.inference.upscaler import load
 from repmamba.pixels.resize import imresize
 
@@ -23,7 +30,7 @@ def upscaler(tiny_weights):
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory, tiny_weights):
-    """The weights of two runs, both of the name that every run gives them."""
+    """The weights of two runs, with the same file name."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
         (folder / f"run{seed}").mkdir()
@@ -46,7 +53,7 @@ def test_nearest_repeats_and_bicubic_is_neither_rounded_nor_clipped(pair):
     assert sr.min() < 0 < 1 < sr.max()
 
 
-def test_a_network_gives_what_its_forward_pass_gives(upscaler, pair):
+def test_a_network_gives_the_result_of_its_forward_pass(upscaler, pair):
     method = network(upscaler)
     unit = torch.from_numpy(pair.lr / 255.0).float().permute(2, 0, 1)[None]
     with torch.no_grad():
@@ -64,19 +71,19 @@ def test_a_network_takes_other_bands_and_types_and_refuses_another_scale(upscale
         network(upscaler).enlarge(pair_from_hr("x", HR, 4))
 
 
-def test_tiles_are_named_and_change_little(upscaler):
+def test_tiles_are_described_and_change_little(upscaler):
     tiled = network(upscaler, tile=8)
     assert (
         "tiles of 8 lr pixels, values over the type's whole range, without back-projection"
         in tiled.how
     )
-    wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)  # so wide that no tile reads all of it
+    wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)  # too wide for a tile to read all of it
     change = np.abs(tiled.enlarge(wide) - network(upscaler).enlarge(wide))
     assert change.shape == wide.hr.shape
     assert 0 < change.max() < 0.1
 
 
-def test_an_odd_image_goes_through_in_one_pass_and_an_odd_tile_is_refused(upscaler):
+def test_an_odd_image_is_enlarged_in_one_pass_and_an_odd_tile_is_refused(upscaler):
     odd = pair_from_hr("x", HR[:14, :22], 2)  # lr 7 x 11
     with torch.no_grad():
         unit = torch.from_numpy(odd.lr / 255.0).float().permute(2, 0, 1)[None]
@@ -86,7 +93,7 @@ def test_an_odd_image_goes_through_in_one_pass_and_an_odd_tile_is_refused(upscal
         network(upscaler, tile=31)
 
 
-def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
+def test_the_ensemble_is_the_mean_over_flips_and_rotations(upscaler, pair):
     method = network(upscaler, ensemble=True)
     lr = (pair.lr / 255.0).astype(np.float32)
     once = network(upscaler).enlarge
@@ -102,7 +109,7 @@ def test_the_mean_of_eight_is_that_of_the_turned_images(upscaler, pair):
     assert (method.name, method.passes) == ("small+", 8)
 
 
-def test_an_ensemble_in_tiles_is_that_of_upscale(upscaler):
+def test_an_ensemble_in_tiles_equals_upscales(upscaler):
     wide = pair_from_hr("x", np.tile(HR, (1, 3, 1)), 2)
     lr = (wide.lr / 255.0).astype(np.float32)
     asked = replace(upscaler, ensemble=True, halo=4).upscale(lr, tile=8)
@@ -145,18 +152,18 @@ def test_a_name_that_fits_two_results_is_refused(tmp_path, pair):
         (["/a/x", "/a/x"], ["a/x", "a/x"]),
     ],
 )
-def test_as_many_folders_stand_before_a_name_as_tell_it_apart(origins, names):
+def test_names_get_as_many_parent_folders_as_make_them_distinct(origins, names):
     paths = [origin and Path(origin) for origin in origins]
     assert distinct_names([path.name if path else "none" for path in paths], paths) == names
 
 
-def test_weights_of_two_runs_are_told_apart_and_packaged_ones_keep_their_name(two_runs, upscaler):
+def test_weights_of_two_runs_get_distinct_names_and_packaged_ones_keep_theirs(two_runs, upscaler):
     methods = [
         network(load(name, device="cpu"), name, ensemble=ensemble)
         for name in two_runs
         for ensemble in (False, True)
     ]
-    assert [method.name for method in told_apart([*methods, bicubic()])] == [
+    assert [method.name for method in with_distinct_names([*methods, bicubic()])] == [
         "run1/best",
         "run1/best+",
         "run2/best",

@@ -49,12 +49,12 @@ def pair_of(hr, scale=2):
 
 @pytest.mark.parametrize("rule", PUBLISHED_RULES)
 @pytest.mark.parametrize("case", ["a", "b", "c"])
-def test_golden_numbers_are_met(golden, case, rule):
+def test_golden_numbers_are_reproduced(golden, case, rule):
     arrays = load_file(golden / "metrics.safetensors")
     expected = json.loads((golden / "metrics.json").read_text())[case]
     hr, sr, scale = arrays[f"{case}.gt"], arrays[f"{case}.sr"], expected["scale"]
-    # Case b, 50x45 at x3, is no multiple of its scale, so no Pair may hold it: only sizes and scale
-    # matter here.
+    # Case b, 50x45 at x3, is not a multiple of its scale, so it cannot be a Pair; only sizes and
+    # scale matter here.
     pair = _Stub(hr, scale)
     values = score(sr, pair, metrics_of([rule]))
     assert values == pytest.approx({name: expected["values"][name] for name in values}, abs=1e-6)
@@ -89,7 +89,7 @@ def test_psnr_and_ssim_agree_with_scikit_image(shape):
 def test_all_four_measures_agree_with_torchmetrics(shape):
     sr, hr = images(5, shape)
     theirs = [torch.from_numpy(one).double().permute(2, 0, 1)[None] for one in (sr, hr)]
-    # as its SSIM sees the border
+    # as torchmetrics' SSIM treats the border
     mirrored = [np.pad(one, ((5, 5), (5, 5), (0, 0)), "reflect") for one in (sr, hr)]
     for name, ours, expected in (
         ("psnr", psnr(sr, hr), torchmetrics.peak_signal_noise_ratio(*theirs, data_range=255.0)),
@@ -105,18 +105,18 @@ def test_all_four_measures_agree_with_torchmetrics(shape):
             torchmetrics.error_relative_global_dimensionless_synthesis(*theirs, ratio=4),
         ),
     ):
-        # its arccos and its sums are the looser ones
+        # torchmetrics' arccos and sums are less precise
         assert ours == pytest.approx(float(expected), rel=1e-6), name
 
 
-def test_zero_padded_ssim_is_that_of_a_padded_image():
+def test_zero_padded_ssim_equals_that_of_a_padded_image():
     sr, hr = images(4, (25, 30))
     assert ssim(sr, hr, edges="zero") == pytest.approx(
         ssim(np.pad(sr, 5), np.pad(hr, 5)), abs=1e-12
     )
 
 
-def test_psnr_of_a_value_worked_by_hand():
+def test_psnr_of_a_value_computed_by_hand():
     assert psnr(np.full((4, 4), 10.0), np.full((4, 4), 13.0)) == pytest.approx(
         20 * math.log10(255 / 3)
     )
@@ -134,7 +134,7 @@ def test_the_border_is_left_out():
 @pytest.mark.parametrize(
     ("rule", "crop"), [("esr-rgb", 2), ("esr-y", 2), ("haunet-rgb", 2), ("published", 0)]
 )
-def test_a_rule_leaves_out_the_border_that_it_was_published_with(rule, crop):
+def test_each_rule_crops_its_published_border(rule, crop):
     sr, hr = images(5, (30, 40, 3))
     pair, (metric,) = pair_of(hr), metrics_of([f"{rule}.psnr"])
     value = score(sr, pair, [metric])[metric.name]
@@ -144,20 +144,20 @@ def test_a_rule_leaves_out_the_border_that_it_was_published_with(rule, crop):
         assert (score(spoiled, pair, [metric])[metric.name] != value) == is_seen
 
 
-def test_what_each_metric_is_averaged_over_is_as_published():
+def test_each_metric_is_averaged_as_published():
     over_classes = [name for name, metric in METRICS.items() if metric.mean == "classes"]
     assert over_classes == ["published.psnr", "published.ssim", "ttst-y.psnr", "ttst-y.ssim"]
 
 
 @pytest.mark.parametrize("metric", MEASURED, ids=repr)
-def test_equal_images_have_the_best_value_there_is(metric):
+def test_equal_images_have_the_best_possible_value(metric):
     hr = images(6, (48, 48, 3))[1]
     pair = Pair("x", to_uint8(imresize(hr / 255.0, 1 / 2)), hr)
     value = score(hr, pair, [metric])[metric.name]
     best = {"psnr": math.inf, "ssim": 1.0, "sam": 0.0, "ergas": 0.0}[metric.name.partition(".")[2]]
     if metric.name == "published.psnr":
         best = 100.0
-    if metric.name == "consistency.psnr":  # the truth too differs from LR by its rounding
+    if metric.name == "consistency.psnr":  # GT differs from LR by rounding, too
         assert 50 < value < 70
     else:
         assert value == pytest.approx(best, abs=1e-12)
@@ -179,12 +179,12 @@ def test_8_bit_results_score_the_same_as_the_same_values_in_unit(seed, scale):
     sr, hr = images(seed)
     pair = pair_of(hr, scale)
     sr = sr[: pair.hr.shape[0], : pair.hr.shape[1]]
-    # its truncation is not stable there
+    # truncation is not stable there
     metrics = [metric for metric in MEASURED if metric.rule != "ttst-y"]
     assert score(sr, pair, metrics) == pytest.approx(score(sr / 255.0, pair, metrics), abs=1e-9)
 
 
-def test_rules_treat_the_fraction_of_a_result_each_in_their_way():
+def test_each_rule_rounds_in_its_own_way():
     hr = np.full((16, 16, 3), 100, np.uint8)
     pair = pair_of(hr)
     sr = np.full((16, 16, 3), 100.75 / 255)
@@ -194,7 +194,7 @@ def test_rules_treat_the_fraction_of_a_result_each_in_their_way():
     assert values["ttst-y.psnr"] == math.inf
 
 
-def test_published_ssim_sees_what_lies_outside_the_range_and_psnr_does_not():
+def test_published_ssim_uses_values_outside_the_range_and_psnr_does_not():
     hr = np.full((16, 16, 3), 255, np.uint8)
     pair = pair_of(hr)
     bright = np.full((16, 16, 3), 1.2)
@@ -203,7 +203,7 @@ def test_published_ssim_sees_what_lies_outside_the_range_and_psnr_does_not():
     assert values["published.ssim"] < 0.999
 
 
-def test_the_spectral_angle_is_worked_by_hand_and_ignores_brightness():
+def test_the_spectral_angle_matches_hand_computed_values_and_ignores_brightness():
     hr = np.ones((2, 2, 2))
     assert spectral_angle(hr * np.array([1.0, 0.0]), hr) == pytest.approx(45)
     assert spectral_angle(3.7 * hr, hr) == pytest.approx(0, abs=1e-12)
@@ -212,7 +212,7 @@ def test_the_spectral_angle_is_worked_by_hand_and_ignores_brightness():
     assert spectral_angle(np.zeros((2, 2, 2)), hr) == 90
 
 
-def test_ergas_is_worked_by_hand():
+def test_ergas_matches_hand_computed_values():
     hr = np.full((3, 3, 2), 50.0)
     sr = hr + np.array([5.0, 0.0])
     assert ergas(sr, hr, 4) == pytest.approx(25 * math.sqrt(0.1**2 / 2))
@@ -220,7 +220,7 @@ def test_ergas_is_worked_by_hand():
     assert ergas(np.zeros((2, 2, 1)), np.zeros((2, 2, 1)), 2) == 0
 
 
-def test_thirteen_bands_of_16_bit_are_measured_by_their_own_range():
+def test_thirteen_16_bit_bands_are_measured_relative_to_their_type():
     hr = np.random.default_rng(8).integers(0, 65536, (16, 16, 13), np.uint16)
     pair = pair_of(hr)
     off = np.where(hr < 32768, hr + 10, hr - 10).astype(np.uint16)
@@ -229,7 +229,7 @@ def test_thirteen_bands_of_16_bit_are_measured_by_their_own_range():
     assert values == pytest.approx(score(off / 65535.0, pair, metrics_of(["bands"])), abs=1e-6)
 
 
-def test_floats_are_measured_by_the_span_of_the_truth():
+def test_floats_are_measured_relative_to_the_span_of_gt():
     hr = np.linspace(-3, 5, 16 * 16, dtype=np.float32).reshape(16, 16, 1)
     assert score(hr + np.float32(0.5), pair_of(hr), metrics_of(["bands"]))[
         "bands.psnr"
@@ -244,10 +244,10 @@ def test_a_rule_for_pictures_refuses_other_bands_and_types():
             score(hr, pair_of(hr), metrics_of(["esr-rgb"]))
 
 
-def test_unknown_rules_and_shapes_that_differ_are_refused():
+def test_unknown_rules_and_different_shapes_are_refused():
     with pytest.raises(UsageError, match="no rule psnr; choose among published"):
         metrics_of(["psnr"])
-    with pytest.raises(ShapeMismatch, match="of one shape"):
+    with pytest.raises(ShapeMismatch, match="must be the same"):
         psnr(np.zeros((4, 4)), np.zeros((4, 5)))
     with pytest.raises(ShapeMismatch, match="11x11"):
         ssim(np.zeros((10, 12)), np.zeros((10, 12)))
@@ -255,7 +255,7 @@ def test_unknown_rules_and_shapes_that_differ_are_refused():
         psnr(np.zeros((4, 4)), np.zeros((4, 4)), crop=2)
 
 
-def test_rules_are_chosen_whole_or_by_a_single_measure():
+def test_whole_rules_or_single_measures_can_be_chosen():
     assert [
         metric.name for metric in metrics_of(["esr-rgb", "published.psnr", "esr-rgb.psnr"])
     ] == [

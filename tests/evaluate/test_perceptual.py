@@ -1,4 +1,4 @@
-"""LPIPS and DISTS: the numbers of the authors' own packages, on networks of random numbers."""
+"""LPIPS and DISTS against the authors' packages, on networks with random weights."""
 
 import numpy as np
 import pytest
@@ -47,9 +47,7 @@ def heads(package, ending):
 
 @pytest.fixture
 def numbers(tmp_path, monkeypatch):
-    """Networks of random numbers in torch's cache, and heads of known ones in the packages'
-    place.
-    """
+    """Random networks in torch's cache, and known heads in place of the packages'."""
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -79,13 +77,13 @@ def images(height, width):
     ("size", "lpips", "dists"),
     [((64, 80), 0.06048395, 0.00667906), ((33, 47), 0.05255548, 0.00734288)],
 )
-def test_the_distances_are_those_of_the_authors_packages(numbers, size, lpips, dists):
+def test_the_distances_match_the_authors_packages(numbers, size, lpips, dists):
     sr, hr = images(*size)
     assert perceptual.lpips(sr, hr) == pytest.approx(lpips, rel=1e-4)
     assert perceptual.dists(sr, hr) == pytest.approx(dists, rel=1e-3)
 
 
-def test_equal_images_have_no_distance_and_noise_grows_it(numbers):
+def test_equal_images_have_distance_0_and_noise_increases_it(numbers):
     sr, hr = images(48, 48)
     for measure in (perceptual.lpips, perceptual.dists):
         assert measure(hr, hr) == pytest.approx(0, abs=1e-6)
@@ -94,7 +92,7 @@ def test_equal_images_have_no_distance_and_noise_grows_it(numbers):
             measure(sr[:31], hr[:31])
 
 
-def test_they_are_measures_of_an_evaluation(numbers, tmp_path):
+def test_they_can_be_used_in_an_evaluation(numbers, tmp_path):
     pair = pair_from_hr("one", images(64, 64)[1], 2)
     write_png(tmp_path / "pairs" / "one.png", pair.hr)
     scores = evaluate_folders(
@@ -107,7 +105,7 @@ def test_they_are_measures_of_an_evaluation(numbers, tmp_path):
     assert not METRICS["perceptual.dists"].higher_is_better
 
 
-def test_what_is_missing_is_one_line_before_anything_is_enlarged(numbers, tmp_path, monkeypatch):
+def test_missing_weights_are_reported_before_anything_is_enlarged(numbers, tmp_path, monkeypatch):
     forget()
     (tmp_path / "hub" / "checkpoints" / perceptual.BACKBONES["alexnet"]).unlink()
     pair = pair_from_hr("one", images(64, 64)[1], 2)

@@ -18,9 +18,10 @@ from repmamba.data.pairs import pair_from_hr
 from repmamba.errors import OutOfMemory, SourceError, TargetError, UsageError
 from repmamba.evaluate.charts import GREY, Point, bars, complexity, scatter
 from repmamba.evaluate.cost import Cost, cost_of
+from repmamba.evaluate.excerpts import _window
 from repmamba.evaluate.methods import bicubic, nearest, results
 from repmamba.evaluate.metrics import metrics_of
-from repmamba.evaluate.page import _window, page, read_others
+from repmamba.evaluate.page import page, read_others
 from repmamba.evaluate.report import cost_table, number, table, to_csv, to_json, write_text
 from repmamba.evaluate.run import evaluate, find_sets
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
@@ -49,7 +50,7 @@ def scores(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its elements with their attributes, and its text."""
+    """The page as a browser parses it: its elements with their attributes, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -60,13 +61,14 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.words.append(data)
+        if data.strip():
+            self.words.append(data.strip())
 
     def of(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_the_table_names_the_rule_beside_each_number_and_explains_it(scores):
+def test_the_table_names_and_explains_the_rule_of_each_number(scores):
     text = table(scores, {"x4": cost_of(PUBLISHED["x4"], 128, 128)})
     for metric in scores.metrics:
         assert metric.name in text
@@ -83,7 +85,7 @@ def test_the_table_names_the_rule_beside_each_number_and_explains_it(scores):
     assert "\nDifference from nearest on the same images, with" in text
 
 
-def test_json_holds_everything_and_is_json_even_with_infinities(tmp_path):
+def test_json_contains_everything_and_is_valid_with_infinities(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["1", "2"])
     scores = evaluate(
         find_sets([folder], 2),
@@ -130,7 +132,7 @@ def test_the_mean_of_class_means_is_in_json_table_and_page(uneven):
     assert words[words.index("mean of the class means") :][1:3] == ["bicubic", f"{expected:.4f}"]
 
 
-def test_means_of_class_means_are_printed_once_and_only_where_there_are_classes(tmp_path):
+def test_means_of_class_means_are_printed_only_if_there_are_classes(tmp_path):
     for name, images, rule in (
         ("flat", ["1", "2"], "esr-rgb"),
         ("one", ["a/1"], "esr-rgb"),
@@ -145,7 +147,7 @@ def test_means_of_class_means_are_printed_once_and_only_where_there_are_classes(
         assert ">mean of the class means<" not in page(scores, {}, pictures=False)
 
 
-def test_csv_has_a_line_for_each_value_in_full_precision(scores):
+def test_csv_has_one_line_per_value_in_full_precision(scores):
     rows = list(csv.DictReader(io.StringIO(to_csv(scores))))
     assert len(rows) == 4 * 2 * 4
     first = rows[0]
@@ -158,7 +160,7 @@ def test_csv_has_a_line_for_each_value_in_full_precision(scores):
     assert float(first["value"]) == scores.of("pairs", "bicubic", "esr-rgb.psnr")["a/1"]
 
 
-def test_the_page_is_self_contained_and_runs_one_script_that_it_names_by_digest(scores):
+def test_the_page_is_self_contained_and_allows_only_its_own_script(scores):
     text = page(scores, {"x4": cost_of(PUBLISHED["x4"], 128, 128)})
     parsed = Page(text)
     assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.of("img"))
@@ -183,7 +185,7 @@ def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
     for expected in (
         "Summary",
         "Classes, esr-rgb.psnr [dB]",
-        "one mark an image",
+        "one mark per image",
         "Largest gain over nearest",
         "Smallest gain over nearest",
         "error of bicubic",
@@ -199,7 +201,7 @@ def test_the_page_has_its_tables_charts_excerpts_error_maps_and_sliders(scores):
     assert len(parsed.of("img")) == 4 * (6 + 2)
 
 
-def test_gt_stands_beside_lr_and_both_sides_of_a_slider_can_be_chosen(scores):
+def test_gt_is_next_to_lr_and_both_sides_of_a_slider_can_be_chosen(scores):
     text = page(scores, {})
     section = text.partition('<section class="shown">')[2].partition("</section>")[0]
     pictures = re.findall(r'<img alt="([^"]+)"', section)
@@ -210,7 +212,7 @@ def test_gt_stands_beside_lr_and_both_sides_of_a_slider_can_be_chosen(scores):
     assert chosen == ["2", "3"]
 
 
-def test_columns_of_what_was_not_measured_are_left_out(scores):
+def test_columns_without_measurements_are_left_out(scores):
     counted = Cost(128, 128, 10, 9, 5_000_000_000, 1_000_000)
     measured = replace(counted, seconds=0.1, peak_memory=5_000_000, device="a processor")
     assert " ms " not in cost_table({"net": counted})
@@ -261,14 +263,14 @@ def test_a_hostile_name_injects_nothing(tmp_path, place):
 
 
 def evaluate_plain(tmp_path, count, place):
-    """The same run with names that nobody could object to."""
+    """The same run with harmless names."""
     names = ["a/1", "b/1"] if place == "class" else ["1", "2"][:count]
     folder = make_pairs(tmp_path / "plain", names)
     other = results(folder / "GT") if place == "method" else nearest()
     return evaluate(find_sets([folder], 2), [bicubic(), other], metrics_of(["esr-rgb"]))
 
 
-def test_charts_hold_their_marks_inside_and_escape_their_labels():
+def test_charts_keep_their_marks_inside_and_escape_their_labels():
     drawn = scatter([Point(20.0, 30.0, "<b>"), Point(25.0, 24.0, "y")], "<x>", "y")
     assert "<b>" not in drawn
     assert "<x>" not in drawn
@@ -287,22 +289,22 @@ def test_charts_hold_their_marks_inside_and_escape_their_labels():
 
 
 @pytest.mark.parametrize("values", [(30.0, 30.0 + 1e-12), (0.0, 1e-12), (25.0, 25.0)])
-def test_values_that_digits_do_not_tell_apart_are_drawn(values):
+def test_nearly_equal_values_are_drawn(values):
     low, high = values
     assert "<circle" in scatter([Point(low, high, "a")], "x", "y")
     assert "<rect" in bars({"one": {"m": low}, "two": {"m": high}}, "dB")
 
 
-def test_a_page_says_that_it_marks_some_images_of_many(scores, monkeypatch):
-    assert "one mark an image" in page(scores, {}, pictures=False)
+def test_a_page_says_if_it_marks_only_some_images(scores, monkeypatch):
+    assert "one mark per image" in page(scores, {}, pictures=False)
     monkeypatch.setattr("repmamba.evaluate.charts.LARGEST_SCATTER", 1)
     text = page(scores, {}, pictures=False)
     count = len(scores.sets[0].files)
-    assert f"one image in {count} of {count} marked" in text
-    assert "one mark an image" not in text
+    assert f"one in {count} of {count} images marked" in text
+    assert "one mark per image" not in text
 
 
-def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tmp_path):
+def test_networks_measured_elsewhere_are_grey_and_an_invalid_line_is_reported(tmp_path):
     path = tmp_path / "others.csv"
     path.write_text('# measured elsewhere\nIMDN, 18.18, 27.98\n"A, B", 5, 26\n')
     points = read_others(path)
@@ -322,7 +324,7 @@ def test_networks_measured_elsewhere_are_drawn_grey_and_a_wrong_line_is_named(tm
 @pytest.mark.parametrize(
     "content", [None, b"IMDN, \xff, 1\n", b'"' + 200_000 * b"x"], ids=["none", "bytes", "long"]
 )
-def test_a_list_of_other_networks_that_is_no_csv_is_one_clear_error(tmp_path, content):
+def test_an_invalid_csv_of_other_networks_is_one_clear_error(tmp_path, content):
     if content:
         (tmp_path / "others.csv").write_bytes(content)
     with pytest.raises(SourceError, match=r"others\.csv cannot be read"):
@@ -369,7 +371,7 @@ def test_a_report_that_cannot_be_written_is_one_clear_error(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
-def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
+def test_the_command_prints_a_table_and_writes_the_requested_files(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["a/1", "b/1"])
     outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
     arguments = [
@@ -400,9 +402,9 @@ def test_the_command_prints_a_table_and_writes_what_is_asked_for(tmp_path):
     assert (tmp_path / "saved" / "pairs" / "bicubic" / "a" / "1.png").is_file()
 
 
-def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch):
+def test_a_page_that_fails_loses_none_of_the_other_results(tmp_path, monkeypatch):
     folder = make_pairs(tmp_path / "pairs", ["1", "2"])
-    monkeypatch.setattr("repmamba.evaluate.page._set", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr("repmamba.evaluate.page._part", lambda *arguments, **options: 1 / 0)
     outputs = [str(tmp_path / name) for name in ("page.html", "values.json", "values.csv")]
     arguments = [
         str(folder),
@@ -422,7 +424,7 @@ def test_a_page_that_fails_costs_none_of_the_other_results(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("option", ["--report", "--json", "--csv"])
-def test_what_cannot_be_written_or_measured_is_said_before_an_image_is_scored(
+def test_targets_and_costs_that_fail_are_reported_before_an_image_is_scored(
     tmp_path, monkeypatch, option
 ):
     folder = make_pairs(tmp_path / "pairs", ["1"])
@@ -437,7 +439,9 @@ def test_what_cannot_be_written_or_measured_is_said_before_an_image_is_scored(
         assert isinstance(result.exception, TargetError)
 
 
-def test_a_cost_that_cannot_be_measured_is_said_before_an_image_is_scored(tmp_path, monkeypatch):
+def test_a_cost_that_cannot_be_measured_is_reported_before_an_image_is_scored(
+    tmp_path, monkeypatch
+):
     def killed(*arguments, **options):
         raise OutOfMemory("killed")
 
@@ -452,7 +456,7 @@ def test_a_cost_that_cannot_be_measured_is_said_before_an_image_is_scored(tmp_pa
     assert isinstance(result.exception, OutOfMemory)
 
 
-def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
+def test_weights_of_two_runs_are_compared_under_distinct_names(tmp_path):
     arguments = [
         str(make_pairs(tmp_path / "pairs", ["1"])),
         "-q",
@@ -471,7 +475,7 @@ def test_weights_of_two_runs_are_compared_under_names_that_differ(tmp_path):
     assert all(method["cost"]["parameters"] for method in methods.values())
 
 
-def test_other_networks_without_a_page_are_refused_rather_than_left_out(tmp_path):
+def test_other_networks_without_a_page_are_refused(tmp_path):
     folder = make_pairs(tmp_path, ["1"])
     result = CliRunner().invoke(
         command, [str(folder), "--method", "bicubic", "-q", "--others", "others.csv"]
@@ -480,7 +484,7 @@ def test_other_networks_without_a_page_are_refused_rather_than_left_out(tmp_path
     assert "name it by --report" in str(result.exception)
 
 
-def test_without_a_terminal_lines_say_how_far_an_evaluation_is(tmp_path, monkeypatch, caplog):
+def test_without_a_terminal_progress_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("repmamba.cli.progress.LINES_EVERY", 0.0)
     folder = make_pairs(tmp_path, ["1", "2"])
     with caplog.at_level("INFO", logger="repmamba"):
@@ -488,7 +492,7 @@ def test_without_a_terminal_lines_say_how_far_an_evaluation_is(tmp_path, monkeyp
     assert "Scoring: 2 of 2." in caplog.text
 
 
-def test_a_command_without_a_method_says_what_to_name(tmp_path):
+def test_a_command_without_a_method_says_what_to_give(tmp_path):
     folder = make_pairs(tmp_path / "pairs", ["1"])
     result = CliRunner().invoke(command, [str(folder), "-q"])
     assert "nothing to evaluate" in str(result.exception)

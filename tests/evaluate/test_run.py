@@ -46,9 +46,9 @@ QUICK = {
     ("name", "scale"),
     [pytest.param(*row, marks=() if row in QUICK else pytest.mark.long) for row in BASELINES],
 )
-def test_the_table_of_bicubic_is_met_to_its_last_digit(reference, name, scale):
+def test_the_table_of_bicubic_is_reproduced_to_the_last_digit(reference, name, scale):
     folder = reference / "data" / "test" / name
-    # Its pairs of AID are x4; other scales start from GT alone, as all other sets do.
+    # Its AID pairs are x4; other scales, and all other sets, start from GT only.
     sets = find_sets([folder / "GT" if name == "aid_tiny" and scale != 4 else folder], scale)
     scores = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "published.psnr"]))
     psnr, ssim, published = (
@@ -83,7 +83,7 @@ def test_every_image_is_scored_by_every_method_and_metric(folder):
     )
 
 
-def test_saved_results_score_as_the_method_did_where_the_rule_rounds(folder, tmp_path):
+def test_saved_results_score_as_the_method_if_the_rule_rounds(folder, tmp_path):
     sets = find_sets([folder], 2)
     first = evaluate(sets, [bicubic()], metrics_of(["esr-rgb", "esr-y"]), save=tmp_path / "saved")
     again = evaluate(
@@ -107,7 +107,7 @@ def test_progress_counts_images(folder):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_pairs_of_tiffs_of_any_bands_are_scored_and_saved(tmp_path):
+def test_pairs_of_tiffs_with_any_bands_are_scored_and_saved(tmp_path):
     import rasterio
 
     hr = np.random.default_rng(10).integers(100, 4000, (32, 24, 13), np.uint16)
@@ -140,11 +140,11 @@ def test_pairs_of_tiffs_of_any_bands_are_scored_and_saved(tmp_path):
     assert (saved.shape, saved.dtype) == (hr.shape, np.uint16)
 
 
-def test_methods_of_one_name_and_of_another_scale_are_refused(folder):
+def test_methods_with_the_same_name_or_another_scale_are_refused(folder):
     sets = find_sets([folder], 2)
     with pytest.raises(UsageError, match="Two methods are named bicubic"):
         evaluate(sets, [bicubic(), bicubic()], [PSNR])
-    with pytest.raises(ShapeMismatch, match="2 times as large as LR, and 4"):
+    with pytest.raises(ShapeMismatch, match="2 times as large as LR, not 4"):
         evaluate(find_sets([folder], 4), [bicubic()], [PSNR])
 
 
@@ -155,7 +155,7 @@ def test_methods_of_one_name_and_of_another_scale_are_refused(folder):
         ("a/1", UsageError, r"b/1\.png is the only result for a/1 and for b/1"),
     ],
 )
-def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(
+def test_a_missing_result_is_reported_before_any_image_is_enlarged(
     folder, tmp_path, missing, error, text
 ):
     shutil.copytree(folder / "GT", tmp_path / "theirs")
@@ -165,12 +165,12 @@ def test_a_result_that_is_missing_is_said_before_any_image_is_enlarged(
         evaluate(find_sets([folder], 2), [never, results(tmp_path / "theirs")], [PSNR])
 
 
-def test_an_image_too_small_for_the_rule_is_named_before_any_is_enlarged(folder):
+def test_an_image_too_small_for_the_rule_is_reported_before_any_is_enlarged(folder):
     for part, edge in (("GT", 12), ("LR", 6)):
         write_png(folder / part / "b" / "2.png", np.zeros((edge, edge, 3), np.uint8))
     never = Method("never", "", lambda pair: pytest.fail("it computed"))
     with pytest.raises(
-        ShapeMismatch, match=r"b/2: SSIM has windows of 11x11 pixels, and this image has 8x8"
+        ShapeMismatch, match=r"b/2: SSIM needs at least 11x11 pixels, and this image has 8x8"
     ):
         evaluate(find_sets([folder], 2), [never], metrics_of(["esr-rgb"]))
 
@@ -182,7 +182,7 @@ def test_an_image_too_small_for_the_rule_is_named_before_any_is_enlarged(folder)
         ("theirs", r"result for a/3 is \(16, 16, 3\)"),
     ],
 )
-def test_a_file_of_another_size_is_named_before_any_image_is_enlarged(folder, where, text):
+def test_a_file_of_another_size_is_reported_before_any_image_is_enlarged(folder, where, text):
     shutil.copytree(folder / "GT", folder / "theirs")
     write_png(folder / where / "a" / "3.png", np.zeros((16, 16, 3), np.uint8))
     never = Method("never", "", lambda pair: pytest.fail("it computed"))
@@ -191,8 +191,8 @@ def test_a_file_of_another_size_is_named_before_any_image_is_enlarged(folder, wh
 
 
 @pytest.mark.parametrize("save", [".", "pairs", "pairs/GT", "above"])
-def test_results_are_never_saved_among_the_images_that_are_scored(folder, tmp_path, save):
-    below = tmp_path / "above" / "pairs" / "pairs"  # which --save above would surround
+def test_results_are_never_saved_among_the_scored_images(folder, tmp_path, save):
+    below = tmp_path / "above" / "pairs" / "pairs"  # inside `--save above`
     shutil.copytree(folder, below)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match="would mix with the images of"):
@@ -213,7 +213,7 @@ def test_results_are_never_saved_among_the_images_that_are_scored(folder, tmp_pa
         ("read_only", "read_only cannot be written: Read-only"),
     ],
 )
-def test_a_folder_that_takes_no_results_is_named_before_any_image_is_enlarged(
+def test_an_unwritable_folder_is_reported_before_any_image_is_enlarged(
     folder, tmp_path, monkeypatch, save, text
 ):
     (tmp_path / "file").write_text("")
@@ -231,12 +231,14 @@ def no_file(dir):
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "one/../../x", "/x"])
 def test_a_method_whose_results_would_leave_their_folder_is_refused(folder, tmp_path, name):
     never = Method(name, "", lambda pair: pytest.fail("it computed"))
-    with pytest.raises(UsageError, match=f"A method is named {name!r}; give it a name"):
+    with pytest.raises(UsageError, match=f"The name of a method is {name!r}; it must be"):
         evaluate(find_sets([folder], 2), [never], [PSNR], save=tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
-def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(folder, tmp_path):
+def test_folders_with_the_same_name_get_distinct_names_and_one_given_twice_is_refused(
+    folder, tmp_path
+):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pairs").symlink_to(folder / "GT")
     assert [one.name for one in find_sets([folder / "GT", folder], 2)] == ["GT", "pairs"]
@@ -244,7 +246,7 @@ def test_two_folders_of_one_name_are_told_apart_and_one_named_twice_is_refused(f
         find_sets([folder, folder, folder], 2)
 
 
-def test_folders_of_one_name_are_told_apart_however_many_they_are(folder, tmp_path):
+def test_any_number_of_folders_with_the_same_name_get_distinct_names(folder, tmp_path):
     places = [tmp_path / place / "o" / "s" for place in ("p1", "p2", "p3")]
     for place in places:
         shutil.copytree(folder / "GT", place)
@@ -252,7 +254,7 @@ def test_folders_of_one_name_are_told_apart_however_many_they_are(folder, tmp_pa
 
 
 @pytest.mark.parametrize("failing", ["target", "disk"])
-def test_a_result_that_cannot_be_kept_as_tiff_is_one_clear_error_and_leaves_nothing(
+def test_a_tiff_result_that_cannot_be_written_is_one_clear_error_and_leaves_nothing(
     tmp_path, failing, monkeypatch
 ):
     image = np.random.default_rng(14).integers(0, 4000, (8, 8, 5), np.uint16)
@@ -275,7 +277,7 @@ def full_disk(path, data):
 
 
 def test_a_folder_without_lr_needs_a_scale(folder):
-    with pytest.raises(UsageError, match="give a scale, 2, 3 or 4"):
+    with pytest.raises(UsageError, match="give a scale of 2, 3 or 4"):
         find_sets([folder / "GT"], None)
 
 
@@ -283,6 +285,6 @@ def test_an_lr_as_large_as_its_gt_is_refused(tmp_path):
     for part in ("GT", "LR"):
         write_png(tmp_path / part / "a.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(
-        ShapeMismatch, match="GT and LR of a have one size; LR must be 2, 3 or 4 times smaller"
+        ShapeMismatch, match="GT and LR of a have the same size; LR must be 2, 3 or 4 times smaller"
     ):
         find_sets([tmp_path], None)

@@ -1,4 +1,4 @@
-"""What is said of values together: means, differences, intervals."""
+"""Means, differences and their intervals."""
 
 import math
 
@@ -17,7 +17,7 @@ def test_an_infinite_psnr_is_counted_and_not_averaged():
     assert math.isnan(summarise({"1": math.inf}, PSNR).mean)
 
 
-def test_a_paired_difference_leaves_out_what_has_none():
+def test_a_paired_difference_leaves_out_images_without_one():
     ours = {"1": 31.0, "2": math.inf, "3": math.inf, "4": 30.0}
     theirs = {"1": 30.0, "2": 40.0, "3": math.inf, "4": 30.5}
     paired = paired_difference(ours, theirs, PSNR)
@@ -25,12 +25,12 @@ def test_a_paired_difference_leaves_out_what_has_none():
     assert (paired.better, paired.count, paired.left_out) == (1, 3, 1)
 
 
-def test_less_is_better_where_the_metric_says_so():
+def test_lower_is_better_if_the_metric_says_so():
     paired = paired_difference({"1": 1.0, "2": 3.0}, {"1": 2.0, "2": 2.0}, METRICS["bands.sam"])
     assert paired.better == 1
 
 
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_mean_about_as_often_as_stated():
     rng = np.random.default_rng(11)
     covered = 0
     for _ in range(100):
@@ -54,7 +54,7 @@ def test_the_interval_agrees_with_scipys_bootstrap():
     assert (paired.low, paired.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
 
 
-def test_classes_are_resampled_within_themselves_where_their_means_are_averaged():
+def test_images_are_resampled_within_classes_if_class_means_are_averaged():
     values = {f"a/{n}": 1.0 for n in range(5)} | {f"b/{n}": 3.0 for n in range(50)}
     paired = paired_difference(values, dict.fromkeys(values, 0.0), BY_CLASS)
     assert (paired.difference, paired.low, paired.high) == pytest.approx((2.0, 2.0, 2.0))

@@ -1,4 +1,4 @@
-"""Timings: what they say of a network, from Python; how fast anything is, benchmarks say."""
+"""Timings of a network from Python; benchmarks test the speed."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ def test_the_first_pass_which_compiles_is_not_counted():
     assert counting.passes == 5
 
 
-def test_a_timing_is_made_by_one_call(upscaler):
+def test_one_call_times_a_network(upscaler):
     timing = time_network(upscaler, size=8, batch=2, passes=3, backend="chunked")
     assert (timing.weights, timing.scale, timing.backend) == ("small", 2, "chunked")
     assert timing.output_megapixels == pytest.approx(2 * 16 * 16 / 1e6)
     assert 0 < timing.fastest <= timing.median
 
 
-def test_a_process_has_memory_and_a_processor_a_name():
+def test_process_memory_and_processor_name_are_known():
     memory = process_memory()
     assert memory is None or memory > 10e6
     assert processor(torch.device("cpu"))

@@ -1,6 +1,4 @@
-"""Exports that tests share: writing one takes seconds, since it is run in every runtime there
-is.
-"""
+"""Exports shared by tests: writing one takes seconds, as every runtime runs it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ def small_weights(tiny_weights: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def in_onnx_runtime_only() -> pytest.MonkeyPatch:
-    """OpenVINO compiles for a minute: one test is enough for it."""
+    """OpenVINO compiles for a minute, so only one test uses it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "RUNTIMES", parity.RUNTIMES[:1])
         yield patch

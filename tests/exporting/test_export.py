@@ -1,4 +1,4 @@
-"""What export writes: measured, sealed, said of itself, and refused where it is not the network."""
+"""Exports: measured, sealed, self-describing, and refused if they differ from the network."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ from repmamba.inference.onnx_runner import open_session
 from repmamba.tiles.plan import HALO, TILE
 
 
-def test_the_file_says_what_was_measured_and_how_to_use_it(small_export, small_weights):
+def test_the_file_contains_measurements_and_usage(small_export, small_weights):
     facts = json.loads(
         open_session(small_export.path.read_bytes()).get_modelmeta().custom_metadata_map[FACTS]
     )
@@ -40,16 +40,16 @@ def test_the_file_says_what_was_measured_and_how_to_use_it(small_export, small_w
     assert facts["written_by"] == f"repmamba {repmamba.__version__}"
 
 
-def test_the_graph_is_valid_and_of_an_opset_that_old_runtimes_read(small_export):
+def test_the_graph_is_valid_and_its_opset_is_read_by_old_runtimes(small_export):
     model = onnx.load(small_export.path)
     onnx.checker.check_model(model, full_check=True)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
-    assert model.ir_version <= 9  # what onnxruntime 1.17 reads
+    assert model.ir_version <= 9  # the latest for onnxruntime 1.17
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.graph.node) == small_export.facts.nodes
 
 
-def test_the_whole_network_is_small_and_opens_at_once(in_onnx_runtime_only, monkeypatch, tmp_path):
+def test_the_whole_network_is_small_and_opens_quickly(in_onnx_runtime_only, monkeypatch, tmp_path):
     monkeypatch.setattr(parity, "NOISE", ((1, 7, 8),))
     written = export("x4", tmp_path / "x4.onnx")
     assert written.size < 6e6
@@ -78,7 +78,7 @@ print(flushed())
 
 
 @pytest.mark.parametrize("flushed", ["False", "True"])
-def test_a_session_leaves_the_arithmetic_of_the_thread_as_it_was(small_export, flushed):
+def test_a_session_does_not_change_the_threads_arithmetic(small_export, flushed):
     command = [sys.executable, "-c", DENORMALS, str(small_export.path), flushed]
     # the first one of a process
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -104,14 +104,14 @@ def test_a_runtime_with_other_results_is_refused_and_nothing_is_written(
     target = tmp_path / "small.onnx"
     for error, precision in ((2e-4, "float32"), (float("nan"), "float32"), (5e-3, "float16")):
         monkeypatch.setattr(parity, "RUNTIMES", (off_by(error),))
-        with pytest.raises(ExportError, match="away from the network's own"):
+        with pytest.raises(ExportError, match="from the network's own"):
             export(small_weights, target, precision=precision)
         assert not target.exists()
     monkeypatch.setattr(parity, "RUNTIMES", (off_by(5e-5),))
     assert export(small_weights, target).path.exists()
 
 
-def test_openvino_gives_the_results_for_sizes_that_change(small_export, small_weights):
+def test_openvino_gives_the_results_for_changing_sizes(small_export, small_weights):
     pytest.importorskip("openvino", reason="this system has no OpenVINO")
     samples = parity.samples_of(repmamba.load(small_weights).runner, None, lambda sr: sr)[:2]
     run = parity._openvino(small_export.path.read_bytes())
@@ -145,19 +145,19 @@ def test_a_fixed_size_takes_one_image_of_that_size(small_weights, in_onnx_runtim
 @pytest.mark.parametrize(
     ("target", "options", "error", "words"),
     [
-        ("x.tflite", {}, UsageError, "end it with .onnx or .pt2"),
+        ("x.tflite", {}, UsageError, "use the ending .onnx or .pt2"),
         ("x.onnx", {"size": (0, 4)}, UsageError, "height and width"),
         ("x.onnx", {"size": (4,)}, UsageError, "height and width"),
         ("x.onnx", {"precision": "int8"}, UsageError, "float32 or float16"),
         ("x.onnx", {"program": "photoshop"}, UsageError, "deepness"),
         ("x.onnx", {"program": "deepness", "size": (4, 6)}, UsageError, "square"),
-        ("x.pt2", {"precision": "float16"}, UsageError, "for .onnx"),
-        ("x.pt2", {"program": "deepness"}, UsageError, "for .onnx"),
-        ("x.pt2", {"size": (2, 40)}, UsageError, "from 3"),
-        ("missing/x.onnx", {}, TargetError, "make it first"),
+        ("x.pt2", {"precision": "float16"}, UsageError, "use .onnx"),
+        ("x.pt2", {"program": "deepness"}, UsageError, "use .onnx"),
+        ("x.pt2", {"size": (2, 40)}, UsageError, "at least 3"),
+        ("missing/x.onnx", {}, TargetError, "create it first"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_at_once(
+def test_invalid_exports_are_refused_at_once(
     small_weights, tmp_path, target, options, error, words
 ):
     with pytest.raises(error, match=words):
@@ -165,20 +165,20 @@ def test_what_cannot_be_exported_is_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_replaced_only_when_that_is_asked_for(small_weights, tmp_path):
+def test_an_existing_file_is_replaced_only_on_request(small_weights, tmp_path):
     target = tmp_path / "x.onnx"
     target.write_bytes(b"mine")
-    with pytest.raises(TargetExists, match="there already"):
+    with pytest.raises(TargetExists, match="already exists"):
         export(small_weights, target)
     assert target.read_bytes() == b"mine"
 
 
 def test_an_export_is_not_exported_again(small_export, tmp_path):
-    with pytest.raises(UsageError, match="an export already"):
+    with pytest.raises(UsageError, match="already an export"):
         export(small_export.path, tmp_path / "again.onnx")
 
 
-def test_a_program_of_torch_gives_the_results_too(small_weights, tmp_path):
+def test_a_torch_program_gives_the_results(small_weights, tmp_path):
     written = export(small_weights, tmp_path / "small.pt2", size=(9, 12))
     extra = {FACTS: ""}
     program = torch.export.load(written.path, extra_files=extra)
@@ -196,7 +196,7 @@ def changed(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def test_damaged_and_strange_files_are_refused_before_a_runtime_sees_them(
+def test_damaged_and_foreign_files_are_refused_before_a_runtime_opens_them(
     small_export, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     content = small_export.path.read_bytes()
@@ -251,7 +251,7 @@ def test_the_whole_engine_gives_the_same_raster_within_a_grey_level(
     assert exported.std() > 10
 
 
-def test_an_export_is_evaluated_timed_and_described_as_weights_are(
+def test_an_export_is_evaluated_timed_and_described_like_weights(
     small_export, small_weights, tmp_path, capsys
 ):
     from repmamba.cli.main import run
@@ -283,7 +283,7 @@ def test_an_export_is_evaluated_timed_and_described_as_weights_are(
 @pytest.mark.parametrize(
     "options", [{"device": "cuda:7"}, {"backend": "numba"}, {"precision": "bfloat16"}, {"scale": 3}]
 )
-def test_what_an_export_cannot_do_is_refused_in_one_line(small_export, options):
+def test_unsupported_options_of_an_export_are_one_clear_error(small_export, options):
     with pytest.raises(
         (UsageError, CheckpointError), match=next(iter(options)) if "scale" not in options else "x2"
     ):

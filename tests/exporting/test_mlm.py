@@ -1,4 +1,4 @@
-"""The item of a STAC catalogue that an export carries: the fields that the extension requires."""
+"""The STAC item of an export has the fields that the extension requires."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The graph of every kind of network gives what the network gives."""
+"""The graph of every kind of network gives the results of the network."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def drawn(config: NetworkConfig) -> RepMamba:
-    """Weights and statistics of which none is what another one starts with."""
+    """Weights and statistics that all differ from their initial values."""
     network = RepMamba(config).eval()
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -72,14 +72,14 @@ def test_a_last_norm_that_cannot_be_folded_keeps_its_affine():
 
 
 @pytest.mark.parametrize("size", [(11, 14), (32, 32)])
-def test_a_graph_of_a_fixed_size_gives_them_too(size: tuple[int, int]):
+def test_a_graph_of_a_fixed_size_gives_the_results_of_the_network(size: tuple[int, int]):
     network = fuse(drawn(NetworkConfig(scale=2, depths=(1,))))
     with torch.no_grad():
         ((found, expected),) = results(network, InputSize(*size), (1, 3, *size))
     assert_near(found, expected)
 
 
-def test_there_is_no_loop_and_the_size_of_the_input_adds_no_nodes():
+def test_the_number_of_nodes_does_not_depend_on_the_input_size():
     network = fuse(RepMamba(NetworkConfig(scale=2, depths=(1,))))
     with torch.no_grad():
         graphs: list[Graph] = [

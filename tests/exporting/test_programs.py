@@ -1,8 +1,7 @@
-"""Deepness, the plugin of QGIS: what it reads of a file, and what becomes of the file's results in
-it.
+"""Deepness, a QGIS plugin: what it reads from a file, and how it uses the results.
 
-Read as src/deepness/processing/models of PUTvision/qgis-plugin-deepness reads it: by a session of
-ONNX Runtime, its shapes and its metadata.
+The file is read as by src/deepness/processing/models of PUTvision/qgis-plugin-deepness: an ONNX
+Runtime session, its shapes and its metadata.
 """
 
 import json
@@ -35,7 +34,7 @@ def test_the_plugin_finds_the_kind_of_network_and_its_tiles(written):
     assert [float(each) for each in json.loads(metadata["standardization_std"])] == [1, 1, 1]
 
 
-def test_the_bytes_that_the_plugin_writes_are_the_rounded_results(written, small_weights):
+def test_the_plugin_writes_the_rounded_results(written, small_weights):
     tile = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), np.uint8)
     tile[:, :12] = 255 * (tile[:, :12] > 127)  # results beyond black and white
     seen = np.transpose(np.float32(tile * 1.0 / 255.0), (0, 3, 1, 2))
@@ -52,7 +51,7 @@ def test_the_bytes_that_the_plugin_writes_are_the_rounded_results(written, small
     assert (pasted == expected).mean() > 0.999
 
 
-def test_without_a_size_tiles_are_of_256(small_weights):
+def test_the_default_tile_size_is_256(small_weights):
     from repmamba.exporting.programs import DEEPNESS, size_for
 
     assert size_for(DEEPNESS, None) == (256, 256)

@@ -1,6 +1,4 @@
-"""The scan as nodes against its definition, also where a factored form would overflow or lose
-digits.
-"""
+"""The scan's nodes against its definition, also where a factored form would overflow."""
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from repmamba.scan.selective import scan_map_as_sequences
 
 
 class Layer:
-    """What the scan reads of an RMB, drawn at random."""
+    """Random tensors of an RMB for the scan."""
 
     def __init__(self, channel: int, *, bias: float, fastest: float) -> None:
         rank = 2
@@ -74,7 +72,7 @@ def test_the_nodes_agree_with_the_definition_for_maps_of_any_size(bias: float, f
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 17), (40, 33)])
-def test_a_map_of_a_fixed_size_is_scanned_alike(size: tuple[int, int]):
+def test_a_map_of_a_fixed_size_is_scanned_as_one_of_any_size(size: tuple[int, int]):
     layer = Layer(4, bias=-3.0, fastest=20.0)
     p = torch.randn(1, 4, *size)
     found = session_of(layer, size).run(None, {"p": p.numpy()})[0]
@@ -82,8 +80,8 @@ def test_a_map_of_a_fixed_size_is_scanned_alike(size: tuple[int, int]):
     assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_large_step_sizes_overflow_nowhere():
-    """Over some steps the decay is below the smallest float32 and over others there is none."""
+def test_large_step_sizes_do_not_overflow():
+    """In some steps the decay underflows float32, in others it is 1."""
     layer = Layer(4, bias=0.0, fastest=1e4)
     layer.dt_bias[:, ::2] = 60.0
     layer.dt_bias[:, 1::2] = -60.0

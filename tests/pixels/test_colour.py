@@ -14,6 +14,6 @@ def test_luma_is_not_rounded():
     assert luma(np.full((1, 1, 3), 1, np.uint8))[0, 0] == pytest.approx(16 + 219 / 255)
 
 
-def test_other_than_three_bands_are_refused():
+def test_other_numbers_of_bands_are_refused():
     with pytest.raises(ShapeMismatch, match=r"\(4, 4, 4\)"):
         luma(np.zeros((4, 4, 4)))

@@ -1,4 +1,4 @@
-"""ValueHistogram: percentiles need one pass, and numbers that fill a scene drag no range."""
+"""ValueHistogram: percentiles in one pass, and fills do not widen the range."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from repmamba.errors import UndeclaredNodata
-from repmamba.pixels.histogram import FEW, ValueHistogram, said_of_fills, warn_of_fills
+from repmamba.pixels.histogram import FEW, ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.radiometry import DTYPES, Radiometry, type_range
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("percent", [(0.5, 99.5), (2.0, 98.0), (0.0, 100.0)])
-def test_percentiles_of_a_stream_are_those_of_the_whole(dtype, percent):
+def test_percentiles_of_a_stream_equal_those_of_the_whole(dtype, percent):
     random = np.random.default_rng(3)
     values = random.normal(3000, 900, 200_000)
     values = np.abs(values) if np.dtype(dtype).kind == "u" else values - 3000
@@ -52,48 +52,46 @@ def range_of(values):
     histogram = ValueHistogram()
     histogram.add(values)
     low, high = histogram.range()
-    return low, high, histogram.spikes(low, high)
+    return low, high, histogram.outliers(low, high)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-8, 1, 400])
 @pytest.mark.parametrize("usual", [0, 1, -0.5])
 @pytest.mark.parametrize("count", [FEW + 1, 40])
-def test_the_range_of_a_scene_that_is_nearly_all_one_value_is_that_of_the_others(
-    size, usual, count
-):
+def test_if_nearly_all_values_are_equal_the_range_is_that_of_the_others(size, usual, count):
     values = np.full(10_000, usual * size)
     values[:count] = size * np.linspace(2, 5, count)
-    low, high, spikes = range_of(values)
+    low, high, outliers = range_of(values)
     assert low == pytest.approx(usual * size, rel=1e-3)
     assert 2 * size * 0.999 <= high <= 5 * size
-    assert spikes == 0
+    assert outliers == 0
 
 
-@pytest.mark.parametrize("spike", [-3.4028235e38, 1e20, -9999.0])
+@pytest.mark.parametrize("outlier", [-3.4028235e38, 1e20, -9999.0])
 @pytest.mark.parametrize("count", [1, FEW, 40])
 @pytest.mark.parametrize("others", [0, 20])
-def test_single_spikes_and_a_nodata_that_nobody_declared_make_no_range(spike, count, others):
+def test_single_outliers_and_undeclared_nodata_do_not_affect_the_range(outlier, count, others):
     values = np.full(10_000, 0.25)
     values[1000 : 1000 + others] = np.linspace(0.5, 1, others)
-    values[:count] = spike
-    low, high, spikes = range_of(values)
-    assert (low, spikes) == (0.25, count)
+    values[:count] = outlier
+    low, high, outliers = range_of(values)
+    assert (low, outliers) == (0.25, count)
     assert high <= 1.25
 
 
-def test_what_little_differs_in_a_scene_of_one_value_is_no_spike():
+def test_small_differences_in_a_constant_scene_are_not_outliers():
     for usual, other in ((0, 1e-8), (5, 6), (0.25, 0.5)):
         assert range_of(np.array([usual] * 1000 + [other]))[2] == 0
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_tail_of_values_is_no_spike_while_the_contrast_of_the_others_is_not_drowned(sign):
+def test_a_tail_of_values_is_not_an_outlier_while_the_others_keep_their_contrast(sign):
     random = np.random.default_rng(0)
     values = random.normal(0.2, 0.02, 9216)
     assert range_of(sign * values)[1] == pytest.approx(0.25 if sign == 1 else -0.15, abs=0.02)
     values[:25] = random.uniform(20, 80, 25)
-    low, high, spikes = range_of(sign * values)
-    assert spikes == 0
+    low, high, outliers = range_of(sign * values)
+    assert outliers == 0
     assert high - low < 2.5  # eighty, by forty
     values[:FEW] = 1e4
     assert range_of(sign * values)[2] == FEW
@@ -101,15 +99,15 @@ def test_a_tail_of_values_is_no_spike_while_the_contrast_of_the_others_is_not_dr
     assert range_of(sign * values)[2] == 25
 
 
-def test_one_far_number_that_many_pixels_have_widens_no_range():
+def test_a_single_far_number_in_many_pixels_does_not_widen_the_range():
     values = np.random.default_rng(0).normal(100, 3, 10_000)
     values[:40] = -9999
-    low, high, spikes = range_of(values)
+    low, high, outliers = range_of(values)
     assert 90 < low < high < 110
-    assert spikes == 40
+    assert outliers == 40
 
 
-def test_nothing_counted_is_no_range():
+def test_without_values_there_is_no_range():
     histogram = ValueHistogram()
     histogram.add(np.full(10, np.nan))
     assert histogram.range() is None
@@ -128,7 +126,7 @@ def histogram_of(values):
     low=st.sampled_from([0.0, -1.0, 0.02, 250.0]),
     width=st.sampled_from([1.0, 60.0]),
 )
-def test_no_share_of_a_fill_drags_the_range(share, number, low, width):
+def test_no_share_of_a_fill_widens_the_range(share, number, low, width):
     values = low + width * np.random.default_rng(0).random(4000)
     expected = histogram_of(values).range()
     count = round(share / (1 - share) * len(values))
@@ -143,7 +141,7 @@ def test_no_share_of_a_fill_drags_the_range(share, number, low, width):
 @pytest.mark.parametrize(
     "numbers", [(-9999, 32767), (-9999, -32768), (-9999, -9998), (-9999, -9000, -32768)]
 )
-def test_several_fills_hide_none_of_each_other(numbers):
+def test_several_fills_do_not_hide_each_other(numbers):
     values = np.random.default_rng(0).uniform(300, 4000, 4000)
     expected = histogram_of(values).range()
     found = histogram_of(np.concatenate([*(np.full(200, number) for number in numbers), values]))
@@ -162,7 +160,7 @@ def test_pixels_resampled_at_the_edge_of_a_fill_do_not_hide_it():
 
 
 @pytest.mark.parametrize("number", [0, 255])
-def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
+def test_zeros_of_a_collar_are_a_fill_but_white_is_not(number):
     values = np.random.default_rng(0).integers(10, 246, 9000)
     values[:500] = number
     assert [fill.number for fill in histogram_of(values).fills(zero=True)] == (
@@ -176,10 +174,10 @@ def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
     [
         np.random.default_rng(0).normal(100, 20, 9000).clip(60, 255).round(),  # deep shadows
         np.random.default_rng(0).integers(0, 256, 9000),
-        np.random.default_rng(0).integers(0, 16, 9000),  # of four bits
+        np.random.default_rng(0).integers(0, 16, 9000),  # 4 bits
         np.repeat(np.arange(1005, 1150, 12), 40),  # a few values, each in many pixels
         np.repeat([0, 100, 101, 102, 103], 1000),  # classes
-        # a night with lamps
+        # night lights
         np.concatenate([np.zeros(9000), np.random.default_rng(0).random(1000)]),
         np.random.default_rng(0).lognormal(0, 2, 9000),
         np.random.default_rng(0).integers(0, 12000, 9000) ** 2 % 65536,
@@ -199,11 +197,11 @@ def test_zeros_of_a_collar_are_a_fill_and_white_is_not(number):
         "none",
     ],
 )
-def test_numbers_among_others_are_no_fill(values):
+def test_numbers_among_others_are_not_fills(values):
     assert not histogram_of(np.asarray(values, float)).fills(zero=True)
 
 
-def test_a_warning_names_each_fill_once_as_its_type_has_it():
+def test_a_warning_lists_each_fill_once_in_its_type():
     values = np.random.default_rng(0).uniform(0, 1, 1000).astype(np.float32)
     values[:10] = -3.4028235e38
     other = values.copy()
@@ -213,7 +211,7 @@ def test_a_warning_names_each_fill_once_as_its_type_has_it():
     ) as told:
         warn_of_fills(
             "A scene",
-            said_of_fills([histogram_of(values), histogram_of(other)], "float32"),
+            describe_fills([histogram_of(values), histogram_of(other)], "float32"),
             stacklevel=1,
         )
     assert str(told[0].message).count("of it") == 1

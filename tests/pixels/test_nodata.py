@@ -1,4 +1,4 @@
-"""Missing pixels: they are filled smoothly, have no influence, and come back in their place."""
+"""Missing pixels are filled smoothly, have no influence, and stay missing."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repmamba.errors import UsageError
-from repmamba.pixels.nodata import as_nodata, enlarged, filled, missing_everywhere, usable
+from repmamba.pixels.nodata import as_nodata, filled, missing_everywhere, repeated, usable
 
 
 @st.composite
@@ -18,7 +18,7 @@ def tiles_with_holes(draw: st.DrawFn):
 
 
 @given(tile=tiles_with_holes(), rubbish=st.sampled_from([np.nan, np.inf, -1e30, 255.0]))
-def test_what_stands_in_a_missing_pixel_has_no_influence(tile, rubbish):
+def test_the_value_of_a_missing_pixel_has_no_influence(tile, rubbish):
     unit, known = tile
     spoilt = np.where(known, unit, np.float32(rubbish))
     np.testing.assert_array_equal(filled(spoilt, known), filled(unit, known))
@@ -46,9 +46,9 @@ def test_a_hole_in_a_gradient_is_filled_close_to_the_gradient():
 
 
 @given(tile=tiles_with_holes(), scale=st.sampled_from([2, 3, 4]))
-def test_an_enlarged_mask_is_the_scaled_footprint(tile, scale):
+def test_a_repeated_mask_is_the_scaled_footprint(tile, scale):
     _, mask = tile
-    hr = enlarged(mask, scale)
+    hr = repeated(mask, scale)
     assert hr.shape == (mask.shape[0], scale * mask.shape[1], scale * mask.shape[2])
     for row in range(scale):
         for col in range(scale):
@@ -56,7 +56,7 @@ def test_an_enlarged_mask_is_the_scaled_footprint(tile, scale):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_unusable_in_its_own_band_alone(bad):
+def test_a_number_that_is_not_finite_is_unusable_only_in_its_own_band(bad):
     raw = np.ones((2, 3, 3), np.float32)
     raw[1, 0, 0] = bad
     valid = np.ones((3, 3), bool)
@@ -89,7 +89,7 @@ def test_a_number_that_is_nodata_is_unusable_only_in_its_own_band(dtype, nodata,
         ("uint8", (7, 7), [False, True, False]),
     ],
 )
-def test_a_pixel_is_missing_everywhere_where_each_band_has_its_own_nodata(dtype, nodata, missing):
+def test_a_pixel_is_missing_everywhere_if_every_band_has_its_nodata(dtype, nodata, missing):
     raw = np.array([[[-9999, 7, -9999]], [[0, 7, 3]]]).astype(dtype)
     if nodata[1] is not None and np.isnan(nodata[1]):
         raw[1, 0, 0] = np.nan
@@ -108,12 +108,12 @@ def test_a_pixel_is_missing_everywhere_where_each_band_has_its_own_nodata(dtype,
         (1e39, "float32"),
     ],
 )
-def test_a_nodata_that_no_pixel_can_have_is_refused_with_what_the_type_holds(number, dtype):
+def test_an_impossible_nodata_is_refused_with_the_range_of_the_type(number, dtype):
     with pytest.raises(UsageError, match=f"is not a number of type {dtype}, which holds .* from "):
         as_nodata(number, dtype)
 
 
-def test_a_nodata_is_what_pixels_of_the_type_are():
+def test_a_nodata_is_converted_to_the_type_of_the_pixels():
     assert as_nodata(-3.4028235e38, "float32") == np.finfo(np.float32).min
     assert as_nodata(0.1, "float32") == np.float32(0.1)
     assert np.isnan(as_nodata(np.nan, "float64"))

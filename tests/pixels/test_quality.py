@@ -1,4 +1,4 @@
-"""Noise and the blocks of JPEG, against noise and JPEG of known strength."""
+"""Estimates of noise and JPEG, against noise and JPEG of known strength."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LEVELS = 255.0
 
 
 def ground(seed=0, edge=160, bands=3):
-    """Soft shapes with edges between them, as fields and roofs have; (bands, edge, edge), unit."""
+    """Smooth shapes with edges, like fields and roofs; (bands, edge, edge), unit."""
     draw = np.random.default_rng(seed)
     shapes = gaussian_filter(draw.normal(0, 1, (edge, edge)), 6)
     fields = np.digitize(shapes, np.quantile(shapes, [0.2, 0.4, 0.6, 0.8]))
@@ -45,14 +45,14 @@ def test_noise_of_known_strength_is_found(sigma, edge):
     assert np.mean(found) == pytest.approx(sigma, rel=0.12, abs=0.1)
 
 
-def test_noise_is_the_mean_over_bands_and_windows_are_taken_together():
+def test_noise_is_the_mean_over_bands_and_pools_windows():
     clean, loud = noisy(ground(bands=1), 2), noisy(ground(bands=1), 6)
     assert noise_level([np.concatenate([clean, loud])]) == pytest.approx(4, rel=0.1)
     texture = np.random.default_rng(0).random((1, 64, 64))
     assert noise_level([texture, noisy(ground(bands=1), 3)]) == pytest.approx(3, rel=0.15)
 
 
-def test_eight_bits_and_missing_pixels_change_little():
+def test_8_bit_rounding_and_missing_pixels_change_little():
     unit = noisy(ground(), 4)
     rounded = np.round(unit * LEVELS) / LEVELS
     assert noise_level([rounded]) == pytest.approx(noise_level([unit]), rel=0.05)
@@ -68,17 +68,17 @@ def test_eight_bits_and_missing_pixels_change_little():
     [[], [np.full((3, 64, 64), 0.73)], [np.full((1, 64, 64), np.nan)]],
     ids=["none", "constant", "missing"],
 )
-def test_where_there_is_nothing_to_see_there_is_neither_noise_nor_a_block(windows):
+def test_constant_or_missing_windows_have_no_noise_and_no_blocks(windows):
     assert (noise_level(windows), blockiness(windows)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("sigma", [0, 1, 8])
-def test_without_jpeg_no_blocks_are_found(sigma):
+def test_no_blocks_are_found_without_jpeg(sigma):
     assert blockiness([noisy(ground(), sigma)]) < 0.03
     assert blockiness([noisy(ground(bands=1), sigma)]) < 0.03
 
 
-def test_the_stronger_the_compression_the_more_blocks_are_found():
+def test_stronger_compression_gives_more_blockiness():
     unit = noisy(ground(), 4)
     found = [blockiness([compressed(unit, quality)]) for quality in (95, 85, 70, 50, 30)]
     assert found == sorted(found)
@@ -87,7 +87,7 @@ def test_the_stronger_the_compression_the_more_blocks_are_found():
 
 
 @pytest.mark.parametrize("cut", [(0, 0), (3, 5), (7, 1)])
-def test_blocks_are_found_wherever_they_begin_in_windows_that_agree(cut):
+def test_blocks_are_found_at_any_common_offset_of_the_windows(cut):
     row, col = cut
     whole = compressed(noisy(ground(), 2), 60)[:, row:, col:]
     alone = blockiness([whole])
@@ -95,7 +95,7 @@ def test_blocks_are_found_wherever_they_begin_in_windows_that_agree(cut):
     assert 0.3 < parts == pytest.approx(alone, abs=0.1)
 
 
-def test_jpeg_that_was_resized_afterwards_is_not_seen():
+def test_jpeg_that_was_resized_afterwards_is_not_detected():
     blocks = compressed(noisy(ground(edge=192), 2), 60)
     half = blocks.reshape(3, 64, 3, 64, 3).mean((2, 4))
     assert blockiness([half]) < 0.03

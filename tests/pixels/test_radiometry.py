@@ -1,4 +1,4 @@
-"""Radiometry: the map is reversible, results are clipped to the type only."""
+"""The radiometric map is reversible, and results are clipped only to the type."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ INTEGERS = [dtype for dtype in DTYPES if np.dtype(dtype).kind in "iu"]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
-def test_every_number_of_a_type_comes_back(dtype):
+def test_every_number_of_a_type_is_restored(dtype):
     low, high = (int(limit) for limit in type_range(dtype))
     raw = np.arange(low, high + 1).astype(dtype).reshape(1, 1, -1)
     for radiometry in (
@@ -25,7 +25,7 @@ def test_every_number_of_a_type_comes_back(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_far_outside_the_range_come_back_to_the_precision_of_unit(dtype):
+def test_numbers_far_outside_the_range_are_restored_to_the_precision_of_unit(dtype):
     radiometry = Radiometry(dtype, (10.0,), (110.0,))
     raw = np.array([0, 10, 60, 110, min(250, type_range(dtype)[1])]).astype(dtype).reshape(1, 1, -1)
     np.testing.assert_allclose(
@@ -38,13 +38,13 @@ def test_numbers_far_outside_the_range_come_back_to_the_precision_of_unit(dtype)
 
 
 @pytest.mark.parametrize("number", [-3.4e38, 1e300, -np.inf])
-def test_every_number_has_a_unit_of_which_four_add_up_in_float32(number):
+def test_the_sum_of_any_four_unit_values_is_finite_in_float32(number):
     unit = Radiometry("float64", (0.0,), (0.1,)).to_unit(np.full((1, 2, 2), number))
     assert np.isfinite(unit.sum(dtype=np.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_are_clipped_to_the_type_and_to_nothing_else(dtype):
+def test_results_are_clipped_only_to_the_type(dtype):
     radiometry = Radiometry(dtype, (0.0,), (100.0,))
     lowest, highest = type_range(dtype)
     result = radiometry.from_unit(np.array([-np.inf, 1.2, np.inf]).reshape(1, 1, -1)).ravel()
@@ -76,9 +76,9 @@ def test_a_nodata_at_the_end_of_the_type_moves_inwards(dtype, end):
     assert float(result[0, 0, 0]) == (nodata + 1 if end == 0 else nodata - 1)
 
 
-def test_a_nodata_that_is_a_numpy_number_does_not_wrap_around():
+def test_a_numpy_nodata_does_not_wrap_around():
     radiometry = Radiometry.of_type("uint16", 1)
-    # a quarter below 0: rounds to 0, and may not go to 65535
+    # a quarter below 0: rounds to 0, and must not become 65535
     unit = np.full((1, 1, 1), -0.25 / 65535, np.float32)
     assert radiometry.from_unit(unit, nodata=[np.uint16(0)]).item() == 1
 
@@ -100,7 +100,7 @@ def test_a_valid_float_moves_to_the_next_float_that_is_not_taken_for_nodata(dtyp
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("nodata", [0.0, -9999.0, 0.1, 1.0, -32768.0, 1e-20])
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_gdal_takes_no_valid_float_for_nodata(dtype, nodata):
+def test_gdal_does_not_take_a_valid_float_for_nodata(dtype, nodata):
     place = np.dtype(dtype).type(nodata)
     around = np.concatenate(
         [
@@ -128,7 +128,7 @@ def test_gdal_takes_no_valid_float_for_nodata(dtype, nodata):
     np.testing.assert_allclose(result[0, 0], around, rtol=1e-6, atol=1e-40)
 
 
-def test_nan_stays_and_a_nan_nodata_moves_nothing():
+def test_nan_stays_nan_and_a_nan_nodata_changes_nothing():
     radiometry = Radiometry("float32", (0.0,), (2.0,))
     raw = np.array([np.nan, 1.0], np.float32).reshape(1, 1, 2)
     np.testing.assert_array_equal(
@@ -137,7 +137,7 @@ def test_nan_stays_and_a_nan_nodata_moves_nothing():
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (7.0, 3.0), (0.0, np.inf), (np.nan, 1.0)])
-def test_a_range_without_values_is_refused(low, high):
+def test_an_empty_range_is_refused(low, high):
     with pytest.raises(UsageError, match="holds no values"):
         Radiometry("uint16", (low,), (high,))
 

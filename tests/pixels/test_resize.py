@@ -28,11 +28,11 @@ def airport(reference):
     }
 
 
-def test_the_published_lr_is_met_in_every_value(airport):
+def test_the_published_lr_is_reproduced_exactly(airport):
     assert np.array_equal(to_uint8(imresize(airport["GT"] / 255.0, 1 / 4)), airport["LR"])
 
 
-def test_the_published_bicubic_is_met_in_every_value_when_the_lr_is_not_rounded(airport):
+def test_the_published_bicubic_is_reproduced_exactly_from_the_unrounded_lr(airport):
     lr = imresize(airport["GT"] / 255.0, 1 / 4)
     assert np.array_equal(to_uint8(imresize(lr, 4)), airport["Bicubic"])
 
@@ -42,21 +42,20 @@ def test_rounding_the_lr_first_gives_another_bicubic(airport):
         to_uint8(imresize(airport["LR"] / 255.0, 4)).astype(int) - airport["Bicubic"]
     )
     assert difference.max() == 1
-    # One enlarged value lies on a half, where the last bit of the arithmetic decides.
+    # One value is exactly a half, where the last bit of the arithmetic decides.
     assert abs((difference > 0).sum() - 154_571) <= 1
 
 
 @pytest.mark.parametrize(("key", "scale"), SCALES.items(), ids=str)
-def test_golden_numbers_are_met(golden, key, scale):
+def test_golden_numbers_are_reproduced(golden, key, scale):
     cases = load_file(golden / "imresize.safetensors")
-    # The file holds the results in the memory order of a transposed array, under the shape of the
-    # plain one.
+    # The file has the results in the memory order of the transposed array.
     expected = cases[key].swapaxes(0, 1).reshape(cases[key].shape)
     assert np.abs(imresize(cases["input"], scale) - expected).max() < 1e-12
 
 
 @pytest.mark.parametrize(("key", "scale"), SCALES.items(), ids=str)
-def test_the_torch_twin_agrees(golden, key, scale):
+def test_the_torch_version_agrees(golden, key, scale):
     image = load_file(golden / "imresize.safetensors")["input"]
     batch = torch.from_numpy(image).permute(2, 0, 1)[None]
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
@@ -65,21 +64,21 @@ def test_the_torch_twin_agrees(golden, key, scale):
         assert np.abs(resized.double().numpy() - imresize(image, scale)).max() < tolerance
 
 
-def test_the_torch_twin_is_within_1e_5_of_a_whole_picture(airport):
+def test_the_torch_version_is_within_1e_5_for_a_whole_picture(airport):
     unit = airport["GT"] / 255.0
     tensor = torch.from_numpy(unit).float().permute(2, 0, 1)[None]
     resized = imresize_torch(tensor, 1 / 4)[0].permute(1, 2, 0).numpy()
     assert np.abs(resized - imresize(unit, 1 / 4)).max() < 1e-5
 
 
-def test_the_torch_twin_has_gradients():
+def test_the_torch_version_has_gradients():
     image = torch.rand(1, 1, 8, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: imresize_torch(x, 1 / 2), image)
     assert torch.autograd.gradcheck(lambda x: imresize_torch(x, 3), image)
 
 
 @given(length=integers(1, 400), scale=sampled_from(list(SCALES.values())) | floats(0.05, 8))
-def test_weights_add_up_to_one_and_stay_inside_the_axis(length, scale):
+def test_weights_sum_to_one_and_indices_stay_inside_the_axis(length, scale):
     weights, sources = contributions(length, scale)
     assert np.allclose(weights.sum(0), 1)
     assert sources.min() >= 0
@@ -87,7 +86,7 @@ def test_weights_add_up_to_one_and_stay_inside_the_axis(length, scale):
 
 
 @given(length=integers(1, 4096), scale=sampled_from([2, 3, 4]))
-def test_a_length_that_the_scale_divides_has_no_surplus_pixel(length, scale):
+def test_a_length_that_is_a_multiple_of_the_scale_has_no_surplus_pixel(length, scale):
     assert contributions(scale * length, 1 / scale)[0].shape[1] == length
 
 
@@ -96,7 +95,7 @@ def test_a_length_that_the_scale_divides_has_no_surplus_pixel(length, scale):
 def test_flips_and_transposition_commute_with_resizing(height, width, scale):
     image = np.random.default_rng(height * 100 + width).random((height, width))
     assert np.allclose(imresize(image.T, scale), imresize(image, scale).T, atol=1e-12)
-    # A reduced length that is rounded up is not symmetric, in MATLAB neither.
+    # A length that is rounded up is not symmetric, as in MATLAB.
     if scale > 1 or height % round(1 / scale) == 0:
         assert np.allclose(imresize(image[::-1], scale), imresize(image, scale)[::-1], atol=1e-12)
 
@@ -105,7 +104,7 @@ def test_a_constant_image_stays_constant():
     assert np.allclose(imresize(np.full((7, 9, 5), 0.25), 1 / 3), 0.25)
 
 
-def test_what_cannot_be_resized_is_refused():
+def test_invalid_images_and_scales_are_refused():
     with pytest.raises(ShapeMismatch, match=r"\(0, 4\)"):
         imresize(np.zeros((0, 4)), 2)
     with pytest.raises(ShapeMismatch, match="B, C, H, W"):

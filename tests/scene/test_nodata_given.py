@@ -215,7 +215,7 @@ def test_a_collar_of_zeros_in_eight_bits_is_named_from_a_sample(write_raster, sm
     data = smooth(3, 300, 300)
     data[:, np.add.outer(np.arange(300), np.arange(300)) < 60] = 0
     _, _, (told,) = enlarged(write_raster("in.tif", data, photometric="RGB"), bicubic)
-    assert "not declared: of a sample, 0 in " in told
+    assert "undeclared nodata: of a sample, 0 in " in told
     picture = write_raster("picture.tif", data, photometric="RGB", crs=None, transform=None)
     assert not enlarged(picture, bicubic)[2]
 

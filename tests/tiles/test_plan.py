@@ -1,4 +1,4 @@
-"""The tile plan: integer geometry that must hold for every size."""
+"""Tile plans: integer geometry that must hold for every size."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_every_pixel_of_a_window_is_written_exactly_once(scene, tile, halo, scal
 
 
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
-def test_every_read_lies_in_the_scene_and_has_its_whole_halo_except_at_the_scenes_edge(
+def test_every_read_is_inside_the_scene_with_a_full_halo_except_at_its_edge(
     height, width, tile, halo, scale
 ):
     scene = Window(0, 0, height, width)
@@ -60,7 +60,7 @@ def test_every_read_lies_in_the_scene_and_has_its_whole_halo_except_at_the_scene
 
 
 @given(height=sizes, width=sizes, tile=tile_edges, halo=halos, scale=scales)
-def test_what_is_kept_is_the_ground_that_is_written(height, width, tile, halo, scale):
+def test_the_kept_part_covers_the_written_ground(height, width, tile, halo, scale):
     for step in plan_tiles(height, width, scale, tile=tile, halo=halo):
         hr_read = step.read.scaled(scale)
         assert (step.keep.height, step.keep.width) == (step.write.height, step.write.width)
@@ -76,10 +76,8 @@ def test_a_window_reads_only_tiles_of_the_whole_plan(scene, tile, halo, scale):
 
 
 @given(scene=scenes_with_windows(), tile=tile_edges, halo=halos, scale=scales)
-def test_a_window_holds_the_same_pixels_as_the_whole(scene, tile, halo, scale):
-    """Each tile's result is stood for by numbers that no other tile's result has, so a wrong cut
-    cannot hide.
-    """
+def test_a_window_has_the_same_pixels_as_the_whole(scene, tile, halo, scale):
+    """Each tile's result has unique numbers, so a wrong cut is detected."""
     height, width, window = scene
     whole = np.empty((scale * height, scale * width), np.int64)
     part = np.empty((scale * window.height, scale * window.width), np.int64)
@@ -110,7 +108,7 @@ def test_a_tile_without_pixels_and_a_negative_halo_are_refused(sizes):
 
 
 def test_an_empty_scene_is_refused():
-    with pytest.raises(UsageError, match="nothing to enlarge"):
+    with pytest.raises(UsageError, match="at least 1 x 1 is needed"):
         plan_tiles(0, 10, 2)
 
 

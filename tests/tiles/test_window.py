@@ -1,4 +1,4 @@
-"""Window: what its operations promise."""
+"""Properties of Window's operations."""
 
 import numpy as np
 from hypothesis import given
@@ -12,7 +12,7 @@ windows = st.builds(
 
 
 @given(a=windows, b=windows)
-def test_the_shared_part_is_the_same_from_either_side_and_lies_in_both(a, b):
+def test_the_intersection_is_symmetric_and_lies_in_both(a, b):
     shared = a.clipped(b)
     assert shared == b.clipped(a)
     if not shared.is_empty:
@@ -27,16 +27,16 @@ def test_a_grown_window_contains_the_window(window, margin):
 
 
 @given(window=windows, other=windows, scale=st.sampled_from([2, 3, 4]))
-def test_scaling_and_counting_from_another_window_commute(window, other, scale):
+def test_scaling_and_seen_from_commute(window, other, scale):
     assert window.seen_from(other).scaled(scale) == window.scaled(scale).seen_from(
         other.scaled(scale)
     )
 
 
-def test_slices_cut_the_window_out_of_an_array():
+def test_slices_cut_the_window_from_an_array():
     array = np.arange(30).reshape(5, 6)
     assert array[Window(1, 2, 3, 2).slices].tolist() == [[8, 9], [14, 15], [20, 21]]
 
 
-def test_windows_that_do_not_meet_share_nothing():
+def test_disjoint_windows_have_an_empty_intersection():
     assert Window(0, 0, 2, 2).clipped(Window(5, 5, 2, 2)).is_empty

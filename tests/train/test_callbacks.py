@@ -182,11 +182,11 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
         (lambda: repmamba.register_loss("mine", 5), "a function of sr and hr"),
         (
             lambda: repmamba.register_degradation(DEGRADATIONS["blur"]),
-            "There is a degradation blur already",
+            "A degradation blur already exists",
         ),
         (
             lambda: repmamba.register_degradation(Degradation("x", "", 1, 0, "lr", None)),
-            "its range must grow",
+            "its range must ascend",
         ),
         (
             lambda: repmamba.register_degradation(Degradation("x", "", 0, 1, "sr", None)),

@@ -107,7 +107,7 @@ def prepare(
     """
     from repmamba.data.benchmarks import BENCHMARKS
     from repmamba.data.degradations import Stage
-    from repmamba.data.prepare import Settings
+    from repmamba.data.draw import Settings
     from repmamba.data.prepare import prepare as prepare_pairs
     from repmamba.errors import UsageError
 

@@ -1,9 +1,8 @@
-"""The benchmarks of the field: how each unpacks, which part of an image counts, and which bicubic
-makes its LR.
+"""The field's benchmarks: folder layout, the part of an image that counts, and the bicubic for LR.
 
-A benchmark finds its originals in the folders as its authors' archive unpacks them, or as a known
-repackaging does, and says what it expected where it does not know a layout. Cutting and writing is
-prepare.py's; here nothing is decoded.
+A benchmark finds its originals in the folders that its authors' archive, or a known repackaging,
+unpacks to. An unknown layout is an error that states the expected one. Nothing is decoded here;
+pair_files.py crops and writes.
 """
 
 from collections.abc import Callable
@@ -45,37 +44,36 @@ Bicubic = Literal["matlab", "pillow"]
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """An image as the archive holds it."""
+    """An image of the archive."""
 
     name: str  # inside the prepared folder, class folder included, no suffix: "Airport/airport_1"
     path: Path
 
     @property
     def group(self) -> str:
-        """The class folder, empty in a flat set."""
+        """The class folder; "" in a flat set."""
         return self.name.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What is known of one benchmark."""
+    """The layout and the rules of one benchmark."""
 
     name: str  # on the command line
     title: str
-    # source, and a part of it or None for all -> its originals
+    # (source, part or None for all) -> its originals
     find: Callable[[Path, str | None], list[Original]]
-    parts: tuple[str, ...]  # the splits that it comes with
-    # rows and columns that an original must have, where all are of one size
-    size: tuple[int, int] | None
-    cut: int | None  # edge of the square that is cut out, in pixels; None keeps the whole image
-    corner: tuple[int, int] | None  # first row and column of the cut; None is the centre
-    bicubic: Bicubic  # what made LR
-    drawn: tuple[int, int] | None  # images of each class drawn for training and for test
     terms: str
+    bicubic: Bicubic  # what made LR
+    parts: tuple[str, ...] = ()  # the splits that it comes with
+    size: tuple[int, int] | None = None  # rows and columns of every original, if all are the same
+    cut: int | None = None  # side of the square crop, in pixels; None keeps the whole image
+    corner: tuple[int, int] | None = None  # first row and column of the crop; None is the centre
+    drawn: tuple[int, int] | None = None  # training and test images drawn per class
 
     @property
     def rule(self) -> str:
-        """How GT, LR and Bicubic are made, in a line for the manifest."""
+        """How GT, LR and Bicubic are made, in one line for the manifest."""
         place = (
             "at the centre"
             if self.corner is None
@@ -84,9 +82,8 @@ class Benchmark:
         gt = "whole images" if self.cut is None else f"{self.cut}x{self.cut} {place}"
         if self.bicubic == "matlab":
             return (
-                f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from "
-                "the "
-                "LR before rounding"
+                f"GT {gt}; LR by MATLAB's imresize, rounded to 8 bit; Bicubic enlarged from the LR "
+                "before rounding"
             )
         return f"GT {gt}; LR by Pillow's bicubic on 8 bit; Bicubic by the same from the 8-bit LR"
 
@@ -100,7 +97,7 @@ def _find_nwpu(source: Path, part: str | None) -> list[Original]:
 
 
 def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Original]:
-    """The images of class folders in source, or in the folder that the archive makes inside it."""
+    """The images of the class folders in source, or in the archive's folder inside it."""
     root = source / title if (source / title).is_dir() else source
     missing = [name for name in classes if not (root / name).is_dir()]
     if missing:
@@ -119,7 +116,7 @@ def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Or
 def _find_dota(source: Path, part: str | None) -> list[Original]:
     wanted = DOTA_PARTS if part is None else (part,)
     folders = [source / name / "images" for name in wanted if (source / name / "images").is_dir()]
-    if not folders and part is None:  # one split alone, or its images
+    if not folders and part is None:  # a single split, or its images
         folders = [source / "images"] if (source / "images").is_dir() else [source]
     originals = _flat(folders)
     if not originals:
@@ -151,11 +148,10 @@ def _find_folder(source: Path, part: str | None) -> list[Original]:
     pairs = sorted(
         {source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found}
     )
-    if pairs:  # their LR and Bicubic would be taken for originals, and one picture be three
+    if pairs:  # otherwise LR and Bicubic would become originals too
         raise UsageError(
-            f"{source} holds pairs already: evaluate and train take them as they are. To make "
-            "others of the same "
-            f"images, give {pairs[0]}."
+            f"{source} already holds pairs: evaluate and train take them as they are. To make "
+            f"others of the same images, give {pairs[0]}."
         )
     return originals
 
@@ -185,75 +181,60 @@ BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark(
-            name="aid",
-            title="AID",
-            find=_find_aid,
-            parts=(),
+            "aid",
+            "AID",
+            _find_aid,
+            "Google Earth imagery, research use only",
+            "matlab",
             size=(600, 600),
             cut=512,
             corner=(43, 43),
-            bicubic="matlab",
             drawn=(100, 30),
-            terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="dota",
-            title="DOTA",
-            find=_find_dota,
+            "dota",
+            "DOTA",
+            _find_dota,
+            "academic purposes only; Google Earth's terms for its imagery",
+            "pillow",
             parts=DOTA_PARTS,
-            size=None,
             cut=512,
-            corner=None,
-            bicubic="pillow",
-            drawn=None,
-            terms="academic purposes only; Google Earth's terms for its imagery",
         ),
         Benchmark(
-            name="dior",
-            title="DIOR",
-            find=_find_dior,
+            "dior",
+            "DIOR",
+            _find_dior,
+            "Google Earth imagery, research use only",
+            "pillow",
             parts=tuple(DIOR_PARTS),
-            size=None,
             cut=512,
-            corner=None,
-            bicubic="pillow",
-            drawn=None,
-            terms="Google Earth imagery, research use only",
         ),
         Benchmark(
-            name="nwpu",
-            title="NWPU-RESISC45",
-            find=_find_nwpu,
-            parts=(),
-            size=None,
-            cut=None,
-            corner=None,
-            bicubic="matlab",
-            drawn=None,
-            terms="Google Earth imagery, research use only",
+            "nwpu",
+            "NWPU-RESISC45",
+            _find_nwpu,
+            "Google Earth imagery, research use only",
+            "matlab",
         ),
-        Benchmark(
-            name="folder",
-            title="a folder of images",
-            find=_find_folder,
-            parts=(),
-            size=None,
-            cut=None,
-            corner=None,
-            bicubic="matlab",
-            drawn=None,
-            terms="those of the images",
-        ),
+        Benchmark("folder", "a folder of images", _find_folder, "those of the images", "matlab"),
     )
 }
 
 
 def find_originals(benchmark: Benchmark, source: Path, part: str | None = None) -> list[Original]:
-    """The originals of a benchmark below source, sorted by name.
+    """Find the originals of a benchmark.
 
-    part: one of the benchmark's own splits; None takes all that are there. Raises SourceError where
-    the layout is not known, UsageError for a part that the benchmark does not have and for two
-    files that would have one name.
+    Args:
+        benchmark: One of BENCHMARKS.
+        source: The unpacked archive.
+        part: One of the benchmark's own splits; None takes all that are there.
+
+    Returns:
+        The originals, sorted by name.
+
+    Raises:
+        SourceError: The layout is not known.
+        UsageError: The benchmark does not have this split, or two files would get the same name.
     """
     if part is not None and part not in benchmark.parts:
         has = f"has {', '.join(benchmark.parts)}" if benchmark.parts else "comes without splits"

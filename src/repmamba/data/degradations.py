@@ -1,8 +1,8 @@
-"""The ways from hr to lr: the benchmarks' plain reduction, and what sensors and formats add to it.
+"""Degradations from hr to lr: MATLAB's bicubic, and what sensors and formats add to it.
 
-A stage works on hr before the reduction (blur) or on lr after it (noise, JPEG). Its strength is
-drawn for each image from a range, by a generator that the caller seeds, so that the same seed gives
-the same lr. DEGRADATIONS is the table; `register_degradation` adds a kind of your own.
+A stage works on hr before the downsampling (blur) or on lr after it (noise, JPEG). Its strength is
+drawn per image from a range, by a seeded generator. DEGRADATIONS is the table;
+`register_degradation` adds to it.
 """
 
 import io
@@ -22,22 +22,20 @@ Unit = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """One kind of stage."""
+    """A kind of stage."""
 
     name: str
     unit: str  # of its strength
-    lowest: float  # smallest strength that is allowed
+    lowest: float  # smallest allowed strength
     highest: float
     works_on: Literal["hr", "lr"]
-    # (H, W, C) in [0, 1], strength, randomness -> the same
+    # ((H, W, C) in [0, 1], strength, generator) -> the same shape
     apply: Callable[[Unit, float, np.random.Generator], Unit]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of a chain: a degradation, and the range that its strength is drawn from, both ends
-    included.
-    """
+    """A degradation and the range of its strength, both ends included. Raises UsageError."""
 
     name: str
     low: float
@@ -51,16 +49,14 @@ class Stage:
         kind = DEGRADATIONS[self.name]
         if not kind.lowest <= self.low <= self.high <= kind.highest:
             raise UsageError(
-                f"The range of {self.name} is {self.low:g} to {self.high:g} {kind.unit}; "
-                f"it must grow and lie in {kind.lowest:g} to {kind.highest:g}."
+                f"The range of {self.name} is {self.low:g} to {self.high:g} {kind.unit}; it must "
+                f"ascend and lie within {kind.lowest:g} to {kind.highest:g}."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The whole way from hr to lr: stages on hr, MATLAB's bicubic reduction, rounding, stages on
-    lr, each in order.
-    """
+    """From hr to lr: stages on hr, MATLAB's bicubic, rounding, stages on lr, each in order."""
 
     scale: int
     stages: tuple[Stage, ...] = ()
@@ -68,8 +64,17 @@ class Chain:
     def __call__(
         self, hr: NDArray[np.generic], generator: np.random.Generator
     ) -> NDArray[np.uint8]:
-        """hr (s h, s w, C) uint8 -> lr (h, w, C) uint8. Without stages the plain reduction. Raises
-        ShapeMismatch.
+        """Degrade one image.
+
+        Args:
+            hr: (s h, s w, C) uint8.
+            generator: Source of the strengths and of the noise.
+
+        Returns:
+            lr, (h, w, C) uint8; without stages the plain bicubic.
+
+        Raises:
+            ShapeMismatch: hr is of another type, or its sides are not multiples of the scale.
         """
         if (
             hr.ndim != 3
@@ -78,11 +83,10 @@ class Chain:
             or hr.shape[1] % self.scale
         ):
             raise ShapeMismatch(
-                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
-                f"give (H, W, C) uint8 with H and W multiples of {self.scale}."
+                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; give (H, "
+                f"W, C) uint8 with H and W multiples of {self.scale}."
             )
-        # In the order of the chain, whatever a stage works on: one added at its end changes no
-        # strength before it.
+        # Drawn in the order of the chain: a stage added at its end changes no strength before it.
         strengths = [generator.uniform(stage.low, stage.high) for stage in self.stages]
         hr_stages, lr_stages = (
             [
@@ -101,14 +105,12 @@ class Chain:
 
 
 def generator_for(seed: int, name: str) -> np.random.Generator:
-    """The randomness of one image, from the seed and its name: neither order nor the number of
-    workers counts.
-    """
+    """The random generator of one image, from seed and name: independent of order and workers."""
     return np.random.default_rng([seed, *name.encode()])
 
 
 def works_on(stage: Stage, place: str) -> bool:
-    """Whether the stage is one for hr, or for lr."""
+    """Whether the stage works on "hr" or on "lr"."""
     return DEGRADATIONS[stage.name].works_on == place
 
 
@@ -127,7 +129,7 @@ def _applied(
 
 
 def _blur(image: Unit, sigma: float, generator: np.random.Generator) -> Unit:
-    """A Gaussian, its tails cut at four sigma, edges mirrored with the edge pixel repeated."""
+    """A Gaussian, cut at four sigma; edges are mirrored, with the edge pixel repeated."""
     reach = int(np.ceil(4 * sigma))
     if reach == 0:
         return image
@@ -147,7 +149,7 @@ def _blur(image: Unit, sigma: float, generator: np.random.Generator) -> Unit:
 
 
 def _noise(image: Unit, deviation: float, generator: np.random.Generator) -> Unit:
-    """Normal noise, drawn for each band of each pixel."""
+    """Normal noise, independent for each pixel and band."""
     return image + generator.normal(0.0, deviation / 255, image.shape)
 
 
@@ -156,18 +158,25 @@ def _jpeg(image: Unit, quality: float, generator: np.random.Generator) -> Unit:
 
 
 def jpeg(
-    levels: NDArray[np.uint8], quality: int, *, colours_halved: bool | None = None
+    levels: NDArray[np.uint8], quality: int, *, subsample: bool | None = None
 ) -> NDArray[np.uint8]:
-    """(H, W, C) compressed as JPEG and decompressed; one or three bands. Raises ShapeMismatch.
+    """Compress an image as JPEG and decompress it.
 
-    quality: 1 to 100.  colours_halved: whether colours are stored at half the resolution; default
-    as Pillow has it.
+    Args:
+        levels: (H, W, C) with one or three bands.
+        quality: 1 to 100.
+        subsample: Whether colour is stored at half the resolution; None leaves it to Pillow.
+
+    Raises:
+        ShapeMismatch: The image has another number of bands.
     """
     if levels.shape[2] not in (1, 3):
-        raise ShapeMismatch(f"JPEG holds one or three bands, and this image has {levels.shape[2]}.")
+        raise ShapeMismatch(
+            f"JPEG stores one or three bands, and this image has {levels.shape[2]}."
+        )
     stored: dict[str, str] = {}
-    if colours_halved is not None and levels.shape[2] == 3:
-        stored["subsampling"] = "4:2:0" if colours_halved else "4:4:4"
+    if subsample is not None and levels.shape[2] == 3:
+        stored["subsampling"] = "4:2:0" if subsample else "4:4:4"
     packed = io.BytesIO()
     picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
     picture.save(packed, "JPEG", quality=quality, **stored)
@@ -186,18 +195,15 @@ DEGRADATIONS: dict[str, Degradation] = {
 
 
 def register_degradation(kind: Degradation) -> Degradation:
-    """Add a kind of stage of your own, so that `data.degradations` of a recipe can name it. Raises
-    UsageError.
-    """
+    """Add a kind of stage, which `data.degradations` of a recipe can name. Raises UsageError."""
     if not kind.name or kind.name != "".join(kind.name.split()):
         raise UsageError(f"A degradation is named {kind.name!r:.60}; give a name without spaces.")
     if kind.name in DEGRADATIONS:
-        raise UsageError(f"There is a degradation {kind.name} already; take another name.")
+        raise UsageError(f"A degradation {kind.name} already exists; take another name.")
     if kind.works_on not in ("hr", "lr") or not kind.lowest <= kind.highest:
         raise UsageError(
             f"The degradation {kind.name} works on {kind.works_on!r:.40}, from {kind.lowest:g} to "
-            f"{kind.highest:g}; it "
-            "must work on 'hr' or 'lr', and its range must grow."
+            f"{kind.highest:g}; it must work on 'hr' or 'lr', and its range must ascend."
         )
     DEGRADATIONS[kind.name] = kind
     return kind

@@ -1,8 +1,8 @@
 """Image files as arrays (H, W, C), and 8-bit arrays as PNG files.
 
-Pictures (PNG, JPEG, WebP, BMP) come through Pillow as RGB of 8 bit; TIFFs through rasterio, with
-all their bands in their own type. Georeferencing, missing pixels and windows are the scene's
-affair: an image here is whole, and fits into memory.
+PNG, JPEG, WebP and BMP are read through Pillow as 8-bit RGB; TIFFs through rasterio, with all bands
+in their own type. Georeferencing, missing pixels and windows are handled in scene/: an image here
+is complete and fits into memory.
 """
 
 import struct
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-# What Pillow was seen to raise on damaged files; it promises no more than OSError.
+# What Pillow raises on damaged files; only OSError is documented.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -37,10 +37,14 @@ BROKEN = (
 
 
 def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
-    """The image files of a folder, and of the folders in it unless deep is off, in the order of
-    their paths.
+    """List the image files of a folder, sorted by path; hidden files and folders are left out.
 
-    Hidden files and folders are left out. Raises SourceError if the folder is none.
+    Args:
+        folder: The folder.
+        deep: Whether to look in the folders inside, too.
+
+    Raises:
+        SourceError: It is not a folder.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; give one that holds images.")
@@ -55,12 +59,19 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
 
 
 def read_image(path: Path) -> NDArray[np.generic]:
-    """An image file as (H, W, C): pictures uint8 with three bands, TIFFs with all bands in their
-    own type.
+    """Read an image file.
 
-    A grey picture has its value in all three; a transparent one loses its alpha. Raises
-    CorruptSource if the file breaks while it is read; SourceError if it is not there, has pictures
-    of more than 8 bit, complex numbers, missing pixels, or values that are not finite.
+    Args:
+        path: The file.
+
+    Returns:
+        (H, W, C): pictures as uint8 RGB (grey repeated, alpha dropped), TIFFs with all bands in
+        their own type.
+
+    Raises:
+        CorruptSource: The file cannot be decoded.
+        SourceError: It is missing, or has pictures of more than 8 bit, complex numbers, missing
+            pixels, or values that are not finite.
     """
     if not path.is_file():
         raise SourceError(f"{path} is not a file; give an image.")
@@ -68,14 +79,14 @@ def read_image(path: Path) -> NDArray[np.generic]:
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise SourceError(
-            f"{path.name} has {count} values that are not finite; fill or leave out those pixels "
+            f"{path.name} has {count} values that are not finite; fill or remove those pixels "
             "first."
         )
     return image
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes. Raises SourceError if the system does not give them."""
+    """A file's bytes. Raises SourceError if the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -83,10 +94,9 @@ def read_file(path: Path) -> bytes:
 
 
 def blank_image(path: Path) -> NDArray[np.generic]:
-    """Zeros of the shape (H, W, C) and type of what read_image gives, from the file's header and in
-    no memory.
+    """Zeros of the shape and type that read_image would return, from the header, without memory.
 
-    Raises CorruptSource if the header is broken; SourceError for pictures of more than 8 bit.
+    Raises CorruptSource if the header is damaged, SourceError for pictures of more than 8 bit.
     """
     if path.suffix.lower() in RASTERS:
         with _raster(path) as raster:
@@ -98,11 +108,17 @@ def blank_image(path: Path) -> NDArray[np.generic]:
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an 8-bit image (H, W), (H, W, 1) or (H, W, 3) as PNG; the name appears when the file is
-    whole.
+    """Write an 8-bit image as PNG; the file appears only when it is complete.
 
-    Folders above it are made. Not synced: after a power cut, is_whole_png tells. Raises UsageError
-    for other shapes and types, NoSpace or TargetError if that fails.
+    Parent folders are created. The file is not synced: after a power cut, check is_whole_png.
+
+    Args:
+        path: The file.
+        image: (H, W), (H, W, 1) or (H, W, 3), uint8.
+
+    Raises:
+        UsageError: The image has another shape or type.
+        TargetError: The file cannot be written; NoSpace if the disk is full.
     """
     if (
         image.dtype != np.uint8
@@ -110,21 +126,19 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         or (image.ndim == 3 and image.shape[2] not in (1, 3))
     ):
         raise UsageError(
-            f"A PNG holds one or three bands of 8 bit; this image is {image.dtype} of shape "
+            f"A PNG stores one or three 8-bit bands; this image is {image.dtype} of shape "
             f"{image.shape}."
         )
     with whole_file(path) as unfinished:
         picture = Image.fromarray(
             image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         )
-        # aerial pictures gain little from the slow levels
+        # slower levels gain little on aerial images
         picture.save(unfinished, "PNG", compress_level=3)
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a PNG file is there with all its bytes, by the checksums in it; no pixel is
-    decoded.
-    """
+    """Whether a PNG file is complete, by its checksums; no pixel is decoded."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
@@ -140,7 +154,7 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
 
 @contextmanager
 def _picture(path: Path) -> Iterator[Image.Image]:
-    """A picture of 8 bit while it is open. Raises CorruptSource, SourceError."""
+    """An open 8-bit picture. Raises CorruptSource, SourceError."""
     try:
         with Image.open(path) as picture:
             mode = picture.mode
@@ -150,8 +164,7 @@ def _picture(path: Path) -> Iterator[Image.Image]:
     except BROKEN as error:
         raise CorruptSource(f"{path.name} cannot be read as a picture: {error}.") from error
     raise SourceError(
-        f"{path.name} has pixels of kind {mode}, and pictures of 8 bit are expected; write it as "
-        "TIFF."
+        f"{path.name} has pixels of mode {mode}, and 8-bit pixels are expected; save it as TIFF."
     )
 
 
@@ -160,7 +173,7 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
 
     with _raster(path) as raster:
         bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
-        # Alpha is a band among the others here, and GDAL calls many a fourth band so.
+        # Alpha counts as a band here, as GDAL often takes a fourth band for alpha.
         tells = MaskFlags.alpha not in raster.mask_flag_enums[0]
         missing = (
             raster.width * raster.height - np.count_nonzero(raster.dataset_mask()) if tells else 0
@@ -169,17 +182,17 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
         raise SourceError(
             f"{path.name} is of type {bands.dtype}, and integers or floats are expected."
         )
-    if missing:  # what stands there is no measurement, and would be learnt and scored as one
+    if missing:  # they would be trained on and scored as data
         raise SourceError(
-            f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or cut out "
-            "a part without any."
+            f"{path.name} has {missing} missing pixels, by nodata or a mask; fill them, or crop to "
+            "a part without them."
         )
     return np.ascontiguousarray(bands)
 
 
 @contextmanager
 def _raster(path: Path) -> Iterator["DatasetReader"]:
-    """A TIFF while it is open. Raises CorruptSource."""
+    """An open TIFF. Raises CorruptSource."""
     from rasterio.errors import RasterioError
 
     from repmamba.gdal import opened

@@ -1,9 +1,9 @@
 """Pairs of a small and a large image: the value, and how pairs are found on disk.
 
-Found are the layouts that the published scripts read and that `repmamba prepare` writes: GT (or HR)
-and LR side by side, flat or with class folders inside or around them. A folder that has neither
-holds large images only; their small ones are then made as the benchmarks make them. Files are
-paired by name, never by position; a small image may have its scale added to the name, as in DIV2K.
+Supported are the layouts that the published scripts read and that `repmamba prepare` writes: GT (or
+HR) and LR side by side, flat, with class folders inside, or inside class folders. A folder without
+either contains large images only; LR is then made with MATLAB's bicubic. Files are paired by name.
+The name of an LR may end with its scale, as in DIV2K.
 """
 
 import re
@@ -23,11 +23,11 @@ from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, resized_length, to_uint8
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
-# of the folder of large images, in upper or lower case; the first that is there
+# of the folder of large images, in upper or lower case; the first one found
 HR_NAMES = (HR_FOLDER, "HR")
-# 0801x4, as DIV2K and BasicSR name the small image of 0801
+# 0801x4, the name of LR for 0801 in DIV2K and BasicSR
 _SCALED = re.compile(r"(.+?)_?[xX]([2-4])")
-_SCALE_FOLDER = re.compile(r"[xX]([2-4])/")  # X4/0801x4, as DIV2K has them
+_SCALE_FOLDER = re.compile(r"[xX]([2-4])/")  # X4/0801x4, as in DIV2K
 SPLITS = ("train", "trainval", "val", "test")
 
 Image = NDArray[np.generic]
@@ -35,9 +35,9 @@ Image = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A small image and the large one that it was made from."""
+    """A small image and the large one that it was made from. Raises ShapeMismatch."""
 
-    name: str  # the path inside its folder, "/" between its parts, no suffix: "Airport/airport_285"
+    name: str  # path in its folder, with "/" and without suffix: "Airport/airport_285"
     lr: Image  # (h, w, C), uint8 for pictures
     hr: Image  # (s h, s w, C), the same type
 
@@ -45,20 +45,18 @@ class Pair:
         lr, hr = self.lr.shape, self.hr.shape
         if len(lr) != 3 or len(hr) != 3 or lr[2] != hr[2] or 0 in lr:
             raise ShapeMismatch(
-                f"{self.name}: LR is {lr} and GT {hr}; both must be (rows, columns, the same "
-                "bands)."
+                f"{self.name}: LR is {lr} and GT {hr}; both must be (rows, columns, equal bands)."
             )
         scale = hr[0] // lr[0]
         if scale < 1 or hr[:2] != (scale * lr[0], scale * lr[1]):
             raise ShapeMismatch(
-                f"{self.name}: GT has {hr[0]}x{hr[1]} pixels and LR {lr[0]}x{lr[1]}, no whole "
-                "number of times as many; "
-                f"cut GT to a multiple of the scale before LR is made."
+                f"{self.name}: GT has {hr[0]}x{hr[1]} pixels and LR {lr[0]}x{lr[1]}, not a whole "
+                "multiple; crop GT to a multiple of the scale before making LR."
             )
         if self.lr.dtype != self.hr.dtype:
             raise ShapeMismatch(
-                f"{self.name}: LR is {self.lr.dtype} and GT {self.hr.dtype}; both must be of one "
-                "type."
+                f"{self.name}: LR is {self.lr.dtype} and GT {self.hr.dtype}; both must have the "
+                "same type."
             )
 
     @property
@@ -69,10 +67,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """Where a pair lies. Without lr, it is made from hr when the pair is read.
+    """The files of a pair. Without lr, it is made from hr when the pair is read.
 
-    reduction: sides of hr as shares of those of its file, from which it is reduced by imresize; 1
-    where there is an lr.
+    reduction: factor by which imresize downsamples the file of hr first; 1 if there is an lr.
     """
 
     name: str  # as in Pair
@@ -82,19 +79,15 @@ class PairFiles:
 
     @property
     def group(self) -> str:
-        """The class folder, empty for a flat set."""
+        """The class folder; "" in a flat set."""
         return self.name.rpartition("/")[0]
 
     def read(self, scale: int) -> Pair:
-        """The pair at this scale. Raises ShapeMismatch if its files are of another, SourceError if
-        one is broken.
-        """
+        """Read the pair. Raises ShapeMismatch if its files are of another scale, SourceError."""
         return self._pair(scale, read_image, reduce_image)
 
     def blank(self, scale: int) -> Pair:
-        """Zeros of the shapes and type of the pair, from the headers of its files; raises as read
-        does.
-        """
+        """Zeros of the pair's shapes and type, from the file headers; raises as read does."""
         return self._pair(scale, blank_image, _blank_reduced)
 
     def _pair(
@@ -109,8 +102,7 @@ class PairFiles:
         pair = Pair(self.name, read(self.lr), hr)
         if pair.scale != scale:
             raise ShapeMismatch(
-                f"{self.name}: GT is {pair.scale} times as large as LR, and {scale} times is asked "
-                "for."
+                f"{self.name}: GT is {pair.scale} times as large as LR, not {scale} for."
             )
         return pair
 
@@ -118,10 +110,15 @@ class PairFiles:
 def read_pairs(
     files: Sequence[PairFiles], scale: int, *, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Pair]:
-    """The pairs of these files at a scale, in their order, read ahead by a thread for each core
-    that may be used.
+    """Read pairs in their order, prefetched by one thread per core.
 
-    progress: called with the number of pairs read and that of all. Raises what PairFiles.read does.
+    Args:
+        files: The pairs.
+        scale: Their scale.
+        progress: Called with the number of pairs read and the number of all.
+
+    Raises:
+        ShapeMismatch, SourceError: As PairFiles.read.
     """
 
     def read(one: PairFiles) -> Pair:
@@ -139,31 +136,33 @@ def read_pairs(
 
 
 def pair_from_hr(name: str, hr: Image, scale: int) -> Pair:
-    """The pair of a large image alone: cut at the top left to a multiple of the scale, reduced by
-    MATLAB's bicubic.
+    """The pair of a large image, cropped to a multiple of the scale; lr by MATLAB's bicubic.
 
-    hr: (H, W, C); integers are rounded to their own type again, half up, floats stay as computed.
+    Args:
+        name: Of the pair.
+        hr: (H, W, C).
+        scale: 2, 3 or 4.
+
+    Raises:
+        ShapeMismatch: hr has fewer pixels than the scale.
     """
     hr = cut_to_scale(name, hr, scale)
     return Pair(name, reduce_image(hr, scale), hr)
 
 
 def cut_to_scale(name: str, hr: Image, scale: int) -> Image:
-    """The upper left part of (H, W, C) whose sides are the largest multiples of the scale. Raises
-    ShapeMismatch.
-    """
+    """Crop (H, W, C) at the lower right to multiples of the scale. Raises ShapeMismatch."""
     rows, columns = (length // scale * scale for length in hr.shape[:2])
     if 0 in (rows, columns):
         raise ShapeMismatch(
-            f"{name}: {hr.shape[0]}x{hr.shape[1]} pixels are too few to be reduced {scale} times."
+            f"{name}: {hr.shape[0]}x{hr.shape[1]} pixels are too few to be downsampled {scale} "
+            "times."
         )
     return hr[:rows, :columns]
 
 
 def reduce_image(hr: Image, scale: float) -> Image:
-    """MATLAB's bicubic reduction of (H, W, C) by the scale in the type of hr: integers clipped and
-    rounded half up.
-    """
+    """Downsample (H, W, C) with MATLAB's bicubic; integers are clipped and rounded half up."""
     if hr.dtype == np.uint8:
         return to_uint8(imresize(hr.astype(np.float64) / 255.0, 1 / scale))
     reduced = imresize(hr, 1 / scale)
@@ -174,75 +173,86 @@ def reduce_image(hr: Image, scale: float) -> Image:
 
 
 def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
-    """The pairs of a folder, sorted by name.
+    """Find the pairs of a folder.
 
-    Accepted: GT/ (or HR/) and LR/ inside, each flat or with class folders; class folders with GT/
-    and LR/ inside each; or images alone, flat or in class folders, as large ones without small
-    ones. The LR of 0801 may be named 0801x4 or 0801_x4, and lie in a folder X4. scale: of the LR
-    that is meant, where there are several by such names. Raises UsageError where files have no
-    partner or two files have one name, and where the folders inside are the splits of a benchmark,
-    as `prepare aid` writes them, or hold pairs further down; SourceError where there is no image.
+    Accepted layouts: GT/ (or HR/) and LR/, each flat or with class folders; class folders with GT/
+    and LR/; or large images without small ones, flat or in class folders. The LR of 0801 may be
+    named 0801x4 or 0801_x4, or lie in a folder X4.
+
+    Args:
+        folder: The folder.
+        scale: Of the LR to use, if names show several.
+
+    Returns:
+        The pairs, sorted by name.
+
+    Raises:
+        UsageError: Files have no partner, two have the same name, or the folder contains splits of
+            a benchmark or pairs further down.
+        SourceError: There is no image.
     """
     if not folder.is_dir():
-        raise SourceError(
-            f"{folder} is not a folder; give one with GT and LR inside, or with images."
-        )
+        raise SourceError(f"{folder} is not a folder; give one that contains GT and LR, or images.")
     if (hr_folder := _inside(folder, HR_NAMES)) is not None:
         return _matched(folder, _by_name(hr_folder), _small_by_name(folder), scale, hr_folder.name)
     if _inside(folder, (LR_FOLDER,)) is not None:
-        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8])
         raise UsageError(
-            f"{folder} has {LR_FOLDER} and neither of {' and '.join(HR_NAMES)}, one of which holds "
-            "the large images; "
-            f"found {found}."
+            f"{folder} has {LR_FOLDER} but none of {' or '.join(HR_NAMES)}, which holds the large "
+            f"images; found {_contents(folder)}."
         )
-    classes = sorted(
-        child
-        for child in folder.iterdir()
-        if child.is_dir() and _inside(child, HR_NAMES) is not None
-    )
+    classes = {
+        child: hr_folder
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and (hr_folder := _inside(child, HR_NAMES)) is not None
+    }
     _refuse_splits(folder, [child.name for child in classes])
-    if classes:
-        large = {child.name: _inside(child, HR_NAMES) or child for child in classes}
-        return _matched(
-            folder,
-            {
-                f"{name}/{one}": path
-                for name, place in large.items()
-                for one, path in _by_name(place).items()
-            },
-            {
-                f"{child.name}/{name}": path
-                for child in classes
-                for name, path in _small_by_name(child).items()
-            },
-            scale,
-            next(iter(large.values())).name,
-        )
+    return _class_pairs(folder, classes, scale) if classes else _large_images(folder)
+
+
+def _class_pairs(folder: Path, classes: Mapping[Path, Path], scale: int | None) -> list[PairFiles]:
+    """The pairs of class folders; classes: class folder -> its folder of large images."""
+    hr = {
+        f"{child.name}/{name}": path
+        for child, hr_folder in classes.items()
+        for name, path in _by_name(hr_folder).items()
+    }
+    lr = {
+        f"{child.name}/{name}": path
+        for child in classes
+        for name, path in _small_by_name(child).items()
+    }
+    return _matched(folder, hr, lr, scale, next(iter(classes.values())).name)
+
+
+def _large_images(folder: Path) -> list[PairFiles]:
+    """Large images without small ones, flat or in class folders."""
     images = _by_name(folder)
     _refuse_splits(folder, [name.partition("/")[0] for name in images if "/" in name])
     further = sorted(
         {name.partition(f"/{HR_FOLDER}/")[0] for name in images if f"/{HR_FOLDER}/" in name}
     )
-    if further:  # their LR would be taken for large images
+    if further:  # otherwise their LR would become GT
         raise UsageError(
             f"{folder} holds {HR_FOLDER} further down, in {', '.join(further[:3])}; give such a "
             "folder."
         )
     if not images:
-        found = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
         raise SourceError(
             f"{folder} holds no images; expected GT and LR, flat or by class, or images; found "
-            f"{found}."
+            f"{_contents(folder) or 'nothing'}."
         )
     return [PairFiles(name, hr, None) for name, hr in sorted(images.items())]
 
 
-def _inside(folder: Path, names: Sequence[str]) -> Path | None:
-    """The folder inside that has the first of these names; None where there is none.
+def _contents(folder: Path) -> str:
+    return ", ".join(sorted(child.name for child in folder.iterdir())[:8])
 
-    A name may be in lower case, or stand at the end of a longer one where one folder has it:
-    DIV2K_valid_HR and DIV2K_valid_LR_bicubic.
+
+def _inside(folder: Path, names: Sequence[str]) -> Path | None:
+    """The folder inside with the first of these names; None if there is none.
+
+    A name may be in lower case, or end a longer one, if only one folder does so: DIV2K_valid_HR,
+    DIV2K_valid_LR_bicubic.
     """
     children = {child.name: child for child in folder.iterdir() if child.is_dir()}
     for name in names:
@@ -261,28 +271,26 @@ def _small_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_splits(folder: Path, children: Sequence[str]) -> None:
-    """Splits are not classes: read together, a network would learn from the images that are to
-    judge it.
+    """Refuse splits as classes: a network would be trained on its own test images.
 
-    One such name among others is a class that happens to have it.
+    A single such name among others is taken for a class.
     """
     splits = sorted(set(children) & set(SPLITS))
     if len(splits) > 1 or (splits and set(children) == set(splits)):
         given = " or ".join(str(folder / split) for split in splits)
         raise UsageError(
-            f"{folder} holds {', '.join(splits)}: splits of a benchmark and not classes; give "
-            f"{given}."
+            f"{folder} holds {', '.join(splits)}: splits of a benchmark, not classes; give {given}."
         )
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
-    """The images below a folder by their path inside it, without suffix."""
+    """The images below a folder by their path in it, without suffix."""
     named: dict[str, Path] = {}
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in named:
             raise UsageError(
-                f"{folder} has both {named[name].name} and {path.name}; keep one, names decide the "
+                f"{folder} has both {named[name].name} and {path.name}; keep one, as names define "
                 "pairs."
             )
         named[name] = path
@@ -292,7 +300,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
 def _matched(
     folder: Path, hr: dict[str, Path], lr: dict[str, Path], scale: int | None, hr_folder: str
 ) -> list[PairFiles]:
-    lr = _plainly_named(folder, lr, hr, scale)
+    lr = _without_scales(folder, lr, hr, scale)
     for missing, where in (
         (sorted(hr.keys() - lr.keys()), LR_FOLDER),
         (sorted(lr.keys() - hr.keys()), hr_folder),
@@ -300,54 +308,47 @@ def _matched(
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UsageError(
-                f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; pairs share "
-                "a name, to which LR "
-                "may add its scale (0801 and 0801x4)."
+                f"{folder}: no partner in {where} for {', '.join(missing[:3])}{more}; the names of "
+                "a pair are equal, except that LR may add its scale (0801 and 0801x4)."
             )
     if not hr:
-        raise SourceError(f"{folder} has {hr_folder} and {LR_FOLDER}, and no image in them.")
+        raise SourceError(f"{folder} has {hr_folder} and {LR_FOLDER}, but no image in them.")
     return [PairFiles(name, hr[name], lr[name]) for name in sorted(hr)]
 
 
-def _plainly_named(
+def _without_scales(
     folder: Path, lr: dict[str, Path], hr: dict[str, Path], scale: int | None
 ) -> dict[str, Path]:
-    """The small images by the names of their large ones, where they have their scale added; others
-    as they are.
+    """The LR images by the names of their GT, with the scale removed from the name.
 
-    Raises UsageError where there are several scales and none is asked for, and where a name tells
-    of a wrong one.
+    Raises UsageError if there are several scales and none is given, ShapeMismatch if a name has the
+    wrong scale.
     """
     plain: dict[str, Path] = {}
-    scales: dict[int, Path] = {}  # told by names -> one that does
+    scales: dict[int, Path] = {}  # scale in a name -> an image with it
     for name, path in lr.items():
-        large, told = _scaled_name(name, hr)
-        if told is None:
+        large, named = _scaled_name(name, hr)
+        if named is None:
             plain[large] = path
-        elif scale in (None, told):
-            scales.setdefault(told, path)
+        elif scale in (None, named):
+            scales.setdefault(named, path)
             plain[large] = path
     if len(scales) > 1:
         some = " and ".join(path.name for path in scales.values())
-        raise UsageError(
-            f"{folder} has LR of several scales ({some}): say which, with a scale of 2, 3 or 4."
-        )
-    for told, small in scales.items():
+        raise UsageError(f"{folder} has LR of several scales ({some}): give the scale, 2, 3 or 4.")
+    for named, small in scales.items():
         large_image = next(hr[name] for name, path in plain.items() if path == small)
         rows, columns = blank_image(large_image).shape[:2]
-        if (rows // told, columns // told) != blank_image(small).shape[:2]:
+        if (rows // named, columns // named) != blank_image(small).shape[:2]:
             raise ShapeMismatch(
-                f"{small} is x{told} by its name, and is not {told} times smaller than "
-                f"{large_image.name}: rename it, "
-                "or make it again."
+                f"{small} is x{named} by its name, but is not {named} times smaller than "
+                f"{large_image.name}: rename it or make it again."
             )
     return plain
 
 
 def _scaled_name(name: str, hr: Mapping[str, Path]) -> tuple[str, int | None]:
-    """The name of a small image without its scale, and the scale; as it is, and None, where that
-    names no large one.
-    """
+    """The name of an LR without its scale, and the scale; None if no such GT exists."""
     folder, inside = _SCALE_FOLDER.search(name), _SCALE_FOLDER.sub("", name)
     scaled = _SCALED.fullmatch(inside)
     if name in hr:

@@ -1,13 +1,11 @@
-"""What a picture of a real sensor went through: named chains from hr to lr, in the order of a
-camera.
+"""Degradation as by a real sensor: named chains from hr to lr, in the order of a camera.
 
-Blur of lens and motion, reduction to the sensor's pixels, noise, the sharpening that cameras and
-mosaics add, JPEG. The kinds and their ranges follow BSRGAN (Zhang et al. 2021, "Designing a
-Practical Degradation Model for Deep Blind Image Super-Resolution") and Real-ESRGAN (Wang et al.
-2021), without their random order and second pass: a scene has been through one camera. `repmamba
-prepare folder --degrade NAME` writes pairs of a chain, `data.degrade` of a recipe learns from it.
-Blur and reduction are linear, so that both are one pass that computes lr pixels alone: a patch
-costs milliseconds.
+Blur of lens and motion, downsampling to the sensor's pixels, noise, sharpening, JPEG. The kinds and
+their ranges follow BSRGAN (Zhang et al. 2021, "Designing a Practical Degradation Model for Deep
+Blind Image Super-Resolution") and Real-ESRGAN (Wang et al. 2021), without their random order and
+second pass, as a scene has passed through only one camera. `repmamba prepare folder --degrade NAME`
+writes pairs, `data.degrade` of a recipe trains on them. Blur and downsampling are both linear, so
+one pass computes only lr pixels, in milliseconds per patch.
 """
 
 import math
@@ -25,32 +23,28 @@ from repmamba.pixels.resize import cubic, to_uint8
 T = TypeVar("T")
 Taps = NDArray[np.float32]
 Terms = tuple[tuple[Taps, Taps], ...]
-"""A kernel as a sum of products: taps of odd number along rows and along columns, in hr pixels."""
+"""A kernel as a sum of separable terms: odd numbers of taps along rows and columns (hr pixels)."""
 
 TAILS = 3.0
-"""Where a Gaussian is cut, in sigma."""
+"""Where a Gaussian is cut off, in sigma."""
 
 LEAST = 3e-3
-"""Share of a kernel's largest singular value below which a term is left out: less than a grey
-level.
-"""
+"""Share of the largest singular value below which a term is dropped: less than a grey level."""
 
 BLOCK = 16
-"""Pixels of the largest block of a JPEG, colours being stored at half the resolution."""
+"""Side of the largest JPEG block in pixels, with chroma subsampling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A strength that is drawn evenly from low to high, where the fault is there at all: at this
-    chance.
-    """
+    """A strength drawn uniformly from low to high with this chance, else the fault is left out."""
 
     chance: float
     low: float
     high: float
 
     def of(self, draws: NDArray[np.float64]) -> float | None:
-        """The strength by two random numbers in [0, 1); None where the fault is not there."""
+        """The strength from two random numbers in [0, 1); None leaves the fault out."""
         return (
             float(self.low + (self.high - self.low) * draws[1]) if draws[0] < self.chance else None
         )
@@ -58,16 +52,16 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """The faults of one kind of picture. clean: the share of pictures that have none, reduced as
-    the benchmarks do.
+    """The faults of one kind of sensor.
 
-    blur: standard deviation along its widest direction, in lr pixels; its shape is any of BLURS,
-    and the kernel of the
-    reduction any of KERNELS.  noise: standard deviation in levels of 255; half of it grey, the same
-    in all bands.
-    halos: amount of an unsharp mask of 0.5 to 1.5 lr pixels.  quality: of JPEG, 1 to 100; half of
-    it with colours at
-    half the resolution. The blocks lie anywhere, as in a picture that was cut.
+    Attributes:
+        blur: Standard deviation along its widest direction, in lr pixels. Its shape is drawn from
+            BLURS, the downsampling kernel from KERNELS.
+        noise: Standard deviation in levels of 255; in half of the images the same in all bands.
+        halos: Amount of an unsharp mask of 0.5 to 1.5 lr pixels.
+        quality: Of JPEG, 1 to 100; half of the images with chroma subsampling. The blocks may begin
+            at any pixel, as in a cropped image.
+        clean: Share of images with none of these, downsampled with MATLAB's bicubic.
     """
 
     blur: Draw
@@ -95,15 +89,13 @@ class Sensor:
     def degrade(
         self, hr: NDArray[np.generic], scale: int, generator: np.random.Generator
     ) -> NDArray[np.uint8]:
-        """hr (s h, s w, C) uint8, one or three bands -> lr (h, w, C) uint8. Raises
-        ShapeMismatch.
-        """
+        """hr (s h, s w, 1 or 3) uint8 -> lr (h, w, 1 or 3) uint8. Raises ShapeMismatch."""
         if hr.ndim != 3 or hr.shape[2] not in (1, 3):
             raise ShapeMismatch(
-                f"An image {hr.shape} cannot be degraded as a camera does; give (H, W, 1) or (H, "
+                f"An image {hr.shape} cannot be degraded by a sensor chain; give (H, W, 1) or (H, "
                 "W, 3)."
             )
-        draws = generator.random(16)  # all at once: no fault moves the numbers of another
+        draws = generator.random(16)  # all at once: no fault changes the random numbers of another
         if draws[0] < self.clean:
             return Chain(scale)(hr, generator)
         blur = self.blur.of(draws[1:3])
@@ -122,12 +114,12 @@ class Sensor:
         row, col = generator.integers(0, BLOCK, 2)
         shifted = np.pad(levels, ((row, 0), (col, 0), (0, 0)), "symmetric")
         halved = bool(draws[15] < 0.5)
-        return jpeg(shifted, round(quality), colours_halved=halved)[row:, col:]
+        return jpeg(shifted, round(quality), subsample=halved)[row:, col:]
 
 
 @dataclass(frozen=True, slots=True)
 class SensorChain:
-    """A named sensor at a scale: hr (s h, s w, C) uint8 and randomness -> lr (h, w, C) uint8."""
+    """A named sensor at a scale, hr (s h, s w, C) uint8 -> lr (h, w, C). Raises UsageError."""
 
     name: str
     scale: int
@@ -139,21 +131,17 @@ class SensorChain:
     def __call__(
         self, hr: NDArray[np.generic], generator: np.random.Generator
     ) -> NDArray[np.uint8]:
-        """The lr of an hr. Raises ShapeMismatch unless hr is uint8, of one or three bands, and fits
-        the scale.
-        """
+        """Degrade hr. Raises ShapeMismatch for other types, numbers of bands and sizes."""
         if hr.dtype != np.uint8 or any(length % self.scale for length in hr.shape[:2]):
             raise ShapeMismatch(
-                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; "
-                f"give (H, W, C) uint8 with H and W multiples of {self.scale}."
+                f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; give (H, "
+                f"W, C) uint8 with H and W multiples of {self.scale}."
             )
         return SENSORS[self.name].degrade(hr, self.scale, generator)
 
 
 def reduced(hr: NDArray[np.float32], kernel: Taps, blur: Terms, scale: int) -> NDArray[np.float32]:
-    """hr (s h, s w, C) blurred and reduced by a kernel, in one pass -> (h, w, C); edges are
-    mirrored, edge included.
-    """
+    """Blur hr (s h, s w, C) and downsample it with a kernel -> (h, w, C); edges are mirrored."""
     total = np.zeros((hr.shape[0] // scale, hr.shape[1] // scale, hr.shape[2]), np.float32)
     for rows, cols in blur:
         half = _strided(hr, np.convolve(kernel, rows), scale, 0)
@@ -162,16 +150,14 @@ def reduced(hr: NDArray[np.float32], kernel: Taps, blur: Terms, scale: int) -> N
 
 
 def sharpened(image: NDArray[np.float32], amount: float, sigma: float) -> NDArray[np.float32]:
-    """An unsharp mask: the image (H, W, C) and, times amount, what a Gaussian of sigma pixels takes
-    from it.
-    """
+    """Apply an unsharp mask with a Gaussian of sigma pixels to an image (H, W, C)."""
     ((taps, _),) = _gaussian(sigma, NO_DRAWS)
     smooth = _strided(_strided(image, taps, 1, 0), taps, 1, 1)
     return image + np.float32(amount) * (image - smooth)
 
 
 def _strided(image: NDArray[np.float32], taps: Taps, scale: int, axis: int) -> NDArray[np.float32]:
-    """Every scale-th sum of taps along an axis, the taps centred on the pixels that become one."""
+    """Every scale-th sum of taps along an axis, centred on the pixels that become one."""
     count = image.shape[axis] // scale
     before = (len(taps) - scale) // 2
     margins = [(0, 0)] * image.ndim
@@ -191,7 +177,7 @@ def _bicubic(scale: int) -> Taps:
 
 
 def _area(scale: int) -> Taps:
-    """The mean over the pixels that become one: what GDAL's average computes at a whole scale."""
+    """The mean of the pixels that become one: GDAL's average at an integer scale."""
     return np.full(scale, 1 / scale, np.float32)
 
 
@@ -202,10 +188,8 @@ def _lanczos(scale: int) -> Taps:
 def _sampled(
     kernel: Callable[[NDArray[np.float64]], NDArray[np.float64]], reach: int, scale: int
 ) -> Taps:
-    """A kernel, of lr pixels around 0, at the hr pixels around the middle of those that become
-    one.
-    """
-    # between two pixels at an even scale, on one at an odd
+    """A kernel in lr pixels, sampled at the hr pixels around the centre of each lr pixel."""
+    # the centre is between two pixels at an even scale, on a pixel at an odd one
     ends = reach * scale - 1 + (scale % 2 == 0) / 2
     offsets = np.arange(-ends, ends + 1)
     return _with_sum_one(kernel(offsets / scale))
@@ -217,7 +201,7 @@ def _gaussian(sigma: float, draws: NDArray[np.float64]) -> Terms:
 
 
 def _stretched(sigma: float, draws: NDArray[np.float64]) -> Terms:
-    """A Gaussian of sigma in one direction, and of a quarter to all of it across."""
+    """An anisotropic Gaussian: sigma in one direction, 0.25 to 1 sigma across it."""
     across = sigma * (0.25 + 0.75 * draws[0])
     angle = math.pi * draws[1]
     rows, cols = _places(_reach(sigma))
@@ -227,8 +211,8 @@ def _stretched(sigma: float, draws: NDArray[np.float64]) -> Terms:
 
 
 def _box(sigma: float, draws: NDArray[np.float64]) -> Terms:
-    """A mean over a square: motion along both axes, and detectors larger than a pixel."""
-    half = math.sqrt(3) * sigma  # of a square's edge, whose deviation is sigma
+    """A mean over a square: motion along both axes, or detectors larger than a pixel."""
+    half = math.sqrt(3) * sigma  # half the side of a square with standard deviation sigma
     offsets = np.arange(-math.ceil(half), math.ceil(half) + 1)
     covered = np.clip(half + 0.5 - np.abs(offsets), 0, 1)
     taps = _with_sum_one(covered)
@@ -236,21 +220,23 @@ def _box(sigma: float, draws: NDArray[np.float64]) -> Terms:
 
 
 def _disk(sigma: float, draws: NDArray[np.float64]) -> Terms:
-    """A lens slightly out of focus, its edge one pixel soft."""
-    radius = 2 * sigma  # of a disk whose deviation is sigma
+    """A lens slightly out of focus; the disk's edge is softened by one pixel."""
+    radius = 2 * sigma  # of a disk with standard deviation sigma
     rows, cols = _places(math.ceil(radius))
     return _terms(np.clip(radius + 0.5 - np.hypot(rows, cols), 0, 1))
 
 
 def _terms(kernel: NDArray[np.float64]) -> Terms:
-    """The kernel, its sum being 1, as the few products that make it but for LEAST."""
+    """The kernel, normalised to sum 1, as a sum of separable terms; small ones are dropped."""
     left, sizes, right = np.linalg.svd(kernel / kernel.sum())
     kept = range(int((sizes > LEAST * sizes[0]).sum()))
     terms = [
         ((sizes[term] * left[:, term]).astype(np.float32), right[term].astype(np.float32))
         for term in kept
     ]
-    total = sum(float(rows.sum()) * float(cols.sum()) for rows, cols in terms)  # grey stays grey
+    total = sum(
+        float(rows.sum()) * float(cols.sum()) for rows, cols in terms
+    )  # a constant image stays constant
     return tuple(((rows / np.float32(total)), cols) for rows, cols in terms)
 
 
@@ -285,16 +271,14 @@ BLURS: dict[str, Callable[[float, NDArray[np.float64]], Terms]] = {
     "box": _box,
     "disk": _disk,
 }
-"""The shapes of a blur: its standard deviation in hr pixels, and two random numbers in [0, 1) ->
-its kernel.
-"""
+"""Blur shapes: (standard deviation in hr pixels, two random numbers in [0, 1)) -> kernel."""
 
 KERNELS: dict[str, Callable[[int], Taps]] = {
     "bicubic": _bicubic,
     "area": _area,
     "lanczos": _lanczos,
 }
-"""The kernels of a reduction: scale -> taps around the middle of the pixels that become one."""
+"""Downsampling kernels: scale -> taps around the centre of the pixels that become one."""
 
 SENSORS: dict[str, Sensor] = {
     "sensor": Sensor(
@@ -308,4 +292,4 @@ SENSORS: dict[str, Sensor] = {
     "middle": Sensor(Draw(1, 0.5, 0.9), Draw(1, 3, 5), Draw(0.25, 0.3, 0.7), Draw(1, 60, 80)),
     "strong": Sensor(Draw(1, 0.9, 1.4), Draw(1, 5, 8), Draw(0.25, 0.5, 1.0), Draw(1, 30, 60)),
 }
-"""What is learnt from, of all strengths, and three strengths to be judged by."""
+"""One for training, of all strengths, and three of fixed strength for evaluation."""

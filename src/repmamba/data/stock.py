@@ -1,8 +1,8 @@
-"""The stock: decoded images that a run learns from, and how a batch of patches is cut from them.
+"""The stock: decoded training images, and how a batch of patches is cut from them.
 
-All pixels of all images stand in one long row as they were decoded, in memory, in a mapped file or
-on a GPU. Crop, mirror, flip and turn are arithmetic on indices, and a batch is one gather: the same
-code wherever the pixels are, and no loader of processes. Torch is imported where it is used.
+The pixels of all images lie in one long row, in memory, in a mapped file or on a GPU. Crops, flips
+and transposes are index arithmetic and a batch is one gather, so no loader processes are needed.
+Torch is imported where it is used.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.data.pairs import Pair, PairFiles, read_pairs
-from repmamba.data.patches import Sample, generator
+from repmamba.data.patches import Sample, counter_generator
 from repmamba.durable import move_durable, sync_file, write_errors, write_synced
 from repmamba.errors import ShapeMismatch, UsageError
 
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 8
-"""lr pixels around a patch that is degraded, so that blur and reduction see its surroundings; cut
-off afterwards.
-"""
+"""lr pixels around a patch that is degraded, so that blur sees its surroundings; cropped after."""
 
 Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
-"""hr (s h, s w, C) -> lr (h, w, C), both uint8, random choices drawn from the generator."""
+"""(hr (s h, s w, C) uint8, generator) -> lr (h, w, C) uint8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Images one behind the other. pixels: (all pixels, C) on some device; starts, heights, widths:
-    (images,).
+    """Images one after the other.
+
+    Attributes:
+        pixels: (all pixels, C) on any device.
+        starts, heights, widths: (images,).
     """
 
     pixels: "torch.Tensor"
@@ -48,9 +49,7 @@ class Row:
     def cut(
         self, samples: Sequence[Sample], rows: Iterable[int], cols: Iterable[int], size: int
     ) -> "torch.Tensor":
-        """The patches (B, C, size, size) from these first rows and columns on, as stored. Beyond an
-        image, mirrored.
-        """
+        """The patches (B, C, size, size) at these rows and columns, as stored, edges mirrored."""
         import torch
 
         images = [sample.image for sample in samples]
@@ -60,8 +59,7 @@ class Row:
         col_indices = _line(
             cols, self.widths[images], [sample.flipped_cols for sample in samples], size
         )
-        # A transposed patch runs along its columns first: the two strides change places, not the
-        # pixels.
+        # A transposed patch swaps the strides, not the pixels.
         transposed = np.array([sample.transposed for sample in samples])[:, None]
         down = row_indices * self.widths[images][:, None]
         outer = np.where(transposed, col_indices, down) + self.starts[images][:, None]
@@ -76,7 +74,7 @@ class Row:
 
 
 class Stock:
-    """The decoded images that a run learns from, small and large."""
+    """The decoded training images, lr and hr."""
 
     def __init__(self, lr: Row, hr: Row, scale: int) -> None:
         self.lr = lr
@@ -96,10 +94,16 @@ class Stock:
     def batch(
         self, samples: Sequence[Sample], size: int, *, seed: int = 0, degrade: Degrade | None = None
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """lr (B, C, size, size) and hr (B, C, s size, s size), unit, in channels-last memory.
+        """Cut a batch.
 
-        degrade: makes lr from the hr patch and the sample's own random numbers, in place of the
-        stored lr.
+        Args:
+            samples: The patches.
+            size: Their side, in lr pixels.
+            seed: For the random numbers of degrade.
+            degrade: Makes lr from the hr patch, instead of the stored lr.
+
+        Returns:
+            lr (B, C, size, size) and hr (B, C, s size, s size), float32 in [0, 1], channels-last.
         """
         s = self.scale
         rows, cols = [sample.row for sample in samples], [sample.col for sample in samples]
@@ -124,7 +128,8 @@ class Stock:
         inner = slice(MARGIN, -MARGIN)
         patches = [
             degrade(
-                patch.permute(1, 2, 0).cpu().numpy(), generator(seed, sample.counter, purpose=1)
+                patch.permute(1, 2, 0).cpu().numpy(),
+                counter_generator(seed, sample.counter, purpose=1),
             )[inner, inner]
             for patch, sample in zip(wide, samples, strict=True)
         ]
@@ -139,18 +144,23 @@ def load_stock(
     device: "torch.device | None" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stock:
-    """The stock of these files at a scale, decoded once.
+    """Decode images into a stock.
 
-    cache: a folder to keep the decoded pixels in, mapped and not read; used again, by other runs
-    too, while names,
-    sizes, times and reductions of the files are the same.  device: where the pixels go; default the
-    CPU.
-    progress: called with the number of images decoded and that of all; not at all where the cache
-    has them. Raises ShapeMismatch, SourceError, UsageError; NoSpace or TargetError where the cache
-    cannot be written.
+    Args:
+        files: The pairs.
+        scale: Their scale.
+        cache: Folder for the decoded pixels, which are mapped. Later runs reuse it while names,
+            sizes, times and reductions of the files are the same.
+        device: Where to put the pixels; by default the CPU.
+        progress: Called with the number of images decoded and the number of all, unless the cache
+            has them.
+
+    Raises:
+        ShapeMismatch, SourceError, UsageError: The images cannot be read or do not fit together.
+        TargetError: The cache cannot be written; NoSpace if the disk is full.
     """
     if not files:
-        raise UsageError("There are no images to learn from; name folders that hold some.")
+        raise UsageError("There are no images to train on; name folders that contain some.")
     if cache is None:
         stock = stock_of(read_pairs(files, scale, progress=progress), scale)
     else:
@@ -161,7 +171,7 @@ def load_stock(
 
 
 def stock_of(pairs: Iterable[Pair], scale: int) -> Stock:
-    """The stock of pairs that are in memory, or come one by one."""
+    """The stock of pairs in memory, or from an iterator."""
     import torch
 
     lr, hr, index = bytearray(), bytearray(), _Index()
@@ -176,7 +186,7 @@ def stock_of(pairs: Iterable[Pair], scale: int) -> Stock:
 def _mapped(
     files: Sequence[PairFiles], scale: int, cache: Path, progress: Callable[[int, int], None] | None
 ) -> Stock:
-    """The stock in two files of the cache folder, written now if they are not there."""
+    """The stock in files of the cache folder, which are written if they are missing."""
     import torch
 
     stem = cache / _fingerprint(files, scale)
@@ -188,7 +198,7 @@ def _mapped(
                 read_pairs(files, scale, progress=progress), [lr_path, hr_path, index_path]
             )
     index = _Index(**json.loads(index_path.read_text()))
-    # Copy-on-write, as torch wants memory that could be written; nothing is.
+    # Copy-on-write, as torch requires writable memory; nothing is written.
     lr, hr = (
         torch.from_numpy(np.memmap(path, index.dtype, mode="c")) for path in (lr_path, hr_path)
     )
@@ -196,9 +206,7 @@ def _mapped(
 
 
 def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
-    """The pixels of lr and of hr, and their index; each under a name of this process's own until
-    all are whole.
-    """
+    """Write the pixels of lr and hr, and their index, under temporary names until complete."""
     parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
     with ExitStack() as after:
         for part in parts:
@@ -212,7 +220,7 @@ def _write_cache(pairs: Iterable[Pair], paths: Sequence[Path]) -> None:
         for part in parts[:2]:
             sync_file(part)
         write_synced(parts[2], json.dumps(index.to_dict()).encode())
-        # the index last: where it is, the pixels are whole
+        # the index last: if it exists, the pixels are complete
         for part, path in zip(parts, paths, strict=True):
             move_durable(part, path, replace=True)
 
@@ -234,7 +242,7 @@ def _fingerprint(files: Sequence[PairFiles], scale: int) -> str:
 
 
 class _Index:
-    """Where each image of a stock begins and how large it is, as it is filled."""
+    """The position and size of each image of a stock while it is filled."""
 
     def __init__(
         self, sizes: Sequence[Sequence[int]] = (), scale: int = 0, bands: int = 0, dtype: str = ""
@@ -249,8 +257,8 @@ class _Index:
         if facts != (self.scale, self.bands, self.dtype):
             raise ShapeMismatch(
                 f"{pair.name} has scale {facts[0]}, {facts[1]} bands and type {facts[2]}; the "
-                "images before it have "
-                f"{self.scale}, {self.bands} and {self.dtype}. A stock holds one kind."
+                f"images before it have {self.scale}, {self.bands} and {self.dtype}. All must be "
+                "the same."
             )
         self.sizes.append(pair.lr.shape[:2])
 
@@ -267,9 +275,7 @@ class _Index:
 
 
 def _stored(image: NDArray[np.generic]) -> NDArray[np.generic]:
-    """uint8 as it is; other integers as their share of the type's largest number, float32; floats
-    as float32.
-    """
+    """uint8 unchanged; other integers divided by their type's maximum, and floats: float32."""
     if image.dtype == np.uint8:
         return image
     if np.issubdtype(image.dtype, np.integer):
@@ -284,9 +290,7 @@ def _moved(row: Row, device: "torch.device") -> Row:
 def _line(
     firsts: Iterable[int], lengths: NDArray[np.int64], flipped: Sequence[bool], size: int
 ) -> NDArray[np.int64]:
-    """(B, size): the indices along one axis, mirrored with the edge repeated, reversed where
-    flipped.
-    """
+    """(B, size): indices along one axis, mirrored with the edge repeated, reversed if flipped."""
     indices = np.array(list(firsts), np.int64)[:, None] + np.arange(size)
     period = 2 * lengths[:, None]
     indices = indices % period

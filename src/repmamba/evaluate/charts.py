@@ -1,8 +1,7 @@
-"""Charts as inline SVG for a page that loads nothing: bars by class, method against method,
-accuracy against cost.
+"""Charts as inline SVG: bars by class, method against method, accuracy against cost.
 
-Plain functions from numbers to text. Whatever comes from a file's name is escaped here, at the only
-place where it enters a drawing. Colours are Okabe and Ito's, told apart by the colour-blind.
+Plain functions from numbers to text; names of files are escaped here. The colours are those of
+Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import math
@@ -12,13 +11,13 @@ from html import escape
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#8c959f"  # of what was not measured here
-LARGEST_SCATTER = 2000  # points; beyond, drawing helps nobody
-SMALLEST_SPAN = 1e-9  # of values on an axis; the digits of its ticks tell less apart
+LARGEST_SCATTER = 2000  # points; more would not be readable
+SMALLEST_SPAN = 1e-9  # of values on an axis; smaller spans do not show in the digits of its ticks
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One mark of a scatter, with the text that is shown over it."""
+    """A mark of a scatter plot, with its tooltip."""
 
     x: float
     y: float
@@ -27,14 +26,12 @@ class Point:
 
 
 def colour(index: int) -> str:
-    """The colour of the method at this place, the same in every chart."""
+    """The colour of the method at this index, the same in every chart."""
     return COLOURS[index % len(COLOURS)]
 
 
 def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
-    """Horizontal bars: for each class (key) one for each method (key within). Bars start below the
-    smallest value.
-    """
+    """Horizontal bars from class -> method -> value; they start below the smallest value."""
     groups, methods = list(values), list(next(iter(values.values())))
     everything = [value for group in values.values() for value in group.values()]
     ticks = _ticks(min(everything), max(everything))
@@ -72,15 +69,14 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
 
 
 def drawn_of(count: int) -> int:
-    """Of how many points each one is drawn in a scatter of so many: 1 where all are."""
+    """1 if all points are drawn in a scatter plot of this many, n if every n-th is."""
     return max(1, math.ceil(count / LARGEST_SCATTER))
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
-    """A mark for each point, square, both axes alike, with the line on which the two methods are
-    equal.
+    """A square scatter plot with equal axes and the line on which the two methods are equal.
 
-    Of more than LARGEST_SCATTER points one in `drawn_of(their number)` has a mark.
+    Of more than LARGEST_SCATTER points, every `drawn_of(count)`-th has a mark.
     """
     points = points[:: drawn_of(len(points))]
     ticks = _ticks(min(min(p.x, p.y) for p in points), max(max(p.x, p.y) for p in points))
@@ -117,9 +113,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
 def complexity(
     points: Sequence[Point], lines: Mapping[str, float], x_title: str, y_title: str
 ) -> str:
-    """Accuracy against cost, the cost on a logarithmic axis; lines: accuracies whose cost is not
-    known, or nothing.
-    """
+    """Accuracy against cost on a logarithmic axis; lines: accuracies without a known cost."""
     heights = [point.y for point in points] + list(lines.values())
     ticks = _ticks(min(heights), max(heights))
     low, high = ticks[0], ticks[-1]
@@ -196,7 +190,7 @@ def _axis_titles(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers that span low to high, with room below the smallest."""
+    """Four to nine round numbers that span low to high, with space below the smallest."""
     span = next(one for one in (high - low, abs(high), 1.0) if one >= SMALLEST_SPAN)
     step = 10.0 ** math.floor(math.log10(span))
     while span / step < 4:

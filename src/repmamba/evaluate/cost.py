@@ -1,9 +1,8 @@
-"""What a network costs: parameters and multiply-adds by the specification's count, time and memory
-by measurement.
+"""What a network costs: parameters and multiply-adds by count, time and memory by measurement.
 
-Multiply-adds are counted from the configuration, the scan included, and not from a trace: tracing
-libraries do not know the scan, and count or leave out normalisations as they like. How it is
-counted is part of the answer (COUNTED).
+Multiply-adds are counted from the configuration, scan included, as the specification counts them.
+Tracing libraries do not know the scan and disagree about normalisations. COUNTED says what is
+counted.
 """
 
 import statistics
@@ -25,37 +24,35 @@ if TYPE_CHECKING:
 
 COUNTED = (
     "multiply-adds of convolutions, linear layers and the scan (66 for each channel, direction and "
-    "pooled pixel); "
-    "normalisations, activations, gates, pooling, interpolation and exponentials are not counted"
+    "pooled pixel); normalisations, activations, gates, pooling, interpolation and exponentials "
+    "are not counted"
 )
-# a channel, direction and pixel: 4 for each state; dt x and the skip
+# per channel, direction and pixel: 4 per state, plus dt x and the skip
 SCAN_OPERATIONS = 4 * STATE + 2
-POOLED = 4  # pixels of the map for each one that is scanned
+POOLED = 4  # pixels of the map per scanned pixel
 
 Form = Literal["trained", "folded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one network costs for one lr image of a stated size."""
+    """What a network costs for one lr image of a given size."""
 
     height: int  # lr pixels
     width: int
     parameters: int  # as trained
-    parameters_folded: int  # every RepConv one convolution
+    parameters_folded: int  # each RepConv as one convolution
     multiply_adds: int  # RepConvs and BatchNorms folded
     scan_multiply_adds: int  # of these, the scan
-    seconds: float | None = None  # median of several passes, after one that warms up
+    seconds: float | None = None  # median of several passes, after a warm-up
     seconds_least: float | None = None
-    peak_memory: int | None = None  # bytes; what is meant, `memory_of` says
+    peak_memory: int | None = None  # bytes; `memory_of` says of what
     memory_of: str = ""
     device: str = ""
 
 
 def parameters(config: NetworkConfig, form: Form = "trained") -> int:
-    """Trainable numbers of a network, as trained or with every RepConv folded (the count that
-    papers print).
-    """
+    """Count the trainable parameters, as trained or with RepConvs folded (as papers count)."""
     import torch
 
     from repmamba.network.repmamba import RepMamba
@@ -65,7 +62,7 @@ def parameters(config: NetworkConfig, form: Form = "trained") -> int:
     if form == "trained" or not config.repconv:
         return trained
     widths = sum(_widths(config)) * sum(config.depths)
-    # 15 numbers a channel (3x3, 1x1 with bias, two BatchNorms) become 10, on 2C and on C channels
+    # 15 numbers per channel (3x3, 1x1 with bias, two BatchNorms) become 10, on 2C and C channels
     # of each RMB.
     return trained - 5 * 3 * widths
 
@@ -73,9 +70,9 @@ def parameters(config: NetworkConfig, form: Form = "trained") -> int:
 def multiply_adds(
     config: NetworkConfig, height: int, width: int, form: Form = "folded"
 ) -> dict[str, int]:
-    """Multiply-adds of one pass over an lr image, part by part. Odd sizes count as the even ones
-    the network makes.
+    """Multiply-adds of one pass over an lr image, by part of the network.
 
+    Odd sizes count as the even ones that the network pads to.
     Source: section 8 of the specification.
     """
     pixels = (height + height % 2) * (width + width % 2)
@@ -97,16 +94,14 @@ def multiply_adds(
 
 
 def cost_of(config: NetworkConfig, height: int, width: int, *, passes: int = 1) -> Cost:
-    """The counted part of a network's cost, of so many passes over one image; nothing is run."""
+    """The counted part of the cost of some passes over one lr image; nothing is run."""
     counted = multiply_adds(config, height, width)
     whole, scan = passes * sum(counted.values()), passes * counted["scan"]
     return Cost(height, width, parameters(config), parameters(config, "folded"), whole, scan)
 
 
 def config_of(upscaler: "Upscaler") -> NetworkConfig:
-    """The configuration of the network that an Upscaler runs. Raises UsageError if it is none of
-    ours.
-    """
+    """The configuration of an Upscaler's network. Raises UsageError if it is not a RepMamba."""
     config = getattr(upscaler.module, "config", None)
     if not isinstance(config, NetworkConfig):
         raise UsageError(
@@ -120,8 +115,16 @@ def measured(
 ) -> Cost:
     """The cost with time and memory added, on the Upscaler's device and in its precision.
 
-    weights, backend: what the Upscaler was loaded from and with, as memory is measured in a process
-    of its own. Raises CheckpointError, OutOfMemory.
+    Args:
+        cost: The counted part.
+        upscaler: The network.
+        weights: What the Upscaler was loaded from; memory is measured in a new process.
+        backend: What it was loaded with.
+        passes: Through the network for one image.
+
+    Raises:
+        CheckpointError: The weights cannot be loaded again.
+        OutOfMemory: Memory does not suffice for an image of this size.
     """
     with _memory_errors(cost.height, cost.width):
         median, least = measure(upscaler, cost.height, cost.width)
@@ -146,9 +149,7 @@ def measured(
 def measure(
     upscaler: "Upscaler", height: int, width: int, *, passes: int = 5
 ) -> tuple[float, float]:
-    """Median and least seconds of a pass over one lr image of that size, after one pass that warms
-    up.
-    """
+    """Median and least seconds per pass over one lr image of this size, after a warm-up pass."""
     import torch
 
     unit = torch.rand(1, upscaler.bands, height, width, generator=torch.Generator().manual_seed(0))
@@ -165,10 +166,11 @@ def peak_memory(
     backend: str | None = None,
     precision: str | None = None,
 ) -> tuple[int | None, str]:
-    """Most bytes in use while one lr image is enlarged, and whose bytes they are.
+    """The peak memory of enlarging one lr image, in bytes, and what it includes.
 
-    device, backend, precision: as for `load`. On a GPU what its allocator gave out; else the
-    resident memory of a fresh process, libraries included; None where the system does not tell.
+    On a GPU the memory that torch allocated; otherwise the resident memory of a new process,
+    libraries included; None if the system does not report it. device, backend, precision: as for
+    `load`.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(
@@ -198,13 +200,13 @@ def _peak_in_this_process(
 
 @contextmanager
 def _memory_errors(height: int, width: int) -> Iterator[None]:
-    """Turn what is raised where memory does not suffice into OutOfMemory, one line."""
+    """Turn what is raised for lack of memory into OutOfMemory."""
     try:
         yield
     except (
         MemoryError,
         RuntimeError,
-    ) as error:  # BrokenProcessPool is one, and torch has no kind of its own on a CPU
+    ) as error:  # includes BrokenProcessPool; torch has no own type on a CPU
         if (
             isinstance(error, RuntimeError)
             and not isinstance(error, BrokenProcessPool)
@@ -213,13 +215,12 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process "
-            "was ended from "
-            "outside or had too little memory; take a smaller cost size, or leave the cost out."
+            "was killed or ran out of memory; use a smaller cost size, or leave the cost out."
         ) from error
 
 
 def _place(upscaler: "Upscaler") -> str:
-    """The name of a GPU; of a CPU its model, and how many threads of it are used."""
+    """The name of a GPU, or the model of a CPU and the number of threads used."""
     import torch
 
     name = processor(upscaler.device)
@@ -231,7 +232,7 @@ def _widths(config: NetworkConfig) -> tuple[int, ...]:
 
 
 def _rmb(c: int, config: NetworkConfig, form: Form) -> int:
-    """One RMB of width c without its scan, for each lr pixel."""
+    """One RMB of width c without its scan, per lr pixel."""
     rank = dt_rank(c)
     taps = 10 if form == "trained" and config.repconv else 9
     depthwise = taps * (2 * c + c)
@@ -250,13 +251,13 @@ def _bottleneck() -> int:
 
 
 def _upsampler(config: NetworkConfig) -> int:
-    """For each lr pixel, whatever the size of the map that a convolution works on."""
+    """Per lr pixel, whatever the size of the map that a convolution works on."""
     bands, s = config.in_chans, config.scale
     same = _conv(WIDTH, WIDTH)
     if config.upsampler == "pixelshuffledirect":
         return _conv(WIDTH, bands * s * s)
     if config.upsampler == "pixelshuffle":
-        shuffles = {2: (1,), 3: (1,), 4: (1, 4)}[s]  # lr pixels are 1; a map twice as large has 4
+        shuffles = {2: (1,), 3: (1,), 4: (1, 4)}[s]  # area of a map, in lr pixels
         step = 3 if s == 3 else 2
         return (
             same

@@ -1,13 +1,11 @@
-"""Folders of pairs, weights and other methods -> Evaluation: scores and costs, and what is printed
-and written of them.
+"""evaluate_folders: score networks and other methods on folders of pairs, in one call.
 
-The whole of an evaluation in one call, `evaluate_folders`: what the command line offers, and what
-the front door does.
+This is what `repmamba evaluate` and `repmamba.evaluate_folders` run.
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,37 +37,39 @@ Text: TypeAlias = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a run has found. Its last method is the one that the others are compared with."""
+    """The result of an evaluation. The other methods are compared with its last one."""
 
     scores: Scores
-    costs: dict[str, cost.Cost]  # by the name of the method; of networks alone
+    costs: dict[str, cost.Cost]  # of networks, by the name of the method
 
     def __repr__(self) -> str:
         return f"<Evaluation: {self.scores.heading}>"
 
     def _repr_html_(self) -> str:
-        """The means and the differences, for a notebook."""
+        """The means and differences, for a notebook."""
         return page.tables(self.scores)
 
     def table(self) -> str:
-        """Means, paired differences, costs and the rules behind the numbers, for a terminal."""
+        """Means, paired differences, costs and rules, for a terminal."""
         return report.table(self.scores, self.costs)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values; infinities are the text "inf"."""
+        """Everything as JSON values; infinities are the string "inf"."""
         return report.to_json(self.scores, self.costs)
 
     def as_csv(self) -> str:
-        """One line for each value of each image."""
+        """CSV with one line per value of each image."""
         return report.to_csv(self.scores)
 
     def as_html(self, *, pictures: bool = True, others: Sequence[charts.Point] = ()) -> str:
-        """One page that needs nothing beside it: tables, charts, and the pictures of largest gain
-        and loss.
+        """A self-contained page: tables, charts, and excerpts of the largest gain and loss.
 
-        pictures: excerpts of these images, which are read and enlarged again for them; False leaves
-        them out. others: networks measured elsewhere, for the plot of cost, as `page.read_others`
-        reads them. Raises what reading and enlarging raise.
+        Args:
+            pictures: Whether to show excerpts; the images are read and enlarged again for them.
+            others: Networks measured elsewhere, for the plot of cost; see `page.read_others`.
+
+        Raises:
+            RepmambaError: Reading or enlarging an image failed.
         """
         return page.page(self.scores, self.costs, pictures=pictures, others=others)
 
@@ -94,86 +94,96 @@ def evaluate_folders(
     precision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score networks and other methods on the pairs in folders, by named rules. One value will do
-    for several.
+    """Score networks and other methods on the pairs in folders, by named rules.
 
-    folders: each with GT and LR inside, flat or in class folders, or with large images alone, which
-    are then reduced as the benchmarks do: uint8 pictures, or TIFFs of any type and number of bands.
-    weights: networks, as `load` takes them.  sr: folders of results made elsewhere, with the names
-    of the pairs.
-    methods: "nearest", "bicubic", or a Method of one's own, which makes of a Pair's lr (h, w, C)
-    its sr (s h, s w, C). In this order they stand in the result, and the last is the one that the
-    others are compared with.
-    ensemble: each network also as the mean over the eight flips and rotations.  tile: lr pixels
-    that a network keeps of
-    each tile, even; one pass over the whole image unless given.  device, backend, precision: as for
-    `load`.
-    rules: names of rules, or of single measures in metrics.METRICS, each of which says its unit:
-    dB, degrees or none; unless given esr-rgb and published, and for TIFFs bands and consistency.
-    scale: 2, 3 or 4, of folders without LR; that of the weights or of LR unless given. peak: what
-    PSNR and SSIM of the rules bands and consistency are relative to, instead of the type's largest
-    value:
-    10000 for reflectance in 16 bit.  value_range: what is black and white to the networks; its
-    width is the peak unless
-    that is given too.
-    save: a folder that gets each result, below its set and method.
-    cost: measure seconds and bytes of each network, too, for an lr image of cost_size x cost_size
-    pixels. Memory is measured in a process of its own, so in a script the call belongs below `if
-    __name__ == "__main__"`. progress: called with the number of images done and that of all. What
-    can fail does so before the first image is scored. Raises RepmambaError of the kinds Usage
-    (ShapeMismatch among them), Checkpoint, Source, OutOfMemory, and Target where results are saved.
+    Arguments for several values also accept a single one. Memory is measured in a new process, so
+    with `cost` a script must call this below `if __name__ == "__main__"`.
+
+    Args:
+        folders: Each with GT and LR, flat or in class folders, or with large images only, which are
+            then downsampled with MATLAB's bicubic: uint8 pictures, or TIFFs of any type and number
+            of bands.
+        weights: Networks, as for `load`.
+        sr: Folders of results made elsewhere, with the names of the pairs.
+        methods: "nearest", "bicubic", or a Method, which makes sr (s h, s w, C) from a Pair's lr
+            (h, w, C). The results list weights, sr and methods in this order; the others are
+            compared with the last one.
+        ensemble: Also score each network as the mean over the eight flips and rotations.
+        rules: Names of rules, or of single metrics in metrics.METRICS; by default esr-rgb and
+            published, and for TIFFs bands and consistency.
+        scale: 2, 3 or 4, for folders without LR; by default that of the weights or of LR.
+        tile: lr pixels that a network keeps of each tile, even; by default one pass over the image.
+        peak: For PSNR and SSIM of the rules bands and consistency, instead of the type's largest
+            value: 10000 for 16-bit reflectance.
+        value_range: The values that are black and white to the networks; its width is the default
+            of peak.
+        save: Folder for the results, by set and method.
+        cost: Also measure the seconds and bytes of each network.
+        cost_size: Side of the lr image for the cost, in pixels.
+        device: As for `load`.
+        backend: As for `load`.
+        precision: As for `load`.
+        progress: Called with the number of images done and the number of all.
+
+    Returns:
+        Scores and costs, which print and export themselves.
+
+    Raises:
+        UsageError: The arguments do not fit together; ShapeMismatch if images do not.
+        CheckpointError: Weights cannot be loaded.
+        SourceError: Images or results are missing or damaged.
+        OutOfMemory: Memory does not suffice.
+        TargetError: Results cannot be saved.
     """
-    several_of = {
+    given = {
         "folders": folders,
         "weights": weights,
         "sr": sr,
         "methods": methods,
         "rules": rules,
-    }
-    one_of: dict[str, Any] = {
+        "ensemble": ensemble,
         "scale": scale,
         "tile": tile,
+        "peak": peak,
+        "value_range": value_range,
         "save": save,
+        "cost": cost,
         "cost_size": cost_size,
         "progress": progress,
     }
-    one_of |= {"ensemble": ensemble, "cost": cost, "peak": peak, "value_range": value_range}
-    asked = checked(several_of | one_of, KINDS)
+    asked = checked(given, KINDS)
     if save is not None:
         check_local(save)
+    _check_numbers(asked)
     value_range, peak = asked.get("value_range"), asked.get("peak")
-    if value_range is not None:
-        low, high = value_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UsageError(
-                f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower "
-                "first."
-            )
-        peak = high - low if peak is None else peak
-    scale, tile, cost_size = (
-        asked.get("scale"),
-        asked.get("tile"),
-        asked.get("cost_size", COST_SIZE),
-    )
-    if scale not in (None, 2, 3, 4):
-        raise UsageError(f"A scale of {scale} is not evaluated; take 2, 3 or 4.")
-    if cost_size < 1:
-        raise UsageError(
-            f"The cost of an LR image of {cost_size} pixels cannot be told; give 1 or more."
-        )
+    if value_range is not None and peak is None:
+        peak = value_range[1] - value_range[0]
     named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
-    cut: dict[str, Any] = {"tile": tile, "value_range": value_range}
+    cut: dict[str, Any] = {"tile": asked.get("tile"), "value_range": value_range}
     chosen = _chosen(
         *named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision
     )
-    shared = scale or next((method.scale for method in chosen if method.scale), None)
+    shared = asked.get("scale") or next((one.scale for one in chosen if one.scale), None)
     sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
     if not sets:
-        raise UsageError("There is no folder to evaluate on; name one or several.")
+        raise UsageError("There is no folder to evaluate; name at least one.")
     measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets), peak)
-    costs = _costs(chosen, cost_size, backend, measure=cost)
+    costs = _costs(chosen, asked.get("cost_size", COST_SIZE), backend, measure=cost)
     scores = run.evaluate(sets, chosen, measures, save=asked.get("save"), progress=progress)
     return Evaluation(scores, costs)
+
+
+def _check_numbers(asked: Mapping[str, Any]) -> None:
+    low, high = asked.get("value_range", (0, 1))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(
+            f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first."
+        )
+    scale, cost_size = asked.get("scale"), asked.get("cost_size", COST_SIZE)
+    if scale not in (None, 2, 3, 4):
+        raise UsageError(f"The scale is {scale}; it must be 2, 3 or 4.")
+    if cost_size < 1:
+        raise UsageError(f"The cost size is {cost_size} pixels; give 1 or more.")
 
 
 def _chosen(
@@ -187,10 +197,7 @@ def _chosen(
     backend: str | None,
     precision: str | None,
 ) -> list[Method]:
-    """The methods in their order, by names that differ; parameters as for `evaluate_folders`.
-
-    cut: tile and value_range.
-    """
+    """The methods in order, with distinct names. cut: tile and value_range."""
     found: list[Method] = []
     for name in weights:
         from repmamba.inference.upscaler import load
@@ -202,7 +209,7 @@ def _chosen(
     found += [_method(one) for one in others]
     if not found:
         raise UsageError("There is nothing to evaluate; name weights, sr or a method.")
-    return methods.told_apart(found)
+    return methods.with_distinct_names(found)
 
 
 def _method(given: str | Method) -> Method:
@@ -223,9 +230,7 @@ def _usual_rules(sets: Sequence[ImageSet]) -> list[str]:
 def _costs(
     chosen: Sequence[Method], size: int, backend: str | None, *, measure: bool
 ) -> dict[str, cost.Cost]:
-    """What each network costs, by the method's name: counted, and measured where that is asked
-    for.
-    """
+    """The cost of each network by the method's name: counted, and on request measured."""
     costs = {}
     for method in chosen:
         if method.upscaler and method.weights:
@@ -243,12 +248,12 @@ def _costs(
 
 
 def _texts(given: Any) -> tuple[str, ...]:
-    """One or several, as text."""
+    """One or several paths or names, as text."""
     return several(os.fsdecode)([given] if isinstance(given, str | os.PathLike) else given)
 
 
 def _methods(given: Any) -> tuple[str | Method, ...]:
-    """One or several."""
+    """One or several names or Methods."""
     return several(_name_or_method)([given] if isinstance(given, str | Method) else given)
 
 
@@ -275,4 +280,4 @@ KINDS = {
     "cost": FLAG,
     "progress": CALLED,
 }
-"""What evaluate_folders takes; the other arguments are `load`'s, or True and False."""
+"""The checked arguments of evaluate_folders; `load` checks its own."""

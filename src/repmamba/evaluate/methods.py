@@ -1,8 +1,7 @@
-"""What is compared: nearest neighbour, bicubic, a network, a folder of results made elsewhere.
+"""The methods that are compared: nearest, bicubic, networks, and folders of results.
 
-Each takes a pair and gives sr (s h, s w, C): unit floats that are neither clipped nor rounded where
-it computes, so that every rule can do its own rounding, and values in the type of the images where
-it read a file.
+Each makes sr (s h, s w, C) from a pair. Computed results are unit floats, neither clipped nor
+rounded, so that each rule can round in its own way; results read from files keep their type.
 """
 
 import os
@@ -29,27 +28,28 @@ Image = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way from lr to sr."""
+    """A way from lr to sr."""
 
-    name: str  # also of the folder of its results, "runs/best" of two
-    how: str  # in a line, printed with the results
+    name: str  # also of its folder of results; may be "runs/best"
+    how: str  # one line, printed with the results
     enlarge: Callable[[Pair], Image]
-    scale: int | None = None  # the only one it has, or None for any
-    upscaler: "Upscaler | None" = None  # whose cost can be stated
+    scale: int | None = None  # None for any
+    upscaler: "Upscaler | None" = None  # if its cost can be given
     passes: int = 1  # through the network for one image
     weights: str | None = None  # what the upscaler was loaded from
-    origin: Path | None = None  # the file or folder that gave the name, absolute
-    # a pair's name and scale -> its result, where results are read
+    origin: Path | None = None  # the file or folder that it is named after, absolute
+    # (name, scale) of a pair -> its result, if results are read
     find: Callable[[str, int], Path] | None = None
 
     def __repr__(self) -> str:
         return f"<Method {self.name}: {self.how}>"
 
     def sr_of(self, pair: Pair) -> Image:
-        """What `enlarge` makes of a pair, of the shape of its hr.
+        """The sr of a pair, with the shape of its hr.
 
-        Raises MethodFailed, and ShapeMismatch for another shape; both name the method and the
-        image, as do other errors of repmamba, which keep their kind.
+        Raises:
+            MethodFailed: `enlarge` raised something else than an error of repmamba.
+            ShapeMismatch: The result has another shape.
         """
         try:
             sr = self.enlarge(pair)
@@ -68,14 +68,13 @@ class Method:
             )
             raise ShapeMismatch(
                 f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape "
-                f"{pair.hr.shape} is "
-                "expected."
+                f"{pair.hr.shape} is expected."
             )
         return sr
 
 
 def nearest() -> Method:
-    """Each pixel s by s times."""
+    """Each pixel repeated s x s times."""
     return Method(
         "nearest",
         "each pixel of LR repeated",
@@ -84,7 +83,7 @@ def nearest() -> Method:
 
 
 def bicubic() -> Method:
-    """MATLAB's bicubic of the lr that a network gets, 8-bit where the images are."""
+    """MATLAB's bicubic of the same lr that a network gets."""
     return Method(
         "bicubic",
         "MATLAB's imresize of LR as it is on disk",
@@ -103,16 +102,18 @@ def network(
     tile: int | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Method:
-    """A network, its output neither clipped nor rounded; of `upscale`, neither the stretch nor the
-    back-projection.
+    """A network, its output neither clipped nor rounded, without back-projection.
 
-    weights: what the upscaler was loaded from.  ensemble: the mean over the eight flips and
-    rotations, of each tile as
-    in `upscale`.  tile: lr pixels kept of each, even; default one pass over the whole image, as the
-    published
-    evaluation has it.  value_range: what is black and white to it, in the numbers of the images,
-    instead of the type's
-    whole range. Raises UsageError.
+    Args:
+        upscaler: The network.
+        weights: What it was loaded from.
+        ensemble: Use the mean over the eight flips and rotations of each tile.
+        tile: lr pixels kept of each tile, even; by default one pass over the whole image, as in the
+            published evaluation.
+        value_range: The values that are black and white to it, by default the type's whole range.
+
+    Raises:
+        UsageError: The tile is not valid.
     """
     check_cut(tile, None)
     asked = replace(upscaler, ensemble=ensemble)
@@ -148,11 +149,13 @@ def network(
 
 
 def results(folder: Path) -> Method:
-    """Results made elsewhere, found by the names of the pairs: "Airport/airport_1", "airport_1",
-    "airport_1_x4" or "airport_1x4".
+    """Results made elsewhere, by the names of the pairs: "Airport/airport_1", "airport_1_x4".
 
-    Raises SourceError if the folder is none or lacks an image, UsageError where a name fits two
-    files.
+    The class folder may be left out; the scale may follow the name as "_x4" or "x4".
+
+    Raises:
+        SourceError: It is not a folder, or lacks a result.
+        UsageError: A name fits two files.
     """
     files: dict[str, list[Path]] = {}
     for path in find_images(folder):
@@ -179,9 +182,9 @@ def results(folder: Path) -> Method:
         )
 
     def enlarge(pair: Pair) -> Image:
-        return checked(read_image(find(pair.name, pair.scale)), pair)
+        return fitting_result(read_image(find(pair.name, pair.scale)), pair)
 
-    origin = Path(os.path.abspath(folder))  # "." has no name of its own
+    origin = Path(os.path.abspath(folder))  # "." has no name
     return Method(
         origin.name,
         f"images found in the folder {origin.name}, as they are",
@@ -191,10 +194,8 @@ def results(folder: Path) -> Method:
     )
 
 
-def checked(sr: Image, pair: Pair) -> Image:
-    """A result read from a file, as it is. Raises ShapeMismatch unless it has the shape and type of
-    the pair's GT.
-    """
+def fitting_result(sr: Image, pair: Pair) -> Image:
+    """Return a result read from a file. Raises ShapeMismatch if GT has another shape or type."""
     if sr.shape != pair.hr.shape or sr.dtype != pair.hr.dtype:
         raise ShapeMismatch(
             f"The result for {pair.name} is {sr.shape} of {sr.dtype}, and GT is {pair.hr.shape} of "
@@ -203,8 +204,8 @@ def checked(sr: Image, pair: Pair) -> Image:
     return sr
 
 
-def told_apart(methods: Sequence[Method]) -> list[Method]:
-    """The methods by names that differ, as far as the folders above their files do."""
+def with_distinct_names(methods: Sequence[Method]) -> list[Method]:
+    """The methods with distinct names, as far as the folders above their files differ."""
     names = distinct_names(
         [method.name for method in methods], [method.origin for method in methods]
     )
@@ -212,10 +213,9 @@ def told_apart(methods: Sequence[Method]) -> list[Method]:
 
 
 def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list[str]:
-    """Names with as many folders above their origin put before them as it takes to tell them apart:
-    "runs/a/best".
+    """Prefix names with as many parent folders as make them distinct: "runs/a/best".
 
-    origins: absolute paths; a name without one stays as it is. Names of one origin stay alike.
+    origins: absolute paths; a name without one is unchanged. Names of the same origin stay equal.
     """
     above = [origin.parts[1:-1] if origin else () for origin in origins]
     depths = [0] * len(names)
@@ -236,14 +236,14 @@ def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list
 
 
 def in_unit(image: Image) -> NDArray[np.float64]:
-    """Integers divided by the largest value of their type; floats as they are."""
+    """Integers divided by the maximum of their type; floats unchanged."""
     if np.issubdtype(image.dtype, np.integer):
         return image.astype(np.float64) / peak_of(image)
     return image.astype(np.float64)
 
 
 def _origin(weights: str) -> Path | None:
-    """Where weights lie that are not among the packaged ones and are on this machine."""
+    """Where weights are on this machine; None for packaged ones."""
     from repmamba.inference.catalogue import packaged_weights
 
     if weights in {entry.name for entry in packaged_weights()} or not Path(weights).exists():

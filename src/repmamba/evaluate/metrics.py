@@ -1,10 +1,8 @@
-"""How close a result comes to the truth: the measures, and the rules by which the field's papers
-apply them.
+"""Metrics, and the rules by which the field's papers apply them.
 
-The same images score up to several dB apart by different rules, so no number leaves this room
-without its rule's name. METRICS holds each measure of each rule: its unit, its direction, what is
-done before it and how images are averaged; `register_metric` adds one of your own. What is
-compared, and where it comes from, is not decided here.
+The same images score up to several dB apart by different rules, so each number is printed with the
+name of its rule. METRICS lists each metric of each rule: unit, direction, preprocessing, and how
+images are averaged; `register_metric` adds to it.
 """
 
 import math
@@ -24,8 +22,8 @@ from repmamba.pixels.resize import imresize
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
-TTST_MULTIPLE = 4  # its script cuts to a multiple of four at every scale
-EQUAL_IMAGES_PUBLISHED = 100.0  # dB, where the published script would divide by zero
+TTST_MULTIPLE = 4  # its script crops to a multiple of four at every scale
+EQUAL_IMAGES_PUBLISHED = 100.0  # dB, in place of a division by zero
 
 Image = NDArray[np.generic]
 Plane = NDArray[np.float64]
@@ -35,29 +33,41 @@ Plane = NDArray[np.float64]
 class Metric:
     """One measure by one rule."""
 
-    name: str  # "esr-rgb.psnr": the rule, then the measure
-    unit: str  # "dB", "degrees", or "" for a number without one
+    name: str  # "esr-rgb.psnr": the rule and the measure
+    unit: str  # "dB", "degrees" or ""
     higher_is_better: bool
-    mean: Literal["images", "classes"]  # over all images, or over the means of the class folders
-    how: str  # what is done to the images before, in a line to print beside the number
-    measure: Callable[[Image, Pair], float]  # sr, as for `score`, and the pair it was made from
-    bands: int | None = None  # how many it is defined for; any number where None
+    mean: Literal["images", "classes"]  # over images, or over the means of class folders
+    how: str  # preprocessing, in one line that is printed with the results
+    measure: Callable[[Image, Pair], float]  # (sr as for `score`, its pair)
+    bands: int | None = None  # required number of bands; None for any
 
     def __repr__(self) -> str:
-        return f"<Metric {self.name}{f' [{self.unit}]' * bool(self.unit)}>"
+        return f"<Metric {self.heading}>"
+
+    @property
+    def heading(self) -> str:
+        """The name, with the unit if there is one: "esr-rgb.psnr [dB]"."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
 
     @property
     def rule(self) -> str:
-        """The name of the rule, the first part of its own."""
+        """The name of the rule: the first part of the metric's name."""
         return self.name.partition(".")[0]
 
 
 def psnr(sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0) -> float:
     """Peak signal-to-noise ratio in dB, higher is better; inf for equal images.
 
-    sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; compared in float64, all bands together.
-    crop: pixels left out on each side. Raises ShapeMismatch. Source: 10 log10(peak^2 / mean((sr -
-    hr)^2)).
+    Source: 10 log10(peak^2 / mean((sr - hr)^2)).
+
+    Args:
+        sr: (H, W) or (H, W, C), 0 to peak; compared in float64, all bands together.
+        hr: Of the same shape.
+        peak: The largest value.
+        crop: Pixels to ignore on each side.
+
+    Raises:
+        ShapeMismatch: The shapes differ, or nothing is left after the crop.
     """
     _same_shape(sr, hr)
     error = _cropped(sr, crop).astype(np.float64) - _cropped(hr, crop).astype(np.float64)
@@ -75,17 +85,25 @@ def ssim(
 ) -> float:
     """Structural similarity, 1 for equal images; the mean over pixels and bands.
 
-    sr, hr: (H, W) or (H, W, C), same shape, 0 to peak; computed in float64, band by band.
-    crop: pixels left out on each side. edges: "valid" takes only windows that lie inside the image,
-    "zero" one window a pixel, with zeros outside. Raises ShapeMismatch for images smaller than a
-    window. Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03,
-    variances as E[x^2] - E[x]^2.
+    Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, variances as
+    E[x^2] - E[x]^2.
+
+    Args:
+        sr: (H, W) or (H, W, C), 0 to peak; computed in float64, band by band.
+        hr: Of the same shape.
+        peak: The largest value.
+        crop: Pixels to ignore on each side.
+        edges: "valid" uses only windows inside the image, "zero" one window per pixel with zeros
+            outside.
+
+    Raises:
+        ShapeMismatch: The shapes differ, or the image is smaller than a window.
     """
     _same_shape(sr, hr)
     sr, hr = _cropped(sr, crop), _cropped(hr, crop)
     if edges == "valid" and min(sr.shape[:2]) < SSIM_WINDOW:
         raise ShapeMismatch(
-            f"SSIM has windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has "
+            f"SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has "
             f"{sr.shape[0]}x{sr.shape[1]}."
         )
     if sr.ndim == 2:
@@ -98,11 +116,18 @@ def ssim(
 
 
 def spectral_angle(sr: Image, hr: Image) -> float:
-    """Mean angle between the spectra of a pixel in degrees (SAM), 0 to 180, lower is better.
+    """Spectral angle mapper (SAM): mean angle between spectra in degrees, lower is better.
 
-    sr, hr: (H, W, C), same shape. A pixel that is zero in both has no angle and counts as 0, in one
-    of them as 90. Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses
-    half of the digits.
+    From 0 to 180. A pixel that is zero in both images counts as 0, in one of them as 90.
+    Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses half of the
+    digits.
+
+    Args:
+        sr: (H, W, C).
+        hr: Of the same shape.
+
+    Raises:
+        ShapeMismatch: The shapes differ.
     """
     _same_shape(sr, hr)
     a, b = sr.astype(np.float64), hr.astype(np.float64)
@@ -117,11 +142,17 @@ def spectral_angle(sr: Image, hr: Image) -> float:
 
 
 def ergas(sr: Image, hr: Image, scale: int) -> float:
-    """Relative global error in synthesis, 0 for equal images, lower is better; inf if a band of hr
-    has mean zero.
+    """ERGAS, relative global error: 0 for equal images, inf if a band of hr has mean 0.
 
-    sr, hr: (H, W, C), same shape, any unit.
     Source: Wald 2000, 100 / scale sqrt(mean over bands of (RMSE / mean of hr)^2).
+
+    Args:
+        sr: (H, W, C), in any unit.
+        hr: Of the same shape.
+        scale: How many times larger hr is than lr.
+
+    Raises:
+        ShapeMismatch: The shapes differ.
     """
     _same_shape(sr, hr)
     truth = hr.astype(np.float64)
@@ -134,19 +165,17 @@ def ergas(sr: Image, hr: Image, scale: int) -> float:
 
 
 def peak_of(image: Image) -> float:
-    """The largest value that PSNR is relative to: of an integer type its own, of floats the image's
-    span.
-    """
+    """The default peak of PSNR: the maximum of an integer type, the span of a float image."""
     if np.issubdtype(image.dtype, np.integer):
         return float(np.iinfo(image.dtype.name).max)
     return float(np.ptp(image)) or 1.0
 
 
 def in_levels(sr: Image, hr: Image) -> Plane:
-    """The values of sr on the scale of hr, in float64, neither rounded nor clipped.
+    """The values of sr on the scale of hr, as float64, neither rounded nor clipped.
 
-    A float sr beside an integer hr is unit, [0, 1] for the whole range of the type; otherwise the
-    two share their unit.
+    A float sr with an integer hr is unit: [0, 1] is the range of the type. Otherwise both have the
+    same scale.
     """
     if np.issubdtype(sr.dtype, np.floating) and np.issubdtype(hr.dtype, np.integer):
         return sr.astype(np.float64) * peak_of(hr)
@@ -154,12 +183,21 @@ def in_levels(sr: Image, hr: Image) -> Plane:
 
 
 def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
-    """The value of each metric by its name.
+    """Compute metrics of a result.
 
-    sr: (s h, s w, C) of the pair: unit floats as a network gives them, not clipped, or values in
-    the type of hr. Two metrics that measure the same are computed once. Raises ShapeMismatch if sr
-    does not fit or is too small, UsageError if a metric is not defined for this number of bands or
-    type.
+    Metrics with the same measure are computed once.
+
+    Args:
+        sr: (s h, s w, C): unit floats, not clipped, or values in the type of hr.
+        pair: The pair.
+        metrics: What to compute.
+
+    Returns:
+        The values by the names of the metrics.
+
+    Raises:
+        ShapeMismatch: sr does not fit the pair or is too small.
+        UsageError: A metric is not defined for this number of bands or type.
     """
     values: dict[Callable[[Image, Pair], float], float] = {}
     for metric in metrics:
@@ -168,8 +206,7 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
         ):
             raise UsageError(
                 f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} "
-                "is defined for "
-                f"{metric.bands} of uint8; take the rule bands."
+                f"is defined for {metric.bands} of uint8; take the rule bands."
             )
         if metric.measure not in values:
             try:
@@ -180,16 +217,14 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
 
 
 def average(values: Mapping[str, float], mean: Literal["images", "classes"]) -> float:
-    """The mean of values by image name: over images, or over the means of their class folders. inf
-    if one is inf.
-    """
+    """The mean over images, or over the means of their class folders; inf if a value is inf."""
     if mean == "images":
         return float(np.mean(list(values.values())))
     return float(np.mean(list(class_means(values).values())))
 
 
 def class_means(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each class folder, by its name ("" for images in none), in the order of names."""
+    """The mean of each class folder by its sorted name; "" for images without a class."""
     groups: dict[str, list[float]] = {}
     for name, value in values.items():
         groups.setdefault(name.rpartition("/")[0], []).append(value)
@@ -197,11 +232,15 @@ def class_means(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
-    """The metrics of the named rules, or single ones by their whole name.
+    """The metrics of the named rules.
 
-    peak: what PSNR and SSIM of the rules bands and consistency are relative to, in the numbers of
-    the images, instead of the type's largest value. Raises UsageError for an unknown name, and for
-    a peak that no measure takes.
+    Args:
+        rules: Names of rules or of single metrics.
+        peak: For PSNR and SSIM of the rules bands and consistency, in the values of the images,
+            instead of the type's largest value.
+
+    Raises:
+        UsageError: A name is unknown, or no metric takes a peak.
     """
     chosen = []
     for rule in rules:
@@ -212,7 +251,7 @@ def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
     if peak is None:
         return chosen
     if not 0 < peak < math.inf:
-        raise UsageError(f"A peak of {peak:g} measures nothing; give a number above 0.")
+        raise UsageError(f"The peak is {peak:g}; give a number above 0.")
     relative = [_relative_to(metric, peak) for metric in chosen]
     if relative == chosen:
         rules_of_peaks = " and ".join(
@@ -225,7 +264,7 @@ def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
 
 
 def _relative_to(metric: Metric, peak: float) -> Metric:
-    """The metric with another peak, where it has one that depends on the image."""
+    """The metric with another peak, if it has one that depends on the image."""
     measure = OF_PEAK.get(metric.name)
     if measure is None:
         return metric
@@ -240,16 +279,14 @@ def rule_names() -> tuple[str, ...]:
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Add a measure of your own, so that `rules` of an evaluation can name it. Raises
-    UsageError.
-    """
+    """Add a metric, which `rules` of an evaluation can then name. Raises UsageError."""
     rule, dot, measure = metric.name.partition(".")
     if not (rule and dot and measure) or any(character.isspace() for character in metric.name):
         raise UsageError(
             f"A metric is named {metric.name!r:.60}; name it as 'rule.measure', without spaces."
         )
     if metric.name in METRICS:
-        raise UsageError(f"There is a metric {metric.name} already; take another name.")
+        raise UsageError(f"A metric {metric.name} already exists; take another name.")
     METRICS[metric.name] = metric
     return metric
 
@@ -280,7 +317,7 @@ def _ttst_ssim(sr: Image, pair: Pair) -> float:
 
 
 def _rounded(sr: Image, hr: Image) -> Plane:
-    return np.floor(np.clip(in_levels(sr, hr), 0, 255) + 0.5)  # half up, as LR is rounded
+    return np.floor(np.clip(in_levels(sr, hr), 0, 255) + 0.5)  # half up, as for LR
 
 
 def _haunet_psnr(sr: Image, pair: Pair) -> float:
@@ -336,27 +373,24 @@ def _consistency_psnr(sr: Image, pair: Pair, peak: float | None = None) -> float
     return psnr(reduced, pair.lr, peak=peak or peak_of(pair.hr))
 
 
-_PUBLISHED_PSNR = "RGB jointly, no border cut; SR clipped to 0..255 and not rounded; 100 if equal"
-_PUBLISHED_SSIM = (
-    "RGB, no border cut; SR neither clipped nor rounded; windows at the border see zeros outside"
-)
-_TTST = "Y of 8-bit images, SR with its fraction cut off; cut to a multiple of 4, no border cut"
-_HAUNET = "SR rounded to 8 bit; border of s pixels cut; each channel alone, then their mean"
+_PUBLISHED_PSNR = "RGB jointly, border kept; SR clipped to 0..255, not rounded; 100 if equal"
+_PUBLISHED_SSIM = "RGB, border kept, zeros outside; SR neither clipped nor rounded"
+_TTST = "Y of 8-bit images, SR truncated to integers; cropped to a multiple of 4, border kept"
+_HAUNET = "SR rounded to 8 bit; border of s pixels cropped; mean over the channels"
 _ESR_RGB = (
-    "SR rounded to 8 bit; border of s pixels cut; PSNR of RGB jointly, SSIM the mean of "
-    "the "
+    "SR rounded to 8 bit; border of s pixels cropped; PSNR of RGB jointly, SSIM as mean over the "
     "channels"
 )
-_ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cut"
+_ESR_Y = "Y, not rounded, of SR rounded to 8 bit; border of s pixels cropped"
 _BANDS = (
-    "all bands, no border cut, SR not rounded; relative to the type's largest value (floats: "
-    "to the span of GT)"
+    "all bands, border kept, SR not rounded; relative to the type's largest value (floats: to the "
+    "span of GT)"
 )
-_LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, no border cut; 0 if equal"
-_DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, no border cut; 0 if equal"
+_LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, border kept; 0 if equal"
+_DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, border kept; 0 if equal"
 _CONSISTENCY = (
-    "SR, not rounded, reduced by MATLAB's bicubic to the size of LR and compared with "
-    "it; says nothing of detail"
+    "SR, not rounded, downsampled with MATLAB's bicubic and compared with LR; does not measure "
+    "detail"
 )
 
 METRICS: dict[str, Metric] = {
@@ -400,21 +434,21 @@ OF_PEAK: dict[str, Callable[..., float]] = {
     "bands.ssim": _bands_ssim,
     "consistency.psnr": _consistency_psnr,
 }
-"""Measures whose peak is that of the images unless one is given."""
+"""Measures whose peak depends on the images unless one is given."""
 
 
 def _same_shape(sr: Image, hr: Image) -> None:
     if sr.shape != hr.shape or sr.ndim not in (2, 3):
         raise ShapeMismatch(
-            f"SR is {sr.shape} and GT {hr.shape}; both must be (H, W) or (H, W, C) of one shape."
+            f"SR is {sr.shape} and GT {hr.shape}; both must be the same (H, W) or (H, W, C)."
         )
 
 
 def _cropped(image: Image, crop: int) -> Image:
     if 2 * crop >= min(image.shape[:2]):
         raise ShapeMismatch(
-            f"Nothing is left of {image.shape[0]}x{image.shape[1]} pixels without {crop} on each "
-            "side."
+            f"Nothing is left of {image.shape[0]}x{image.shape[1]} pixels after cropping {crop} on "
+            "each side."
         )
     return image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
 
@@ -426,7 +460,7 @@ def _plane_ssim(a: Image, b: Image, peak: float, edges: str) -> float:
     )
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     mean_x, mean_y, product = _blurred(x), _blurred(y), _blurred(x * y)
-    # only the sum of the two variances is needed: one filtering less
+    # only the sum of the two variances is needed, which saves one convolution
     squares = _blurred(x * x + y * y)
     mean_product = mean_x * mean_y
     mean_squares = mean_x * mean_x + mean_y * mean_y
@@ -435,7 +469,7 @@ def _plane_ssim(a: Image, b: Image, peak: float, edges: str) -> float:
 
 
 def _blurred(plane: Plane) -> Plane:
-    """SSIM's Gaussian over a plane (H, W), windows inside only: (H - 10, W - 10)."""
+    """SSIM's Gaussian over a plane (H, W), only windows inside: (H - 10, W - 10)."""
     return _blurred_rows(_blurred_rows(plane).T).T
 
 

@@ -1,10 +1,9 @@
-"""LPIPS and DISTS: distances between images in the features of a network trained to name pictures.
-Lower is better.
+"""LPIPS and DISTS: perceptual distances in the features of a classifier. Lower is better.
 
-The numbers of these networks are not part of repmamba. AlexNet and VGG16 are read from torch's
-cache of this user, the weights of their layers from the packages lpips and DISTS-pytorch (the extra
-`perceptual`), of which no code is run. What is missing is said before the first image is enlarged,
-and nothing is downloaded here.
+The weights of these networks are not part of repmamba. AlexNet and VGG16 are read from torch's
+cache, the weights of their layers from the packages lpips and DISTS-pytorch (extra `perceptual`);
+the packages' code is not run. Missing files are reported before the first image is enlarged, and
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from repmamba.errors import MissingExtra, ShapeMismatch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SMALLEST = 32  # pixels on a side that leave something after all poolings
+SMALLEST = 32  # pixels on a side, for all poolings
 BACKBONES = {  # name -> the file in torch's cache
     "alexnet": "alexnet-owt-7be5be79.pth",
     "vgg16": "vgg16-397923af.pth",
@@ -33,11 +32,17 @@ _loading = threading.Lock()
 
 
 def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
-    """Learned perceptual image patch similarity, 0 for equal images; features of AlexNet, version
-    0.1.
+    """Learned perceptual image patch similarity, 0 for equal images; AlexNet, version 0.1.
 
-    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Zhang et al. 2018,
-    equation 1.
+    Source: Zhang et al. 2018, equation 1.
+
+    Args:
+        sr: (H, W, 3), 0 to 255.
+        hr: Of the same shape.
+
+    Raises:
+        MissingExtra: The weights are missing.
+        ShapeMismatch: The images are too small.
     """
     import torch
 
@@ -55,10 +60,17 @@ def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
 
 
 def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
-    """Deep image structure and texture similarity, 0 for equal images; features of VGG16.
+    """Deep image structure and texture similarity, 0 for equal images; VGG16.
 
-    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra, ShapeMismatch. Source: Ding et al. 2020,
-    equations 5 to 7.
+    Source: Ding et al. 2020, equations 5 to 7.
+
+    Args:
+        sr: (H, W, 3), 0 to 255.
+        hr: Of the same shape.
+
+    Raises:
+        MissingExtra: The weights are missing.
+        ShapeMismatch: The images are too small.
     """
     import torch
 
@@ -84,9 +96,7 @@ def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
 
 
 def _structure_and_texture(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, C, H, W) twice -> (C,) twice: how alike the means of each map are, and how the maps vary
-    together.
-    """
+    """(1, C, H, W) twice -> (C,) twice: similarity of the maps' means, and their covariance."""
     tiny = 1e-6
     mean_a, mean_b = a.mean((2, 3), keepdim=True), b.mean((2, 3), keepdim=True)
     texture = (2 * mean_a * mean_b + tiny) / (mean_a.square() + mean_b.square() + tiny)
@@ -96,13 +106,13 @@ def _structure_and_texture(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_length_one(maps: Tensor) -> Tensor:
-    """Each pixel's features divided by their length."""
+    """Each pixel's feature vector, normalised."""
     return maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
 @cache
 def _lpips_network() -> tuple[list[nn.Module], list[Tensor]]:
-    """The stages of AlexNet, each up to a ReLU, and the weights of their channels, (C, 1, 1)."""
+    """The stages of AlexNet, each up to a ReLU, and their channel weights, (C, 1, 1)."""
     from torch import nn
 
     given = _head("lpips", "weights/v0.1/alex.pth")
@@ -118,9 +128,7 @@ def _lpips_network() -> tuple[list[nn.Module], list[Tensor]]:
 
 @cache
 def _dists_network() -> tuple[list[nn.Module], Tensor, Tensor]:
-    """The stages of VGG16, pooled smoothly, and what texture and structure of each channel count
-    for, (channels,).
-    """
+    """The stages of VGG16 with smooth pooling; texture and structure weights, (channels,)."""
     from torch import nn
 
     given = _head("DISTS-pytorch", "weights.pt")
@@ -136,7 +144,7 @@ def _dists_network() -> tuple[list[nn.Module], Tensor, Tensor]:
 
 
 def _smooth_pool(channels: int) -> nn.Module:
-    """The root of the squares' mean under a Hann window of 3 x 3, at every second pixel."""
+    """L2 pooling with a 3 x 3 Hann window and stride 2."""
     import torch
     from torch import nn
 
@@ -157,17 +165,15 @@ def _smooth_pool(channels: int) -> nn.Module:
 def _convolutions(
     name: str, places: tuple[int, ...], steps: tuple[tuple[int, int], ...]
 ) -> list[nn.Module]:
-    """The convolutions of a network in torch's cache. places: in its `features`.  steps: stride and
-    padding of each.
-    """
+    """Convolutions in torch's cache, by their places in `features`. steps: stride and padding."""
     import torch
     from torch import nn
 
     path = Path(torch.hub.get_dir(), "checkpoints", BACKBONES[name])
     if not path.is_file():
         raise MissingExtra(
-            f"{path} is missing, and LPIPS and DISTS need it. torchvision puts it there: "
-            f"python -c \"import torchvision; torchvision.models.{name}(weights='IMAGENET1K_V1')\"."
+            f"{path} is missing, and LPIPS and DISTS need it. Download it with torchvision: python "
+            f"-c \"import torchvision; torchvision.models.{name}(weights='IMAGENET1K_V1')\"."
         )
     numbers = _read(path)
     layers: list[nn.Module] = []
@@ -180,7 +186,7 @@ def _convolutions(
 
 
 def _head(package: str, ending: str) -> Mapping[str, Tensor]:
-    """The numbers in a file of a package."""
+    """The tensors in a file of a package."""
     try:
         found = [file for file in files(package) or () if str(file).endswith(ending)]
     except PackageNotFoundError:
@@ -197,10 +203,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
     try:
         numbers: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as damage:  # torch raises errors of any kind for what is no file of its own
+    except Exception as damage:  # torch raises errors of any type for other files
         raise MissingExtra(
-            f"{path} cannot be read as weights ({type(damage).__name__}): delete it and get it "
-            "again."
+            f"{path} cannot be read as weights ({type(damage).__name__}): delete it and download "
+            "it again."
         ) from damage
     return numbers
 
@@ -211,8 +217,7 @@ def _unit(image: NDArray[Any]) -> Tensor:
     if min(image.shape[:2]) < SMALLEST:
         raise ShapeMismatch(
             f"LPIPS and DISTS take images of at least {SMALLEST}x{SMALLEST} pixels, and this one "
-            "has "
-            f"{image.shape[0]}x{image.shape[1]}."
+            f"has {image.shape[0]}x{image.shape[1]}."
         )
     return torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None].copy()) / 255
 

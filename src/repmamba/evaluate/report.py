@@ -1,8 +1,7 @@
-"""Scores as a table for the terminal, as JSON and as CSV. The page with pictures is page.py's.
+"""Scores as a table for the terminal, as JSON and as CSV.
 
-Every number stands beside the name of its rule, and every rule is spelled out once below. Names of
-files come from strangers: the terminal is not steered by them, and a spreadsheet does not take one
-for a formula.
+Each number is printed with the name of its rule, and the rules are explained below. File names are
+not trusted: control characters are escaped in the terminal, formulas in a spreadsheet.
 """
 
 import csv
@@ -42,9 +41,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def table(scores: Scores, costs: dict[str, Cost]) -> str:
-    """The means of each set, the paired differences to the last method, the costs, and the rules
-    behind the numbers.
-    """
+    """The means of each set, paired differences to the last method, costs, and rules."""
     parts = [_means(scores)]
     if len(scores.methods) > 1:
         parts.append(_differences(scores))
@@ -62,7 +59,7 @@ def cost_table(costs: dict[str, Cost]) -> str:
 
 
 def cost_columns(costs: dict[str, Cost]) -> list[str]:
-    """The heads of the columns: what is counted, and what is measured where anything was."""
+    """The column heads: what was counted and, if anything was, what was measured."""
     return [*COUNTED_COLUMNS, *(MEASURED_COLUMNS if _any_measured(costs) else ())]
 
 
@@ -71,9 +68,7 @@ def _any_measured(costs: dict[str, Cost]) -> bool:
 
 
 def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
-    """The cost_columns of each network; missing: stands for what was not measured of one of
-    them.
-    """
+    """The cost_columns of each network; `missing` marks what was not measured."""
     columns = len(cost_columns(costs))
     rows = [
         [
@@ -103,19 +98,19 @@ def cost_lines(costs: dict[str, Cost]) -> list[str]:
 
 
 def rule_lines(metrics: Sequence[Metric]) -> list[str]:
-    """What each metric is, one line each."""
+    """Each metric explained in one line."""
     return [
         f"  {metric.name}: {metric.how}; {'higher' if metric.higher_is_better else 'lower'} is "
-        "better; "
-        f"mean over {'images' if metric.mean == 'images' else 'the means of the class folders'}"
+        "better; mean over "
+        f"{'images' if metric.mean == 'images' else 'the means of the class folders'}"
         for metric in metrics
     ]
 
 
 def class_mean_rows(scores: Scores, one: ImageSet) -> list[list[str]]:
-    """For each method its name and, metric by metric, the mean of its class means.
+    """For each method its name and the mean of its class means, by metric.
 
-    Empty for a set of one class, and where the metrics themselves are means of class means.
+    Empty for a set with one class, and if the metrics themselves are means of class means.
     """
     if one.classes < 2 or all(metric.mean == "classes" for metric in scores.metrics):
         return []
@@ -141,14 +136,14 @@ def number(value: float, unit: str) -> str:
 
 
 def mean_text(summary: Summary, unit: str) -> str:
-    """A mean, and how many equal images are not in it."""
+    """A mean, with the number of infinite values that it leaves out."""
     if summary.infinite == summary.count:
         return "inf"
     return number(summary.mean, unit) + (f" (+{summary.infinite} inf)" if summary.infinite else "")
 
 
 def difference_text(paired: Paired, unit: str) -> str:
-    """A difference with its interval, "+0.5123 [+0.4876, +0.5402]"; one image alone has none."""
+    """A difference with its interval, "+0.5123 [+0.4876, +0.5402]"; none for a single image."""
     if not paired.count:
         return "-"
     digits = DIGITS.get(unit, 4)
@@ -159,7 +154,7 @@ def difference_text(paired: Paired, unit: str) -> str:
 
 
 def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
-    """Everything as plain values; infinities are the text "inf", which JSON has no number for."""
+    """Everything as JSON values; infinities are the string "inf"."""
     return {
         "format": 1,
         "repmamba": __version__,
@@ -207,7 +202,7 @@ def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
 
 
 def to_csv(scores: Scores) -> str:
-    """One line for each value of each image."""
+    """CSV with one line per value of each image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "image", "method", "metric", "value", "unit"])
@@ -220,18 +215,14 @@ def to_csv(scores: Scores) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a report, folders above it too; the name appears when it is whole. Raises TargetError,
-    NoSpace.
-    """
+    """Write a report with its parent folders, all or nothing. Raises TargetError, NoSpace."""
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durable(path, text.encode(errors="backslashreplace"))  # names that are not Unicode
 
 
 def check_target(path: Path) -> None:
-    """Raise TargetError or NoSpace now where a report could not be written once its numbers are
-    there.
-    """
+    """Raise TargetError or NoSpace now if a report could not be written after the scores."""
     if path.is_dir():
         raise TargetError(f"{path} is a folder; name a file in it.")
     with write_errors(path):
@@ -242,15 +233,7 @@ def check_target(path: Path) -> None:
 def _means(scores: Scores) -> str:
     lines = []
     for one in scores.sets:
-        rows = [
-            [
-                "method",
-                *(
-                    f"{metric.name}{f' [{metric.unit}]' * bool(metric.unit)}"
-                    for metric in scores.metrics
-                ),
-            ]
-        ]
+        rows = [["method", *(metric.heading for metric in scores.metrics)]]
         for method in scores.methods:
             means = [
                 mean_text(scores.summary(one.name, method.name, metric), metric.unit)
@@ -285,7 +268,7 @@ def _differences(scores: Scores) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+    """The first column left-aligned, the others right-aligned."""
     rows = [[_harmless(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -295,7 +278,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _harmless(text: str) -> str:
-    """Control characters as escapes."""
+    """The text with control characters escaped."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
     )

@@ -1,8 +1,7 @@
-"""Methods x images -> Scores: what there is to score is found and checked, then enlarged and
-measured.
+"""Score methods on images: sets are found and checked, then enlarged and measured.
 
-Methods run one after the other, in this thread; the measuring of what they gave goes on beside it.
-Nothing is written here but the results that the caller asks to keep.
+Methods run in this thread, one after the other; metrics are computed in parallel. Only results that
+the caller asks to keep are written.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +20,23 @@ from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
 from repmamba.durable import whole_file, write_errors
 from repmamba.errors import ShapeMismatch, TargetError, UsageError
-from repmamba.evaluate.methods import Method, checked, distinct_names
+from repmamba.evaluate.methods import Method, distinct_names, fitting_result
 from repmamba.evaluate.metrics import Metric, in_levels, peak_of, score
 from repmamba.evaluate.scores import ImageSet, Scores
 
-ENOUGH = 48  # pixels on a side that every metric is defined for, a multiple of each scale
+ENOUGH = 48  # pixels on a side, enough for every metric and a multiple of each scale
 
 
 def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
-    """The pairs of each folder at a scale; without one, that of the first pair.
+    """Find the pairs of each folder.
 
-    Folders of one name are told apart by those above them. Raises UsageError for a folder that is
-    named twice and where there is neither a scale nor an LR that shows one, ShapeMismatch where LR
-    is as large as GT.
+    Args:
+        folders: Folders with the same name are distinguished by their parents.
+        scale: Of the pairs; None takes that of the first pair.
+
+    Raises:
+        UsageError: A folder is given twice, or nothing shows the scale.
+        ShapeMismatch: LR is as large as GT.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, resolved, strict=True):
@@ -57,11 +60,18 @@ def evaluate(
 ) -> Scores:
     """Score every method on every image.
 
-    save: a folder that gets each result as PNG (TIFF for pairs of TIFFs), below set and method.
-    progress: called with the number of images done and that of all. Raises UsageError for methods
-    of one name, of a name that leads out of save, or of another scale and where save would change
-    what is scored, TargetError or NoSpace where save cannot be written, and what reading, enlarging
-    and measuring raise.
+    Args:
+        sets: The images.
+        methods: Their names become folders in save.
+        metrics: What to compute.
+        save: Folder for the results as PNG (TIFF for pairs of TIFFs), by set and method.
+        progress: Called with the number of images done and the number of all.
+
+    Raises:
+        UsageError: Two methods have the same name, a name leaves save, a method has another scale,
+            or save is inside a scored folder.
+        TargetError: save cannot be written; NoSpace if the disk is full.
+        RepmambaError: Reading, enlarging or measuring failed.
     """
     _check_methods(methods, sets)
     for one in sets:
@@ -84,8 +94,8 @@ def evaluate(
             score(result.sr, result.pair, metrics),
         )
 
-    results = _enlarged(sets, methods, save, progress)
-    in_hand = 4 * len(methods)  # so that a whole benchmark is never in memory
+    results = _results(sets, methods, save, progress)
+    in_hand = 4 * len(methods)  # limits memory
     with (
         ThreadPoolExecutor(available_cores()) as pool,
         closing(ahead(pool, measured, results, in_hand)) as scored,
@@ -97,7 +107,7 @@ def evaluate(
 
 
 def write_result(folder: Path, files: PairFiles, sr: NDArray[np.generic], pair: Pair) -> None:
-    """A result in the type of its pair, rounded to nearest: PNG, or TIFF where the pair is one."""
+    """Write a result in the type of its pair, rounded: PNG, or TIFF if the pair is."""
     values = in_type(sr, pair.hr)
     if files.hr.suffix.lower() in RASTERS:
         _write_tiff(folder / f"{files.name}.tif", values)
@@ -106,7 +116,7 @@ def write_result(folder: Path, files: PairFiles, sr: NDArray[np.generic], pair: 
 
 
 def in_type(sr: NDArray[np.generic], hr: NDArray[np.generic]) -> NDArray[np.generic]:
-    """sr as the type of hr stores it: integers clipped and rounded half up."""
+    """sr in the type of hr: integers clipped and rounded half up."""
     levels = in_levels(sr, hr)
     if np.issubdtype(hr.dtype, np.integer):
         levels = np.floor(np.clip(levels, np.iinfo(hr.dtype.name).min, peak_of(hr)) + 0.5)
@@ -115,7 +125,7 @@ def in_type(sr: NDArray[np.generic], hr: NDArray[np.generic]) -> NDArray[np.gene
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a method made of an image."""
+    """The result of a method on an image."""
 
     image_set: str
     method: str
@@ -123,13 +133,13 @@ class _Result:
     sr: NDArray[np.generic]  # as for `score`
 
 
-def _enlarged(
+def _results(
     sets: Sequence[ImageSet],
     methods: Sequence[Method],
     save: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Result]:
-    """Image by image what each method makes of it, kept in save; parameters as for `evaluate`."""
+    """Each method's result, image by image, kept in save; parameters as for `evaluate`."""
     images = [(one, files) for one in sets for files in one.files]
     for done, (one, files) in enumerate(images, start=1):
         pair = files.read(one.scale)
@@ -148,14 +158,13 @@ def _check_methods(methods: Sequence[Method], sets: Sequence[ImageSet]) -> None:
         path = Path(name)
         if not path.parts or path.anchor or ".." in path.parts:
             raise UsageError(
-                f"A method is named {name!r:.60}; give it a name that is neither empty nor "
-                "absolute and has no '..', "
-                "since its results get a folder of that name."
+                f"The name of a method is {name!r:.60}; it must be neither empty nor absolute, and "
+                "without '..', as its results get a folder of that name."
             )
     if len(set(names)) < len(names):
         raise UsageError(
-            f"Two methods are named {max(names, key=names.count)}; name each once, and files so "
-            "that they differ."
+            f"Two methods are named {max(names, key=names.count)}; name each once, and give files "
+            "different names."
         )
     for one in sets:
         for method in methods:
@@ -169,32 +178,29 @@ def _check_methods(methods: Sequence[Method], sets: Sequence[ImageSet]) -> None:
 
 
 def _find_all(find: Callable[[str, int], Path], one: ImageSet) -> None:
-    """Raise now what would else end a run after other methods have computed for an hour: a result
-    that is missing.
+    """Raise at once for a missing result, rather than after other methods have run for an hour.
 
-    One that is taken for two images is missing too: "1.png" of another class.
+    A file that would serve two images counts as missing: "1.png" of another class.
     """
     taken: dict[Path, str] = {}
     for files in one.files:
         path = find(files.name, one.scale)
         if path in taken:
             raise UsageError(
-                f"{path} is the only result for {taken[path]} and for {files.name}; give each a "
-                "result of its name."
+                f"{path} is the only result for {taken[path]} and for {files.name}; give each its "
+                "own result."
             )
         taken[path] = files.name
 
 
 def _check_images(one: ImageSet, methods: Sequence[Method], metrics: Sequence[Metric]) -> None:
-    """Raise now what headers tell: files that are broken or do not fit, images that a metric is not
-    defined for.
-    """
+    """Raise from the headers if files are damaged or do not fit, or a metric is not defined."""
     scored = set()
     for files in one.files:
         pair = files.blank(one.scale)
         for method in methods:
             if method.find:
-                checked(blank_image(method.find(files.name, one.scale)), pair)
+                fitting_result(blank_image(method.find(files.name, one.scale)), pair)
         part = pair.hr[:ENOUGH, :ENOUGH]
         if (part.shape, part.dtype) not in scored:
             score(part, Pair(pair.name, part[:: one.scale, :: one.scale], part), metrics)
@@ -202,9 +208,7 @@ def _check_images(one: ImageSet, methods: Sequence[Method], metrics: Sequence[Me
 
 
 def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:
-    """Among the images that are scored, results would be images of the next evaluation or take the
-    place of some.
-    """
+    """Refuse to save results among the scored images, which they would join or overwrite."""
     for target in ((save / one.name).resolve() for one in sets):
         for one in sets:
             if target.is_relative_to(one.folder) or one.folder.is_relative_to(target):
@@ -215,9 +219,7 @@ def _refuse_own_results(save: Path, sets: Sequence[ImageSet]) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Raise now what would else end a run at its first result: a folder that cannot be made or
-    written.
-    """
+    """Create the folder for results, or raise before the first one is computed."""
     with write_errors(folder):
         if folder.is_file():
             raise TargetError(f"{folder} is a file; name a folder for the results.")
@@ -227,26 +229,24 @@ def _make_folder(folder: Path) -> None:
 
 def _scale_of(files: PairFiles, folder: Path) -> int:
     if files.lr is None:
-        raise UsageError(f"{folder} has no LR that would show the scale; give a scale, 2, 3 or 4.")
+        raise UsageError(f"{folder} has no LR to show the scale; give a scale of 2, 3 or 4.")
     scale = Pair(files.name, read_image(files.lr), read_image(files.hr)).scale
     if scale == 1:
         raise ShapeMismatch(
-            f"{folder}: GT and LR of {files.name} have one size; LR must be 2, 3 or 4 times "
+            f"{folder}: GT and LR of {files.name} have the same size; LR must be 2, 3 or 4 times "
             "smaller."
         )
     return scale
 
 
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
-    """Write (H, W, C) as TIFF; the name appears when the file is whole. Raises TargetError,
-    NoSpace.
-    """
+    """Write (H, W, C) as TIFF; it appears when complete. Raises TargetError, NoSpace."""
     from rasterio.io import MemoryFile
 
     from repmamba.gdal import created
 
     height, width, bands = image.shape
-    # GDAL keeps silent of a disk that is full on closing
+    # GDAL reports no error if the disk is full on closing, so Python writes the file
     with whole_file(path) as unfinished, MemoryFile() as memory:
         with created(
             memory.name,

@@ -1,7 +1,6 @@
-"""Scores: every value of every image, and what may be said of them together: means, differences and
-their intervals.
+"""Scores: the values of every image, their means, differences and confidence intervals.
 
-Values alone; nothing is read, enlarged or measured here.
+Only values; nothing is read, enlarged or measured here.
 """
 
 import math
@@ -16,14 +15,14 @@ from repmamba.evaluate.methods import Method
 from repmamba.evaluate.metrics import Metric, average, class_means
 
 RESAMPLES = 10_000
-RESAMPLES_AT_ONCE = 500  # of a benchmark of 1000 images that is 4 MB
+RESAMPLES_AT_ONCE = 500  # 4 MB for 1000 images
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """One folder of pairs."""
+    """The pairs of one folder."""
 
     name: str
     folder: Path
@@ -32,19 +31,19 @@ class ImageSet:
 
     @property
     def heading(self) -> str:
-        """Its name, scale and size in a line."""
+        """Name, scale and size in one line."""
         classes = f" in {self.classes} classes" if self.classes > 1 else ""
         return f"{self.name}, x{self.scale}, {len(self.files)} images{classes}"
 
     @property
     def classes(self) -> int:
-        """How many class folders it has, images in none counted as one; a flat set has 1."""
+        """The number of class folders; a flat set has 1."""
         return len({files.group for files in self.files})
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One value: of one image, by one method and one metric."""
+    """One value of an image, by one method and one metric."""
 
     image_set: str
     image: str
@@ -56,28 +55,28 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The values of one set, method and metric together."""
+    """The values of a set by one method and one metric."""
 
-    mean: float  # of those that are finite, by the metric's own mean; nan where none is
+    mean: float  # of the finite values, by the metric's own mean; nan if none is
     count: int
     infinite: int  # equal images, left out of the mean
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """One method less another on the same images, and the interval that bootstrap gives it."""
+    """The difference between two methods on the same images, with its bootstrap interval."""
 
     difference: float  # mean, by the metric's own mean
     low: float
     high: float
     better: int  # images on which the first method is better
     count: int
-    left_out: int  # images of which just one of the two is infinite
+    left_out: int  # images for which only one of the two is infinite
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """All values of a run, and what was run."""
+    """All values of a run."""
 
     sets: tuple[ImageSet, ...]
     methods: tuple[Method, ...]
@@ -90,7 +89,7 @@ class Scores:
 
     @property
     def heading(self) -> str:
-        """What was scored, in a line."""
+        """What was scored, in one line."""
         images = sum(len(one.files) for one in self.sets)
         parts = ((self.methods, "method"), (self.sets, "set"), (self.metrics, "measure"))
         methods, sets, metrics = (
@@ -98,8 +97,8 @@ class Scores:
         )
         names, places = (_first([one.name for one in each]) for each in (self.methods, self.sets))
         return (
-            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), "
-            f"by {metrics}"
+            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), by "
+            f"{metrics}"
         )
 
     def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
@@ -118,11 +117,11 @@ class Scores:
                         )
 
     def summary(self, image_set: str, method: str, metric: Metric) -> Summary:
-        """Mean and counts. An infinite PSNR, of equal images, is counted and not averaged."""
+        """Mean and counts; infinite values (PSNR of equal images) are counted but not averaged."""
         return summarise(self.of(image_set, method, metric.name), metric)
 
     def classes(self, image_set: str, method: str, metric: Metric) -> dict[str, float]:
-        """The mean of each class folder over its finite values; empty for a flat set."""
+        """The mean of the finite values of each class folder; empty for a flat set."""
         finite = {
             name: value
             for name, value in self.of(image_set, method, metric.name).items()
@@ -132,22 +131,21 @@ class Scores:
         return {} if set(means) <= {""} else means
 
     def mean_of_classes(self, image_set: str, method: str, metric: Metric) -> float | None:
-        """The mean of the class means, whatever the metric's own mean is; None for a flat set, or
-        where none is finite.
+        """The mean of the class means, whatever the metric's own mean is; None if there is none.
 
-        An infinite PSNR is left out, as in the means of the classes.
+        Infinite values are left out, as in the class means.
         """
         means = self.classes(image_set, method, metric)
         return float(np.mean(list(means.values()))) if means else None
 
     def paired(self, image_set: str, method: str, other: str, metric: Metric) -> Paired:
-        """The difference of two methods on a set."""
+        """The difference between two methods on a set."""
         return paired_difference(
             self.of(image_set, method, metric.name), self.of(image_set, other, metric.name), metric
         )
 
     def differences(self, image_set: str) -> Iterator[tuple[Method, Metric, Paired]]:
-        """Each method less the last, on a set and by every metric."""
+        """Each method minus the last, on a set, by every metric."""
         for method in self.methods[:-1]:
             for metric in self.metrics:
                 yield (
@@ -162,18 +160,17 @@ def _first(names: list[str]) -> str:
 
 
 def summarise(values: dict[str, float], metric: Metric) -> Summary:
-    """Mean over what is finite, and the counts."""
+    """The mean of the finite values, and the counts."""
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     mean = average(finite, metric.mean) if finite else math.nan
     return Summary(mean, len(values), len(values) - len(finite))
 
 
 def paired_difference(ours: dict[str, float], theirs: dict[str, float], metric: Metric) -> Paired:
-    """The mean difference over the same images, with its bootstrap interval (percentile, 95 %).
+    """The mean difference over the same images, with its 95 % bootstrap interval (percentile).
 
-    Images are drawn anew within their class where the metric's mean is one of class means, else
-    over all. An image that is infinite in both counts as no difference, in one of them it is left
-    out.
+    Images are resampled within their class if the metric's mean is one of class means, else over
+    all. An image that is infinite in both counts as no difference; in one of them, it is left out.
     """
     difference: dict[str, float] = {}
     for name, value in ours.items():
@@ -191,9 +188,7 @@ def paired_difference(ours: dict[str, float], theirs: dict[str, float], metric: 
 
 
 def bootstrap_interval(values: dict[str, float], metric: Metric) -> tuple[float, float]:
-    """The interval of the mean when the images are drawn again with replacement, RESAMPLES
-    times.
-    """
+    """The interval of the mean over RESAMPLES resamples of the images with replacement."""
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     groups: dict[str, list[float]] = {}
     for name, value in values.items():

@@ -1,6 +1,4 @@
-"""How fast a network is on this machine: passes timed, the memory of the process, and what ran
-them.
-"""
+"""How fast a network is on this machine: timed passes, memory, and what ran them."""
 
 import platform
 import statistics
@@ -19,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Passes of one network over tiles of one size. Times in seconds, memory in MB (10^6 bytes)."""
+    """Passes of a network over tiles of one size. Times in seconds, memory in MB (10^6 bytes)."""
 
     weights: str
     scale: int
-    size: int  # lr pixels of a tile's edge
+    size: int  # side of a tile, in lr pixels
     batch: int
     passes: int
     fastest: float
     median: float
-    # highest so far, libraries and weights included; None where the system does not tell
+    # peak, libraries and weights included; None if the system does not report it
     process_memory: float | None
-    device_memory: float | None  # highest that torch took on a CUDA device; None elsewhere
+    device_memory: float | None  # peak allocated by torch on a CUDA device, else None
     device: str
     processor: str  # its name
     backend: str
@@ -40,11 +38,11 @@ class Timing:
 
     @property
     def output_megapixels(self) -> float:
-        """Pixels that one pass gives, in millions."""
+        """Output of one pass in millions of pixels."""
         return self.batch * (self.scale * self.size) ** 2 / 1e6
 
     def to_dict(self) -> dict[str, object]:
-        """The fields, the two rates and what was installed, for JSON."""
+        """The fields, both rates and the installed versions, for JSON."""
         return asdict(self) | {
             "versions": {name: version(name) for name in ("repmamba", "torch")},
             "megapixels_per_second": self.output_megapixels / self.fastest,
@@ -67,13 +65,10 @@ class Timing:
             "device": f"{self.device} ({self.processor}), {self.threads} "
             f"thread{'s' * (self.threads > 1)}",
             "scan": f"{self.backend}: {self.why_backend}",
-            "time": f"{1e3 * self.fastest:.1f} ms at the fastest, {1e3 * self.median:.1f} ms "
-            "median",
+            "time": f"{1e3 * self.fastest:.1f} ms fastest, {1e3 * self.median:.1f} ms median",
             "speed": f"{self.output_megapixels / self.fastest:.3g} megapixels of output per second "
             f"({self.output_megapixels / self.median:.3g} median)",
-            "memory": " and ".join(memory) + ", at the highest"
-            if memory
-            else "not told by this system",
+            "memory": " and ".join(memory) + ", peak" if memory else "not reported by this system",
         }
         return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
 
@@ -81,9 +76,7 @@ class Timing:
 def time_network(
     upscaler: "Upscaler", *, size: int, batch: int, passes: int, backend: str | None = None
 ) -> Timing:
-    """Time passes of (batch, bands, size, size) noise. backend: of the scan, as `load` was asked
-    for it.
-    """
+    """Time passes over (batch, bands, size, size) noise. backend: as given to `load`."""
     import torch
 
     from repmamba.inference.onnx_runner import ExportedNetwork
@@ -115,27 +108,23 @@ def time_network(
 
 
 def seconds_of(upscaler: "Upscaler", unit: "torch.Tensor", passes: int) -> list[float]:
-    """The seconds of each pass over unit, after one that is not counted: it compiles and fills
-    caches.
-    """
+    """The seconds of each pass over unit, after a warm-up pass that compiles and fills caches."""
     seconds = []
     for _ in range(passes + 1):
         start = time.perf_counter()
-        upscaler.run(unit)  # a result on the CPU: a GPU has finished when it is there
+        upscaler.run(unit)  # waits for a GPU, as the result is on the CPU
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 
 
 def process_memory() -> int | None:
-    """The most bytes that this process had resident so far, libraries included; None where the
-    system does not tell.
-    """
+    """Peak resident memory of this process in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB on Linux
+    return highest * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, KiB on Linux
 
 
 def processor(device: "torch.device") -> str:
@@ -145,7 +134,7 @@ def processor(device: "torch.device") -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     described = Path("/proc/cpuinfo")
-    if described.is_file():  # Linux has no other place that names the model
+    if described.is_file():  # Linux names the model only here
         for line in described.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

@@ -1,11 +1,10 @@
-"""Graph: an ONNX graph as it is written, node by node.
+"""Graph: an ONNX graph, written node by node.
 
-Values are names. A length is an int where it is known, and a value of one int64 where the file
-decides it when it runs; the arithmetic of lengths becomes nodes only for the latter. Equal
-constants are stored once.
+Values are names. A length is an int if it is known, else a value of one int64, known when the file
+runs; only then does arithmetic on lengths become nodes. Equal constants are stored once.
 
-Written here rather than by a converter, because a converter follows every operation of torch: the
-graph of this network would have several times as many nodes, and its scan a fixed length.
+No converter is used: it would follow every torch operation, giving several times as many nodes and
+a scan of fixed length.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 OPSET = 17
-"""The first that has LayerNormalization."""
+"""The first with LayerNormalization."""
 
 IR_VERSION = 8
-"""The one that came with opset 17."""
+"""That of opset 17."""
 
 Value: TypeAlias = str
 Length: TypeAlias = int | str
@@ -32,9 +31,9 @@ INT64 = np.dtype(np.int64)
 
 
 class Graph:
-    """Nodes and constants so far.
+    """The nodes and constants so far.
 
-    half: store the matrices that `weight` is given in float16; they are computed with in float32.
+    half: store the matrices passed to `weight` in float16; computation is in float32.
     """
 
     def __init__(self, *, half: bool = False) -> None:
@@ -47,7 +46,7 @@ class Graph:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Nodes written within it are named after this part of the network."""
+        """Name the nodes written within after this part of the network."""
         self._scope.append(name)
         try:
             yield
@@ -55,11 +54,11 @@ class Graph:
             self._scope.pop()
 
     def node(self, kind: str, *inputs: Operand, **attributes: Any) -> Value:
-        """The one result of a new node; an array among its inputs becomes a constant."""
+        """Add a node and return its one result; arrays among the inputs become constants."""
         return self.nodes_of(kind, *inputs, count=1, **attributes)[0]
 
     def nodes_of(self, kind: str, *inputs: Operand, count: int, **attributes: Any) -> list[Value]:
-        """The `count` results of a new node."""
+        """Add a node and return its `count` results."""
         from onnx import helper
 
         names = [given if isinstance(given, str) else self.constant(given) for given in inputs]
@@ -70,7 +69,7 @@ class Graph:
         return results
 
     def constant(self, array: NDArray[Any], name: str | None = None) -> Value:
-        """A constant; float32, unless its type is an integer's or float16."""
+        """Add a constant; float32, unless it is an integer or float16."""
         from onnx import numpy_helper
 
         if array.dtype.kind == "f" and array.dtype != np.float16:
@@ -85,13 +84,13 @@ class Graph:
         return found
 
     def rename(self, value: Value, name: str) -> None:
-        """Give the result of the last node the name that it has outside of the graph."""
+        """Rename the result of the last node, to its name outside of the graph."""
         (last,) = self.nodes[-1].output
         assert last == value
         self.nodes[-1].output[0] = name
 
     def weight(self, matrix: Tensor | NDArray[Any], name: str) -> Value:
-        """A matrix or a kernel of the network; in a graph of halves, float16 and a cast."""
+        """Add a matrix or kernel of the network; with half, in float16 and cast."""
         array = np.asarray(matrix.detach().numpy() if isinstance(matrix, Tensor) else matrix)
         full = "/".join([*self._scope, name])
         if not self.half:
@@ -101,7 +100,7 @@ class Graph:
     # Lengths
 
     def vector(self, lengths: Sequence[Length]) -> Operand:
-        """Lengths side by side: a shape, or the pads of an axis."""
+        """Lengths as one vector: a shape, or the pads of an axis."""
         if all(isinstance(length, int) for length in lengths):
             return np.array(lengths, INT64)
         key = tuple(lengths)
@@ -111,25 +110,25 @@ class Graph:
         return self._vectors[key]
 
     def plus(self, a: Length, b: Length) -> Length:
-        """The sum."""
+        """a + b."""
         if isinstance(a, int) and isinstance(b, int):
             return a + b
         return self.node("Add", self._one(a), self._one(b))
 
     def minus(self, a: Length, b: Length) -> Length:
-        """The difference."""
+        """a - b."""
         if isinstance(a, int) and isinstance(b, int):
             return a - b
         return self.node("Sub", self._one(a), self._one(b))
 
     def times(self, a: Length, b: Length) -> Length:
-        """The product."""
+        """a * b."""
         if isinstance(a, int) and isinstance(b, int):
             return a * b
         return self.node("Mul", self._one(a), self._one(b))
 
     def pieces(self, length: Length, size: int) -> Length:
-        """How many pieces of a size hold the length: the quotient, rounded up."""
+        """The number of pieces of this size that hold the length: the quotient, rounded up."""
         if isinstance(length, int):
             return -(-length // size)
         return self.node("Div", self._one(self.plus(length, size - 1)), self._one(size))

@@ -1,8 +1,8 @@
-"""An export as an item of a STAC catalogue, by the Machine Learning Model extension.
+"""An export as a STAC item, with the Machine Learning Model extension.
 
-The item stands in the metadata of the exported file, so that a catalogue can take it from there;
-its asset is the file itself. What the extension has no field for, such as tile and halo, is under
-mlm:hyperparameters. Source: https://github.com/stac-extensions/mlm, version 1.5.2.
+The item is in the metadata of the exported file, and its asset is the file itself. What the
+extension has no field for, such as tile and halo, is in mlm:hyperparameters.
+Source: https://github.com/stac-extensions/mlm, version 1.5.2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from repmamba.inference.exported import LR, SR, ExportedFacts
 
 ENTRY = "stac"
-"""The entry of the metadata that holds the item, as JSON."""
+"""The metadata entry with the item, as JSON."""
 
 EXTENSION = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
 FILE_EXTENSION = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
@@ -21,7 +21,7 @@ FILE_EXTENSION = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 RGB = ("red", "green", "blue")
 
 SHA256 = "1220"
-"""How the multihash of a SHA-256 begins: which digest, and its length of 32 bytes."""
+"""Prefix of the multihash of a SHA-256: the kind of digest, and its length of 32 bytes."""
 
 ARTIFACTS = {  # ending of the name -> framework, its version, kind of artifact, media type
     ".onnx": ("ONNX", "onnx.save", "application/octet-stream; framework=onnx"),
@@ -30,7 +30,7 @@ ARTIFACTS = {  # ending of the name -> framework, its version, kind of artifact,
 
 
 def item(facts: ExportedFacts, file_name: str, parameters: int) -> dict[str, Any]:
-    """The item of a file. parameters: numbers that the network has, as it is exported."""
+    """The STAC item of a file. parameters: count of the exported network."""
     ending = file_name[file_name.rindex(".") :]
     framework, artifact, media_type = ARTIFACTS[ending]
     bands = RGB if facts.bands == len(RGB) else tuple(f"band{n + 1}" for n in range(facts.bands))
@@ -112,7 +112,7 @@ def _structure(facts: ExportedFacts, scale: int) -> dict[str, Any]:
 
 
 def _weights(facts: ExportedFacts) -> dict[str, Any]:
-    """The file of weights that the export was made of, where it was one file."""
+    """The file of weights that was exported, if it was a single file."""
     if not facts.weights:
         return {}
     return {

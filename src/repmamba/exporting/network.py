@@ -1,8 +1,7 @@
-"""The fused network as an ONNX graph: what `repmamba.network.fusion` computes, in the same order.
+"""The fused network as an ONNX graph: `repmamba.network.fusion`, in the same order.
 
-Tokens, (batch, height, width, channel), are what is passed on: products and normalisations are
-along their last axis. Only around convolutions and the scan there are maps, (batch, channel,
-height, width).
+Values are tokens, (batch, height, width, channel), as matrix products and normalisations work on
+the last axis; only convolutions and the scan take maps, (batch, channel, height, width).
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ TWICE = np.array([1, 1, 2, 2], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
-    """The input that a graph takes; None: any."""
+    """The input size of a graph; None for any."""
 
     height: int | None = None
     width: int | None = None
 
 
 def write_network(graph: Graph, network: FusedRepMamba, size: InputSize) -> Value:
-    """The nodes of a network on the input LR, (batch, bands, h, w) -> (batch, bands, s h, s w)."""
+    """Add a network on the input LR: (batch, bands, h, w) -> (batch, bands, s h, s w)."""
     height, width = _size(graph, size)
     evened, plan = _evened(graph, height, width)
     with graph.scope("first"):
         mean = network.mean.reshape(1, -1, 1, 1)
         centred = graph.node("Sub", evened, mean.numpy())
-        # The network pads its input with the mean: of what is left, that is a padding with zeros.
+        # The network pads its input with the mean, which is zero after the subtraction.
         shallow = _convolution(graph, network.conv_first, centred, taken=network.mean)
         deep = _norm(graph, network.embed_norm, _tokens(graph, shallow))
     for number, group in enumerate(network.groups):
@@ -74,9 +73,7 @@ def _size(graph: Graph, size: InputSize) -> tuple[Length, Length]:
 
 
 def _evened(graph: Graph, height: Length, width: Length) -> tuple[Value, Plan]:
-    """The input with its last row and column repeated where their number is odd; the scans'
-    plan.
-    """
+    """The input padded to even sizes with its last row and column, and the plan of the scans."""
     with graph.scope("plan"):
         low = [graph.pieces(length, 2) for length in (height, width)]
         odd = [
@@ -137,10 +134,10 @@ def _rmb(graph: Graph, rmb: FusedRMB, v: Value, plan: Plan) -> Value:
     width = rmb.gain.numel()
     low, high = graph.nodes_of("Split", x, np.array([width, width]), count=2, axis=1)
     pooled = graph.node("AveragePool", low, kernel_shape=[2, 2], strides=[2, 2])
-    residue = graph.node("Sub", low, _enlarged(graph, pooled, "nearest"))
+    residue = graph.node("Sub", low, _doubled(graph, pooled, "nearest"))
     with graph.scope("scan"):
         scanned = scan_map(graph, rmb, pooled, plan)
-    low = graph.node("Add", residue, _enlarged(graph, scanned, "linear"))
+    low = graph.node("Add", residue, _doubled(graph, scanned, "linear"))
     high = _convolution(graph, rmb.high_conv, high, "high_conv")
     y = _tokens(graph, graph.node("Concat", low, high, axis=1))
     gate = _silu(graph, _linear(graph, rmb.in_z, n, "in_z"))
@@ -168,11 +165,11 @@ def _upsampled(graph: Graph, upsampler: nn.Module, u: Value, scale: int) -> Valu
     if isinstance(upsampler, NearestConv):
         u = graph.node("LeakyRelu", _convolution(graph, upsampler.conv_before, u), alpha=0.01)
         for conv in (upsampler.conv_up1, upsampler.conv_up2):
-            u = _convolution(graph, conv, _enlarged(graph, u, "nearest"))
+            u = _convolution(graph, conv, _doubled(graph, u, "nearest"))
             u = graph.node("LeakyRelu", u, alpha=0.2)
         u = graph.node("LeakyRelu", _convolution(graph, upsampler.conv_hr, u), alpha=0.2)
         return _convolution(graph, upsampler.conv_last, u)
-    raise UsageError(f"A network whose upsampler is {type(upsampler).__name__} cannot be exported.")
+    raise UsageError(f"A network with the upsampler {type(upsampler).__name__} cannot be exported.")
 
 
 def _shuffled(graph: Graph, u: Value, step: int) -> Value:
@@ -192,9 +189,9 @@ def _connection(graph: Graph, conv: nn.Module, x: Value, *, taken: Tensor | None
 def _convolution(
     graph: Graph, conv: nn.Module, x: Value, name: str = "conv", *, taken: Tensor | None = None
 ) -> Value:
-    """A convolution of a map that keeps its size.
+    """A convolution of a map, of the same size.
 
-    taken: what each channel of x lacks, and what the network pads with.
+    taken: what was subtracted from each channel of x, and what the network pads with.
     """
     assert isinstance(conv, nn.Conv2d)
     kernel = conv.weight.double()
@@ -213,7 +210,7 @@ def _linear(graph: Graph, layer: nn.Linear, tokens: Value, name: str) -> Value:
 
 
 def _norm(graph: Graph, norm: nn.Module, tokens: Value, *, shift: Tensor | None = None) -> Value:
-    """A layer normalisation over the last axis; the first one may be missing."""
+    """Layer normalisation over the last axis; the first one may be missing."""
     if isinstance(norm, nn.Identity):
         return tokens
     weight: Any
@@ -236,8 +233,8 @@ def _gelu(graph: Graph, x: Value) -> Value:
     return graph.node("Mul", product, np.array(0.5))
 
 
-def _enlarged(graph: Graph, x: Value, mode: str) -> Value:
-    """A map at twice its size, as torch's interpolate does it."""
+def _doubled(graph: Graph, x: Value, mode: str) -> Value:
+    """A map at twice its size, as by torch's interpolate."""
     how = {
         "linear": {"coordinate_transformation_mode": "half_pixel"},
         "nearest": {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},

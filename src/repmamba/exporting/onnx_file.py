@@ -1,4 +1,4 @@
-"""A network as a file of ONNX: its graph, what the file says of itself, and its checksum."""
+"""A network as an ONNX file: graph, metadata and checksum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from repmamba.network.fusion import FusedRepMamba
 
 
 def graph_of(network: FusedRepMamba, size: InputSize, program: Program, *, half: bool) -> Graph:
-    """The graph of a network and of what is done for a program after it. Raises MissingExtra."""
+    """The graph of a network and of a program's last nodes. Raises MissingExtra."""
     try:
         import onnx  # noqa: F401
     except ImportError as missing:
@@ -29,7 +29,7 @@ def graph_of(network: FusedRepMamba, size: InputSize, program: Program, *, half:
 
 
 def model_of(graph: Graph, network: FusedRepMamba, size: InputSize) -> Any:
-    """The model of a graph; its metadata is still to come."""
+    """The model of a graph, without metadata."""
     from onnx import TensorProto, helper
 
     scale, bands = network.scale, network.config.in_chans

@@ -1,8 +1,8 @@
-"""Parity: how far an exported network is from the one it was made of, in each runtime there is.
+"""Parity: how far an exported network is from the original, in each installed runtime.
 
-Measured on every export: on noise of several sizes, odd ones and a batch among them, and on a
-picture (96 x 96 pixels of examples/colorado.tif, in the public domain). The yardstick is the
-network as `load` gives it.
+Every export is measured: on noise of several sizes, odd sizes and a batch included, and on a
+picture (96 x 96 pixels of examples/colorado.tif, public domain). The reference is the network as
+`load` returns it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Run: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PICTURE = Path(__file__).with_name("picture.png")
 
 NOISE = ((2, 33, 50), (1, 1, 1), (1, 144, 160))
-"""Batch, height and width, where a network takes any."""
+"""Batch, height and width, if a network takes any size."""
 
 ODD_PART = (slice(5, 76), slice(0, 89))
-"""Of the picture: 71 x 89 pixels."""
+"""71 x 89 pixels of the picture."""
 
 LIMITS = {"float32": 1e-4, "float16": 1 / 255}
-"""The largest difference that an export may have, by the type in which its matrices are stored."""
+"""The largest allowed difference, by the type of the stored matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An input, and what the network makes of it."""
+    """An input, and the network's result."""
 
     words: str
     lr: Tensor  # (batch, bands, h, w), unit
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A program that runs a file of ONNX. samples: how many of them it is given."""
+    """A program that runs ONNX files. samples: how many it gets."""
 
     package: str
     open: Callable[[bytes], Run]
@@ -63,7 +63,7 @@ class Runtime:
 def samples_of(
     runner: Runner, size: tuple[int, int] | None, finished: Callable[[Tensor], Tensor]
 ) -> list[Sample]:
-    """Inputs that an export takes, and what it should give: `finished` of the network's results."""
+    """Inputs for an export, and the expected results: `finished` of the network's own."""
     inputs = _fixed(runner.bands, *size) if size else _any(runner.bands)
     return [Sample(words, lr, finished(runner.run(lr))) for words, lr in inputs]
 
@@ -91,7 +91,7 @@ def _noise(seed: int, *shape: int) -> tuple[str, Tensor]:
 
 
 def picture(bands: int) -> Tensor:
-    """The picture, (1, bands, 96, 96), unit; where there are not three bands, each is its grey."""
+    """The picture, (1, bands, 96, 96), unit; its grey, unless there are three bands."""
     with Image.open(PICTURE) as opened:
         rgb = torch.from_numpy(np.asarray(opened, np.float32) / 255).permute(2, 0, 1)
     if bands != 3:
@@ -100,10 +100,7 @@ def picture(bands: int) -> Tensor:
 
 
 def measured(content: bytes, samples: Sequence[Sample]) -> list[Difference]:
-    """The differences of a file of ONNX in all runtimes that are installed.
-
-    Raises MissingExtra, CheckpointError.
-    """
+    """Measure an ONNX file in all installed runtimes. Raises MissingExtra, CheckpointError."""
     found = []
     for runtime in RUNTIMES:
         if importlib.util.find_spec(runtime.package) is None and runtime.samples is not None:
@@ -117,7 +114,7 @@ def measured(content: bytes, samples: Sequence[Sample]) -> list[Difference]:
 def differences(
     run: Run, samples: Sequence[Sample], runtime: str, of_version: str
 ) -> list[Difference]:
-    """The largest difference of each sample's result from what is expected."""
+    """The largest difference between each sample's result and the expected one."""
     found = []
     for sample in samples:
         result = run(sample.lr.numpy())
@@ -131,17 +128,15 @@ def differences(
 
 
 def check(found: Sequence[Difference], precision: str) -> None:
-    """Raise ExportError where a difference is larger than the precision may have."""
+    """Raise ExportError if a difference is too large for the precision."""
     limit = LIMITS[precision]
     worst = max(found, key=lambda each: each.largest)
     if not worst.largest <= limit:
         raise ExportError(
-            f"{worst.runtime} {worst.version} gives results that are {worst.largest:.2g} away from "
-            "the "
-            f"network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most "
-            f"{limit:.2g} is "
-            "allowed, and nothing was written. Report these weights, or another version of that "
-            "runtime may do."
+            f"{worst.runtime} {worst.version} gives results that differ by {worst.largest:.2g} "
+            f"from the network's own ({worst.input}, {'x'.join(map(str, worst.shape))}); at most "
+            f"{limit:.2g} is allowed. Nothing was written. Report these weights, or try another "
+            "version of this runtime."
         )
 
 
@@ -154,7 +149,7 @@ def _onnx_runtime(content: bytes) -> Run:
 def _openvino(content: bytes) -> Run:
     import openvino
 
-    # it would take half precision where there is some
+    # otherwise it uses half precision where available
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(content), "CPU", settings)
@@ -168,7 +163,7 @@ def _openvino(content: bytes) -> Run:
 
 RUNTIMES = (
     Runtime("onnxruntime", _onnx_runtime, None),
-    # It compiles its kernels anew for each size, which takes seconds.
+    # OpenVINO compiles its kernels for each size, which takes seconds.
     Runtime("openvino", _openvino, 2),
 )
-"""The first one is needed, the others are measured where they are installed."""
+"""The first one is required, the others are measured if installed."""

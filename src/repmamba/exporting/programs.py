@@ -1,10 +1,9 @@
-"""Programs that run exported networks by rules of their own, and what each of them reads.
+"""Programs that run exported networks by conventions of their own.
 
-Deepness is a plugin of QGIS. It cuts a raster into square tiles, divides bytes by 255, runs the
-network on each tile and multiplies the result by 255 ("Output scaling"). Into bytes it writes what
-comes back by cutting off its decimals, and beyond 255 it begins again at 0. So the graph clips to
-[0, 1] and adds half a level. Source: src/deepness/processing of PUTvision/qgis-plugin-deepness,
-commit f450c634 of December 2024.
+Deepness is a QGIS plugin. It cuts a raster into square tiles, divides bytes by 255, runs the
+network on each tile and multiplies the result by 255 ("Output scaling"). It truncates results to
+bytes, and values above 255 wrap around. So the graph clips to [0, 1] and adds half a level. Source:
+src/deepness/processing of PUTvision/qgis-plugin-deepness, commit f450c634 of December 2024.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ HALF_A_LEVEL = np.float32(0.5 / 255)
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is done for a program to a graph, and said to it in metadata."""
+    """What a program needs: last nodes of the graph, metadata, and an input size."""
 
     name: str
-    write: Callable[[Graph, Value], Value]  # the last nodes, after the network's own
-    finished: Callable[[Tensor], Tensor]  # the same, of a tensor
+    write: Callable[[Graph, Value], Value]  # the last nodes, after the network
+    finished: Callable[[Tensor], Tensor]  # the same, for a tensor
     metadata: Callable[[ExportedFacts], dict[str, str]]
-    edge: int | None  # of the square input that it gets unless one is asked for; None: any size
+    edge: int | None  # default side of the square input; None: any size
 
 
 def _as_bytes(graph: Graph, sr: Value) -> Value:
@@ -40,8 +39,8 @@ def _as_bytes(graph: Graph, sr: Value) -> Value:
 
 
 def _of_deepness(facts: ExportedFacts) -> dict[str, str]:
-    # tiles_overlap is 0, since its super-resolution fails with any other: it pastes whole tiles
-    # into the place of their strides.
+    # tiles_overlap is 0, as its super-resolution fails with others: it pastes whole tiles at their
+    # strides.
     assert facts.size is not None
     values = {
         "model_type": "Superresolution",
@@ -62,11 +61,11 @@ DEEPNESS = Program(
     256,
 )
 PROGRAMS = {program.name: program for program in (DEEPNESS,)}
-"""By the names that `--for` takes."""
+"""By the names for `--for`."""
 
 
 def size_for(program: Program, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The size of the input: what was asked for, or the program's. Raises UsageError."""
+    """The input size: as asked for, or the program's. Raises UsageError."""
     if program.edge is None:
         return size
     if size is None:
@@ -74,8 +73,7 @@ def size_for(program: Program, size: tuple[int, int] | None) -> tuple[int, int] 
     height, width = size
     if height != width:
         raise UsageError(
-            f"{program.name} takes square inputs, and {width}x{height} was asked for: give one "
-            "length "
-            f"twice, such as {program.edge}x{program.edge}."
+            f"{program.name} takes square inputs, not {width}x{height}: give one length twice, "
+            f"such as {program.edge}x{program.edge}."
         )
     return size

@@ -1,20 +1,18 @@
-"""The selective scan of a map as nodes of a graph, as many for a small map as for a large one.
+"""The selective scan of a map as graph nodes, their number independent of the map's size.
 
-The equation is `repmamba.scan.definition`'s. A sequence is cut into chunks of 16 steps. One step is
-taken in all chunks at once, from a state of zero, so that the last one holds what a chunk adds to
-its state. In the same way chunks are taken together by four, and those groups by four again, to
-blocks of 256 steps. What passes from block to block is found for all pairs of them at once. Then
-all is done once more in the other order, each group, chunk and step from its true first state.
-There is no loop, and no limit of the length.
+The equation is in `repmamba.scan.definition`. A sequence is cut into chunks of 16 steps. First, one
+step is taken in all chunks at once, from a zero state; the last state is what a chunk adds. Four
+chunks are combined into a group in the same way, and four groups into a block of 256 steps. What
+passes from block to block is computed for all pairs of blocks at once. Then the order is reversed:
+each group, chunk and step is computed from its true initial state. There is no loop, and no limit
+of the length.
 
-All decays are an exp of something <= 0, and so are those from one block to another: the exp of A
-times the step sizes between the two, which are added up for each pair and are no difference of
-other sums. So nothing overflows, nothing is divided by a small decay, and long sequences lose no
-digits.
+All decays are exp of a number <= 0. Those between blocks are the exp of A times the sum of the step
+sizes between the two, added up for each pair, not a difference of cumulative sums. So nothing
+overflows, nothing is divided by a small decay, and long sequences keep their precision.
 
-Values lie (batch, direction, channel, state, chunk of a block, step, block), the blocks of 16
-chunks side by side: so nearly every operation runs along many numbers, and groups are axes of their
-own.
+Values are (batch, direction, channel, state, chunk of a block, step, block): with the blocks last,
+most operations run along many numbers, and groups are axes of their own.
 """
 
 from __future__ import annotations
@@ -33,13 +31,13 @@ from repmamba.scan.sizes import DIRECTIONS, STATE
 Array: TypeAlias = NDArray[np.float32]
 
 STEPS = 16
-"""In a chunk. Each is nodes of its own; with half as many, twice the memory lies between them."""
+"""In a chunk. Each has its own nodes; half as many would double the memory between them."""
 
 GROUP = 4
 """Chunks in a group, and groups in a group of groups."""
 
 CHUNKS = GROUP * GROUP
-"""In a block. Sequences are filled up to whole blocks."""
+"""In a block. Sequences are padded to whole blocks."""
 
 Level: TypeAlias = tuple[int, int]
 """Groups around; chunks, or groups of them, in one."""
@@ -48,20 +46,20 @@ LEVELS: tuple[Level, ...] = ((GROUP, GROUP), (1, GROUP))
 """Chunks in a group, groups in a block."""
 
 ORDER = (0, 2, 1, 3)
-"""Directions as the graph has them: by rows, there and back, then by columns, there and back."""
+"""Directions in the graph: rows forward and backward, columns forward and backward."""
 
 NEVER = 1e9
-"""A step size after which nothing is left, for pairs of which the second is not the later one."""
+"""A step size that decays to zero, for pairs whose second block is not the later one."""
 
 SOFTPLUS_LINEAR = 20.0
 """Beyond it, softplus(x) is x."""
 
 TO_THE_FIRST = -(2**62)
-"""The end of a slice backwards."""
+"""The end of a backward slice."""
 
 
 class Scanned(Protocol):
-    """What the scan reads of fusion.FusedRMB."""
+    """The tensors of fusion.FusedRMB that the scan reads."""
 
     x_proj: Tensor
     dt_weight: Tensor
@@ -72,7 +70,7 @@ class Scanned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all scans of a graph share: they walk maps of one size."""
+    """What all scans of a graph share, as their maps have the same size."""
 
     height: Length  # of a map
     width: Length
@@ -83,7 +81,7 @@ class Plan:
 
 
 def plan_scans(graph: Graph, height: Length, width: Length) -> Plan:
-    """The plan for maps of this size, which is that of the pooled maps."""
+    """The plan for maps of this size, that of the pooled maps."""
     with graph.scope("plan"):
         length = graph.times(height, width)
         blocks = graph.pieces(length, CHUNKS * STEPS)
@@ -136,7 +134,7 @@ def scan_map(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> Value:
 def _advanced(
     graph: Graph, h: Value, decays: Sequence[Value], added: Sequence[Value]
 ) -> list[Value]:
-    """The state h, then that after each step: h <- decay h + added."""
+    """The state h, then the state after each step: h <- decay h + added."""
     states = [h]
     for decay, each in zip(decays, added, strict=True):
         states.append(graph.node("Add", graph.node("Mul", decay, states[-1]), each))
@@ -144,20 +142,19 @@ def _advanced(
 
 
 def _unbound(graph: Graph, value: Value, count: int) -> list[Value]:
-    """One value for each step of a chunk, or each part of a group: the last axis but one."""
+    """One value per step of a chunk, or per part of a group, along the second to last axis."""
     return graph.nodes_of("Split", value, np.ones(count, np.int64), count=count, axis=-2)
 
 
 def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Value]:
-    """dt and dt u, (batch, 4, channel, 1, chunk, step, block), and B and C, (batch, 4, 1, state,
-    ...).
+    """dt and dt u, (batch, 4, channel, 1, chunk, step, block); B, C, (batch, 4, 1, state, ...).
 
-    The projection of the pooled map and that of the step sizes are one matrix product.
+    The projections of the pooled map and of the step sizes are one matrix product.
     """
     channel, rank = layer.dt_weight.shape[1:]
     rows = layer.x_proj.double().view(DIRECTIONS, rank + 2 * STATE, channel)[list(ORDER)]
     of_dt = layer.dt_weight.double()[list(ORDER)] @ rows[:, :rank]
-    # By row and by column, each: dt there and back, then B and C there and back.
+    # By row and by column: dt forward and backward, then B and C forward and backward.
     weight = np.concatenate(
         [each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1
     )
@@ -178,7 +175,7 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
     there, back = graph.nodes_of("Split", sequences, np.array([1, 1]), count=2, axis=2)
     sequences = graph.node("Concat", there, _reversed(graph, back), axis=2)
 
-    # dt is 0 in what is filled up: the state stays as it is.
+    # dt is 0 in the padding, so the state does not change there.
     filled = graph.node("Pad", sequences, plan.fill)
     n = 2 * channel + 2 * STATE
     cut = graph.node("Reshape", filled, np.array([0, DIRECTIONS, n, -1, CHUNKS * STEPS]))
@@ -192,7 +189,7 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
 
 
 def _reversed(graph: Graph, sequence: Value) -> Value:
-    """(batch, 2, 1, n, length), from the last number to the first."""
+    """(batch, 2, 1, n, length), reversed along the last axis."""
     bounds = (np.array([bound]) for bound in (-1, TO_THE_FIRST, 4, -1))
     return graph.node("Slice", sequence, *bounds)
 
@@ -200,11 +197,10 @@ def _reversed(graph: Graph, sequence: Value) -> Value:
 def _before(
     graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan, levels: Sequence[Level]
 ) -> Value:
-    """The state before each chunk, found from that before each group, found from that of each
-    block.
+    """The state before each chunk, from that before each group, from that before each block.
 
-    dt: the sum of a chunk's step sizes.  added and result: what it leaves when it begins with zero.
-    Both with the axes batch, direction and channel, state, groups around, parts of one, block.
+    dt: the sum of a chunk's step sizes. added: the state it leaves when it starts from zero. All
+    with axes (batch, direction and channel, state, groups around, parts of one, block).
     """
     rows = len(rates)
     if not levels:
@@ -224,12 +220,12 @@ def _before(
 
 
 def _before_blocks(graph: Graph, dt: Value, added: Value, rates: Array, plan: Plan) -> Value:
-    """The state before each block: what all earlier ones leave, decayed by those between them."""
+    """The state before each block: what all earlier blocks leave, decayed by those between."""
     rows = len(rates)
     dt = graph.node("Reshape", dt, np.array([0, rows, 1, 1, -1]))
     added = graph.node("Reshape", added, np.array([0, rows, STATE, 1, -1]))
-    # For a pair (i, j) the sum of all k with i < k < j. As a product: what follows a CumSum is
-    # wrong in OpenVINO (2026.4) for maps of any size.
+    # For a pair (i, j) the sum over i < k < j, as a product: what follows a CumSum is wrong in
+    # OpenVINO (2026.4) for maps of any size.
     between = graph.node("MatMul", graph.node("Mul", dt, plan.later), plan.later)
     between = graph.node("Add", between, plan.never)
     decay = graph.node("Exp", graph.node("Mul", between, rates[..., 0]))
@@ -237,9 +233,9 @@ def _before_blocks(graph: Graph, dt: Value, added: Value, rates: Array, plan: Pl
 
 
 def _softplus(graph: Graph, x: Value) -> Value:
-    """log(1 + e**x) in operations that every runtime has fast; exact to float32 for any x.
+    """log(1 + e**x) in operations that are fast in every runtime; exact to float32 for any x.
 
-    For small z = e**x, 1 + z has lost digits of z; log(1 + z) / ((1 + z) - 1) has lost the same.
+    For small z = e**x, 1 + z loses digits of z; log(1 + z) / ((1 + z) - 1) loses the same ones.
     """
     z = graph.node("Exp", graph.node("Min", x, np.array(SOFTPLUS_LINEAR)))
     sum_ = graph.node("Max", graph.node("Add", z, np.array(1.0)), np.array(1 + 2.0**-23))
@@ -262,7 +258,7 @@ def _image(graph: Graph, y: Value, channel: int, plan: Plan) -> Value:
         graph.node("Squeeze", each, np.array([1, 2]))
         for each in graph.nodes_of("Split", y, np.array([1, 1]), count=2, axis=1)
     )
-    # The channels by their number: OpenVINO enlarges maps wrongly of which it does not know it.
+    # Give the number of channels: without it, OpenVINO resizes the map wrongly.
     by_row = graph.node("Reshape", by_row, graph.vector([0, channel, plan.height, plan.width]))
     by_column = graph.node(
         "Reshape", by_column, graph.vector([0, channel, plan.width, plan.height])

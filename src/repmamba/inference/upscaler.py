@@ -40,9 +40,9 @@ from repmamba.network.fusion import FusedRepMamba, FusedRMB
 from repmamba.network.fusion import fuse as fused
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
-from repmamba.pixels.histogram import ValueHistogram, said_of_fills, warn_of_fills
-from repmamba.pixels.nodata import as_nodata, enlarged, filled, usable
-from repmamba.pixels.radiometry import SPIKE, Radiometry
+from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
+from repmamba.pixels.nodata import as_nodata, filled, repeated, usable
+from repmamba.pixels.radiometry import OUTLIER, Radiometry
 from repmamba.scan.backends import explain
 from repmamba.tiles.plan import HALO, TILE, Tile, plan_tiles
 from repmamba.tiles.window import Window
@@ -253,7 +253,7 @@ class Upscaler:
         not known.
         """
         whole = radiometry.to_unit(raw)
-        spike = known & ((whole < SPIKE[0]) | (whole > SPIKE[1]))
+        spike = known & ((whole < OUTLIER[0]) | (whole > OUTLIER[1]))
         # A spike is cut off before anything is made of it, and what was cut off put back where it
         # was.
         unit = filled(np.where(spike, whole.clip(*SEEN), whole), known)
@@ -282,7 +282,7 @@ class Upscaler:
 
     def _kept(self, pixels: NDArray[Any], keep: Window) -> NDArray[Any]:
         """Each of (..., h, w) scale x scale times, in a window of that."""
-        return enlarged(pixels, self.scale)[..., *keep.slices]
+        return repeated(pixels, self.scale)[..., *keep.slices]
 
     def _enlarge(self, run: Run, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         whole = torch.from_numpy(np.ascontiguousarray(unit))
@@ -315,7 +315,7 @@ class Upscaler:
             masked = np.ma.getmaskarray(planes)
             numbers = self._upscale_planes(planes.data, cut, masked=masked)
             result: NDArray[Any] = np.ma.array(
-                numbers, mask=enlarged(masked, self.scale), fill_value=planes.fill_value
+                numbers, mask=repeated(masked, self.scale), fill_value=planes.fill_value
             )
         else:
             result = self._upscale_planes(planes, cut)
@@ -478,7 +478,7 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", said_of_fills(histograms, planes.dtype.name), stacklevel=4)
+    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name), stacklevel=4)
     return replace(usual, low=tuple(low), high=tuple(high))
 
 

@@ -1,4 +1,4 @@
-"""RGB and the Y of YCbCr (BT.601, studio range), as the benchmarks count it."""
+"""RGB and the Y of YCbCr (BT.601, studio range), as in the benchmarks."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,18 @@ LUMA_OFFSET = 16.0
 
 
 def luma(rgb: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Y of an RGB image (H, W, 3) with values 0 to 255: (H, W) float64, 16 to 235, not rounded.
+    """Y of an RGB image, not rounded.
 
-    MATLAB's rgb2ycbcr rounds Y for 8-bit input; the rules of the specification do not.
-    Raises ShapeMismatch unless there are three bands.
+    MATLAB's rgb2ycbcr rounds Y for 8-bit input; the benchmarks' rules do not.
+
+    Args:
+        rgb: (H, W, 3), 0 to 255.
+
+    Returns:
+        (H, W) float64, 16 to 235.
+
+    Raises:
+        ShapeMismatch: There are not three bands.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ShapeMismatch(f"Y needs an image (H, W, 3), and this one is {rgb.shape}.")

@@ -1,10 +1,8 @@
-"""Missing pixels: which values of a tile can be used, what stands in for the others, and where they
-are in the result.
+"""Missing pixels: which values of a tile are usable, and how the others are filled.
 
-A network spreads every value over its neighbourhood, so what is missing is first filled smoothly
-from what is not, and is missing again in the result, exactly scale x scale pixels for each. The
-rule that says which pixels of a file are missing is the raster's (GDAL's dataset mask); here a mask
-is given.
+A network spreads each value over its neighbourhood, so missing pixels are filled smoothly from the
+others first, and are missing again in the result, scale x scale for each. The mask of missing
+pixels comes from the raster (GDAL's dataset mask).
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.errors import UsageError
-from repmamba.pixels.radiometry import mistaken, type_range
+from repmamba.pixels.radiometry import is_nodata, type_range
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -24,23 +22,25 @@ Number = TypeVar("Number", bound=np.generic)
 def usable(
     raw: NDArray[np.generic], valid: NDArray[np.bool_], nodata: Sequence[float | None] = ()
 ) -> NDArray[np.bool_]:
-    """raw: (bands, h, w), valid: (h, w) -> (bands, h, w), True where a band's number is valid,
-    finite and not nodata.
+    """Where a band's value is valid, finite and not nodata.
 
-    nodata: of each band, where it has one. A number is missing in the band whose nodata it is, and
-    in no other.
+    Args:
+        raw: (bands, h, w).
+        valid: (h, w).
+        nodata: Of each band, if it has one; it applies only to its band.
+
+    Returns:
+        (bands, h, w), bool.
     """
     known: NDArray[np.bool_] = valid & np.isfinite(raw)
     for band, number in enumerate(nodata):
         if number is not None:
-            known[band] &= ~mistaken(raw[band], number)
+            known[band] &= ~is_nodata(raw[band], number)
     return known
 
 
 def as_nodata(number: float, dtype: str) -> float:
-    """A nodata that a user gives, as numbers of this type can equal it. Raises UsageError for one
-    that none can.
-    """
+    """A user's nodata as a value of this type. Raises UsageError if the type cannot hold it."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         with np.errstate(over="ignore"):
@@ -60,22 +60,22 @@ def as_nodata(number: float, dtype: str) -> float:
 def missing_everywhere(
     raw: NDArray[np.generic], nodata: Sequence[float | None]
 ) -> NDArray[np.bool_]:
-    """raw: (bands, h, w) -> (h, w), True where each band has its nodata; a band without one has
-    data everywhere.
-    """
+    """raw: (bands, h, w) -> (h, w), True where every band has its nodata."""
     missing = np.ones(raw.shape[1:], bool)
     for band, number in zip(raw, nodata, strict=True):
-        missing &= False if number is None else mistaken(band, number)
+        missing &= False if number is None else is_nodata(band, number)
     return missing
 
 
 def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The tile with its unknown values replaced by a smooth continuation of the known ones, which
-    stay as they are.
+    """Fill unknown values with a smooth continuation of the known ones, which are unchanged.
 
-    unit, known: (bands, h, w). Each unknown value is interpolated from the mean of the known ones
-    in the smallest block around it that has any (blocks of 2, 4, 8 ... pixels); 0 in a band without
-    any. What stood there has no influence.
+    Each is interpolated from the mean of the known values in the smallest block around it that has
+    any (of 2, 4, 8 ... pixels); 0 in a band without any. Its previous value has no influence.
+
+    Args:
+        unit: (bands, h, w).
+        known: (bands, h, w).
     """
     if known.all():
         return unit
@@ -87,19 +87,15 @@ def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(known, unit, smooth)
 
 
-def enlarged(pixels: NDArray[Number], scale: int) -> NDArray[Number]:
-    """A mask or numbers (..., h, w) on the grid refined scale times: every pixel becomes scale x
-    scale of its value.
-    """
+def repeated(pixels: NDArray[Number], scale: int) -> NDArray[Number]:
+    """Repeat each pixel of a mask or of numbers (..., h, w) scale x scale times."""
     return pixels.repeat(scale, axis=-2).repeat(scale, axis=-1)
 
 
 def _halved(
     unit: NDArray[np.float32], known: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Means of the known values in blocks of 2 x 2, and where there are any; a last odd row or
-    column counts alone.
-    """
+    """Means and presence of known values in 2 x 2 blocks; an odd last line counts by itself."""
     rows, cols = (range(0, length, 2) for length in unit.shape[-2:])
     sums = np.where(known, unit, np.float32(0))
     counts = known.astype(np.float32)

@@ -1,8 +1,7 @@
-"""How noisy a picture is, and how much of it JPEG took: two estimates from the cosine transform of
-its 8 x 8 blocks.
+"""Estimates of noise and JPEG compression of an image, from the DCT of its 8 x 8 blocks.
 
-Both look at windows of a picture and need no other one to compare with. They are blind to blur, to
-JPEG that was resized or turned afterwards, and to noise that was smoothed.
+Both look at windows of the image and need no reference. They do not detect blur, JPEG that was
+resized or rotated afterwards, or smoothed noise.
 """
 
 from collections.abc import Sequence
@@ -11,44 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 Window = NDArray[np.floating]
-"""(bands, h, w), unit: float in about [0, 1], NaN where a pixel is missing; blocks with such pixels
-do not count.
-"""
+"""(bands, h, w), unit: float near [0, 1]; NaN marks missing pixels; their blocks do not count."""
 
 BLOCK = 8
 SMALLEST = 3 * BLOCK
-"""Rows and columns that a window must have."""
+"""Fewest rows and columns of a window."""
 
 LEVELS = 255.0
-"""Of a unit, as 8-bit pictures have them."""
+"""8-bit levels per unit."""
 
 ORDER = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
-"""How fast each coefficient of a block changes, along rows and columns together."""
+"""Frequency of each coefficient, the sum over both axes."""
 
 SLOW, FAST = (ORDER > 0) & (ORDER < 9), ORDER >= 11
-"""The coefficients by which a block counts as flat, and those that only noise has in a flat block.
-"""
+"""Coefficients that show whether a block is flat, and those that are noise in a flat block."""
 
 FLATTEST, FEWEST = 0.005, 64
-"""The share of all blocks that noise is read from, and the number of them at least."""
+"""Share of all blocks used to estimate noise, and their least number."""
 
 NOTHING = 0.5
-"""Size of a coefficient, in levels, below which it counts as zero."""
+"""A smaller coefficient, in levels, counts as zero."""
 
 ROUNDING = 0.1
-"""Size, in levels, of what varies in a block that is constant but for rounding."""
+"""Variation, in levels, of a block that is constant up to rounding."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Of red, green and blue, as JPEG has it."""
+"""Weights of red, green and blue, as in JPEG."""
 
 
 def noise_level(windows: Sequence[Window]) -> float:
-    """The standard deviation of the noise in levels of 255, the mean over the bands; 0 where all is
-    constant.
+    """Standard deviation of the noise in levels of 255, mean over the bands; 0 if all is constant.
 
-    Read from the fast coefficients of the flattest blocks. In a picture that is sharp texture
-    everywhere, texture counts as noise. Source: Ponomarenko et al. 2007, "An automatic approach to
-    lossy compression of AVIRIS images".
+    It is estimated from the high-frequency coefficients of the flattest blocks. If an image is
+    sharp texture everywhere, texture counts as noise. Source: Ponomarenko et al. 2007, "An
+    automatic approach to lossy compression of AVIRIS images".
     """
     bands = (
         [[window[band] for window in windows] for band in range(len(windows[0]))] if windows else []
@@ -57,20 +52,19 @@ def noise_level(windows: Sequence[Window]) -> float:
 
 
 def blockiness(windows: Sequence[Window]) -> float:
-    """The share of coefficients that are zero where blocks begin, beyond that where they do not: 0
-    to 1.
+    """Share of zero coefficients on the JPEG grid minus that off the grid, 0 to 1.
 
-    About 0.01 without JPEG, 0.2 at quality 95, 0.4 at 85, 0.6 at 30. The windows begin at multiples
-    of 8 pixels from each other. Of three bands or more, the first three are red, green and blue.
-    Source: Nikoukhah et al. 2019, "JPEG grid detection based on the number of DCT zeros"; the zeros
-    are counted over all blocks.
+    About 0.01 without JPEG, 0.2 at quality 95, 0.4 at 85, 0.6 at 30. The windows must start at
+    multiples of 8 pixels from each other. Of three or more bands, the first three are red, green
+    and blue. Source: Nikoukhah et al. 2019, "JPEG grid detection based on the number of DCT zeros";
+    zeros are counted over all blocks.
     """
     zeros, counts = np.zeros((BLOCK, BLOCK)), np.zeros((BLOCK, BLOCK))
     for window in windows:
         grey = np.tensordot(LUMA, window[:3], 1) if len(window) >= 3 else window[0]
         transformed = _transformed(grey)
         counted = (np.abs(transformed) < NOTHING).mean((2, 3))
-        counted[~_varies(transformed)] = np.nan  # a constant block is zero wherever blocks begin
+        counted[~_varies(transformed)] = np.nan  # a constant block is zero at any offset
         for row in range(BLOCK):
             for col in range(BLOCK):
                 found = counted[row::BLOCK, col::BLOCK]
@@ -83,11 +77,11 @@ def blockiness(windows: Sequence[Window]) -> float:
 
 
 def _noise_of(band: Sequence[NDArray[np.floating]]) -> float:
-    """The noise of one band, its windows taken together."""
+    """The noise of one band over all windows."""
     slow, fast = [], []
     for window in band:
         transformed = _transformed(window)
-        squares = transformed[_varies(transformed)] ** 2  # constant: clipped, or no measurement
+        squares = transformed[_varies(transformed)] ** 2  # constant blocks are clipped or not data
         slow.append(squares[:, SLOW].mean(1))
         fast.append(squares[:, FAST])
     flatness, power = np.concatenate(slow), np.concatenate(fast)
@@ -99,9 +93,7 @@ def _noise_of(band: Sequence[NDArray[np.floating]]) -> float:
 
 
 def _transformed(grey: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(h, w) unit -> (h - 7, w - 7, 8, 8): the cosine transform, in levels, of every block of 8 x 8
-    pixels.
-    """
+    """(h, w) unit -> (h - 7, w - 7, 8, 8): the DCT, in levels, of every 8 x 8 block."""
     levels = np.ascontiguousarray(grey, np.float32) * np.float32(LEVELS)
     # (h, w - 7, 8)
     along = np.lib.stride_tricks.sliding_window_view(levels, BLOCK, axis=1) @ COSINES.T
@@ -112,13 +104,13 @@ def _transformed(grey: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _varies(transformed: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which blocks are whole, and not constant but for rounding."""
+    """Which blocks are complete and not constant up to rounding."""
     waves = transformed.reshape(*transformed.shape[:2], -1)[..., 1:]
     return np.asarray((waves * waves).sum(-1) > ROUNDING**2)
 
 
 def _cosines() -> NDArray[np.float32]:
-    """The orthonormal cosine transform of 8 numbers: (frequency, place)."""
+    """The orthonormal DCT of 8 numbers: (frequency, position)."""
     places = np.arange(BLOCK)
     waves = np.cos(np.pi * (2 * places + 1) * places[:, None] / (2 * BLOCK)) * np.sqrt(2 / BLOCK)
     waves[0] /= np.sqrt(2)

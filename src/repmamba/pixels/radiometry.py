@@ -1,10 +1,9 @@
-"""Radiometry: what a scene's numbers are in [0, 1], and back, by one reversible linear map for the
-whole scene.
+"""Radiometry: a scene's values in [0, 1] and back, by one reversible linear map per scene.
 
-Eight-bit scenes map their type's range; others the range that holds nearly all of their values,
-found in one pass (histogram.py), or a range that is given. Values outside the range map outside [0,
-1] and come back unharmed: results are clipped to what the type can hold and to nothing else. A map
-is never made from one tile: its neighbours would not fit.
+8-bit scenes map the range of their type, others the range of nearly all their values, found in one
+pass (histogram.py), or a given range. Values outside the range map outside [0, 1] and are restored:
+results are clipped only to what the type can hold. A map is never made from one tile, as its
+neighbours would not fit.
 """
 
 from __future__ import annotations
@@ -19,23 +18,22 @@ from numpy.typing import NDArray
 from repmamba.errors import UsageError
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-# Unit; beyond it are dead pixels and undeclared nodata, to which nothing around is made to fit.
-# What is measured comes to 33 in the reference rasters: a tail of bright pixels, which stays
-# consistent.
-SPIKE = (-40.0, 41.0)
-# of nodata: GDAL takes a float that is nearer to it for missing, float64 too
-MISTAKEN = 4.5 * 2.0**-23
-LARGEST = 2.0**125  # of unit: four of them still add up in float32
+# In unit. Beyond it are dead pixels and undeclared nodata, which their surroundings need not fit.
+# Real data reaches 33 in the reference rasters, in a tail of bright pixels that stays consistent.
+OUTLIER = (-40.0, 41.0)
+# relative to nodata: GDAL takes floats, float64 too, that are nearer to it for missing
+NODATA_TOLERANCE = 4.5 * 2.0**-23
+LARGEST = 2.0**125  # of unit: the sum of four is still finite in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Radiometry:
-    """The linear map of each band: low is 0 in unit, high is 1."""
+    """The linear map of each band: low becomes 0 in unit, high 1. Raises UsageError."""
 
-    dtype: str  # numpy name, of source and result
-    low: tuple[float, ...]  # one a band, in the source's numbers
+    dtype: str  # NumPy name, of source and result
+    low: tuple[float, ...]  # one per band, in the source's values
     high: tuple[float, ...]
-    largest: float | None = None  # that a result may be, where a file has fewer bits than its type
+    largest: float | None = None  # value of a result, if a file has fewer bits than its type
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -51,23 +49,19 @@ class Radiometry:
 
     @classmethod
     def of_type(cls, dtype: str, bands: int, largest: float | None = None) -> Radiometry:
-        """The whole range of an integer type, up to largest where that is given; [0, 1] for
-        floats.
-        """
+        """The range of an integer type, up to largest if given; [0, 1] for floats."""
         low, high = type_range(dtype) if np.dtype(dtype).kind in "iu" else (0.0, 1.0)
         return cls(dtype, (low,) * bands, (high if largest is None else largest,) * bands, largest)
 
     def of_bands(self, bands: Sequence[int]) -> Radiometry:
-        """The map of some of the bands, counted from 0."""
+        """The map of some bands, counted from 0."""
         low, high = (tuple(ends[band] for band in bands) for ends in (self.low, self.high))
         return replace(self, low=low, high=high)
 
     def to_unit(self, raw: NDArray[np.generic]) -> NDArray[np.float32]:
-        """raw: (bands, h, w) in the source's type -> unit, same shape, at most LARGEST in size; NaN
-        stays NaN.
-        """
+        """raw: (bands, h, w) in the source's type -> unit, clipped to +-LARGEST; NaN stays NaN."""
         low, width = self._columns()
-        # what follows is done in place, since a tile has megabytes of them
+        # in place, as a tile has megabytes
         unit = raw.astype(np.float64)
         unit -= low
         with np.errstate(over="ignore"):
@@ -78,15 +72,13 @@ class Radiometry:
     def from_unit(
         self, unit: NDArray[np.floating], *, nodata: Sequence[float | None] = ()
     ) -> NDArray[np.generic]:
-        """unit: (bands, h, w) -> the source's type: rounded to nearest for integers, clipped to
-        what it can hold.
+        """unit: (bands, h, w) -> the source's type, rounded if it is an integer type, clipped.
 
-        nodata: of each band, a number that no result may be taken for, since all results are valid;
-        such a one moves to the nearest of the type's numbers that is not, on the side that the
-        unrounded value lies.
+        nodata: of each band. All results are valid, so a result equal to nodata moves to the next
+        number of the type, towards the unrounded value.
         """
         low, width = self._columns()
-        # float64; what follows is done in place, since a tile has 25 MB of them
+        # in place, as a tile has 25 MB in float64
         numbers = unit * width
         numbers += low
         np.clip(numbers, *self._limits(), out=numbers)
@@ -96,8 +88,8 @@ class Radiometry:
         for band, number in enumerate(nodata):
             if number is None or np.isnan(number):
                 continue
-            # a NumPy number would wrap around beside its type's ends
-            taken = mistaken(result[band], float(number))
+            # a NumPy scalar would wrap around near the ends of its type
+            taken = is_nodata(result[band], float(number))
             if taken.any():
                 exact = (unit * width + low)[band][taken]
                 result[band][taken] = _beside(float(number), self.dtype, self._limits(), exact)
@@ -113,33 +105,29 @@ class Radiometry:
 
 
 def type_range(dtype: str) -> tuple[float, float]:
-    """The smallest and the largest finite number of a type."""
+    """The smallest and largest finite number of a type."""
     kind = np.dtype(dtype)
     limits = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
     return float(limits.min), float(limits.max)
 
 
-def mistaken(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
-    """Where numbers are nodata to GDAL: equal to it, as the type holds it, NaN too, and floats also
-    very near.
-    """
+def is_nodata(result: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+    """Where GDAL takes values for nodata: equal to it in their type, NaN, floats very near."""
     if np.isnan(nodata):
         return np.asarray(np.isnan(result))
     if result.dtype.kind != "f":
         return np.asarray(result == np.asarray(nodata))
     with np.errstate(over="ignore"):
         here = result.dtype.type(nodata)
-        if not np.isfinite(here):  # a double that float32 has not, among others
+        if not np.isfinite(here):  # such as a double beyond float32
             return np.asarray(result == here)
-        return np.asarray(np.abs(result - here) <= MISTAKEN * np.abs(here))
+        return np.asarray(np.abs(result - here) <= NODATA_TOLERANCE * np.abs(here))
 
 
 def _beside(
     nodata: float, dtype: str, limits: tuple[float, float], exact: NDArray[np.float64]
 ) -> NDArray[np.generic]:
-    """For results taken for nodata: the next number that is not, upwards where the exact value is
-    not below nodata.
-    """
+    """The next number that is not nodata: upwards where the exact value is not below nodata."""
     smallest, largest = limits
     if np.dtype(dtype).kind in "iu":
         step = 1.0

@@ -1,10 +1,9 @@
-"""imresize as MATLAB does it: bicubic, antialiased when it reduces, edges mirrored.
+"""MATLAB's imresize: bicubic, antialiased when downsampling, edges mirrored.
 
-The published low-resolution images are made with MATLAB's function, and no common library computes
-the same: Pillow rounds to 8 bit between its two passes and drops taps at the edges, torch and
-OpenCV use another kernel or do not antialias. One list of taps serves the NumPy function, in
-float64 and equal to a published pair in every pixel, and its differentiable twin in torch, which is
-imported only there.
+The published LR images were made with it, and no common library computes the same: Pillow rounds to
+8 bit between its passes and drops taps at the edges, torch and OpenCV use another kernel or no
+antialiasing. The NumPy function (float64, equal to a published pair in every pixel) and its
+differentiable version in torch share the taps. Torch is imported only where it is used.
 """
 
 import math
@@ -20,14 +19,20 @@ if TYPE_CHECKING:
 
 
 def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.float64]:
-    """Resize as MATLAB's imresize(im2double(image), scale) does, without rounding or clipping
-    anywhere.
+    """Resize as MATLAB's imresize(im2double(image), scale), without rounding or clipping.
 
-    image: (H, W) or (H, W, C), numbers of any range; an integer image is not divided by its range.
-    scale: 4 to enlarge four times, 1/4 to reduce; the result has ceil(scale H) rows and ceil(scale
-    W) columns. Raises ShapeMismatch for other shapes and for empty images, UsageError for a scale
-    that is not positive. Source: section 11 of the specification; the first pass goes along the
-    rows' axis, as in MATLAB.
+    Source: section 11 of the specification; the first pass is along the row axis, as in MATLAB.
+
+    Args:
+        image: (H, W) or (H, W, C), values of any range; integers are not divided by theirs.
+        scale: 4 enlarges four times, 1/4 downsamples.
+
+    Returns:
+        (ceil(scale H), ceil(scale W)) or with C, float64.
+
+    Raises:
+        ShapeMismatch: The image has another number of axes, or is empty.
+        UsageError: The scale is not positive.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ShapeMismatch(
@@ -42,15 +47,15 @@ def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.float64]:
         resized = sum(
             weight.reshape(shape) * resized.take(source, axis)
             for weight, source in zip(weights, sources, strict=True)
-        )  # one term a tap: memory stays that of the result, whatever the scale
+        )  # tap by tap, so that memory does not grow with the scale
     return resized
 
 
 def imresize_torch(image: "torch.Tensor", scale: float) -> "torch.Tensor":
-    """Compute what imresize does on a tensor (B, C, H, W), floating, on its device and in its
-    dtype; differentiable.
+    """Resize a floating tensor (B, C, H, W) as imresize does, on its device, differentiably.
 
-    The result is (B, C, ceil(scale H), ceil(scale W)), neither rounded nor clipped.
+    The result is (B, C, ceil(scale H), ceil(scale W)), neither rounded nor clipped. Raises
+    ShapeMismatch, UsageError.
     """
     import torch
 
@@ -77,28 +82,25 @@ def imresize_torch(image: "torch.Tensor", scale: float) -> "torch.Tensor":
 
 
 def to_uint8(unit: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """An image in [0, 1] as 8 bit, the way MATLAB writes it: clipped, then rounded half up."""
+    """An image in [0, 1] as 8 bit, as MATLAB writes it: clipped, then rounded half up."""
     rounded: NDArray[np.uint8] = np.floor(255.0 * np.clip(unit, 0.0, 1.0) + 0.5).astype(np.uint8)
     return rounded
 
 
 def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Weights and source indices of an axis of `length` pixels, both (taps, ceil(scale length)),
-    indices from 0.
+    """Weights and source indices for resizing an axis, both (taps, ceil(scale length)).
 
-    The weights of each output pixel add up to 1; indices are inside the axis (mirrored, the edge
-    pixel repeated).
+    The weights of each output pixel sum to 1; indices, from 0, are inside the axis (mirrored, with
+    the edge pixel repeated). Raises UsageError.
     """
     if not (math.isfinite(scale) and scale > 0):
-        raise UsageError(
-            f"A scale of {scale} cannot be resized to; give a positive number, 4 or 1/4 say."
-        )
+        raise UsageError(f"The scale is {scale}; give a positive number, such as 4 or 1/4.")
     resized = resized_length(length, scale)
     width = 4 / min(scale, 1.0)
-    # counted from 1, as MATLAB counts
+    # counted from 1, as in MATLAB
     centre = np.arange(1, resized + 1) / scale + 0.5 * (1 - 1 / scale)
     taps = np.floor(centre - width / 2) + np.arange(math.ceil(width) + 2)[:, None]
-    shrink = min(scale, 1.0)  # antialiasing: the kernel is widened by as much as the image shrinks
+    shrink = min(scale, 1.0)  # antialiasing: the kernel widens as the image shrinks
     weights = shrink * cubic(shrink * (centre - taps))
     weights /= weights.sum(0)
     mirrored = (taps.astype(np.int64) - 1) % (2 * length)
@@ -109,8 +111,7 @@ def contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArr
 
 def resized_length(length: int, scale: float) -> int:
     """Pixels of an axis of `length` pixels after imresize, ceil(scale length)."""
-    # 1/3 is not a binary fraction: without the allowance, a length that it divides could gain a
-    # pixel.
+    # 1/3 is not a binary fraction: without the tolerance, a multiple of 3 could gain a pixel.
     return math.ceil(scale * length - 1e-9)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
-from repmamba.pixels.nodata import enlarged, usable
+from repmamba.pixels.nodata import repeated, usable
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.source.pixels import Pixels
 from repmamba.tiles.plan import Tile
@@ -33,7 +33,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
     expected errors. Raises OutOfMemory.
     """
     raw, valid = pixels
-    footprint = enlarged(valid, plan.scale)[tile.keep.slices]
+    footprint = repeated(valid, plan.scale)[tile.keep.slices]
     try:
         colours, errors = _colours(raw[list(plan.places)], valid, footprint, tile, plan, upscaler)
     except (MemoryError, RuntimeError) as error:
@@ -45,7 +45,7 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
             f"{plan.tiles.tile} (which starts again)."
         ) from error
     if plan.alpha is not None:
-        alpha = enlarged(raw[plan.alpha], plan.scale)[tile.keep.slices]
+        alpha = repeated(raw[plan.alpha], plan.scale)[tile.keep.slices]
         if plan.alpha_marks_missing:
             # Nodata from the options is transparent.
             alpha = np.where(footprint, alpha, alpha.dtype.type(0))
@@ -66,7 +66,7 @@ def _colours(
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
     """The upscaled bands with missing pixels inserted, group after group to save memory."""
     if plan.nodata is None:
-        numbers = enlarged(raw, plan.scale)[:, *tile.keep.slices]
+        numbers = repeated(raw, plan.scale)[:, *tile.keep.slices]
     else:
         numbers = np.full(
             (len(plan.places), tile.keep.height, tile.keep.width), plan.nodata, raw.dtype

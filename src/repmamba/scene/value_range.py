@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from repmamba.errors import CorruptSource
-from repmamba.pixels.histogram import ValueHistogram, said_of_fills
+from repmamba.pixels.histogram import ValueHistogram, describe_fills
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.radiometry import Radiometry
 from repmamba.scene.band_selection import BandSelection, usual_bands
@@ -71,7 +71,7 @@ def find_range(
     if asked is None:
         asked = "type" if dtype in EIGHT_BITS else "robust"
     histograms = _histograms(raster, bands, measuring, whole=asked == "robust")
-    fills = said_of_fills(histograms, dtype)
+    fills = describe_fills(histograms, dtype)
     if asked == "robust":
         radiometry = _robust(raster.facts.name, bands, usual, histograms)
         return FoundRange(radiometry, f"the range of nearly all values of the scene, {why}", fills)
@@ -88,13 +88,13 @@ def _robust(
 ) -> Radiometry:
     """The range of nearly all values of each group of bands; the usual one where there are none."""
     ranges = [histogram.range() for histogram in histograms]
-    spikes = sum(
-        each.spikes(*ends)
+    outliers = sum(
+        each.outliers(*ends)
         for each, ends in zip(histograms, ranges, strict=True)
         if ends is not None
     )
-    if spikes:
-        logger.info("%s: outliers (upscaled smoothly, not made consistent): %d.", name, spikes)
+    if outliers:
+        logger.info("%s: outliers (upscaled smoothly, not made consistent): %d.", name, outliers)
     low, high = list(usual.low), list(usual.high)
     for group, between in zip(bands.groups, ranges, strict=True):
         if between is not None:

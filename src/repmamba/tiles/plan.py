@@ -1,9 +1,9 @@
 """Tile plans: which windows of a scene to read, and which part of each result to keep.
 
-Integer geometry only, no raster library and no torch: a plan can be printed, compared and tested
-before a pixel is read. The tiles stand on a grid fixed to the scene's first pixel, and what a tile
-reads depends on the scene alone; a window asked for only decides which tiles are computed and how
-much of each is kept. So a window holds the same pixels as the whole.
+Only integer geometry, without a raster library or torch: a plan can be printed, compared and tested
+before a pixel is read. The tile grid is fixed to the scene's first pixel, and what a tile reads
+depends only on the scene; a window only selects tiles and how much of each is kept. So a window has
+the same pixels as the whole scene.
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ from typing import overload
 from repmamba.errors import UsageError
 from repmamba.tiles.window import Window
 
-TILE = 256  # lr pixels on each side of the part that is kept; weights may name a better one
-HALO = 8  # lr pixels read around it; docs/decisions/0005-how-large-a-halo.md has the curve
+TILE = 256  # side of the kept part, in lr pixels; weights may set another
+HALO = 8  # lr pixels read around it; see docs/decisions/0005-how-large-a-halo.md
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One step of a plan. Windows are in pixels, of the grid named."""
+    """One step of a plan. Windows are in pixels of the named grid."""
 
-    # lr, inside the scene: halo included, clipped at the scene's edges, where the network pads by
-    # itself
-    read: Window
-    keep: Window  # hr, inside this tile's own result: the part that no cut edge has touched
+    read: (
+        Window  # lr, inside the scene; halo included, clipped at the edges, where the network pads
+    )
+    keep: Window  # hr, inside this tile's result: the part without edge effects
     write: Window  # hr, inside the output; same size as keep
 
 
 @dataclass(frozen=True, slots=True)
 class TilePlan(Sequence[Tile]):
-    """The tiles of one scene, row by row; every pixel of the output belongs to exactly one of
-    them.
-    """
+    """The tiles of a scene, row by row; every output pixel belongs to exactly one tile."""
 
     height: int  # of the scene, lr
     width: int
     scale: int
-    tile: int  # edge of the kept part, lr
+    tile: int  # side of the kept part, lr
     halo: int  # lr
     window: Window  # the part of the scene that is the output, lr
     tiles: tuple[Tile, ...]
@@ -59,7 +57,7 @@ class TilePlan(Sequence[Tile]):
 
     @property
     def pixels_read(self) -> int:
-        """Lr pixels that go through the network, halos included."""
+        """lr pixels that pass through the network, halos included."""
         return sum(tile.read.height * tile.read.width for tile in self.tiles)
 
 
@@ -72,28 +70,34 @@ def plan_tiles(
     halo: int = HALO,
     window: Window | None = None,
 ) -> TilePlan:
-    """The plan for a scene of height x width lr pixels, or for the window of it that is asked for.
+    """Plan the tiles of a scene, or of a window of it.
 
-    tile, halo, window: in lr pixels. A tile on the scene's edge has no halo there; the last of a
-    row or column is as small as what is left. Raises UsageError for sizes below one pixel and for a
-    window that leaves the scene.
+    A tile has no halo at the scene's edge; the last tile of a row or column may be smaller.
+
+    Args:
+        height: Of the scene, in lr pixels.
+        width: Of the scene, in lr pixels.
+        scale: Of the network.
+        tile: Side of the kept part, in lr pixels.
+        halo: lr pixels read on each side.
+        window: Part of the scene to output, in lr pixels; by default all.
+
+    Raises:
+        UsageError: A size is below one pixel, or the window leaves the scene.
     """
     if height < 1 or width < 1:
-        raise UsageError(
-            f"A scene of {width} x {height} pixels has nothing to enlarge: at least 1 x 1 is "
-            "needed."
-        )
+        raise UsageError(f"The scene has {width} x {height} pixels; at least 1 x 1 is needed.")
     if tile < 1 or halo < 0:
         raise UsageError(
-            f"tile={tile}, halo={halo}: a tile is at least 1 pixel wide, a halo at least 0."
+            f"tile={tile}, halo={halo}: a tile needs at least 1 pixel, a halo at least 0."
         )
     scene = Window(0, 0, height, width)
     asked = scene if window is None else window
     if asked.is_empty or not scene.contains(asked):
         raise UsageError(
             f"The window of {asked.width} x {asked.height} pixels at column {asked.col}, row "
-            f"{asked.row} does not lie "
-            f"inside the scene of {width} x {height}: choose one that does."
+            f"{asked.row} does not lie inside the scene of {width} x {height}: choose one that "
+            "does."
         )
     output = asked.scaled(scale)
     tiles = []

@@ -1,7 +1,7 @@
-"""Window: a rectangle of whole pixels, and the few operations a tile plan needs.
+"""Window: a rectangle of whole pixels, with the operations that a tile plan needs.
 
-rasterio has a Window too, with floats, offsets named by column first and rounding rules; here
-everything is an int and a plan can be made where no raster library is installed.
+Unlike rasterio's Window, it has only ints, so there are no rounding rules, and plans need no raster
+library.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows row to row + height and columns col to col + width, ends not included; in pixels of some
-    grid.
-    """
+    """Rows row to row + height and columns col to col + width, ends excluded, in pixels."""
 
     row: int
     col: int
@@ -27,19 +25,17 @@ class Window:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel lies in it."""
+        """Whether it contains no pixel."""
         return self.height <= 0 or self.width <= 0
 
     def grown(self, margin: int) -> Window:
-        """The window with margin more pixels on each of its four sides."""
+        """The window with margin more pixels on each side."""
         return Window(
             self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin
         )
 
     def clipped(self, other: Window) -> Window:
-        """What this window and other share, on their common grid; of height or width 0 where they
-        share nothing.
-        """
+        """The intersection of two windows on the same grid; its height or width is 0 if empty."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         bottom = min(self.row + self.height, other.row + other.height)
         right = min(self.col + self.width, other.col + other.width)
@@ -50,9 +46,7 @@ class Window:
         return Window(scale * self.row, scale * self.col, scale * self.height, scale * self.width)
 
     def seen_from(self, other: Window) -> Window:
-        """The same window counted from the first pixel of other, as an index into an array that
-        holds other.
-        """
+        """The window relative to the first pixel of other: an index into an array of other."""
         return Window(self.row - other.row, self.col - other.col, self.height, self.width)
 
     def contains(self, other: Window) -> bool:

@@ -1,6 +1,6 @@
-"""A network as a program of torch.export (.pt2), for PyTorch without repmamba.
+"""A network as a torch.export program (.pt2), for PyTorch without repmamba.
 
-The scan is then the one of scan/chunked.py, in operators of torch only.
+Its scan is that of scan/chunked.py, in torch operations only.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from torch import Tensor, nn
 from repmamba.network.fusion import FusedRepMamba
 
 LEAST = 3
-"""Pixels of a side. With fewer, sides of the pooled map are 1, which torch.export takes for a case
-of its own.
-"""
+"""Pixels on a side: with fewer, the pooled map has sides of 1, which torch.export specialises."""
 
 
 class AnySize(nn.Module):
-    """The network with its rule for odd sizes written without a condition.
-
-    image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W).
-    """
+    """The network with padding to even sizes written without a condition."""
 
     def __init__(self, network: FusedRepMamba) -> None:
         super().__init__()
@@ -35,7 +30,7 @@ class AnySize(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W)."""
         height, width = image.shape[-2:]
         result: Tensor = self.network(_picked(image, _evened(height), _evened(width)))
-        # By indices, since torch.export takes a slice for one that cuts, or for one that does not.
+        # By indices, as torch.export specialises a slice to one that crops or one that does not.
         scale = self.network.scale
         return _picked(result, torch.arange(height * scale), torch.arange(width * scale))
 
@@ -45,12 +40,12 @@ def _picked(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _evened(length: int) -> Tensor:
-    """The indices of so many rows, the last one twice where their number is odd."""
+    """Indices of this many rows, the last one twice if the number is odd."""
     return torch.arange((length + 1) // 2 * 2).clamp(max=length - 1)
 
 
 def program_of(network: FusedRepMamba, size: tuple[int, int] | None) -> Any:
-    """The exported program of a network, with the scan of plain operators. size: height, width."""
+    """The exported program of a network whose scan is plain torch. size: height and width."""
     module = AnySize(network).eval()
     dynamic = None
     shape = (1, *size) if size else (2, 34, 50)
@@ -60,12 +55,12 @@ def program_of(network: FusedRepMamba, size: tuple[int, int] | None) -> Any:
         any_length = torch.export.Dim.DYNAMIC
         dynamic = {"image": {0: any_length, 2: any_length, 3: any_length}}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # remarks of torch on its own parts
+        warnings.simplefilter("ignore")  # torch's, about its own code
         return torch.export.export(module, (example,), dynamic_shapes=dynamic)
 
 
 def runner_of(program: Any) -> Callable[[Any], Any]:
-    """What runs a program on arrays."""
+    """A function that runs a program on arrays."""
     module = program.module()
 
     def run(lr: Any) -> Any:
