@@ -377,10 +377,10 @@ def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choo
             "upscale a.tif b.tif -o out --confidence errors.tif",
             "--confidence names one file, and there are 2 inputs",
         ),
-        ("upscale in.tif -o out.tif --co COMPRESS", "'COMPRESS' is no NAME=VALUE"),
+        ("upscale in.tif -o out.tif --co COMPRESS", "'COMPRESS' is not NAME=VALUE"),
         (
             "evaluate pairs --weights mine --others o.csv",
-            "drawn in the page alone; name it by --report",
+            "only drawn in the page: add --report",
         ),
         ("evaluate pairs", "There is nothing to evaluate"),
     ],

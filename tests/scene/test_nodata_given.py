@@ -227,5 +227,5 @@ def test_a_dry_run_says_what_is_missing_and_who_says_so(write_raster, smooth, bi
         ({"nodata": -9999}, "-9999, as given"),
     ):
         made = plan_file(path, tmp_path / "out.tif", bicubic, **options)
-        assert says in made.said["missing"]
+        assert says in made.decisions["missing"]
         assert says in made.summary()

@@ -164,10 +164,9 @@ def evaluate(
 
     if others and not report:
         raise UsageError(
-            "--others are drawn in the page alone; name it by --report, or leave them out."
+            "--others are only drawn in the page: add --report, or leave --others out."
         )
-    # What may fail comes before the scores, which take long; the page, which reads the images
-    # again, after the rest.
+    # Checks that may fail come before the scores, which take long.
     elsewhere = read_others(others) if others else []
     for target in (report, json_file, csv_file):
         if target:

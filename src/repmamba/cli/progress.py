@@ -123,36 +123,36 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
 
 
 def _lines_of_images(what: str) -> Callable[[int, int], None]:
-    said = time.monotonic()
+    last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() > said + LINES_EVERY:
-            said = time.monotonic()
+        nonlocal last
+        if time.monotonic() > last + LINES_EVERY:
+            last = time.monotonic()
             logger.info("%s: %d of %d.", what, done, total)
 
     return progress
 
 
 def _events(what: str, source: str | None) -> Callable[[int, int], None]:
-    said = -math.inf
+    last = -math.inf
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if done == total or time.monotonic() > said + TELL_EVERY:
-            said = time.monotonic()
+        nonlocal last
+        if done == total or time.monotonic() > last + TELL_EVERY:
+            last = time.monotonic()
             tell("progress", what=what, source=source, done=done, total=total, unit="pixels")
 
     return progress
 
 
 def _lines_of_megapixels(name: str) -> Callable[[int, int], None]:
-    said = 0.0
+    last = 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if done / total >= said + LOG_EVERY or (done == total and said < 1):
-            said = done / total
-            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * said, total / 1e6)
+        nonlocal last
+        if done / total >= last + LOG_EVERY or (done == total and last < 1):
+            last = done / total
+            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * last, total / 1e6)
 
     return progress

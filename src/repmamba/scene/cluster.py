@@ -202,15 +202,15 @@ def connected(cluster: Addressed) -> Iterator[Cluster]:
 def _scheduler_file(path: Path) -> str:
     """The path of a valid scheduler file. Raises UsageError."""
     try:
-        told = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(
             f"The scheduler file {path} cannot be read ({error.strerror}): dask scheduler "
             "--scheduler-file writes one."
         ) from error
     except ValueError:
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("address"), str):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("address"), str):
         raise UsageError(
             f"{path} is not a scheduler file: dask scheduler --scheduler-file writes one."
         )

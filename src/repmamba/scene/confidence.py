@@ -61,13 +61,13 @@ def confidence_profile(
     format_name: str, result: Path, plan: ScenePlan, calibration: Calibration
 ) -> OutputProfile:
     """What the raster declares: each band names the bands of the result that it describes."""
-    told = plan.profile.tags.get("", {})
+    tags = plan.profile.tags.get("", {})
     kept = {
-        name: told[name]
-        for name in told
+        name: tags[name]
+        for name in tags
         if name == "AREA_OR_POINT" or name.startswith("SUPER_RESOL")
     }
-    said = {
+    described = {
         "CONFIDENCE_OF": result.name,
         "CONFIDENCE_IS": "the absolute error to expect of each pixel, mean over the bands named, "
         "in their own numbers",
@@ -84,7 +84,7 @@ def confidence_profile(
         descriptions=tuple(_described(group) for group in plan.groups),
         scales=tuple(plan.profile.scales[band] for band in firsts),
         units=tuple(plan.profile.units[band] for band in firsts),
-        tags={"": kept | said},
+        tags={"": kept | described},
         gcps=plan.profile.gcps,
         rpcs=plan.profile.rpcs,
     )

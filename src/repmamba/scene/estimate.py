@@ -73,7 +73,7 @@ class Estimate:
     program_bytes: int
     cluster: str | None = None  # address of the cluster that computes the tiles, if any
     confidence: Path | None = None  # the confidence raster, if wanted
-    said: Mapping[str, str] = field(default_factory=dict)  # what was decided about the source
+    decisions: Mapping[str, str] = field(default_factory=dict)  # what was decided about the source
     chosen: str | None = None  # why these weights were chosen, if the scene decided
     # note on bands that go through the network as grey
     bands_alone: str | None = None
@@ -111,7 +111,7 @@ class Estimate:
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} at a "
             f"time{where}; "
             f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
-            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
+            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.decisions.items())}"
             f"  disk     at most {readable(self.disk_bytes)} during the run, "
             f"{readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)} for the whole process, "
@@ -212,7 +212,7 @@ def estimate(
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
-        said=plan.said,
+        decisions=plan.decisions,
         output_bytes=raw_bytes(profile)
         + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),

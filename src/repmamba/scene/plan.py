@@ -64,7 +64,7 @@ class ScenePlan:
     # alpha is 0 where a pixel is missing; added as the last band if the raster has none
     alpha_marks_missing: bool
     profile: OutputProfile
-    said: Mapping[str, str]  # what was decided about the source, for the log
+    decisions: Mapping[str, str]  # what was decided about the source, for the log
     job: JobIdentity
     choice: WeightsChoice | None = None  # of the weights, if the scene decided
     calibration: Calibration | None = None  # for expected errors, if they are wanted
@@ -110,7 +110,7 @@ def plan_scene(
         creation=options.creation or {},
     )
     # Blocks that cannot be read make pixels missing, also in a scene that declares no nodata.
-    profile, told = fitting_profile(
+    profile, way = fitting_profile(
         facts, wanted, facts.missing or ("mask" if how.fill_corrupt else "")
     )
     _warn_of_radar(facts)
@@ -119,7 +119,7 @@ def plan_scene(
     consistent = facts.has_place if options.consistent is None else options.consistent
     settings = _pixel_settings(bands, tiles, found.radiometry, upscaler, how) | {
         "consistent": consistent,
-        "missing": told,
+        "missing": way,
     }
     if choice is not None:
         settings["chosen"] = choice.as_json()
@@ -133,9 +133,9 @@ def plan_scene(
         band_nodata=bands.band_nodata,
         alpha=facts.alpha,
         alpha_at=bands.alpha_at,
-        alpha_marks_missing=told == "alpha",
+        alpha_marks_missing=way == "alpha",
         profile=profile,
-        said={
+        decisions={
             "missing": describe_missing(facts),
             "alpha": describe_alpha(facts),
             "colours": describe_colours(bands.together),
@@ -207,23 +207,23 @@ def _log_decisions(
     alone = describe_grey_bands(plan.job.settings["together"], facts)
     if alone is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
-    said = describe_consistency(plan.consistent, options.consistent, facts.has_place)
-    logger.info("%s: %s", facts.name, said)
+    note = describe_consistency(plan.consistent, options.consistent, facts.has_place)
+    logger.info("%s: %s", facts.name, note)
     if facts.alpha is not None:
-        logger.info("%s: alpha: %s.", facts.name, plan.said["alpha"])
+        logger.info("%s: alpha: %s.", facts.name, plan.decisions["alpha"])
 
 
 def describe_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether the result will be made consistent with its input, and why."""
-    said = "made consistent with its input" if consistent else "not made consistent with its input"
+    what = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:
-        return f"{said}, as asked."
+        return f"{what}, as asked."
     if has_place:
         return (
-            f"{said}, because the scene is georeferenced (consistent=False keeps the network's "
+            f"{what}, because the scene is georeferenced (consistent=False keeps the network's "
             "result)."
         )
-    return f"{said}, because the picture is not georeferenced (consistent=True turns it on)."
+    return f"{what}, because the picture is not georeferenced (consistent=True turns it on)."
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:
@@ -234,8 +234,8 @@ def _warn_of_radar(facts: RasterFacts) -> None:
         for tags in spaces.values()
         for text in tags.values()
     ]
-    said = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
-    sign = next((sign for sign in RADAR_SIGNS if sign in said), None)
+    words = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
+    sign = next((sign for sign in RADAR_SIGNS if sign in words), None)
     if sign is not None:
         warnings.warn(
             f"{facts.name} looks like radar (its metadata contain '{sign}'). The weights were only "

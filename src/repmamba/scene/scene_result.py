@@ -79,10 +79,10 @@ class SceneResult:
         """One line, with what may differ between several results."""
         if self.kept:
             return f"{self.path}: already done"
-        said = f", {more}, " if more else " "
+        details = f", {more}, " if more else " "
         speed = "" if self.speed is None else f" ({self.speed:.2f} megapixels/s while computing)"
         return (
-            f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{said}"
+            f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{details}"
             f"in {self.seconds:.1f} s{speed}"
             + (
                 f"; {self.resumed} of {self.tiles} tiles were finished before"

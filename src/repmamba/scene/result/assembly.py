@@ -516,7 +516,7 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
     with open_level(path) as dataset:
         grid = profile.grid
         transform = grid.transform
-        said = {
+        metadata = {
             "bands": (dataset.count, profile.count),
             "type": (dataset.dtypes[0], profile.dtype),
             "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
@@ -536,7 +536,7 @@ def _check_description(path: Path, profile: OutputProfile) -> None:
         }
         wrong = [
             f"{name}: {found}, not {wanted}"
-            for name, (found, wanted) in said.items()
+            for name, (found, wanted) in metadata.items()
             if found != wanted
         ]
     if wrong:

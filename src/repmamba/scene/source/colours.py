@@ -70,12 +70,12 @@ def _number_of(facts: RasterFacts, name: str) -> int:
     wanted = _plain(name)
     bands = list(zip(facts.numbers, facts.descriptions, strict=True))
     for matches in (
-        [number for number, said in bands if said and _plain(said) == wanted],
+        [number for number, text in bands if text and _plain(text) == wanted],
         # "B4, central wavelength 665 nm", and "B04 (red)"
         [
             number
-            for number, said in bands
-            if said and _plain(re.split(r"[\s,;:(\[]", said.strip())[0]) == wanted
+            for number, text in bands
+            if text and _plain(re.split(r"[\s,;:(\[]", text.strip())[0]) == wanted
         ],
     ):
         if len(matches) == 1:
@@ -86,7 +86,7 @@ def _number_of(facts: RasterFacts, name: str) -> int:
             )
     if wanted in COLOURS and (known := known_colours(facts)) is not None:
         return known[COLOURS.index(wanted)]
-    there = ", ".join(f"{number} {said}" if said else str(number) for number, said in bands[:12])
+    there = ", ".join(f"{number} {text}" if text else str(number) for number, text in bands[:12])
     raise UsageError(
         f"{facts.name} has no band named {name}; it has {there}{', ...' * (len(bands) > 12)}."
     )
@@ -129,8 +129,8 @@ def _by_number(facts: RasterFacts, names: dict[int, str]) -> Sequence[int | None
         for tags in spaces.values()
         for text in tags.values()
     ]
-    said = " ".join([facts.name, *texts, *names.values()])
-    order = next((order for sign, order in SENSORS if sign.search(said)), None)
+    words = " ".join([facts.name, *texts, *names.values()])
+    order = next((order for sign, order in SENSORS if sign.search(words)), None)
     two_digits = any(digits.startswith("0") for digits, _ in parts.values())
     if order is None and (two_digits or ("8", "a") in parts.values()):
         order = OLI
@@ -156,12 +156,12 @@ def _wavelength(facts: RasterFacts, place: int) -> float | None:
     """The wavelength of a band in nanometres, from its tags or name; None if unknown."""
     spaces = facts.band_tags[place]
     for tags in spaces.values():
-        told = {name.lower(): text for name, text in tags.items()}
+        by_name = {name.lower(): text for name, text in tags.items()}
         for name, unit in (
             ("central_wavelength_um", "um"),
-            ("wavelength", told.get("wavelength_units") or told.get("wavelength_unit") or ""),
+            ("wavelength", by_name.get("wavelength_units") or by_name.get("wavelength_unit") or ""),
         ):
-            if (length := _in_nanometres(told.get(name, ""), unit)) is not None:
+            if (length := _in_nanometres(by_name.get(name, ""), unit)) is not None:
                 return length
     match = _WAVELENGTH.search(facts.descriptions[place] or "")
     return None if match is None else _in_nanometres(match[1], match[2])

@@ -367,8 +367,8 @@ def _band_nodata(dataset: Any, pixels: PixelReader) -> tuple[float | None, ...]:
     if pixels.nodata is not None:
         given = dict(zip(pixels.colours, pixels.nodata, strict=True))
         return tuple(given.get(band) for band in pixels.bands)
-    told = zip(dataset.nodatavals, dataset.mask_flag_enums, strict=True)
-    numbers = (nodata if MaskFlags.nodata in flags else None for nodata, flags in told)
+    declared = zip(dataset.nodatavals, dataset.mask_flag_enums, strict=True)
+    numbers = (nodata if MaskFlags.nodata in flags else None for nodata, flags in declared)
     return tuple(
         None if number is None or not _can_equal(dataset.dtypes[0], number) else number
         for number in numbers
