@@ -31,42 +31,10 @@ def printable(text: object) -> str:
 FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
     name: name.replace("_", "-")
     for name in (
-        *(
-            "scale",
-            "device",
-            "backend",
-            "precision",
-            "weights",
-            "ensemble",
-            "confidence",
-            "tile",
-            "halo",
-            "window",
-        ),
-        *(
-            "bbox",
-            "bands",
-            "rgb",
-            "consistent",
-            "format",
-            "workers",
-            "cluster",
-            "untrusted",
-            "max_pixels",
-        ),
-        *(
-            "on_corrupt",
-            "expand_palette",
-            "overwrite",
-            "restart",
-            "nodata",
-            "save",
-            "tensorboard",
-            "minutes",
-            "steps",
-        ),
-        *("peak", "cost"),
-    )
+        "scale device backend precision weights ensemble confidence tile halo window bbox bands "
+        "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt expand_palette "
+        "overwrite restart save tensorboard minutes steps peak cost"
+    ).split()
 }
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
 _KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
