@@ -246,7 +246,7 @@ def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
     said = capsys.readouterr().err
     assert (
         said
-        == "Error: x5 is no file, and no name of packaged weights, which are x4, x3, x2, x4-open.\n"
+        == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2, x4-open.\n"
     )
     assert run(["info", "x5.tif"]) == 1
     assert "x5.tif does not exist" in capsys.readouterr().err

@@ -240,7 +240,7 @@ BAD_INPUTS = (
     Bad(
         "window of words",
         lambda at: [image(at / "in.png"), "--window", "all"],
-        "4 numbers with commas",
+        "4 comma-separated numbers",
         MISUSED,
     ),
     Bad(
