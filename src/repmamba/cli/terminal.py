@@ -32,8 +32,8 @@ FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules":
     name: name.replace("_", "-")
     for name in (
         "scale device backend precision weights ensemble confidence tile halo window bbox bands "
-        "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt expand_palette "
-        "overwrite restart save tensorboard minutes steps peak cost"
+        "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt "
+        "expand_palette overwrite restart save tensorboard minutes steps peak cost"
     ).split()
 }
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
