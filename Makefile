@@ -17,7 +17,7 @@ BENCHMARKS := \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
   does_it_choose_well
 
-.PHONY: help demo test test-long check format bench wheels qgis-plugin docs readme-picture clean
+.PHONY: help demo test test-long check format bench wheels qgis-plugin docs site gallery readme-picture clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,14 +86,24 @@ qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 	@rm -rf dist/repmamba_qgis.zip plugins/qgis/repmamba_qgis/__pycache__
 	cd plugins/qgis && $(PYTHON) -m zipfile -c ../../dist/repmamba_qgis.zip repmamba_qgis
 
-docs: .venv/installed-dev  ## write into the pages what the code says of itself: options, rooms
+docs: .venv/installed-dev  ## update the generated parts of the pages: options, formats, rooms
 	$(BIN)/python docs/write.py
+
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+site: .venv/installed-docs  ## the pages as a site, in build/site; a broken link fails
+	$(BIN)/zensical build --clean --strict
+
+gallery: .venv/installed  ## the pictures of the gallery, from the reference data
+	$(BIN)/python -W ignore docs/gallery.py
 
 readme-picture: .venv/installed  ## the picture of the README, from the bundled picture
 	@mkdir -p demo
-	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --overwrite
+	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --weights x4-open --overwrite
 	$(BIN)/python -W ignore examples/compare.py examples/intersection.png demo/intersection_x4.png \
 	  -o docs/intersection.png --window 60,60,104,76
 
 clean:  ## remove the environment, what was built, the demo's results and all caches
-	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache

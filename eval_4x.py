@@ -1,9 +1,8 @@
-"""`python eval_4x.py --data_dir DIR`: the published README's evaluation, with the packaged x4
-weights.
+"""`python eval_4x.py --data_dir DIR`: the published evaluation, by the packaged x4 weights.
 
-DIR holds GT/ and LR/, flat or in class folders. It is `repmamba evaluate DIR --weights x4 --rule
-published`, whose other options may follow; where the published script differs, docs/training.md
-says how.
+DIR holds GT/ and LR/, flat or in class folders. Runs `repmamba evaluate DIR --weights x4 --rule
+published`; other options of it may follow. docs/how-to/training.md says where the published script
+differs.
 """
 
 import argparse

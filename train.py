@@ -1,7 +1,7 @@
 """`python train.py`: the published README's training, by the packaged recipe `published`.
 
 It is `repmamba train published -o runs/published`, whose other options may follow; the published
-script's arguments are keys of the recipe here, and docs/training.md has the table.
+script's arguments are keys of the recipe here, and docs/how-to/training.md has the table.
 """
 
 import sys

@@ -9,7 +9,7 @@ and written as GeoTIFF; the smaller also stored by rows and written as COG.
     python benchmarks/does_memory_stay_flat.py [--edge 8192] [--folder DIR] [--json FILE]
 
 The largest result has 3.2 GB and takes twice that on the disk while it is assembled. The answer is
-in docs/decisions/0002-one-compute-thread-a-tile.md.
+in docs/explanation/decisions/0002-one-compute-thread-a-tile.md.
 """
 
 import argparse

@@ -28,7 +28,7 @@ It takes some six minutes of CPU time; with --keep, a stopped run goes on with t
 measured already. The plot lies beside the JSON.
 --calibration writes the table that `--confidence` reads, to be put beside the weights. The answer
 is in
-docs/confidence.md.
+docs/explanation/confidence.md.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Measured:
 def main() -> None:
     """Measure, print the tables, write the JSON, the plot and the calibration."""
     parser = answers.options_on_imagery(
-        __doc__, Path("docs", "decisions", "how-far-can-a-result-be-trusted.json")
+        __doc__, Path("docs", "explanation", "decisions", "how-far-can-a-result-be-trusted.json")
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="where to write the table of --confidence"

@@ -20,7 +20,7 @@ or the first, which is cut on two, where the reduction has no such tile.
 
     python benchmarks/how_large_a_halo.py [--weights x4] [--reference FOLDER] [--json FILE]
 
-The plot lies beside the JSON. The answer is docs/decisions/0005-how-large-a-halo.md.
+The plot lies beside the JSON. The answer is docs/explanation/decisions/0005-how-large-a-halo.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Scene:
 def main() -> None:
     """Measure, print the table, write the JSON and the plot."""
     options = answers.options_on_imagery(
-        __doc__, Path("docs", "decisions", "how-large-a-halo.json")
+        __doc__, Path("docs", "explanation", "decisions", "how-large-a-halo.json")
     ).parse_args()
     torch.set_num_threads(1)
     upscaler = load(options.weights)

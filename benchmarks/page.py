@@ -1,5 +1,7 @@
-"""Writes the tables and plots of docs/speed.md from what the benchmarks of speed left in results/,
-and other networks' accuracy at x4, from accuracy_x4.csv, into it and into docs/evaluation.md.
+"""Write the measured tables and plots of docs/explanation/speed.md and evaluation.md.
+
+The tables of speed are those of results/; the accuracy of other networks at x4, in both pages, is
+that of accuracy_x4.csv.
 
 python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 """
@@ -13,7 +15,7 @@ from typing import Any
 import plots
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "explanation"
 BEGIN, END = "<!-- {name} -->", "<!-- until here -->"
 
 QUESTIONS = (

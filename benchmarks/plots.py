@@ -1,6 +1,4 @@
-"""The plots of docs/speed.md, from results of the benchmarks; one whose results are not there stays
-as it is.
-"""
+"""The plots of docs/explanation/speed.md; without results, the existing plot is kept."""
 
 import csv
 from pathlib import Path

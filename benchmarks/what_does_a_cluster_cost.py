@@ -9,7 +9,7 @@ overlap, so that it is a lower bound. A made scene, RGB of 16 bit, x4, the packa
 
     python benchmarks/what_does_a_cluster_cost.py [--edge 1024] [--rounds 3] [--json FILE]
 
-The answer is in docs/large-areas.md.
+The answer is in docs/how-to/large-areas.md.
 """
 
 from __future__ import annotations

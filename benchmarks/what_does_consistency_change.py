@@ -12,7 +12,7 @@ promise.
     python benchmarks/what_does_consistency_change.py [--weights x4] [--reference FOLDER] [--json
     FILE]
 
-The answer is in docs/what-is-kept.md, under "Consistency, in numbers".
+The answer is in docs/explanation/consistency.md, under "In numbers".
 """
 
 from __future__ import annotations

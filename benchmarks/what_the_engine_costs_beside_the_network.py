@@ -11,7 +11,7 @@ clock, on as many workers as cores.
     python benchmarks/what_the_engine_costs_beside_the_network.py [--weights x4] [--reference
     FOLDER] [--json FILE]
 
-The answer is in docs/decisions/0002-one-compute-thread-a-tile.md.
+The answer is in docs/explanation/decisions/0002-one-compute-thread-a-tile.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes into the pages what the code says of itself, between two marks; run by `make docs`.
+"""Write the generated parts of the pages, between two marks; run by `make docs`.
 
-docs/cli/VERB.md gets what `repmamba VERB --help` prints, docs/map.md the rooms and the first
-paragraph of every module; the rest of a page is written by hand. tests/cli/test_docs.py fails when
-a page is out of date.
+docs/reference/cli/VERB.md gets the output of `repmamba VERB --help`, docs/reference/formats.md the
+table of output formats, docs/explanation/map.md the rooms and the first paragraph of every module.
+The rest of a page is written by hand. tests/cli/test_docs.py fails if a page is out of date.
 """
 
 import ast
@@ -13,6 +13,7 @@ import click
 
 import repmamba
 from repmamba.cli.main import VERBS, cli
+from repmamba.scene.result.formats import FORMATS, Ignored
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(repmamba.__file__).parent
@@ -52,15 +53,47 @@ def main() -> None:
     """Rewrite the marked part of every page."""
     for verb in VERBS:
         command: click.Command = getattr(import_module(verb.module), verb.name)
-        write_between_marks(DOCS / "cli" / f"{verb.name}.md", help_of(command))
-    write_between_marks(DOCS / "map.md", rooms())
+        write_between_marks(DOCS / "reference" / "cli" / f"{verb.name}.md", help_of(command))
+    write_between_marks(DOCS / "explanation" / "map.md", rooms())
+    write_between_marks(DOCS / "reference" / "formats.md", formats(), as_code=False)
 
 
-def write_between_marks(page: Path, text: str) -> None:
-    """Put the text, as it is, in the place of what stands between the marks of a page."""
+def write_between_marks(page: Path, text: str, *, as_code: bool = True) -> None:
+    """Replace the text between the marks of a page."""
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n```text\n{text}\n```\n{END}{after}", "utf-8")
+    part = f"```text\n{text}\n```" if as_code else f"\n{text}\n"
+    page.write_text(f"{before}{BEGIN}\n{part}\n{END}{after}", "utf-8")
+
+
+def formats() -> str:
+    """The output formats as a table: what each can store, and its creation options."""
+    rows = ["| | " + " | ".join(f"**{name}**" for name in FORMATS) + " |"]
+    rows.append("| --- |" + " --- |" * len(FORMATS))
+    cells = {
+        "extension": [", ".join(f"`{s}`" for s in one.suffixes) for one in FORMATS.values()],
+        "types": [", ".join(one.dtypes) for one in FORMATS.values()],
+        "bands besides alpha": [
+            "any" if one.colours.stop > 99 else " or ".join(map(str, one.colours))
+            for one in FORMATS.values()
+        ],
+        "largest edge, pixels": [f"{one.largest:,}" for one in FORMATS.values()],
+        "lossless by default": ["yes" if one.lossless else "no" for one in FORMATS.values()],
+        "missing pixels by": [
+            ", ".join(way for way in ("nodata", "mask", "alpha") if getattr(one, way))
+            for one in FORMATS.values()
+        ],
+        "position": [
+            "inside" if one.placed else f"`.aux.xml` and `{one.world}`" for one in FORMATS.values()
+        ],
+        "`--co`": [
+            ", ".join(
+                f"`{name}`" for name, kind in one.options.items() if not isinstance(kind, Ignored)
+            )
+            for one in FORMATS.values()
+        ],
+    }
+    return "\n".join(rows + [f"| {what} | {' | '.join(row)} |" for what, row in cells.items()])
 
 
 def help_of(command: click.Command) -> str:

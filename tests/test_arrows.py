@@ -1,4 +1,4 @@
-"""The four rules of docs/map.md about who may import whom. A failure names the module and the line
+"""The four rules of docs/explanation/map.md about who may import whom. A failure names the module and the line
 at fault.
 """
 

@@ -135,7 +135,7 @@ def test_the_pages_show_the_answers_that_are_kept(
     ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pages = {
-        name: (CHECKOUT / "docs" / name).read_text("utf-8")
+        name: (CHECKOUT / "docs" / "explanation" / name).read_text("utf-8")
         for name in ("speed.md", "evaluation.md")
     }
     for name, text in pages.items():

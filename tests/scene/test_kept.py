@@ -7,7 +7,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def test_every_test_that_the_page_of_promises_names_exists():
-    page = (TESTS.parent / "docs" / "what-is-kept.md").read_text()
+    page = (TESTS.parent / "docs" / "reference" / "what-is-kept.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
     there = {
         name

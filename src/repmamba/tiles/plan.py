@@ -16,7 +16,7 @@ from repmamba.errors import UsageError
 from repmamba.tiles.window import Window
 
 TILE = 256  # side of the kept part, in lr pixels; weights may set another
-HALO = 8  # lr pixels read around it; see docs/decisions/0005-how-large-a-halo.md
+HALO = 8  # lr pixels read around it; see decision 5, how-large-a-halo
 
 
 @dataclass(frozen=True, slots=True)

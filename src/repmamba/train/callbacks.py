@@ -3,7 +3,7 @@ them.
 
 The first process of a run calls them, in their order; what one raises ends the run, which then goes
 on from its last save. To write for W&B, MLflow or a page of your own is to override the methods
-that you need (docs/training.md).
+that you need (docs/how-to/training.md).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """fit: a recipe and a folder in, trained weights out; stopped at any moment, the same call goes on.
 
-Around the step stands plain torch, and docs/decisions says why no framework does. What is in the
-folder, run.py says.
+The loop is plain torch; docs/explanation/decisions says why. run.py says what the folder holds.
 """
 
 import gc

@@ -322,7 +322,7 @@ def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(
 
 def test_every_test_that_the_page_names_exists():
     tests = Path(__file__).parents[1]
-    page = (tests.parents[1] / "docs" / "never-half-a-result.md").read_text()
+    page = (tests.parents[1] / "docs" / "explanation" / "never-half-a-result.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
     there = {
         name
