@@ -43,10 +43,10 @@ def test_load(wrong, said):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"source": 3}, "The input is a int; give a path"),
-        ({"source": None}, "The input is a NoneType; give a path"),
-        ({"target": 3}, "The output is a int; give a path"),
-        ({"target": b"a.tif"}, "The output is a bytes; give a path"),
+        ({"source": 3}, "The input is a int: give a path"),
+        ({"source": None}, "The input is a NoneType: give a path"),
+        ({"target": 3}, "The output is a int: give a path"),
+        ({"target": b"a.tif"}, "The output is a bytes: give a path"),
         ({"target": "folder/"}, "folder/ is a folder: name a file in it"),
         ({"target": "s3://bucket/a.tif"}, "s3://bucket/a.tif is not on this machine"),
         ({"weights": 3}, "weights is 3; it takes a path"),

@@ -245,7 +245,7 @@ def test_a_dry_run_of_several_says_what_they_take_together(scenes, capsys):
         "in/below/a.tif -> out/below/a_x2.tif: 64 x 48 pixels, 1 band of uint8, GTiff"
     )
     assert said[3].startswith("3 inputs: 0.0 megapixels, about")
-    assert "on the disk" in said[3]
+    assert "of disk space" in said[3]
     assert said[4].startswith("  x2 with x2, tiles of 256 + 8 input pixels")
     assert len(said) == 5
     assert not Path("out").exists()

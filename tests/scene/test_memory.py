@@ -146,7 +146,7 @@ def test_what_is_no_raster_is_one_line_that_names_no_temporary_file(scene, bicub
 
 
 def test_what_cannot_take_a_result_is_refused(scene, bicubic):
-    with pytest.raises(UsageError, match=r"The output is a int; give a path"):
+    with pytest.raises(UsageError, match=r"The output is a int: give a path"):
         upscale_file(scene, 5, bicubic)
     with pytest.raises(TargetError, match="cannot be written to"):
         upscale_file(scene, io.StringIO(), bicubic)

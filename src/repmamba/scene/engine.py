@@ -322,7 +322,8 @@ def _check_targets(call: _Call) -> None:
     """Refuse targets that cannot be written, before anything is read."""
     target, second, run = call.target, call.run.confidence, call.run
     # Whether a finished target is the result of this job is known once the scene is planned.
-    finished = run.keep_finished and receipt_path(Path(os.path.realpath(target))).is_file()
+    receipt = receipt_path(Path(os.path.realpath(target)))
+    finished = run.keep_finished and os.path.isfile(receipt)
     check_target(call.source, target, overwrite=run.overwrite or finished)
     if second is not None:
         if os.path.realpath(second) == os.path.realpath(target):
