@@ -276,7 +276,7 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
     try:
         with pytest.raises(
             ClusterError,
-            match=r"would compute different pixels\. .* and chunked is taken: No kernels",
+            match=r"would compute different pixels\. .* but chunked was chosen: No kernels",
         ):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:
