@@ -156,6 +156,6 @@ def read_calibration(weights: Path, network: str) -> Calibration | None:
         )
     except (ValueError, TypeError, KeyError) as damage:  # UsageError is a ValueError
         raise CheckpointError(
-            f"{path} is not a valid calibration: {damage}. Remove it, or restore it."
+            f"{path} is not a valid calibration: {str(damage).rstrip('.')}. Remove it, or restore it."
         ) from damage
     return found if found.network == network else None
