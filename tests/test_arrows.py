@@ -92,6 +92,12 @@ def test_rooms_only_import_downwards_without_cycles_and_scene_no_training_data()
         ("tiles/upwards.py", "import repmamba.scene", "repmamba.tiles.upwards"),
         ("pixels/sideways.py", "import repmamba.tiles", "repmamba.pixels.sideways"),
         ("scene/stock.py", "from repmamba.data import images", "repmamba.scene.stock"),
+        (
+            "scene/source/upwards.py",
+            "import repmamba.scene.result.formats",
+            "repmamba.scene.source.upwards",
+        ),
+        ("scene/result/upwards.py", "import repmamba.scene.plan", "repmamba.scene.result.upwards"),
         ("attic/__init__.py", "", "repmamba.attic"),
     ],
 )

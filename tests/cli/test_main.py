@@ -146,10 +146,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(monkeypatch, capsys,
     )
     assert run([verb, *arguments]) == 130
     said = capsys.readouterr().err.strip()
-    assert (
-        said
-        == "Error: interrupted; what is finished is kept, and the same command goes on with it."
-    )
+    assert said == "Error: interrupted; finished work is kept, and the same command continues."
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from repmamba.network.checkpoint import read_checkpoint, write_checkpoint
 from repmamba.scene import choice as choice_module
 from repmamba.scene.choice import BLOCKY, NOISY, Chooser, choose, measured_windows
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.raster import open_raster
-from repmamba.scene.receipt import receipt_path
+from repmamba.scene.result.receipt import receipt_path
+from repmamba.scene.source.raster import open_raster
 
 ENTRY = """[[weights]]
 name = "{0}"

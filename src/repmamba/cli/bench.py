@@ -1,4 +1,4 @@
-"""repmamba bench: how fast a network is on this machine, and what runs it there."""
+"""repmamba bench: how fast a network is on this machine, and what it runs on."""
 
 from __future__ import annotations
 

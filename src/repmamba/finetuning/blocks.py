@@ -19,8 +19,9 @@ from repmamba.errors import UsageError
 from repmamba.inference.planes import NETWORK_RANGE
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene
-from repmamba.scene.raster import Raster, open_raster
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import ScenePlan, plan_scene
+from repmamba.scene.source.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
