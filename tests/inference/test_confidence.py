@@ -114,7 +114,9 @@ def test_a_calibration_is_read_beside_the_weights_and_only_for_its_network(
 )
 def test_a_damaged_calibration_is_one_line(tmp_path, damage):
     (tmp_path / "confidence.json").write_text(damage)
-    with pytest.raises(CheckpointError, match=r"confidence\.json is no calibration") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"confidence\.json is not a valid calibration"
+    ) as caught:
         read_calibration(tmp_path, TABLE.network)
     assert "\n" not in str(caught.value)
 

@@ -155,7 +155,8 @@ def read_calibration(weights: Path, network: str) -> Calibration | None:
             tuple(map(float, values["error"])),
         )
     except (ValueError, TypeError, KeyError) as damage:  # UsageError is a ValueError
+        reason = str(damage).rstrip(".")
         raise CheckpointError(
-            f"{path} is not a valid calibration: {damage}. Remove it, or restore it."
+            f"{path} is not a valid calibration: {reason}. Remove it, or restore it."
         ) from damage
     return found if found.network == network else None

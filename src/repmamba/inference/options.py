@@ -38,7 +38,7 @@ def checked(
         if name not in kinds:
             hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
             raise UsageError(
-                f"There is no option {name!r:.60}{hint}. The options are {', '.join(kinds)}."
+                f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}."
             )
     return {
         name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None
