@@ -7,4 +7,6 @@ PASS(tail, Tail, tail<Exact>)
 PASS(feed_forward, FeedForward, feed_forward<Exact>)
 PASS(convolution, Convolution, convolution<Exact>)
 
-EXPORTED int64_t JOINED(panel, LEVEL)() { return PANEL; }  // columns of a panel of weights, see products.h
+EXPORTED int64_t JOINED(panel, LEVEL)() {
+    return PANEL;
+}  // columns of a panel of weights, see products.h

@@ -1,5 +1,6 @@
-// Products in pairs of bfloat16, which one instruction multiplies and adds up: a weight is (inputs / 2, outputs), in
-// panels, each number the bits of two. Factors are rounded here. Products of other inputs are those of Exact.
+// Products in pairs of bfloat16, which one instruction multiplies and adds up: a weight is (inputs
+// / 2, outputs), in panels, each number the bits of two. Factors are rounded here. Products of
+// other inputs are those of Exact.
 #pragma once
 #include "products.h"
 
@@ -24,11 +25,13 @@ static inline void store(bfloat16* at, half v) {
 }
 
 static inline vec multiplied(uint32_t factors, vec weights, vec sum) {
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)factors), (__m512bh)weights);
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)factors),
+                                 (__m512bh)weights);
 }
 
 static inline half multiplied(uint32_t factors, half weights, half sum) {
-    return (half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)_mm256_set1_epi32((int)factors), (__m256bh)weights);
+    return (half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)_mm256_set1_epi32((int)factors),
+                                  (__m256bh)weights);
 }
 
 namespace {
@@ -39,7 +42,8 @@ constexpr int64_t MOST_INPUTS = 512;  // factors lie on the stack
 static inline bool in_pairs(int64_t inputs) { return inputs % 32 == 0 && inputs <= MOST_INPUTS; }
 
 // Rows of x, rounded, side by side.
-static inline void round_rows(int64_t count, const float* x, int64_t xs, int64_t inputs, uint32_t* pairs) {
+static inline void round_rows(int64_t count, const float* x, int64_t xs, int64_t inputs,
+                              uint32_t* pairs) {
     for (int64_t r = 0; r < count; r++)
         for (int64_t k = 0; k < inputs; k += 32) {
             vec low = load(x + r * xs + k), high = load(x + r * xs + k + 16);
@@ -56,8 +60,8 @@ struct Pairs {
     }
 
     template <class Result>
-    static void product(int64_t count, const float* x, int64_t xs, const float* weight, int64_t inputs,
-                        int64_t outputs, const Result& result) {
+    static void product(int64_t count, const float* x, int64_t xs, const float* weight,
+                        int64_t inputs, int64_t outputs, const Result& result) {
         if (!in_pairs(inputs)) return Exact::product(count, x, xs, weight, inputs, outputs, result);
         constexpr int64_t AT_ONCE = 48;
         uint32_t pairs[AT_ONCE * MOST_INPUTS / 2];
@@ -74,11 +78,15 @@ struct Pairs {
                         const uint32_t* from = pairs + row * across;
                         for (int64_t k = 0; k < across; k++) {
                             V weights[COLS];
-                            UNROLLED for (int c = 0; c < COLS; c++)
-                                weights[c] = load<V>(panel + (k * COLS + c) * lanes<V>);
-                            UNROLLED for (int r = 0; r < ROWS; r++)
-                                UNROLLED for (int c = 0; c < COLS; c++)
-                                    sums[r][c] = multiplied(from[r * across + k], weights[c], sums[r][c]);
+                            UNROLLED
+                                for (int c = 0; c < COLS; c++)
+                                    weights[c] = load<V>(panel + (k * COLS + c) * lanes<V>);
+                            UNROLLED
+                                for (int r = 0; r < ROWS; r++)
+                                    UNROLLED
+                                        for (int c = 0; c < COLS; c++)
+                                            sums[r][c] = multiplied(from[r * across + k],
+                                                                    weights[c], sums[r][c]);
                         }
                     });
                 });

@@ -1,7 +1,7 @@
 // See training.h.
+#include "training.h"
 #include "kernels.h"
 #include "scan.h"
-#include "training.h"
 #include "vec.h"
 
 #if defined(__AVX512BF16__)
@@ -67,12 +67,8 @@ namespace {
 
 using ::load, ::store;
 
-template <bool whole> struct Register {
-    typedef vec V;
-};
-template <> struct Register<false> {
-    typedef half V;
-};
+template <bool whole> struct Register { typedef vec V; };
+template <> struct Register<false> { typedef half V; };
 // The vector that maps of C channels are taken in: half a register for eight channels with AVX-512.
 template <int C> using Of = typename Register<C % LANES == 0>::V;
 
@@ -121,9 +117,9 @@ template <class V> static inline V silu_slope(V x) {
 template <class V> static inline V normal(V x, V& bell) {
     V t = reciprocal(1.0f + 0.28f * (x > 0.0f ? x : -x));
     bell = exp2_of_product(x * x, splat<V>(-LOG2_E / 2));
-    V tail = bell * t * polynomial(t, {0.11711906506669244f, 0.0637222643650924f,
-                                       0.27837123603337927f, -0.24877396869464297f,
-                                       0.397162292892567f, -0.10760095996915225f});
+    V tail = bell * t *
+             polynomial(t, {0.11711906506669244f, 0.0637222643650924f, 0.27837123603337927f,
+                            -0.24877396869464297f, 0.397162292892567f, -0.10760095996915225f});
     return x > 0.0f ? 1.0f - tail : tail;
 }
 
@@ -179,15 +175,20 @@ static inline void block(const T* x, int64_t xs, const WordOf<T>* w, int64_t inp
     V sums[ROWS][COLS] = {};
     for (int64_t k = 0; k < inputs; k += Words<T>::DEPTH, w += outputs) {
         Vector weights[COLS];
-        UNROLLED for (int c = 0; c < COLS; c++) weights[c] = load_word<Vector>(w + c * lanes<V>);
-        UNROLLED for (int r = 0; r < ROWS; r++) {
-            WordOf<T> word = load_word<WordOf<T>>(x + r * xs + k);
-            UNROLLED for (int c = 0; c < COLS; c++)
-                sums[r][c] = multiply_add(sums[r][c], word, weights[c]);
-        }
+        UNROLLED
+            for (int c = 0; c < COLS; c++) weights[c] = load_word<Vector>(w + c * lanes<V>);
+        UNROLLED
+            for (int r = 0; r < ROWS; r++) {
+                WordOf<T> word = load_word<WordOf<T>>(x + r * xs + k);
+                UNROLLED
+                    for (int c = 0; c < COLS; c++)
+                        sums[r][c] = multiply_add(sums[r][c], word, weights[c]);
+            }
     }
-    UNROLLED for (int r = 0; r < ROWS; r++)
-        UNROLLED for (int c = 0; c < COLS; c++) finish(sums[r][c], row + r, column + c * lanes<V>);
+    UNROLLED
+        for (int r = 0; r < ROWS; r++)
+            UNROLLED
+                for (int c = 0; c < COLS; c++) finish(sums[r][c], row + r, column + c * lanes<V>);
 }
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -197,9 +198,7 @@ constexpr int WIDEST = 2, ROWS_AT_ONCE = 4;  // of 16
 #endif
 
 // f(V{}, columns) for each panel of columns of a matrix, whose number is a multiple of 8.
-template <int N> struct Constant {
-    static constexpr int value = N;
-};
+template <int N> struct Constant { static constexpr int value = N; };
 template <class F> static inline void panels(int64_t outputs, F f) {
     int64_t column = 0;
     for (; column + WIDEST * LANES <= outputs; column += WIDEST * LANES)
@@ -240,20 +239,27 @@ static inline void outer_products(int64_t steps, const W* dy, int64_t dys, const
     for (int64_t n = 0; n < outputs; n += 4) {  // outputs: a multiple of 4
         float* at = dw + n * inputs;
         V sums[4][COLS];
-        UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++)
-                sums[r][c] = load<V>(at + r * inputs + c * lanes<V>);
+        UNROLLED
+            for (int r = 0; r < 4; r++)
+                UNROLLED
+                    for (int c = 0; c < COLS; c++)
+                        sums[r][c] = load<V>(at + r * inputs + c * lanes<V>);
         for (int64_t t = 0; t < steps; t++) {
             Vector values[COLS];
-            UNROLLED for (int c = 0; c < COLS; c++)
-                values[c] = load_word<Vector>(x + t * xs + c * lanes<V>);
-            UNROLLED for (int r = 0; r < 4; r++)
-                UNROLLED for (int c = 0; c < COLS; c++)
-                    sums[r][c] = multiply_add(sums[r][c], dy[t * dys + n + r], values[c]);
+            UNROLLED
+                for (int c = 0; c < COLS; c++)
+                    values[c] = load_word<Vector>(x + t * xs + c * lanes<V>);
+            UNROLLED
+                for (int r = 0; r < 4; r++)
+                    UNROLLED
+                        for (int c = 0; c < COLS; c++)
+                            sums[r][c] = multiply_add(sums[r][c], dy[t * dys + n + r], values[c]);
         }
-        UNROLLED for (int r = 0; r < 4; r++)
-            UNROLLED for (int c = 0; c < COLS; c++)
-                store(at + r * inputs + c * lanes<V>, sums[r][c]);
+        UNROLLED
+            for (int r = 0; r < 4; r++)
+                UNROLLED
+                    for (int c = 0; c < COLS; c++)
+                        store(at + r * inputs + c * lanes<V>, sums[r][c]);
     }
 }
 
@@ -515,26 +521,30 @@ static inline void windows(const Row<T>& above, const Row<T>& at, const Row<T>& 
                            int64_t width, F body) {
     const Row<T> rows[3] = {above, at, below};
     V window[9];
-    UNROLLED for (int r = 0; r < 3; r++)
-        window[3 * r + 1] = V{}, window[3 * r + 2] = rows[r].template get<V>(0);
+    UNROLLED
+        for (int r = 0; r < 3; r++)
+            window[3 * r + 1] = V{}, window[3 * r + 2] = rows[r].template get<V>(0);
     for (int64_t column = 0; column < width; column++) {
-        UNROLLED for (int r = 0; r < 3; r++) {
-            window[3 * r] = window[3 * r + 1], window[3 * r + 1] = window[3 * r + 2];
-            window[3 * r + 2] = column + 1 < width ? rows[r].template get<V>(column + 1) : V{};
-        }
+        UNROLLED
+            for (int r = 0; r < 3; r++) {
+                window[3 * r] = window[3 * r + 1], window[3 * r + 1] = window[3 * r + 2];
+                window[3 * r + 2] = column + 1 < width ? rows[r].template get<V>(column + 1) : V{};
+            }
         body(column, window);
     }
 }
 
 template <class V, int N> static inline V weighted(const V (&values)[N], const V (&weights)[N]) {
     V chains[3] = {values[0] * weights[0], values[1] * weights[1], values[2] * weights[2]};
-    UNROLLED for (int n = 3; n < N; n++) chains[n % 3] += values[n] * weights[n];
+    UNROLLED
+        for (int n = 3; n < N; n++) chains[n % 3] += values[n] * weights[n];
     return chains[0] + chains[1] + chains[2];
 }
 
 template <class V, int N> static inline void load_rows(const float* at, int64_t stride,
                                                        V (&rows)[N]) {
-    UNROLLED for (int n = 0; n < N; n++) rows[n] = load<V>(at + n * stride);
+    UNROLLED
+        for (int n = 0; n < N; n++) rows[n] = load<V>(at + n * stride);
 }
 
 // body(row, column, window) over a map (height, width) of one vector of channels; at_end(row) after
@@ -567,8 +577,8 @@ PASS moments(const Branches& of, int64_t b, const T* x, int64_t stride, int64_t 
                 sums[0] += y, sums[1] += y * y, sums[2] += x, sums[3] += x * x, sums[4] += x * y;
             },
             [&] {
-                UNROLLED for (int n = 0; n < 5; n++)
-                    add(totals + n * C + c, sums[n]), sums[n] = V{};
+                UNROLLED
+                    for (int n = 0; n < 5; n++) add(totals + n * C + c, sums[n]), sums[n] = V{};
             });
     }
 }
@@ -628,8 +638,8 @@ PASS gradient_sums(const Branches& of, int64_t b, const T* x, int64_t stride, in
                 sums[0] += gradient, sums[1] += gradient * y, sums[2] += gradient * x;
             },
             [&] {
-                UNROLLED for (int n = 0; n < 3; n++)
-                    add(totals + n * C + c, sums[n]), sums[n] = V{};
+                UNROLLED
+                    for (int n = 0; n < 3; n++) add(totals + n * C + c, sums[n]), sums[n] = V{};
             });
     }
 }
@@ -664,10 +674,11 @@ PASS branches_back(const Branches& of, int64_t b, const T* x, int64_t stride, in
                                store(dy + column * L, of_branch);
                                store(straight + column * L,
                                      mix[4] * gradient + mix[5] * y + mix[6] * x + mix[7]);
-                               UNROLLED for (int n = 0; n < 9; n++)
-                                   found[n] += of_branch * window[n];
+                               UNROLLED
+                                   for (int n = 0; n < 9; n++) found[n] += of_branch * window[n];
                            });
-                UNROLLED for (int n = 0; n < 9; n++) add(totals + n * C + c, found[n]);
+                UNROLLED
+                    for (int n = 0; n < 9; n++) add(totals + n * C + c, found[n]);
             }
             if (i == 0) continue;
             auto ring = [&](int64_t row) -> Row<float> {
@@ -694,20 +705,24 @@ template <int C> struct Normal {
 
     explicit Normal(const float* x) {
         V total{}, squares{};
-        UNROLLED for (int n = 0; n < N; n++) normal[n] = load<V>(x + n * L), total += normal[n];
+        UNROLLED
+            for (int n = 0; n < N; n++) normal[n] = load<V>(x + n * L), total += normal[n];
         float mean = sum(total) / C;
-        UNROLLED for (int n = 0; n < N; n++) normal[n] -= mean, squares += normal[n] * normal[n];
+        UNROLLED
+            for (int n = 0; n < N; n++) normal[n] -= mean, squares += normal[n] * normal[n];
         inverse = 1 / __builtin_sqrtf(sum(squares) / C + EPS);
-        UNROLLED for (int n = 0; n < N; n++) normal[n] *= inverse;
+        UNROLLED
+            for (int n = 0; n < N; n++) normal[n] *= inverse;
     }
 
     // The gradient of x from that of the normalised, times the scale.
     void back(V (&g)[N]) const {
         V total{}, along{};
-        UNROLLED for (int n = 0; n < N; n++) total += g[n], along += g[n] * normal[n];
+        UNROLLED
+            for (int n = 0; n < N; n++) total += g[n], along += g[n] * normal[n];
         float mean = sum(total) / C, mean_along = sum(along) / C;
-        UNROLLED for (int n = 0; n < N; n++)
-            g[n] = (g[n] - mean - normal[n] * mean_along) * inverse;
+        UNROLLED
+            for (int n = 0; n < N; n++) g[n] = (g[n] - mean - normal[n] * mean_along) * inverse;
     }
 };
 
@@ -717,9 +732,11 @@ PASS normalise(int64_t pixels, const float* x, int64_t stride, const float* scal
     typedef Normal<C> Of;
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * stride);
-        UNROLLED for (int n = 0; n < Of::N; n++)
-            store(y + p * C + n * Of::L, of.normal[n] * load<typename Of::V>(scale + n * Of::L) +
-                                             load<typename Of::V>(shift + n * Of::L));
+        UNROLLED
+            for (int n = 0; n < Of::N; n++)
+                store(y + p * C + n * Of::L,
+                      of.normal[n] * load<typename Of::V>(scale + n * Of::L) +
+                          load<typename Of::V>(shift + n * Of::L));
     }
 }
 
@@ -733,16 +750,19 @@ PASS normalise_back(int64_t pixels, const float* x, int64_t stride, const float*
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * stride);
         V scaled[Of::N];
-        UNROLLED for (int n = 0; n < Of::N; n++) {
-            V gradient = load<V>(g + p * C + n * Of::L);
-            sums[0][n] += gradient * of.normal[n], sums[1][n] += gradient;
-            scaled[n] = gradient * load<V>(scale + n * Of::L);
-        }
+        UNROLLED
+            for (int n = 0; n < Of::N; n++) {
+                V gradient = load<V>(g + p * C + n * Of::L);
+                sums[0][n] += gradient * of.normal[n], sums[1][n] += gradient;
+                scaled[n] = gradient * load<V>(scale + n * Of::L);
+            }
         of.back(scaled);
-        UNROLLED for (int n = 0; n < Of::N; n++) add(dx + p * C + n * Of::L, scaled[n]);
+        UNROLLED
+            for (int n = 0; n < Of::N; n++) add(dx + p * C + n * Of::L, scaled[n]);
     }
-    UNROLLED for (int n = 0; n < Of::N; n++)
-        add(totals + n * Of::L, sums[0][n]), add(totals + C + n * Of::L, sums[1][n]);
+    UNROLLED
+        for (int n = 0; n < Of::N; n++)
+            add(totals + n * Of::L, sums[0][n]), add(totals + C + n * Of::L, sums[1][n]);
 }
 
 // The normalised x times SiLU(z).
@@ -753,10 +773,11 @@ PASS gate(int64_t pixels, const float* x, const float* scale, const float* shift
     typedef typename Of::V V;
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * C);
-        UNROLLED for (int n = 0; n < Of::N; n++) {
-            V normal = of.normal[n] * load<V>(scale + n * Of::L) + load<V>(shift + n * Of::L);
-            store(y + p * C + n * Of::L, normal * silu(load<V>(z + p * stride + n * Of::L)));
-        }
+        UNROLLED
+            for (int n = 0; n < Of::N; n++) {
+                V normal = of.normal[n] * load<V>(scale + n * Of::L) + load<V>(shift + n * Of::L);
+                store(y + p * C + n * Of::L, normal * silu(load<V>(z + p * stride + n * Of::L)));
+            }
     }
 }
 
@@ -769,20 +790,25 @@ PASS gate_back(int64_t pixels, const float* x, const float* scale, const float* 
     for (int64_t p = 0; p < pixels; p++) {
         Of of(x + p * C);
         V scaled[Of::N];
-        UNROLLED for (int n = 0; n < Of::N; n++) {
-            V gate = load<V>(z + p * stride + n * Of::L), open = sigmoid(gate), value = gate * open;
-            V gradient = load<V>(g + p * C + n * Of::L), by = load<V>(scale + n * Of::L);
-            V normal = of.normal[n] * by + load<V>(shift + n * Of::L);
-            store(dz + p * stride + n * Of::L, normal * gradient * (open + value * (1.0f - open)));
-            gradient *= value;
-            sums[0][n] += gradient * of.normal[n], sums[1][n] += gradient;
-            scaled[n] = gradient * by;
-        }
+        UNROLLED
+            for (int n = 0; n < Of::N; n++) {
+                V gate = load<V>(z + p * stride + n * Of::L), open = sigmoid(gate),
+                  value = gate * open;
+                V gradient = load<V>(g + p * C + n * Of::L), by = load<V>(scale + n * Of::L);
+                V normal = of.normal[n] * by + load<V>(shift + n * Of::L);
+                store(dz + p * stride + n * Of::L,
+                      normal * gradient * (open + value * (1.0f - open)));
+                gradient *= value;
+                sums[0][n] += gradient * of.normal[n], sums[1][n] += gradient;
+                scaled[n] = gradient * by;
+            }
         of.back(scaled);
-        UNROLLED for (int n = 0; n < Of::N; n++) store(dx + p * C + n * Of::L, scaled[n]);
+        UNROLLED
+            for (int n = 0; n < Of::N; n++) store(dx + p * C + n * Of::L, scaled[n]);
     }
-    UNROLLED for (int n = 0; n < Of::N; n++)
-        add(totals + n * Of::L, sums[0][n]), add(totals + C + n * Of::L, sums[1][n]);
+    UNROLLED
+        for (int n = 0; n < Of::N; n++)
+            add(totals + n * Of::L, sums[0][n]), add(totals + C + n * Of::L, sums[1][n]);
 }
 
 // Pooled and scanned maps, of half the height and width
@@ -844,12 +870,13 @@ PASS merge_back(const float* g, int64_t height, int64_t width, float* dscanned, 
             int64_t before = j ? 2 * j - 1 : 0, after = 2 * j + 2 < width ? 2 * j + 2 : width - 1;
             for (int c = 0; c < C; c += lanes<V>) {
                 V along[4], inner[4];
-                UNROLLED for (int r = 0; r < 4; r++) {
-                    const float* row = g + rows[r] * width * 2 * C + c;
-                    inner[r] = load<V>(row + 4 * j * C) + load<V>(row + (4 * j + 2) * C);
-                    V outer = load<V>(row + before * 2 * C) + load<V>(row + after * 2 * C);
-                    along[r] = 0.75f * inner[r] + 0.25f * outer;
-                }
+                UNROLLED
+                    for (int r = 0; r < 4; r++) {
+                        const float* row = g + rows[r] * width * 2 * C + c;
+                        inner[r] = load<V>(row + 4 * j * C) + load<V>(row + (4 * j + 2) * C);
+                        V outer = load<V>(row + before * 2 * C) + load<V>(row + after * 2 * C);
+                        along[r] = 0.75f * inner[r] + 0.25f * outer;
+                    }
                 int64_t place = (i * (width / 2) + j) * C + c;
                 store(dscanned + place,
                       0.75f * (along[1] + along[2]) + 0.25f * (along[0] + along[3]));
@@ -1086,14 +1113,16 @@ PASS finish(const Rmb<T>& r, const float* t, int64_t first, int64_t pixels, floa
     load_rows(r.affine, lanes<V>, slope);
     load_rows(r.affine + C, lanes<V>, shift);
     for (int64_t p = first; p < first + pixels; p++)
-        UNROLLED for (int n = 0; n < N; n++) {
-            int c = n * lanes<V>;
-            V value = (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope[n] +
-                      shift[n];
-            if (C == 8 || C == WIDTH) value += load<V>(t + p * WIDTH + c);
-            store(next + p * STRIDE + c, value);
-            if (C < WIDTH) store(next + p * STRIDE + C + c, load<V>(t + p * WIDTH + C + c));
-        }
+        UNROLLED
+            for (int n = 0; n < N; n++) {
+                int c = n * lanes<V>;
+                V value =
+                    (load<V>(r.v + p * r.v_stride + c) + load<V>(r.out + p * C + c)) * slope[n] +
+                    shift[n];
+                if (C == 8 || C == WIDTH) value += load<V>(t + p * WIDTH + c);
+                store(next + p * STRIDE + c, value);
+                if (C < WIDTH) store(next + p * STRIDE + C + c, load<V>(t + p * WIDTH + C + c));
+            }
 }
 
 // v from the RMB before, n = LN(v), xz = in_proj(n), and the moments that the RepConv of x has to
@@ -1319,15 +1348,19 @@ template <int N>
 __attribute__((always_inline)) static inline void stencil5(const Ring& ring, int64_t i,
                                                            int64_t column, const float* taps,
                                                            int64_t stride, vec (&sums)[N]) {
-    UNROLLED for (int r = 0; r < 5; r++) {
-        const float* row = ring.row(i + r - 2) + column * LANES;
-        vec values[N + 4];
-        UNROLLED for (int n = 0; n < N + 4; n++) values[n] = load(row + n * LANES);
-        UNROLLED for (int tap = 0; tap < 5; tap++) {
-            vec weight = load(taps + (5 * r + tap) * stride);
-            UNROLLED for (int n = 0; n < N; n++) sums[n] += values[n + tap] * weight;
+    UNROLLED
+        for (int r = 0; r < 5; r++) {
+            const float* row = ring.row(i + r - 2) + column * LANES;
+            vec values[N + 4];
+            UNROLLED
+                for (int n = 0; n < N + 4; n++) values[n] = load(row + n * LANES);
+            UNROLLED
+                for (int tap = 0; tap < 5; tap++) {
+                    vec weight = load(taps + (5 * r + tap) * stride);
+                    UNROLLED
+                        for (int n = 0; n < N; n++) sums[n] += values[n + tap] * weight;
+                }
         }
-    }
 }
 
 // h + GELU(c), c the 5x5 convolution of h = GELU(x + bias); a sample.
@@ -1350,14 +1383,16 @@ template <class T> PASS feed(const Feed<T>& f, int64_t first, int64_t height, in
             pieces(width, [&](auto several, int64_t column) {
                 constexpr int N = decltype(several)::value;
                 vec sums[N];
-                UNROLLED for (int n = 0; n < N; n++) sums[n] = bias;
+                UNROLLED
+                    for (int n = 0; n < N; n++) sums[n] = bias;
                 stencil5(h, k, column, f.taps + c, hidden, sums);
-                UNROLLED for (int n = 0; n < N; n++) {
-                    int64_t place = (k * width + column + n) * hidden;
-                    store(convolved + place, sums[n]);
-                    store(result + place, sums[n] * normal(sums[n], bell) +
-                                              load(h.inner(k) + (column + n) * LANES));
-                }
+                UNROLLED
+                    for (int n = 0; n < N; n++) {
+                        int64_t place = (k * width + column + n) * hidden;
+                        store(convolved + place, sums[n]);
+                        store(result + place, sums[n] * normal(sums[n], bell) +
+                                                  load(h.inner(k) + (column + n) * LANES));
+                    }
             });
         }
     }
@@ -1390,34 +1425,41 @@ PASS feed_back(const Feed<T>& f, const FeedBack<T>& back, int64_t b, int64_t hei
             }
             int64_t k = i - 2;
             if (k >= 0) {
-                UNROLLED for (int r = 0; r < 5; r++) {
-                    const float *row = h.row(k + r - 2), *g = dc.inner(k);
-                    vec found[5] = {};
-                    pieces(width, [&](auto several, int64_t column) {
-                        constexpr int N = decltype(several)::value;
-                        vec values[N + 4];
-                        UNROLLED for (int n = 0; n < N + 4; n++)
-                            values[n] = load(row + (column + n) * LANES);
-                        UNROLLED for (int n = 0; n < N; n++) {
-                            vec gradient = load(g + (column + n) * LANES);
-                            UNROLLED for (int tap = 0; tap < 5; tap++)
-                                found[tap] += gradient * values[n + tap];
-                        }
-                    });
-                    UNROLLED for (int tap = 0; tap < 5; tap++)
-                        add(dtaps + (5 * r + tap) * hidden + c, found[tap]);
-                }
+                UNROLLED
+                    for (int r = 0; r < 5; r++) {
+                        const float *row = h.row(k + r - 2), *g = dc.inner(k);
+                        vec found[5] = {};
+                        pieces(width, [&](auto several, int64_t column) {
+                            constexpr int N = decltype(several)::value;
+                            vec values[N + 4];
+                            UNROLLED
+                                for (int n = 0; n < N + 4; n++)
+                                    values[n] = load(row + (column + n) * LANES);
+                            UNROLLED
+                                for (int n = 0; n < N; n++) {
+                                    vec gradient = load(g + (column + n) * LANES);
+                                    UNROLLED
+                                        for (int tap = 0; tap < 5; tap++)
+                                            found[tap] += gradient * values[n + tap];
+                                }
+                        });
+                        UNROLLED
+                            for (int tap = 0; tap < 5; tap++)
+                                add(dtaps + (5 * r + tap) * hidden + c, found[tap]);
+                    }
                 pieces(width, [&](auto several, int64_t column) {
                     constexpr int N = decltype(several)::value;
                     vec sums[N];
-                    UNROLLED for (int n = 0; n < N; n++)
-                        sums[n] = load(dx + (k * width + column + n) * hidden);
+                    UNROLLED
+                        for (int n = 0; n < N; n++)
+                            sums[n] = load(dx + (k * width + column + n) * hidden);
                     stencil5(dc, k, column, f.turned + c, hidden, sums);
-                    UNROLLED for (int n = 0; n < N; n++) {
-                        vec value = sums[n] * load(slopes.inner(k) + (column + n) * LANES);
-                        store(dx + (k * width + column + n) * hidden, value);
-                        of_before += value;
-                    }
+                    UNROLLED
+                        for (int n = 0; n < N; n++) {
+                            vec value = sums[n] * load(slopes.inner(k) + (column + n) * LANES);
+                            store(dx + (k * width + column + n) * hidden, value);
+                            of_before += value;
+                        }
                 });
             }
             add(biases + c, of_bias), add(biases + hidden + c, of_before);
