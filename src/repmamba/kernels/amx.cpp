@@ -1,21 +1,20 @@
-// The passes of inference with products of bfloat16 by AMX, whose instruction, of Intel's server
-// processors, multiplies tiles: 16 rows of 32 factors with 32 rows of 16 weights, in 16 cycles. So
-// a product costs what its factors take to be rounded and its sums to be read, and a 3x3
-// convolution is the plain one: sums over nine pixels cost less than Winograd's transforms.
+// The passes of inference with products of bfloat16 by AMX. Its instruction, on Intel's server
+// processors, multiplies tiles: 16 rows of 32 factors by 32 rows of 16 weights, in 16 cycles. So
+// the cost of a product is that of rounding the factors and reading the sums. A 3x3 convolution is
+// the plain one: sums over nine pixels cost less than Winograd's transforms.
 #include "pairs.h"
-
 #include "passes.h"
 
 namespace {
 
 constexpr int TILE = 16;  // rows, and numbers of 4 bytes in one
-constexpr int BLOCK =
-    2 * TILE;  // rows and columns that are computed at once, in four tiles of sums
-constexpr int64_t BEHIND =
-    BLOCK - 1;  // pixels behind a row that its last block may read, and does not use
+// Rows and columns that are computed at once, in four tiles of sums.
+constexpr int BLOCK = 2 * TILE;
+// Pixels after a row that its last block may read, and does not use.
+constexpr int64_t BEHIND = BLOCK - 1;
 
-// All eight registers of tiles, as long as this lives; what else uses them in the thread sets up
-// its own.
+// All eight tile registers, for the lifetime of this object. Other users of them in the same thread
+// configure their own.
 struct Registers {
     Registers() {
         struct alignas(64) {
@@ -84,14 +83,14 @@ struct Tiles {
                         int64_t inputs, int64_t outputs, const Result& result) {
         if (!in_pairs(inputs)) return Exact::product(count, x, xs, weight, inputs, outputs, result);
         Registers registers;
-        alignas(64) uint32_t pairs[BLOCK * MOST_INPUTS / 2];
+        alignas(64) bfloat16 rounded[BLOCK * MOST_INPUTS];
         for (int64_t first = 0; first < count; first += BLOCK) {
             int64_t rows = less(BLOCK, count - first);
-            round_rows(rows, x + first * xs, xs, inputs, pairs);
+            round_rows(rows, x + first * xs, xs, inputs, rounded);
             strips(outputs, [&](auto columns, int64_t column) {
                 constexpr int COLS = decltype(columns)::value;
                 clear();
-                add_products<COLS>(pairs, inputs * 2, weight + column * (inputs / 2), inputs);
+                add_products<COLS>(rounded, inputs * 2, weight + column * (inputs / 2), inputs);
                 each_sum<COLS>(rows, [&](int64_t r, int64_t c, vec sum) {
                     result.finish(result.template start<vec>(first + r, column + c) + sum,
                                   first + r, column + c);

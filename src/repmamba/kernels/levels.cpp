@@ -1,12 +1,12 @@
-// What the library was built from, and what this processor and its operating system support.
-// Compiled for the lowest level.
+// The digest of the sources, and what the processor and its operating system support. Compiled for
+// the lowest level.
 #include "kernels.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 #if !defined(SOURCES)
-#define SOURCES ""  // with the build's own digest of these files (sources.py)
+#define SOURCES ""  // the build passes the digest of these files (sources.py)
 #endif
 EXPORTED const char sources[] = SOURCES;
 

@@ -1,8 +1,8 @@
 // The selective scan, forward and backward. Lanes are channels: a block of them keeps its 16 states
-// in 16 registers; B and C of a pixel are broadcast, so that y needs no sum over lanes. Maps are
-// channels-last, a direction is a table of pixels: nothing is flipped or copied. A sequence goes in
-// segments. The backward pass starts a segment from the state that the forward pass kept there,
-// computes its states again, then walks it backwards.
+// in 16 registers, and B and C of a pixel are broadcast, so y needs no sum over lanes. Maps are
+// channels-last and a direction is a table of pixels, so nothing is flipped or copied. A sequence
+// is processed in segments. The backward pass starts each segment from the state that the forward
+// pass kept, recomputes its states, then goes through it backwards.
 #include "scan.h"
 
 #include "kernels.h"
@@ -10,30 +10,28 @@
 
 constexpr int STATE = 16;
 constexpr int SEGMENT = 64;  // steps between kept states; a segment fits the second cache
-constexpr int AHEAD =
-    6;  // steps at which a pixel is prefetched: down a column, each lies far from the one before
-constexpr int AT_ONCE =
-    4;  // blocks that go through a segment after one another: what they read is in the first cache
+// How many steps ahead a pixel is prefetched: down a column, consecutive pixels are far apart.
+constexpr int AHEAD = 6;
+// Blocks that process a segment one after another, while its pixels are in the first cache.
+constexpr int AT_ONCE = 4;
 
-// Rows of a block's constants, and of their gradients: A log2(e) (A), then these, then those of
-// dt_weight.
+// Rows of a block's constants, A log2(e), then these, then those of dt_weight; and of their
+// gradients, the first those of A.
 constexpr int D_ROW = STATE, BIAS_ROW = STATE + 1, WEIGHT_ROWS = STATE + 2;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-static inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // log(1 + e**v), and v itself beyond 20, as published; slope: its derivative.
 template <class V> static inline V softplus(V v, V& slope) {
-    V magnitude = v > 0.0f ? v : -v, z = exp2_of_product(magnitude, splat<V>(-LOG2_E)),
-      s = z / (z + 2.0f);
+    V magnitude = v > 0.0f ? v : -v, z = exp2_of_product(magnitude, splat<V>(-LOG2_E));
+    V s = z / (z + 2.0f);
     V log1p = s * polynomial(s * s, {2.0000000079208777f, 0.6666631468540538f, 0.40024910199809216f,
                                      0.27960603195802536f, 0.2817833530517101f});
     slope = v > 20.0f ? splat<V>(1) : (v > 0.0f ? splat<V>(1) : z) / (1.0f + z);
     return v > 20.0f ? v : (v > 0.0f ? v : splat<V>(0)) + log1p;
 }
 
-// What a segment of one block of channels is computed from: pointers to its first channel, and to
-// the first pixel.
+// The inputs of a segment of one block of channels; pointers are to its first channel and to the
+// first pixel.
 namespace {
 template <class V> struct Segment {
     const int64_t* visits;
@@ -83,8 +81,7 @@ template <class V> static void step_sizes(const Segment<V>& of, const float* dt,
 // Take the steps of a segment: h from its first to its last state, and <C, h> + D u added to y.
 template <class V> static void forward_steps(const Segment<V>& of, float* h, float* y) {
     V state[STATE];
-    UNROLLED
-        for (int n = 0; n < STATE; n++) state[n] = load<V>(h + n * lanes<V>);
+    UNROLLED(n, STATE) state[n] = load<V>(h + n * lanes<V>);
     for (int64_t t = 0; t < of.steps; t++) {
         int64_t pixel = of.visits[t], later = of.visits[less(t + AHEAD, of.steps - 1)];
         const float *row = of.row(pixel), *B = row + of.rank, *C = B + STATE;
@@ -93,38 +90,32 @@ template <class V> static void forward_steps(const Segment<V>& of, float* h, flo
         __builtin_prefetch(y + later * of.channels);
         V size = of.size(t), u = load<V>(of.u + pixel * of.channels), drive = size * u;
         V result[2] = {of.constant(D_ROW) * u, load<V>(y + pixel * of.channels)};
-        UNROLLED
-            for (int n = 0; n < STATE; n++) {
-                state[n] = exp2_of_product(size, of.constant(n)) * state[n] + drive * B[n];
-                result[n % 2] += C[n] * state[n];
-            }
+        UNROLLED(n, STATE) {
+            state[n] = exp2_of_product(size, of.constant(n)) * state[n] + drive * B[n];
+            result[n % 2] += C[n] * state[n];
+        }
         store(y + pixel * of.channels, result[0] + result[1]);
     }
-    UNROLLED
-        for (int n = 0; n < STATE; n++) store(h + n * lanes<V>, state[n]);
+    UNROLLED(n, STATE) store(h + n * lanes<V>, state[n]);
 }
 
 // The steps of a segment again, from states[0]: each state into states[t + 1], each decay into
 // decays[t].
 template <class V> static void recompute_steps(const Segment<V>& of, float* states, float* decays) {
     V state[STATE];
-    UNROLLED
-        for (int n = 0; n < STATE; n++) state[n] = load<V>(states + n * lanes<V>);
+    UNROLLED(n, STATE) state[n] = load<V>(states + n * lanes<V>);
     for (int64_t t = 0; t < of.steps; t++) {
         int64_t pixel = of.visits[t];
         const float* B = of.row(pixel) + of.rank;
         V size = of.size(t), drive = size * load<V>(of.u + pixel * of.channels);
-        UNROLLED
-            for (int n = 0; n < STATE; n++) {
-                V decay = exp2_of_product(size, of.constant(n));
-                state[n] = decay * state[n] + drive * B[n];
-                store(states + ((t + 1) * STATE + n) * lanes<V>, state[n]);
-                store(decays + (t * STATE + n) * lanes<V>, decay);
-            }
+        UNROLLED(n, STATE) {
+            V decay = exp2_of_product(size, of.constant(n));
+            state[n] = decay * state[n] + drive * B[n];
+            store(states + ((t + 1) * STATE + n) * lanes<V>, state[n]);
+            store(decays + (t * STATE + n) * lanes<V>, decay);
+        }
     }
 }
-
-template <class V> static inline void add(float* at, V v) { store(at, load<V>(at) + v); }
 
 // Walk a segment backwards with the adjoint of h: gradients of u, B, C, A, D added to, of dt
 // stored.
@@ -137,8 +128,7 @@ static void backward_steps(const Segment<V>& of, float* adjoint, const float* dy
                            const float* states, const float* decays, float* du, float* dsizes,
                            float* drows, int64_t drows_pixel, float* dconstants) {
     V carried[STATE], dD = load<V>(dconstants + D_ROW * lanes<V>);
-    UNROLLED
-        for (int n = 0; n < STATE; n++) carried[n] = load<V>(adjoint + n * lanes<V>);
+    UNROLLED(n, STATE) carried[n] = load<V>(adjoint + n * lanes<V>);
     for (int64_t t = of.steps - 1; t >= 0; t--) {
         int64_t pixel = of.visits[t], place = pixel * of.channels;
         const float *B = of.row(pixel) + of.rank, *C = B + STATE;
@@ -146,31 +136,29 @@ static void backward_steps(const Segment<V>& of, float* adjoint, const float* dy
         float* drow = drows + pixel * drows_pixel + of.rank;
         V size = of.size(t), g = load<V>(dy + place), u = load<V>(of.u + place), drive = size * u;
         V along_B = {}, along_A = {};
-        UNROLLED
-            for (int first = 0; first < STATE; first += lanes<V>) {
-                V dB[lanes<V>], dC[lanes<V>];
-                UNROLLED
-                    for (int each = 0; each < lanes<V>; each++) {
-                        int n = first + each, at = n * lanes<V>;
-                        V adjoint_of_h = carried[n] + C[n] * g;
-                        dC[each] = g * load<V>(after + at);
-                        dB[each] = adjoint_of_h * drive;
-                        along_B += adjoint_of_h * B[n];
-                        carried[n] = adjoint_of_h * load<V>(decays + t * STATE * lanes<V> + at);
-                        V decayed = carried[n] * load<V>(before + at);
-                        along_A += decayed * of.constant(n);
-                        add(dconstants + at, decayed * size);
-                    }
-                add(drow + first, sums(dB));
-                add(drow + STATE + first, sums(dC));
+        UNROLLED(group, STATE / lanes<V>) {
+            int first = group * lanes<V>;
+            V dB[lanes<V>], dC[lanes<V>];
+            UNROLLED(each, lanes<V>) {
+                int n = first + each, at = n * lanes<V>;
+                V adjoint_of_h = carried[n] + C[n] * g;
+                dC[each] = g * load<V>(after + at);
+                dB[each] = adjoint_of_h * drive;
+                along_B += adjoint_of_h * B[n];
+                carried[n] = adjoint_of_h * load<V>(decays + t * STATE * lanes<V> + at);
+                V decayed = carried[n] * load<V>(before + at);
+                along_A += decayed * of.constant(n);
+                add(dconstants + at, decayed * size);
             }
+            add(drow + first, sums(dB));
+            add(drow + STATE + first, sums(dC));
+        }
         store(dsizes + t * lanes<V>, u * along_B + along_A * LN_2);
         add(du + place, size * along_B + of.constant(D_ROW) * g);
         dD += g * u;
     }
     store(dconstants + D_ROW * lanes<V>, dD);
-    UNROLLED
-        for (int n = 0; n < STATE; n++) store(adjoint + n * lanes<V>, carried[n]);
+    UNROLLED(n, STATE) store(adjoint + n * lanes<V>, carried[n]);
 }
 
 // From the gradients of dt to those of r, of the weights and of the bias, added to what is there.

@@ -1,9 +1,9 @@
-// The selective scan: h <- exp(dt A) h + dt B u;  y = <C, h> + D u, h zero at first (Gu and Dao
-// 2023).
+// The selective scan of Gu and Dao 2023: h <- exp(dt A) h + dt B u;  y = <C, h> + D u;  h is zero
+// at first.
 //
-// A group of `channels` channels goes over one sequence of pixels; a map has four groups, one a
-// direction. group k adds to slab k mod slabs of the result. Strides are in numbers; channels lie
-// side by side.
+// A group of `channels` channels is scanned along one sequence of pixels; a map has four groups,
+// one for each direction. Group k adds to slab k mod slabs of the result. Strides are in numbers;
+// the channel stride is 1.
 #pragma once
 #include <stdint.h>
 
@@ -17,10 +17,9 @@ struct Scan {
     int64_t u_batch, u_group;  // strides of both
     const float* rows;         // (batch, groups, length, rank + 32): r, B, C
     int64_t rows_batch, rows_group, rows_pixel;
-    const float *dt_weight, *dt_bias, *A,
-        *D;       // (groups, used, rank), (groups, used), (groups, used, 16), (groups, used)
-    float* kept;  // (batch, groups, segments, channels, 16): states before each segment, by blocks;
-                  // or null
+    const float *dt_weight, *dt_bias;  // (groups, used, rank), (groups, used)
+    const float *A, *D;                // (groups, used, 16), (groups, used)
+    float* kept;  // (batch, groups, segments, channels, 16), by blocks: states before each; or null
     float* y;     // (batch, slabs, length, channels)
 };
 
