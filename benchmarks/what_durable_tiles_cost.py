@@ -31,12 +31,12 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as GdalWindow
 
 import answers
-from repmamba.scene.formats import creation_options
-from repmamba.scene.grid import Grid
-from repmamba.scene.job import JobIdentity, digest
-from repmamba.scene.output import OutputProfile
-from repmamba.scene.readback import squares
-from repmamba.scene.writer import SceneWriter
+from repmamba.scene.result.formats import creation_options
+from repmamba.scene.result.job import JobIdentity, digest
+from repmamba.scene.result.output import OutputProfile
+from repmamba.scene.result.readback import squares
+from repmamba.scene.result.writer import SceneWriter
+from repmamba.scene.source.grid import Grid
 
 TILE = 1024
 EXAMPLE = Path(__file__).parents[1] / "examples" / "colorado.tif"

@@ -31,12 +31,13 @@ from unittest.mock import patch
 from torch import Tensor
 
 import answers
+from repmamba.inference.loading import load
 from repmamba.inference.runners import Runner
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import choose_workers
 from repmamba.scene import engine
-from repmamba.scene.raster import Raster
-from repmamba.scene.writer import SceneWriter
+from repmamba.scene.result.writer import SceneWriter
+from repmamba.scene.source.raster import Raster
 
 LIMIT, OVERLAP = 0.15, 0.9
 # file of the reference data -> what it is, the ending, options

@@ -13,7 +13,7 @@ import click
 
 import repmamba
 from repmamba.cli.main import VERBS, cli
-from repmamba.scene.formats import FORMATS, Unused
+from repmamba.scene.result.formats import FORMATS, Ignored
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(repmamba.__file__).parent
@@ -39,10 +39,13 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
         "torch, NumPy",
     ),
     ("scene", "raster file in, raster file out", "rasterio"),
+    ("scene/source", "how a raster is opened and read", "rasterio"),
+    ("scene/result", "how a raster is written, checked and resumed", "rasterio"),
     ("data", "imagery to learn from and to be judged on", "NumPy, Pillow"),
     ("evaluate", "numbers one can defend", "NumPy"),
     ("exporting", "a trained network as a file that other programs run", "onnx"),
     ("train", "one recipe, one step, one loop", "torch, NumPy"),
+    ("finetuning", "weights trained further on scenes, and kept where they gain", "rasterio"),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )
 
@@ -86,7 +89,7 @@ def formats() -> str:
         ],
         "`--co`": [
             ", ".join(
-                f"`{name}`" for name, kind in one.options.items() if not isinstance(kind, Unused)
+                f"`{name}`" for name, kind in one.options.items() if not isinstance(kind, Ignored)
             )
             for one in FORMATS.values()
         ],

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import repmamba
-from repmamba.scene.arguments import KINDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "reference" / "python.md").read_text("utf-8")
@@ -30,8 +29,8 @@ def test_the_tables_have_every_argument_and_no_other():
     )
     assert arguments_in("Other programs: export") == of(repmamba.export, but=set())
     assert arguments_in("Benchmarks: evaluate_folders") == of(repmamba.evaluate_folders, but=set())
-    of_files = of(repmamba.upscale_file, but={"source", "target", "weights", "arguments"})
-    assert arguments_in("Files: upscale_file") == of_files | set(KINDS)
+    of_files = of(repmamba.upscale_file, but={"source", "target", "weights"})
+    assert arguments_in("Files: upscale_file") == of_files
 
 
 def test_the_page_names_every_name_of_the_front_door_and_every_error():

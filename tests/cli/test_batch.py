@@ -121,7 +121,7 @@ def test_inputs_of_one_name_and_a_file_for_several_are_refused(tmp_path):
 )
 def test_a_name_of_a_file_is_no_folder_for_several(tmp_path, name):
     with pytest.raises(
-        UsageError, match="reads as the name of a file, and there are 2 inputs: give a folder"
+        UsageError, match="looks like a file name, and there are 2 inputs: give a folder"
     ):
         planned(["a.tif", "b.tif"], tmp_path / name)
     assert os.listdir(tmp_path) == []
@@ -136,7 +136,7 @@ def test_no_result_replaces_an_input_even_where_others_are_missing(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TargetError, match=r"file/out cannot be made: Not a directory\. Choose"):
+    with pytest.raises(TargetError, match=r"file/out cannot be created: Not a directory\. Choose"):
         planned(["a.tif", "b.tif"], tmp_path / "file" / "out", 4)
 
 
@@ -170,11 +170,9 @@ def test_a_folder_stands_for_the_rasters_in_it(scenes, tmp_path):
         Input("more.tif"),
     ]
     (tmp_path / "empty" / "below").mkdir(parents=True)
-    with pytest.raises(
-        SourceError, match=r"empty holds no rasters to enlarge; --recursive looks into"
-    ):
+    with pytest.raises(SourceError, match=r"empty contains no rasters; --recursive also searches"):
         batch.find_inputs(["empty"], "out", recursive=False)
-    with pytest.raises(SourceError, match=r"empty holds no rasters to enlarge\. Looked for: \.tif"):
+    with pytest.raises(SourceError, match=r"empty contains no rasters\. Suffixes: \.tif"):
         batch.find_inputs(["empty"], "out", recursive=True)
 
 
@@ -201,20 +199,20 @@ def test_the_same_command_again_does_what_is_left(scenes, tmp_path, capsys):
     assert upscale("in", "-o", "out") == FAILED
     said = capsys.readouterr()
     assert (
-        "1 of 4 inputs were not enlarged: in/d.tif. The same command tries these again." in said.err
+        "1 of 4 inputs were not upscaled: in/d.tif. The same command tries them again." in said.err
     )
-    assert "4 inputs: 3 enlarged" in said.out
+    assert "4 inputs: 3 upscaled" in said.out
     assert said.out.rstrip().splitlines()[-1] == "  x2 with x2, made consistent"
     (tmp_path / "out" / "b_x2.tif").unlink()
     shutil.copy(scenes / "a.tif", scenes / "d.tif")
     before = (tmp_path / "out" / "a_x2.tif").stat().st_mtime_ns
     assert upscale("in", "-o", "out") == 0
     said = capsys.readouterr()
-    assert "2 of 4 were done already" in said.out
-    assert "out/a_x2.tif: done already" in said.out
+    assert "2 of 4 were already done" in said.out
+    assert "out/a_x2.tif: already done" in said.out
     assert (tmp_path / "out" / "a_x2.tif").stat().st_mtime_ns == before
     assert upscale("in", "-o", "out", "--dry-run") == 0
-    assert "4 inputs; 4 of 4 were done already" in capsys.readouterr().out
+    assert "4 inputs; 4 of 4 were already done" in capsys.readouterr().out
     assert upscale("in", "-o", "out", "--overwrite", "-q") == 0
     assert (tmp_path / "out" / "a_x2.tif").stat().st_mtime_ns != before
 
@@ -222,14 +220,14 @@ def test_the_same_command_again_does_what_is_left(scenes, tmp_path, capsys):
 def test_a_target_of_another_job_or_of_anybody_is_in_the_way(scenes, tmp_path, capsys):
     assert upscale("in/a.tif", "-o", "a.tif") == 0
     assert upscale("in/a.tif", "-o", "a.tif") == 0
-    assert "a.tif: done already, by this very command" in capsys.readouterr().out
+    assert "a.tif: already done by the same command" in capsys.readouterr().out
     assert upscale("in/a.tif", "-o", "a.tif", "--tile", "16") == FAILED
-    assert "is there already, made otherwise (settings.tile: 256 -> 16)" in capsys.readouterr().err
+    assert "exists already, made otherwise (settings.tile: 256 -> 16)" in capsys.readouterr().err
     with (tmp_path / "a.tif").open("r+b") as file:  # no more what the receipt says
         file.seek(-8, os.SEEK_END)
         file.write(b"damaged!")
     assert upscale("in/a.tif", "-o", "a.tif") == FAILED
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     (tmp_path / "mine.tif").write_text("mine")
     assert upscale("in/a.tif", "-o", "mine.tif") == FAILED
     assert (tmp_path / "mine.tif").read_text() == "mine"
@@ -247,7 +245,7 @@ def test_a_dry_run_of_several_says_what_they_take_together(scenes, capsys):
         "in/below/a.tif -> out/below/a_x2.tif: 64 x 48 pixels, 1 band of uint8, GTiff"
     )
     assert said[3].startswith("3 inputs: 0.0 megapixels, about")
-    assert "on the disk" in said[3]
+    assert "of disk space" in said[3]
     assert said[4].startswith("  x2 with x2, tiles of 256 + 8 input pixels")
     assert len(said) == 5
     assert not Path("out").exists()
@@ -313,14 +311,14 @@ def test_an_output_that_is_not_on_this_machine_is_refused_before_anything_is_rea
     scenes, tmp_path, capsys, monkeypatch, target
 ):
     monkeypatch.setattr(
-        "repmamba.inference.upscaler.load", lambda **network: pytest.fail("weights were read")
+        "repmamba.inference.loading.load", lambda **network: pytest.fail("weights were read")
     )
     for sources in (["in/a.tif"], ["in/a.tif", "in/b.tif"], ["gone.tif"], ["in"]):
         for dry in ([], ["--dry-run"]):
             assert upscale(*sources, "-o", target, *dry) == MISUSED
             said = capsys.readouterr().err
             assert said.startswith(
-                f"Error: {target} is not on this machine, and only local files are written: name a"
+                f"Error: {target} is not a local path, and only local files are written: name a"
             )
             assert said.count("\n") == 1
     assert os.listdir(tmp_path) == ["in"]

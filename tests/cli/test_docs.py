@@ -13,7 +13,7 @@ import pytest
 import repmamba
 from repmamba.cli.main import VERBS, Verb, cli
 from repmamba.cli.upscale import upscale
-from repmamba.scene.admission import Limits
+from repmamba.scene.source.admission import Limits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -47,22 +47,22 @@ def test_the_page_of_a_verb_has_every_option_and_what_it_does(verb: Verb):
 
 
 def test_the_help_of_upscale_states_the_limits_that_hold():
-    usual, strangers = Limits(), Limits.for_strangers()
+    usual, untrusted = Limits(), Limits.for_untrusted()
     options = {
         option.name: option.help or ""
         for option in upscale.params
         if isinstance(option, click.Option)
     }
     assert (
-        f"[default: {usual.pixels:,}; with --untrusted {strangers.pixels:,}]"
+        f"[default: {usual.pixels:,}; with --untrusted {untrusted.pixels:,}]"
         in options["max_pixels"]
     )
-    of_strangers = (
-        f"at most {strangers.pixels:,} pixels, {strangers.bands} bands, blocks of "
-        f"{strangers.block_bytes >> 20} MiB "
-        f"and {strangers.pixels_per_byte:,} pixels a byte"
+    of_untrusted = (
+        f"at most {untrusted.pixels:,} pixels, {untrusted.bands} bands, blocks of "
+        f"{untrusted.block_bytes >> 20} MiB "
+        f"and {untrusted.pixels_per_byte:,} pixels per byte"
     )
-    assert of_strangers in options["untrusted"]
+    assert of_untrusted in options["untrusted"]
 
 
 def test_no_page_describes_a_verb_that_does_not_exist():

@@ -106,14 +106,16 @@ def test_what_a_run_decides_of_a_raster_is_told(facts_of, tmp_path: Path):
     assert [float(word) for word in told.split("; ")[0].split(" to ")] == pytest.approx(
         [low, high], abs=4
     )
-    assert told.endswith(", which holds nearly all numbers of the scene, as usual of this type")
+    assert told.endswith(", the range of nearly all values of the scene, the default for this type")
     assert facts_of(SCENE)["alpha"] == "none"
-    assert facts_of(SCENE)["value range"] == "0 to 255, the ends of uint8, as usual of this type"
+    assert (
+        facts_of(SCENE)["value range"] == "0 to 255, the limits of uint8, the default for this type"
+    )
 
 
 def test_a_number_that_looks_like_nodata_is_told_in_the_facts(facts_of, geotiffs: Path):
     told = facts_of(geotiffs / "cog_gcps.tif")["value range"]
-    assert "; nodata that is not declared, maybe: 0 in 2.01 % of it, 26 below all others" in told
+    assert "; possibly undeclared nodata: 0 in 2.01 % of it, 26 below all others" in told
 
 
 def test_of_a_large_or_a_damaged_raster_it_is_told_how_the_range_is_found(facts_of, tmp_path: Path):
@@ -121,22 +123,22 @@ def test_of_a_large_or_a_damaged_raster_it_is_told_how_the_range_is_found(facts_
     shape = {"width": 9000, "height": 9000, "count": 1, "dtype": "uint16"}
     with rasterio.open(file, "w", driver="GTiff", sparse_ok=True, tiled=True, **shape):
         pass
-    assert "a pass over all of it finds (upscale --dry-run)" in facts_of(file)["value range"]
+    assert "which upscale --dry-run finds by reading it" in facts_of(file)["value range"]
     file = tmp_path / "cut.tif"
     with rasterio.open(file, "w", driver="GTiff", **shape | {"width": 300, "height": 300}) as cut:
         cut.write(np.ones((1, 300, 300), np.uint16))
     file.write_bytes(file.read_bytes()[:90_000])
-    assert facts_of(file)["value range"].startswith("not to be found: ")
+    assert facts_of(file)["value range"].startswith("unknown: ")
 
 
 @pytest.mark.parametrize(
     ("bands", "told"),
     [
         (2, None),
-        (3, "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: --rgb 1,2,3"),
+        (3, "bands 1, 2, 3 one by one as grey (3 passes); if they are colours, give --rgb 1,2,3"),
         (
             4,
-            "bands 1, 2, 3, 4 each alone as grey (4 passes); if the first three are colours: --rgb "
+            "bands 1, 2, 3, 4 one by one as grey (4 passes); if the first three are colours, give --rgb "
             "1,2,3",
         ),
     ],
@@ -170,7 +172,7 @@ def test_of_colours_and_further_bands_those_that_go_alone_are_told(facts_of, tmp
     }
     with rasterio.open(file, "w", driver="GTiff", **shape) as raster:
         raster.write(np.ones((6, 6, 8), np.uint8))
-    assert facts_of(file)["through the network"] == "bands 4, 5, 6 each alone as grey (3 passes)"
+    assert facts_of(file)["through the network"] == "bands 4, 5, 6 one by one as grey (3 passes)"
 
 
 @pytest.mark.parametrize("name", ["product.SAFE", "product.zarr"])
@@ -244,7 +246,7 @@ def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
     said = capsys.readouterr().err
     assert (
         said
-        == "Error: x5 is no file, and no name of packaged weights, which are x4, x3, x2, x4-open.\n"
+        == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2, x4-open.\n"
     )
     assert run(["info", "x5.tif"]) == 1
     assert "x5.tif does not exist" in capsys.readouterr().err

@@ -23,7 +23,6 @@ from repmamba.cli.batch import Input
 from repmamba.cli.main import VERBS, cli, run
 from repmamba.data.degradations import Stage
 from repmamba.evaluate.methods import Method
-from repmamba.tiles.window import Window
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,18 @@ def method_of(network: dict[str, Any]) -> Method:
 PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
-    "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.inference.loading.load": SimpleNamespace(scale=2),
     "repmamba.scene.choice.load": SimpleNamespace(scale=2, name="x2"),  # where no weights are named
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
     "repmamba.scene.engine.plan_file": Answer(),
-    "repmamba.scene.receipt.read_receipt": SimpleNamespace(levels=[SimpleNamespace(pieces=[1])]),
-    "repmamba.scene.readback.verify_result": 1,
+    "repmamba.scene.result.receipt.read_receipt": SimpleNamespace(
+        levels=[SimpleNamespace(pieces=[1])]
+    ),
+    "repmamba.scene.result.readback.verify_result": 1,
     "repmamba.data.prepare.prepare": lambda called: called["progress"](1, 2) or Answer(),
     "repmamba.train.loop.fit": Answer(),
-    "repmamba.train.finetune.finetune": Answer(),
+    "repmamba.finetuning.finetune.finetune": Answer(),
     "repmamba.evaluate.methods.network": method_of,
     "repmamba.evaluate.methods.results": lambda called: Method(
         called["folder"].name, "how", lambda pair: pair.lr
@@ -105,7 +106,7 @@ def heard_of(monkeypatch, capsys) -> Iterator[Callable[[str], Heard]]:
 
         def recorder(*arguments: Any, **keywords: Any) -> Any:
             called = dict(signature.bind(*arguments, **keywords).arguments)
-            calls[name] = called | called.pop("arguments", {})
+            calls[name] = called
             return answer(calls[name]) if callable(answer) else answer
 
         monkeypatch.setattr(place, recorder)
@@ -162,7 +163,7 @@ OF_LOAD = {
 OF_SCENES = {
     "tile": ("--tile 32", 32),
     "halo": ("--halo 4", 4),
-    "window": ("--window 1,2,3,4", Window(row=2, col=1, height=4, width=3)),
+    "window": ("--window 1,2,3,4", (1, 2, 3, 4)),
     "bbox": ("--bbox 1,2,3,4.5", (1.0, 2.0, 3.0, 4.5)),
     "bands": ("--bands 2,1", (2, 1)),
     "rgb": ("--rgb 3,2,1", (3, 2, 1)),
@@ -194,7 +195,7 @@ def rows(verb: str, function: str, options: dict[str, tuple[str, Any]]) -> list[
     return [
         Row(
             verb,
-            {"format": "format_name"}.get(name, name),
+            name,
             f"... {words}",
             f"{function}.{name}",
             value,
@@ -363,7 +364,7 @@ def test_a_dry_run_plans_with_the_options_of_a_run(heard_of, row):
 
 def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choose_beside(heard_of):
     named = heard_of("upscale in.tif -o out.tif --weights mine")
-    assert at(named, "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+    assert at(named, "upscale_file.weights") is API["repmamba.inference.loading.load"]
     chooser = at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights")
     assert chooser.usual is API["repmamba.scene.choice.load"]
 
@@ -376,10 +377,10 @@ def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choo
             "upscale a.tif b.tif -o out --confidence errors.tif",
             "--confidence names one file, and there are 2 inputs",
         ),
-        ("upscale in.tif -o out.tif --co COMPRESS", "'COMPRESS' is no NAME=VALUE"),
+        ("upscale in.tif -o out.tif --co COMPRESS", "'COMPRESS' is not NAME=VALUE"),
         (
             "evaluate pairs --weights mine --others o.csv",
-            "drawn in the page alone; name it by --report",
+            "only drawn in the page: add --report",
         ),
         ("evaluate pairs", "There is nothing to evaluate"),
     ],

@@ -44,7 +44,7 @@ def test_a_seed_beside_a_manifest_that_has_one_is_refused(tmp_path, capsys):
         "manifest.json",
     ]
     assert run(command) == 2
-    assert "leave out --seed, or the manifest" in capsys.readouterr().err
+    assert "leave --seed or --manifest out" in capsys.readouterr().err
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(tmp_path, capsys, monkeypatch):

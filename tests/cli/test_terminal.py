@@ -2,6 +2,7 @@
 that steers it.
 """
 
+import inspect
 import logging
 import warnings
 
@@ -10,7 +11,7 @@ import pytest
 from repmamba.cli.main import cli
 from repmamba.cli.terminal import FLAGS, in_flags, printable
 from repmamba.evaluate.evaluation import KINDS as OF_EVALUATE
-from repmamba.scene.arguments import KINDS as OF_UPSCALE
+from repmamba.scene.engine import upscale_file
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from repmamba.scene.arguments import KINDS as OF_UPSCALE
             "with tile=256 and 2 workers; tile=224 fits.",
             "with --tile 256 and 2 workers; --tile 224 fits.",
         ),
-        ("tile=3: give an even number", "--tile 3: give an even number"),
+        ("tile=3: expected an even number", "--tile 3: expected an even number"),
         ("asked for with creation=.", "asked for with --co."),
     ],
 )
@@ -56,7 +57,7 @@ def test_every_keyword_of_the_library_has_its_flag():
     }
     known = {
         name
-        for name in (*OF_UPSCALE, *OF_EVALUATE)
+        for name in (*inspect.signature(upscale_file).parameters, *OF_EVALUATE)
         if FLAGS.get(name, name.replace("_", "-")) in flags
     }
     assert known - FLAGS.keys() <= {"folders", "sr", "cost_size"}

@@ -20,13 +20,13 @@ def _a_terminal():
 
 def test_the_help_names_every_packaged_recipe():
     text = " ".join(train.get_help(click.Context(train)).split())
-    assert re.search(r"one of the packaged: ([^.]*)\.", text)[1].split(", ") == packaged()
+    assert re.search(r"a packaged recipe: ([^.]*)\.", text)[1].split(", ") == packaged()
 
 
 def test_a_new_recipe_in_the_package_is_named_too(monkeypatch):
     monkeypatch.setattr("repmamba.train.recipe_file.packaged", lambda: ["x4", "x4-new"])
     command = type(train)("train", help=train.callback.__doc__)
-    assert "one of the packaged: x4, x4-new." in " ".join(
+    assert "a packaged recipe: x4, x4-new." in " ".join(
         command.get_help(click.Context(command)).split()
     )
 

@@ -118,7 +118,7 @@ def test_without_a_terminal_there_are_sober_lines_on_stderr_and_the_result_on_st
         f"{tmp_path / 'out.png'}: 96 x 80 pixels, 3 bands, x4 with tiny, not made consistent"
     )
     assert "100 % of 0.0 megapixels" in done.stderr
-    assert "not made consistent with its input, since it is a picture" in done.stderr
+    assert "not made consistent with its input, because the picture" in done.stderr
     assert "\r" not in done.stderr
 
 
@@ -228,7 +228,7 @@ BAD_INPUTS = (
     Bad(
         "unknown format",
         lambda at: [image(at / "in.png"), "-o", at / "out.xyz"],
-        "does not say its format",
+        "does not end in the suffix of a format",
         MISUSED,
     ),
     Bad(
@@ -240,7 +240,7 @@ BAD_INPUTS = (
     Bad(
         "window of words",
         lambda at: [image(at / "in.png"), "--window", "all"],
-        "4 numbers with commas",
+        "4 comma-separated numbers",
         MISUSED,
     ),
     Bad(

@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 UNREADABLE = r"cannot be read|corrupt or truncated"
-NO_FORMAT = r"none of the formats"
-TOO_LARGE = r"declares \d+ x \d+ pixels, and \d+ are allowed"
-TOO_EMPTY = r"declares \d+ x \d+ pixels in \d+ bytes, which no image"
+NO_FORMAT = r"not in a format that"
+TOO_LARGE = r"declares \d+ x \d+ pixels; at most \d+ are allowed"
+TOO_EMPTY = r"declares \d+ x \d+ pixels in only \d+ bytes"
 MOST_MEMORY = 6 << 30  # of address space: torch alone maps three gigabytes of libraries
 MOST_SECONDS = 1200  # of CPU
 SECONDS_OF_ONE = 5  # of CPU, since a clock goes on while other programs run
@@ -337,15 +337,15 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 def check_table(folder: Path) -> Iterator[str]:
     """A line for each file of the table that does not end in its error."""
     from repmamba.errors import RepmambaError
-    from repmamba.scene.admission import Reading
-    from repmamba.scene.raster import open_raster
+    from repmamba.scene.source.admission import ReadOptions
+    from repmamba.scene.source.raster import open_raster
 
     for hostile in all_files():
         path = folder / "upload"
         path.write_bytes(hostile.content())
         begun = time.process_time()
         try:
-            with open_raster(path, Reading(untrusted=True)) as raster:
+            with open_raster(path, ReadOptions(untrusted=True)) as raster:
                 for strip in raster.strips():
                     raster.read(strip)
             yield f"{hostile.name}: was read"

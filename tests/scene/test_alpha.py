@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp
 
 from repmamba.errors import UsageError
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.overviews import halved
+from repmamba.scene.result.overviews import halved
 
 ORDERS = {
     "middle": "red green blue alpha undefined",
@@ -132,7 +132,7 @@ def test_the_log_and_a_dry_run_say_what_is_taken_for_alpha(
 
 def test_lossy_webp_is_refused_where_alpha_is_not_the_last(write_raster, smooth, tmp_path, bicubic):
     path, _ = labelled(write_raster, smooth, ORDERS["first"])
-    with pytest.raises(UsageError, match="WEBP takes alpha as the last band"):
+    with pytest.raises(UsageError, match="WEBP needs alpha as the last band"):
         upscale_file(path, tmp_path / "out.tif", bicubic, creation={"COMPRESS": "WEBP"})
 
 

@@ -16,19 +16,19 @@ from scipy.ndimage import gaussian_filter
 from repmamba.cli.info import raster_facts
 from repmamba.cli.main import run
 from repmamba.inference import catalogue
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint, write_checkpoint
 from repmamba.scene import choice as choice_module
 from repmamba.scene.choice import BLOCKY, NOISY, Chooser, choose, measured_windows
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.raster import open_raster
-from repmamba.scene.receipt import receipt_path
+from repmamba.scene.result.receipt import receipt_path
+from repmamba.scene.source.raster import open_raster
 
 ENTRY = """[[weights]]
 name = "{0}"
 scale = {1}
 file = "{0}.safetensors"
-digest = "{2}"
+sha256 = "{2}"
 training_data = ""
 terms = ""
 """

@@ -28,8 +28,8 @@ from repmamba.errors import ClusterError, MissingExtra, OutOfMemory, UsageError
 from repmamba.inference.upscaler import Upscaler
 from repmamba.scene import cluster as cluster_module
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.raster import Raster
-from repmamba.scene.receipt import receipt_path
+from repmamba.scene.result.receipt import receipt_path
+from repmamba.scene.source.raster import Raster
 
 # What this file defines goes to the workers as it is: they cannot import it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -165,7 +165,7 @@ def test_a_dry_run_says_where_and_how_long(client, scheduler, scene, weights, tm
     assert (made.workers, made.cluster) == (2, scheduler)
     assert made.seconds > 0
     assert made.memory_bytes < here.memory_bytes  # nothing is computed here
-    assert f"2 side by side on the cluster at {scheduler};" in made.summary()
+    assert f"2 at a time on the cluster at {scheduler};" in made.summary()
     assert json.loads(json.dumps(made.as_json()))["cluster"] == scheduler
     assert not list(tmp_path.glob(".out*"))
 
@@ -177,7 +177,7 @@ def test_a_cluster_without_workers_is_waited_for(scene, weights, tmp_path, caplo
         upscale_file(
             scene, tmp_path / "out.tif", weights, cluster=workers.scheduler_address, **SMALL
         )
-    assert "has no workers yet; the run waits for them" in caplog.text
+    assert "has no workers yet; waiting for them" in caplog.text
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def test_a_tile_that_ends_its_workers_is_one_line(scene, tmp_path):
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as workers,
         pytest.raises(
             ClusterError,
-            match=r"ended 1 times over one tile, .* more of it, .*What is finished is kept",
+            match=r"ended 1 times while computing one tile, .* more memory .*Finished tiles are kept",
         ),
     ):
         upscale_file(
@@ -267,15 +267,16 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
     client, scene, weights, tmp_path
 ):
     def pretend(name: str | None) -> None:
-        from repmamba.inference import upscaler
-        from repmamba.scan.backends import Choice, explain
+        from repmamba.inference import loading
+        from repmamba.scan.backends import BackendChoice, explain
 
-        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No kernels.")
+        loading.explain = explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
 
     client.run(pretend, "chunked")
     try:
         with pytest.raises(
-            ClusterError, match=r"slightly other pixels\. .* and chunked is taken: No kernels"
+            ClusterError,
+            match=r"would compute different pixels\. .* but chunked was chosen: No kernels",
         ):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:
@@ -333,7 +334,7 @@ def test_a_fault_of_a_workers_own_system_is_told_as_that(scheduler, scene, tmp_p
         raise PermissionError("no access to the GPU")
 
     with pytest.raises(
-        ClusterError, match=r"^A tile failed on a worker: no access to the GPU\. What is finished"
+        ClusterError, match=r"^A tile failed on a worker: no access to the GPU\. Finished tiles"
     ):
         upscale_file(scene, tmp_path / "out.tif", fatal(failing), cluster=scheduler)
 
@@ -377,7 +378,7 @@ def test_a_scheduler_without_repmamba_is_one_line(scene, weights, tmp_path):
                 time.sleep(0.05)
             with pytest.raises(
                 ClusterError,
-                match=r"The scheduler or a worker .* lacks what a tile needs \(.*\): install",
+                match=r"The scheduler or a worker .* lacks a package \(.*\): install",
             ):
                 upscale_file(scene, tmp_path / "out.tif", weights, cluster=file, **SMALL)
         finally:
@@ -390,7 +391,7 @@ def test_a_worker_that_lacks_a_package_is_told_apart(scheduler, scene, tmp_path)
 
     with pytest.raises(
         ClusterError,
-        match=r"lacks what a tile needs \(No module named 'repmamba'\): install repmamba",
+        match=r"lacks a package \(No module named 'repmamba'\): install repmamba",
     ):
         upscale_file(scene, tmp_path / "out.tif", fatal(lacking), cluster=scheduler)
 
@@ -405,9 +406,9 @@ def test_what_is_no_cluster_is_refused_before_anything_is_written(
     for place, fault, said in (
         (NOWHERE, ClusterError, "No Dask scheduler answers at tcp://127.0.0.1:9"),
         ("no/such://address", ClusterError, "No Dask scheduler answers at no/such://address"),
-        (str(tmp_path / "none.json"), UsageError, "There is no scheduler file"),
-        (tmp_path / "none.json", UsageError, "There is no scheduler file"),
-        (str(broken), UsageError, "is no scheduler file"),
+        (str(tmp_path / "none.json"), UsageError, "The scheduler file .* cannot be read"),
+        (tmp_path / "none.json", UsageError, "The scheduler file .* cannot be read"),
+        (str(broken), UsageError, "is not a scheduler file"),
         ("tls://127.0.0.1:9", ClusterError, "Dask's configuration"),
         (17, UsageError, "cluster is 17; it takes an address"),
     ):

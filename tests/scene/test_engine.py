@@ -26,9 +26,10 @@ from repmamba.errors import (
 )
 from repmamba.pixels.radiometry import DTYPES, type_range
 from repmamba.pixels.resize import imresize
-from repmamba.scene import estimate, space
+from repmamba.scene import estimate
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.lock import TargetLock
+from repmamba.scene.result import space
+from repmamba.scene.result.lock import TargetLock
 from repmamba.tiles.window import Window
 
 from .conftest import bicubic_upscaler
@@ -755,7 +756,7 @@ def test_a_scene_without_a_valid_pixel_says_so(
         data[:], how["nodata"] = 7, 7
     path = write_raster("none.tif", data, **how)
     upscale_file(path, tmp_path / "out.tif", bicubic)
-    assert "none.tif has no valid pixel: all of the result is missing." in caplog.text
+    assert "none.tif has no valid pixel: the whole result is missing." in caplog.text
     caplog.clear()
     if kind == "uint8 nodata":
         data[:, 30:, 30:] = 90

@@ -5,8 +5,9 @@ import pytest
 import rasterio
 
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.plan import SceneOptions, plan_scene
-from repmamba.scene.raster import open_raster
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import plan_scene
+from repmamba.scene.source.raster import open_raster
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("uint16", 12), ("uint8", 4)])

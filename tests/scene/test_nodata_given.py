@@ -10,7 +10,7 @@ import rasterio
 
 from repmamba.errors import JobChanged, UndeclaredNodata, UsageError
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.receipt import read_receipt, receipt_path
+from repmamba.scene.result.receipt import read_receipt, receipt_path
 
 FILLS = [  # of a scene from 300 to 4000, or 0.02 to 0.6
     ("float32", -9999.0),
@@ -227,5 +227,5 @@ def test_a_dry_run_says_what_is_missing_and_who_says_so(write_raster, smooth, bi
         ({"nodata": -9999}, "-9999, as given"),
     ):
         made = plan_file(path, tmp_path / "out.tif", bicubic, **options)
-        assert says in made.said["missing"]
+        assert says in made.decisions["missing"]
         assert says in made.summary()

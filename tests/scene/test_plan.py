@@ -16,10 +16,12 @@ from PIL import Image
 
 from repmamba.errors import OutsideTraining, TargetError, UsageError
 from repmamba.inference.upscaler import Upscaler
-from repmamba.scene.admission import Reading
+from repmamba.scene.band_selection import describe_grey_bands
 from repmamba.scene.engine import plan_file, upscale_file
-from repmamba.scene.plan import SceneOptions, ScenePlan, plan_scene, said_of_bands_alone
-from repmamba.scene.raster import open_raster
+from repmamba.scene.options import SceneOptions
+from repmamba.scene.plan import ScenePlan, plan_scene
+from repmamba.scene.source.admission import ReadOptions
+from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
 
 from .conftest import BicubicRunner, bicubic_upscaler
@@ -33,11 +35,11 @@ def plan(bicubic, tmp_path):
         path: Path,
         target: str = "out.tif",
         *,
-        how: Reading | None = None,
+        how: ReadOptions | None = None,
         network: Upscaler = bicubic,
         **options,
     ) -> ScenePlan:
-        with open_raster(path, how or Reading()) as raster:
+        with open_raster(path, how or ReadOptions()) as raster:
             return plan_scene(raster, tmp_path / target, network, SceneOptions(**options), how)
 
     return make
@@ -129,7 +131,7 @@ def test_a_bbox_of_a_picture_means_nothing(write_raster, smooth, plan):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_bbox_is_of_finite_numbers(number):
-    with pytest.raises(UsageError, match="is no box: give four finite numbers"):
+    with pytest.raises(UsageError, match="give four finite numbers"):
         SceneOptions(bbox=(0, number, 1, 1))
 
 
@@ -158,8 +160,8 @@ def test_the_log_says_whether_a_result_is_made_consistent_and_why(
         for path, asked in ((placed, None), (picture, None), (placed, False), (picture, True)):
             plan_file(path, tmp_path / "out.tif", bicubic, consistent=asked)
     assert [message.split(": ", 1)[1].split(" (")[0] for message in caplog.messages] == [
-        "made consistent with its input, since it has a place on the map",
-        "not made consistent with its input, since it is a picture without a place on the map",
+        "made consistent with its input, because the scene is georeferenced",
+        "not made consistent with its input, because the picture is not georeferenced",
         "not made consistent with its input, as asked.",
         "made consistent with its input, as asked.",
     ]
@@ -265,7 +267,11 @@ def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(
             {"target": "out.png"},  # has no mask: alpha tells of missing pixels
         )
     ]
-    readings = (Reading(fill_corrupt=True), Reading(expand_palette=True), Reading(nodata=(60,)))
+    readings = (
+        ReadOptions(on_corrupt="fill"),
+        ReadOptions(expand_palette=True),
+        ReadOptions(nodata=(60,)),
+    )
     others += [plan(path, how=how).job for how in readings]
     path.write_bytes(path.read_bytes() + b"\0")
     others.append(plan(path).job)
@@ -283,7 +289,7 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
     write_raster, smooth, tmp_path, bicubic, caplog
 ):
     path = write_raster("in.tif", smooth(3, 30, 30, "uint16"), photometric="MINISBLACK")
-    said = "bands 1, 2, 3 each alone as grey (3 passes); if they are colours: rgb=(1, 2, 3)"
+    said = "bands 1, 2, 3 one by one as grey (3 passes); if they are colours, give rgb=(1, 2, 3)"
     with caplog.at_level(logging.INFO, "repmamba"):
         assert said in plan_file(path, tmp_path / "out.tif", bicubic).summary()
         assert f"through the network: {said}" in caplog.text
@@ -293,9 +299,9 @@ def test_bands_that_go_alone_and_may_be_colours_are_told_before_they_cost_a_pass
         )
         assert "as grey" not in caplog.text
     with open_raster(write_raster("six.tif", smooth(6, 9, 9))) as raster:
-        assert said_of_bands_alone([[1], [2]], raster.facts) is None
-        said = said_of_bands_alone([[4, 3, 2], [1], [5], [6]], raster.facts)
-    assert said == "bands 1, 5, 6 each alone as grey (3 passes)"
+        assert describe_grey_bands([[1], [2]], raster.facts) is None
+        said = describe_grey_bands([[4, 3, 2], [1], [5], [6]], raster.facts)
+    assert said == "bands 1, 5, 6 one by one as grey (3 passes)"
 
 
 def test_a_bbox_gives_no_warning_of_ours_where_warnings_are_errors(

@@ -46,4 +46,4 @@ def test_the_log_tells_how_many_numbers_are_spikes(write_raster, smooth, tmp_pat
     data[0, 30, 30:33] = -3.4e38
     with caplog.at_level(logging.INFO, "repmamba"):
         upscale_file(write_raster("in.tif", data), tmp_path / "out.tif", bicubic)
-    assert "spikes, enlarged smoothly and left out of consistency: 3." in caplog.text
+    assert "outliers (upscaled smoothly, not made consistent): 3." in caplog.text

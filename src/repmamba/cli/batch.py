@@ -1,6 +1,4 @@
-"""Several inputs: which files are meant, where each result goes, and how one of them is enlarged
-after the other.
-"""
+"""Several inputs: which files are meant, where each result goes, and one after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from repmamba.cli.terminal import say_error
 from repmamba.durable import check_local
 from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
 
-RASTER_ENDINGS = (  # of the files that a folder is searched for
+RASTER_ENDINGS = (  # suffixes of the files to find in a folder
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".jpx", ".webp", ".bmp", ".gif"),
     *(
         ".vrt",
@@ -33,19 +31,19 @@ RASTER_ENDINGS = (  # of the files that a folder is searched for
         ".ecw",
     ),
 )
-# stands before one of several rasters in a file: NETCDF:"a.nc":heat
+# prefix of one of several rasters in a file: NETCDF:"a.nc":heat
 _DRIVER = re.compile(r"[A-Za-z]\w+:(?!//)")
-# of such a name: what is quoted, and what colons separate
+# parts of such a name: quoted, or between colons
 _PARTS = re.compile(r'"([^"]*)"|([^:"]+)')
 _ADDRESS = re.compile(r"(?:/vsi\w+/)*\w+://")
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One raster to be enlarged."""
+    """One raster to upscale."""
 
-    source: str  # as GDAL takes it
-    inside: str = ""  # its folder, seen from the folder that was named as an input
+    source: str  # GDAL's name
+    inside: str = ""  # its folder, relative to the folder that was named as an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,14 @@ class Job:
 
     source: str
     target: Path
+    makes_folder: bool = False  # whether the target lies in a folder that a run creates
 
 
 def find_inputs(named: Sequence[str], target: str, *, recursive: bool) -> list[Input]:
-    """The rasters that are meant by names of files and folders, those of a folder in the order of
-    their names.
+    """The rasters named by files and folders, those of a folder sorted by name.
 
-    recursive: folders inside folders too. Left out are hidden files, results of earlier runs, which
-    have a receipt, and what lies in the folder of the results. Raises SourceError for a folder
-    without rasters.
+    recursive: search subfolders too. Hidden files, results with a receipt and the folder of the
+    results are left out. Raises SourceError for a folder without rasters.
     """
     found: list[Input] = []
     for name in named:
@@ -80,7 +77,7 @@ def names_folders(named: Sequence[str]) -> bool:
 
 
 def check_output(target: str, inputs: int, *, folders: bool) -> None:
-    """Refuse an output that cannot be, before anything is read. Raises UsageError.
+    """Refuse an output that cannot be written, before anything is read. Raises UsageError.
 
     folders: whether a folder is among the inputs.
     """
@@ -92,25 +89,23 @@ def check_output(target: str, inputs: int, *, folders: bool) -> None:
             raise UsageError(f"{target} is a file, and {what}: give a folder.")
         if not _ends_in_slash(target) and _ends_as_a_raster(target):
             raise UsageError(
-                f"{target} reads as the name of a file, and {what}: give a folder, such as "
-                "results/."
+                f"{target} looks like a file name, and {what}: give a folder, such as results/."
             )
 
 
 def plan_outputs(
     inputs: Sequence[Input], target: str, scale: int, *, folders: bool, dry_run: bool
 ) -> list[Job]:
-    """Where each result goes: to the target for one input, else into it, a folder that is made if
-    need be.
+    """Where each result goes: to the target for one input, else into that folder, which is created.
 
-    An existing folder, or a name that ends in a slash, is a folder for one input too. What is found
-    in a folder keeps its place in the folders below. Raises UsageError, TargetError.
+    An existing folder or a name that ends in a slash is a folder for one input too. Files found in
+    a folder keep their subfolders. Raises UsageError, TargetError.
     """
     check_output(target, len(inputs), folders=folders)
     if not _is_for_several(target, len(inputs), folders):
         return [Job(inputs[0].source, Path(target))]
     jobs = [
-        Job(one.source, Path(target) / one.inside / named_larger(one.source, scale))
+        Job(one.source, Path(target) / one.inside / named_larger(one.source, scale), True)
         for one in inputs
     ]
     targets = [job.target for job in jobs]
@@ -119,7 +114,7 @@ def plan_outputs(
             alike = [other.source for other in jobs if other.target == job.target]
             raise UsageError(
                 f"Several inputs would be written to {job.target} ({', '.join(alike[:3])}): "
-                "enlarge them one by one."
+                "upscale them one by one."
             )
     refuse_inputs(jobs)
     if not dry_run:
@@ -128,33 +123,29 @@ def plan_outputs(
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise TargetError(
-                    f"The folder {folder} cannot be made: {error.strerror}. Choose another one."
+                    f"The folder {folder} cannot be created: {error.strerror}. Choose another one."
                 ) from error
     return jobs
 
 
 def refuse_inputs(jobs: Sequence[Job]) -> None:
-    """Raise UsageError where any result would replace any input, even one that has had its turn by
-    then.
-    """
+    """Raise UsageError if any result would replace any input, even one already upscaled."""
     inputs = {_file_at(job.source): job.source for job in jobs}
     for job in jobs:
         place = _file_at(job.target)
         if place is not None and place in inputs:
             raise UsageError(
-                f"{job.target}, the result of {job.source}, would be the input {inputs[place]}: "
-                "name another folder."
+                f"{job.target}, the result of {job.source}, would replace the input "
+                f"{inputs[place]}: choose another folder."
             )
 
 
-def one_by_one(enlarge: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]:
-    """enlarge each job; of several, those that fail are named, and returned when all had their
-    turn.
-    """
+def one_by_one(function: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]:
+    """Run a function for each job. Of several, failures are reported and their names returned."""
     failed = []
     for job in jobs:
         try:
-            enlarge(job)
+            function(job)
         except RepmambaError as error:
             if len(jobs) == 1:
                 raise
@@ -164,13 +155,12 @@ def one_by_one(enlarge: Callable[[Job], None], jobs: Sequence[Job]) -> list[str]
 
 
 def named_larger(source: str, scale: int) -> str:
-    """The name of a result in a folder: scene.tif becomes scene_x4.tif; .tif for formats that are
-    not written.
+    """The name of a result in a folder: scene.tif becomes scene_x4.tif.
 
-    One of several rasters in a file has its own name added: NETCDF:"a.nc":heat becomes
-    a_heat_x4.tif.
+    The suffix is .tif for formats that are not written. A raster inside a file adds its own name:
+    NETCDF:"a.nc":heat becomes a_heat_x4.tif.
     """
-    from repmamba.scene.formats import FORMATS
+    from repmamba.scene.result.formats import FORMATS
 
     name, *others = _names_in(source)
     endings = sorted(
@@ -182,28 +172,26 @@ def named_larger(source: str, scale: int) -> str:
     return "_".join([stem, *others, f"x{scale}{kept}"])
 
 
-class SayOnce(logging.Filter):
-    """Of log lines about one input after the other, those that only repeat what was said of the
-    last are left out.
-    """
+class ShowOnce(logging.Filter):
+    """Hides log lines about an input that are the same as for the previous input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.source = ""
-        self._said: dict[tuple[str, str], str] = {}
+        self._shown: dict[tuple[str, str], str] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is to be shown; warnings always are."""
+        """Whether to show the record; warnings always are."""
         if record.levelno != logging.INFO or not record.name.startswith("repmamba.scene."):
             return True
-        kind, said = (record.name, str(record.msg)), record.getMessage().replace(self.source, "", 1)
-        repeats = self._said.get(kind) == said
-        self._said[kind] = said
+        kind, text = (record.name, str(record.msg)), record.getMessage().replace(self.source, "", 1)
+        repeats = self._shown.get(kind) == text
+        self._shown[kind] = text
         return not repeats
 
 
 def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
-    from repmamba.scene.receipt import receipt_path
+    from repmamba.scene.result.receipt import receipt_path
 
     found, below = [], []
     results = Path(os.path.realpath(target))
@@ -228,16 +216,11 @@ def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
                     continue
                 found.append(Input(str(entry), str(place.relative_to(folder))))
     if not found:
-        hint = "; --recursive looks into the folders in it" if below and not recursive else ""
+        hint = "; --recursive also searches its subfolders" if below and not recursive else ""
         raise SourceError(
-            f"The folder {folder} holds no rasters to enlarge{hint}. Looked for: "
-            f"{_listed_endings()}."
+            f"The folder {folder} contains no rasters{hint}. Suffixes: {', '.join(RASTER_ENDINGS)}."
         )
     return sorted(found, key=lambda one: one.source)
-
-
-def _listed_endings() -> str:
-    return ", ".join(RASTER_ENDINGS)
 
 
 def _is_folder(name: str) -> bool:
@@ -245,7 +228,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _is_raster_folder(path: Path) -> bool:
-    from repmamba.scene.admission import RASTER_FOLDERS
+    from repmamba.scene.source.admission import RASTER_FOLDERS
 
     return path.suffix.upper() in RASTER_FOLDERS and path.is_dir()
 
@@ -259,16 +242,14 @@ def _ends_in_slash(target: str) -> bool:
 
 
 def _ends_as_a_raster(target: str) -> bool:
-    from repmamba.scene.formats import FORMATS
+    from repmamba.scene.result.formats import FORMATS
 
     written = tuple(suffix for entry in FORMATS.values() for suffix in entry.suffixes)
     return target.lower().endswith((*written, *RASTER_ENDINGS))
 
 
 def _names_in(source: str) -> list[str]:
-    """The name of the file that a source is read from, then those of what is meant inside it, fit
-    for a file's name.
-    """
+    """The name of the file behind a source, then the names of parts inside it."""
     if os.path.exists(source):
         return [Path(source).name]
     if _ADDRESS.match(source) or source.startswith("/vsi"):
@@ -285,7 +266,7 @@ def _names_in(source: str) -> list[str]:
 
 
 def _file_at(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from any other, whatever its names; None where there is none."""
+    """Identifies a file whatever its name is; None if there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -294,9 +275,7 @@ def _file_at(path: str | Path) -> tuple[int, int] | None:
 
 
 def common(values: Sequence[Any]) -> str:
-    """What is said of several inputs: one text where it is the same for all, else each with the
-    number of inputs.
-    """
+    """One text for several inputs: the value if all have the same, else each with its count."""
     kinds = list(dict.fromkeys(map(str, values)))
     if len(kinds) == 1:
         return kinds[0]

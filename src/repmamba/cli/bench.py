@@ -1,4 +1,4 @@
-"""repmamba bench: how fast a network is on this machine, and what runs it there."""
+"""repmamba bench: how fast a network is on this machine, and what it runs on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bench(
       repmamba bench --weights mine.safetensors --device cuda --batch 16 --json
     """
     from repmamba.evaluate.timing import time_network
-    from repmamba.inference.upscaler import load
+    from repmamba.inference.loading import load
 
     upscaler = load(weights, scale=scale, device=device, backend=backend, precision=precision)
     timing = time_network(upscaler, size=size, batch=batch, passes=passes, backend=backend)

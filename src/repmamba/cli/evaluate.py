@@ -1,4 +1,4 @@
-"""`repmamba evaluate`: methods scored against the truth, by named rules."""
+"""repmamba evaluate: methods scored against the truth, by named rules."""
 
 import json
 from pathlib import Path
@@ -144,13 +144,11 @@ def evaluate(
     value_range: tuple[float, float] | None,
     quiet: bool,
 ) -> None:
-    """Score networks and other methods on the pairs in each DIR, by rules whose names stand beside
-    the numbers.
+    """Score networks and other methods on the pairs in each DIR, by named rules.
 
-    DIR holds GT/ (or HR/) and LR/, flat or in class folders, or large images alone, which are then
-    reduced as the benchmarks do. LR may have its scale added to its names, as DIV2K's 0801x4.png.
-    The last method named (weights, then --sr, then --method) is the one that the others are
-    compared with.
+    DIR contains GT/ (or HR/) and LR/, flat or in class folders, or only large images, which are
+    then downsampled as in the benchmarks. Names in LR may end in the scale, as DIV2K's 0801x4.png.
+    The other methods are compared with the last one (weights, then --sr, then --method).
 
     \b
     Examples:
@@ -166,10 +164,9 @@ def evaluate(
 
     if others and not report:
         raise UsageError(
-            "--others are drawn in the page alone; name it by --report, or leave them out."
+            "--others are only drawn in the page: add --report, or leave --others out."
         )
-    # What may fail comes before the scores, which take long; the page, which reads the images
-    # again, after the rest.
+    # Checks that may fail come before the scores, which take long.
     elsewhere = read_others(others) if others else []
     for target in (report, json_file, csv_file):
         if target:

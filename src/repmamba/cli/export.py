@@ -14,7 +14,7 @@ ANY_SIZE = "dynamic"
 
 
 def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, int] | None:
-    """ "640x480" as height and width; None for any."""
+    """ "640x480" as (height, width); None for any."""
     if text == ANY_SIZE:
         return None
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
@@ -35,7 +35,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, i
     metavar="FILE",
     required=True,
     type=click.Path(path_type=Path),
-    help="Where it goes: .onnx, or .pt2 for PyTorch alone (torch.export).",
+    help="The file to write: .onnx, or .pt2 for PyTorch only (torch.export).",
 )
 @click.option(
     "--size",
@@ -43,14 +43,14 @@ def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, i
     default=ANY_SIZE,
     show_default=True,
     callback=_size,
-    help="Size of the input in pixels, of one image at a time; or any size and number of images.",
+    help="Size of the input in pixels, for one image at a time; or any size and number of images.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="In which matrices are stored. All is computed in float32.",
+    help="Data type of stored matrices. Everything is computed in float32.",
 )
 @click.option(
     "--for",
@@ -73,9 +73,9 @@ def export(
 ) -> None:
     """Write trained weights as one file that other programs run.
 
-    The file is run first in ONNX Runtime, and in OpenVINO where that is installed. How far its
-    results are from the network's own is printed and written into it; where that is more than 1e-4
-    of the range from black to white (float16: one grey level), nothing is written.
+    The file is first run in ONNX Runtime, and in OpenVINO if that is installed. The difference from
+    the network's own results is printed and written into the file; if it exceeds 1e-4 of the range
+    from black to white (float16: one grey level), nothing is written.
 
     \b
     Examples:

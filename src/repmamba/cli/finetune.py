@@ -1,6 +1,4 @@
-"""repmamba finetune: weights trained further on scenes of one's own, kept only where held-back
-ground shows a gain.
-"""
+"""repmamba finetune: weights trained further on your own scenes, kept only if they improve."""
 
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from repmamba.cli.train import one_voice
     show_default=True,
     metavar="NAME|FILE|FOLDER",
     type=options.PackagedWeightsOrPath(),
-    help="What to begin from.",
+    help="Weights to start from.",
 )
 @click.option(
     "-o",
@@ -29,41 +27,28 @@ from repmamba.cli.train import one_voice
     "folder",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Where the run lives; started again there, it goes on.  [default: runs/finetune- and the "
-    "first scene's name]",
+    help="Folder of the run; the same command continues a run in it.  [default: runs/finetune- and "
+    "the first scene's name]",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=20),
     default=600,
     show_default=True,
-    help="Length of the run.",
+    help="Number of training steps.",
 )
-@click.option("--rate", type=float, default=1e-4, show_default=True, help="Highest learning rate.")
+@click.option("--rate", type=float, default=1e-4, show_default=True, help="Peak learning rate.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=1234,
     show_default=True,
-    help="Of samples and held-back part.",
+    help="Seed of samples and held-out blocks.",
 )
 @options.device
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
-)
-@click.option(
-    "--nice",
-    type=click.IntRange(0, 19),
-    default=0,
-    metavar="N",
-    help="Give way to other work; 19 the most.",
-)
-@click.option(
-    "--minutes",
-    type=float,
-    metavar="N",
-    help="Save and leave after so long; started again, it goes on.",
-)
+@options.threads
+@options.nice
+@options.minutes
 @options.quiet
 def finetune(
     scenes: tuple[str, ...],
@@ -78,18 +63,18 @@ def finetune(
     minutes: float | None,
     quiet: bool,
 ) -> None:
-    """Train weights further on each SCENE, a raster of the kind that is to be enlarged later.
+    """Train weights further on each SCENE, a raster like those to upscale later.
 
-    The scene reduced by the weights' scale is the input, the scene itself the truth. A quarter of
-    its blocks is held back; only if they show a gain, with an interval above zero, are new weights
-    written.
+    The scene downsampled by the scale of the weights is the input, the scene itself the truth. A
+    quarter of its blocks is held out; new weights are only written if they gain on these blocks,
+    with an interval above zero.
 
     \b
     Examples:
       repmamba finetune june.tif july.tif -o runs/our_sensor
       repmamba upscale august.tif -o august_x4.tif --weights runs/our_sensor/finetuned.safetensors
     """
-    from repmamba.train.finetune import finetune as train_further
+    from repmamba.finetuning.finetune import finetune as train_further
 
     with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
         result = train_further(

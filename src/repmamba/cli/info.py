@@ -1,6 +1,4 @@
-"""repmamba info: what is installed and what runs, or what a file is. Facts are gathered as values,
-then printed.
-"""
+"""repmamba info: what is installed, or what a file is. Collects facts first, then prints them."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ from repmamba.errors import CorruptSource, SourceError
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-    from repmamba.scene.grid import Grid
-    from repmamba.scene.raster import Raster, RasterFacts
+    from repmamba.scene.source.grid import Grid
+    from repmamba.scene.source.raster import Raster, RasterFacts
 
 Facts = dict[str, Any]
 
@@ -39,15 +37,15 @@ LIBRARIES = ("torch", "numpy", "rasterio", "Pillow")
     type=click.IntRange(2, 4),
     default=4,
     show_default=True,
-    help="For a raster: how many times larger.",
+    help="For a raster: the scale of the result.",
 )
 @click.option(
     "--device",
-    help="Without FILE: the device to speak of.  [default: cuda where there is one, else cpu]",
+    help="Without FILE: the device to describe.  [default: cuda if there is one, else cpu]",
 )
 @options.as_json
 def info(file: str | None, scale: int, device: str | None, as_json: bool) -> None:
-    """Say what is installed and what runs, or what FILE is.
+    """Show what is installed and what runs, or what FILE is.
 
     FILE is a raster, a checkpoint (file or folder), an export (.onnx) or the name of packaged
     weights.
@@ -73,7 +71,7 @@ def info(file: str | None, scale: int, device: str | None, as_json: bool) -> Non
 
 
 def environment_facts(device: str | None = None) -> Facts:
-    """Versions, the device, the scan that runs there and why, and the packaged weights."""
+    """Versions, the device, the scan that runs on it and why, and the packaged weights."""
     import rasterio
 
     from repmamba.cores import available_cores
@@ -108,7 +106,7 @@ def environment_facts(device: str | None = None) -> Facts:
 
 
 def checkpoint_facts(weights: str) -> Facts:
-    """A network's configuration, size, origin and training, of a name, a file or a folder."""
+    """Configuration, size, origin and training of a network given by name, file or folder."""
     from repmamba.evaluate.cost import parameters
     from repmamba.inference.catalogue import find_weights
     from repmamba.network.checkpoint import read_checkpoint
@@ -135,9 +133,7 @@ def checkpoint_facts(weights: str) -> Facts:
 
 
 def export_facts(file: str) -> Facts:
-    """What a network says of itself that `repmamba export` has written. Raises CheckpointError,
-    MissingExtra.
-    """
+    """What a file of `repmamba export` contains. Raises CheckpointError, MissingExtra."""
     from repmamba.inference.onnx_runner import read_export
 
     facts = read_export(Path(file)).facts
@@ -164,19 +160,18 @@ def export_facts(file: str) -> Facts:
 
 
 def raster_facts(source: str, scale: int) -> Facts:
-    """What a raster is, and what `repmamba upscale` makes of it. Raises SourceError or UsageError
-    where nothing.
-    """
-    from repmamba.scene.plan import said_of_bands_alone, usual_groups, usual_range
-    from repmamba.scene.raster import open_raster
-    from repmamba.scene.said import said_of_alpha, said_of_colours, said_of_missing
+    """What a raster is, and how `repmamba upscale` treats it. Raises SourceError, UsageError."""
+    from repmamba.scene.band_selection import describe_grey_bands, usual_bands
+    from repmamba.scene.source.describe import describe_alpha, describe_colours, describe_missing
+    from repmamba.scene.source.raster import open_raster
+    from repmamba.scene.value_range import describe_usual_range
     from repmamba.tiles.plan import TILE, plan_tiles
 
     with open_raster(source) as raster:
-        facts, between = raster.facts, usual_range(raster)
+        facts, between = raster.facts, describe_usual_range(raster)
         weights = _weights(raster, f"x{scale}")
-    grid, together = facts.grid, usual_groups(facts)
-    alone = said_of_bands_alone(together, facts)
+    grid, together = facts.grid, usual_bands(facts).together
+    alone = describe_grey_bands(together, facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
@@ -187,9 +182,9 @@ def raster_facts(source: str, scale: int) -> Facts:
             )
         ),
         "type": facts.dtype,
-        "missing pixels": said_of_missing(facts),
-        "alpha": said_of_alpha(facts),
-        "colours": said_of_colours(together),
+        "missing pixels": describe_missing(facts),
+        "alpha": describe_alpha(facts),
+        "colours": describe_colours(together),
         "value range": between,
         "place": _place(facts),
         **({} if alone is None else {"through the network": in_flags(alone)}),
@@ -205,7 +200,7 @@ def raster_facts(source: str, scale: int) -> Facts:
 
 
 def _in_short(weights: str, facts: Facts) -> Facts:
-    """What most people ask of a checkpoint, in ten lines; all of it is in the JSON."""
+    """The most useful facts of a checkpoint in ten lines; the JSON has all of them."""
     from repmamba.inference.catalogue import packaged_weights
 
     entry = next((entry for entry in packaged_weights() if entry.name == weights), None)
@@ -230,31 +225,27 @@ def _in_short(weights: str, facts: Facts) -> Facts:
 
 
 def _refuse_unknown_name(file: str) -> None:
-    """Raise SourceError for what reads as the name of weights and is none: neither a file nor an
-    address.
-    """
+    """Raise SourceError for a name that is neither packaged weights nor a file."""
     from repmamba.inference.catalogue import packaged_weights
 
     if re.fullmatch(r"[\w-]+", file) and not os.path.exists(file):
         names = ", ".join(entry.name for entry in packaged_weights())
-        raise SourceError(f"{file} is no file, and no name of packaged weights, which are {names}.")
+        raise SourceError(f"{file} is neither a file nor the name of packaged weights: {names}.")
 
 
 def _weights(raster: Raster, usual: str) -> str:
-    """The weights that upscale takes where none are named, and why."""
+    """The weights that upscale uses by default, and why."""
     from repmamba.scene.choice import choose
 
     try:
         choice = choose(raster, usual)
-    except CorruptSource as fault:  # what the file is can be said all the same
+    except CorruptSource as fault:  # everything else is still known
         return f"{usual}, if the pixels can be read: {fault}"
     return usual if choice is None else f"{choice.weights}: the scene is {choice.why}"
 
 
 def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
-    """Facts as aligned lines; a table inside a table is indented under its name. Values of files
-    are made printable.
-    """
+    """Facts as aligned lines, nested tables indented. Text from files is made printable."""
     width = max((len(str(name)) for name in facts), default=0) + 2
     result = []
     for name, value in facts.items():
@@ -290,7 +281,7 @@ def _pixel(grid: Grid) -> Facts:
 
 
 def _crs(crs: CRS | None) -> str:
-    """The code of a coordinate system, or its name where it has no code."""
+    """The code of a coordinate system, or its name if it has none."""
     if crs is None:
         return "none"
     code = crs.to_epsg()
@@ -310,7 +301,7 @@ def _words(value: Any) -> str:
 def _names_weights(file: str) -> bool:
     from repmamba.inference.catalogue import packaged_weights
     from repmamba.network.checkpoint import WEIGHTS_ENDINGS
-    from repmamba.scene.admission import RASTER_FOLDERS
+    from repmamba.scene.source.admission import RASTER_FOLDERS
 
     path = Path(file)
     packaged = file in {entry.name for entry in packaged_weights()} and not path.exists()

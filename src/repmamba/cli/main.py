@@ -1,9 +1,7 @@
-"""The command line: a table of verbs, each in a module of its own that is loaded only when the verb
-is called.
+"""The command line: a table of verbs, each in a module that is loaded when it is called.
 
-So `repmamba --help` costs no more than click, and what a verb needs is paid for by that verb.
-`main` is also the one place where an exception becomes a line for the user. Exit codes: 0 done, 1
-failed, 2 called wrongly, 130 interrupted.
+So `repmamba --help` only loads click. `main` is also where exceptions become one line of output.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 import logging
@@ -28,31 +26,36 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb: the module `repmamba.cli.<module>` holds a click command of the verb's name."""
+    """One verb. The module `repmamba.cli.<module>` has a click command of the same name."""
 
     name: str
     module: str
     help: str
-    goes_on: bool = False  # whether the same command continues what was stopped
+    resumes: bool = False  # whether the same command continues a stopped run
 
 
 VERBS = (
-    Verb("upscale", "repmamba.cli.upscale", "Enlarge rasters, in place on the map.", goes_on=True),
+    Verb(
+        "upscale",
+        "repmamba.cli.upscale",
+        "Upscale rasters, at the same place on the map.",
+        resumes=True,
+    ),
     Verb("verify", "repmamba.cli.verify", "Check a result against its receipt."),
-    Verb("info", "repmamba.cli.info", "Say what is installed and what runs, or what a file is."),
-    Verb("bench", "repmamba.cli.bench", "Time a network on this machine."),
+    Verb("info", "repmamba.cli.info", "Show what is installed and what runs, or what a file is."),
+    Verb("bench", "repmamba.cli.bench", "Measure the speed of a network on this machine."),
     Verb(
         "prepare",
         "repmamba.cli.prepare",
         "Make the pairs of a benchmark from its originals.",
-        goes_on=True,
+        resumes=True,
     ),
-    Verb("train", "repmamba.cli.train", "Train a network by a recipe.", goes_on=True),
+    Verb("train", "repmamba.cli.train", "Train a network by a recipe.", resumes=True),
     Verb(
         "finetune",
         "repmamba.cli.finetune",
-        "Train a network further on scenes of one's own.",
-        goes_on=True,
+        "Train a network further on your own scenes.",
+        resumes=True,
     ),
     Verb(
         "evaluate", "repmamba.cli.evaluate", "Score networks and other methods against the truth."
@@ -61,7 +64,7 @@ VERBS = (
     Verb(
         "completion",
         "repmamba.cli.completion",
-        "Print what makes a shell complete repmamba's commands.",
+        "Print shell code that completes repmamba's commands.",
     ),
 )
 
@@ -76,16 +79,12 @@ SYNONYMS = {
 
 
 class VerbGroup(click.Group):
-    """The table VERBS as a click group: help comes from the table, a module is imported when its
-    verb is called.
-    """
+    """The table VERBS as a click group that imports a module when its verb is called."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click has it; of a verb that there is not, the error names those that are spelt nearly
-        so.
-        """
+        """Like click, with suggestions for an unknown verb."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as misuse:
@@ -100,11 +99,11 @@ class VerbGroup(click.Group):
             raise click.UsageError(f"{misuse.message} {hint}", ctx) from misuse
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """The names in the order of the table."""
         return [verb.name for verb in VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's command, imported now; None for a name that the table does not have."""
+        """The verb's command, imported now; None for an unknown name."""
         for verb in VERBS:
             if verb.name == cmd_name:
                 command: click.Command = getattr(import_module(verb.module), verb.name)
@@ -112,14 +111,14 @@ class VerbGroup(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The verbs with their lines of the table, without importing any of them."""
+        """The verbs with their help from the table, without importing them."""
         with formatter.section("Verbs"):
             formatter.write_dl([(verb.name, verb.help) for verb in VERBS])
 
 
 @dataclass(slots=True)
 class Invocation:
-    """What `main` has to know of a command line after it failed."""
+    """What `main` needs to know about a command line that failed."""
 
     debug: bool = False
     verb: str | None = None
@@ -136,7 +135,7 @@ class Invocation:
     "--debug",
     is_flag=True,
     envvar="REPMAMBA_DEBUG",
-    help="Show tracebacks and log all steps (REPMAMBA_DEBUG=1).",
+    help="Show tracebacks and log every step (REPMAMBA_DEBUG=1).",
 )
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
@@ -156,28 +155,24 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and leave with its exit code; `arguments` are those of the process
-    unless given.
-    """
-    # Read when torch is loaded. Its threads would otherwise spin between operations, on the cores
-    # that ours compute on: one pass of a network took 1.5 times as long on two cores.
+    """Run one command line and exit with its code. arguments: by default those of the process."""
+    # Read when torch is loaded. Its idle threads would otherwise spin on the cores that our threads
+    # use: one pass of a network took 1.5 times as long on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch counts the cores of the machine, of which a container grants fewer
+    # torch counts the cores of the machine, even if a container grants fewer.
     if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; its exit code. Whatever goes wrong is one line on stderr, and a
-    traceback with --debug.
-    """
+    """Run one command line; its exit code. An error is one line, with --debug a traceback too."""
     invocation = Invocation()
     speak_json(False)
     try:
         code = cli.main(args=arguments, prog_name="repmamba", standalone_mode=False, obj=invocation)
         return code if isinstance(code, int) else DONE
-    except click.ClickException as misuse:  # click knows the verb at fault and where its help is
+    except click.ClickException as misuse:  # click adds the verb and a pointer to its help
         if _asks_for_json(misuse, sys.argv[1:] if arguments is None else arguments):
             speak_json(True)
             say_error(UsageError(misuse.format_message()))
@@ -185,10 +180,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             misuse.show()
         return misuse.exit_code
     except (click.Abort, KeyboardInterrupt):
-        goes_on = any(verb.name == invocation.verb and verb.goes_on for verb in VERBS)
+        resumes = any(verb.name == invocation.verb and verb.resumes for verb in VERBS)
         say_error(
-            "interrupted"
-            + "; what is finished is kept, and the same command goes on with it." * goes_on
+            "interrupted" + "; finished work is kept, and the same command continues." * resumes
         )
         return INTERRUPTED
     except RepmambaError as error:
@@ -202,9 +196,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _asks_for_json(misuse: click.ClickException, arguments: Sequence[str]) -> bool:
-    """Whether a command line that could not be read asks for events; the --json of some verbs is a
-    file's name.
-    """
+    """Whether a command line that click rejected has the flag --json (not a file's name)."""
     ctx = getattr(misuse, "ctx", None)
     flags = [] if ctx is None else ctx.command.params
     return "--json" in arguments and any(option.name == "as_json" for option in flags)
@@ -217,11 +209,5 @@ def _trace(invocation: Invocation) -> None:
 
 def _how_to_report(invocation: Invocation) -> str:
     if invocation.debug:
-        return (
-            "Nobody foresaw this: please report it with the lines above and the output of "
-            "`repmamba info`."
-        )
-    return (
-        "Nobody foresaw this: please report it with the output of the same command under "
-        "REPMAMBA_DEBUG=1."
-    )
+        return "This is a bug: report it with the lines above and the output of `repmamba info`."
+    return "This is a bug: report it with the output of the same command with REPMAMBA_DEBUG=1."

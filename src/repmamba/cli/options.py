@@ -1,4 +1,4 @@
-"""Options that several verbs share, declared once, so that one name means one thing everywhere.
+"""Options that several verbs share, declared once so that they mean the same everywhere.
 
 Each is a decorator for a click command. Lengths are in pixels of the input.
 """
@@ -14,9 +14,7 @@ from repmamba.cli.terminal import hide_warnings, log_to_stderr, speak_json
 
 
 def _set_loudness(ctx: click.Context, param: click.Parameter, quiet: bool) -> bool:
-    """Quiet: neither log lines nor warnings. Without a terminal there is no bar, and log lines take
-    its place.
-    """
+    """--quiet turns off log lines and warnings. Without a terminal, log lines replace bars."""
     logger = logging.getLogger("repmamba")
     if quiet:
         log_to_stderr(logging.ERROR)
@@ -49,7 +47,7 @@ def numbers(
             numbers = ()
         if not numbers or (count is not None and len(numbers) != count):
             raise click.BadParameter(
-                f"'{text}' is not {count or 'a list of'} numbers with commas between."
+                f"'{text}' is not {count or 'a list of'} comma-separated numbers."
             )
         return numbers
 
@@ -57,9 +55,7 @@ def numbers(
 
 
 def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many numbers and names of
-    bands.
-    """
+    """A callback that turns "3,2,1" or "B04,B03,B02" into a tuple of that many bands."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
         if text is None:
@@ -68,7 +64,7 @@ def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | 
         if not all(parts) or (count is not None and len(parts) != count):
             wanted = count or "a list of"
             raise click.BadParameter(
-                f"'{text}' is not {wanted} numbers or names of bands with commas between."
+                f"'{text}' is not {wanted} comma-separated numbers or names of bands."
             )
         return tuple(int(part) if part.isdecimal() else part for part in parts)
 
@@ -76,14 +72,14 @@ def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | 
 
 
 class PackagedWeightsOrPath(click.Path):
-    """A name of the catalogue or a path; completes to both."""
+    """The name of packaged weights or a path, with completion for both."""
 
     name = "weights"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[Any]:
-        """The names that begin so, then the paths."""
+        """Matching names, then paths."""
         from repmamba.inference.catalogue import packaged_weights
 
         names = [entry.name for entry in packaged_weights() if entry.name.startswith(incomplete)]
@@ -101,67 +97,82 @@ target = click.option(
     "target",
     metavar="OUTPUT",
     required=True,
-    type=click.Path(path_type=str),  # a Path would lose the slash at its end
-    help="Where the result goes: a file for one input, a folder (such as results/) for several.",
+    type=click.Path(path_type=str),  # a Path would lose the trailing slash
+    help="A file for one input, a folder (such as results/) for several.",
 )
 weights = click.option(
     "--weights",
     metavar="NAME|FILE|FOLDER",
     type=PackagedWeightsOrPath(),
-    help="Packaged weights by name (x4), a checkpoint of ours or a published one.  [default: those "
-    "of --scale]",
+    help="Packaged weights by name (x4), or a checkpoint, ours or published.  [default: those of "
+    "--scale]",
 )
 scale = click.option(
     "--scale",
     type=click.IntRange(2, 4),
-    help="How many times larger.  [default: that of the weights, else 4]",
+    help="Upscaling factor.  [default: that of the weights, else 4]",
 )
 device = click.option(
     "--device",
     shell_complete=_device_names,
-    help="cpu, cuda, cuda:1, mps. Not yet run on a GPU; cpu avoids it.  [default: cuda where there "
-    "is one, else cpu]",
+    help="cpu, cuda, cuda:1, mps. GPUs are untested so far; cpu avoids them.  [default: cuda if "
+    "there is one, else cpu]",
 )
 backend = click.option(
     "--backend",
     metavar="NAME",
-    help="How the scan is computed; 'repmamba info' lists the names.  [default: the fastest that "
-    "the device runs]",
+    help="How the scan is computed; 'repmamba info' lists the names.  [default: the fastest on the "
+    "device]",
 )
 precision = click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Type of number that the network computes in.  [default: float32]",
+    help="Data type that the network computes in.  [default: float32]",
 )
 tile = click.option(
     "--tile",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Edge of the part kept of each tile, in input pixels, an even number.  [default: that of "
-    "the weights]",
+    help="Edge of the part kept of each tile, in input pixels, even.  [default: from the weights]",
 )
 halo = click.option(
     "--halo",
     type=click.IntRange(min=0),
     metavar="PIXELS",
-    help="What is read around each tile, in input pixels, an even number.  [default: that of the "
-    "weights]",
+    help="Margin read around each tile, in input pixels, even.  [default: from the weights]",
 )
-overwrite = click.option(
-    "--overwrite", is_flag=True, help="Replace an output that is there already."
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads.  [default: one per core]",
 )
+nice = click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=0,
+    metavar="N",
+    help="Niceness of the process: 19 gives way to all other work.",
+)
+minutes = click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Save and exit after N minutes; the same command continues.",
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 quiet = click.option(
     "-q",
     "--quiet",
     is_flag=True,
     callback=_set_loudness,
-    help="No progress, no log lines, no warnings; errors alone.",
+    help="Print errors only: no progress, log lines or warnings.",
 )
 as_json = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    is_eager=True,  # so that what is wrong with another option is said as JSON too
+    is_eager=True,  # so that errors in other options are JSON too
     callback=_set_json,
-    help="Print the result as JSON, and errors and progress too, one object a line.",
+    help="Print results, errors and progress as JSON, one object per line.",
 )

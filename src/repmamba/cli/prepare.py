@@ -1,4 +1,4 @@
-"""`repmamba prepare`: the pairs of a benchmark from its originals."""
+"""repmamba prepare: the pairs of a benchmark from its originals."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,49 +24,51 @@ def _range(name: str, text: str) -> Callable[[Command], Command]:
 @click.option(
     "--scale", type=click.IntRange(2, 4), required=True, help="How many times smaller LR is."
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of every random choice.  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of every random choice.  [default: 0]"
+)
 @click.option(
     "--split",
     "part",
     metavar="NAME",
-    help="One split of the archive alone: train, val, test or trainval.",
+    help="Only one split of the archive: train, val, test or trainval.",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    help="Images drawn, of each class folder where there are some.",
+    help="Number of images to draw, from each class folder if there are any.",
 )
 @click.option(
     "--drawn",
     nargs=2,
     type=int,
     metavar="TRAIN TEST",
-    help="AID: images of each class.  [default: 100 30]",
+    help="AID: images per class.  [default: 100 30]",
 )
 @click.option(
     "--val",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images held out for validation, in val/; of each class folder where there are some.  "
+    help="Images held out for validation, in val/, from each class folder if there are any.  "
     "[default: none]",
 )
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
-    help="Repeat the draw of an earlier run, its seed included; its originals are proved by "
-    "digest.",
+    help="Repeat the draw of an earlier run with its seed; originals are verified by digest.",
 )
-@_range("blur", "Gaussian blur of GT before it is reduced, sigma in its pixels.")
-@_range("noise", "Normal noise on LR, standard deviation in levels of 255.")
+@_range("blur", "Gaussian blur of GT before downsampling, sigma in its pixels.")
+@_range("noise", "Gaussian noise on LR, standard deviation in levels of 255.")
 @_range("jpeg", "JPEG compression of LR, quality from 1 to 100.")
 @click.option(
     "--degrade",
     metavar="NAME",
-    help="Make LR by a chain of all of these and others, as a camera does: mild, middle, strong, "
-    "or sensor, of all "
-    "strengths, a quarter clean.",
+    help="Make LR with a chain of these and other degradations, as a camera does: mild, middle, "
+    "strong, or sensor (all strengths, a quarter clean).",
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]"
+)
 @options.quiet
 def prepare(
     benchmark: str,
@@ -86,15 +88,14 @@ def prepare(
     jobs: int | None,
     quiet: bool,
 ) -> None:
-    """Make GT, LR and Bicubic of a benchmark's originals SRC, as unpacked, in DST.
+    """Create GT, LR and Bicubic in DST from a benchmark's unpacked originals in SRC.
 
-    Each benchmark is cut and reduced by its own rule, which the manifest in DST states: aid, and
-    nwpu and folder, by MATLAB's bicubic; dota and dior by Pillow's. Ended and called again, it goes
-    on where it stood. A broken image is named, counted and left out; where no image is left, the
+    Each benchmark is cropped and downsampled by its own rule, which the manifest in DST records:
+    aid, nwpu and folder by MATLAB's bicubic, dota and dior by Pillow's. A stopped run continues
+    with the same command. Broken images are named, counted and left out; if no image is left, the
     exit code is 1.
 
-    With --val, what a network learns from, is chosen by and is tested on are other images each:
-    train/, val/ and test/.
+    With --val, training, validation and test images are disjoint: train/, val/ and test/.
 
     \b
     Examples:
@@ -111,7 +112,7 @@ def prepare(
     from repmamba.errors import UsageError
 
     if manifest and seed is not None:
-        raise UsageError(f"The seed is that of {manifest}; leave out --seed, or the manifest.")
+        raise UsageError(f"The seed comes from {manifest}: leave --seed or --manifest out.")
     stages = tuple(
         Stage(name, *limits)
         for name, limits in (("blur", blur), ("noise", noise), ("jpeg", jpeg))

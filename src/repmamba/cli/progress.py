@@ -1,8 +1,6 @@
-"""How far a verb is, on stderr: a bar where there is a terminal, elsewhere log lines; with --quiet
-nothing.
+"""Progress on stderr: a bar on a terminal, log lines elsewhere, nothing with --quiet.
 
-The rooms call back with what is done and of how much; what that looks like is decided here, for all
-verbs.
+The rooms call back with what is done and the total; this module decides how to show it.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from repmamba.cli.terminal import speaks_json, tell
 
 if TYPE_CHECKING:
-    from repmamba.train.reached import Reached
+    from repmamba.train.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 LINES_EVERY = 30.0  # seconds between log lines of images
-LOG_EVERY = 0.1  # of the work: a line each of megapixels
+LOG_EVERY = 0.1  # of the work, between log lines of megapixels
 TELL_EVERY = 0.5  # seconds between events of JSON
 
 MEGAPIXELS = (
@@ -33,13 +31,13 @@ PARTS = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
 
 
 def shows_bars(*, quiet: bool) -> bool:
-    """Whether somebody watches and wants to."""
+    """Whether to show progress bars: on a terminal, unless --quiet or --json is given."""
     return not quiet and not speaks_json() and sys.stderr.isatty()
 
 
 @contextmanager
 def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """What is to be called with how many of how many images are done."""
+    """A callback for images done and their total."""
     if shows_bars(quiet=quiet):
         with _bar(what, unit="image") as progress:
             yield progress
@@ -51,9 +49,9 @@ def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 def megapixels(
     name: str, *, quiet: bool, source: str | None = None
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """What is to be called with how many of how many pixels are done; the bar has their speed.
+    """A callback for pixels done and their total; the bar shows their speed.
 
-    source: what is being enlarged, as events name it.
+    source: the input, as events name it.
     """
     if quiet:
         yield None
@@ -68,9 +66,7 @@ def megapixels(
 
 @contextmanager
 def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]:
-    """What is to be called with the part that is done, 0 to 1; without a bar there is nothing to be
-    called.
-    """
+    """A callback for the fraction done, 0 to 1; None without a bar."""
     if not shows_bars(quiet=quiet):
         yield None
         return
@@ -79,10 +75,8 @@ def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]
 
 
 @contextmanager
-def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
-    """What fit and finetune are to call, a bar for each thing that they do; None where they log by
-    themselves.
-    """
+def training(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A callback for fit and finetune, with a bar for each stage; None if they log themselves."""
     if not shows_bars(quiet=quiet):
         yield None
         return
@@ -91,23 +85,23 @@ def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
     bars: dict[str, Any] = {}
     with ExitStack() as shown:
 
-        def progress(reached: Reached) -> None:
-            if reached.what not in bars:
+        def progress(progress: Progress) -> None:
+            if progress.what not in bars:
                 shown.close()  # what came before is done
-                learns = reached.unit == "step"  # and its bar stays
-                start = {"total": reached.total, "initial": reached.done}
-                bar = tqdm(desc=reached.what, unit=reached.unit, leave=learns, **start)
-                bars[reached.what] = shown.enter_context(bar)
-            bar = bars[reached.what]
-            bar.set_postfix(reached.values, refresh=False)
-            bar.update(reached.done - bar.n)
+                learns = progress.unit == "step"  # and its bar stays
+                start = {"total": progress.total, "initial": progress.done}
+                bar = tqdm(desc=progress.what, unit=progress.unit, leave=learns, **start)
+                bars[progress.what] = shown.enter_context(bar)
+            bar = bars[progress.what]
+            bar.set_postfix(progress.values, refresh=False)
+            bar.update(progress.done - bar.n)
 
         yield progress
 
 
 @contextmanager
 def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
-    """A bar that begins at the first call, and goes when all is done."""
+    """A bar that appears at the first call and closes when all is done."""
     from tqdm import tqdm
 
     bars: list[Any] = []
@@ -115,8 +109,8 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
 
         def progress(done: float, total: float) -> None:
             if bars:
-                bars[0].total = total  # a sample may grow
-            else:  # start where an earlier run stopped: it says nothing of this speed
+                bars[0].total = total  # a sample can grow
+            else:  # start where an earlier run stopped, to show the speed of this one
                 start = {"total": total, "initial": done}
                 bars.append(
                     shown.enter_context(
@@ -129,36 +123,36 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
 
 
 def _lines_of_images(what: str) -> Callable[[int, int], None]:
-    said = time.monotonic()
+    last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() > said + LINES_EVERY:
-            said = time.monotonic()
+        nonlocal last
+        if time.monotonic() > last + LINES_EVERY:
+            last = time.monotonic()
             logger.info("%s: %d of %d.", what, done, total)
 
     return progress
 
 
 def _events(what: str, source: str | None) -> Callable[[int, int], None]:
-    said = -math.inf
+    last = -math.inf
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if done == total or time.monotonic() > said + TELL_EVERY:
-            said = time.monotonic()
+        nonlocal last
+        if done == total or time.monotonic() > last + TELL_EVERY:
+            last = time.monotonic()
             tell("progress", what=what, source=source, done=done, total=total, unit="pixels")
 
     return progress
 
 
 def _lines_of_megapixels(name: str) -> Callable[[int, int], None]:
-    said = 0.0
+    last = 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if done / total >= said + LOG_EVERY or (done == total and said < 1):
-            said = done / total
-            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * said, total / 1e6)
+        nonlocal last
+        if done / total >= last + LOG_EVERY or (done == total and last < 1):
+            last = done / total
+            logger.info("%s: %.0f %% of %.1f megapixels", name, 100 * last, total / 1e6)
 
     return progress

@@ -1,10 +1,8 @@
-"""What goes to the terminal and how: errors and warnings as one line, text from strangers' files
-made harmless.
+"""Output to the terminal: errors and warnings as one line, text from files made printable.
 
 Results go to stdout, everything else to stderr. With --json, results, progress, warnings and errors
-are events on stdout, one JSON object a line. The library itself only logs and warns; no other room
-prints. Its messages name options as Python does, tile=256; here they become those of the command
-line, --tile 256.
+are events on stdout, one JSON object per line. Other rooms only log and warn. Their messages name
+options as in Python, tile=256; here they become flags, --tile 256.
 """
 
 import json
@@ -22,65 +20,28 @@ from repmamba.errors import RepmambaWarning
 
 
 def printable(text: object) -> str:
-    """The text on one line, control characters written as escapes: a file's name or tag must not
-    steer the terminal.
-    """
+    """The text on one line, with control characters escaped, since names and tags may have some."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in " ".join(str(text).split())
     )
 
 
+# Python keywords -> flags of the command line, without dashes
 FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
     name: name.replace("_", "-")
     for name in (
-        *(
-            "scale",
-            "device",
-            "backend",
-            "precision",
-            "weights",
-            "ensemble",
-            "confidence",
-            "tile",
-            "halo",
-            "window",
-        ),
-        *(
-            "bbox",
-            "bands",
-            "rgb",
-            "consistent",
-            "format",
-            "workers",
-            "cluster",
-            "untrusted",
-            "max_pixels",
-        ),
-        *(
-            "on_corrupt",
-            "expand_palette",
-            "overwrite",
-            "restart",
-            "nodata",
-            "save",
-            "tensorboard",
-            "minutes",
-            "steps",
-        ),
-        *("peak", "cost"),
-    )
+        "scale device backend precision weights ensemble confidence tile halo window bbox bands "
+        "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt "
+        "expand_palette overwrite restart save tensorboard minutes steps peak cost"
+    ).split()
 }
-"""Keywords of Python that are flags of the command line, without its dashes."""
-
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
 _KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
 
 
 def in_flags(text: str) -> str:
-    """A message of the library with the flags of the command line in the place of Python's
-    keywords.
-    """
+    """A message of the library with flags in place of Python keywords."""
     return _KEYWORD.sub(_flag, text)
 
 
@@ -93,29 +54,27 @@ def _flag(found: re.Match[str]) -> str:
     return f"--{name} " + "".join(value.strip("()'").split())
 
 
-_json = False  # whether events are told in place of lines
+_json = False  # whether events are printed instead of lines
 
 
 def speak_json(asked: bool) -> None:
-    """Tell events as JSON from now on, or lines."""
+    """Print events as JSON from now on, or lines."""
     global _json
     _json = asked
 
 
 def speaks_json() -> bool:
-    """Whether events are told as JSON."""
+    """Whether events are printed as JSON."""
     return _json
 
 
 def tell(event: str, **values: Any) -> None:
-    """One event, as a line of JSON on stdout."""
+    """Print one event as a line of JSON on stdout."""
     click.echo(json.dumps({"event": event, **values}, default=str))
 
 
 def say_error(error: object, *, source: str | None = None) -> None:
-    """One line on stderr, or an event. source: the input that it is about, where there are
-    several.
-    """
+    """Print an error as one line on stderr, or as an event. source: its input, of several."""
     if _json:
         kind = type(error).__name__ if isinstance(error, BaseException) else "Error"
         tell(
@@ -130,9 +89,7 @@ def say_error(error: object, *, source: str | None = None) -> None:
 
 
 def show_warnings_as_lines(*, debug: bool) -> None:
-    """repmamba's own warnings as one line each; those of libraries are for developers and shown
-    with --debug alone.
-    """
+    """Show repmamba's warnings as one line each; those of libraries only with --debug."""
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RepmambaWarning)
@@ -140,12 +97,12 @@ def show_warnings_as_lines(*, debug: bool) -> None:
 
 
 def hide_warnings() -> None:
-    """Of repmamba's own, whatever was to be shown until now."""
+    """Hide repmamba's own warnings."""
     warnings.simplefilter("ignore", RepmambaWarning)
 
 
 def log_to_stderr(level: int) -> None:
-    """Send repmamba's log lines of `level` and above to stderr, as they are."""
+    """Print repmamba's log records of `level` and above to stderr, message only."""
     logger = logging.getLogger("repmamba")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -161,10 +118,10 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def filter_log(shown: logging.Filter | None) -> Iterator[None]:
-    """Pass log lines through a filter meanwhile."""
+    """Filter log records in this context."""
     handlers = logging.getLogger("repmamba").handlers if shown is not None else []
     for handler in handlers:
-        handler.addFilter(shown)  # type: ignore[arg-type]  # there are none without it
+        handler.addFilter(shown)  # type: ignore[arg-type]
     try:
         yield
     finally:

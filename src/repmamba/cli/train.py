@@ -1,4 +1,4 @@
-"""repmamba train: a network learns by a recipe, and goes on where it was stopped."""
+"""repmamba train: train a network by a recipe, or continue where it was stopped."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from repmamba.cli.progress import training
 
 
 def _recipe_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """Packaged recipes, and whatever else the shell finds, since a recipe may be a file."""
+    """Packaged recipes and files, since a recipe may be either."""
     from click.shell_completion import CompletionItem
 
     from repmamba.train.recipe_file import packaged
@@ -24,10 +24,10 @@ def _recipe_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 class _NamesRecipes(click.Command):
-    """A command whose help has the names of the packaged recipes in the place of RECIPES."""
+    """A command whose help lists the packaged recipes in place of RECIPES."""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click has it, with the names."""
+        """The help text of click, with the names."""
         from repmamba.train.recipe_file import packaged
 
         self.help = (self.help or "").replace("RECIPES", ", ".join(packaged()))
@@ -42,39 +42,31 @@ class _NamesRecipes(click.Command):
     "folder",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Where the run lives; started again there, it goes on.  [default: runs/ and the recipe's "
-    "name]",
+    help="Folder of the run; the same command continues a run in it.  [default: runs/ and the "
+    "recipe's name]",
 )
 @click.option(
     "--set",
     "settings",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Lay a value over the recipe's; may be repeated.",
+    help="Override a value of the recipe; may be repeated.",
 )
 @options.device
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one a core]"
-)
-@click.option(
-    "--nice",
-    type=click.IntRange(0, 19),
-    default=0,
-    metavar="N",
-    help="Give way to other work; 19 the most.",
-)
+@options.threads
+@options.nice
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Threads that prepare batches ahead.",
+    help="Threads that prefetch batches.",
 )
 @click.option(
     "--cache",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Keep decoded images there, for other runs too.  [default: the run's folder, if the "
+    help="Folder for decoded images, shared between runs.  [default: the run's folder, if the "
     "recipe caches on disk]",
 )
 @click.option(
@@ -84,13 +76,8 @@ class _NamesRecipes(click.Command):
     show_default=True,
     help="Steps between log lines.",
 )
-@click.option(
-    "--minutes",
-    type=float,
-    metavar="N",
-    help="Save and leave after so long; started again, it goes on.",
-)
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the folder, too.")
+@options.minutes
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard files into the folder.")
 @options.quiet
 def train(
     recipe: str,
@@ -106,10 +93,10 @@ def train(
     tensorboard: bool,
     quiet: bool,
 ) -> None:
-    """Train a network by RECIPE, a TOML file or one of the packaged: RECIPES.
+    """Train a network by RECIPE, a TOML file or a packaged recipe: RECIPES.
 
-    Stopped at any moment, the same command goes on from the last save. Several processes, as
-    torchrun or SLURM start them, share one run.
+    A stopped run continues from its last save with the same command. Several processes, started by
+    torchrun or SLURM, share one run.
 
     \b
     Examples:
@@ -140,12 +127,10 @@ def train(
 
 @contextmanager
 def one_voice(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Log lines on stderr, above a bar too, and what says the result; of several processes, the
-    first one speaks.
-    """
+    """Log lines above the bar, and a function that prints the result, in the first process only."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from repmamba.train.processes import find_processes
+    from repmamba.train.distributed import find_processes
 
     first, logger = find_processes(os.environ).first, logging.getLogger("repmamba.train")
     if not quiet and logger.getEffectiveLevel() != logging.DEBUG:

@@ -1,13 +1,13 @@
-"""repmamba upscale: enlarge rasters, in place on the map."""
+"""repmamba upscale: upscale rasters at the same place on the map."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from repmamba.cli.terminal import filter_log, in_flags, speaks_json, tell
 from repmamba.errors import RepmambaError, UsageError
 
 if TYPE_CHECKING:
-    from repmamba.scene.engine import SceneResult
     from repmamba.scene.estimate import Estimate
+    from repmamba.scene.scene_result import SceneResult
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def _range(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
 def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise click.BadParameter(f"'{pair}' is no NAME=VALUE.")
+            raise click.BadParameter(f"'{pair}' is not NAME=VALUE.")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -69,55 +69,50 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "--rgb",
     metavar="R,G,B",
     callback=options.bands(3),
-    help="Which bands are red, green and blue, by number or by name (B04,B03,B02; red,green,blue). "
-    "Each other band goes through the network alone, at the cost of a whole pass.  [default: as "
-    "the file says]",
+    help="Which bands are red, green and blue, by number or name (B04,B03,B02; red,green,blue). "
+    "Every other band takes a pass of the network of its own, as grey.  [default: from the file]",
 )
 @click.option(
     "--nodata",
     metavar="VALUE[,VALUE...]",
     callback=options.numbers(float, None),
-    help="This number is missing, in all bands, or one for each; nan too.  [default: as the file "
-    "says]",
+    help="Nodata value for all bands, or one per band; may be nan.  [default: from the file]",
 )
 @click.option(
     "--no-alpha",
     "no_alpha",
     is_flag=True,
-    help="Enlarge a band that the input calls alpha as data; so does --bands that names it.",
+    help="Treat a band that the input calls alpha as data. Naming it in --bands does the same.",
 )
 @click.option(
     "--range",
     "value_range",
     metavar="LOW,HIGH|robust|type",
     callback=_range,
-    help="What is black and white to the network.  [default: type for 8 bit, robust percentiles "
-    "for others]",
+    help="Values that are black and white to the network.  [default: type for 8 bit, robust "
+    "(percentiles) for others]",
 )
 @click.option(
     "--consistent/--no-consistent",
     default=None,
-    help="Let the result, made small again, be the input, but for spikes and what the type's ends "
-    "clip.  "
-    "[default: on where the input has a place on the map]",
+    help="Adjust the result so that downsampling it gives back the input (except outliers and "
+    "clipped values).  [default: on if the input is georeferenced]",
 )
 @click.option(
     "--ensemble",
     is_flag=True,
-    help="Take the mean over the eight flips and rotations, for eight times the work.",
+    help="Average over the eight flips and rotations, for eight times the work.",
 )
 @click.option(
     "--confidence",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Also write a raster (.tif) of the error to expect in each pixel; the result is then that "
-    "of --ensemble.",
+    help="Also write a raster (.tif) of the expected error of each pixel; turns --ensemble on.",
 )
 @click.option(
     "--format",
-    "format_name",
     metavar="NAME",
-    help="GTiff, COG, PNG, JPEG.  [default: by OUTPUT's ending]",
+    help="GTiff, COG, PNG or JPEG.  [default: by the suffix of OUTPUT]",
 )
 @click.option(
     "--co",
@@ -125,53 +120,51 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     metavar="NAME=VALUE",
     multiple=True,
     callback=_creation,
-    help="A creation option of GDAL.",
+    help="A GDAL creation option; may be repeated.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Tiles computed side by side.  [default: CPU cores]",
+    help="Tiles computed at the same time.  [default: CPU cores]",
 )
 @click.option(
     "--cluster",
     metavar="ADDRESS|FILE",
-    help="Compute on a Dask cluster: the address of its scheduler, tcp://host:8786, or its "
+    help="Compute on a Dask cluster: the address of its scheduler (tcp://host:8786) or its "
     "scheduler file (.json).",
 )
-@click.option("--recursive", is_flag=True, help="Of folders as inputs, also the folders in them.")
+@click.option("--recursive", is_flag=True, help="Also search subfolders of input folders.")
 @options.overwrite
-@click.option("--restart", is_flag=True, help="Do not go on with a stopped run; begin anew.")
+@click.option("--restart", is_flag=True, help="Start again instead of continuing a stopped run.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what would be done, with size, memory and time, and do nothing.",
+    help="Only report what would be done, with size, memory and time.",
 )
 @click.option(
     "--untrusted",
     is_flag=True,
-    help="Read as a stranger's file: GeoTIFF, PNG, JPEG or JPEG 2000, without side-cars, of at "
-    "most 268,435,456 "
-    "pixels, 200 bands, blocks of 64 MiB and 4,000 pixels a byte.",
+    help="For files of unknown origin: only GeoTIFF, PNG, JPEG and JPEG 2000, no side-car files, "
+    "at most 268,435,456 pixels, 200 bands, blocks of 64 MiB and 4,000 pixels per byte.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Allow an input of so many pixels, in however few bytes.  [default: 68,719,476,736; with "
-    "--untrusted "
-    "268,435,456]",
+    help="Largest number of input pixels, without a limit per byte.  [default: 68,719,476,736; "
+    "with --untrusted 268,435,456]",
 )
 @click.option(
     "--on-corrupt",
     type=click.Choice(["error", "fill"]),
     default="error",
     show_default=True,
-    help="What to do where the input cannot be read: stop, or take it as missing.",
+    help="Where the input cannot be read: stop, or treat pixels as missing.",
 )
 @click.option(
     "--expand-palette",
     is_flag=True,
-    help="Enlarge the colours of a palette, even of one with classes.",
+    help="Upscale the colours of a palette, even if they are classes.",
 )
 @options.quiet
 @options.as_json
@@ -179,8 +172,6 @@ def upscale(
     sources: tuple[str, ...],
     target: str,
     recursive: bool,
-    window: tuple[int, int, int, int] | None,
-    format_name: str | None,
     overwrite: bool,
     restart: bool,
     dry_run: bool,
@@ -188,12 +179,12 @@ def upscale(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Enlarge each INPUT into OUTPUT, in place on the map.
+    """Upscale each INPUT into OUTPUT, at the same place on the map.
 
-    OUTPUT is a file for one INPUT, a folder for several, or where it ends in a slash or is one
-    already: names are kept, with _x4 added. A folder as INPUT stands for the rasters in it. What
-    was stopped goes on with the same command, and what is done already stays as it is. Of several,
-    one that fails is named, and the others go on.
+    OUTPUT is a file for one INPUT. It is a folder for several, or if it exists as a folder or ends
+    in a slash: names are kept, with _x4 added. A folder as INPUT means the rasters in it. The same
+    command continues a stopped run and keeps finished results. If one of several inputs fails, it
+    is reported, and the others continue.
 
     \b
     Examples:
@@ -204,97 +195,120 @@ def upscale(
       repmamba upscale tiles/ -o enlarged/ --recursive
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
-    from repmamba.inference.upscaler import load
+    from repmamba.inference.loading import load
     from repmamba.scene.choice import Chooser
-    from repmamba.scene.engine import plan_file, upscale_file
-    from repmamba.tiles.window import Window
 
     network = {
         name: settings.pop(name)
         for name in ("weights", "scale", "device", "backend", "precision", "ensemble")
     }
-    if window is not None:
-        col, row, width, height = window
-        settings["window"] = Window(row, col, height, width)
-    settings["format"] = format_name
     settings["alpha"] = not settings.pop("no_alpha")
     folders = batch.names_folders(sources)
     batch.check_output(target, len(sources), folders=folders)
     inputs = batch.find_inputs(sources, target, recursive=recursive)
     if settings["confidence"] is not None and len(inputs) > 1:
         raise UsageError(
-            f"--confidence names one file, and there are {len(inputs)} inputs: enlarge them one by "
+            f"--confidence names one file, and there are {len(inputs)} inputs: upscale them one by "
             "one."
         )
     named = network.pop("weights")
     # Named weights are for all inputs; without a name, each input has those that fit it.
     upscaler = Chooser.loading(**network) if named is None else load(named, **network)
     jobs = batch.plan_outputs(inputs, target, upscaler.scale, folders=folders, dry_run=dry_run)
-    several, shown, begun = len(jobs) > 1, list[Any](), time.monotonic()
-    once = batch.SayOnce()
+    several, begun = len(jobs) > 1, time.monotonic()
+    run = _Run(upscaler, settings, overwrite, restart, dry_run, quiet)
+    once = batch.ShowOnce()
 
-    def enlarge(job: Job) -> None:
-        place = jobs.index(job) + 1
-        name = (
-            f"{place} of {len(jobs)}: {Path(job.source).name}" if several else Path(job.source).name
-        )
+    def upscale_one(job: Job) -> None:
+        place, name = jobs.index(job) + 1, Path(job.source).name
         once.source = job.source
-        how: Any = {"overwrite": overwrite, "restart": restart, "keep_finished": True}
-        with ExitStack() as bars:
-
-            def bar(what: str, *, hidden: bool = False) -> Any:
-                return bars.enter_context(
-                    megapixels(what, quiet=quiet or hidden, source=job.source)
-                )
-
-            how["measuring"] = bar(f"{name}, range")
-            if dry_run:
-                # A run makes the folder of the results; before it is there, nothing in it can be in
-                # the way.
-                new = not os.path.exists(job.target.parent) and (
-                    several or folders or str(job.target) != target
-                )
-                output = (
-                    next(filter(os.path.isdir, job.target.parents)) / job.target.name
-                    if new
-                    else job.target
-                )
-                how |= {"overwrite": overwrite or new, "restart": restart or new}
-                found: Any = replace(
-                    plan_file(job.source, output, upscaler, **how, **settings), target=job.target
-                )
-            else:
-                how["progress"] = bar(name)
-                # in a log, the lines of the computing are enough
-                unseen = not shows_bars(quiet=quiet)
-                how["assembling"] = bar(f"{name}, written", hidden=unseen)
-                found = upscale_file(job.source, job.target, upscaler, **how, **settings)
-        shown.append(found)
-        if speaks_json():
-            tell("plan" if dry_run else "result", source=job.source, **found.as_json())
-        elif dry_run or not quiet:
-            click.echo(in_flags(found.brief() if several else found.summary()))
+        run(job, f"{place} of {len(jobs)}: {name}" if several else name, brief=several)
 
     with filter_log(once if several else None):
         if several:
             logger.info(
-                "%d inputs; what is said of one holds for the next, until something else is said.",
+                "%d inputs; a log line that is the same for the next input is not repeated.",
                 len(jobs),
             )
-        failed = batch.one_by_one(enlarge, jobs)
-    if several and shown and (dry_run or not quiet or speaks_json()):
-        _tell_total(shown, failed, time.monotonic() - begun, dry_run=dry_run)
+        failed = batch.one_by_one(upscale_one, jobs)
+    if several and run.finished and (dry_run or not quiet or speaks_json()):
+        _tell_total(run.finished, failed, time.monotonic() - begun, dry_run=dry_run)
     if failed:
         raise RepmambaError(
-            f"{len(failed)} of {len(jobs)} inputs were not enlarged: {', '.join(failed)}. "
-            "The same command tries these again."
+            f"{len(failed)} of {len(jobs)} inputs were not upscaled: {', '.join(failed)}. "
+            "The same command tries them again."
         )
+
+
+@dataclass(slots=True)
+class _Run:
+    """Upscales or plans one input after the other, with progress bars and a line for each."""
+
+    upscaler: Any  # an Upscaler, or a Chooser among those that fit
+    settings: dict[str, Any]  # keywords of upscale_file
+    overwrite: bool
+    restart: bool
+    dry_run: bool
+    quiet: bool
+    finished: list[Any] = field(default_factory=list)
+
+    def __call__(self, job: Job, name: str, *, brief: bool) -> None:
+        """name: for the progress bar.  brief: print the short form of the line."""
+        with ExitStack() as bars:
+
+            def bar(what: str, *, hidden: bool = False) -> Any:
+                quiet = self.quiet or hidden
+                return bars.enter_context(megapixels(what, quiet=quiet, source=job.source))
+
+            made = self._plan(job, name, bar) if self.dry_run else self._upscale(job, name, bar)
+        self.finished.append(made)
+        if speaks_json():
+            tell("plan" if self.dry_run else "result", source=job.source, **made.as_json())
+        elif self.dry_run or not self.quiet:
+            click.echo(in_flags(made.brief() if brief else made.summary()))
+
+    def _upscale(self, job: Job, name: str, bar: Callable[..., Any]) -> SceneResult:
+        from repmamba.scene.engine import upscale_file
+
+        return upscale_file(
+            job.source,
+            job.target,
+            self.upscaler,
+            overwrite=self.overwrite,
+            restart=self.restart,
+            keep_finished=True,
+            measuring=bar(f"{name}, range"),
+            progress=bar(name),
+            # In a log, the lines of the computing are enough.
+            assembling=bar(f"{name}, written", hidden=not shows_bars(quiet=self.quiet)),
+            **self.settings,
+        )
+
+    def _plan(self, job: Job, name: str, bar: Callable[..., Any]) -> Estimate:
+        from repmamba.scene.engine import plan_file
+
+        # A run creates the folder of the results; before that, nothing in it can be in the way.
+        new = job.makes_folder and not os.path.exists(job.target.parent)
+        output = job.target
+        if new:
+            output = next(filter(os.path.isdir, job.target.parents)) / job.target.name
+        estimate = plan_file(
+            job.source,
+            output,
+            self.upscaler,
+            overwrite=self.overwrite or new,
+            restart=self.restart or new,
+            keep_finished=True,
+            measuring=bar(f"{name}, range"),
+            **self.settings,
+        )
+        return replace(estimate, target=job.target)
 
 
 def _tell_total(
     shown: Sequence[Any], failed: Sequence[str], seconds: float, *, dry_run: bool
 ) -> None:
-    """What became of several inputs, or would, in a few lines or one event."""
+    """Print what several inputs came to, or would, in a few lines or one event."""
     from repmamba.scene.estimate import total_of
 
     count, new = len(shown) + len(failed), [one for one in shown if not one.kept]
@@ -316,7 +330,7 @@ def _tell_total(
         tell("summary", inputs=count, enlarged=len(new), done_already=kept, failed=list(failed))
     else:
         click.echo(
-            f"{count} inputs: {len(new)} enlarged in {seconds:.1f} "
+            f"{count} inputs: {len(new)} upscaled in {seconds:.1f} "
             f"s{_already(kept, count)}{_not_done(failed)}"
         )
         _say_common(new)
@@ -330,7 +344,7 @@ def _say_common(shown: Sequence[SceneResult | Estimate]) -> None:
 def _already(kept: int, count: int) -> str:
     if not kept:
         return ""
-    return f"; {kept} of {count} {'was' if kept == 1 else 'were'} done already"
+    return f"; {kept} of {count} {'was' if kept == 1 else 'were'} already done"
 
 
 def _not_done(failed: Sequence[str]) -> str:

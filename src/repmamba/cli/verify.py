@@ -1,6 +1,4 @@
-"""repmamba verify: is a result still what was written? Every tile of it is decoded and compared
-with its receipt.
-"""
+"""repmamba verify: compare every tile of a result with its receipt."""
 
 from __future__ import annotations
 
@@ -30,11 +28,11 @@ from repmamba.errors import VerificationError
 @options.quiet
 @options.as_json
 def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_json: bool) -> None:
-    """Check results against the receipts that were written beside them.
+    """Verify results by the receipts that were written beside them.
 
-    Every tile and every overview is decoded and compared, then the file as a whole. Exit code 0:
-    all of it is what was written. 1: something is not, and a line on stderr names the first tile at
-    fault; other FILEs are checked all the same. 2: called wrongly.
+    Every tile and overview is decoded and compared, then the whole file. Exit code 0: everything is
+    as it was written. 1: something differs, and a line on stderr names the first tile; the other
+    FILEs are still verified. 2: wrong usage.
 
     \b
     Examples:
@@ -60,11 +58,11 @@ def verify(files: tuple[Path, ...], receipt_file: Path | None, quiet: bool, as_j
 
 
 def _verify(file: Path, receipt_file: Path | None, *, quiet: bool, as_json: bool) -> None:
-    """Check one result and say what was found. Raises VerificationError."""
-    from repmamba.scene.readback import verify_result
-    from repmamba.scene.receipt import read_receipt, receipt_path
+    """Verify one result and print what was found. Raises VerificationError."""
+    from repmamba.scene.result.readback import verify_result
+    from repmamba.scene.result.receipt import read_receipt, receipt_path
 
-    path = Path(os.path.realpath(file))  # receipt and side-cars lie where a link leads
+    path = Path(os.path.realpath(file))  # the receipt lies beside a link's target
     receipt = read_receipt(receipt_file or receipt_path(path))
     with parts(printable(file.name), quiet=quiet) as progress:
         checked = verify_result(path, receipt, progress)

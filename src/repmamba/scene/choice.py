@@ -1,10 +1,8 @@
-"""Which packaged weights fit a scene, where the user names none: those for clean pictures, or those
-for real ones.
+"""Which packaged weights fit a scene if the user names none: those for clean or for real pictures.
 
-What is measured is noise and the blocks of JPEG, on a few windows of the whole scene, whatever part
-of it is enlarged, so that every window of a scene is enlarged with the same weights.
-benchmarks/does_it_choose_well.py finds the thresholds on validation pictures, and shows how often
-they are right.
+Noise and JPEG blocks are measured on a few windows of the whole scene, whichever part is upscaled,
+so that all windows of a scene use the same weights. benchmarks/does_it_choose_well.py finds the
+thresholds on validation pictures and shows how often they are right.
 """
 
 from __future__ import annotations
@@ -18,44 +16,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.inference.catalogue import packaged_weights
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.histogram import ValueHistogram
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.quality import BLOCK, SMALLEST, blockiness, noise_level
 from repmamba.pixels.radiometry import Radiometry
-from repmamba.scene.raster import Raster
+from repmamba.scene.source.raster import Raster
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
+# edge of a measured window in pixels, and number of windows along each side of a scene
 EDGE, PLACES = 128, 5
-"""Edge of a window that is measured, in pixels, and how many places there are for one along each
-side of a scene.
-"""
 
+# share of a window's pixels that must be valid
 KNOWN = 0.25
-"""The share of a window's pixels that must be there, and not all the same."""
 
 RGB = ("red", "green", "blue")
 
+# thresholds from which weights for real pictures are better: noise in levels of 255, blockiness
 NOISY, BLOCKY = 3.2, 0.3
-"""From what on real pictures' weights are better: noise in levels of 255, and JPEG's share of
-zeros.
-"""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Weights for one scene, and what they were chosen by."""
+class WeightsChoice:
+    """Weights for one scene, and the measurements they were chosen by."""
 
     scene: str
     weights: str
     noise: float  # standard deviation, levels of 255
-    blockiness: float  # share of coefficients that JPEG has made zero
+    blockiness: float  # share of coefficients that JPEG set to zero
 
     @property
     def why(self) -> str:
-        """What was measured, in words."""
+        """The measurements in words."""
         faults = []
         if self.noise >= NOISY:
             faults.append(f"noisy (sigma {self.noise:.1f} of 255)")
@@ -65,21 +60,19 @@ class Choice:
         return " and ".join(faults) or clean
 
     def line(self) -> str:
-        """One line for people."""
+        """One line for the log."""
         return f"{self.scene}: the scene is {self.why}: {self.weights}."
 
     def as_json(self) -> dict[str, Any]:
-        """What a receipt says of it."""
+        """The entry in receipts."""
         return {"weights": self.weights, "noise": self.noise, "blockiness": self.blockiness}
 
 
 class Chooser:
-    """Loads the weights that fit each scene, each only once. Made where a user names no weights."""
+    """Loads the weights that fit each scene, each once. Used if no weights are named."""
 
     def __init__(self, usual: Upscaler, other: Callable[[str], Upscaler]) -> None:
-        """usual: for clean scenes.  other: loads packaged weights by their name, with the same
-        options.
-        """
+        """usual: for clean scenes. other: loads packaged weights by name with the same options."""
         self.usual = usual
         self._other = other
         self._loaded = {usual.name: usual}
@@ -92,15 +85,15 @@ class Chooser:
 
     @property
     def scale(self) -> int:
-        """How many times larger the result is: 2, 3 or 4."""
+        """The scale: 2, 3 or 4."""
         return self.usual.scale
 
     def __call__(
         self, raster: Raster, *, confidence: bool = False
-    ) -> tuple[Upscaler, Choice | None]:
-        """The Upscaler for a scene, and why; None where there was nothing to choose.
+    ) -> tuple[Upscaler, WeightsChoice | None]:
+        """The Upscaler for a scene, and why; None if there was nothing to choose.
 
-        confidence: errors to expect are wanted, which not all weights have.
+        confidence: expected errors are wanted, which not all weights provide.
         """
         choice = choose(raster, self.usual.name)
         if choice is None:
@@ -110,7 +103,7 @@ class Chooser:
         chosen = self._loaded[choice.weights]
         if confidence and chosen.calibration is None:
             logger.info(
-                "%s: %s has no errors to expect, as --confidence asks: %s.",
+                "%s: %s has no expected errors for confidence=; using %s.",
                 choice.scene,
                 chosen.name,
                 self.usual.name,
@@ -120,11 +113,10 @@ class Chooser:
         return chosen, choice
 
 
-def choose(raster: Raster, usual: str) -> Choice | None:
-    """The weights that fit a scene: the usual ones of its scale, or those for real pictures, such
-    as x4-real.
+def choose(raster: Raster, usual: str) -> WeightsChoice | None:
+    """The weights that fit a scene: the usual ones, or those for real pictures, such as x4-real.
 
-    None where there are no such weights, or too little of the scene to measure.
+    None if there are no such weights, or too little of the scene can be measured.
     """
     real = f"{usual}-real"
     if real not in {entry.name for entry in packaged_weights()}:
@@ -132,15 +124,15 @@ def choose(raster: Raster, usual: str) -> Choice | None:
     windows = measured_windows(raster)
     if not windows:
         return None
-    # Rounded, so that the last digits of another machine do not make another job.
+    # Rounded, so that the last digits of another machine do not change the job.
     noise, blocks = round(noise_level(windows), 1), round(blockiness(windows), 2)
-    return Choice(
+    return WeightsChoice(
         raster.facts.name, real if noise >= NOISY or blocks >= BLOCKY else usual, noise, blocks
     )
 
 
 def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
-    """A few windows (bands, h, w) of a scene, evenly spread, in unit, NaN where a pixel is missing.
+    """A few evenly spread windows (bands, h, w) in unit, NaN where a pixel is missing.
 
     The bands are red, green and blue, or else the first three. Windows begin at multiples of 8
     pixels.
@@ -152,7 +144,7 @@ def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
     for window in _windows(raster.grid.height, raster.grid.width):
         raw, valid = raster.read(window)
         known = np.asarray(usable(raw, valid, facts.band_nodata)[places].all(0))
-        # else a fill that nobody declared
+        # A constant window is probably undeclared nodata.
         if known.mean() >= KNOWN and np.ptp(raw[places][:, known]) > 0:
             found.append((raw[places], known))
     if not found:
@@ -164,9 +156,7 @@ def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
 def _radiometry(
     windows: list[NDArray[np.generic]], dtype: str, largest: float | None
 ) -> Radiometry:
-    """One range for all bands: the type's for 8 bit, else what holds nearly all values (bands, ...)
-    of the windows.
-    """
+    """One range for all bands: of the type for 8 bit, else of nearly all values (bands, ...)."""
     usual = Radiometry.of_type(dtype, len(windows[0]), largest)
     if dtype in ("uint8", "int8"):
         return usual
@@ -180,9 +170,7 @@ def _radiometry(
 
 
 def _windows(height: int, width: int) -> Iterator[Window]:
-    """The places to look at, a grid over the scene, row by row, in which order every format is read
-    fast.
-    """
+    """A grid of windows over the scene, row by row, so that every format reads them fast."""
     if min(height, width) < SMALLEST:
         return
     for row in _starts(height):
@@ -191,6 +179,6 @@ def _windows(height: int, width: int) -> Iterator[Window]:
 
 
 def _starts(length: int) -> list[int]:
-    """Where windows begin along a side: multiples of 8, evenly spread, no two the same."""
+    """Where windows begin along a side: evenly spread multiples of 8."""
     last = max(length - EDGE, 0) // BLOCK
     return sorted({BLOCK * round(last * place / (PLACES - 1)) for place in range(PLACES)})

@@ -1,10 +1,8 @@
-"""Tiles on a Dask cluster: the tile step as tasks of its workers. Reading, writing and the journal
-stay with the run.
+"""Tiles on a Dask cluster: workers run the tile step; reading, writing and the journal stay local.
 
-Only arrays travel: a tile goes out as it was read, and its result comes back, so a worker needs
-neither the source nor the target, and a run ends as one without a cluster does. A task holds all
-that it needs but the network, which the scheduler keeps: what a lost worker had in hand, another
-one computes.
+Only arrays are sent: input pixels go out and results come back, so workers need access to neither
+source nor target. The network is stored once in the scheduler. If a worker is lost, others compute
+its tiles.
 """
 
 from __future__ import annotations
@@ -28,20 +26,21 @@ import torch
 
 from repmamba import __version__
 from repmamba.errors import ClusterError, MissingExtra, OutOfMemory, RepmambaError, UsageError
-from repmamba.inference.upscaler import Upscaler, pin_backend
+from repmamba.inference.loading import pin_backend
+from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import one_compute_thread
 from repmamba.scene.plan import ScenePlan
-from repmamba.scene.stored import Pixels
+from repmamba.scene.source.pixels import Pixels
 from repmamba.scene.tile_step import TileResult, upscale_tile
 from repmamba.tiles.plan import Tile
 
 logger = logging.getLogger(__name__)
 
-# tiles for each slot: one that is computed, and one that waits there so that none is waited for
+# tiles per slot: one being computed and one queued
 IN_HAND = 2
-PATIENCE = 30  # seconds for a scheduler to answer
-LARGE = "1 GiB"  # Dask would warn of tasks that hold 10 MiB, as a tile of many bands does
-AGAIN = "What is finished is kept: the same command goes on, with a cluster or without."
+PATIENCE = 30  # seconds to wait for a scheduler
+LARGE = "1 GiB"  # Dask warns of tasks over 10 MiB, and a tile with many bands is larger
+AGAIN = "Finished tiles are kept: the same command continues, with a cluster or without."
 
 Addressed = Any  # an address, the path of a scheduler file, or a distributed.Client
 
@@ -50,25 +49,22 @@ class Cluster:
     """A Dask cluster that computes tiles. Made by `connected`."""
 
     def __init__(self, client: Any, name: str):
-        self.name = name  # where its scheduler is
+        self.name = name  # address of its scheduler
         self._client = client
 
     @property
     def slots(self) -> int:
-        """Tiles computed side by side: the threads of its workers now, 1 while there are none.
-        Raises ClusterError.
-        """
+        """Tiles computed at once: the threads of all workers, at least 1. Raises ClusterError."""
         return max(1, self._threads())
 
     def compute(
         self, pieces: Iterable[tuple[int, Pixels]], plan: ScenePlan, upscaler: Upscaler
     ) -> Generator[tuple[int, TileResult]]:
-        """The result of each piece (number of the tile, what was read), in the order in which the
-        workers finish.
+        """The result of each piece (tile index, input pixels), in the order in which they finish.
 
-        Pieces are drawn by the caller's thread, two for each slot ahead, so that neither here nor
-        there more is in memory. What is closed or fails leaves nothing to begin. Raises
-        ClusterError, and what the tile step raises.
+        Pieces are read in the calling thread, at most two per slot ahead, which bounds memory on
+        both sides. Closing it cancels what is queued. Raises ClusterError, and what the tile step
+        raises.
         """
         from distributed import as_completed
 
@@ -82,30 +78,26 @@ class Cluster:
             while results.count():
                 yield self._taken(next(results), plan)
         finally:
-            # of a client that is closed or lost, which has nothing in hand any more
+            # A client that is closed or lost has nothing to cancel.
             with suppress(Exception):
                 self._client.cancel(list(results.futures))
             results.clear()
 
     def seconds(self, plan: ScenePlan, upscaler: Upscaler, sample: int) -> float:
-        """How long a tile of sample x sample lr pixels takes a slot, all others computing too.
-        Raises ClusterError.
-        """
+        """Seconds for a tile of sample x sample lr pixels while all slots are busy."""
         shared = self._shared(plan, upscaler)
-        for _ in range(2):  # in the first round, the workers compile
+        for _ in range(2):  # the first round compiles
             futures = [self._submitted(_timed, shared, None, sample) for _ in range(self.slots)]
             found: list[float] = [self._taken(future, plan)[1] for future in futures]
         return statistics.median(found)
 
     def _shared(self, plan: ScenePlan, upscaler: Upscaler) -> Any:
-        """What all tiles of a run share, as one value that each worker fetches once."""
+        """What all tiles of a run share, sent to each worker once."""
         from cloudpickle import dumps
 
         if not self._threads():
-            logger.warning(
-                "The cluster at %s has no workers yet; the run waits for them.", self.name
-            )
-        # a million of them, in a large area
+            logger.warning("The cluster at %s has no workers yet; waiting for them.", self.name)
+        # There can be a million tiles.
         without_tiles = replace(plan, tiles=replace(plan.tiles, tiles=()))
         packed = dumps((without_tiles, upscaler))
         return self._submitted(_Shared, packed, upscaler.device.type, __version__)
@@ -124,7 +116,7 @@ class Cluster:
             )
 
     def _taken(self, future: Any, plan: ScenePlan) -> Any:
-        """The number and the result of a task. Raises what it raised, or ClusterError."""
+        """The index and result of a task. Raises what the task raised, or ClusterError."""
         with self._faults():
             index, result = future.result()
         if not isinstance(result, _Fault):
@@ -132,15 +124,14 @@ class Cluster:
         if issubclass(result.kind, OutOfMemory):
             raise OutOfMemory(
                 f"A tile did not fit into the memory of a worker of the cluster at {self.name}: "
-                "give its workers fewer "
-                f"threads or more memory, or take a tile= below {plan.tiles.tile} (that starts "
-                f"anew). {AGAIN}"
+                "give its workers fewer threads or more memory, or use a tile= below "
+                f"{plan.tiles.tile} (which starts again). {AGAIN}"
             )
         raise result.kind(result.text)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """What becomes of a cluster while it is asked something, in one line."""
+        """Turn failures of the cluster into one line."""
         from distributed.client import ClosedClientError
         from distributed.scheduler import KilledWorker
 
@@ -151,8 +142,8 @@ class Cluster:
         except KilledWorker as killed:
             raise ClusterError(
                 f"Workers of the cluster at {self.name} ended {killed.allowed_failures + 1} times "
-                "over one tile, most "
-                f"likely for want of memory: give each more of it, or fewer threads. {AGAIN}"
+                "while computing one tile, probably out of memory: give them more memory or fewer "
+                f"threads. {AGAIN}"
             ) from killed
         except (CancelledError, ClosedClientError, OSError) as lost:
             raise ClusterError(
@@ -163,18 +154,16 @@ class Cluster:
                 raise
             why = _first_line(lacking.__cause__ or lacking)
             raise ClusterError(
-                f"The scheduler or a worker of the cluster at {self.name} lacks what a tile needs "
-                f"({why}): install "
-                f"repmamba {__version__} in the environment of both."
+                f"The scheduler or a worker of the cluster at {self.name} lacks a package ({why}): "
+                f"install repmamba {__version__} in the environment of both."
             ) from lacking
 
 
 @contextmanager
 def connected(cluster: Addressed) -> Iterator[Cluster]:
-    """The cluster of an address ("tcp://host:8786"), of a scheduler file (.json), or of a Client,
-    which stays open.
+    """The cluster at an address ("tcp://host:8786"), in a scheduler file (.json) or of a Client.
 
-    Raises ClusterError where no scheduler answers, UsageError, MissingExtra.
+    A Client stays open. Raises ClusterError if no scheduler answers, UsageError, MissingExtra.
     """
     try:
         from distributed import Client
@@ -195,40 +184,36 @@ def connected(cluster: Addressed) -> Iterator[Cluster]:
         return
     name = str(cluster)
     where = (
-        {"scheduler_file": _checked_file(Path(name))}
+        {"scheduler_file": _scheduler_file(Path(name))}
         if name.endswith(".json")
         else {"address": name}
     )
     try:
         client = Client(**where, timeout=PATIENCE, set_as_default=False)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        ImportError,
-    ) as silent:  # the last two for tls:// and ucx:// not set up
+    # TypeError and ImportError: tls:// and ucx:// that are not set up
+    except (OSError, ValueError, TypeError, ImportError) as silent:
         raise ClusterError(
-            f"No Dask scheduler answers at {name} ({_first_line(silent)}): give its address, as in "
-            "tcp://host:8786, or its scheduler file; for others, set up Dask's configuration."
+            f"No Dask scheduler answers at {name} ({_first_line(silent)}): give its address, such "
+            "as tcp://host:8786, or its scheduler file; other protocols need Dask's configuration."
         ) from silent
     with client:
         yield Cluster(client, client.scheduler.address)
 
 
-def _checked_file(path: Path) -> str:
-    """A scheduler file, which has an address in it. Raises UsageError."""
+def _scheduler_file(path: Path) -> str:
+    """The path of a valid scheduler file. Raises UsageError."""
     try:
-        told = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(
-            f"There is no scheduler file {path} to read ({error.strerror}): dask scheduler "
-            "--scheduler-file writes it."
+            f"The scheduler file {path} cannot be read ({error.strerror}): dask scheduler "
+            "--scheduler-file writes one."
         ) from error
     except ValueError:
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("address"), str):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("address"), str):
         raise UsageError(
-            f"{path} is no scheduler file, as dask scheduler --scheduler-file writes it."
+            f"{path} is not a scheduler file: dask scheduler --scheduler-file writes one."
         )
     return str(path)
 
@@ -238,7 +223,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Shared:
-    """Plan and network on a worker: unpacked by the first tile there, and gone with the run."""
+    """Plan and network on a worker: unpacked by its first tile, and released after the run."""
 
     def __init__(self, packed: bytes, device: str, version: str):
         self._packed, self._device, self._version = packed, device, version
@@ -249,34 +234,32 @@ class _Shared:
         return _Shared, (self._packed, self._device, self._version)
 
     def unpacked(self) -> tuple[ScenePlan, Upscaler]:
-        """Raises ClusterError where this worker would give other pixels, or none."""
+        """The plan and network. Raises ClusterError if this worker would compute other pixels."""
         with self._guard:
             if self._unpacked is None:
-                self._unpacked = self._checked()
+                self._unpacked = self._unpack()
             return self._unpacked
 
-    def _checked(self) -> tuple[ScenePlan, Upscaler]:
+    def _unpack(self) -> tuple[ScenePlan, Upscaler]:
         if self._version != __version__:
             raise ClusterError(
-                f"A worker has repmamba {__version__}, and the run is of {self._version}: install "
-                "that one for all."
+                f"A worker has repmamba {__version__}, but the run uses {self._version}: install "
+                "the same version everywhere."
             )
         if self._device == "cuda" and not torch.cuda.is_available():
             raise ClusterError(
-                "A worker has no GPU, and the run is to be computed by one: take device='cpu'."
+                "A worker has no GPU, but the run was planned for one: use device='cpu'."
             )
         plan, upscaler = pickle.loads(self._packed)
         try:
             pin_backend(upscaler)
         except UsageError as fault:
-            raise ClusterError(f"A worker would give slightly other pixels. {fault}") from fault
+            raise ClusterError(f"A worker would compute different pixels. {fault}") from fault
         return plan, upscaler
 
 
 class _Fault(NamedTuple):
-    """What went wrong with a tile on a worker. It travels as a value, since Dask logs exceptions
-    there, in full.
-    """
+    """An error on a worker. Returned as a value, since Dask logs exceptions there in full."""
 
     kind: type[RepmambaError]
     text: str
@@ -285,7 +268,7 @@ class _Fault(NamedTuple):
 def _tile(
     shared: _Shared, index: int, tile: Tile, pixels: Pixels
 ) -> tuple[int, TileResult | _Fault]:
-    """On a worker: one tile, as anywhere else."""
+    """On a worker: the result of one tile."""
 
     def step(plan: ScenePlan, upscaler: Upscaler) -> TileResult:
         return upscale_tile(pixels, tile, plan, upscaler)
@@ -294,7 +277,7 @@ def _tile(
 
 
 def _timed(shared: _Shared, index: None, edge: int) -> tuple[None, float | _Fault]:
-    """On a worker: seconds for a made tile."""
+    """On a worker: seconds for a tile of zeros."""
 
     def step(plan: ScenePlan, upscaler: Upscaler) -> float:
         begun = time.perf_counter()
@@ -311,7 +294,5 @@ def _on_worker(shared: _Shared, step: Callable[[ScenePlan, Upscaler], Any]) -> A
             return step(plan, upscaler)
     except RepmambaError as fault:
         return _Fault(type(fault), str(fault))
-    except (
-        OSError
-    ) as fault:  # of the worker's own system; raised here, it would be taken for the cluster's loss
+    except OSError as fault:  # of the worker; raised, it would look like a lost cluster
         return _Fault(ClusterError, f"A tile failed on a worker: {fault}. {AGAIN}")

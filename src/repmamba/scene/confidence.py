@@ -1,8 +1,7 @@
-"""The second raster: how far each pixel of a result can be trusted, on the result's grid, written
-with it as one.
+"""The confidence raster: the expected error of each pixel, on the grid of the result.
 
-Its numbers are errors to expect, in the result's own numbers; what they are worth is
-inference/confidence.py's. Here is what the file says of itself; writer.py writes it.
+inference/confidence.py computes the errors, writers.py writes the file; this module decides what it
+declares.
 """
 
 from __future__ import annotations
@@ -15,43 +14,43 @@ from pathlib import Path
 from repmamba.errors import UsageError
 from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
-from repmamba.scene.formats import check_fit, format_of
-from repmamba.scene.job import JobIdentity, digest
-from repmamba.scene.output import OutputProfile
 from repmamba.scene.plan import ScenePlan
+from repmamba.scene.result.formats import check_fit, format_of
+from repmamba.scene.result.job import JobIdentity, digest128
+from repmamba.scene.result.output import OutputProfile
 
-# of the network by which calibrations are measured; in others, rounding looks like doubt
+# precision of calibrations; with another one, rounding looks like uncertainty
 PRECISION = "float32"
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidencePlan:
-    """Everything that decides the second raster, beside the plan of the first."""
+    """Everything that decides the confidence raster, besides the plan of the result."""
 
     target: Path
-    profile: OutputProfile  # one band for each group of bands that go through the network together
+    profile: OutputProfile  # one band per group of bands that go through the network together
     job: JobIdentity
 
 
 def with_confidence(
     plan: ScenePlan, result: Path, target: Path, upscaler: Upscaler
 ) -> tuple[ScenePlan, ConfidencePlan]:
-    """The plan of a result with errors to expect, and that of the raster at target that holds them.
+    """The plan of a result with expected errors, and the plan of their raster at target.
 
-    Raises UsageError where nobody has measured them, TargetError where target cannot hold them.
+    Raises UsageError if they were never measured for these weights, TargetError if target cannot
+    hold them.
     """
     calibration = upscaler.calibration
     if calibration is None:
         raise UsageError(
-            f"How far results of {upscaler.name} can be trusted has not been measured, so "
-            "confidence= has nothing to "
-            "say; benchmarks/how_far_can_a_result_be_trusted.py measures it."
+            f"confidence= needs expected errors, which were not measured for {upscaler.name}: "
+            "benchmarks/how_far_can_a_result_be_trusted.py measures them."
         )
     if upscaler.precision != PRECISION:
         raise UsageError(
-            f"confidence= was measured in {PRECISION}, and says nothing of {upscaler.precision}."
+            f"confidence= is only available with precision={PRECISION}, not {upscaler.precision}."
         )
-    settings = {**plan.job.settings, "confidence": digest(calibration.as_text().encode())}
+    settings = {**plan.job.settings, "confidence": digest128(calibration.as_text().encode())}
     profile = confidence_profile(format_of(target, None).name, result, plan, calibration)
     check_fit(profile)
     job = JobIdentity(plan.job.source, plan.job.weights, settings, plan.job.version)
@@ -61,14 +60,14 @@ def with_confidence(
 def confidence_profile(
     format_name: str, result: Path, plan: ScenePlan, calibration: Calibration
 ) -> OutputProfile:
-    """What the raster says of itself: each band names the bands of the result that it is about."""
-    told = plan.profile.tags.get("", {})
+    """What the raster declares: each band names the bands of the result that it describes."""
+    tags = plan.profile.tags.get("", {})
     kept = {
-        name: told[name]
-        for name in told
+        name: tags[name]
+        for name in tags
         if name == "AREA_OR_POINT" or name.startswith("SUPER_RESOL")
     }
-    said = {
+    described = {
         "CONFIDENCE_OF": result.name,
         "CONFIDENCE_IS": "the absolute error to expect of each pixel, mean over the bands named, "
         "in their own numbers",
@@ -85,7 +84,7 @@ def confidence_profile(
         descriptions=tuple(_described(group) for group in plan.groups),
         scales=tuple(plan.profile.scales[band] for band in firsts),
         units=tuple(plan.profile.units[band] for band in firsts),
-        tags={"": kept | said},
+        tags={"": kept | described},
         gcps=plan.profile.gcps,
         rpcs=plan.profile.rpcs,
     )

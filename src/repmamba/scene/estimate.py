@@ -1,7 +1,7 @@
-"""What a plan will take: memory, disk and time, said before the first pixel.
+"""What a plan will need in memory, disk space and time, known before the first pixel.
 
-Nothing here can change a pixel. A plan that the machine does not hold is refused with the tile that
-would fit, rather than changed: two machines would then give two results.
+Estimates never change a pixel. A plan that does not fit into memory is refused with the tile size
+that would fit, not adjusted: otherwise two machines could give two results.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ import numpy as np
 from repmamba.container import memory_left
 from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
-from repmamba.inference.compiled import COMPILED_SCAN
+from repmamba.inference.compiled_runner import COMPILED_SCAN
 from repmamba.inference.upscaler import Upscaler
-from repmamba.inference.workers import IN_FLIGHT, side_by_side
+from repmamba.inference.workers import IN_FLIGHT, choose_workers, map_tiles
+from repmamba.scene.band_selection import describe_grey_bands
 from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
-from repmamba.scene.formats import raw_bytes
-from repmamba.scene.plan import ScenePlan, said_of_bands_alone
-from repmamba.scene.raster import Raster
-from repmamba.scene.writer import disk_needs
+from repmamba.scene.plan import ScenePlan
+from repmamba.scene.result.formats import raw_bytes
+from repmamba.scene.source.raster import Raster
+from repmamba.scene.writers import disk_needs
 from repmamba.tiles.window import Window
 
 logger = logging.getLogger(__name__)
 
-GDAL_BYTES = 250_000_000  # of its caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
-# of the tile that is read, while torch's operators compute its widest layer
+GDAL_BYTES = 250_000_000  # caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
+# of the input tile, in the widest layer computed by torch
 NETWORK_BYTES_PER_PIXEL = 5800
-PASSES_BYTES_PER_PIXEL = 2700  # the same where the network runs in compiled passes
-# of the result: of three bands the first, the sum, the differences, their squares
+PASSES_BYTES_PER_PIXEL = 2700  # the same in compiled passes
+# of the result: for three bands the first, the sum, the differences, their squares
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4
 STATM = Path("/proc/self/statm")
 MEMINFO = Path("/proc/meminfo")
-SAMPLE = 96  # edge of the tile by which speed is measured, lr
+SAMPLE = 96  # edge of the tile for timing, lr pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one scene will take on this machine; sizes in bytes."""
+    """What one scene will need on this machine; sizes in bytes."""
 
     source: str
     target: Path | None  # None: a file object
@@ -65,19 +66,19 @@ class Estimate:
     high: tuple[float, ...]
     consistent: bool
     output_bytes: int  # before compression
-    disk_bytes: int  # at the worst moment, what a stopped run left aside
-    free_bytes: int  # where the output goes
-    memory_bytes: int  # of the whole process at its worst moment
-    # of them, what the process had when this was made: Python, torch, the weights
+    disk_bytes: int  # peak, without what a stopped run left
+    free_bytes: int  # in the folder of the output
+    memory_bytes: int  # peak of the whole process
+    # what the process already uses of them: Python, torch, the weights
     program_bytes: int
-    cluster: str | None = None  # where the tiles are computed, if not on this machine
-    confidence: Path | None = None  # the second raster, where one is wanted
-    said: Mapping[str, str] = field(default_factory=dict)  # what was decided of the source
-    chosen: str | None = None  # what the weights were chosen by, where the scene decided
-    # what a user should know of bands that go through the network alone
+    cluster: str | None = None  # address of the cluster that computes the tiles, if any
+    confidence: Path | None = None  # the confidence raster, if wanted
+    decisions: Mapping[str, str] = field(default_factory=dict)  # what was decided about the source
+    chosen: str | None = None  # why these weights were chosen, if the scene decided
+    # note on bands that go through the network as grey
     bands_alone: str | None = None
     seconds: float | None = None
-    kept: bool = False  # the whole result of this very job is there already
+    kept: bool = False  # the complete result of this job is already there
 
     def __repr__(self) -> str:
         return (
@@ -88,9 +89,9 @@ class Estimate:
         )
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """A few lines of text."""
         if self.kept:
-            return f"{self.source} -> {self.target}: done already, by this very command"
+            return f"{self.source} -> {self.target}: already done by the same command"
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
@@ -101,20 +102,20 @@ class Estimate:
         )
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
-        second = "" if self.confidence is None else f", and how far to trust it: {self.confidence}"
+        second = "" if self.confidence is None else f", confidence: {self.confidence}"
         return (
             f"{self.source} -> {self.target or 'memory'}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, "
             f"{self.format}, "
             f"x{self.scale} with {self.weights}\n"
-            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} side by "
-            f"side{where}; "
+            f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} at a "
+            f"time{where}; "
             f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
-            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.said.items())}"
-            f"  disk     at most {readable(self.disk_bytes)} while it runs, "
+            f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.decisions.items())}"
+            f"  disk     at most {readable(self.disk_bytes)} during the run, "
             f"{readable(self.free_bytes)} free\n"
             f"  memory   about {readable(self.memory_bytes)} for the whole process, "
-            f"{readable(self.program_bytes)} of them there already{took}"
+            f"of which it already uses {readable(self.program_bytes)}{took}"
         )
 
     @property
@@ -123,14 +124,13 @@ class Estimate:
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         return (
             f"x{self.scale} with {self.weights}, tiles of {self.tile} + {self.halo} input pixels, "
-            f"{self.workers} side "
-            f"by side{where}, {'' if self.consistent else 'not '}made consistent"
+            f"{self.workers} at a time{where}, {'' if self.consistent else 'not '}made consistent"
         )
 
     def brief(self) -> str:
-        """The line of one of several inputs: what may differ from one to the other."""
+        """One line, with what may differ between several inputs."""
         if self.kept:
-            return f"{self.source} -> {self.target}: done already"
+            return f"{self.source} -> {self.target}: already done"
         time_taken = "" if self.seconds is None else f", about {_duration(self.seconds)}"
         alone = "" if self.bands_alone is None else f"; {self.bands_alone}"
         return (
@@ -141,7 +141,7 @@ class Estimate:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The values as JSON."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
@@ -150,7 +150,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What several scenes, one after the other, will take together; sizes in bytes."""
+    """What several scenes need together, one after the other; sizes in bytes."""
 
     megapixels: float  # of the outputs
     disk_bytes: int  # at most
@@ -158,20 +158,20 @@ class Total:
     seconds: float
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line of text."""
         return (
             f"{self.megapixels:,.1f} megapixels, about {_duration(self.seconds)}, at most "
-            f"{readable(self.disk_bytes)} on the disk, about {readable(self.memory_bytes)} of "
+            f"{readable(self.disk_bytes)} of disk space, about {readable(self.memory_bytes)} of "
             "memory"
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The values as JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def total_of(estimates: Sequence[Estimate]) -> Total:
-    """What these take together, one after the other."""
+    """The total of several scenes, one after the other."""
     return Total(
         megapixels=sum(one.width * one.height for one in estimates) / 1e6,
         disk_bytes=sum(one.disk_bytes for one in estimates),
@@ -185,15 +185,17 @@ def estimate(
     target: Path,
     plan: ScenePlan,
     upscaler: Upscaler,
-    workers: int,
+    workers: int | None = None,
     confidence: ConfidencePlan | None = None,
-    cluster: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Estimate:
-    """Sizes and memory of a plan; `with_time` adds how long it takes. workers: of the cluster, if
-    there is one.
+    """Size and memory of a plan; `with_time` adds the time.
+
+    workers: as asked for; reduced if memory does not suffice.
     """
     profile, program = plan.profile, resident_bytes()
-    return Estimate(
+    side = choose_workers(workers, upscaler.device) if cluster is None else cluster.slots
+    made = Estimate(
         source=raster.facts.name,
         target=target,
         width=profile.grid.width,
@@ -206,31 +208,30 @@ def estimate(
         tiles=len(plan.tiles),
         tile=plan.tiles.tile,
         halo=plan.tiles.halo,
-        workers=workers,
+        workers=side,
         low=plan.radiometry.low,
         high=plan.radiometry.high,
         consistent=plan.consistent,
-        said=plan.said,
+        decisions=plan.decisions,
         output_bytes=raw_bytes(profile)
         + (0 if confidence is None else raw_bytes(confidence.profile)),
         disk_bytes=sum(needed for _, needed in disk_needs(target, plan, confidence)),
         free_bytes=free_bytes(target.parent),
         memory_bytes=program
-        + _memory(raster, plan, plan.tiles.tile, workers if cluster is None else 0),
+        + _memory(raster, plan, plan.tiles.tile, side if cluster is None else 0),
         program_bytes=program,
-        cluster=cluster,
+        cluster=None if cluster is None else cluster.name,
         confidence=None if confidence is None else confidence.target,
         chosen=None if plan.choice is None else plan.choice.why,
-        bands_alone=said_of_bands_alone(plan.job.settings["together"], raster.facts),
+        bands_alone=describe_grey_bands(plan.job.settings["together"], raster.facts),
     )
+    return _fitting_workers(made, raster, plan)
 
 
 def with_time(
     made: Estimate, plan: ScenePlan, upscaler: Upscaler, cluster: Cluster | None = None
 ) -> Estimate:
-    """The estimate with the time that small tiles took, side by side as the scene's own, scaled
-    up.
-    """
+    """The estimate with a time, extrapolated from small tiles computed in parallel."""
     side = min(made.workers, made.tiles)
     seconds = (
         _seconds_here(plan, upscaler, side)
@@ -241,7 +242,7 @@ def with_time(
 
 
 def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
-    """How long a small tile takes where so many are computed side by side."""
+    """Seconds for a small tile while `side` of them are computed in parallel."""
     sample = np.zeros((len(plan.places), SAMPLE, SAMPLE), np.float32)
 
     def timed(_: int) -> float:
@@ -249,15 +250,13 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
         upscaler.enlarge(sample, plan.groups)
         return time.perf_counter() - begun
 
-    # the first of each worker compiles
-    seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]
+    # the first tile of each worker compiles
+    seconds = list(map_tiles(timed, range(2 * side), side, side))[side:]
     return statistics.median(seconds)
 
 
-def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
-    """The estimate with as many of its workers as memory holds, at least one: any number gives the
-    same bytes.
-    """
+def _fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate:
+    """The estimate with as many workers as fit into memory, at least one."""
     there, more = available_memory(), made.memory_bytes - made.program_bytes
     if there is None or more <= there or made.cluster is not None:
         return made
@@ -266,7 +265,7 @@ def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate
         workers -= 1
     if workers < min(made.workers, len(plan.tiles)):
         logger.info(
-            "%s: workers: %d instead of %d, as %s of memory are free; the result is the same.",
+            "%s: workers: %d instead of %d, because %s of memory are free; the result is the same.",
             *(made.source, workers, made.workers, readable(there)),
         )
     taken = made.program_bytes + _memory(raster, plan, tile, workers)
@@ -274,9 +273,7 @@ def fitting_workers(made: Estimate, raster: Raster, plan: ScenePlan) -> Estimate
 
 
 def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
-    """Raise OutOfMemory, with the tile that fits, where the plan takes more than this machine has
-    to give.
-    """
+    """Raise OutOfMemory, naming a tile size that fits, if the plan needs too much memory."""
     there, more = available_memory(), made.memory_bytes - made.program_bytes
     if there is None or more <= there:
         return
@@ -287,11 +284,11 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
         if _memory(raster, plan, tile, here) <= there
     ]
     advice = (
-        f"tile={fitting[-1]} fits (and gives slightly other pixels)"
+        f"tile={fitting[-1]} fits (and gives slightly different pixels)"
         if fitting
         else "No tile= is small enough"
     )
-    side = f"{here} worker{'s' * (here > 1)}" if here else "no tile computed here"
+    side = f"{here} worker{'s' * (here > 1)}" if here else "no tiles computed here"
     raise OutOfMemory(
         f"{made.source} needs about {readable(more)} of memory with tile={plan.tiles.tile} and "
         f"{side}, and {readable(there)} are free. {advice}."
@@ -299,9 +296,7 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
 
 
 def resident_bytes() -> int:
-    """Bytes that this process has in memory now, libraries included; 0 where the system does not
-    say.
-    """
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -309,9 +304,7 @@ def resident_bytes() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system says so: Linux's estimate, and the
-    limit of a container.
-    """
+    """Bytes that the system and the container still allow; None if unknown."""
     try:
         lines = MEMINFO.read_text().splitlines()
         there = next(
@@ -324,14 +317,14 @@ def available_memory() -> int | None:
 
 
 def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
-    """Bytes at the worst moment, beside those of the program, by what is alive then."""
+    """Peak memory of a plan in bytes, without that of the program."""
     edge = tile + 2 * plan.tiles.halo
     lr = min(edge, raster.grid.height) * min(edge, raster.grid.width)
     hr = lr * plan.scale**2
     size = np.dtype(plan.profile.dtype).itemsize
     together = max(len(group) for group in plan.groups)
     waiting = (lr + hr) * plan.profile.count * size
-    if plan.calibration is not None:  # the errors to expect are a float32 for each group
+    if plan.calibration is not None:  # expected errors: a float32 per group
         waiting += hr * len(plan.groups) * 4
     network = lr * (PASSES_BYTES_PER_PIXEL if _in_passes(plan) else NETWORK_BYTES_PER_PIXEL)
     computing = network + hr * together * (4 + 8 + 8) + waiting  # unit, and numbers in float64
@@ -344,16 +337,14 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
 
 
 def _tiles(window: Window, tile: int) -> int:
-    """How many tiles of this edge a window of the scene touches; both in lr pixels."""
+    """How many tiles of this edge a window intersects; both in lr pixels."""
     rows = -(-(window.row + window.height) // tile) - window.row // tile
     cols = -(-(window.col + window.width) // tile) - window.col // tile
     return rows * cols
 
 
 def _in_passes(plan: ScenePlan) -> bool:
-    """Whether the network surely runs in compiled passes; in bfloat16 that depends on the
-    processor.
-    """
+    """Whether the network runs in compiled passes; False if that depends on the processor."""
     settings = plan.job.settings
     return (settings["scan"], settings["precision"]) == (COMPILED_SCAN, "float32")
 

@@ -1,8 +1,7 @@
 """Rasters in memory: bytes, file objects and open datasets in; /vsimem/ and file objects out.
 
-The engine reads and writes files: that is how it continues, how it tells one input from another,
-and how it checks what was written. So what is in memory is put into a temporary folder (TMPDIR)
-first, and the result taken out of it.
+The engine works on files: to resume, to identify inputs and to verify results. So inputs in memory
+are copied to a temporary folder (TMPDIR) first, and results are copied out of it.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from rasterio.shutil import copy as gdal_copy
 from rasterio.shutil import copyfiles, delete, exists
 from rasterio.vrt import WarpedVRT
 
-from repmamba.errors import RepmambaError, SourceError, TargetError, TargetExists, UsageError
-from repmamba.scene.formats import format_of
+from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
+from repmamba.scene.result.formats import format_of
+from repmamba.scene.result.target import refuse_existing
 
 Named: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = Named | Any  # bytes, a binary file object, a dataset of rasterio
 Target: TypeAlias = Named | Any  # a binary file object
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-IN_MEMORY = "/vsimem/"  # begins GDAL's names of files in memory
-INPUT = "the input in memory"  # as messages call it
+IN_MEMORY = "/vsimem/"  # prefix of GDAL's files in memory
+INPUT = "the input in memory"  # in messages
 
 
 def through_memory(field: str) -> Callable[[Function], Function]:
-    """Let a function of two file names, source and target, take what is in memory in place of
-    either.
+    """Let a function of two paths, source and target, also take sources and targets in memory.
 
-    field: of its result, that names the target; None there where the target is a file object.
+    field: of its result that names the target; None if the target is a file object.
     """
 
     def decorate(function: Function) -> Function:
@@ -55,7 +54,7 @@ def through_memory(field: str) -> Callable[[Function], Function]:
 
 @contextmanager
 def _source(source: Source) -> Iterator[Named]:
-    """The name of a file that holds the source. Raises UsageError for what is no source."""
+    """The path of a file that holds the source. Raises UsageError for other objects."""
     if isinstance(source, str | os.PathLike) and not str(source).startswith(IN_MEMORY):
         yield source
         return
@@ -74,9 +73,7 @@ def _source(source: Source) -> Iterator[Named]:
 
 
 def _can_be_opened_again(dataset: Any) -> bool:
-    """Whether the name of an open dataset leads to the same pixels: not to those of another
-    overview, say.
-    """
+    """Whether the name of an open dataset opens the same pixels, unlike an overview."""
     if dataset.closed:
         raise UsageError(f"The dataset {dataset.name} is closed: give an open one, or its name.")
     if dataset.mode != "r":
@@ -87,14 +84,14 @@ def _can_be_opened_again(dataset: Any) -> bool:
 
 
 def _shows_its_file(dataset: Any) -> bool:
-    """Whether it was opened without options, such as a level of overviews, and warps nothing."""
+    """Whether a dataset was opened without options (such as an overview) or warping."""
     return type(dataset) is DatasetReader and not any(
         value is not None for value in dataset.options.values()
     )
 
 
 def _put(source: Source, name: str) -> None:
-    """Write a source in memory into a file."""
+    """Write a source in memory to a file."""
     try:
         if isinstance(source, str | os.PathLike):
             copyfiles(os.fspath(source), name)
@@ -112,47 +109,43 @@ def _put(source: Source, name: str) -> None:
 
 
 def _bytes_of(source: Any) -> bytes | bytearray | memoryview:
-    """The bytes of a source, or of a file object from where it stands."""
+    """The bytes of a source, or of a file object from its current position."""
     if isinstance(source, MemoryFile):
         return bytes(source.getbuffer())
     content = source.read() if callable(getattr(source, "read", None)) else source
     if isinstance(content, str):
-        raise UsageError("The input is a file object of text; open it in binary mode, 'rb'.")
+        raise UsageError("The input is a text file object: open it in binary mode, 'rb'.")
     if not isinstance(content, bytes | bytearray | memoryview):
         raise UsageError(
-            f"The input is a {type(source).__name__}; give a path, bytes, a binary file object or "
-            "an open dataset of "
-            "rasterio. Upscaler.upscale takes arrays."
+            f"The input is a {type(source).__name__}: give a path, bytes, a binary file object or "
+            "an open rasterio dataset. Upscaler.upscale takes arrays."
         )
     return content
 
 
 @contextmanager
 def _target(target: Target, arguments: dict[str, Any]) -> Iterator[tuple[Named, Path | None]]:
-    """The name of a file to write, and the target's own; at the end its content goes where it is
-    wanted.
-    """
+    """The path of a file to write, and the name of the target that it is copied to at the end."""
     if isinstance(target, str | os.PathLike) and not str(target).startswith(IN_MEMORY):
         yield target, Path(target)
         return
     name = os.fspath(target) if isinstance(target, str | os.PathLike) else None
     if name is None and not callable(getattr(target, "write", None)):
         raise UsageError(
-            f"The output is a {type(target).__name__}; give a path, a name that begins with "
-            f"{IN_MEMORY}, or a binary "
-            "file object."
+            f"The output is a {type(target).__name__}: give a path, a name under {IN_MEMORY}, or a "
+            "binary file object."
         )
     if name is not None and exists(name) and not arguments.get("overwrite"):
-        raise TargetExists(f"{name} is there already: choose another name, or give overwrite=True.")
+        refuse_existing(name)
     with TemporaryDirectory(prefix="repmamba-") as folder:
         written = Path(folder, _file_name(target, name, arguments.get("format")))
         yield written, None if name is None else Path(name)
-        if written.exists():  # a plan writes nothing
+        if written.exists():  # plan_file writes nothing
             _deliver(written, target, name)
 
 
 def _file_name(target: Any, name: str | None, format: str | None) -> str:
-    """A name with the ending of the format; without any word of it a GeoTIFF's."""
+    """A file name with the suffix of the format; GeoTIFF if nothing says which."""
     own = os.path.basename(
         name or (target.name if isinstance(getattr(target, "name", None), str) else "")
     )

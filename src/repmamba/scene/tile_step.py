@@ -1,6 +1,4 @@
-"""One tile: from what was read to what is written. Knows nothing of files, order or workers, so it
-can run anywhere.
-"""
+"""One tile: from input pixels to output pixels, without files, so that it can run on any worker."""
 
 from __future__ import annotations
 
@@ -13,26 +11,26 @@ from repmamba.errors import OutOfMemory
 from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import repeated, usable
 from repmamba.scene.plan import ScenePlan
-from repmamba.scene.stored import Pixels
+from repmamba.scene.source.pixels import Pixels
 from repmamba.tiles.plan import Tile
 
 
 class TileResult(NamedTuple):
-    """What becomes of a tile, at its write window."""
+    """The result of a tile, at its write window."""
 
     numbers: NDArray[Any]  # (bands, h, w), in the output's type
     valid: NDArray[np.bool_]  # (h, w)
-    # (groups of bands, h, w), in the output's numbers; NaN: missing
+    # (groups of bands, h, w), in the output's units; NaN: missing
     expected_error: NDArray[np.float32] | None = None
 
 
 def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler) -> TileResult:
-    """pixels: raw (bands, h, w) and valid (h, w) of tile.read -> the same of tile.write, in the
-    output's type.
+    """The pixels to write for a tile.
 
-    A missing pixel is missing in the result, scale x scale times; a tile without a valid pixel
-    costs nothing. What lies under a mask or alpha stays, since some programs show it. With a plan
-    that has a calibration, errors to expect come along. Raises OutOfMemory.
+    pixels: raw (bands, h, w) and valid (h, w) of tile.read. A missing pixel is missing in the
+    result, as scale x scale pixels; tiles without valid pixels are not computed. Values under a
+    mask or alpha are kept, since some programs show them. A plan with a calibration also gives
+    expected errors. Raises OutOfMemory.
     """
     raw, valid = pixels
     footprint = repeated(valid, plan.scale)[tile.keep.slices]
@@ -42,18 +40,17 @@ def upscale_tile(pixels: Pixels, tile: Tile, plan: ScenePlan, upscaler: Upscaler
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise OutOfMemory(
-            f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory; "
-            "what is finished is "
-            f"kept. Run again with a smaller workers=, or with a tile= below {plan.tiles.tile} "
-            "(that starts anew)."
+            f"A tile of {tile.read.width} x {tile.read.height} pixels did not fit into memory. "
+            "Finished tiles are kept: run again with a smaller workers=, or with a tile= below "
+            f"{plan.tiles.tile} (which starts again)."
         ) from error
     if plan.alpha is not None:
         alpha = repeated(raw[plan.alpha], plan.scale)[tile.keep.slices]
-        if plan.alpha_tells:
-            # nodata that the user gave is transparent
+        if plan.alpha_marks_missing:
+            # Nodata from the options is transparent.
             alpha = np.where(footprint, alpha, alpha.dtype.type(0))
         colours = np.insert(colours, plan.alpha_at, alpha, axis=0)
-    elif plan.alpha_tells:
+    elif plan.alpha_marks_missing:
         opaque = np.where(footprint, np.iinfo(colours.dtype).max, 0).astype(colours.dtype)
         colours = np.concatenate([colours, opaque[None]])
     return TileResult(colours, footprint, errors)
@@ -67,9 +64,7 @@ def _colours(
     plan: ScenePlan,
     upscaler: Upscaler,
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """The bands that the network enlarges, missing pixels put in; one group after the other, for
-    the sake of memory.
-    """
+    """The upscaled bands with missing pixels inserted, group after group to save memory."""
     if plan.nodata is None:
         numbers = repeated(raw, plan.scale)[:, *tile.keep.slices]
     else:

@@ -1,0 +1,587 @@
+"""From finished tiles to one raster file, written through GDAL and read back before it is trusted.
+
+GeoTIFF is written directly from the tiles, each block once. COG, PNG and JPEG are copied by GDAL
+from a temporary GeoTIFF. Overviews of a COG are computed here, from the level above, so every pixel
+of every level is known before it is written, and a level lost on a full disk is detected. Tiles are
+written by one thread in one order: equal tiles give equal bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
+from rasterio.shutil import copy as gdal_copy
+
+from repmamba import durable
+from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
+from repmamba.gdal import bounded_cache, created, opened, write_out_blocks, writing_alone
+from repmamba.scene.result.formats import FORMATS, creation_options, is_lossless, raw_bytes
+from repmamba.scene.result.journal import Journal
+from repmamba.scene.result.output import OutputProfile
+from repmamba.scene.result.overviews import halved
+from repmamba.scene.result.readback import (
+    GDAL_FAILURES,
+    OWN_FILES,
+    Inspect,
+    Overlaps,
+    PartProgress,
+    band_means,
+    gdal_window,
+    measure,
+    missing_block,
+    open_level,
+    squares,
+)
+from repmamba.scene.result.receipt import Level, Piece
+from repmamba.scene.result.tile_file import TilePixels
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+WRITING = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILES}
+# folders in the working folder: for the result, and for the file it is copied from
+WHOLE, PARTS = "whole", "parts"
+SQUARE = 1024  # hr pixels, edge of a write where tiles do not end on block edges
+CACHE = 48 << 20  # bytes of decoded tiles to keep
+# largest mean difference of a lossy format, in grey levels; a lost block differs by more
+LOSSY_ERROR = 24.0
+NOT_WRITABLE = {"bidx", "ns"}  # names of tags that are arguments of update_tags
+# bytes; with less free space, lost pixels are blamed on a full disk
+ALMOST_FULL = 16 << 20
+
+
+class Mosaic:
+    """The finished tiles as one raster, read by window. Caches some tiles; not thread-safe."""
+
+    def __init__(self, journal: Journal, profile: OutputProfile) -> None:
+        self._journal, self._profile = journal, profile
+        self.windows: Sequence[Window] = journal.layout.tiles
+        self._overlaps = Overlaps(self.windows)
+        self.pieces: dict[int, Piece] = {}  # of the tiles read so far
+        self._kept: OrderedDict[int, TilePixels] = OrderedDict()
+
+    def read(self, window: Window) -> TilePixels:
+        """The pixels of a window, and the mask if the profile has one."""
+        rows = np.empty((window.height, self._profile.count, window.width), self._profile.dtype)
+        valid = np.ones((window.height, window.width), bool) if self._profile.mask else None
+        for index in self._overlaps.indices(window):
+            shared = self.windows[index].clipped(window)
+            tile = self.tile(index)
+            to_row, to_col = shared.seen_from(window).slices
+            from_row, from_col = shared.seen_from(self.windows[index]).slices
+            rows[to_row, :, to_col] = tile.rows[from_row, :, from_col]
+            if valid is not None and tile.valid is not None:
+                valid[to_row, to_col] = tile.valid[from_row, from_col]
+        return TilePixels(rows, valid)
+
+    def tile(self, index: int) -> TilePixels:
+        """One tile, its bytes verified."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        tile = self._journal.read(index)
+        if index not in self.pieces:
+            self.pieces[index] = _piece(self.windows[index], tile, self._profile)
+        self._kept[index] = tile
+        while len(self._kept) > 1 and sum(kept.rows.nbytes for kept in self._kept.values()) > CACHE:
+            self._kept.popitem(last=False)
+        return tile
+
+
+def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
+    means = (
+        ()
+        if is_lossless(profile)
+        else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
+    )
+    return Piece(window, pixels.pixels_digest, pixels.mask_digest if profile.mask else "", means)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A complete file that was read back and verified, not yet at the target."""
+
+    path: Path
+    sidecars: tuple[Path, ...]
+    levels: tuple[Level, ...]
+
+
+def assemble(
+    folder: Path, name: str, profile: OutputProfile, journal: Journal, progress: PartProgress
+) -> Assembled:
+    """Write the result into a folder inside `folder`, sync it to disk and verify all of it.
+
+    Raises NoSpace, TargetError, VerificationError; then the file is removed and the tiles stay.
+    """
+    clear_drafts(folder)
+    whole = folder / WHOLE
+    path = whole / name
+    try:
+        with gdal_errors(path), bounded_cache():
+            whole.mkdir()
+            mosaic = Mosaic(journal, profile)
+            expected = _WRITERS[profile.format](
+                path, profile, mosaic, lambda done: progress(0.6 * done)
+            )
+            durable.sync_file(path)
+            levels = _read_back(
+                path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done)
+            )
+            _check_description(path, profile)
+            sidecars = _sidecars(path, profile)
+    except BaseException:
+        durable.remove(whole)
+        raise
+    return Assembled(path, sidecars, levels)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove incomplete results that a killed run left in a working folder; tiles stay."""
+    for name in (WHOLE, PARTS):
+        durable.remove(folder / name)
+
+
+@contextmanager
+def gdal_errors(path: Path) -> Iterator[None]:
+    """Turn errors while path is assembled into NoSpace, TargetError, VerificationError."""
+    try:
+        yield
+    except VerificationError as damage:
+        if (free := durable.free_bytes(path.parent.parent)) < ALMOST_FULL:
+            raise NoSpace(
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
+                "All tiles are kept: free space and run the same command again."
+            ) from damage
+        raise
+    except RepmambaError:
+        raise
+    except GDAL_FAILURES as error:
+        free = durable.free_bytes(path.parent.parent)
+        if free < ALMOST_FULL or getattr(error, "errno", None) in durable.FULL:
+            raise NoSpace(
+                f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
+                "All tiles are kept: free space and run the same command again."
+            ) from error
+        raise TargetError(
+            f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same "
+            "command continues."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    # rasterio's own text is "Write failed. See previous exception for details."
+    return " ".join(str(error.__cause__ or error).split()).rstrip(".")
+
+
+# ---- writing
+
+
+def _write_gtiff(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
+) -> tuple[Level, ...]:
+    options = creation_options(profile)
+    _write_tiff(path, profile, options, mosaic, progress)
+    return (_base_level(profile, mosaic),)
+
+
+def _write_cog(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
+) -> tuple[Level, ...]:
+    options = creation_options(profile)
+    parts = path.parent.parent / PARTS
+    parts.mkdir()
+    try:
+        base = parts / "level.tif"
+        _write_tiff(
+            base, profile, _intermediate(profile, 256), mosaic, lambda done: progress(0.4 * done)
+        )
+        levels = [_base_level(profile, mosaic)]
+        files = [base]
+        while max(levels[-1].width, levels[-1].height) > int(options["BLOCKSIZE"]):
+            # GDAL reads level.tif.ovr.ovr as the second overview of level.tif
+            files.append(Path(f"{files[-1]}.ovr"))
+            levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
+        _check_intermediates(files, levels, profile)
+        with rasterio.Env(**WRITING):
+            gdal_copy(base, path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
+        progress(1.0)
+    finally:
+        durable.remove(parts)
+    return tuple(levels)
+
+
+def _write_copy(
+    path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
+) -> tuple[Level, ...]:
+    parts = path.parent.parent / PARTS
+    parts.mkdir()
+    base = parts / "level.tif"
+    described = profile if profile.has_place else replace(profile, tags={"": _tags_inside(profile)})
+    try:
+        _write_tiff(
+            base, described, _intermediate(profile, 64), mosaic, lambda done: progress(0.5 * done)
+        )
+        # A side-car file only for georeferencing: no .aux.xml beside every picture.
+        pam = "YES" if profile.has_place else "NO"
+        text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
+        with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
+            gdal_copy(
+                base,
+                path,
+                driver=FORMATS[profile.format].driver,
+                **creation_options(profile),
+                **text,
+            )
+        progress(1.0)
+    finally:
+        durable.remove(parts)
+    return (_base_level(profile, mosaic),)
+
+
+def _tags_inside(profile: OutputProfile) -> dict[str, str]:
+    """The tags that a picture without side-car file carries: PNG as text, JPEG in EXIF."""
+    tags = profile.tags.get("", {})
+    own = {name: text for name, text in tags.items() if name.startswith("SUPER_RESOL")}
+    if profile.format == "PNG" or not own:
+        return own
+    return {"EXIF_ImageDescription": ", ".join(f"{name}={text}" for name, text in own.items())}
+
+
+_WRITERS = {"GTiff": _write_gtiff, "COG": _write_cog, "PNG": _write_copy, "JPEG": _write_copy}
+
+
+def _intermediate(profile: OutputProfile, rows: int) -> dict[str, str]:
+    # Blocks of 256 x rows: when read line by line, a row of blocks must fit into GDAL's cache.
+    big = "YES" if raw_bytes(profile) > 2 << 30 else "NO"
+    interleave = "PIXEL" if profile.count <= 4 else "BAND"
+    colours = "RGB" if profile.colorinterp[:3] == ("red", "green", "blue") else "MINISBLACK"
+    alpha = {"ALPHA": "YES"} if profile.has_alpha else {}
+    return {
+        "TILED": "YES",
+        "BLOCKXSIZE": "256",
+        "BLOCKYSIZE": str(rows),
+        "COMPRESS": "ZSTD",
+        "ZSTD_LEVEL": "1",
+        "PREDICTOR": "2" if "int" in profile.dtype else "3",
+        "BIGTIFF": big,
+        "INTERLEAVE": interleave,
+        "PHOTOMETRIC": colours,
+        **alpha,
+    }
+
+
+def _write_tiff(
+    path: Path,
+    profile: OutputProfile,
+    options: Mapping[str, str],
+    mosaic: Mosaic,
+    progress: PartProgress,
+) -> None:
+    grid = profile.grid
+    place = {
+        name: value
+        for name, value in (("transform", grid.transform), ("crs", grid.crs))
+        if value is not None
+    }
+    shape = {
+        "width": grid.width,
+        "height": grid.height,
+        "count": profile.count,
+        "dtype": profile.dtype,
+    }
+    with (
+        writing_alone(),
+        rasterio.Env(**WRITING),
+        created(path, nodata=profile.nodata, **shape, **place, **options) as dataset,
+    ):
+        _describe(dataset, profile)
+        windows = _writing_order(mosaic.windows, grid.width, grid.height, options)
+        for number, window in enumerate(windows, start=1):
+            pixels = mosaic.read(window)
+            dataset.write(pixels.data, window=gdal_window(window))
+            if pixels.valid is not None:
+                dataset.write_mask(pixels.valid, window=gdal_window(window))
+            write_out_blocks()
+            progress(number / len(windows))
+
+
+def _writing_order(
+    tiles: Sequence[Window], width: int, height: int, options: Mapping[str, str]
+) -> tuple[Window, ...]:
+    # A block shared by two windows would be written, read and written again, so none is shared.
+    block_height, block_width = int(options["BLOCKYSIZE"]), int(options["BLOCKXSIZE"])
+    if all(_on_blocks(tile, block_height, block_width, width, height) for tile in tiles):
+        return tuple(tiles)
+    edge = int(np.lcm(block_height, block_width))
+    return squares(width, height, max(edge, SQUARE // edge * edge))
+
+
+def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, height: int) -> bool:
+    bottom, right = tile.row + tile.height, tile.col + tile.width
+    return (
+        tile.row % block_height == 0
+        and tile.col % block_width == 0
+        and (bottom % block_height == 0 or bottom == height)
+        and (right % block_width == 0 or right == width)
+    )
+
+
+def _describe(dataset: Any, profile: OutputProfile) -> None:
+    # Before the first block; later changes make GDAL write the directory again at the end.
+    dataset.colorinterp = tuple(ColorInterp[name] for name in profile.colorinterp)
+    for namespace, tags in (
+        profile.tags if profile.format == "GTiff" else _folded(profile.tags)
+    ).items():
+        if profile.gcps is not None and namespace == "":
+            # With AREA_OR_POINT=Point, GDAL 3.10 shifts control points by a pixel.
+            tags = {name: text for name, text in tags.items() if name != "AREA_OR_POINT"}
+        _write_tags(dataset, 0, namespace, tags)
+    for band, (text, spaces) in enumerate(
+        zip(profile.descriptions, profile.band_tags, strict=True), start=1
+    ):
+        if text is not None:
+            dataset.set_band_description(band, text)
+        for namespace, tags in (spaces if profile.format == "GTiff" else _folded(spaces)).items():
+            if tags:
+                _write_tags(dataset, band, namespace, tags)
+    if set(profile.scales) != {1.0} or set(profile.offsets) != {0.0}:
+        dataset.scales, dataset.offsets = profile.scales, profile.offsets
+    if any(profile.units):
+        dataset.units = tuple(unit or "" for unit in profile.units)
+    if profile.gcps is not None:
+        points, crs = profile.gcps
+        dataset.gcps = (list(points), crs)
+    if profile.rpcs is not None:
+        dataset.update_tags(ns="RPC", **profile.rpcs)
+
+
+def _write_tags(dataset: Any, band: int, namespace: str, tags: Mapping[str, str]) -> None:
+    """Write tags of a band, or with 0 of the dataset, except those in NOT_WRITABLE."""
+    if lost := sorted(NOT_WRITABLE & tags.keys()):
+        logger.warning("Tags named %s cannot be written and are left out.", " and ".join(lost))
+    where = {"ns": namespace} if namespace else {}
+    dataset.update_tags(
+        band, **where, **{name: text for name, text in tags.items() if name not in NOT_WRITABLE}
+    )
+
+
+def _folded(spaces: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Tags as NAMESPACE.NAME in the default namespace, the only one that a GDAL copy keeps."""
+    folded = dict(spaces.get("", {}))
+    for namespace, tags in spaces.items():
+        if namespace and not namespace.startswith("xml:"):
+            folded |= {f"{namespace}.{name}": text for name, text in tags.items()}
+    return {"": folded}
+
+
+def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
+    pieces = tuple(mosaic.pieces[index] for index in range(len(mosaic.windows)))
+    return Level(profile.grid.width, profile.grid.height, pieces)
+
+
+# ---- overviews
+
+
+def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfile) -> Level:
+    """Write half the resolution of the file above to path, and return what it holds."""
+    width, height = -(-level.width // 2), -(-level.height // 2)
+    shape = {"width": width, "height": height, "count": profile.count, "dtype": profile.dtype}
+    pieces = []
+    with (
+        rasterio.Env(**WRITING),
+        opened(above) as source,
+        created(path, nodata=profile.nodata, **shape, **_intermediate(profile, 256)) as target,
+    ):
+        target.colorinterp = source.colorinterp
+        for window in squares(width, height, SQUARE // 2 if profile.count <= 8 else 256):
+            place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
+            data = source.read(window=place)
+            valid = source.read_masks(1, window=place) != 0 if profile.mask else None
+            half, half_valid = halved(data, valid, nodata=profile.band_nodata, alpha=profile.alpha)
+            target.write(half, window=gdal_window(window))
+            if half_valid is not None:
+                target.write_mask(half_valid, window=gdal_window(window))
+            pixels = TilePixels(np.ascontiguousarray(half.transpose(1, 0, 2)), half_valid)
+            pieces.append(_piece(window, pixels, profile))
+    return Level(width, height, tuple(pieces))
+
+
+def _check_intermediates(
+    files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile
+) -> None:
+    # Overviews are computed from files that GDAL wrote, so losses there would go unnoticed.
+    for number, (file, level) in enumerate(zip(files, levels, strict=True)):
+        with open_level(file) as dataset:
+            windows = [piece.window for piece in level.pieces]
+            found = measure(dataset, windows, mask=profile.mask, lossless=True, one_pass=False)
+            for expected, piece in zip(level.pieces, found, strict=True):
+                if (expected.pixels, expected.mask) != (piece.pixels, piece.mask):
+                    raise VerificationError(
+                        f"Level {number} of the result did not reach the disk whole."
+                    )
+
+
+# ---- checking
+
+
+def _read_back(
+    path: Path,
+    profile: OutputProfile,
+    expected: Sequence[Level],
+    mosaic: Mosaic,
+    progress: PartProgress,
+) -> tuple[Level, ...]:
+    """The levels as read from the file. Raises VerificationError if they differ from expected."""
+    chosen, lossless = FORMATS[profile.format], is_lossless(profile)
+    found_levels = []
+    for number, level in enumerate(expected):
+        with open_level(path, number) as dataset:
+            if (dataset.width, dataset.height) != (level.width, level.height):
+                raise VerificationError(
+                    f"Level {number} of {path.name} has another size than was written."
+                )
+            inspect = (
+                None
+                if lossless or number
+                else _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
+            )
+            windows = [piece.window for piece in level.pieces]
+            found = tuple(
+                measure(
+                    dataset,
+                    windows,
+                    mask=profile.mask,
+                    lossless=lossless,
+                    one_pass=chosen.one_pass,
+                    inspect=inspect,
+                    progress=progress if number == 0 else None,
+                )
+            )
+        for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
+            if wanted.mask != piece.mask or (lossless and wanted.pixels != piece.pixels):
+                raise VerificationError(
+                    f"Tile {index} of level {number} of {path.name} did not reach the disk."
+                )
+            # WebP changes the colours of transparent pixels
+            compared = slice(-1 if profile.has_alpha else 0, None)
+            # Lossless pieces have no means.
+            if not np.allclose(
+                wanted.means[compared], piece.means[compared], rtol=0, atol=LOSSY_ERROR
+            ):
+                raise VerificationError(
+                    f"Tile {index} of level {number} of {path.name} has other means than the "
+                    "result: it was lost on the way to the disk or compressed too strongly."
+                )
+        found_levels.append(Level(level.width, level.height, found))
+        if chosen.driver in ("GTiff", "COG"):
+            with open_level(path) as dataset:
+                if (lost := missing_block(dataset, number)) is not None:
+                    raise VerificationError(
+                        f"{lost} of level {number} of {path.name} did not reach the disk."
+                    )
+    return tuple(found_levels)
+
+
+def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Inspect:
+    """A check for lossy files. Raises VerificationError where the error is too large."""
+
+    def inspect(part: Window, rows: NDArray[Any], _: NDArray[np.bool_] | None) -> None:
+        wanted = mosaic.read(part).rows
+        errors = np.abs(rows.astype(np.float32) - wanted)
+        if has_alpha:
+            errors[:, :-1] *= wanted[:, -1:] != 0
+        if (error := errors.mean()) > LOSSY_ERROR:
+            raise VerificationError(
+                f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the "
+                f"result by {error:.0f} grey levels on average: it was lost on the way to the disk "
+                "or compressed too strongly."
+            )
+
+    return inspect
+
+
+def _check_description(path: Path, profile: OutputProfile) -> None:
+    with open_level(path) as dataset:
+        grid = profile.grid
+        transform = grid.transform
+        metadata = {
+            "bands": (dataset.count, profile.count),
+            "type": (dataset.dtypes[0], profile.dtype),
+            "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
+            "CRS": (
+                dataset.crs is not None or dataset.gcps[1] is not None,
+                grid.crs is not None or _gcp_crs(profile),
+            ),
+            "control points": (
+                _lie_at(profile.gcps[0] if profile.gcps else (), dataset.gcps[0]),
+                True,
+            ),
+            "transform": (
+                transform is None
+                or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
+                True,
+            ),
+        }
+        wrong = [
+            f"{name}: {found}, not {wanted}"
+            for name, (found, wanted) in metadata.items()
+            if found != wanted
+        ]
+    if wrong:
+        raise VerificationError(
+            f"{path.name} does not have the metadata that were written: {'; '.join(wrong)}."
+        )
+
+
+def _as_held(nodata: float | None, dtype: str) -> float | None:
+    """Nodata rounded to the type: -3.40282e+38 is not exactly a float32."""
+    return None if nodata is None else float(np.dtype(dtype).type(nodata))
+
+
+def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlPoint]) -> bool:
+    """Whether GCPs match to side-car precision: 4 decimals of pixels, 13 digits of x, y."""
+    return len(points) == len(found) and all(
+        np.allclose((one.row, one.col), (other.row, other.col), rtol=0, atol=1e-4)
+        and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
+        for one, other in zip(points, found, strict=True)
+    )
+
+
+def _gcp_crs(profile: OutputProfile) -> bool:
+    return profile.gcps is not None and profile.gcps[1] is not None
+
+
+def _extent(transform: Affine) -> float:
+    return max(1.0, *(abs(float(number)) for number in transform[:6]))
+
+
+# ---- side-car files
+
+
+def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:
+    """The .aux.xml that GDAL wrote, and a world file for programs that read nothing else."""
+    world, transform = FORMATS[profile.format].world, profile.grid.transform
+    if world is not None and transform is not None:
+        durable.write_synced(path.with_suffix(world), world_file(transform).encode())
+    found = tuple(sorted(other for other in path.parent.iterdir() if other != path))
+    for sidecar in found:
+        durable.sync_file(sidecar)
+    return found
+
+
+def world_file(transform: Affine) -> str:
+    """The six lines of a world file; its origin is the centre of the first pixel."""
+    a, b, c, d, e, f = transform[:6]
+    return "".join(f"{number!r}\n" for number in (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2))
