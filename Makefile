@@ -27,7 +27,8 @@ help:  ## what can be made
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-KERNELS := hatch_build.py $(wildcard src/repmamba/kernels/*.cpp src/repmamba/kernels/*.h)
+CPP := $(wildcard src/repmamba/kernels/*.cpp src/repmamba/kernels/*.h tests/kernels/*.cpp)
+KERNELS := hatch_build.py $(filter src/%,$(CPP))
 
 .venv/installed: .venv/made pyproject.toml constraints.txt src/repmamba/__init__.py $(KERNELS)  # __init__: the version
 	@echo "Installing into .venv; torch is large, so this may take some minutes."
@@ -55,11 +56,13 @@ test-long: .venv/installed-dev  ## the full counts of kills, mutated files and r
 check: .venv/installed-dev  ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
 format: .venv/installed-dev  ## write the format that `make check` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
 
 .venv/installed-bench: .venv/installed-dev
 	$(PIP) --editable '.[bench]'

@@ -1,10 +1,8 @@
-"""Builds the compiled kernels into the package, with the C++ compiler that the ziglang wheel
-brings.
+"""Build the compiled kernels into the package, with the C++ compiler of the ziglang wheel.
 
-One library holds the kernels for every level of a processor family; the package chooses among them
-at run time. No system compiler is used. REPMAMBA_TARGET names another platform to build a wheel
-for. Where there is no compiler, or it fails, the wheel is made without a library, and the package
-says at run time that operations of torch are used instead.
+One library holds the kernels for every level of a processor family; the package chooses at run
+time. No system compiler is used. REPMAMBA_TARGET names another platform to build a wheel for. If
+there is no compiler, or it fails, the wheel is made without a library, and torch's operations run.
 """
 
 import os
@@ -22,39 +20,29 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("src/repmamba/kernels")
-ONCE = ("levels.cpp", "plan.cpp")  # the other files are compiled for each level
-# and these for processors of level v4 that have more; "pairs" is a level of its own in the names
+ONCE = ("levels.cpp", "plan.cpp")  # compiled once; the other files once per level
+# (file, level in the names, CPU features): for processors with more than v4.
 BEYOND = (
     ("pairs.cpp", "v4", "+avx512bf16"),
     ("amx.cpp", "v4", "+avx512bf16+amx_bf16+amx_tile"),
     ("training.cpp", "pairs", "+avx512bf16"),
 )
 FLAGS = [
-    *(
-        "-O3",
-        "-std=c++20",
-        "-g0",
-        "-Wall",
-        "-Wextra",
-        "-fvisibility=hidden",
-        "-fno-exceptions",
-        "-fno-rtti",
-    ),
-    *("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-ffp-contract=fast"),
-    "-fno-sanitize=undefined",  # which zig has by default
+    *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
+    *("-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-signed-zeros"),
+    *("-fno-trapping-math", "-ffp-contract=fast"),
+    "-fno-sanitize=undefined",  # zig's default
 ]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A platform: zig's name for it, the wheel's tag, the library's suffix, zig's -mcpu of each
-    level, lowest first.
-    """
+    """A platform that wheels are built for."""
 
-    triple: str
-    tag: str
-    suffix: str
-    levels: dict[str, str]
+    triple: str  # zig's name for it
+    tag: str  # the wheel's
+    suffix: str  # the library's
+    levels: dict[str, str]  # zig's -mcpu for each level, lowest first
 
 
 X86 = {"v2": "x86_64_v2", "v3": "x86_64_v3", "v4": "x86_64_v4"}
@@ -72,7 +60,7 @@ TARGETS = {
 
 
 def this_platform() -> str:
-    """The name in TARGETS of the machine that builds; of no target where none is built for it."""
+    """The name of this machine as in TARGETS, which may have no such target."""
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(
         sys.platform, sys.platform
     )
@@ -89,36 +77,29 @@ def compiler(target: Target) -> list[str]:
 
 
 def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS) -> None:
-    """Compile all sources for all levels and link them into one library. Raises
-    CalledProcessError.
+    """Compile all sources for all levels and link one library.
+
+    Raises:
+        CalledProcessError: If the compiler fails.
     """
-    cc = [*compiler(target), *flags, f'-DSOURCES="{digest(sources)}"']
-    position = [] if target.suffix == ".dll" else ["-fPIC"]
+    cc = [*compiler(target), *flags, *([] if target.suffix == ".dll" else ["-fPIC"])]
+    # Only for what is compiled once: zig keeps the other objects until their own sources change.
+    origin = f'-DSOURCES="{digest(sources)}"'
     files = sorted(file.name for file in sources.glob("*.cpp"))
     lowest, *_ = target.levels.values()
     jobs = [(file, lowest, "") for file in files if file in ONCE]
     others = {*ONCE, *(file for file, level, _ in BEYOND if level == "v4")}
-    jobs += [
-        (file, cpu, level)
-        for file in files
-        if file not in others
-        for level, cpu in target.levels.items()
-    ]
-    if "v4" in target.levels:
-        jobs += [
-            (file, target.levels["v4"] + more, level)
-            for file, level, more in BEYOND
-            if file in files
-        ]
+    per_level = [file for file in files if file not in others]
+    jobs += [(file, cpu, level) for file in per_level for level, cpu in target.levels.items()]
+    if v4 := target.levels.get("v4"):
+        jobs += [(file, v4 + more, level) for file, level, more in BEYOND if file in files]
     with TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(Path(made) / f"{file}.{level}.o") for file, _, level in jobs]
 
         def compiled(job: tuple[str, str, str], result: str) -> None:
             file, cpu, level = job
-            defined = [f"-DLEVEL={level}"] if level else []
-            call(
-                [*cc, f"-mcpu={cpu}", *defined, *position, "-c", str(sources / file), "-o", result]
-            )
+            defined = f"-DLEVEL={level}" if level else origin
+            call([*cc, f"-mcpu={cpu}", defined, "-c", str(sources / file), "-o", result])
 
         list(pool.map(compiled, jobs, objects))
         linked = Path(made) / library.name
@@ -130,34 +111,30 @@ def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS
 
 
 def call(command: list[str]) -> None:
-    """Run a compiler; what it says is passed on."""
+    """Run the compiler; its messages are passed on."""
     subprocess.run(command, check=True)
 
 
 def digest(sources: Path) -> str:
-    """What the library says it was built from."""
+    """The digest of the sources that the library carries."""
     found: str = runpy.run_path(str(sources / "sources.py"))["digest"](sources)
     return found
 
 
 def is_current(library: Path, sources: Path) -> bool:
-    """Whether the library is there and newer than this file, and was built from these sources."""
+    """Whether the library exists, is newer than this file, and was built from these sources."""
     if not library.exists() or library.stat().st_mtime < Path(__file__).stat().st_mtime:
         return False
     return digest(sources).encode() in library.read_bytes()
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Hatchling's hook: a wheel gets the library of its platform, an editable install has it beside
-    the sources.
-    """
+    """Put the library into a wheel, or beside the sources of an editable install."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build unless nothing has changed, and let the wheel carry the library and the platform's
-        tag.
-        """
+        """Build if anything has changed; add the library and the platform's tag to the wheel."""
         wanted = os.environ.get("REPMAMBA_TARGET")
         name = wanted or this_platform()
         if wanted and wanted not in TARGETS:

@@ -93,12 +93,13 @@ def measure(
     twice: frozenset[str] = frozenset(),
     rest: float = 0.0,
 ) -> Times:
-    """Seconds of each candidate in each round, the first, which compiles, not counted; `slow` ones
-    take two rounds.
+    """Seconds of each candidate in each round; one warm-up round first is not counted.
 
-    twice: those that run once more before, not counted. They keep their maps until a call of
-    another kind: a scene's tiles find them, and a candidate after another would not. rest: seconds
-    before each, for threads of the one before that look for more work on the cores.
+    Args:
+        slow: Candidates that take part in two rounds only.
+        twice: Candidates that run once more before each measured run: they keep their memory from
+            call to call, as between the tiles of a scene, unless another candidate runs between.
+        rest: Seconds to wait before each run, while idle threads of the previous one still spin.
     """
     seconds = clock(options)
     times: Times = {name: [] for name in candidates}

@@ -107,11 +107,8 @@ def markdown(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     lines += ["", *ratios(result)]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    # of answers from before it was replaced
-    numba = f", numba {versions['numba']}" if "numba" in versions else ""
     lines.append(
-        f"{machine['processor']}, {threads}, {machine['clock']} clock, torch "
-        f"{versions['torch']}{numba}."
+        f"{machine['processor']}, {threads}, {machine['clock']} clock, torch {versions['torch']}."
     )
     return "\n".join(lines) + "\n"
 

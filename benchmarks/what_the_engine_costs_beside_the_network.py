@@ -116,7 +116,7 @@ def main() -> None:
     folder = options.reference / "data" / "geotiff"
     upscaler = load(options.weights)
     first, (_, ending, how) = next(iter(SCENES.items()))
-    # compiles, and loads what is loaded once; not counted
+    # a warm-up, which loads what is loaded once; not counted
     costs(folder / first, ending, upscaler, how)
     rows = []
     print("CPU seconds a tile:")

@@ -1,5 +1,6 @@
-// The kernels' own test, without Python: elementary functions against the C library, the scan against its definition
-// in double. Compiled and run for each level and platform by test_program.py. Says what failed; returns how much did.
+// The kernels' own test, without Python: elementary functions against the C library, the scan
+// against its definition in double. Compiled and run for each level and platform by
+// test_program.py. Says what failed; returns how much did.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,18 +26,22 @@ static double uniform() {  // in [-1, 1), the same numbers everywhere
     return (double)(state >> 11) / (1ull << 52) - 1;
 }
 
-// Memory that ends where it says it does: on a page that nobody may touch where a sanitizer looks after it.
+// Memory that ends where it says it does: on a page that nobody may touch where a sanitizer looks
+// after it.
 struct Numbers {
     int64_t count;
     float* at;
-    explicit Numbers(int64_t count, double scale = 0, double offset = 0) : count(count), at((float*)malloc(count * sizeof(float))) {
-        for (int64_t i = 0; i < count; i++) at[i] = (float)(scale ? scale * uniform() + offset : offset);
+    explicit Numbers(int64_t count, double scale = 0, double offset = 0)
+        : count(count), at((float*)malloc(count * sizeof(float))) {
+        for (int64_t i = 0; i < count; i++)
+            at[i] = (float)(scale ? scale * uniform() + offset : offset);
     }
     ~Numbers() { free(at); }
     Numbers(const Numbers&) = delete;
 };
 
-static double furthest(const float* found, const double* exact, int64_t count) {  // relative to the largest
+static double furthest(const float* found, const double* exact,
+                       int64_t count) {  // relative to the largest
     double difference = 0, largest = 1e-30;
     for (int64_t i = 0; i < count; i++) {
         if (!(fabs(found[i] - exact[i]) <= difference)) difference = fabs(found[i] - exact[i]);
@@ -45,7 +50,9 @@ static double furthest(const float* found, const double* exact, int64_t count) {
     return difference / largest;
 }
 
-template <class V> static float lane(float x, V (*function)(V)) { return function(V{} + x)[lanes<V> - 1]; }
+template <class V> static float lane(float x, V (*function)(V)) {
+    return function(V{} + x)[lanes<V> - 1];
+}
 
 template <class V> static void elementary_functions() {
     auto power = [](V x) { return exp2_of_product(x, V{} + 1.0f); };
@@ -58,7 +65,8 @@ template <class V> static void elementary_functions() {
     }
     check(relative < 4e-7, "2**x, relative error", relative);
     check(absolute < 6.1e-8, "2**x of a slow decay, error", absolute);
-    for (float x = -151; x > -1e30f; x *= 7) check(lane<V>(x, power) == 0, "2**x far below all numbers", x);
+    for (float x = -151; x > -1e30f; x *= 7)
+        check(lane<V>(x, power) == 0, "2**x far below all numbers", x);
     auto sigmoid_ = [](V x) { return sigmoid(x); };
     auto below = [](V x) { return normal_below(x); };
     for (int i = -4000; i <= 4000; i++) {
@@ -78,32 +86,58 @@ template <class V> static void elementary_functions() {
     }
 }
 
-// Both passes over groups of sequences whose pixels are visited in some order, against loops in double.
+// Both passes over groups of sequences whose pixels are visited in some order, against loops in
+// double.
 static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, int64_t rank) {
     constexpr int STATE = 16;
-    int64_t width = used > LANES / 2 ? LANES : LANES / 2, channels = (used + width - 1) / width * width;
+    int64_t width = used > LANES / 2 ? LANES : LANES / 2,
+            channels = (used + width - 1) / width * width;
     int64_t segments = (length + 63) / 64, lines = rank + 2 * STATE, constants = 18 + rank;
-    Numbers u(groups * length * channels, 1), dt(groups * length * channels, 0.5, 0.5), rows(groups * length * lines, 1);
-    Numbers weight(groups * used * rank + 1, 1), bias(groups * used, 1, -1), A(groups * used * STATE, 2, -2.1);
+    Numbers u(groups * length * channels, 1), dt(groups * length * channels, 0.5, 0.5),
+        rows(groups * length * lines, 1);
+    Numbers weight(groups * used * rank + 1, 1), bias(groups * used, 1, -1),
+        A(groups * used * STATE, 2, -2.1);
     Numbers D(groups * used, 1), dy(groups * length * channels, 1);
     Numbers kept(groups * segments * channels * STATE), y(slabs * length * channels);
-    Numbers du(slabs * length * channels), ddt(groups * length * channels), drows(groups * length * lines);
-    Numbers dconstants(groups * channels * constants), scratch((3 * 64 + (2 * 65 + 1) * STATE + 4 * (34 + rank)) * width);
+    Numbers du(slabs * length * channels), ddt(groups * length * channels),
+        drows(groups * length * lines);
+    Numbers dconstants(groups * channels * constants),
+        scratch((3 * 64 + (2 * 65 + 1) * STATE + 4 * (34 + rank)) * width);
     int64_t* visits = (int64_t*)malloc(groups * length * sizeof(int64_t));
     for (int64_t k = 0; k < groups; k++)
         for (int64_t t = 0; t < length; t++) visits[k * length + t] = k % 2 ? length - 1 - t : t;
     for (int64_t i = 0; i < u.count; i++)
         if (i % channels >= used) u.at[i] = dt.at[i] = dy.at[i] = 0;
-    Scan a = {slabs, groups, length, channels, used, rank, visits, u.at, dt.at, groups * length * channels,
-              length * channels, rows.at, groups * length * lines, length * lines, lines, weight.at, bias.at, A.at,
-              D.at, kept.at, y.at};
-    ScanGradients b = {a, dy.at, a.u_batch, a.u_group, du.at, drows.at, dconstants.at, ddt.at, a.rows_batch,
-                       a.rows_group, a.rows_pixel};
+    Scan a = {slabs,
+              groups,
+              length,
+              channels,
+              used,
+              rank,
+              visits,
+              u.at,
+              dt.at,
+              groups * length * channels,
+              length * channels,
+              rows.at,
+              groups * length * lines,
+              length * lines,
+              lines,
+              weight.at,
+              bias.at,
+              A.at,
+              D.at,
+              kept.at,
+              y.at};
+    ScanGradients b = {a,           dy.at,         a.u_batch, a.u_group,    du.at,
+                       drows.at,    dconstants.at, ddt.at,    a.rows_batch, a.rows_group,
+                       a.rows_pixel};
     JOINED(scan_forward, LEVEL)(0, slabs * (channels / width), &a, scratch.at);
     JOINED(scan_backward, LEVEL)(0, slabs, &b, scratch.at);
 
     double* exact = (double*)calloc(y.count + du.count + drows.count, sizeof(double));
-    double *ey = exact, *edu = ey + y.count, *edrows = edu + du.count, (*h)[STATE] = (double(*)[STATE])malloc((length + 1) * sizeof *h);
+    double *ey = exact, *edu = ey + y.count, *edrows = edu + du.count,
+           (*h)[STATE] = (double (*)[STATE])malloc((length + 1) * sizeof *h);
     for (int64_t k = 0; k < groups; k++)
         for (int64_t c = 0; c < used; c++) {
             double adjoint[STATE] = {};
@@ -111,7 +145,9 @@ static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, in
             auto size = [&](int64_t pixel, double* slope) {
                 if (!rank) return (double)dt.at[(k * length + pixel) * channels + c];
                 double raw = bias.at[k * used + c];
-                for (int64_t j = 0; j < rank; j++) raw += (double)weight.at[(k * used + c) * rank + j] * rows.at[(k * length + pixel) * lines + j];
+                for (int64_t j = 0; j < rank; j++)
+                    raw += (double)weight.at[(k * used + c) * rank + j] *
+                           rows.at[(k * length + pixel) * lines + j];
                 *slope = 1 / (1 + exp(-raw));
                 return log1p(exp(raw));
             };
@@ -119,7 +155,8 @@ static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, in
             for (int64_t t = 0; t < length; t++) {
                 int64_t pixel = visits[k * length + t], at = (k * length + pixel) * channels + c;
                 const float* B = rows.at + (k * length + pixel) * lines + rank;
-                double slope, d = size(pixel, &slope), *result = ey + ((k % slabs) * length + pixel) * channels + c;
+                double slope, d = size(pixel, &slope),
+                              *result = ey + ((k % slabs) * length + pixel) * channels + c;
                 *result += (double)D.at[k * used + c] * u.at[at];
                 for (int n = 0; n < STATE; n++) {
                     h[t + 1][n] = exp(d * rates[n]) * h[t][n] + d * u.at[at] * B[n];
@@ -129,7 +166,8 @@ static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, in
             for (int64_t t = length - 1; t >= 0; t--) {
                 int64_t pixel = visits[k * length + t], at = (k * length + pixel) * channels + c;
                 const float* B = rows.at + (k * length + pixel) * lines + rank;
-                double slope = 0, d = size(pixel, &slope), g = dy.at[at], x = u.at[at], along_B = 0, along_A = 0;
+                double slope = 0, d = size(pixel, &slope), g = dy.at[at], x = u.at[at], along_B = 0,
+                       along_A = 0;
                 double* drow = edrows + (k * length + pixel) * lines;
                 for (int n = 0; n < STATE; n++) {
                     double l = B[STATE + n] * g + adjoint[n];
@@ -137,9 +175,11 @@ static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, in
                     along_B += l * B[n], along_A += adjoint[n] * h[t][n] * rates[n];
                     drow[rank + n] += l * d * x, drow[rank + STATE + n] += g * h[t + 1][n];
                 }
-                edu[((k % slabs) * length + pixel) * channels + c] += D.at[k * used + c] * g + d * along_B;
+                edu[((k % slabs) * length + pixel) * channels + c] +=
+                    D.at[k * used + c] * g + d * along_B;
                 for (int64_t j = 0; j < rank; j++)
-                    drow[j] += (x * along_B + along_A) * slope * weight.at[(k * used + c) * rank + j];
+                    drow[j] +=
+                        (x * along_B + along_A) * slope * weight.at[(k * used + c) * rank + j];
             }
         }
     double far = furthest(y.at, ey, y.count);
@@ -154,7 +194,8 @@ static void scan(int64_t slabs, int64_t groups, int64_t length, int64_t used, in
 int main() {
     elementary_functions<vec>();
     if constexpr (LANES > 2) elementary_functions<half>();
-    const int64_t channels[] = {1, LANES / 2, LANES - 1, LANES, 3 * LANES, 5 * LANES + 1}, lengths[] = {1, 63, 64, 65, 200};
+    const int64_t channels[] = {1, LANES / 2, LANES - 1, LANES, 3 * LANES, 5 * LANES + 1},
+                  lengths[] = {1, 63, 64, 65, 200};
     for (int64_t used : channels)
         for (int64_t length : lengths) {
             scan(2, 4, length, used, 1);

@@ -1,18 +1,20 @@
-// The passes of inference with products of bfloat16 by AMX, whose instruction, of Intel's server processors,
-// multiplies tiles: 16 rows of 32 factors with 32 rows of 16 weights, in 16 cycles. So a product costs what its
-// factors take to be rounded and its sums to be read, and a 3x3 convolution is the plain one: sums over nine pixels
-// cost less than Winograd's transforms.
+// The passes of inference with products of bfloat16 by AMX. Its instruction, on Intel's server
+// processors, multiplies tiles: 16 rows of 32 factors by 32 rows of 16 weights, in 16 cycles. So
+// the cost of a product is that of rounding the factors and reading the sums. A 3x3 convolution is
+// the plain one: sums over nine pixels cost less than Winograd's transforms.
 #include "pairs.h"
-
 #include "passes.h"
 
 namespace {
 
-constexpr int TILE = 16;              // rows, and numbers of 4 bytes in one
-constexpr int BLOCK = 2 * TILE;       // rows and columns that are computed at once, in four tiles of sums
-constexpr int64_t BEHIND = BLOCK - 1; // pixels behind a row that its last block may read, and does not use
+constexpr int TILE = 16;  // rows, and numbers of 4 bytes in one
+// Rows and columns that are computed at once, in four tiles of sums.
+constexpr int BLOCK = 2 * TILE;
+// Pixels after a row that its last block may read, and does not use.
+constexpr int64_t BEHIND = BLOCK - 1;
 
-// All eight registers of tiles, as long as this lives; what else uses them in the thread sets up its own.
+// All eight tile registers, for the lifetime of this object. Other users of them in the same thread
+// configure their own.
 struct Registers {
     Registers() {
         struct alignas(64) {
@@ -32,10 +34,11 @@ static inline void clear() {
     _tile_zero(3);
 }
 
-// Add to sums 0 and 1, and below them 2 and 3, the products of 32 rows of factors, `apart` bytes from one to the
-// next, with a panel of COLS tiles of weights.
+// Add to sums 0 and 1, and below them 2 and 3, the products of 32 rows of factors, `apart` bytes
+// from one to the next, with a panel of COLS tiles of weights.
 template <int COLS>
-static inline void add_products(const void* factors, int64_t apart, const float* panel, int64_t inputs) {
+static inline void add_products(const void* factors, int64_t apart, const float* panel,
+                                int64_t inputs) {
     for (int64_t k = 0; k < inputs; k += 32) {
         const char* upper = (const char*)factors + 2 * k;
         const float* weights = panel + k / 2 * COLS * TILE;
@@ -76,20 +79,21 @@ struct Tiles {
     typedef bfloat16 Stored;
 
     template <class Result>
-    static void product(int64_t count, const float* x, int64_t xs, const float* weight, int64_t inputs,
-                        int64_t outputs, const Result& result) {
+    static void product(int64_t count, const float* x, int64_t xs, const float* weight,
+                        int64_t inputs, int64_t outputs, const Result& result) {
         if (!in_pairs(inputs)) return Exact::product(count, x, xs, weight, inputs, outputs, result);
         Registers registers;
-        alignas(64) uint32_t pairs[BLOCK * MOST_INPUTS / 2];
+        alignas(64) bfloat16 rounded[BLOCK * MOST_INPUTS];
         for (int64_t first = 0; first < count; first += BLOCK) {
             int64_t rows = less(BLOCK, count - first);
-            round_rows(rows, x + first * xs, xs, inputs, pairs);
+            round_rows(rows, x + first * xs, xs, inputs, rounded);
             strips(outputs, [&](auto columns, int64_t column) {
                 constexpr int COLS = decltype(columns)::value;
                 clear();
-                add_products<COLS>(pairs, inputs * 2, weight + column * (inputs / 2), inputs);
+                add_products<COLS>(rounded, inputs * 2, weight + column * (inputs / 2), inputs);
                 each_sum<COLS>(rows, [&](int64_t r, int64_t c, vec sum) {
-                    result.finish(result.template start<vec>(first + r, column + c) + sum, first + r, column + c);
+                    result.finish(result.template start<vec>(first + r, column + c) + sum,
+                                  first + r, column + c);
                 });
             });
         }
@@ -97,7 +101,8 @@ struct Tiles {
 };
 
 // What `convolution` computes, plainly: weight has nine matrices, by row and column of the window.
-static int64_t convolution_by_tiles(int64_t first, int64_t last, const Convolution* a, float* memory) {
+static int64_t convolution_by_tiles(int64_t first, int64_t last, const Convolution* a,
+                                    float* memory) {
     const int64_t C = a->inputs, N = a->outputs, width = a->width, height = a->height;
     Scratch scratch{memory};
     Ring<bfloat16, 3, 1> ring(scratch, width, C, BEHIND);
@@ -127,8 +132,8 @@ static int64_t convolution_by_tiles(int64_t first, int64_t last, const Convoluti
                     constexpr int COLS = decltype(columns)::value;
                     clear();
                     for (int64_t tap = 0; tap < 9; tap++)
-                        add_products<COLS>(ring.pad(row + tap / 3 - 1) + (pixel + tap % 3) * C, 2 * C,
-                                           a->weight + (tap * N + column) * (C / 2), C);
+                        add_products<COLS>(ring.pad(row + tap / 3 - 1) + (pixel + tap % 3) * C,
+                                           2 * C, a->weight + (tap * N + column) * (C / 2), C);
                     each_sum<COLS>(less(BLOCK, width - pixel), [&](int64_t r, int64_t c, vec sum) {
                         int64_t to = (pixel + r) * N + column + c;
                         vec value = sum + load(a->bias + column + c);

@@ -1,12 +1,12 @@
-// What the library was built from, and what this processor and its operating system support. Compiled for the lowest
-// level.
+// The digest of the sources, and what the processor and its operating system support. Compiled for
+// the lowest level.
 #include "kernels.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 #if !defined(SOURCES)
-#define SOURCES ""  // with the build's own digest of these files (sources.py)
+#define SOURCES ""  // the build passes the digest of these files (sources.py)
 #endif
 EXPORTED const char sources[] = SOURCES;
 
@@ -33,9 +33,11 @@ EXPORTED int64_t features() {
     __get_cpuid(0x80000001, &ignored, &ignored, &extended, &ignored);
     uint64_t saved = saved_registers();
     constexpr uint64_t YMM = 6, ZMM = 0xe6, TILES = 3 << 17;
-    bool v3 = has(c, bit_FMA | bit_MOVBE | bit_AVX | bit_F16C) && has(b7, bit_AVX2 | bit_BMI | bit_BMI2) &&
-              has(extended, bit_LZCNT) && (saved & YMM) == YMM;
-    bool v4 = v3 && has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL) &&
+    bool v3 = has(c, bit_FMA | bit_MOVBE | bit_AVX | bit_F16C) &&
+              has(b7, bit_AVX2 | bit_BMI | bit_BMI2) && has(extended, bit_LZCNT) &&
+              (saved & YMM) == YMM;
+    bool v4 = v3 &&
+              has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL) &&
               (saved & ZMM) == ZMM;
     bool pairs = v4 && has(a71, 1 << 5);
     if (v3) found |= V3;

@@ -1,9 +1,8 @@
-"""The compiled kernels, found beside this file and loaded through ctypes; kernels.h says what is in
-them.
+"""Load the compiled kernels through ctypes; kernels.h describes their interface.
 
-`library()` loads them once. It chooses the highest level that the processor runs; REPMAMBA_LEVEL
-names a lower one. Nothing in the library has a state: any thread may call it, in a forked process
-too.
+`library()` loads them once, from beside this file, and takes the highest level that the processor
+runs. REPMAMBA_LEVEL selects a lower one. The library has no state, so any thread may call it, also
+in a forked process.
 """
 
 import ctypes
@@ -25,14 +24,13 @@ SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = FOLDER / f"_kernels{SUFFIX}"
 
 LANES = {"v2": 4, "v3": 8, "v4": 16, "neon": 4}
-"""float32 numbers in a register of each level."""
+"""float32 numbers in a register, by level."""
 
-_V3, _V4, _PAIRS, _AMX = 1, 2, 4, 8  # as levels.cpp has them
-_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
+_V3, _V4, _PAIRS, _AMX = 1, 2, 4, 8  # as in levels.cpp
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # Linux on x86-64
 
 Kernel = Callable[[int, int, object, object], None]
-"""kernel(first, last, arguments, scratch): pointers to a struct of arguments and to scratch memory.
-"""
+"""kernel(first, last, arguments, scratch); the last two are pointers to a struct and to memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,8 @@ class Library:
 
     handle: ctypes.CDLL
     level: str
-    pairs: bool  # products of pairs of bfloat16 are an instruction
-    amx: bool  # and so are those of tiles, and the system lets this process use their registers
+    pairs: bool  # the processor multiplies pairs of bfloat16
+    amx: bool  # it multiplies tiles, and the system lets this process use their registers
 
     @property
     def lanes(self) -> int:
@@ -51,25 +49,23 @@ class Library:
 
     @property
     def panel(self) -> int:
-        """Columns of a panel of weights, as products.h has it."""
+        """Columns of a panel of weights, see products.h."""
         return int(self._function("panel")())
 
     def address(self, name: str) -> int:
-        """Of a kernel, for stages of a plan."""
+        """The address of a kernel, for the stages of a plan."""
         address = ctypes.cast(self._function(name), ctypes.c_void_p).value
         assert address is not None
         return address
 
     def scratch(self, name: str, arguments: ctypes.Structure) -> int:
-        """float32 numbers of scratch that one call of a kernel over rows needs."""
+        """How many float32 numbers of scratch a call of an inference kernel needs."""
         function = self._function(f"{name}_scratch")
         function.restype = ctypes.c_int64
         return int(function(ctypes.byref(arguments)))
 
     def kernel(self, name: str, *, pairs: bool = False) -> Kernel:
-        """A kernel of this level, by its name in kernels.h; pairs: with products of pairs, where it
-        is so built.
-        """
+        """A kernel of this level by its name; pairs: the one with products of pairs."""
         function = self._function(name, "pairs" if pairs else self.level)
         function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         function.restype = None
@@ -82,11 +78,12 @@ class Library:
 
 @cache
 def library() -> Library:
-    """The kernels, loaded once in a process.
+    """The kernels, loaded once per process.
 
-    Raises OSError where there are none for this platform, or they cannot be loaded or are older
-    than their sources; UsageError where REPMAMBA_LEVEL names a level that the processor does not
-    run.
+    Raises:
+        OSError: If there are none for this platform, they cannot be loaded, or they are older than
+            their sources.
+        UsageError: If the processor does not run the level of REPMAMBA_LEVEL.
     """
     handle = _loaded()
     handle.features.restype = ctypes.c_int64
@@ -104,7 +101,7 @@ def library() -> Library:
 
 
 def levels(features: int) -> tuple[str, ...]:
-    """The levels that a processor with these features runs, the lowest first."""
+    """The levels that a processor with these features runs, lowest first."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ("neon",)
     return ("v2", *(["v3"] if features & _V3 else []), *(["v4"] if features & _V4 else []))
@@ -115,8 +112,7 @@ def _level(runs: tuple[str, ...]) -> str:
     if wanted not in runs:
         raise UsageError(
             f"{VARIABLE} asks for kernels of the level '{wanted}'; this processor runs "
-            f"{', '.join(runs)}: "
-            "name one of them, or none."
+            f"{', '.join(runs)}: name one of them, or none."
         )
     return wanted
 
@@ -127,7 +123,7 @@ def _loaded() -> ctypes.CDLL:
             f"this installation has no {PATH.name}: it was made where ziglang could not compile "
             "the kernels"
         )
-    handle = ctypes.CDLL(str(PATH))  # an OSError of its own says what is wrong with the file
+    handle = ctypes.CDLL(str(PATH))  # its OSError says what is wrong with the file
     try:
         built_from = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(handle, "sources")))
     except ValueError:
@@ -140,7 +136,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def _tiles_granted() -> bool:
-    """Whether the system lets this process use the registers of AMX; Linux wants to be asked."""
+    """Whether the system lets this process use the registers of AMX; Linux must be asked."""
     if sys.platform != "linux":
         return False
     refusal: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)

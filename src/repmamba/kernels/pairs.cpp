@@ -9,9 +9,13 @@ PASS(feed_forward_pairs, FeedForward, feed_forward<Pairs>)
 PASS(convolution_pairs, Convolution, convolution<Pairs>)
 
 // result = x weight of `count` rows, for tests: units are rows.
-struct Product { const float *x, *weight; int64_t inputs, outputs; float* result; };
+struct Product {
+    const float *x, *weight;
+    int64_t inputs, outputs;
+    float* result;
+};
 KERNEL(product_pairs, Product) {
     (void)scratch;
-    Pairs::product(last - first, a->x + first * a->inputs, a->inputs, a->weight, a->inputs, a->outputs,
-                   Plain{a->result + first * a->outputs, a->outputs});
+    Pairs::product(last - first, a->x + first * a->inputs, a->inputs, a->weight, a->inputs,
+                   a->outputs, Plain{a->result + first * a->outputs, a->outputs});
 }

@@ -1,7 +1,8 @@
-// A plan: stages one after the other, each shared among threads that take its shares as they come.
+// A plan: stages one after the other, each divided into shares that threads take.
 //
-// The thread that calls does what is left over if no other one comes to help, so calls never wait for one another;
-// between two stages a thread waits only for shares that are being computed. Nothing depends on who takes which.
+// The calling thread computes whatever the others do not take, so calls never wait for one another.
+// Between two stages a thread waits only for shares that are being computed. Which thread takes
+// which share changes no result.
 #include "kernels.h"
 #if defined(_WIN32)
 extern "C" __declspec(dllimport) void __stdcall Sleep(unsigned long milliseconds);
@@ -27,7 +28,8 @@ struct Counters {
     alignas(64) int64_t done;
 };
 
-constexpr int LOOKS = 1 << 14;  // at a counter before a waiting thread sleeps: some tens of microseconds
+// Reads of a counter before a waiting thread sleeps: some tens of microseconds.
+constexpr int READS = 1 << 14;
 
 // Compute shares of all stages until all are done. scratch: as large as the largest of any stage.
 EXPORTED void take_part(const Stage* stages, int64_t count, Counters* counters, float* scratch) {
@@ -35,11 +37,12 @@ EXPORTED void take_part(const Stage* stages, int64_t count, Counters* counters, 
         const Stage& stage = stages[n];
         int64_t share;
         while ((share = __atomic_fetch_add(&counters->taken, 1, __ATOMIC_RELAXED)) < stage.shares) {
-            stage.kernel(stage.units * share / stage.shares, stage.units * (share + 1) / stage.shares,
-                         stage.arguments, scratch);
+            stage.kernel(stage.units * share / stage.shares,
+                         stage.units * (share + 1) / stage.shares, stage.arguments, scratch);
             __atomic_fetch_add(&counters->done, 1, __ATOMIC_RELEASE);
         }
-        for (int looks = 0; __atomic_load_n(&counters->done, __ATOMIC_ACQUIRE) < stage.shares; looks++)
-            if (looks > LOOKS) sleep_briefly();
+        int reads = 0;
+        while (__atomic_load_n(&counters->done, __ATOMIC_ACQUIRE) < stage.shares)
+            if (reads++ > READS) sleep_briefly();
     }
 }
