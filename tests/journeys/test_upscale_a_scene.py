@@ -326,5 +326,5 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_result(small_disk, tmp_path
         "-q",
     ]
     assert run(arguments) == FAILED
-    assert "Make room" in capsys.readouterr().err
+    assert "free space" in capsys.readouterr().err
     assert not target.exists()

@@ -249,12 +249,12 @@ def test_what_cannot_be_is_refused_before_the_first_pixel(write_raster, smooth, 
             )
         assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 
-    refused(UsageError, "was measured in float32", precision="bfloat16")
+    refused(UsageError, "only available with precision=float32", precision="bfloat16")
     refused(UsageError, "two names", "out.tif")
     refused(UsageError, "is the input", "in.tif")
     refused(TargetError, "PNG cannot hold float32", "trust.png")
     refused(UsageError, "does not end in the suffix of a format", "trust")
-    with pytest.raises(UsageError, match="bicubic can be trusted has not been measured"):
+    with pytest.raises(UsageError, match="were not measured for bicubic"):
         upscale_file(
             path, tmp_path / "out.tif", bicubic_upscaler(), confidence=tmp_path / "trust.tif"
         )

@@ -162,10 +162,9 @@ def test_a_format_without_nodata_tells_of_it_by_other_means(
         (
             "uint8",
             (1, 2),
-            "gives 2 numbers, and .*in.tif has 3 bands: give one for all, or one for each",
+            "nodata= has 2 numbers, and .*in.tif has 3 bands: give one number, or one per band",
         ),
-        ("uint8", (), "nodata is .*; it takes a number, or one for each band"),
-        ("uint8", "none", "nodata is 'none'; it takes a number, or one for each band"),
+        ("uint8", (), "nodata= has 0 numbers"),
     ],
 )
 def test_a_nodata_that_cannot_be_is_refused_in_one_line(

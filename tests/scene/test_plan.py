@@ -117,7 +117,7 @@ def test_a_bbox_is_the_window_of_the_pixels_it_meets(write_raster, smooth, plan)
     assert plan(path, bbox=(1100, 4700, 1200, 4900)).tiles.window == Window(10, 10, 20, 10)
     assert plan(path, bbox=(1101, 4701, 1199, 4899)).tiles.window == Window(10, 10, 20, 10)
     assert plan(path, bbox=(0, 0, 1010, 9999)).tiles.window == Window(0, 0, 50, 1)
-    with pytest.raises(UsageError, match="does not meet"):
+    with pytest.raises(UsageError, match="does not intersect"):
         plan(path, bbox=(0, 0, 10, 10))
     with pytest.raises(UsageError, match="give one of them"):
         plan(path, bbox=(1100, 4700, 1200, 4900), window=Window(0, 0, 1, 1))

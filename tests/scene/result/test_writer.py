@@ -392,7 +392,7 @@ def test_a_tile_of_the_wrong_kind_is_refused(tmp_path):
 def test_a_result_is_not_finished_before_its_tiles(tmp_path):
     with (
         SMALL.writer(tmp_path / "scene.tif") as writer,
-        pytest.raises(UsageError, match="9 of the tiles"),
+        pytest.raises(UsageError, match="9 tiles are not finished"),
     ):
         writer.finish()
 

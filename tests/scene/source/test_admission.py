@@ -47,7 +47,7 @@ def test_the_name_of_an_output_leaves_room_for_that_of_its_working_folder(
         upscale_file(path, target, bicubic)
         return
     for attempt in (plan_file, upscale_file):
-        with pytest.raises(TargetError, match=rf"has {length} bytes, and at most 228 leave room"):
+        with pytest.raises(TargetError, match=rf"has {length} bytes; at most 228 leave room"):
             attempt(path, target, bicubic)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.tif"]
 

@@ -34,8 +34,8 @@ def check_place(target: Path) -> None:
     """Refuse a target whose name or folder allows no file. Raises UsageError, TargetError."""
     check_local(target)
     check_name(target)
-    folder = Path(os.path.realpath(target)).parent if target.is_symlink() else target.parent
-    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+    folder = Path(os.path.realpath(target)).parent if os.path.islink(target) else target.parent
+    if not os.path.isdir(folder):  # methods of Path raise for names that are too long
         raise TargetError(f"The folder {folder} does not exist: create it first.")
     if target.is_dir():
         raise TargetError(f"{target} is a folder: name a file in it.")
