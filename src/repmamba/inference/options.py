@@ -26,20 +26,11 @@ class Kind:
     taken: Callable[[Any], Any]
 
 
-def checked(
-    given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def checked(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """The options given, without those that are None, as plain Python values.
 
-    hints: names one might expect -> the name here. Raises UsageError for unknown names and wrong
-    types.
+    Raises UsageError for values of a wrong type.
     """
-    for name in given:
-        if name not in kinds:
-            hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
-            raise UsageError(
-                f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}."
-            )
     return {
         name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None
     }
@@ -64,7 +55,7 @@ def whole(value: Any) -> int:
 def number(value: Any) -> float:
     """A real number of Python or NumPy, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError("This is no number.")
+        raise TypeError("This is not a number.")
     return float(value)
 
 
@@ -107,7 +98,7 @@ def cuts(name: str, length: int) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("This is no text.")
+        raise TypeError("This is not text.")
     return value
 
 
@@ -128,11 +119,6 @@ def _called(value: Any) -> Any:
     if not callable(value):
         raise TypeError("This cannot be called.")
     return value
-
-
-def path_of(name: str, value: Any) -> str:
-    """A path as text. Raises UsageError that names the argument."""
-    return str(_taken(name, value, PATH))
 
 
 TEXT, FLAG = Kind("a name", _text), Kind("True or False", yes_or_no)
