@@ -34,7 +34,8 @@ from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.sensors import SensorChain
 from repmamba.evaluate.metrics import METRICS
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.quality import blockiness, noise_level
 from repmamba.scene.choice import BLOCKY, NOISY
 

@@ -53,9 +53,10 @@ import answers
 from repmamba.data.pairs import Pair, find_pairs
 from repmamba.evaluate.metrics import METRICS
 from repmamba.inference.confidence import Calibration, doubt
-from repmamba.inference.consistency import consistent
+from repmamba.inference.consistency import make_consistent
 from repmamba.inference.ensemble import mean_and_variance
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize_torch, to_uint8
 
 VALIDATION = {"val/ucmerced": 30, "val/rsscn7": 30}  # pictures taken, or all if there are fewer
@@ -188,7 +189,7 @@ def of_image(pair: Pair, upscaler: Upscaler, *, grey: bool) -> Measured:
     seen = lr.expand(3, -1, -1)[None]
     one, (mean, variance) = upscaler.run(seen)[0], mean_and_variance(upscaler.run, seen)
     sr = mean[0].mean(0, keepdim=True) if grey else mean[0]
-    projected = consistent(sr, lr, torch.ones_like(lr, dtype=torch.bool), upscaler.scale)
+    projected = make_consistent(sr, lr, torch.ones_like(lr, dtype=torch.bool), upscaler.scale)
     bicubic = imresize_torch(lr[None], upscaler.scale)[0]
     planes = {
         SPREAD: box(variance[0], 3).mean(0).sqrt(),

@@ -39,8 +39,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import answers
-from repmamba.inference.consistency import consistent
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.consistency import make_consistent
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize, to_uint8
 from repmamba.tiles.plan import Tile, plan_tiles
 from repmamba.tiles.window import Window
@@ -143,7 +144,10 @@ def enlarged(
 def both_ways(sr: Tensor, lr: Tensor, scale: int) -> dict[bool, NDArray[np.uint8]]:
     """A result in 8 bit, without and with consistency."""
     known = torch.ones_like(lr, dtype=torch.bool)
-    return {False: to_uint8(sr.numpy()), True: to_uint8(consistent(sr, lr, known, scale).numpy())}
+    return {
+        False: to_uint8(sr.numpy()),
+        True: to_uint8(make_consistent(sr, lr, known, scale).numpy()),
+    }
 
 
 def measure(scene: Scene, upscaler: Upscaler) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from repmamba.inference.compiled import compiled
-from repmamba.inference.packed import Layers
-from repmamba.inference.plans import Plan, Stage
+from repmamba.inference.compiled_runner import compiled_runner
+from repmamba.inference.packed_weights import Layers
+from repmamba.inference.pass_plan import KernelCall, PassPlan
 from repmamba.network.config import NetworkConfig
 from repmamba.network.fusion import FusedRepMamba, fuse
 from repmamba.network.repmamba import RepMamba
@@ -25,7 +25,7 @@ def fused() -> Callable[[Tensor], Tensor]:
 
 def in_passes(network: FusedRepMamba, precision: torch.dtype) -> Callable[[Tensor], Tensor] | None:
     """A fused network by compiled passes, where the processor has them in that precision."""
-    runner = compiled(network, precision)
+    runner = compiled_runner(network, precision)
     return None if runner is None else runner.network
 
 
@@ -49,16 +49,16 @@ class Stages:
     """The compiled passes of a fused network over one image, to be run stage by stage."""
 
     def __init__(self, network: FusedRepMamba, image: Tensor) -> None:
-        self.plan = Plan(Layers(network, ""), (*image.shape, torch.get_num_threads()))
+        self.plan = PassPlan(Layers(network, ""), (*image.shape, torch.get_num_threads()))
         self.result = self.plan.run(image)  # kept: the last stage writes into it
 
-    def run(self, wanted: Callable[[Stage], bool]) -> None:
+    def run(self, wanted: Callable[[KernelCall], bool]) -> None:
         """Those stages that are wanted, one after the other."""
         for place, stage in enumerate(self.plan.stages):
             if wanted(stage):
                 self.plan.compute(place, place + 1)
 
-    def timed(self, clock: Callable[[], float]) -> list[tuple[Stage, float]]:
+    def timed(self, clock: Callable[[], float]) -> list[tuple[KernelCall, float]]:
         """Every stage, run by itself, with the seconds that it took."""
         taken = []
         for place, stage in enumerate(self.plan.stages):
@@ -68,6 +68,6 @@ class Stages:
         return taken
 
 
-def in_the_scan(stage: Stage) -> bool:
+def in_the_scan(stage: KernelCall) -> bool:
     """Whether a stage of the passes is the scan's."""
     return stage.kernel == "scan_forward"

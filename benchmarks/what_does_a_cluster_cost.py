@@ -32,7 +32,7 @@ from torch import Tensor
 
 import answers
 from repmamba.cores import available_cores
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.scene.engine import upscale_file
 
 LIMIT, FED = 1.15, 30

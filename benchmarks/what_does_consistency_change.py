@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 import answers
 from repmamba.data.images import find_images, read_image
 from repmamba.evaluate.metrics import psnr
-from repmamba.inference.consistency import consistent
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.consistency import make_consistent
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.resize import imresize, to_uint8
 
 
@@ -61,7 +62,7 @@ def of_set(folder: Path, upscaler: Upscaler) -> list[dict[str, Any]]:
         small = to_uint8(imresize(hr / 255, 1 / upscaler.scale))
         lr = torch.from_numpy(np.ascontiguousarray(np.moveaxis(small, 2, 0))).float() / 255
         sr = upscaler.run(lr[None])[0]
-        made = consistent(sr, lr, torch.ones_like(lr, dtype=torch.bool), upscaler.scale)
+        made = make_consistent(sr, lr, torch.ones_like(lr, dtype=torch.bool), upscaler.scale)
         for way, result in ((False, sr), (True, made)):
             eight_bit = np.moveaxis(to_uint8(result.numpy()), 0, 2)
             found[way].append(

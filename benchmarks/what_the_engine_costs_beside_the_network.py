@@ -31,8 +31,9 @@ from unittest.mock import patch
 from torch import Tensor
 
 import answers
+from repmamba.inference.loading import load
 from repmamba.inference.runners import Runner
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import choose_workers
 from repmamba.scene import engine
 from repmamba.scene.result.writer import SceneWriter

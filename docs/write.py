@@ -45,6 +45,7 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
     ("evaluate", "numbers one can defend", "NumPy"),
     ("exporting", "a trained network as a file that other programs run", "onnx"),
     ("train", "one recipe, one step, one loop", "torch, NumPy"),
+    ("finetuning", "weights trained further on scenes, and kept where they gain", "rasterio"),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )
 

@@ -48,7 +48,7 @@ def test_load(wrong, said):
         ({"target": 3}, "The output is a int: give a path"),
         ({"target": b"a.tif"}, "The output is a bytes: give a path"),
         ({"target": "folder/"}, "folder/ is a folder: name a file in it"),
-        ({"target": "s3://bucket/a.tif"}, "s3://bucket/a.tif is not on this machine"),
+        ({"target": "s3://bucket/a.tif"}, "s3://bucket/a.tif is not a local path"),
         ({"weights": 3}, "weights is 3; it takes a path"),
         ({"weights": np.zeros(3)}, "weights is array.*; it takes a path"),
     ],
@@ -70,14 +70,14 @@ def test_networks(tmp_path):
             repmamba.from_pretrained(wrong)
     with pytest.raises(UsageError, match="revision is 3; it takes a branch"):
         repmamba.from_pretrained("a/b", revision=3)
-    with pytest.raises(UsageError, match="network is a Linear; save_pretrained takes a RepMamba"):
+    with pytest.raises(UsageError, match="network is a Linear; expected a RepMamba"):
         repmamba.save_pretrained(torch.nn.Linear(1, 1), tmp_path)
     network = repmamba.from_pretrained(find_weights("x2").path)
     for wrong, said in (
         ({"folder": 3}, "folder is 3; it takes a path"),
-        ({"folder": "s3://bucket/net"}, "is not on this machine"),
+        ({"folder": "s3://bucket/net"}, "is not a local path"),
         ({"training": 3}, "training a dict"),
-        ({"origin": 3}, "origin is a line of text"),
+        ({"origin": 3}, "origin must be a line of text"),
     ):
         with pytest.raises(UsageError, match=said):
             repmamba.save_pretrained(network, **{"folder": tmp_path / "net"} | wrong)
@@ -85,7 +85,7 @@ def test_networks(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x4", "x5"])
-def test_packaged_weights_are_named_where_they_do_not_open(name):
+def test_from_pretrained_names_the_packaged_weights(name):
     with pytest.raises(
         CheckpointError, match=r"Packaged weights, which are x4, x3, x2, x4-open, open by load"
     ):

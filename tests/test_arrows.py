@@ -18,8 +18,8 @@ LINT = (
     "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
 )
 
-# A finder that ends the process at the first import that `refused` names, and says which line asked
-# for it. It does not raise: an `except ImportError` on the way would hide it.
+# An import finder that ends the process at the first import that `refused` names, and prints the
+# importing line. It does not raise, because an `except ImportError` on the way would hide it.
 GUARD = """
 import os, sys, traceback
 
@@ -71,7 +71,7 @@ def guarded(rule: str, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copied_package(tmp_path: Path) -> Path:
-    """The package in a folder of its own, for tests that break a rule on purpose."""
+    """A copy of the package, for tests that break a rule on purpose."""
     shutil.copytree(
         Path(repmamba.__file__).parent,
         tmp_path / "repmamba",
@@ -81,7 +81,7 @@ def copied_package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rooms_import_downwards_alone_without_cycles_and_scene_knows_no_training_stock():
+def test_rooms_only_import_downwards_without_cycles_and_scene_no_training_data():
     lint = in_a_fresh_process(LINT)
     assert lint.returncode == 0, lint.stdout
 
@@ -146,7 +146,7 @@ def test_the_guard_against_heavy_imports_names_the_line():
     assert "imports torch" in process.stderr
 
 
-def test_scan_network_and_the_training_step_need_torch_and_numpy_alone():
+def test_scan_network_and_the_training_step_only_need_torch_and_numpy():
     package = Path(repmamba.__file__).parent
     modules = [
         f"repmamba.{room}.{file.stem}"

@@ -67,19 +67,19 @@ def session(tmp_path: Path):
     return run
 
 
-def test_what_the_shell_says_and_a_gpu_change_no_test(session):
+def test_environment_variables_and_a_gpu_change_no_test(session):
     done = session(**HOSTILE)
     assert done.returncode == 0, done.stdout
     assert "2 passed, 1 skipped" in done.stdout
 
 
-def test_a_skip_for_another_reason_than_the_good_ones_fails_the_run(session):
+def test_a_skip_for_another_reason_fails_the_run(session):
     done = session(**HOSTILE, REASON="could not import 'torch'")
     assert done.returncode == 1
     assert "   1  could not import 'torch'  NO GOOD REASON" in done.stdout
 
 
-def test_a_folder_that_is_not_the_reference_data_is_said_and_not_skipped(session, tmp_path):
+def test_a_folder_without_reference_data_is_an_error_and_not_a_skip(session, tmp_path):
     done = session(REPMAMBA_REFERENCE=str(tmp_path / "typo"))
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "typo; there is no golden/README.md in it." in done.stderr

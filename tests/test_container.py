@@ -1,4 +1,4 @@
-"""Limits of control groups, read from files made as a container and a host have them."""
+"""Limits of control groups, from files as a container and a host have them."""
 
 import os
 
@@ -10,7 +10,7 @@ from repmamba.cores import available_cores
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """Writes files below a made /sys/fs/cgroup, and the lines of /proc/self/cgroup."""
+    """Writes files below a fake /sys/fs/cgroup, and the lines of /proc/self/cgroup."""
     monkeypatch.setattr(container, "MOUNTED", tmp_path / "cgroup")
     monkeypatch.setattr(container, "OWN", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process=0: set(range(64)), raising=False)
@@ -36,19 +36,18 @@ V1 = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/ab
     ("cores", "own", "files"),
     [
         (64, "0::/", {"cpu_max": "max 100000"}),
-        (4, "0::/", {"cpu_max": "400000 100000"}),
+        (2, "0::/", {"cpu_max": "200000 100000"}),  # docker --cpus=2
         (2, "0::/", {"cpu_max": "150000 100000"}),
         (1, "0::/", {"cpu_max": "10000 100000"}),
         (64, "0::/", {"cpu_max": "9900000 100000"}),
-        # a group on a host: its own limit, and that of one around it
+        # a group on a host: its own limit, and that of its parent
         (3, "0::/user.slice/job", {"user.slice__job__cpu_max": "300000 100000"}),
         (
             2,
             "0::/user.slice/job",
             {"user.slice__job__cpu_max": "max 100000", "user.slice__cpu_max": "100000 50000"},
         ),
-        # version 1: -1 is no limit; a container has its own group as the root, whatever the path in
-        # /proc says
+        # version 1: -1 is no limit; inside a container its group is the root, whatever /proc says
         (
             64,
             V1,
@@ -83,7 +82,7 @@ def test_a_quota_of_cpu_time_counts_as_cores(made, cores, own, files):
         (None, "0::/", {"memory_max": "max", "memory_current": "5000"}),
         (3000, "0::/", {"memory_max": "8000", "memory_current": "5000"}),
         (0, "0::/", {"memory_max": "4000", "memory_current": "5000"}),
-        # files that the system drops first are free
+        # files that the kernel can drop count as free
         (
             5500,
             "0::/",
@@ -122,6 +121,6 @@ def test_a_quota_of_cpu_time_counts_as_cores(made, cores, own, files):
         ),
     ],
 )
-def test_memory_is_what_the_groups_leave(made, left, own, files):
+def test_memory_left_is_the_limit_minus_the_usage(made, left, own, files):
     made(own, **files)
     assert container.memory_left() == left

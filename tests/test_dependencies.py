@@ -59,7 +59,7 @@ def test_every_dependency_has_a_lower_bound():
 @pytest.mark.long
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("kind", ["oldest", "newest"])
-def test_a_scene_is_enlarged_with_the_dependencies_that_are_allowed(tmp_path, kind, python):
+def test_a_scene_is_upscaled_with_the_allowed_dependencies(tmp_path, kind, python):
     interpreter = (
         sys.executable if sys.version.startswith(f"{python}.") else shutil.which(f"python{python}")
     )

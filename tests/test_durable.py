@@ -1,4 +1,4 @@
-"""Files for good: what a power cut, a kill or a full disk leaves, and what is said."""
+"""Durable files: after a power failure, a kill or a full disk, and the errors."""
 
 import errno
 import os
@@ -10,9 +10,7 @@ from repmamba.errors import NoSpace, TargetError
 
 
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
-def test_a_durable_file_that_cannot_be_written_leaves_the_one_before_and_no_draft(
-    tmp_path, monkeypatch, failing
-):
+def test_a_failed_durable_write_keeps_the_old_file_and_no_draft(tmp_path, monkeypatch, failing):
     path = tmp_path / "a.json"
     write_durable(path, b"be", b"fore")
 
@@ -27,9 +25,7 @@ def test_a_durable_file_that_cannot_be_written_leaves_the_one_before_and_no_draf
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_returns(
-    tmp_path, disk_events
-):
+def test_content_is_synced_before_the_rename_and_the_rename_before_returning(tmp_path, disk_events):
     write_durable(tmp_path / "a.json", b"content")
     (synced, draft), *others = disk_events
     assert synced == "fsync"
@@ -37,7 +33,7 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_c
     assert others == [("replace", "a.json"), ("fsync", tmp_path.name)]
 
 
-def test_a_whole_file_has_its_name_when_the_block_ends_well_and_leaves_nothing_when_it_does_not(
+def test_a_whole_file_appears_if_the_block_succeeds_and_leaves_nothing_otherwise(
     tmp_path,
 ):
     path = tmp_path / "folder" / "a.png"
@@ -65,7 +61,7 @@ def test_a_whole_file_has_its_name_when_the_block_ends_well_and_leaves_nothing_w
         (errno.EROFS, TargetError, False),
     ],
 )
-def test_room_is_asked_for_only_where_room_would_help(tmp_path, number, kind, advice):
+def test_the_error_only_advises_freeing_space_if_that_helps(tmp_path, number, kind, advice):
     with pytest.raises(kind, match="cannot be written") as caught, write_errors(tmp_path / "a.png"):
         raise OSError(number, os.strerror(number))
     assert ("Free some space." in str(caught.value)) == advice

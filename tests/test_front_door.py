@@ -19,7 +19,7 @@ def test_every_name_of_the_front_door_opens(name: str):
     assert name in dir(repmamba)
 
 
-def test_the_errors_are_there_before_anything_else_is_imported():
+def test_errors_are_available_before_anything_else_is_imported():
     code = "import repmamba; print(repmamba.errors.RepmambaError.__name__)"
     process = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
@@ -27,7 +27,7 @@ def test_the_errors_are_there_before_anything_else_is_imported():
     assert process.stdout.strip() == "RepmambaError", process.stderr
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="enlarge"):
         repmamba.enlarge  # noqa: B018
 

@@ -1,7 +1,7 @@
-"""repmamba: super-resolution of satellite and aerial scenes with Rep-Mamba.
+"""repmamba: super-resolution of satellite and aerial imagery with Rep-Mamba.
 
-The front door. Each name is fetched on first use, so that `import repmamba` loads neither torch nor
-rasterio; errors, which import nothing, are there at once.
+Each public name is imported on first use, so that `import repmamba` loads neither torch nor
+rasterio; only errors, which import nothing, are loaded at once.
 """
 
 from importlib import import_module
@@ -11,15 +11,16 @@ from repmamba import errors
 
 __version__ = "0.1.0"
 
-_HOME = {  # name -> the module it lives in
-    "load": "repmamba.inference.upscaler",
+# name -> the module it lives in
+_HOME = {
+    "load": "repmamba.inference.loading",
     "Upscaler": "repmamba.inference.upscaler",
     "upscale_file": "repmamba.scene.engine",
     "set_tiles_in_flight": "repmamba.inference.workers",
     "export": "repmamba.exporting.export",
     "evaluate_folders": "repmamba.evaluate.evaluation",
-    "train": "repmamba.train.call",
-    "finetune": "repmamba.train.finetune",
+    "train": "repmamba.train.train",
+    "finetune": "repmamba.finetuning.finetune",
     "Callback": "repmamba.train.callbacks",
     "register_loss": "repmamba.train.losses",
     "register_degradation": "repmamba.data.degradations",
@@ -55,14 +56,15 @@ if TYPE_CHECKING:
     from repmamba.evaluate.evaluation import evaluate_folders
     from repmamba.evaluate.metrics import register_metric
     from repmamba.exporting.export import export
+    from repmamba.finetuning.finetune import finetune
     from repmamba.inference.catalogue import from_pretrained
-    from repmamba.inference.upscaler import Upscaler, load
+    from repmamba.inference.loading import load
+    from repmamba.inference.upscaler import Upscaler
     from repmamba.inference.workers import set_tiles_in_flight
     from repmamba.network.checkpoint import save_pretrained
     from repmamba.network.fusion import fuse
     from repmamba.scene.engine import upscale_file
     from repmamba.train.callbacks import Callback
-    from repmamba.train.finetune import finetune
     from repmamba.train.losses import register_loss
 
 

@@ -1,7 +1,7 @@
-"""What a container or a scheduler grants this process on Linux: CPU quota and memory limit.
+"""CPU quota and memory limit of this process's container or scheduler job, on Linux.
 
 Both versions of control groups are read. A limit may be set on the group of the process or on any
-group around it, so all of them are read. Inside a container, its own group is usually the root.
+group above it, so all of them are read. Inside a container, its own group is usually the root.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 MOUNTED = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")  # lines of "number:controllers:/path"; no controllers for version 2
+
+# lines of "number:controllers:/path"; no controllers for version 2
+OWN = Path("/proc/self/cgroup")
 
 
 def cpu_quota() -> float | None:
-    """CPU time per time that the process may use, 1.5 for one and a half cores; None where there is
-    no limit.
-    """
+    """The CPU quota in cores, 1.5 for one and a half; None without a limit."""
     return _least("cpu", _quota)
 
 
 def memory_left() -> int | None:
-    """Bytes that the groups of the process may still take; None where there is no limit.
+    """Bytes that the control groups of the process may still allocate; None without a limit.
 
-    What a group uses includes files that were read and are kept as long as nobody wants the memory:
-    those do not count.
+    Cached files count as used memory, but the kernel frees them when memory is needed: they do not
+    count here.
     """
     left = _least("memory", _left)
     return None if left is None else max(0, int(left))
@@ -38,7 +38,7 @@ def _least(controller: str, read: Callable[[Path], float | None]) -> float | Non
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The folders of the groups around this process that may limit it, of both versions."""
+    """The folders of all control groups, of both versions, that may limit this process."""
     try:
         lines = [line.split(":", 2) for line in OWN.read_text().splitlines()]
     except OSError:

@@ -1,6 +1,4 @@
-"""How many CPU cores this process may use: a scheduler or a container often gives it fewer than the
-machine has.
-"""
+"""How many CPU cores this process may use; often fewer than the machine has."""
 
 import math
 import os
@@ -9,9 +7,7 @@ from repmamba.container import cpu_quota
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use, at least 1: those it may run on, within the quota of its
-    container.
-    """
+    """CPU cores that this process may run on, within the quota of its container; at least 1."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

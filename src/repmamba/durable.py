@@ -1,12 +1,10 @@
-"""Files that survive a crash: how every room writes what others rely on, and what it says when that
-fails.
+"""Files that survive a crash: how every room writes files, and the errors if that fails.
 
-There are two promises. `write_durable` and `move_durable`: a file is written under a temporary
-name, synced, given its name, and then the folder is synced, so that after a power cut a name either
-leads to all of its bytes or is not there. `whole_file`: the same without syncing, which holds for
-readers and kills alone; for files that are many and can be made again. Python's own file objects
-and shutil hide the moments at which syncing can fail; here each is one call of `os` that a test can
-make fail.
+`write_durable` and `move_durable` write a file under a temporary name, sync it, rename it and sync
+the folder: after a power failure the name has either all of its bytes or does not exist.
+`whole_file` does the same without syncing, which protects readers and survives kills; it is for
+many files that can be made again. Python's file objects and shutil hide the calls that can fail;
+here each is one call of `os` that a test can make fail.
 """
 
 from __future__ import annotations
@@ -22,34 +20,36 @@ from pathlib import Path
 
 from repmamba.errors import NoSpace, RepmambaError, TargetError, UsageError
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # a full disk, a used-up quota
-FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where room does not help
-PIECE = 1 << 20  # bytes read at once where a whole file passes through
+# disk full, quota used up
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+# and a limit on file sizes, where freeing space does not help
+FULL = NO_ROOM | {errno.EFBIG}
+
+# bytes read at once from a large file
+PIECE = 1 << 20
 _BINARY = getattr(os, "O_BINARY", 0)
 # s3://bucket/, also as a Path; /vsigs/bucket/
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError for an output at an address or in an object store: only local files are
-    written.
-    """
+    """Raise UsageError for a URL or an object store: only local files are written."""
     text = os.fspath(path)
     if _ADDRESS.match(text):
-        address = re.sub(r"^(\w[\w+.-]*:)/(?!/)", r"\1//", text)  # a Path has one of the slashes
+        # a Path has lost one of the slashes
+        address = re.sub(r"^(\w[\w+.-]*:)/(?!/)", r"\1//", text)
         raise UsageError(
-            f"{address} is not on this machine, and only local files are written: name a local "
-            "file or folder, "
-            "then copy the result there."
+            f"{address} is not a local path, and only local files are written: name a local file "
+            "or folder, then copy the result there."
         )
 
 
 @contextmanager
 def write_errors(path: Path, after: str = "") -> Iterator[None]:
-    """Turn what the system says while path is written into NoSpace or TargetError, each one line.
+    """Turn an OSError while path is written into NoSpace or TargetError, in one line.
 
-    after: a sentence for the end of that line. Raises UsageError for a path that is not on this
-    machine.
+    after: a sentence for the end of that line. Raises UsageError for a path that is not local.
     """
     check_local(path)
     try:
@@ -64,9 +64,7 @@ def write_errors(path: Path, after: str = "") -> Iterator[None]:
 
 
 def write_synced(path: Path, *parts: bytes) -> None:
-    """The parts, one after the other, as the content of path, on the disk when this returns;
-    OSError if not.
-    """
+    """Write the parts as the content of path and sync it. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
         for part in parts:
@@ -79,9 +77,7 @@ def write_synced(path: Path, *parts: bytes) -> None:
 
 
 def write_durable(path: Path, *parts: bytes) -> None:
-    """The parts as the content of path, which appears (or changes) at once and for good; OSError if
-    it does not.
-    """
+    """Write the parts to path so that it appears, or changes, at once. Raises OSError."""
     draft = _draft(path)
     try:
         write_synced(draft, *parts)
@@ -94,10 +90,9 @@ def write_durable(path: Path, *parts: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes path when the block ends well and goes when it does
-    not; not synced.
+    """A temporary name to write to, which becomes path if the block succeeds; not synced.
 
-    Folders above it are made. Raises as write_errors.
+    Parent folders are created. If the block fails, the file is removed. Raises as write_errors.
     """
     draft = _draft(path)
     with write_errors(path):
@@ -111,7 +106,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Bring a file that someone else wrote to the disk."""
+    """Sync a file that another library wrote."""
     descriptor = os.open(path, os.O_RDWR | _BINARY)
     try:
         os.fsync(descriptor)
@@ -120,7 +115,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk. Windows cannot and need not be asked to."""
+    """Sync the names in a folder. Windows cannot do that and does not need it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -131,8 +126,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_durable(source: Path, target: Path, *, replace: bool) -> None:
-    """Give a synced file its final name, on the same filesystem; FileExistsError if taken, unless
-    replace.
+    """Give a synced file its final name on the same filesystem.
+
+    Raises FileExistsError if the name is taken, unless replace.
     """
     if replace:
         os.replace(source, target)
@@ -142,9 +138,7 @@ def move_durable(source: Path, target: Path, *, replace: bool) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder if it is there; what cannot be removed stays, for the next
-    run to see.
-    """
+    """Remove a file or a folder if it exists; leave what cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -155,12 +149,12 @@ def remove(path: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """What a user without special rights may still write into a folder."""
+    """Bytes that an ordinary user may still write into a folder."""
     return shutil.disk_usage(folder).free
 
 
 def readable(size: float) -> str:
-    """A size in bytes as people say it: 812 bytes, 3.1 MB, 12.0 GB (powers of ten)."""
+    """A size in bytes for people: 812 bytes, 3.1 MB, 12.0 GB (powers of ten)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -169,13 +163,13 @@ def readable(size: float) -> str:
 
 
 def _draft(path: Path) -> Path:
-    """A hidden name beside the path that no other thread or process takes."""
+    """A hidden name beside the path that no other thread or process uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 def _move_to_free_name(source: Path, target: Path) -> None:
-    # A link fails where the name is taken, in one step; a rename would silently replace what came
-    # there meanwhile.
+    # Linking fails if the name is taken, atomically; renaming would silently replace a file created
+    # in the meantime.
     try:
         os.link(source, target)
     except FileExistsError:

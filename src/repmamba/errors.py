@@ -5,32 +5,32 @@ RepmambaError
 │   ├── MissingExtra    a feature whose optional package is not installed
 │   ├── ShapeMismatch   arrays whose shapes do not fit each other or the network
 │   └── RecipeError     a key or value of a training recipe
-├── CheckpointError     weights that cannot be used, and why
-├── SourceError         an input that cannot be read, or must not be
-│   └── CorruptSource   an input whose bytes contradict themselves or its header
+├── CheckpointError     weights that cannot be used
+├── SourceError         an input that cannot be read
+│   └── CorruptSource   an input with corrupt content or a wrong header
 ├── TargetError         an output that cannot be written
-│   ├── TargetExists    an output that is there already
-│   └── NoSpace         a disk too small for what is to be written
-├── JobChanged          a stopped run whose input, weights or options are not those of now
-├── VerificationError   a result that is not what its receipt says
-├── MethodFailed        a method of the caller's own that failed while images were scored
-├── ExportError         an exported network that does not give the network's own results
-├── TrainingStopped     a training run that must not go on
+│   ├── TargetExists    an output that already exists
+│   └── NoSpace         a disk that is too small for the output
+├── JobChanged          a stopped run with other input, weights or options than now
+├── VerificationError   a result that does not match its receipt
+├── MethodFailed        a method of the caller that failed during an evaluation
+├── ExportError         an exported network with other results than the original
+├── TrainingStopped     a training run that cannot go on
 ├── ClusterError        a cluster that cannot be reached, was lost, or would give other pixels
-└── OutOfMemory         a plan that the memory of this machine does not hold
+└── OutOfMemory         a plan that does not fit into the memory of this machine
 
-Each class is also the built-in it resembles, so code that knows nothing of repmamba can catch it. A
-message is one line: what was found, what was expected, what to do. This module imports nothing, so
-every room may import it.
+Each class also derives from the built-in that it resembles, so that code without repmamba can catch
+it. A message is one line: what was found, what was expected, what to do. This module imports
+nothing, so every room may import it.
 """
 
 
 class RepmambaError(Exception):
-    """Whatever repmamba raises on purpose; its text is one line meant for the user."""
+    """The base of all errors; the text is one line for the user."""
 
 
 class UsageError(RepmambaError, ValueError):
-    """An option, an argument or a combination of them that cannot be served."""
+    """An option, an argument or a combination of them that is not allowed."""
 
 
 class MissingExtra(UsageError, ImportError):
@@ -42,7 +42,7 @@ class ShapeMismatch(UsageError):
 
 
 class RecipeError(UsageError):
-    """A key or a value of a training recipe that is not allowed."""
+    """A key or value of a training recipe that is not allowed."""
 
 
 class CheckpointError(RepmambaError, ValueError):
@@ -50,11 +50,11 @@ class CheckpointError(RepmambaError, ValueError):
 
 
 class SourceError(RepmambaError, OSError):
-    """An input that cannot be read, or must not be."""
+    """An input that cannot be read."""
 
 
 class CorruptSource(SourceError):
-    """An input whose bytes contradict themselves or its own header."""
+    """An input with corrupt content, or content that contradicts its header."""
 
 
 class TargetError(RepmambaError, OSError):
@@ -62,25 +62,23 @@ class TargetError(RepmambaError, OSError):
 
 
 class TargetExists(TargetError, FileExistsError):
-    """An output that is there already and is not to be replaced."""
+    """An output that already exists and may not be replaced."""
 
 
 class NoSpace(TargetError):
-    """A disk too small for what is to be written."""
+    """A disk that is too small for the output."""
 
 
 class JobChanged(RepmambaError, RuntimeError):
-    """A stopped run whose input, weights or options are not those of now."""
+    """A stopped run with other input, weights or options than now."""
 
 
 class VerificationError(RepmambaError, ValueError):
-    """A result that is not what its receipt says."""
+    """A result that does not match its receipt."""
 
 
 class MethodFailed(RepmambaError, RuntimeError):
-    """A method of the caller's own that failed while images were scored; the text names it and the
-    image.
-    """
+    """A method of the caller that failed during an evaluation; the text names it and the image."""
 
 
 class ExportError(RepmambaError, ArithmeticError):
@@ -88,9 +86,7 @@ class ExportError(RepmambaError, ArithmeticError):
 
 
 class TrainingStopped(RepmambaError, RuntimeError):
-    """A training run that must not go on: its loss is not finite or diverges, or one of its
-    processes is missing.
-    """
+    """A training run that cannot go on: the loss diverges or a process is missing."""
 
 
 class ClusterError(RepmambaError, ConnectionError):
@@ -98,22 +94,20 @@ class ClusterError(RepmambaError, ConnectionError):
 
 
 class OutOfMemory(RepmambaError, MemoryError):
-    """A plan that the memory of this machine does not hold."""
+    """A plan that does not fit into the memory of this machine."""
 
 
 class RepmambaWarning(UserWarning):
-    """Whatever repmamba warns of: the result is right, but the user may want to know."""
+    """The base of all warnings: the result is right, but the user may want to know."""
 
 
 class BackendFallback(RepmambaWarning):
-    """A scan backend could not start, and the next one in order was taken."""
+    """A scan backend could not start; the next one was used."""
 
 
 class UndeclaredNodata(RepmambaWarning):
-    """One number fills a scene and lies far from all others, as nodata does that nobody
-    declared.
-    """
+    """One value fills part of a scene, far from all others: probably undeclared nodata."""
 
 
 class OutsideTraining(RepmambaWarning):
-    """Imagery of a kind that the weights have never seen (radar, say)."""
+    """Imagery of a kind that the weights were not trained on, such as radar."""

@@ -1,10 +1,8 @@
-"""GDAL in a process that others use as well: nothing here changes what holds for the whole process
-after a call.
+"""GDAL beside other users in the same process: global settings are restored after each call.
 
-rasterio warns of every dataset without a place, and `warnings.catch_warnings` is not for threads:
-two that overlap leave their filters behind. So datasets are opened by classes that do not warn.
-GDAL has one block cache for all datasets and threads; its size is set while a call of ours is in
-progress, and put back by the last one that ends.
+rasterio warns about every dataset without georeferencing, and `warnings.catch_warnings` is not
+thread-safe. So datasets are opened by classes that do not warn. GDAL has one block cache for all
+datasets and threads; its size is set while a call is in progress, and restored by the last one.
 """
 
 from __future__ import annotations
@@ -18,18 +16,21 @@ from typing import Any
 from rasterio.env import ensure_env_with_credentials, get_gdal_config, set_gdal_config
 from rasterio.io import DatasetReader, DatasetWriter
 
-CACHE = "GDAL_CACHEMAX"  # rasterio hands this one to GDAL in bytes, always
-CACHE_BYTES = 64 << 20  # more was not faster, and memory grows by 1.8 times of it
+# rasterio always passes this one in bytes
+CACHE = "GDAL_CACHEMAX"
+
+# more was not faster, and memory grows by 1.8 times as much
+CACHE_BYTES = 64 << 20
 
 _guard = threading.Lock()
 _writing = threading.Lock()
-# calls in progress, and the size of the cache before the first of them
+# calls in progress, and the cache size before the first of them
 _inside, _bytes_outside = 0, 0
 
 
 class _Reader(DatasetReader):  # type: ignore[misc]
     def _has_gcps_or_rpcs(self) -> bool:
-        return True  # rasterio asks this to decide whether to warn, and for nothing else
+        return True  # rasterio only uses this to decide whether to warn
 
 
 class _Writer(DatasetWriter):  # type: ignore[misc]
@@ -39,25 +40,19 @@ class _Writer(DatasetWriter):  # type: ignore[misc]
 
 @ensure_env_with_credentials  # type: ignore[untyped-decorator]
 def opened(name: str | os.PathLike[str], *, driver: str | None = None, **options: Any) -> Any:
-    """A raster opened for reading, as `rasterio.open` does, without a warning where it has no
-    place.
-    """
+    """Open a raster for reading, as `rasterio.open`, without a warning about georeferencing."""
     return _Reader(os.fspath(name), driver=driver, sharing=False, **options)
 
 
 @ensure_env_with_credentials  # type: ignore[untyped-decorator]
 def created(name: str | os.PathLike[str], *, driver: str = "GTiff", **profile: Any) -> Any:
-    """A raster opened for writing, as `rasterio.open` does, without a warning where it has no
-    place.
-    """
+    """Open a raster for writing, as `rasterio.open`, without a warning about georeferencing."""
     return _Writer(os.fspath(name), "w", driver=driver, **profile)
 
 
 @contextmanager
 def bounded_cache() -> Iterator[None]:
-    """GDAL's block cache has CACHE_BYTES while any thread is in here; the last one out puts the
-    size before back.
-    """
+    """Limit GDAL's block cache to CACHE_BYTES; the last thread to leave restores the size."""
     global _inside, _bytes_outside
     with _guard:
         if not _inside:
@@ -75,20 +70,18 @@ def bounded_cache() -> Iterator[None]:
 
 @contextmanager
 def writing_alone() -> Iterator[None]:
-    """One thread at a time is in here, where a file is written from its creation to its end.
+    """Let one thread at a time write a file, from its creation to its end.
 
-    GDAL's block cache is one for all threads, and a thread that needs room in it writes out the
-    blocks of any dataset, also a block of which not all bands are there yet, which is then written
-    twice: the same pixels would give files of other bytes.
+    GDAL's block cache is shared: a thread that needs space in it writes out blocks of any dataset,
+    also blocks of which some bands are still missing, which are then written twice. The same pixels
+    would give files of different bytes.
     """
     with _writing:
         yield
 
 
 def write_out_blocks() -> None:
-    """Have GDAL write what its cache holds of all datasets, the blocks written first before those
-    written later.
-    """
+    """Make GDAL write all cached blocks, in the order in which they were written to the cache."""
     with _guard:
         size = get_gdal_config(CACHE)
         set_gdal_config(CACHE, 0)

@@ -311,14 +311,14 @@ def test_an_output_that_is_not_on_this_machine_is_refused_before_anything_is_rea
     scenes, tmp_path, capsys, monkeypatch, target
 ):
     monkeypatch.setattr(
-        "repmamba.inference.upscaler.load", lambda **network: pytest.fail("weights were read")
+        "repmamba.inference.loading.load", lambda **network: pytest.fail("weights were read")
     )
     for sources in (["in/a.tif"], ["in/a.tif", "in/b.tif"], ["gone.tif"], ["in"]):
         for dry in ([], ["--dry-run"]):
             assert upscale(*sources, "-o", target, *dry) == MISUSED
             said = capsys.readouterr().err
             assert said.startswith(
-                f"Error: {target} is not on this machine, and only local files are written: name a"
+                f"Error: {target} is not a local path, and only local files are written: name a"
             )
             assert said.count("\n") == 1
     assert os.listdir(tmp_path) == ["in"]

@@ -195,7 +195,7 @@ def test_no_verb_writes_to_an_object_store(tmp_path, monkeypatch, capsys, line):
         Image.new("RGB", (edge, edge)).save(tmp_path / name / "1.png")
     assert run(line.format(here=tmp_path).split()) == 2
     said = capsys.readouterr().err
-    assert "is not on this machine, and only local files are written" in said
+    assert "is not a local path, and only local files are written" in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["GT", "LR"]
 

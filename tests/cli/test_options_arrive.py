@@ -57,7 +57,7 @@ def method_of(network: dict[str, Any]) -> Method:
 PAIRS = [SimpleNamespace(files=[SimpleNamespace(hr=Path("a.png"))])]
 
 API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of what it is called with
-    "repmamba.inference.upscaler.load": SimpleNamespace(scale=2),
+    "repmamba.inference.loading.load": SimpleNamespace(scale=2),
     "repmamba.scene.choice.load": SimpleNamespace(scale=2, name="x2"),  # where no weights are named
     "repmamba.cli.batch.find_inputs": lambda called: [Input(name) for name in called["named"]],
     "repmamba.scene.engine.upscale_file": Answer(),
@@ -68,7 +68,7 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.scene.result.readback.verify_result": 1,
     "repmamba.data.prepare.prepare": lambda called: called["progress"](1, 2) or Answer(),
     "repmamba.train.loop.fit": Answer(),
-    "repmamba.train.finetune.finetune": Answer(),
+    "repmamba.finetuning.finetune.finetune": Answer(),
     "repmamba.evaluate.methods.network": method_of,
     "repmamba.evaluate.methods.results": lambda called: Method(
         called["folder"].name, "how", lambda pair: pair.lr
@@ -364,7 +364,7 @@ def test_a_dry_run_plans_with_the_options_of_a_run(heard_of, row):
 
 def test_a_run_gets_the_upscaler_that_was_loaded_or_one_for_clean_scenes_to_choose_beside(heard_of):
     named = heard_of("upscale in.tif -o out.tif --weights mine")
-    assert at(named, "upscale_file.weights") is API["repmamba.inference.upscaler.load"]
+    assert at(named, "upscale_file.weights") is API["repmamba.inference.loading.load"]
     chooser = at(heard_of("upscale in.tif -o out.tif"), "upscale_file.weights")
     assert chooser.usual is API["repmamba.scene.choice.load"]
 

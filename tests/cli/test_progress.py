@@ -9,7 +9,7 @@ import pytest
 
 import repmamba
 from repmamba.cli.progress import counting, megapixels, parts, training
-from repmamba.train.reached import Reached
+from repmamba.train.progress import Progress
 
 PACKAGE = Path(repmamba.__file__).parent
 
@@ -77,13 +77,13 @@ def test_on_a_terminal_images_and_parts_have_a_bar(terminal):
 def test_a_run_has_a_bar_for_what_it_reads_and_one_that_stays_for_its_steps(terminal):
     shown = terminal()
     with training(quiet=False) as progress:
-        progress(Reached("Reading to judge", "image", 1, 2))
-        progress(Reached("Reading to learn", "image", 1, 5))
-        progress(Reached("x4", "step", 300, 1000))  # gone on with
-        progress(Reached("x4", "step", 301, 1000, {"loss": "0.01234"}, 60.0))
+        progress(Progress("Reading validation images", "image", 1, 2))
+        progress(Progress("Reading training images", "image", 1, 5))
+        progress(Progress("x4", "step", 300, 1000))  # resumed
+        progress(Progress("x4", "step", 301, 1000, {"loss": "0.01234"}, 60.0))
     lines = shown().replace("\r", "\n").split("\n")
-    assert any("Reading to judge:  50%" in line for line in lines)
-    assert any("Reading to learn:  20%" in line for line in lines)
+    assert any("Reading validation images:  50%" in line for line in lines)
+    assert any("Reading training images:  20%" in line for line in lines)
     assert "x4:  30%" in lines[-2]
     assert "301/1000" in lines[-2]
     assert "loss=0.01234" in lines[-2]

@@ -29,7 +29,7 @@ from repmamba.scene.engine import upscale_file
             "with tile=256 and 2 workers; tile=224 fits.",
             "with --tile 256 and 2 workers; --tile 224 fits.",
         ),
-        ("tile=3: give an even number", "--tile 3: give an even number"),
+        ("tile=3: expected an even number", "--tile 3: expected an even number"),
         ("asked for with creation=.", "asked for with --co."),
     ],
 )

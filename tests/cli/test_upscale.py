@@ -76,7 +76,7 @@ class Planned:
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_dry_run_says_what_it_found_even_when_it_is_quiet(monkeypatch, capsys, tmp_path, quiet):
     monkeypatch.setattr(
-        "repmamba.inference.upscaler.load", lambda **network: SimpleNamespace(scale=4)
+        "repmamba.inference.loading.load", lambda **network: SimpleNamespace(scale=4)
     )
     monkeypatch.setattr(
         "repmamba.scene.engine.plan_file", lambda source, target, upscaler, **how: Planned(target)

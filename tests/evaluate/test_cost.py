@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repmamba.errors import OutOfMemory
 from repmamba.evaluate.cost import cost_of, measured, multiply_adds, parameters
-from repmamba.inference import upscaler
+from repmamba.inference import loading
 from repmamba.network.config import PUBLISHED, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
@@ -116,11 +116,11 @@ def small(tiny_weights):
 
 def test_memory_is_measured_with_the_chosen_backend_and_precision(small, monkeypatch):
     chosen = {"device": "cpu", "backend": "chunked", "precision": "bfloat16"}
-    ours = upscaler.load(small, **chosen)
+    ours = loading.load(small, **chosen)
     loads = []
-    plain = upscaler.load
+    plain = loading.load
     monkeypatch.setattr(
-        upscaler, "load", lambda name, **options: loads.append(options) or plain(name, **options)
+        loading, "load", lambda name, **options: loads.append(options) or plain(name, **options)
     )
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
     cost = measured(
@@ -134,7 +134,7 @@ def test_memory_is_measured_with_the_chosen_backend_and_precision(small, monkeyp
 def test_seconds_are_multiplied_by_the_number_of_passes(small, monkeypatch):
     monkeypatch.setattr("repmamba.evaluate.cost.measure", lambda *arguments: (0.5, 0.25))
     monkeypatch.setattr("repmamba.evaluate.cost.ProcessPoolExecutor", InThisProcess)
-    ours = upscaler.load(small, device="cpu")
+    ours = loading.load(small, device="cpu")
     cost = measured(
         cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8, passes=8), ours, small, passes=8
     )
@@ -147,7 +147,7 @@ def test_a_killed_measuring_process_is_one_clear_error(small, monkeypatch):
     with pytest.raises(
         OutOfMemory, match=r"cost of an LR image of 8x8 pixels cannot be measured: .* smaller cost"
     ):
-        measured(cost, upscaler.load(small, device="cpu"), small)
+        measured(cost, loading.load(small, device="cpu"), small)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_lack_of_memory_while_timing_is_distinguished_from_other_failures(
     with pytest.raises(kind) as caught:
         measured(
             cost_of(NetworkConfig(scale=2, depths=(1,)), 8, 8),
-            upscaler.load(small, device="cpu"),
+            loading.load(small, device="cpu"),
             small,
         )
     assert type(caught.value) is kind

@@ -17,7 +17,7 @@ from repmamba.evaluate.methods import (
     results,
     with_distinct_names,
 )
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.pixels.resize import imresize
 
 HR = np.random.default_rng(5).integers(0, 256, (16, 24, 3), np.uint8)
@@ -89,7 +89,7 @@ def test_an_odd_image_is_enlarged_in_one_pass_and_an_odd_tile_is_refused(upscale
         unit = torch.from_numpy(odd.lr / 255.0).float().permute(2, 0, 1)[None]
         expected = upscaler.network(unit)[0].permute(1, 2, 0).numpy()
     assert np.abs(network(upscaler).enlarge(odd) - expected).max() < 1e-5
-    with pytest.raises(UsageError, match="tile=31: give an even number"):
+    with pytest.raises(UsageError, match="tile=31: expected an even number"):
         network(upscaler, tile=31)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from repmamba.evaluate.timing import process_memory, processor, seconds_of, time_network
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 
 
 @pytest.fixture(scope="module")

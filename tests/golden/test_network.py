@@ -114,7 +114,7 @@ def test_fresh_weights_are_distributed_as_published(golden: Path):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_names_go_to_the_published_ones_and_back(scale, numbers):
+def test_names_translate_to_the_published_ones_and_back(scale, numbers):
     config = NetworkConfig(scale=scale)
     state = numbers(f"net_x{scale}")
     ours = from_published(config, state)

@@ -22,7 +22,7 @@ BOUNDS = {torch.float32: (VALUE, GRADIENT), torch.float64: (DOUBLE, DOUBLE)}
 @pytest.mark.parametrize("length", [1, 7, 64, 1000])
 @pytest.mark.parametrize("kind", ["plain", "extreme"])
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_the_scan_meets_the_golden_numbers_in_value_and_gradient(
+def test_the_scan_matches_the_golden_numbers_in_value_and_gradient(
     backend, kind, length, dtype, golden: Path
 ):
     case = f"{kind}.L{length}."

@@ -1,4 +1,4 @@
-"""A network small enough to be run often, saved as a user's weights would be."""
+"""A small network, saved as a user's weights would be."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,5 +8,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_weights(tiny_weights: Callable[..., Path]) -> Path:
-    """Weights of one block at x2, drawn at random."""
+    """Random weights of one block at x2."""
     return tiny_weights(seed=7)

@@ -1,4 +1,4 @@
-"""Bands: every one goes through the network once, colours together, the others alone."""
+"""Bands: each goes through the network once, colours together, others by themselves."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from repmamba.inference.bands import enlarge_groups, group_bands
 
 
 def three_bands_mixed(unit: torch.Tensor) -> torch.Tensor:
-    """A stand-in network of three bands whose result in one band depends on the other two."""
+    """A network of three bands whose result in one band depends on the other two."""
     assert unit.shape[1] == 3
     mixed = unit + 0.25 * unit.roll(1, dims=1)
     return mixed.repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -25,7 +25,7 @@ def test_every_band_is_in_exactly_one_group(count, data):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 13, 200])
-def test_a_band_that_is_no_colour_does_not_depend_on_its_neighbours(count):
+def test_other_bands_do_not_depend_on_each_other(count):
     unit = torch.rand(count, 6, 5)
     result = enlarge_groups(three_bands_mixed, unit, group_bands(count, None, 3), 3)
     assert result.shape == (count, 12, 10)
@@ -34,7 +34,7 @@ def test_a_band_that_is_no_colour_does_not_depend_on_its_neighbours(count):
         assert torch.equal(result[band], alone[0])
 
 
-def test_colours_go_together_in_their_own_order():
+def test_colours_go_together_in_red_green_blue_order():
     unit = torch.rand(4, 3, 3)  # blue, green, red and one more
     result = enlarge_groups(three_bands_mixed, unit, group_bands(4, (2, 1, 0), 3), 3)
     expected = three_bands_mixed(unit[[2, 1, 0]].unsqueeze(0))[0]
@@ -42,5 +42,5 @@ def test_colours_go_together_in_their_own_order():
     assert torch.equal(result[3, ::2, ::2], (1.25 * unit[3].expand(3, -1, -1)).mean(0))
 
 
-def test_a_network_made_for_four_bands_takes_them_together():
+def test_a_network_for_four_bands_takes_them_together():
     assert group_bands(4, None, 4) == ((0, 1, 2, 3),)

@@ -1,4 +1,4 @@
-"""Packaged weights are the files whose digests the table has, or none."""
+"""Packaged weights: files that match the catalogue."""
 
 import hashlib
 import shutil
@@ -13,7 +13,7 @@ from repmamba.inference.catalogue import find_weights, packaged_weights, terms_o
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
-    """The only packaged weights, under the name of x2; the file is what the table says."""
+    """Packaged weights named x2, and their catalogue."""
     path = tmp_path / "x2.safetensors"
     path.write_bytes(b"numbers")
     digest = hashlib.sha256(b"numbers").hexdigest()
@@ -21,7 +21,7 @@ def packaged(tmp_path, monkeypatch):
         "name": "x2",
         "scale": 2,
         "file": path.name,
-        "digest": digest,
+        "sha256": digest,
         "training_data": "none",
         "terms": "none",
     }
@@ -35,10 +35,10 @@ def test_weights_are_found_by_their_name(packaged):
     assert find_weights("x2").path == packaged
 
 
-def test_weights_that_are_not_those_of_the_table_are_refused(packaged):
+def test_weights_that_do_not_match_the_catalogue_are_refused(packaged):
     packaged.write_bytes(b"Numbers")
     with pytest.raises(
-        CheckpointError, match="x2 are not those of the table; install repmamba again"
+        CheckpointError, match="x2 do not match the catalogue; install repmamba again"
     ):
         find_weights("x2")
 
@@ -51,7 +51,7 @@ def test_weights_that_are_missing_are_named(packaged):
         find_weights("x2")
 
 
-def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_path):
+def test_packaged_weights_keep_their_terms_when_renamed_or_trained_further(tmp_path):
     entry = packaged_weights()[0]
     assert load("x4", device="cpu").terms == entry.terms
     shutil.copy(entry.path, tmp_path / "mine.safetensors")
@@ -75,7 +75,7 @@ def test_packaged_weights_have_their_terms_under_any_name_and_hand_them_on(tmp_p
     assert terms_of(tmp_path, mean) == f"begun from x4: {entry.terms}"
 
 
-def test_weights_say_their_own_terms_or_none(small_weights, tmp_path):
+def test_other_weights_state_their_own_terms_or_none(small_weights, tmp_path):
     upscaler = load(small_weights, fuse=False)
     assert upscaler.terms == ""
     save_pretrained(upscaler.module, tmp_path / "ours", training={"terms": "CC BY\n4.0"})

@@ -1,4 +1,4 @@
-"""How far a result can be trusted: the signs of doubt, and the table from them to an error."""
+"""The expected error: measures of doubt, and the table from them to an error."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ TABLE = Calibration("ab" * 16, "two pictures", (0.01, 0.02, 0.04), (0.1, 0.2, 0.
 
 
 def leaning(unit: torch.Tensor) -> torch.Tensor:
-    """Enlarges by nearest, and leans to the left by a bit that the eight cannot agree on."""
+    """Upscales by nearest neighbour, plus a little more on the left, on which the eight disagree."""
     return (unit + 0.01 * unit.roll(1, -1)).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 def test_the_variance_is_that_of_the_eight_and_the_mean_is_that_of_an_ensemble_in_every_bit():
-    unit = 0.9 + 0.1 * torch.rand(2, 3, 6, 9)  # large beside what the eight differ by
+    unit = 0.9 + 0.1 * torch.rand(2, 3, 6, 9)  # large compared with the differences of the eight
     mean, variance = mean_and_variance(leaning, unit)
     assert torch.equal(mean, mean_of_eight(leaning, unit))
     eight = []
@@ -47,13 +47,13 @@ def test_doubt_is_the_geometric_mean_of_spread_and_contrast():
     assert found[0, 0] == 0
 
 
-def test_where_the_eight_agree_or_nothing_is_to_be_seen_there_is_no_doubt():
+def test_no_doubt_where_the_eight_agree_or_the_image_is_flat():
     picture = torch.rand(3, 8, 8)
     assert (doubt(picture, torch.zeros(3, 8, 8)) == 0).all()
     assert (doubt(torch.full((3, 8, 8), 0.7), torch.rand(3, 8, 8)) < 1e-3).all()
 
 
-def test_doubt_of_a_turned_picture_is_the_turned_doubt():
+def test_doubt_of_a_rotated_image_is_the_rotated_doubt():
     picture, variance = torch.rand(3, 6, 9), torch.rand(3, 6, 9)
     turned = doubt(picture.mT.flip(-1), variance.mT.flip(-1))
     torch.testing.assert_close(turned, doubt(picture, variance).mT.flip(-1))
@@ -72,14 +72,14 @@ def test_a_fitted_table_never_falls_and_keeps_the_mean_error(pixels, levels, see
     assert error.mean() - 1e-12 <= table.error[-1] <= error.max()
 
 
-def test_a_table_that_is_fitted_tells_the_error_it_was_fitted_to():
+def test_a_fitted_table_gives_the_error_it_was_fitted_to():
     seen = np.random.default_rng(1).random(200_000)
     table = Calibration.fitted(seen, 0.02 + seen**2, network="", measured_on="")
     assert np.abs(table.expected_error(seen) - (0.02 + seen**2)).max() < 0.02
     assert table.expected_error(seen).mean() == pytest.approx((0.02 + seen**2).mean(), rel=0.01)
 
 
-def test_between_entries_lies_a_straight_line_and_beyond_them_what_stands_at_the_end():
+def test_the_table_is_linear_between_entries_and_constant_beyond_them():
     found = TABLE.expected_error(np.array([0, 0.01, 0.015, 0.02, 0.03, 1.0]))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.15, 0.2, 0.2, 0.2], rtol=1e-6)
     assert found.dtype == np.float32
@@ -89,12 +89,12 @@ def test_between_entries_lies_a_straight_line_and_beyond_them_what_stands_at_the
     ("doubts", "errors"),
     [((), ()), ((0.1, 0.2), (0.1,)), ((0.2, 0.1), (0.1, 0.2)), ((0.1, 0.2), (0.2, 0.1))],
 )
-def test_what_is_no_table_is_refused(doubts, errors):
+def test_an_invalid_table_is_refused(doubts, errors):
     with pytest.raises(UsageError, match="calibration needs"):
         Calibration("", "", doubts, errors)
 
 
-def test_a_calibration_is_read_from_beside_the_weights_and_only_for_those_it_was_measured_with(
+def test_a_calibration_is_read_beside_the_weights_and_only_for_its_network(
     tmp_path,
 ):
     for weights in (tmp_path / "mine.safetensors", tmp_path):
@@ -119,7 +119,7 @@ def test_a_damaged_calibration_is_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_loaded_weights_bring_their_calibration(small_weights, tmp_path):
+def test_load_reads_the_calibration(small_weights, tmp_path):
     path = tmp_path / "small.safetensors"
     path.write_bytes(small_weights.read_bytes())
     upscaler = load(path)
@@ -129,8 +129,8 @@ def test_loaded_weights_bring_their_calibration(small_weights, tmp_path):
     assert load(path).calibration == table
 
 
-def test_the_packaged_calibrations_are_of_the_packaged_weights():
-    """New weights under an old name need a new table, or none: the old one would be left unread."""
+def test_packaged_calibrations_belong_to_the_packaged_weights():
+    """New weights under an old name need a new table, or the old one would never be read."""
     with_one = [entry.name for entry in packaged_weights() if calibration_path(entry.path).exists()]
     assert with_one == ["x4"]
     assert all(load(name).calibration is not None for name in with_one)

@@ -1,4 +1,4 @@
-"""xarray: a DataArray comes back larger, in its place, with what is missing still missing."""
+"""xarray: a DataArray comes back larger, in its place, missing pixels still missing."""
 
 import dask
 import numpy as np
@@ -33,7 +33,7 @@ def scene(values, dims=("band", "y", "x"), *, nodata=None, crs="EPSG:32633"):
 
 
 @pytest.mark.parametrize("dims", [("band", "y", "x"), ("y", "x", "band"), ("y", "x")])
-def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims):
+def test_a_dataarray_keeps_dimensions_georeferencing_names_and_attributes(upscaler, dims):
     sizes = {"band": 3, "y": 8, "x": 11}
     values = (
         np.random.default_rng(0).integers(0, 256, [sizes[name] for name in dims]).astype(np.uint8)
@@ -66,7 +66,7 @@ def test_a_dataarray_keeps_dimensions_place_names_and_attributes(upscaler, dims)
     ],
     ids=["every second", "means of blocks", "south up", "east first", "one column"],
 )
-def test_what_was_chosen_of_a_raster_lies_where_its_coordinates_say(upscaler, chosen):
+def test_a_slice_of_a_raster_is_placed_by_its_coordinates(upscaler, chosen):
     """rioxarray keeps the transform of the file through all of these."""
     before = chosen(scene(np.random.default_rng(3).random((8, 12), np.float32), ("y", "x")))
     after = upscaler.upscale(before)
@@ -79,17 +79,17 @@ def test_what_was_chosen_of_a_raster_lies_where_its_coordinates_say(upscaler, ch
     assert corner == pytest.approx((after.x.values[0], after.y.values[0]))
 
 
-def test_one_column_without_a_transform_lies_where_its_coordinate_says(upscaler):
+def test_one_column_without_a_transform_is_placed_by_its_coordinate(upscaler):
     array = xarray.DataArray(
         np.zeros((8, 1), np.float32), dims=("y", "x"), coords={"y": np.arange(8.0), "x": [3.0]}
     )
     assert upscaler.upscale(array).x.values == pytest.approx([2.75, 3.25])
 
 
-def test_missing_pixels_stay_missing_and_touch_nothing(upscaler):
+def test_missing_pixels_stay_missing_and_affect_no_others(upscaler):
     values = np.random.default_rng(1).integers(50, 200, (3, 20, 20)).astype(np.uint16)
     values[:, 5:8, 5:8] = 0
-    values[0, 15, 15] = 0  # in one band alone: data
+    values[0, 15, 15] = 0  # in only one band: data
     after = upscaler.upscale(scene(values, nodata=0))
     expected = np.zeros((40, 40), bool)
     expected[10:16, 10:16] = True
@@ -97,7 +97,7 @@ def test_missing_pixels_stay_missing_and_touch_nothing(upscaler):
     assert after.rio.nodata == 0
 
 
-def test_a_float_that_is_nodata_is_missing_in_its_band_alone(upscaler):
+def test_a_float_nodata_value_is_only_missing_in_its_band(upscaler):
     values = np.random.default_rng(4).random((2, 24, 24), np.float32)
     values[1, :8] = -9999
     after = upscaler.upscale(scene(values, nodata=-9999)).values
@@ -106,7 +106,7 @@ def test_a_float_that_is_nodata_is_missing_in_its_band_alone(upscaler):
     assert np.abs(after[1, 16:]).max() < 3
 
 
-def test_statistics_of_pixels_that_are_no_more_are_left_out(upscaler):
+def test_statistics_of_the_input_are_dropped(upscaler):
     before = scene(np.zeros((8, 8), np.uint8), ("y", "x")).assign_attrs(
         STATISTICS_MAXIMUM=200, wavelength=665
     )
@@ -126,7 +126,7 @@ def test_an_array_without_coordinates_gets_none(upscaler):
 
 def test_more_dimensions_than_bands_are_refused(upscaler):
     array = xarray.DataArray(np.zeros((2, 3, 4, 4)), dims=("time", "band", "y", "x"))
-    with pytest.raises(ShapeMismatch, match="time, band, y, x is no image"):
+    with pytest.raises(ShapeMismatch, match="time, band, y, x is not an image"):
         upscaler.upscale(array)
 
 
@@ -135,7 +135,7 @@ def test_a_dataset_is_refused_with_what_to_give(upscaler):
         upscaler.upscale(xarray.Dataset({"scene": scene(np.zeros((3, 8, 8), np.uint8))}))
 
 
-def test_dimensions_of_other_names_are_refused_until_they_are_named(upscaler):
+def test_unknown_dimension_names_are_refused_until_they_are_set(upscaler):
     values = np.random.default_rng(2).integers(0, 256, (8, 11)).astype(np.uint8)
     array = xarray.DataArray(values, dims=("lat", "lon"))
     with pytest.raises(UsageError, match=r"dimensions lat, lon .*set_spatial_dims"):
@@ -182,7 +182,7 @@ def along(x, y=None):
     ],
 )
 @pytest.mark.parametrize("axis", ["x", "y"])
-def test_coordinates_that_are_no_grid_are_refused_with_the_first_jump(upscaler, x, says, axis):
+def test_uneven_coordinates_are_refused_with_the_first_jump(upscaler, x, says, axis):
     array = along(x) if axis == "x" else along(np.arange(8.0), x)
     with pytest.raises(
         UsageError,
@@ -209,7 +209,7 @@ def test_coordinates_that_are_no_grid_are_refused_with_the_first_jump(upscaler, 
         1e-7 * np.arange(50),
     ],
 )
-def test_coordinates_that_are_even_but_for_rounding_are_refined(upscaler, x):
+def test_coordinates_that_are_even_except_for_rounding_are_interpolated(upscaler, x):
     after = upscaler.upscale(along(x)).x.values
     middles = after.reshape(-1, 2).mean(1)
     step = np.diff(x.astype(float)).mean() if len(x) > 1 else 1
@@ -217,7 +217,7 @@ def test_coordinates_that_are_even_but_for_rounding_are_refined(upscaler, x):
     assert np.allclose(np.diff(after), step / 2, rtol=1e-3)
 
 
-def test_an_integer_that_is_nodata_is_missing_in_its_band_alone(upscaler):
+def test_an_integer_nodata_value_is_only_missing_in_its_band(upscaler):
     values = np.random.default_rng(4).integers(300, 4000, (2, 24, 24)).astype(np.int16)
     values[1, :8] = -9999
     after = upscaler.upscale(scene(values, nodata=-9999), value_range=(0, 4000)).values
@@ -226,7 +226,7 @@ def test_an_integer_that_is_nodata_is_missing_in_its_band_alone(upscaler):
 
 
 @pytest.mark.parametrize("nodata", [-9999, np.nan, 256])
-def test_a_nodata_that_its_numbers_cannot_have_says_nothing(upscaler, nodata):
+def test_a_nodata_value_outside_the_type_is_ignored(upscaler, nodata):
     values = np.random.default_rng(4).integers(0, 255, (3, 8, 8)).astype(np.uint8)
     array = scene(values)
     array.attrs["_FillValue"] = nodata
@@ -236,7 +236,7 @@ def test_a_nodata_that_its_numbers_cannot_have_says_nothing(upscaler, nodata):
 
 
 @pytest.mark.parametrize("declared", [None, -1.0])
-def test_nodata_that_is_given_takes_the_place_of_the_array_s_own(upscaler, declared):
+def test_the_nodata_argument_overrides_the_array(upscaler, declared):
     values = np.random.default_rng(4).random((2, 16, 16), np.float32)
     values[:, :4] = -9999
     after = upscaler.upscale(scene(values, nodata=declared), nodata=-9999)
@@ -245,7 +245,7 @@ def test_nodata_that_is_given_takes_the_place_of_the_array_s_own(upscaler, decla
     assert (after.values[:, 8:] > -3).all()
 
 
-def test_nodata_of_each_band_leaves_none_that_is_declared_of_all(upscaler):
+def test_different_nodata_per_band_leaves_none_declared(upscaler):
     values = np.random.default_rng(4).random((2, 16, 16), np.float32)
     values[0, :4], values[1, :4] = -1, -9999
     after = upscaler.upscale(scene(values, nodata=-9999), nodata=(-1, -9999))
@@ -286,12 +286,12 @@ def test_a_lazy_array_stays_lazy_and_has_the_same_numbers(upscaler, dims, chunks
     )
     with dask.config.set(scheduler="synchronous"):
         part = result.isel(x=slice(0, 8), y=slice(0, 8)).compute()
-    assert len(computed) < 53 * 37 / 60 + 2  # the chunks around the corner, and not all
+    assert len(computed) < 53 * 37 / 60 + 2  # only the chunks around the corner
     assert part.equals(expected.isel(x=slice(0, 8), y=slice(0, 8)))
     xarray.testing.assert_identical(result.compute(scheduler="threads"), expected)
 
 
 def test_a_lazy_array_is_not_read_to_find_its_range(upscaler):
     lazy = scene(np.zeros((1, 8, 8), np.uint16)).chunk({"x": 4})
-    with pytest.raises(UsageError, match=r"value_range is 'robust'.*array\.compute\(\) first"):
+    with pytest.raises(UsageError, match=r"value_range='robust' needs.*array\.compute\(\) first"):
         upscaler.upscale(lazy, value_range="robust")

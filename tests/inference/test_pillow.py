@@ -1,4 +1,4 @@
-"""Pictures of Pillow: the numbers of the same array, in a picture of the same mode."""
+"""PIL images: the result of the same array, as an image of the same mode."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def numbers(*shape, dtype=np.uint8, seed=0):
         ("F", numbers(9, 14, dtype=np.float32) / 255),
     ],
 )
-def test_a_picture_has_the_numbers_of_its_array(upscaler, mode, array):
+def test_a_picture_gives_the_result_of_its_array(upscaler, mode, array):
     picture = Image.fromarray(array)
     assert picture.mode == mode
     result = upscaler.upscale(picture)
@@ -40,7 +40,7 @@ def test_an_upscaler_can_be_called(upscaler):
     np.testing.assert_array_equal(upscaler(array, tile=16), upscaler.upscale(array, tile=16))
 
 
-def test_transparent_pixels_touch_nothing_and_alpha_is_enlarged_by_nearest(upscaler):
+def test_transparent_pixels_affect_no_others_and_alpha_is_nearest_neighbour(upscaler):
     array = numbers(12, 12, 4)
     array[..., 3] = 255
     array[:4, :5, 3] = 0
@@ -58,7 +58,7 @@ def test_transparent_pixels_touch_nothing_and_alpha_is_enlarged_by_nearest(upsca
 
 
 @pytest.mark.parametrize(("mode", "shown"), [("P", "RGB"), ("1", "L"), ("LA", "LA")])
-def test_palettes_and_bits_are_enlarged_as_what_they_show(upscaler, mode, shown):
+def test_palettes_and_bits_are_upscaled_as_the_colours_they_show(upscaler, mode, shown):
     picture = (
         Image.fromarray(numbers(9, 14, 3)).convert("L" if mode == "LA" else "RGB").convert(mode)
     )
@@ -81,7 +81,7 @@ def test_a_transparent_colour_of_a_palette_becomes_alpha(upscaler):
     assert (np.asarray(result)[:2, :2, 3] == 0).all()
 
 
-def test_what_a_file_says_of_its_colours_stays(upscaler, tmp_path):
+def test_colour_profiles_are_kept(upscaler, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(numbers(8, 8, 3)).save(tmp_path / "in.png", icc_profile=profile)
     with Image.open(tmp_path / "in.png") as picture:
@@ -91,12 +91,12 @@ def test_what_a_file_says_of_its_colours_stays(upscaler, tmp_path):
         assert picture.info["icc_profile"] == profile
 
 
-def test_pictures_that_cannot_be_enlarged_are_one_line(upscaler):
+def test_pictures_that_cannot_be_upscaled_are_refused_in_one_line(upscaler):
     with pytest.raises(
-        UsageError, match=r"mode CMYK cannot be enlarged; these can: L, .*picture\.convert"
+        UsageError, match=r"mode CMYK cannot be upscaled; supported modes: L, .*image\.convert"
     ):
         upscaler.upscale(Image.new("CMYK", (8, 8)))
     with pytest.raises(ShapeMismatch, match="0 x 8 pixels"):
         upscaler.upscale(Image.new("RGB", (0, 8)))
-    with pytest.raises(UsageError, match=r"A str is no image.*upscale_file takes files"):
+    with pytest.raises(UsageError, match=r"A str cannot be upscaled.*upscale_file"):
         upscaler.upscale("photo.png")

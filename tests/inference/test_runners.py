@@ -1,4 +1,4 @@
-"""The runner of torch: the network as it was loaded, in the precision that was asked for."""
+"""TorchRunner: the network as loaded, in the requested precision."""
 
 import torch
 

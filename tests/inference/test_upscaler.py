@@ -24,7 +24,7 @@ from repmamba.network.repmamba import RepMamba
 
 @pytest.fixture
 def random():
-    """The same numbers for a test, whichever ran before it."""
+    """The same numbers for a test, in any order of tests."""
     return np.random.default_rng(11)
 
 
@@ -75,7 +75,7 @@ def test_tensors_arrays_and_the_network_itself_agree(upscaler, random):
     np.testing.assert_allclose(by_array, by_network, atol=1e-5)
 
 
-# four tiles, which workers share, and one, which threads do
+# four tiles, shared by workers, and one, shared by threads
 @pytest.mark.parametrize("tile", [64, 96])
 def test_any_number_of_workers_and_threads_gives_the_same_bytes(upscaler, tile, random):
     image = random.random((90, 70, 4)).astype(np.float32)
@@ -99,7 +99,7 @@ def test_tiles_meet_without_a_seam(upscaler):
     assert np.ptp(places, axis=(0, 2)).max() < 0.02
 
 
-def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler, random):
+def test_nan_and_infinity_stay_in_place_and_affect_no_others(upscaler, random):
     image = random.random((40, 40, 3)).astype(np.float32)
     image[20, 20, 1], image[3, 5, 0] = np.nan, np.inf
     result = upscaler.upscale(image)
@@ -111,13 +111,13 @@ def test_what_is_not_finite_stays_in_its_place_and_spoils_nothing(upscaler, rand
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
-def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscaler, dtype, random):
+def test_masked_pixels_stay_masked_with_their_value_and_affect_no_others(upscaler, dtype, random):
     numbers = (random.random((40, 44, 3)) * (1 if dtype == "float32" else 3000)).astype(dtype)
     masked = np.zeros(numbers.shape, bool)
     masked[20:22, 30:33] = masked[3, 5, 0] = True
     expected = masked.repeat(2, axis=0).repeat(2, axis=1)
     results = []
-    for below in (-9999, 7):  # what lies under a mask is no measurement
+    for below in (-9999, 7):  # values under a mask are not measurements
         image = np.ma.masked_array(
             np.where(masked, below, numbers).astype(dtype), masked, fill_value=-9999
         )
@@ -137,7 +137,7 @@ def test_what_is_masked_stays_masked_with_its_number_and_touches_nothing(upscale
     assert not plain.mask.any()
 
 
-def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscaler, random):
+def test_an_outlier_keeps_its_size_and_affects_no_others(upscaler, random):
     image = random.random((60, 60)).astype(np.float32)
     spiked = image.copy()
     spiked[30, 30] = 1e6
@@ -148,19 +148,19 @@ def test_a_spike_far_outside_the_range_keeps_its_size_and_spoils_nothing(upscale
     assert np.abs(result - plain)[far].max() < 0.1
 
 
-def test_floats_far_outside_0_to_1_are_warned_of_unless_their_range_is_told(upscaler, random):
+def test_floats_far_outside_0_to_1_give_a_warning_without_a_value_range(upscaler, random):
     image = random.random((20, 20)).astype(np.float32)
     image[0, 0] = 1e6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        upscaler.upscale(image)  # a spike
+        upscaler.upscale(image)  # an outlier
         upscaler.upscale(4000 * image, value_range=(0, 4000))
         upscaler.upscale(np.ma.masked_greater(4000 * image, 1))
     with pytest.warns(OutsideTraining, match=r"100% of these lie far outside.*value_range"):
         upscaler.upscale(4000 * image + 10)
 
 
-def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, random):
+def test_a_robust_range_holds_nearly_all_values_of_each_group(upscaler, random):
     image = (random.random((40, 40, 4)) * [4000, 4000, 4000, 90]).astype(np.uint16)
     image[3, 3, 0] = 65535
     result = upscaler.upscale(image, value_range="robust")
@@ -177,8 +177,8 @@ def test_a_robust_range_is_that_of_nearly_all_values_of_each_group(upscaler, ran
 @pytest.mark.parametrize(
     "image", [np.zeros((0, 4)), np.zeros(5), np.zeros((2, 2, 2, 2)), torch.zeros(3, 0, 4)]
 )
-def test_what_is_no_image_is_refused(upscaler, image):
-    with pytest.raises(ShapeMismatch, match="is no image"):
+def test_arrays_that_are_not_images_are_refused(upscaler, image):
+    with pytest.raises(ShapeMismatch, match="is not an image"):
         upscaler.upscale(image)
 
 
@@ -191,27 +191,27 @@ def test_what_is_no_image_is_refused(upscaler, image):
         np.matrix([[1, 2], [3, 4]]),
     ],
 )
-def test_types_without_a_meaning_are_refused(upscaler, image):
+def test_unsupported_types_are_refused(upscaler, image):
     with pytest.raises(UsageError):
         upscaler.upscale(image)
 
 
 def test_weights_of_another_scale_are_refused(small_weights):
-    with pytest.raises(CheckpointError, match=r"x2 checkpoint, and x4 was asked for"):
+    with pytest.raises(CheckpointError, match=r"x2 checkpoint, but x4 was requested"):
         load(small_weights, scale=4)
 
 
 def test_unknown_weights_are_refused_and_the_known_ones_named():
-    with pytest.raises(CheckpointError, match="the packaged ones are"):
+    with pytest.raises(CheckpointError, match="the packaged weights are"):
         load("x5")
 
 
-def test_a_network_that_does_not_enlarge_is_refused(tmp_path):
+def test_a_network_that_does_not_upscale_is_refused(tmp_path):
     path = tmp_path / "none.safetensors"
     write_checkpoint(
         path, Checkpoint.of(RepMamba(NetworkConfig(scale=1, upsampler="none", depths=(1,))))
     )
-    with pytest.raises(CheckpointError, match="does not enlarge"):
+    with pytest.raises(CheckpointError, match="does not upscale"):
         load(path)
 
 
@@ -235,20 +235,20 @@ def test_tile_and_halo_come_from_the_weights(tmp_path, halo):
 @pytest.mark.parametrize(
     "facts", [{"tile": True}, {"tile": 10**12}, {"tile": 7}, {"halo": True}, {"halo": -2}]
 )
-def test_a_tile_or_halo_that_is_no_size_is_refused(tmp_path, facts):
+def test_an_invalid_tile_or_halo_of_weights_is_refused(tmp_path, facts):
     network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
     write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training=facts))
-    with pytest.raises(CheckpointError, match=r"own says .*; an even number of pixels from"):
+    with pytest.raises(CheckpointError, match=r"own advises .*; an even number of pixels from"):
         load(tmp_path / "own.safetensors")
 
 
 @pytest.mark.parametrize(
     ("name", "length", "least"), [("tile", 31, 2), ("tile", 0, 2), ("halo", 7, 0)]
 )
-def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, length, least):
+def test_an_odd_tile_or_halo_is_refused(upscaler, name, length, least):
     for asked, option in ((upscaler, {name: length}), (replace(upscaler, **{name: length}), {})):
         with pytest.raises(
-            UsageError, match=f"{name}={length}: give an even number of pixels from {least} on"
+            UsageError, match=f"{name}={length}: expected an even number of pixels from {least} up"
         ):
             asked.upscale(np.zeros((8, 8)), **option)
 
@@ -256,7 +256,7 @@ def test_a_cut_at_an_odd_place_is_refused_whoever_asks_for_it(upscaler, name, le
 def test_weights_of_another_value_range_are_refused(tmp_path):
     checkpoint = Checkpoint.of(RepMamba(NetworkConfig(scale=2, depths=(1,))))
     write_checkpoint(tmp_path / "own.safetensors", replace(checkpoint, value_range=(0.0, 255.0)))
-    with pytest.raises(CheckpointError, match="values go from 0 to 255; only those of 0 to 1"):
+    with pytest.raises(CheckpointError, match="values from 0 to 255; only networks for 0 to 1"):
         load(tmp_path / "own.safetensors")
 
 
@@ -272,16 +272,14 @@ def test_weights_of_another_value_range_are_refused(tmp_path):
     ],
     ids=str,
 )
-def test_an_option_without_a_meaning_is_one_line(upscaler, option):
+def test_an_invalid_option_is_one_line(upscaler, option):
     with pytest.raises(UsageError) as refused:
         upscaler.upscale(np.zeros((8, 8)), **option)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
-def test_weights_of_the_hub_are_those_of_the_revision(
-    small_weights, tmp_path, monkeypatch, revision
-):
+def test_hub_weights_are_those_of_the_revision(small_weights, tmp_path, monkeypatch, revision):
     asked = []
 
     def snapshot_download(name, **options):
@@ -295,9 +293,9 @@ def test_weights_of_the_hub_are_those_of_the_revision(
     assert asked == [("someone/repmamba-x2", revision, ["config.json", "model.safetensors"])]
 
 
-def test_a_revision_of_what_is_here_is_refused(small_weights):
+def test_a_revision_of_local_weights_is_refused(small_weights):
     for weights in ("x4", small_weights):
-        with pytest.raises(UsageError, match="is here and has no revision 'v1'"):
+        with pytest.raises(UsageError, match="is a local file and has no revision 'v1'"):
             load(weights, revision="v1")
 
 
@@ -311,13 +309,13 @@ def test_the_trained_and_the_fused_network_agree(small_weights, upscaler, random
 @pytest.mark.parametrize(
     ("option", "value"), [("device", "abacus"), ("device", "cuda:77"), ("precision", "int4")]
 )
-def test_a_device_or_precision_that_is_not_there_is_refused(small_weights, option, value):
+def test_an_unavailable_device_or_precision_is_refused(small_weights, option, value):
     with pytest.raises(UsageError, match=r"choose|There is no"):
         load(small_weights, **{option: value})
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse, random):
+def test_the_scan_runs_on_the_requested_backend(small_weights, monkeypatch, fuse, random):
     from repmamba.network import fusion, rmb
 
     asked = []
@@ -332,7 +330,7 @@ def test_the_scan_runs_on_the_backend_asked_for(small_weights, monkeypatch, fuse
 
 
 def test_an_unknown_backend_is_refused(small_weights):
-    with pytest.raises(UsageError, match="asks for the scan 'abacus'"):
+    with pytest.raises(UsageError, match="requests the scan 'abacus'"):
         load(small_weights, backend="abacus")
 
 
@@ -372,7 +370,7 @@ def test_an_array_of_bands_first_comes_back_bands_first(upscaler, random, shape,
 @pytest.mark.parametrize(
     "shape", [(40, 50, 3), (40, 50, 4), (40, 50, 13), (17, 20, 40), (1, 1, 13), (8, 9, 12)]
 )
-def test_an_array_that_may_be_of_bands_last_is_taken_for_that(upscaler, shape):
+def test_an_ambiguous_array_counts_as_bands_last(upscaler, shape):
     assert upscaler.upscale(np.zeros(shape, np.uint8)).shape == (
         2 * shape[0],
         2 * shape[1],
@@ -380,13 +378,13 @@ def test_an_array_that_may_be_of_bands_last_is_taken_for_that(upscaler, shape):
     )
 
 
-def test_bands_last_can_be_said_of_a_strip_of_many_bands(upscaler):
+def test_bands_last_can_be_given_for_a_strip_of_many_bands(upscaler):
     strip = np.zeros((4, 6, 40), np.uint8)
     assert upscaler.upscale(strip, layout="bands-last").shape == (8, 12, 40)
 
 
 @pytest.mark.parametrize("layout", ["bands-first", "bands-last"])
-def test_a_layout_is_of_numpy_arrays_only(upscaler, layout):
+def test_layout_is_only_for_numpy_arrays(upscaler, layout):
     with pytest.raises(UsageError, match="is for numpy arrays"):
         upscaler.upscale(torch.zeros(3, 8, 8), layout=layout)
     with pytest.raises(UsageError, match="it takes 'bands-first' or 'bands-last'"):
@@ -400,7 +398,7 @@ def test_a_tensor_has_its_bands_first_whatever_its_size(upscaler):
 @pytest.mark.parametrize(
     ("dtype", "nodata"), [("int16", -9999), ("uint16", 0), ("float32", -9999.0), ("uint8", 255)]
 )
-def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype, nodata):
+def test_nodata_of_an_array_is_only_missing_in_its_band(upscaler, random, dtype, nodata):
     array = random.integers(50, 200, (24, 24, 2)).astype(dtype)
     array[:8, :, 1] = nodata
     other = array.copy()
@@ -419,7 +417,7 @@ def test_nodata_of_an_array_is_missing_in_its_band_alone(upscaler, random, dtype
 def test_nodata_of_another_type_or_number_is_refused(upscaler):
     with pytest.raises(UsageError, match="Nodata -1 is not a number of type uint8"):
         upscaler.upscale(np.zeros((8, 8), np.uint8), nodata=-1)
-    with pytest.raises(UsageError, match="nodata has 2 numbers, and the image 3 bands"):
+    with pytest.raises(UsageError, match="nodata has 2 numbers, but the image has 3 bands"):
         upscaler.upscale(np.zeros((8, 8, 3)), nodata=(1, 2))
 
 

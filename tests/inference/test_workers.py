@@ -1,4 +1,4 @@
-"""Workers: one compute thread each, results in order, and nothing left behind."""
+"""Workers: one compute thread each, results in order, nothing left running."""
 
 import os
 import threading
@@ -9,8 +9,8 @@ import torch
 
 from repmamba import load
 from repmamba.errors import UsageError
-from repmamba.inference import compiled
-from repmamba.inference.workers import IN_FLIGHT, choose_workers, set_tiles_in_flight, side_by_side
+from repmamba.inference import compiled_runner
+from repmamba.inference.workers import IN_FLIGHT, choose_workers, map_tiles, set_tiles_in_flight
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def two_threads_of_the_caller():
 
 @pytest.mark.usefixtures("two_threads_of_the_caller")
 def test_each_worker_computes_with_one_thread_and_the_caller_keeps_its_own():
-    counts = list(side_by_side(lambda _: torch.get_num_threads(), range(8), workers=3))
+    counts = list(map_tiles(lambda _: torch.get_num_threads(), range(8), workers=3))
     assert counts == [1] * 8
     assert torch.get_num_threads() == 2
     seen = []
@@ -34,7 +34,7 @@ def test_each_worker_computes_with_one_thread_and_the_caller_keeps_its_own():
 
 
 @pytest.mark.usefixtures("two_threads_of_the_caller")
-def test_two_runs_at_once_leave_every_thread_its_number():
+def test_two_calls_at_once_do_not_change_thread_numbers():
     """As in a server with a thread a request: the first ends while the second, begun meanwhile,
     goes on.
     """
@@ -43,7 +43,7 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 
     def second() -> None:
         seen["begun meanwhile"] = torch.get_num_threads()
-        results = side_by_side(lambda item: item, range(8), workers=2)
+        results = map_tiles(lambda item: item, range(8), workers=2)
         next(results)
         second_is_at_work.set()
         assert first_has_ended.wait(10)
@@ -52,7 +52,7 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 
     other = threading.Thread(target=second)
     for number, count in enumerate(
-        side_by_side(lambda _: torch.get_num_threads(), range(8), workers=2)
+        map_tiles(lambda _: torch.get_num_threads(), range(8), workers=2)
     ):
         assert count == 1
         if number == 0:
@@ -71,12 +71,12 @@ def test_two_runs_at_once_leave_every_thread_its_number():
 @pytest.mark.parametrize(
     ("workers", "count", "threads"), [(4, 1, 2), (1, 9, 2), (2, 9, 1), (4, 2, 1), (3, 0, None)]
 )
-def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(
+def test_spare_cores_are_shared_by_the_passes_of_each_tile(
     small_weights, monkeypatch, workers, count, threads
 ):
     network, noted = load(small_weights).network, []
 
-    class Noted(compiled.Plan):
+    class Noted(compiled_runner.PassPlan):
         def __init__(self, layers, key):
             noted.append((key[-1], torch.get_num_threads()))
             super().__init__(layers, key)
@@ -85,21 +85,19 @@ def test_what_cores_the_tiles_leave_go_to_the_passes_of_each(
         with torch.inference_mode():
             return network(torch.full((1, 3, 64, 64), 0.4))
 
-    monkeypatch.setattr(compiled, "Plan", Noted)
-    results = list(side_by_side(compute, range(count), workers, count))
+    monkeypatch.setattr(compiled_runner, "PassPlan", Noted)
+    results = list(map_tiles(compute, range(count), workers, count))
     assert len(results) == count
     assert set(noted) == ({(threads, 1)} if count else set())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_results_come_in_order_whichever_is_ready_first(workers):
+def test_results_come_in_order(workers):
     def slow_at_first(item: int) -> int:
         time.sleep(0.02 if item % 3 == 0 else 0)
         return item * item
 
-    assert list(side_by_side(slow_at_first, range(20), workers)) == [
-        item * item for item in range(20)
-    ]
+    assert list(map_tiles(slow_at_first, range(20), workers)) == [item * item for item in range(20)]
 
 
 def test_no_more_items_are_drawn_than_workers_need():
@@ -112,12 +110,12 @@ def test_no_more_items_are_drawn_than_workers_need():
             assert drawn - taken <= 2 + IN_FLIGHT
             yield item
 
-    for _ in side_by_side(lambda item: item, items(), workers=2):
+    for _ in map_tiles(lambda item: item, items(), workers=2):
         taken += 1
     assert taken == 30
 
 
-def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
+def test_an_exception_ends_it_and_cancels_the_rest():
     computed = []
 
     def fails_at_three(item: int) -> int:
@@ -127,14 +125,14 @@ def test_an_exception_ends_it_and_what_has_not_begun_is_not_computed():
         return item
 
     with pytest.raises(ValueError, match="three"):
-        list(side_by_side(fails_at_three, range(1000), workers=1))
+        list(map_tiles(fails_at_three, range(1000), workers=1))
     assert len(computed) < 10
     assert not [
         thread for thread in threading.enumerate() if thread.name.startswith("repmamba-tile")
     ]
 
 
-def test_a_machine_decides_how_many_and_a_user_may_ask_for_others():
+def test_the_default_number_of_workers_is_that_of_the_cores():
     cpu = torch.device("cpu")
     assert choose_workers(None, cpu) >= 1
     assert choose_workers(7, cpu) == 7
@@ -161,9 +159,7 @@ def at_once(calls, workers):
 
     results = []
     callers = [
-        threading.Thread(
-            target=lambda: results.append(list(side_by_side(compute, range(6), workers)))
-        )
+        threading.Thread(target=lambda: results.append(list(map_tiles(compute, range(6), workers))))
         for _ in range(calls)
     ]
     for caller in callers:
@@ -181,7 +177,7 @@ def test_calls_in_several_threads_share_one_set_of_workers():
     ]
 
 
-def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
+def test_a_call_never_uses_more_workers_than_it_asked_for():
     release, seen, begun = threading.Event(), [], threading.Event()
 
     def of_three(item: int) -> int:
@@ -189,7 +185,7 @@ def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
         release.wait(10)
         return item
 
-    wide = threading.Thread(target=lambda: list(side_by_side(of_three, range(3), workers=3)))
+    wide = threading.Thread(target=lambda: list(map_tiles(of_three, range(3), workers=3)))
     wide.start()
     assert begun.wait(10)
     narrow = threading.Thread(target=lambda: seen.append(at_once(calls=1, workers=1)))
@@ -201,7 +197,7 @@ def test_a_call_with_fewer_workers_than_the_others_has_no_more_at_once():
     assert seen == [1]
 
 
-def test_the_tiles_in_flight_of_all_calls_are_bounded_on_request():
+def test_tiles_in_flight_of_all_calls_can_be_limited():
     cpu = torch.device("cpu")
     set_tiles_in_flight(1)
     try:
@@ -217,13 +213,13 @@ def test_the_tiles_in_flight_of_all_calls_are_bounded_on_request():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-def test_a_process_forked_while_workers_compute_has_workers_of_its_own():
-    results = side_by_side(lambda item: item, range(4), workers=2)
+def test_a_process_forked_while_workers_compute_gets_its_own_workers():
+    results = map_tiles(lambda item: item, range(4), workers=2)
     assert next(results) == 0
     child = os.fork()
     if child == 0:
         os._exit(
-            0 if list(side_by_side(lambda item: 2 * item, range(3), workers=2)) == [0, 2, 4] else 1
+            0 if list(map_tiles(lambda item: 2 * item, range(3), workers=2)) == [0, 2, 4] else 1
         )
     assert list(results) == [1, 2, 3]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -143,7 +143,7 @@ TESTS_OF_KERNELS = (
     ["tests/scan/test_selective.py", "-k", "native"],
     ["tests/scan/test_native_cpu.py", "-k", "threads or disturb or operators or finite"],
     ["tests/network/test_training_cpu.py"],
-    ["tests/inference/test_compiled.py"],
+    ["tests/inference/test_compiled_runner.py"],
 )
 
 

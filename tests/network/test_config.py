@@ -52,7 +52,7 @@ def test_a_wrong_option_is_named_in_one_line(option, value):
 
 def test_nearest_conv_has_scale_4_only():
     with pytest.raises(
-        UsageError, match="scale is 2; with the upsampler nearest\\+conv it must be 4"
+        UsageError, match="scale is 2; expected 4 with the upsampler nearest\\+conv"
     ):
         NetworkConfig(scale=2, upsampler="nearest+conv")
 

@@ -64,9 +64,7 @@ SMALL = {
 
 @settings(max_examples=15)
 @given(height=integers(1, 9), width=integers(1, 9), scale=sampled_from([1, 2, 3, 4]))
-def test_odd_sizes_are_the_even_ones_with_the_last_row_and_column_repeated_and_cut(
-    shaken, height, width, scale
-):
+def test_odd_sizes_are_padded_by_the_last_row_and_column_and_cropped(shaken, height, width, scale):
     network = shaken(SMALL[scale])
     image = torch.rand(1, 3, height, width)
     repeated = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
@@ -85,7 +83,7 @@ def test_any_number_of_bands_goes_through(shaken, in_chans):
 
 
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
-def test_each_published_network_enlarges_by_its_scale(config):
+def test_each_published_network_upscales_by_its_scale(config):
     network = RepMamba(config).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 3, 2, 4)).shape == (1, 3, 2 * config.scale, 4 * config.scale)
@@ -110,7 +108,7 @@ def test_ablated_networks_train(switches):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_without_cssp_each_rmb_sees_its_own_channels_alone(shaken):
+def test_without_cssp_each_rmb_only_sees_its_own_channels(shaken):
     network = shaken(NetworkConfig(depths=(1,), cssp=False))
     side_by_side = network.groups[0].blocks[0].cssp
     assert [rmb.ss2d.width for rmb in side_by_side.rmbs] == [8, 8, 16, 32]

@@ -171,7 +171,7 @@ def test_the_number_of_threads_changes_no_bit(half: bool) -> None:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
-def test_two_steps_at_once_keep_their_memory_apart() -> None:
+def test_two_steps_at_once_do_not_share_memory() -> None:
     torch.manual_seed(0)
     block = fast(LPFM(NetworkConfig()).train())
     inputs = [maps(2, WIDTH, 8, 8) for _ in range(2)]
@@ -205,7 +205,7 @@ def test_gradients_of_several_pieces_add_up() -> None:
         torch.testing.assert_close(parameter.grad, 2 * before)
 
 
-def test_a_second_walk_back_through_one_step_is_refused() -> None:
+def test_a_second_backward_pass_is_refused() -> None:
     block, (x, gradient) = fast(LPFM(NetworkConfig()).train()), maps(2, WIDTH, 4, 4)
     result = block(x)
     result.backward(gradient, retain_graph=True)
@@ -213,7 +213,7 @@ def test_a_second_walk_back_through_one_step_is_refused() -> None:
         result.backward(gradient)
 
 
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+def test_second_derivatives_are_refused() -> None:
     x, block = torch.randn(2, WIDTH, 4, 4, requires_grad=True), fast(LPFM(NetworkConfig()).train())
     (gradient,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -224,7 +224,7 @@ REASONS = ("evaluation", "float64", "float16", "frozen statistics")
 
 
 @pytest.mark.parametrize("why", REASONS)
-def test_torchs_own_operations_run_where_the_passes_do_not_serve(
+def test_torch_operations_run_where_the_passes_do_not_apply(
     why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -272,7 +272,7 @@ def synchronised(block: LPFM) -> None:
 @pytest.mark.parametrize(
     "change", [with_an_adapter, with_a_bias, with_another_eps, with_another_momentum, synchronised]
 )
-def test_a_block_with_other_parts_than_ours_stays_as_it_is(change) -> None:
+def test_a_block_with_replaced_parts_does_not_change(change) -> None:
     network = RepMamba(NetworkConfig(depths=(2,)))
     changed, other = network.groups[0].blocks
     change(changed)
@@ -281,14 +281,14 @@ def test_a_block_with_other_parts_than_ours_stays_as_it_is(change) -> None:
 
 
 @pytest.mark.parametrize("options", [{"cssp": False}, {"repconv": False}, {"mlp_ratio": 1.05}])
-def test_blocks_of_other_designs_stay_as_they_are_and_train(options) -> None:
+def test_blocks_of_other_designs_do_not_change_and_train(options) -> None:
     network = with_fast_passes(RepMamba(NetworkConfig(depths=(1,), **options)).train())
     assert type(network.groups[0].blocks[0]) is LPFM
     network(torch.rand(2, 3, 4, 4)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_without_kernels_the_blocks_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_the_blocks_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise OSError("no library")
 
@@ -309,7 +309,7 @@ def test_a_network_with_fast_passes_has_the_same_state_copies_and_fuses() -> Non
 
 
 @pytest.mark.parametrize("default", ["type", "device"])
-def test_what_torch_makes_by_default_changes_nothing(default: str) -> None:
+def test_default_dtype_and_device_of_torch_change_nothing(default: str) -> None:
     torch.manual_seed(0)
     block, (x, gradient) = LPFM(NetworkConfig()), maps(2, WIDTH, 4, 14)
     shake(block)

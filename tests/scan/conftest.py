@@ -1,4 +1,4 @@
-"""Inputs of the scan, made from a seed, and the way in which two results are compared."""
+"""Seeded inputs of the scan, and how two results are compared."""
 
 from collections.abc import Callable, Iterator
 
@@ -25,7 +25,7 @@ def map_case() -> MapCase:
 
         maps = [normal(batch, n, height, width) for n in (channel, 4 * (rank + 32))]
         rates = torch.arange(1, 17) * torch.exp(0.3 * normal(4 * channel, 16))
-        rates[::3] /= 100  # some channels remember for long
+        rates[::3] /= 100  # some channels have a long memory
         return [
             *(x.to(memory_format=torch.channels_last) for x in maps),
             *(
@@ -41,7 +41,7 @@ def map_case() -> MapCase:
 
 @pytest.fixture
 def fresh_memory_is_nan() -> Iterator[None]:
-    """What torch.empty gives holds NaN, so that a place which a kernel forgets is seen."""
+    """Fill torch.empty with NaN, to find results that a kernel forgets to write."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

@@ -15,7 +15,7 @@ from repmamba.scan.backends import BACKENDS, VARIABLE, choose, explain, survey
 
 CPU = torch.device("cpu")
 ON_CPU = [backend for backend in BACKENDS if backend.serves(CPU)]
-# A process that finds no library of kernels.
+# A process without a library of kernels.
 WITHOUT_KERNELS = """
 import warnings
 from pathlib import Path
@@ -42,21 +42,19 @@ def no_wish_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def test_a_cpu_takes_the_compiled_scan_and_says_so():
+def test_a_cpu_uses_the_compiled_scan_and_explains_why():
     assert choose(CPU).backend.name == "native"
     assert explain("cpu").name == "native"
 
 
-def test_a_device_that_only_torch_knows_takes_the_chunked_scan_without_a_warning():
+def test_other_devices_use_the_chunked_scan_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose(torch.device("mps")).backend.name == "chunked"
 
 
 @pytest.mark.parametrize("backend", ON_CPU, ids=str)
-def test_the_argument_goes_before_the_environment_variable_and_that_before_the_order(
-    backend, monkeypatch
-):
+def test_the_argument_overrides_the_environment_variable_and_that_the_order(backend, monkeypatch):
     monkeypatch.setenv(VARIABLE, backend.name)
     assert choose(CPU).backend == backend
     assert VARIABLE in explain("cpu").why
@@ -64,28 +62,28 @@ def test_the_argument_goes_before_the_environment_variable_and_that_before_the_o
         assert choose(CPU, other.name).backend == other
 
 
-def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(monkeypatch):
+def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch):
     with pytest.raises(UsageError, match="triton, native, chunked, definition"):
         choose(CPU, "fortran")
     monkeypatch.setenv(VARIABLE, "cobol")
-    with pytest.raises(UsageError, match=f"{VARIABLE} asks for the scan 'cobol'"):
+    with pytest.raises(UsageError, match=f"{VARIABLE} requests the scan 'cobol'"):
         choose(CPU)
 
 
-def test_a_wish_that_the_device_cannot_serve_gives_way_and_says_why():
+def test_a_backend_that_does_not_support_the_device_falls_back_with_a_warning():
     choice = explain("mps", "native")
     assert choice.name == "chunked"
     assert "does not run on mps" in choice.why
 
 
-def test_another_type_than_a_backend_computes_in_gives_way_to_the_next():
+def test_a_backend_that_does_not_support_the_type_falls_back():
     assert choose(CPU, dtype=torch.float64).backend.name == "chunked"
     assert [
         name for name in map(str, ON_CPU) if choose(CPU, name, torch.float64).backend.name == name
     ] == [backend.name for backend in ON_CPU if torch.float64 in backend.dtypes]
 
 
-def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
+def test_the_survey_tells_which_backends_run_and_why_not():
     states = survey("cpu")
     assert list(states) == [backend.name for backend in BACKENDS]
     assert {name for name, state in states.items() if state == "Runs on cpu."} == {
@@ -95,7 +93,7 @@ def test_the_survey_says_of_every_backend_whether_it_runs_or_why_not():
     assert survey("mps")["native"] == "Does not run on mps: it is for cpu."
 
 
-def test_without_kernels_the_next_is_taken_with_one_warning():
+def test_without_kernels_the_next_backend_is_used_with_one_warning():
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     process = subprocess.run(
         [sys.executable, "-c", WITHOUT_KERNELS],

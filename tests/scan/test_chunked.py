@@ -25,7 +25,7 @@ def sequences(length: int, *, dt: float, rate: float) -> list[Tensor]:
 @pytest.mark.parametrize("rate", [1e-30, 1e-3, 1.0, 1e4, 1e30])
 @pytest.mark.parametrize("dt", [0.0, 1e-30, 1.0, 1e4])
 @pytest.mark.parametrize("length", [1, 4097])
-def test_no_size_of_dt_and_A_gives_a_number_that_is_not_finite(length: int, dt: float, rate: float):
+def test_results_are_finite_for_all_sizes_of_dt_and_A(length: int, dt: float, rate: float):
     inputs = [x.requires_grad_() for x in sequences(length, dt=dt, rate=rate)]
     y = scan_in_chunks(*inputs)
     assert y.isfinite().all()
@@ -34,9 +34,7 @@ def test_no_size_of_dt_and_A_gives_a_number_that_is_not_finite(length: int, dt: 
 
 @pytest.mark.parametrize("positions", [1, 3, 16, 100])
 @pytest.mark.parametrize("length", [1, 2, 17, 97])
-def test_it_agrees_with_the_definition_however_the_sequence_falls_into_blocks(
-    length, positions, monkeypatch
-):
+def test_it_agrees_with_the_definition_for_any_number_of_blocks(length, positions, monkeypatch):
     # batch, groups, state, channel
     monkeypatch.setattr(chunked, "CPU_BLOCK", 2 * 2 * 16 * 2 * positions)
     torch.manual_seed(length)
@@ -73,7 +71,7 @@ def test_its_gradients_are_the_numerical_ones(positions, monkeypatch):
 
 
 class ChunkedMap(nn.Module):
-    """The operator as a network holds it."""
+    """The operator as a network contains it."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()
@@ -86,7 +84,7 @@ class ChunkedMap(nn.Module):
         )
 
 
-def test_an_exported_graph_has_operators_of_torch_alone_and_serves_other_sizes(map_case):
+def test_an_exported_graph_only_has_torch_operators_and_works_for_other_sizes(map_case):
     p, projected, *parameters = (x.float() for x in map_case(1, 8, 6, 7, 1))
     network = ChunkedMap(parameters)
     sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}

@@ -1,4 +1,4 @@
-"""The yardstick itself: against sums worked by hand, and against numerical gradients."""
+"""The reference itself, against values worked by hand and numerical gradients."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from repmamba.scan.definition import scan_by_definition
 
 
-def test_two_steps_of_one_channel_and_one_state_are_those_worked_by_hand():
+def test_two_steps_of_one_channel_and_one_state_match_values_worked_by_hand():
     u, dt = (
         torch.tensor([[[3.0, 5.0]]], dtype=torch.float64),
         torch.tensor([[[0.5, 2.0]]], dtype=torch.float64),
@@ -26,7 +26,7 @@ def test_two_steps_of_one_channel_and_one_state_are_those_worked_by_hand():
     )
 
 
-def test_channels_of_a_group_share_its_B_and_C_and_no_other():
+def test_channels_of_a_group_only_share_its_B_and_C():
     u, dt = torch.rand(1, 4, 6), torch.rand(1, 4, 6)
     A, D = -torch.rand(4, 3), torch.rand(4)
     B, C = torch.rand(1, 2, 3, 6), torch.rand(1, 2, 3, 6)

@@ -1,4 +1,4 @@
-"""Four orders of the same pixels."""
+"""The four orders of pixels."""
 
 import torch
 from hypothesis import given
@@ -26,7 +26,7 @@ def test_a_map_of_two_by_three_is_visited_in_the_four_published_orders():
 
 
 @given(height=SIDES, width=SIDES)
-def test_the_table_of_visits_says_what_the_copies_do(height: int, width: int):
+def test_visits_agrees_with_to_sequences(height: int, width: int):
     assert visits(height, width).tolist() == to_sequences(counted(height, width))[0, :, 0].tolist()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repmamba.errors import BackendFallback
 from repmamba.kernels.library import VARIABLE, levels, library
-from repmamba.scan import compiled, native_cpu, threads
+from repmamba.scan import backends, native_cpu, threads
 from repmamba.scan.selective import scan_map
 
 
@@ -26,13 +26,13 @@ def value_and_gradients(inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def many_pixels(map_case) -> list[Tensor]:
-    """Enough of them for threads."""
+    """Enough pixels for several threads."""
     inputs = [x.float() for x in map_case(3, 24, 40, 41, 1)]
     assert inputs[0].numel() > native_cpu.WORK_FOR_THREADS
     return inputs
 
 
-def test_any_number_of_threads_gives_the_same_bits_and_stays_as_it_was_set(many_pixels):
+def test_any_number_of_threads_gives_the_same_bits_and_is_not_changed(many_pixels):
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
@@ -52,7 +52,7 @@ def test_calls_from_several_python_threads_at_once_do_not_disturb_each_other(man
             assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_one_thread_of_torch_means_that_no_other_is_asked(many_pixels, one_thread, monkeypatch):
+def test_with_one_torch_thread_no_other_thread_is_used(many_pixels, one_thread, monkeypatch):
     monkeypatch.setattr(threads, "_pool", lambda process: pytest.fail("a pool was started"))
     value_and_gradients(many_pixels)
 
@@ -65,7 +65,7 @@ def test_the_gradients_of_float64_maps_are_the_numerical_ones_by_another_backend
         if backend
         else nullcontext()
     )
-    compiled.warn_once.cache_clear()
+    backends.warn_once.cache_clear()
     with fallback:
         assert torch.autograd.gradcheck(
             lambda *x: scan_map(*x, backend=backend), inputs, fast_mode=True
@@ -73,7 +73,7 @@ def test_the_gradients_of_float64_maps_are_the_numerical_ones_by_another_backend
 
 
 class Map(nn.Module):
-    """The operator as a network holds it."""
+    """The operator as a network contains it."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()
@@ -123,7 +123,7 @@ for size in ((5, 6), (9, 4), (1, 1)):
 """
 
 
-def test_an_exported_program_holds_the_operator_and_serves_other_sizes():
+def test_an_exported_program_contains_the_operator_and_works_for_other_sizes():
     """In a fresh process: the kernels are first loaded while torch.export traces."""
     process = subprocess.run(
         [sys.executable, "-c", FIRST_USE_IN_AN_EXPORT],
@@ -135,7 +135,7 @@ def test_an_exported_program_holds_the_operator_and_serves_other_sizes():
 
 
 @pytest.mark.parametrize("operator", ["map", "sequences"])
-def test_the_operators_keep_the_rules_of_torch(operator, map_case):
+def test_the_operators_pass_opcheck(operator, map_case):
     """Schema, fake tensors and autograd registration, as torch.library.opcheck tests them."""
     torch.manual_seed(0)
     if operator == "map":
@@ -149,7 +149,7 @@ def test_the_operators_keep_the_rules_of_torch(operator, map_case):
     torch.library.opcheck(called, (*(x.requires_grad_() for x in inputs), True))
 
 
-def test_numbers_that_are_not_finite_are_not_hidden(map_case):
+def test_nan_and_infinity_propagate(map_case):
     inputs = [x.float() for x in map_case(1, 16, 4, 4, 1)]
     inputs[0][0, 3, 2, 2] = torch.nan
     y = scan_map(*inputs, backend="native")

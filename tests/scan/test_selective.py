@@ -65,7 +65,7 @@ def test_backend_agrees_with_the_definition_at_one_step_around_a_segment_and_at_
 
 
 @pytest.mark.parametrize("backend", FASTER)
-def test_second_derivatives_are_refused_rather_than_wrong(backend, map_case):
+def test_second_derivatives_are_refused(backend, map_case):
     inputs = [x.float().requires_grad_() for x in map_case(1, 8, 3, 4, 1)]
     gradients = torch.autograd.grad(
         scan_map(*inputs, backend=backend).square().sum(), inputs, create_graph=True
@@ -75,14 +75,14 @@ def test_second_derivatives_are_refused_rather_than_wrong(backend, map_case):
 
 
 @pytest.mark.parametrize("backend", FASTER)
-def test_derivatives_in_forward_mode_are_refused_rather_than_zero(backend, map_case):
+def test_forward_mode_derivatives_are_refused(backend, map_case):
     p, *others = map_case(1, 8, 3, 4, 1)
     with pytest.raises((UsageError, RuntimeError), match=r"forward mode|functorch transforms"):
         torch.func.jvp(lambda p: scan_map(p, *others, backend=backend), (p,), (p,))
 
 
 @pytest.mark.parametrize("backend", FASTER)
-def test_what_torch_makes_by_default_changes_nothing(backend, map_case):
+def test_default_dtype_and_device_of_torch_change_nothing(backend, map_case):
     inputs = [x.float() for x in map_case(1, 8, 3, 4, 1)]
     expected = scan_map(*inputs, backend=backend)
     with torch.device("meta"):
@@ -146,7 +146,7 @@ def test_memory_order_and_strides_of_the_inputs_change_nothing(backend, map_case
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_half_precision_goes_in_and_float32_comes_out_also_under_autocast(backend, map_case):
+def test_half_precision_input_gives_float32_also_under_autocast(backend, map_case):
     inputs = map_case(1, 8, 4, 4, 1)
     halves = [x.bfloat16() for x in inputs]
     with torch.autocast("cpu", torch.bfloat16):
@@ -188,7 +188,7 @@ def test_a_map_is_its_four_sequences(backend, map_case):
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_without_a_bias_dt_is_taken_as_it_is(backend):
+def test_without_a_bias_dt_is_used_as_it_is(backend):
     torch.manual_seed(1)
     u, raw, D = torch.rand(2, 6, 10), torch.randn(2, 6, 10), torch.rand(6)
     A, B, C = -torch.rand(6, 16), torch.rand(2, 3, 16, 10), torch.rand(2, 3, 16, 10)
@@ -200,10 +200,10 @@ def test_without_a_bias_dt_is_taken_as_it_is(backend):
 
 
 @pytest.mark.parametrize("name", MAP_TENSORS[1:])
-def test_a_map_with_a_part_of_another_shape_is_refused_by_its_name(name, map_case):
+def test_a_map_argument_of_a_wrong_shape_is_named(name, map_case):
     inputs = dict(zip(MAP_TENSORS, map_case(1, 8, 3, 4, 1), strict=True))
     inputs[name] = inputs[name][:-1] if name != "projected" else inputs[name][:, :-1]
-    with pytest.raises(ShapeMismatch, match=rf"(got|and) {name} \(.*it takes"):
+    with pytest.raises(ShapeMismatch, match=rf"(got|and) {name} \(.*expected"):
         scan_map(**inputs)
 
 

@@ -1,4 +1,4 @@
-"""Work shared among threads of our own."""
+"""Work shared among our own threads."""
 
 import multiprocessing
 import sys
@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers
 
-from repmamba.scan.threads import side_by_side
+from repmamba.scan.threads import split_work
 
 
 @given(units=integers(1, 40), threads=integers(1, 9))
-def test_every_unit_is_done_once_and_the_first_ones_by_the_calling_thread(units: int, threads: int):
+def test_every_unit_is_done_once_the_first_share_in_the_calling_thread(units: int, threads: int):
     done = []
-    side_by_side(
+    split_work(
         lambda first, last: done.append((first, last, threading.get_ident())), units, threads
     )
     assert sorted(unit for first, last, _ in done for unit in range(first, last)) == list(
@@ -23,18 +23,18 @@ def test_every_unit_is_done_once_and_the_first_ones_by_the_calling_thread(units:
     assert {first for first, last, thread in done if thread == threading.get_ident()} == {0}
 
 
-def test_what_a_share_of_another_thread_raises_reaches_the_caller():
+def test_an_exception_in_another_thread_reaches_the_caller():
     def work(first: int, last: int) -> None:
         if first:
             raise MemoryError("no scratch")
 
     with pytest.raises(MemoryError, match="no scratch"):
-        side_by_side(work, 2, 2)
+        split_work(work, 2, 2)
 
 
 def work_of_a_fork() -> int:
     done = []
-    side_by_side(lambda first, last: done.extend(range(first, last)), 3, 3)
+    split_work(lambda first, last: done.extend(range(first, last)), 3, 3)
     return sum(done)
 
 

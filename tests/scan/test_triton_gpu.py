@@ -151,7 +151,7 @@ def test_memory_order_and_strides_of_the_maps_change_nothing(ask, map_case):
 
 
 @needs_triton
-def test_an_image_alone_gets_the_bits_that_it_gets_in_a_batch(ask, map_case):
+def test_an_image_gets_the_same_bits_in_a_batch(ask, map_case):
     p, projected, *constants = (x.float() for x in map_case(2, 8, 3, 3, 1))
     together = ask("value", [p, projected, *constants])
     assert torch.equal(ask("value", [p[1:], projected[1:], *constants]), together[1:])
@@ -160,7 +160,7 @@ def test_an_image_alone_gets_the_bits_that_it_gets_in_a_batch(ask, map_case):
 @needs_triton
 @pytest.mark.parametrize("length", [1, 7])
 @pytest.mark.parametrize("kind", ["plain", "extreme"])
-def test_sequences_meet_the_golden_numbers(kind, length, ask, golden: Path):
+def test_sequences_match_the_golden_numbers(kind, length, ask, golden: Path):
     numbers = load_file(golden / "scan.safetensors")
     names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
     inputs = [numbers[f"{kind}.L{length}.{name}"] for name in names]
@@ -175,7 +175,7 @@ def test_sequences_meet_the_golden_numbers(kind, length, ask, golden: Path):
 
 
 @needs_triton
-def test_the_operators_keep_the_rules_of_torch(ask, map_case):
+def test_the_operators_pass_opcheck(ask, map_case):
     ask("keeps_the_rules_of_torch", "scan_map_triton", [x.float() for x in map_case(1, 2, 1, 2, 1)])
     torch.manual_seed(0)
     u, B = torch.rand(1, 2, 3), torch.randn(1, 2, 16, 3)
@@ -188,7 +188,7 @@ def test_the_operators_keep_the_rules_of_torch(ask, map_case):
 
 @needs_triton
 @pytest.mark.parametrize("operator", ["scan_map", "scan_sequences"])
-def test_derivatives_in_forward_mode_are_refused_rather_than_lost(operator, ask, map_case):
+def test_forward_mode_derivatives_are_refused(operator, ask, map_case):
     u, B = torch.rand(1, 2, 3), torch.randn(1, 2, 16, 3)
     sequences = [u, u + 1, -torch.rand(2, 16), B, B + 1, torch.rand(2)]
     inputs = (
@@ -206,7 +206,7 @@ def test_the_whole_graph_compiles_and_gives_the_same_values_and_gradients(ask, m
 
 
 @needs_triton
-def test_an_exported_program_holds_the_operator_and_serves_other_sizes(ask, map_case):
+def test_an_exported_program_contains_the_operator_and_works_for_other_sizes(ask, map_case):
     inputs, others = ([x.float() for x in map_case(1, 4, *size, 1)] for size in ((2, 3), (3, 2)))
     called, by_program, by_module = ask("exported", inputs, others)
     assert "repmamba.scan_map_triton.default" in called
@@ -279,7 +279,7 @@ def test_every_kernel_compiles_to_machine_code_as_it_is_launched(tmp_path):
 
 @needs_triton
 def test_sizes_of_one_compile_too(tmp_path):
-    """Triton takes an argument that is 1 for a constant, and types it otherwise."""
+    """Triton makes constants of arguments that are 1, with another type."""
     assert kernels_compiled(90, "float32", (1, 1, 1, 1), tmp_path) == ["gradients", "outputs"]
 
 
@@ -316,7 +316,7 @@ print(*(warning.message for warning in caught), sep="\\n")
         pytest.param("{}", "False", "0 active drivers", id="no GPU", marks=needs_triton),
     ],
 )
-def test_where_the_launcher_cannot_start_chunked_is_taken_with_one_warning(
+def test_if_the_launcher_cannot_start_chunked_is_used_with_one_warning(
     modules, device, reason, tmp_path
 ):
     environment = {
@@ -398,7 +398,7 @@ def test_on_a_gpu_two_runs_give_the_same_bits(map_case):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["plain", "extreme"])
-def test_on_a_gpu_sequences_meet_the_golden_numbers(kind, golden: Path):
+def test_on_a_gpu_sequences_match_the_golden_numbers(kind, golden: Path):
     numbers = {name: x.cuda() for name, x in load_file(golden / "scan.safetensors").items()}
     names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
     inputs = [numbers[f"{kind}.L1000.{name}"].requires_grad_() for name in names]

@@ -47,7 +47,7 @@ def value(inputs: list[Tensor]) -> Tensor:
 
 
 def said_of_a_tangent(operator: str, inputs: list[Tensor]) -> str:
-    """The fault of an entry whose first input has a tangent."""
+    """The error of an entry whose first input has a tangent."""
     first, *others = inputs
     try:
         with forward_ad.dual_level():
@@ -59,7 +59,7 @@ def said_of_a_tangent(operator: str, inputs: list[Tensor]) -> str:
 
 def keeps_the_rules_of_torch(operator: str, inputs: list[Tensor]) -> None:
     """Schema, fake tensors and autograd registration, as torch.library.opcheck tests them."""
-    # opcheck compares kept states, and takes NaN for a difference
+    # opcheck compares kept states, and NaN counts as a difference
     torch.use_deterministic_algorithms(False)
     called = getattr(torch.ops.repmamba, operator)
     torch.library.opcheck(called, (*(x.requires_grad_() for x in inputs), True))
@@ -67,7 +67,7 @@ def keeps_the_rules_of_torch(operator: str, inputs: list[Tensor]) -> None:
 
 
 class Map(torch.nn.Module):
-    """The operator as a network holds it."""
+    """The operator as a network contains it."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()
@@ -113,15 +113,15 @@ def _call_without_patching_again(function: Any, *arguments: Any, **named: Any) -
     return function.rewrite()(*arguments, **named)
 
 
-# Triton's interpreter wraps its whole language once more at every call of a function inside a
-# kernel, and never takes that off again: without this the tests take ten times as long.
+# Triton's interpreter wraps its whole language again at every call of a function inside a kernel,
+# and never removes that: without this the tests take ten times as long.
 _PATCHED: set[int] = set()
 interpreter.InterpretedFunction.__call__ = _call_without_patching_again
 
 
 def main() -> None:
     """Answer until stdin ends."""
-    # whoever prints does not disturb the answers
+    # printing must not disturb the answers
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     backends.BACKENDS = tuple(
         replace(backend, devices=("cpu",)) if backend.name == "triton" else backend

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from repmamba.cli.info import raster_facts
 from repmamba.cli.main import run
 from repmamba.inference import catalogue
-from repmamba.inference.upscaler import load
+from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint, write_checkpoint
 from repmamba.scene import choice as choice_module
 from repmamba.scene.choice import BLOCKY, NOISY, Chooser, choose, measured_windows
@@ -28,7 +28,7 @@ ENTRY = """[[weights]]
 name = "{0}"
 scale = {1}
 file = "{0}.safetensors"
-digest = "{2}"
+sha256 = "{2}"
 training_data = ""
 terms = ""
 """

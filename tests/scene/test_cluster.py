@@ -267,16 +267,16 @@ def test_a_worker_without_the_compiled_scan_is_refused_since_its_pixels_would_di
     client, scene, weights, tmp_path
 ):
     def pretend(name: str | None) -> None:
-        from repmamba.inference import upscaler
-        from repmamba.scan.backends import Choice, explain
+        from repmamba.inference import loading
+        from repmamba.scan.backends import BackendChoice, explain
 
-        upscaler.explain = explain if name is None else lambda *_: Choice(name, "No kernels.")
+        loading.explain = explain if name is None else lambda *_: BackendChoice(name, "No kernels.")
 
     client.run(pretend, "chunked")
     try:
         with pytest.raises(
             ClusterError,
-            match=r"would compute different pixels\. .* and chunked is taken: No kernels",
+            match=r"would compute different pixels\. .* but chunked was chosen: No kernels",
         ):
             upscale_file(scene, tmp_path / "out.tif", weights, cluster=client, **SMALL)
     finally:

@@ -1,4 +1,4 @@
-"""A handful of made images and the smallest recipe that has all the parts of a real one."""
+"""A few generated images and the smallest recipe with all parts of a real one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from repmamba.train.recipe_file import build, recipe_text
 
 
 def made_image(height: int, width: int, seed: int) -> np.ndarray:
-    """Waves with an edge: something that a network can learn and bicubic cannot do alone."""
+    """Waves with an edge: a network can learn them, and bicubic cannot reproduce them."""
     draw = np.random.default_rng(seed)
     rows, cols = np.mgrid[:height, :width]
     waves = [
@@ -100,7 +100,7 @@ def seen_fixture() -> Callable[[Path], list[tuple[Any, ...]]]:
 
 @pytest.fixture(scope="session")
 def whole_run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny run, never stopped."""
+    """The folder of the tiny run, without interruptions."""
     from repmamba.train.loop import fit
 
     torch.set_num_threads(1)

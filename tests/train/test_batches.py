@@ -1,4 +1,4 @@
-"""What steps learn from, and that a run goes on with the images it has begun with alone."""
+"""What steps train on, and that a run only goes on with its own images."""
 
 import shutil
 from pathlib import Path
@@ -28,27 +28,26 @@ def copied(images, tmp_path) -> Path:
     return shutil.copytree(images / "train", tmp_path / "images")
 
 
-def test_a_run_goes_on_with_its_own_images_alone(tiny, copied, tmp_path, whole_run, seen):
+def test_a_run_only_goes_on_with_its_own_images(tiny, copied, tmp_path, whole_run, seen):
     recipe, run = tiny(data={"train": [str(copied)]}), tmp_path / "run"
     for _ in range(2):
         fit(recipe, run, log_every=1, minutes=0)
     kept = (copied / "3.png").read_bytes()
     darker(copied / "3.png")
     with pytest.raises(
-        JobChanged, match=r"1 of 5 have other pixels or sizes, .* them .*images/3\.png\. Bring"
+        JobChanged,
+        match=r"1 of 5 have other pixels or sizes, the first is .*images/3\.png\. Restore",
     ):
         fit(recipe, run, log_every=1)
     (copied / "3.png").rename(tmp_path / "3.png")
-    with pytest.raises(JobChanged, match="there were 5, and there are 4"):
+    with pytest.raises(JobChanged, match="there were 5, now there are 4"):
         fit(recipe, run, log_every=1)
     (copied / "3.png").write_bytes(kept)
     assert fit(recipe, run, log_every=1, cache=tmp_path / "cache").finished
     assert seen(run) == seen(whole_run)
 
 
-def test_a_save_of_an_older_version_says_nothing_of_its_images_and_is_gone_on_with(
-    tiny, copied, tmp_path
-):
+def test_an_older_save_without_images_can_be_resumed(tiny, copied, tmp_path):
     recipe, run = tiny(data={"train": [str(copied)]}), tmp_path / "run"
     fit(recipe, run, minutes=0)
     _, state = newest_save(run / "saves")
@@ -68,7 +67,7 @@ def test_checksums_are_the_same_wherever_the_pixels_are(copied, tmp_path):
         load_stock(files, 2, device=torch.device("cpu")),
     ):
         assert torch.equal(checksums(stock, files), expected)
-        # of a stock that was handed over, files are not known
+        # without files for a stock that was passed in
         assert torch.equal(checksums(stock, []), expected)
 
 
@@ -83,5 +82,5 @@ def test_small_images_count_where_they_have_files_of_their_own(copied, tmp_path)
     darker(pairs / "LR" / "1.png")
     with pytest.raises(JobChanged, match=r"1 of 5 .*GT/1\.png"):
         check_images(before, checksums(load_stock(files, 2), files), files)
-    with pytest.raises(JobChanged, match=r"1 of 5 .* the first of them number 2\."):
+    with pytest.raises(JobChanged, match=r"1 of 5 .* the first is number 2\."):
         check_images(before, checksums(load_stock(files, 2), files), [])

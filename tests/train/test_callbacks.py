@@ -28,8 +28,8 @@ class Noting(repmamba.Callback):
     def step(self, step, values):
         self.seen.append(("step", step, dict(values)))
 
-    def validation(self, judgement, *, best):
-        self.seen.append(("validation", judgement.step, judgement.psnr, best))
+    def validation(self, result, *, best):
+        self.seen.append(("validation", result.step, result.psnr, best))
 
     def picture(self, step, picture):
         self.seen.append(("picture", step, picture.copy()))
@@ -67,7 +67,7 @@ def test_a_callback_sees_the_curve_the_validations_and_their_pictures(
     assert [step for step, _ in noting.of("picture")] == [step for step, *_ in told]
 
 
-def test_a_callback_that_fails_ends_the_run_which_goes_on_without_it(
+def test_a_failing_callback_ends_the_run_which_can_go_on_without_it(
     tiny, tmp_path, whole_run, seen
 ):
     class Failing(Noting):
@@ -114,11 +114,11 @@ def test_a_recipe_is_a_name_a_file_tables_or_a_recipe(tiny, tiny_file, tmp_path,
     assert len(set(results)) == 1
     assert 'name = "charbonnier"\nweight = 0.5' in results[0]
     for wrong, settings, error, text in (
-        (5, {}, UsageError, "recipe is a int; give the name of a packaged recipe"),
+        (5, {}, UsageError, "recipe is a int; it takes the name of a packaged recipe"),
         ("x5", {}, RecipeError, "x5 is neither a file nor a packaged recipe"),
         (tiny(), {"optimiser.rate": 1}, RecipeError, "optimiser.rate is not a key"),
         (tiny(), {"losses.name": "l2"}, RecipeError, "losses is a list"),
-        (tiny(), {"steps": torch.ones(1)}, RecipeError, "must be of numbers, texts"),
+        (tiny(), {"steps": torch.ones(1)}, RecipeError, "takes numbers, text"),
     ):
         with pytest.raises(error, match=text):
             repmamba.train(wrong, tmp_path / "wrong", settings=settings)
@@ -148,7 +148,7 @@ def parts_of_ones_own():
     del LOSSES["halved-l1"], DEGRADATIONS["darker"], METRICS["mine.psnr"], METRICS["mine.ssim"]
 
 
-def test_parts_of_ones_own_are_named_in_a_recipe(tiny, tmp_path, parts_of_ones_own):
+def test_registered_parts_can_be_named_in_a_recipe(tiny, tmp_path, parts_of_ones_own):
     settings = {
         "losses": [{"name": "halved-l1"}],
         "data.degradations": [{"name": "darker", "low": 0.5, "high": 0.5}],
@@ -162,7 +162,7 @@ def test_parts_of_ones_own_are_named_in_a_recipe(tiny, tmp_path, parts_of_ones_o
     assert (Chain(2, (Stage("darker", 0.5, 0.5),))(hr, np.random.default_rng(0)) == 100).all()
 
 
-def test_what_is_not_registered_is_refused_with_what_there_is(tiny):
+def test_unregistered_names_are_refused_with_the_known_ones(tiny):
     with pytest.raises(
         RecipeError, match=r"losses\.name is 'halved-l1'; it must be one of l1, l2, .*gradient"
     ):
@@ -177,7 +177,7 @@ def test_what_is_not_registered_is_refused_with_what_there_is(tiny):
 
 def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_ones_own):
     for register, taken in (
-        (lambda: repmamba.register_loss("l1", torch.nn.L1Loss()), "There is a loss l1 already"),
+        (lambda: repmamba.register_loss("l1", torch.nn.L1Loss()), "A loss named l1 already exists"),
         (lambda: repmamba.register_loss("a b", torch.nn.L1Loss()), "a name without spaces"),
         (lambda: repmamba.register_loss("mine", 5), "a function of sr and hr"),
         (
@@ -198,14 +198,16 @@ def test_names_are_given_once_and_results_are_checked(tiny, tmp_path, parts_of_o
     repmamba.register_loss("map", lambda sr, hr: (sr - hr).abs())
     try:
         with pytest.raises(
-            RecipeError, match=r"The loss map gave a tensor of shape \(2, 3, 16, 16\)"
+            RecipeError, match=r"The loss map returned a tensor of shape \(2, 3, 16, 16\)"
         ):
             repmamba.train(tiny(), tmp_path, settings={"losses": [{"name": "map"}]})
     finally:
         del LOSSES["map"]
 
 
-def test_a_recipe_of_ones_own_parts_is_written_and_read_again(tiny, parts_of_ones_own, tmp_path):
+def test_a_recipe_with_registered_parts_is_written_and_read_again(
+    tiny, parts_of_ones_own, tmp_path
+):
     recipe = tiny(losses=[{"name": "halved-l1", "weight": 2.0}])
     (tmp_path / "mine.toml").write_text(recipe_text(recipe))
     from repmamba.train.recipe_file import read_recipe

@@ -38,17 +38,16 @@ from repmamba.network.training_cpu import FastLPFM
 from repmamba.train import learner as learner_module
 from repmamba.train.callbacks import TensorBoard
 from repmamba.train.curves import read_curve
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner, parameter_groups, synchronised
 from repmamba.train.loop import fit
 from repmamba.train.monitor import Monitor, heading
-from repmamba.train.processes import Processes
 from repmamba.train.recipe_file import read_recipe, recipe_text
 from repmamba.train.run import Run
 from repmamba.train.saves import newest_save, saved_steps
 from repmamba.train.step import Batch
 
-# What a child process runs: it says when it has begun, so that a kill does not hit its imports
-# alone.
+# Run by a child process: it prints when it has started, so that a kill does not only hit imports.
 CHILD = """
 import sys, torch
 from repmamba.train.loop import fit
@@ -60,9 +59,8 @@ fit(read_recipe(sys.argv[1]), sys.argv[2], log_every=1, device="cpu")
 """
 
 
+# seconds to wait for a child: less than the test's limit, so that its output is shown
 PATIENCE = 240
-"""Seconds that a child is waited for: less than the whole test has, so that what it wrote is seen.
-"""
 
 
 def started(recipe: Path, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -88,7 +86,7 @@ def same_weights(one: Path, other: Path, name: str = "last.safetensors") -> bool
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_leaves_what_it_promises(whole_run, tiny, seen):
+def test_a_run_writes_all_its_files(whole_run, tiny, seen):
     lines = seen(whole_run)
     assert [line[1] for line in lines if line[0] == "step"] == list(range(1, 9))
     assert [line[1] for line in lines if line[0] == "validation"] == [3, 6, 8]
@@ -123,24 +121,24 @@ def test_the_number_of_workers_changes_nothing(tiny, tmp_path, whole_run, seen, 
 
 
 @pytest.mark.parametrize("cache", ["disk", "device"])
-def test_where_the_images_wait_changes_nothing(tiny, tmp_path, whole_run, seen, cache):
+def test_the_image_cache_changes_nothing(tiny, tmp_path, whole_run, seen, cache):
     fit(tiny(data={"cache": cache}), tmp_path, log_every=1)
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_run_stopped_by_the_clock_goes_on_as_if_it_had_not_been(tiny, tmp_path, whole_run, seen):
+def test_a_run_stopped_by_the_clock_goes_on_unchanged(tiny, tmp_path, whole_run, seen):
     calls = 0
     while not (result := fit(tiny(), tmp_path, log_every=1, minutes=0)).finished:
         calls += 1
         assert result.steps == calls
-        assert "to be gone on with" in result.summary()
+        assert "Interrupted after" in result.summary()
     assert calls == 7
     assert seen(tmp_path) == seen(whole_run)
     assert same_weights(tmp_path, whole_run)
     assert same_weights(tmp_path, whole_run, "best.safetensors")
 
 
-def test_losses_between_two_lines_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
+def test_losses_between_two_entries_of_the_curve_survive_a_stop(tiny, tmp_path, seen):
     fit(tiny(), tmp_path / "whole", log_every=4)
     for _ in range(3):
         fit(tiny(), tmp_path / "stopped", log_every=4, minutes=0)
@@ -182,7 +180,7 @@ def test_a_run_killed_at_any_moment_equals_one_that_was_not(
 
 
 def wait_until_saved(child: subprocess.Popen[Any], folder: Path, step: int) -> None:
-    """Until the child has saved this step or a later one, or has ended."""
+    """Wait until the child has saved this step or a later one, or has ended."""
     end = time.monotonic() + PATIENCE
     while max(saved_steps(folder / "saves"), default=0) < step and child.poll() is None:
         assert time.monotonic() < end, "no save comes"
@@ -208,7 +206,7 @@ def test_a_request_to_end_saves_first(tiny, tmp_path, whole_run, seen, monkeypat
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_one(
+def test_a_corrupt_newest_save_gives_a_warning_and_the_same_run(
     tiny, tmp_path, whole_run, seen, caplog
 ):
     for _ in range(4):
@@ -221,7 +219,7 @@ def test_a_corrupt_newest_save_is_said_aloud_and_the_run_equals_the_undamaged_on
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
+def test_a_full_disk_gives_a_warning_and_the_run_resumes_from_the_save_before(
     tiny, tmp_path, whole_run, seen, caplog, limit_file_size
 ):
     fit(tiny(), tmp_path, log_every=1, minutes=0)
@@ -232,7 +230,7 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
     ):
         fit(tiny(), tmp_path, log_every=1)
     assert "step-00000002 cannot be written" in caplog.text
-    assert "Training goes on; what was there before stays." in caplog.text
+    assert "Training continues; earlier files are unchanged." in caplog.text
     assert "No picture of the curve: " in caplog.text
     assert "Free some space" not in caplog.text, "it was the limit on a file's size"
     assert saved_steps(tmp_path / "saves") == [1]
@@ -240,7 +238,7 @@ def test_a_full_disk_is_said_aloud_and_the_run_goes_on_from_the_save_before(
     assert seen(tmp_path) == seen(whole_run)
 
 
-def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, caplog):
+def test_a_failed_write_of_a_save_costs_only_that_file(tiny, tmp_path, caplog):
     """Names taken by folders stand for what the system refuses: the last weights, and the picture
     of the curve.
     """
@@ -260,7 +258,7 @@ def test_what_cannot_be_written_of_a_save_costs_itself_alone(tiny, tmp_path, cap
     ] == [2, 4, 6, 8]
 
 
-def test_archived_steps_leave_weights_that_can_be_used(tiny, tmp_path):
+def test_archived_steps_leave_usable_weights(tiny, tmp_path):
     recipe = tiny(data={"val": []}, checkpoints={"every": 2, "archive": 4}, step={"ema": 0.9})
     assert fit(recipe, tmp_path).finished
     assert {path.name for path in tmp_path.glob("step-*")} == {
@@ -288,10 +286,10 @@ def test_a_finished_run_started_again_does_nothing(tiny, whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.glob("*.safetensors")} == before
 
 
-def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
+def test_a_run_logs_its_heading_before_reading_and_then_its_progress(
     tiny, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
+    monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(), tmp_path, log_every=2, cache=tmp_path / "shared")
         fit(tiny(), tmp_path)
@@ -307,8 +305,8 @@ def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
         "l1" in lines[0]
     )
     assert lines[1] == "On cpu (threads: 1), in float32."
-    assert lines[2].startswith("Reading 2 images to be judged by: ")
-    assert lines[3].startswith("Reading 5 images to learn from: ")
+    assert lines[2].startswith("Reading 2 validation images: ")
+    assert lines[3].startswith("Reading 5 training images: ")
     assert re.fullmatch(
         r"Step 3 of 8, loss 0\.\d{5}, lr 1\.00e-03, img_s \d+\.\d; \d\d:\d\d left\.", lines[7]
     )
@@ -316,7 +314,7 @@ def test_a_run_says_what_it_does_before_it_reads_and_then_how_far_it_is(
         r"After step 3: \d+\.\d{3} dB, SSIM 0\.\d{4} \(esr-rgb, 2 images\); the best so far\.",
         lines[8],
     )
-    assert any(line.startswith("Going on after step 8, in float32, from ") for line in lines)
+    assert any(line.startswith("Continuing after step 8, in float32, from ") for line in lines)
     assert len(list((tmp_path / "shared").iterdir())) == 3
 
 
@@ -333,16 +331,14 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_read(
 CONSTANT = {"kind": "constant", "warmup": 2}
 
 
-def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been_planned(
-    tiny, tmp_path, seen
-):
+def test_a_constant_run_can_be_ended_later_by_a_descent_as_if_planned(tiny, tmp_path, seen):
     planned = tiny(steps=8, schedule=CONSTANT | {"descent": 4, "floor": 0.1})
     fit(planned, tmp_path / "planned", log_every=1)
     fit(tiny(steps=2, schedule=CONSTANT), tmp_path / "moved", log_every=1)
     longer = fit(tiny(steps=4, schedule=CONSTANT), tmp_path / "moved", log_every=1)
     assert (longer.steps, longer.finished) == (4, True)
     fit(planned, tmp_path / "moved", log_every=1)
-    # Each end has a validation of its own; the steps are those of the planned run.
+    # Each end has its own validation; the steps are those of the planned run.
     steps = [line for line in seen(tmp_path / "moved") if line[0] == "step"]
     assert steps == [line for line in seen(tmp_path / "planned") if line[0] == "step"]
     rates = [line[4] for line in steps]
@@ -352,7 +348,7 @@ def test_a_constant_run_is_gone_on_with_and_ended_by_a_descent_as_if_it_had_been
     )
 
 
-def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
+def test_an_end_that_steps_depend_on_is_not_moved(tiny, tmp_path):
     descending = tiny(steps=6, schedule=CONSTANT | {"descent": 4})
     fit(descending, tmp_path)
     with pytest.raises(JobChanged, match=r"\(steps: 6 -> 9\), with 6 steps done.*start.weights"):
@@ -374,7 +370,7 @@ def test_an_end_that_steps_have_seen_already_is_not_moved(tiny, tmp_path):
     ],
     ids=["not finite", "diverging"],
 )
-def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(
+def test_a_stopped_run_names_the_step_and_the_last_good_save(
     tiny, tmp_path, monkeypatch, changes, what
 ):
     monkeypatch.setattr("repmamba.train.run.SETTLING", 4)
@@ -390,23 +386,23 @@ def test_a_run_that_must_not_go_on_names_the_step_and_the_last_good_save(
     assert all(tensor.isfinite().all() for tensor in state["learner"]["network"].values())
 
 
-def test_of_several_processes_the_first_one_alone_names_the_last_good_save(tiny, tmp_path):
+def test_only_the_first_process_names_the_last_good_save(tiny, tmp_path):
     for rank, said in (
         (0, "there is no good save in "),
-        (1, "The line of the first process names the last good save"),
+        (1, "The first process prints the last good save"),
     ):
         run = Run(tiny(), tmp_path, None, Processes(rank, 2))
         assert said in run._fault(7, "the loss is nan")
 
 
-def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("repmamba.train.reached.LINES_EVERY", 0.0)
+def test_progress_reports_images_read_and_every_step(tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("repmamba.train.progress.LINES_EVERY", 0.0)
     told = []
     with caplog.at_level(logging.INFO, "repmamba.train"):
         fit(tiny(steps=6), tmp_path, log_every=2, progress=told.append)
     assert [(one.what, one.done, one.total) for one in told] == [
-        *(("Reading to judge", done, 2) for done in (1, 2)),
-        *(("Reading to learn", done, 5) for done in (1, 2, 3, 4, 5)),
+        *(("Reading validation images", done, 2) for done in (1, 2)),
+        *(("Reading training images", done, 5) for done in (1, 2, 3, 4, 5)),
         *(("tiny", done, 6) for done in (1, 2, 3, 4, 5, 6)),
     ]
     assert told[-1].values.keys() == {"loss", "lr", "img_s", "psnr"}
@@ -417,7 +413,7 @@ def test_a_run_tells_who_asks_what_it_reads_and_every_step(tiny, tmp_path, caplo
 @pytest.mark.parametrize(
     ("batch_norm", "said"), [("process", "of each one alone"), ("synchronised", "over all of them")]
 )
-def test_several_processes_say_over_what_batch_norm_is_taken(tiny, batch_norm, said):
+def test_several_processes_log_how_batch_norm_is_computed(tiny, batch_norm, said):
     recipe = tiny(step={"batch_norm": batch_norm})
     assert (
         f"one of 2 processes, BatchNorm {said})"
@@ -428,7 +424,7 @@ def test_several_processes_say_over_what_batch_norm_is_taken(tiny, batch_norm, s
 
 def test_a_run_too_short_for_its_recipe_warns_before_it_begins(tiny, tmp_path):
     with pytest.warns(
-        RepmambaWarning, match=r"ends after 4 steps, before .*\(data.patches.start: 5\)"
+        RepmambaWarning, match=r"ends after 4 steps, before .*data.patches.start: 5; change"
     ):
         fit(tiny(steps=4, data={"val": []}), tmp_path)
 
@@ -478,7 +474,7 @@ def test_a_learner_on_a_cpu_has_fast_blocks_unless_its_network_is_compiled(tiny)
         assert type(learner.best_network.groups[0].blocks[0]) is LPFM
 
 
-def test_only_matrices_decay_where_the_recipe_says_so(tiny):
+def test_only_matrices_decay_if_the_recipe_says_so(tiny):
     network = Learner(tiny(), torch.device("cpu"), Processes()).network
     everything = parameter_groups(network, tiny())
     matrices, others = parameter_groups(network, tiny(optimiser={"decay": "matrices"}))
@@ -492,14 +488,14 @@ def test_only_matrices_decay_where_the_recipe_says_so(tiny):
     )
 
 
-def test_bf16_is_taken_only_where_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
+def test_bf16_is_only_used_if_a_trial_shows_it_faster(tiny, tmp_path, monkeypatch, caplog):
     recipe = tiny(step={"precision": "bf16"}, steps=2, data={"val": []})
     caplog.set_level(logging.WARNING, "repmamba")
     for faster, chosen in ((False, "float32"), (True, "bf16")):
         monkeypatch.setattr(learner_module, "bf16_is_faster", lambda *_, faster=faster: faster)
         fit(recipe, tmp_path / chosen)
         assert newest_save(tmp_path / chosen / "saves")[1]["learner"]["precision"] == chosen
-    assert "the run is in float32" in caplog.text
+    assert "training in float32" in caplog.text
     monkeypatch.setattr(
         learner_module, "bf16_is_faster", lambda *_: pytest.fail("a run that goes on tries nothing")
     )
@@ -538,7 +534,8 @@ def test_synchronised_statistics_change_no_name_and_no_value_and_need_gpus(tiny)
     network = Learner(tiny(), torch.device("cpu"), Processes()).network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     expected = network.eval()(lr := torch.rand(1, 3, 8, 8))
-    converted = synchronised(network, torch.device("cuda"))  # the conversion itself runs anywhere
+    # the conversion itself runs on any device
+    converted = synchronised(network, torch.device("cuda"))
     norms = [
         module
         for module in converted.modules()
@@ -559,7 +556,7 @@ def test_a_recipe_without_images_is_refused(tiny, tmp_path):
         fit(tiny(data={"train": []}), tmp_path)
 
 
-def test_tensorboard_is_written_when_asked_for_and_missed_in_one_line(tiny, tmp_path, monkeypatch):
+def test_tensorboard_is_written_on_request_and_missing_in_one_line(tiny, tmp_path, monkeypatch):
     recipe = tiny(steps=2, data={"val": []})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with monkeypatch.context() as patched:
@@ -585,7 +582,7 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
         with monitor:
             for step in range(begun + 1, last + 1):
                 monitor.log(step, loss, 0.0, 0.0)
-        time.sleep(1)  # the files are read in the order of their names, which count seconds
+        time.sleep(1)  # files are read in the order of their names, which have only seconds
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(one.step, one.value) for one in events.Scalars("step/loss")] == [
         (1, 1.0),
@@ -596,7 +593,7 @@ def test_tensorboard_has_no_step_twice_when_a_run_goes_on_from_an_earlier_one(ti
     ]
 
 
-def test_a_run_without_matplotlib_does_not_fail_for_its_picture(tiny, tmp_path, monkeypatch):
+def test_a_run_without_matplotlib_does_not_fail(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert fit(tiny(steps=2, data={"val": []}), tmp_path).finished
     assert not (tmp_path / "curve.png").exists()
@@ -652,8 +649,7 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
     assert line["loss"] == pytest.approx(sum(losses), rel=1e-5)
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     state = newest_save(tmp_path / "run" / "saves")[1]["learner"]["network"]
-    # AdamW's first step is the gradient's sign: where a gradient is next to nothing, so is what can
-    # be compared.
+    # AdamW's first step is the sign of the gradient: tiny gradients cannot be compared.
     for (name, parameter), grad in zip(
         expected.network.named_parameters(),
         (p.grad for p in expected.network.parameters()),
@@ -665,10 +661,8 @@ def test_two_processes_take_the_step_of_the_mean_of_their_halves(tiny, tmp_path)
 
 
 @pytest.mark.long
-def test_a_run_that_torchrun_starts_is_gone_on_with_after_one_of_its_processes_was_killed(
-    tiny, tmp_path, seen
-):
-    """By torchrun's own command; where one process is killed, it ends the others."""
+def test_a_torchrun_run_can_be_resumed_after_one_process_was_killed(tiny, tmp_path, seen):
+    """By torchrun's own command; when one process is killed, torchrun ends the others."""
     file = tmp_path / "recipe.toml"
     file.write_text(recipe_text(tiny(steps=30, validation={"every": 15})))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -706,8 +700,7 @@ def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None)
         "1",
         "--quiet",
     ]
-    # Lines go into a file: nobody reads a pipe while a save is waited for, and a full one holds up
-    # who writes.
+    # Lines go into a file: a full pipe that nobody reads would block the process.
     lines = folder.with_suffix(".lines")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     with (
@@ -720,8 +713,7 @@ def ended_by_torchrun(recipe: Path, folder: Path, kill_after: int | None = None)
                 os.kill(children(run.pid)[0], signal.SIGKILL)
             run.wait(timeout=PATIENCE)
         except (subprocess.TimeoutExpired, AssertionError) as late:
-            # Whoever hangs says where it stands: SIGABRT makes Python's fault handler write every
-            # thread's stack.
+            # On a hang, SIGABRT makes Python's fault handler print every thread's stack.
             for process in [*children(run.pid), run.pid]:
                 os.kill(process, signal.SIGABRT)
                 time.sleep(1)
@@ -739,5 +731,5 @@ def children(parent: int) -> list[int]:
 def status_of(process: Path) -> str:
     try:
         return (process / "status").read_text()
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended meanwhile
         return ""

@@ -1,4 +1,4 @@
-"""Losses: values worked by hand, and what a loss must be."""
+"""Losses: values worked by hand, and requirements of every loss."""
 
 import math
 
@@ -27,7 +27,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
         ("gradient", 0.0),
     ],
 )
-def test_a_constant_difference_costs_what_it_should(name, expected):
+def test_a_constant_difference_has_the_expected_loss(name, expected):
     assert float(LOSSES[name](*pair())) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_the_gradient_loss_counts_steps_along_rows_and_columns():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_equal_images_cost_next_to_nothing_and_gradients_are_finite(name):
+def test_equal_images_have_almost_no_loss_and_finite_gradients(name):
     _, hr = pair()
     sr = hr.clone().requires_grad_()
     loss = LOSSES[name](sr, hr)
@@ -60,7 +60,7 @@ def test_equal_images_cost_next_to_nothing_and_gradients_are_finite(name):
     assert torch.isfinite(sr.grad).all()
 
 
-def test_weights_add_up_and_low_precision_is_raised():
+def test_weights_add_up_and_low_precision_is_converted():
     sr, hr = pair()
     assert float(weighted({"l1": 2.0, "l2": 4.0})(sr, hr)) == pytest.approx(0.75, rel=1e-4)
     loss = weighted({"l1": 1.0, "fft": 0.1})(sr.bfloat16(), hr)

@@ -68,7 +68,7 @@ def test_the_published_recipe_is_that_of_the_specification():
     ("setting", "expected"),
     [
         ("optimiser.lrr=1", r"optimiser.lrr is not a key.*lr, betas.*Did you mean lr\?"),
-        ("nonsense=1", "nonsense is not a key of a recipe; allowed there: name, steps"),
+        ("nonsense=1", "nonsense is not a key of a recipe; allowed here: name, steps"),
         ("optimiser.lr=fast", "optimiser.lr is 'fast'; it must be a number"),
         ("optimiser.lr=0", "optimiser.lr is 0.0; it must be above 0"),
         ("optimiser.betas=[0.9]", r"optimiser.betas is \[0.9\]; it must be a list of 2"),
@@ -114,14 +114,14 @@ def test_the_published_recipe_is_that_of_the_specification():
             "^data.degrade is 'fog'; it must be one of sensor, mild, middle, strong",
         ),
         ("network.scale=5", "^network.scale is 5"),
-        ("network.in_chans=0", "^network.in_chans is 0; a network takes"),
+        ("network.in_chans=0", "^network.in_chans is 0; expected 1 to"),
         ("divergence=inf", "^divergence is inf; it must be finite"),
         ("optimiser.lr=1e999", "^optimiser.lr is inf; it must be finite"),
         ("optimiser.eps=nan", "^optimiser.eps is nan; it must be above 0"),
         ('losses=[{name="l1", weight=inf}]', "^losses.weight is inf; it must be finite"),
         (
             'losses=[{name="l1"}, {name="fft"}, {name="l1", weight=2}]',
-            r"^losses.name is \['l1', 'fft', 'l1'\]; .* another",
+            r"^losses.name is \['l1', 'fft', 'l1'\]; .* different",
         ),
         ("network=4", "network.* is 4; it must be a table of scale"),
         ("losses=[]", r"losses is \[\]; it must be at least one"),
@@ -144,7 +144,7 @@ def refused(path, encoding):
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypatch):
+def test_missing_invalid_or_unreadable_recipes_are_one_line(tmp_path, monkeypatch):
     file = tmp_path / "mine.toml"
     file.write_text('name = "mine"')
     with pytest.raises(RecipeError, match="steps is missing"):
@@ -161,12 +161,12 @@ def test_what_is_missing_or_no_toml_or_not_to_be_read_is_said(tmp_path, monkeypa
     monkeypatch.undo()
     with pytest.raises(
         RecipeError,
-        match=f"neither a file nor a packaged recipe; those are {', '.join(packaged())}",
+        match=f"neither a file nor a packaged recipe; the packaged recipes are {', '.join(packaged())}",
     ):
         read_recipe(tmp_path / "yours.toml")
 
 
-def test_settings_lie_over_the_file_and_plain_text_needs_no_quotes():
+def test_settings_override_the_file_and_plain_text_needs_no_quotes():
     recipe = read_recipe(
         "x4", ["name=other", "optimiser.lr=1e-4", "schedule.warmup=7", 'data.train=["a", "b"]']
     )
@@ -209,7 +209,7 @@ def test_a_rate_stays_between_zero_and_the_optimisers(steps, warmup, kind, share
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
-def test_what_a_run_is_too_short_for_is_named():
+def test_a_run_that_is_too_short_names_what_it_does_not_reach():
     short = ["steps=300", "schedule.warmup=300", "schedule.descent=0"]
     short.append("data.patches=[{start=0}, {start=299}, {start=400}]")
     assert read_recipe("x4", short).never_reached() == [
@@ -223,7 +223,7 @@ def test_what_a_run_is_too_short_for_is_named():
     ]
 
 
-def test_a_cosine_begins_at_the_rate_and_ends_near_its_floor():
+def test_a_cosine_starts_at_the_rate_and_ends_near_its_floor():
     recipe = Recipe(
         "r", 1000, schedule=Schedule("cosine", warmup=10, floor=0.1), optimiser=Optimiser(lr=1.0)
     )
@@ -245,15 +245,15 @@ def test_a_descent_falls_from_the_constant_rate_by_one_minus_the_root_at_the_ver
     assert (epochs.schedule.descent, epochs.rate(6475)) == (700, recipe.rate(925))
 
 
-def test_a_recipe_stays_that_of_a_run_whose_end_is_moved_before_it_is_seen():
+def test_a_recipe_matches_a_run_whose_end_is_moved_in_time():
     kept = read_recipe("x4")
     for settings, done, same in [
-        (["steps=52000", "schedule.descent=10000"], 42000, True),  # descend from now
-        # the first step of a descent has the whole rate
+        (["steps=52000", "schedule.descent=10000"], 42000, True),  # descends from here
+        # the first step of a descent still has the full rate
         (["steps=52000", "schedule.descent=10000"], 42001, True),
         (["steps=52000", "schedule.descent=10000"], 42002, False),
         (["steps=400000", "schedule.floor=0.1"], 85001, True),
-        (["steps=400000"], 85002, False),  # the descent of old has begun
+        (["steps=400000"], 85002, False),  # the old descent has begun
         (["steps=40000"], 40001, False),
         (["steps=400000", "seed=1"], 0, False),
     ]:

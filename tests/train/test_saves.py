@@ -1,4 +1,4 @@
-"""Saves: whole or not there, and the one before where the newest is not whole."""
+"""Saves: complete or missing, with the one before as fallback."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ def state(step: int) -> dict:
 
 
 class Killed(BaseException):
-    """Stands for a process that ends at once: nothing of ours catches it."""
+    """Stands for a process that ends at once: no code of ours catches it."""
 
 
 @pytest.mark.parametrize("moment", range(13))
@@ -52,7 +52,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_the_old_save_or_the_new_one(
     assert found is not None
     assert found[1]["step"] in (1, 2)
     assert torch.equal(found[1]["weights"], state(found[1]["step"])["weights"])
-    write_save(tmp_path, 2, state(2))  # what the kill left behind is in nobody's way
+    write_save(tmp_path, 2, state(2))  # what the kill left behind does no harm
     assert newest_save(tmp_path)[1]["step"] == 2
 
 
@@ -83,7 +83,9 @@ def garble_the_digests(save: Path) -> None:
     [flip_a_bit, cut_short, lose_the_state, lose_the_digests, garble_the_digests],
     ids=lambda harm: harm.__name__.replace("_", " "),
 )
-def test_a_corrupt_save_is_set_aside_aloud_and_the_one_before_is_used(tmp_path, caplog, harm):
+def test_a_corrupt_save_is_renamed_with_a_warning_and_the_one_before_is_used(
+    tmp_path, caplog, harm
+):
     write_save(tmp_path, 1, state(1))
     harm(write_save(tmp_path, 2, state(2)))
     with caplog.at_level(logging.WARNING, "repmamba"):
@@ -101,7 +103,7 @@ def test_without_a_good_save_there_is_none(tmp_path):
     assert newest_save(tmp_path) is None
 
 
-def test_latest_names_the_newest_and_may_be_pointed_back(tmp_path):
+def test_latest_names_the_newest_and_can_be_pointed_back(tmp_path):
     write_save(tmp_path, 1, state(1))
     write_save(tmp_path, 2, state(2))
     assert (tmp_path / "latest").read_text() == "step-00000002"
@@ -109,13 +111,13 @@ def test_latest_names_the_newest_and_may_be_pointed_back(tmp_path):
     assert newest_save(tmp_path)[1]["step"] == 1
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "saves").write_text("in the way")
     with pytest.raises(TargetError, match=r"step-00000002 cannot be written: File exists"):
         write_save(tmp_path / "saves", 2, state(2))
 
 
-def test_a_save_that_cannot_be_removed_is_said_aloud_and_stays(tmp_path, monkeypatch, caplog):
+def test_a_save_that_cannot_be_removed_gives_a_warning(tmp_path, monkeypatch, caplog):
     for step in range(1, 4):
         write_save(tmp_path, step, state(step))
 
@@ -129,7 +131,7 @@ def test_a_save_that_cannot_be_removed_is_said_aloud_and_stays(tmp_path, monkeyp
     assert saved_steps(tmp_path) == [1, 2, 3]
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_save_before(tmp_path, limit_file_size):
+def test_a_full_disk_is_an_error_and_keeps_the_save_before(tmp_path, limit_file_size):
     write_save(tmp_path, 1, state(1))
     with limit_file_size(1000), pytest.raises(NoSpace, match="step-00000002 cannot be written"):
         write_save(tmp_path, 2, state(2))
@@ -144,7 +146,7 @@ def test_pruning_keeps_the_newest_and_the_archived(tmp_path):
     assert saved_steps(tmp_path) == [2, 4, 5, 6]
 
 
-def test_a_save_runs_no_code_when_it_is_read(tmp_path):
+def test_reading_a_save_runs_no_code(tmp_path):
     save = write_save(tmp_path, 1, {"bad": print})
     assert save.is_dir()
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):

@@ -1,4 +1,4 @@
-"""Where weights begin."""
+"""Initial weights."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from repmamba.errors import CheckpointError, RecipeError
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import heading
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Start
 from repmamba.train.start import bilinear_kernels, start_bilinear, weights_for
 
@@ -23,7 +23,7 @@ def small(scale: int, **options) -> NetworkConfig:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("bands", [1, 3])
-def test_a_bilinear_start_enlarges_bilinearly_inside(scale, bands):
+def test_a_bilinear_start_upsamples_bilinearly_inside(scale, bands):
     torch.manual_seed(0)
     network = RepMamba(small(scale, in_chans=bands)).eval()
     start_bilinear(network)
@@ -53,7 +53,7 @@ def test_every_part_of_a_bilinear_kernel_adds_up_to_one():
         torch.testing.assert_close(bilinear_kernels(scale).sum((1, 2)), torch.ones(scale**2))
 
 
-def test_a_bilinear_start_is_refused_where_the_path_is_another():
+def test_a_bilinear_start_is_refused_for_other_networks():
     with pytest.raises(RecipeError, match=r"start\.kind is bilinear"):
         start_bilinear(RepMamba(small(4, upsampler="pixelshuffle")))
 
@@ -66,7 +66,7 @@ def saved(tmp_path, config: NetworkConfig, seed: int = 1) -> tuple[RepMamba, str
     )
 
 
-def test_a_run_begins_from_the_mean_of_several_weights_and_says_of_which(tiny, tmp_path):
+def test_a_run_starts_from_the_mean_of_several_weights_and_records_them(tiny, tmp_path):
     recipe = tiny(step={"ema": 0.9})
     several = [saved(tmp_path, recipe.network, seed) for seed in (1, 2, 3)]
     paths = [path for _, path in several]
@@ -95,7 +95,7 @@ def begun(config: NetworkConfig, path: str) -> RepMamba:
     return network.eval()
 
 
-def test_weights_of_x4_give_x2_the_mean_of_their_result(tmp_path):
+def test_x4_weights_start_x2_with_the_mean_of_their_result(tmp_path):
     network, path = saved(tmp_path, small(4))
     image = torch.rand(1, 3, 8, 6)
     with torch.inference_mode():
@@ -104,18 +104,18 @@ def test_weights_of_x4_give_x2_the_mean_of_their_result(tmp_path):
         )
 
 
-def test_weights_of_x4_give_x3_their_result_resampled_by_area(tmp_path):
+def test_x4_weights_start_x3_with_their_result_resampled_by_area(tmp_path):
     network, path = saved(tmp_path, small(4))
     image = torch.rand(1, 3, 4, 6)
     with torch.inference_mode():
-        # 12 parts a pixel: of 3 and of 4
+        # 12 parts per pixel: for 3 and for 4
         finest = network(image).repeat_interleave(3, 2).repeat_interleave(3, 3)
         torch.testing.assert_close(
             begun(small(3), path)(image), F.avg_pool2d(finest, 4), atol=1e-5, rtol=0
         )
 
 
-def test_weights_of_the_same_scale_are_taken_as_they_are(tmp_path):
+def test_weights_of_the_same_scale_do_not_change(tmp_path):
     network, path = saved(tmp_path, small(2))
     image = torch.rand(1, 3, 5, 6)
     with torch.inference_mode():

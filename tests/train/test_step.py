@@ -1,10 +1,10 @@
-"""One step: what the optimiser sees, in one piece or in several."""
+"""One step: the optimiser's input, for a whole batch or in parts."""
 
 import pytest
 import torch
 from torch import nn
 
-from repmamba.train.average import Average
+from repmamba.train.ema import ExponentialMovingAverage
 from repmamba.train.losses import LOSSES
 from repmamba.train.step import Batch, training_step
 
@@ -46,7 +46,7 @@ def test_a_batch_in_parts_gives_the_same_update_even_where_they_are_uneven(count
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_a_long_gradient_is_clipped_and_its_own_norm_reported():
+def test_a_large_gradient_is_clipped_and_its_norm_reported():
     start = list(enlarging().parameters())
     _, _, norm = after()
     clipped, _, reported = after(clip=norm / 4)
@@ -55,7 +55,7 @@ def test_a_long_gradient_is_clipped_and_its_own_norm_reported():
     assert float(moved.norm().detach()) == pytest.approx(0.1 * norm / 4, rel=1e-3)
 
 
-def test_a_share_that_counts_nothing_changes_nothing():
+def test_a_share_of_weight_zero_changes_nothing():
     still, loss, norm = after(weight=0.0)
     assert (loss, norm) == (0.0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(still, enlarging().parameters(), strict=True))
@@ -77,9 +77,9 @@ def test_autocast_leaves_weights_and_loss_in_float32():
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
-def test_the_running_mean_follows_weights_and_buffers():
+def test_the_moving_average_follows_weights_and_buffers():
     network = nn.BatchNorm2d(2)
-    average = Average(network, decay=0.5)
+    average = ExponentialMovingAverage(network, decay=0.5)
     with torch.no_grad():
         network.weight.fill_(3)
         network.running_mean.fill_(2)

@@ -1,4 +1,4 @@
-"""Validation: what may be judged, what a score is the mean of, and what a full disk costs."""
+"""Validation: what can be scored, what a score is, and a full disk."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.repmamba import RepMamba
 from repmamba.train.batches import training_files
 from repmamba.train.loop import fit
-from repmamba.train.validation import Judge, warn_of_shared
+from repmamba.train.validation import Validator, warn_of_shared
 
 
 def picture(path: Path, seed: int, side: int = 32) -> Path:
@@ -44,7 +44,7 @@ def test_images_of_one_name_in_two_folders_both_count(tiny, tmp_path):
         picture(tmp_path / str(number) / "same.png", seed=number)
     folders = [str(tmp_path / str(number)) for number in range(2)]
     both, *alone = (
-        Judge(recipe, tmp_path).judge(network_of(recipe), 1)
+        Validator(recipe, tmp_path).validate(network_of(recipe), 1)
         for recipe in (tiny(data={"val": val}) for val in (folders, folders[:1], folders[1:]))
     )
     assert alone[0].psnr != alone[1].psnr
@@ -66,11 +66,11 @@ def test_other_bands_and_types_are_trained_and_validated_by_the_rule_bands_and_r
 
     with pytest.raises(
         RecipeError,
-        match=r"rule is esr-rgb, and an image cannot be judged: .*images/\d has .* take the rule "
+        match=r"rule is esr-rgb, which cannot score an image: .*images/\d has .* take the rule "
         r"bands",
     ):
         fit(recipe("esr-rgb"), tmp_path / "run")
-    # nothing had begun: the folder takes the mended recipe
+    # nothing had started: the folder accepts the corrected recipe
     result = fit(recipe("bands"), tmp_path / "run")
     assert result.finished
     assert result.rule == "bands"
@@ -81,19 +81,19 @@ def test_a_picture_too_small_for_the_rule_is_named_before_training_begins(tiny, 
     picture(tmp_path / "val" / "large.png", seed=0)
     picture(tmp_path / "val" / "small.png", seed=0, side=12)
     with pytest.raises(
-        RecipeError, match=r"cannot be judged: .*val/small: SSIM has windows of 11x11"
+        RecipeError, match=r"cannot score an image: .*val/small: SSIM needs at least 11x11"
     ):
-        Judge(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
+        Validator(tiny(data={"val": [str(tmp_path / "val")]}), tmp_path)
 
 
 NOISY = [{"name": "noise", "low": 20, "high": 20}, {"name": "jpeg", "low": 60, "high": 60}]
 
 
-def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(tiny, tmp_path):
+def test_a_recipe_that_degrades_validates_on_degraded_pairs_the_same_each_time(tiny, tmp_path):
     picture(tmp_path / "val" / "0.png", seed=0)
     data = {"val": [str(tmp_path / "val")]}
     plain, first, again, other = (
-        Judge(recipe, tmp_path).pairs[0]
+        Validator(recipe, tmp_path).pairs[0]
         for recipe in (
             tiny(data=data),
             tiny(data=data | {"degradations": NOISY}),
@@ -107,11 +107,13 @@ def test_a_recipe_that_degrades_is_judged_on_degraded_pairs_the_same_each_time(t
     assert not np.array_equal(first.lr, other.lr)
 
 
-def test_an_lr_that_is_there_is_judged_as_it_is_even_where_the_recipe_degrades(tiny, tmp_path):
+def test_an_existing_lr_is_not_degraded_for_validation(tiny, tmp_path):
     picture(tmp_path / "val" / "GT" / "0.png", seed=0)
     lr = picture(tmp_path / "val" / "LR" / "0.png", seed=1, side=16)
-    judge = Judge(tiny(data={"val": [str(tmp_path / "val")], "degradations": NOISY}), tmp_path)
-    assert np.array_equal(judge.pairs[0].lr, np.asarray(Image.open(lr)))
+    validator = Validator(
+        tiny(data={"val": [str(tmp_path / "val")], "degradations": NOISY}), tmp_path
+    )
+    assert np.array_equal(validator.pairs[0].lr, np.asarray(Image.open(lr)))
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -131,12 +133,12 @@ def test_images_that_cannot_be_degraded_are_refused_before_training_begins(
         )
 
 
-def test_images_that_are_learnt_from_and_judged_on_are_said(tiny, tmp_path, recwarn):
+def test_images_in_both_train_and_val_give_a_warning(tiny, tmp_path, recwarn):
     picture(tmp_path / "val" / "0.png", seed=0)
     (tmp_path / "val" / "1.png").symlink_to(Path(tiny().data.train[0]) / "1.png")
     recipe = tiny(data={"val": [str(tmp_path / "val")]})
     with pytest.warns(
-        RepmambaWarning, match=r"1 images are in data.train and in data.val, .*1.png the first"
+        RepmambaWarning, match=r"1 images are in data.train and in data.val, such as .*1.png"
     ):
         warn_of_shared(training_files(recipe), recipe)
     recwarn.clear()
@@ -148,16 +150,16 @@ def test_pictures_of_other_bands_than_the_network_takes_are_refused(tiny, tmp_pa
     raster(tmp_path / "val" / "0.tif", 4, "uint8")
     recipe = tiny(data={"val": [str(tmp_path / "val")]}, validation={"rule": "bands"})
     with pytest.raises(
-        RecipeError, match=r"val/0, of data\.val, has 4 bands, and the network takes 3"
+        RecipeError, match=r"val/0, of data\.val, has 4 bands, but the network takes 3"
     ):
-        Judge(recipe, tmp_path)
+        Validator(recipe, tmp_path)
 
 
-def test_a_picture_of_crops_that_cannot_be_written_costs_the_picture_alone(tiny, tmp_path, caplog):
+def test_a_picture_that_cannot_be_written_costs_only_the_picture(tiny, tmp_path, caplog):
     (tmp_path / "crops").write_text("in the way")
     recipe = tiny()
-    judge, network = Judge(recipe, tmp_path), network_of(recipe)
+    validator, network = Validator(recipe, tmp_path), network_of(recipe)
     with caplog.at_level(logging.WARNING, "repmamba"):
-        judgement = judge.judge(network, 1)
+        result = validator.validate(network, 1)
     assert "No picture of this validation: " in caplog.text
-    assert np.isfinite(judgement.psnr)
+    assert np.isfinite(result.psnr)

@@ -17,13 +17,13 @@ from repmamba.data.stock import Stock
 from repmamba.errors import RecipeError, RepmambaWarning
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train.batches import batches, checksums, open_stock, sampler_of, training_files
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.loop import fit
 from repmamba.train.losses import LOSSES
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
-from repmamba.train.validation import Judge, Judgement
+from repmamba.train.validation import ValidationResult, Validator
 
 CPU, RATE = torch.device("cpu"), 1e-2
 Recipes = Callable[..., Recipe]
@@ -81,9 +81,7 @@ LOSS_TERMS = [{"name": "l2", "weight": 0.5}, {"name": "gradient", "weight": 2}]
     ],
     ids=["betas", "eps", "weight decay", "clip", "losses"],
 )
-def test_two_steps_are_those_of_torchs_adamw_with_what_the_recipe_asks_for(
-    tiny: Recipes, asked, done
-):
+def test_two_steps_match_torchs_adamw_with_the_recipes_options(tiny: Recipes, asked, done):
     plain = tiny(step={"clip": 0.0, "ema": 0.0})
     learner = begun(tiny(**(asked | {"step": {"clip": 0.0, "ema": 0.0} | asked.get("step", {})})))
     for _ in range(2):
@@ -93,7 +91,7 @@ def test_two_steps_are_those_of_torchs_adamw_with_what_the_recipe_asks_for(
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_a_batch_is_computed_in_as_many_parts_as_asked_for(tiny: Recipes, parts: int):
+def test_a_batch_is_computed_in_the_recipes_number_of_parts(tiny: Recipes, parts: int):
     learner, seen = (
         begun(tiny(data={"patches": [{"size": 8, "batch": 4}]}, step={"accumulate": parts})),
         [],
@@ -103,7 +101,7 @@ def test_a_batch_is_computed_in_as_many_parts_as_asked_for(tiny: Recipes, parts:
     assert seen == [4 // parts] * parts
 
 
-def test_the_running_mean_keeps_the_share_asked_for(tiny: Recipes):
+def test_the_moving_average_uses_the_recipes_decay(tiny: Recipes):
     # less than the 0.1 that the first update would keep of a longer one
     learner = begun(tiny(step={"ema": 0.05}))
     start = weights(learner.best_network)
@@ -112,14 +110,16 @@ def test_the_running_mean_keeps_the_share_asked_for(tiny: Recipes):
     torch.testing.assert_close(weights(learner.best_network), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_weights_that_ship_are_those_of_the_best_validation_not_of_the_last(
+def test_the_result_is_the_best_validation_not_the_last(
     tiny: Recipes, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     scores: Iterator[float] = iter([30.0, 31.0, 29.0])
     monkeypatch.setattr(
-        Judge,
-        "judge",
-        lambda self, network, step, pictured: Judgement(step, next(scores), 0.9, "esr-rgb", 2),
+        Validator,
+        "validate",
+        lambda self, network, step, pictured: ValidationResult(
+            step, next(scores), 0.9, "esr-rgb", 2
+        ),
     )
     result = fit(tiny(steps=3, validation={"every": 1}), tmp_path)
     assert (result.best_step, result.psnr) == (2, 31.0)
@@ -131,7 +131,7 @@ def stock(tiny: Recipes) -> Stock:
     return open_stock(training_files(tiny()), tiny(), None, CPU, Processes())
 
 
-def test_degradations_change_what_goes_in_and_not_what_is_to_come_out(tiny: Recipes, stock: Stock):
+def test_degradations_change_lr_and_not_hr(tiny: Recipes, stock: Stock):
     def first(**data) -> Batch:
         recipe = tiny(data=data)
         return next(batches(stock, sampler_of(recipe, stock), recipe, 0, Processes(), CPU, 0))
@@ -141,7 +141,7 @@ def test_degradations_change_what_goes_in_and_not_what_is_to_come_out(tiny: Reci
     assert 0.01 < float((noisy.lr - plain.lr).std()) < 0.03  # of a standard deviation of 5 of 255
 
 
-def test_a_named_chain_is_learnt_from_in_the_place_of_single_faults(tiny: Recipes, stock: Stock):
+def test_a_named_chain_replaces_single_degradations(tiny: Recipes, stock: Stock):
     def steps(**data) -> list[Batch]:
         recipe = tiny(data=data)
         return list(batches(stock, sampler_of(recipe, stock), recipe, 0, Processes(), CPU, 0))
@@ -161,7 +161,7 @@ def test_a_named_chain_is_learnt_from_in_the_place_of_single_faults(tiny: Recipe
         tiny(data={"degrade": "sensor", "degradations": [{"name": "noise", "low": 5, "high": 5}]})
 
 
-def test_reductions_add_the_images_that_the_largest_patch_still_fits_into(
+def test_reductions_add_images_that_the_largest_patch_fits_into(
     tiny: Recipes, stock: Stock, tmp_path
 ):
     def opened(*shares: float) -> Stock:
@@ -188,14 +188,14 @@ def test_an_image_is_reduced_where_the_largest_patch_just_fits(tiny: Recipes, tm
         assert len(training_files(recipe)) == images
 
 
-def test_a_reduction_that_no_image_is_large_enough_for_is_said(tiny: Recipes, tmp_path):
+def test_a_reduction_too_small_for_all_images_gives_a_warning(tiny: Recipes, tmp_path):
     with pytest.warns(
-        RepmambaWarning, match=r"No image is reduced to 0\.1 of its sides \(data\.reductions\)"
+        RepmambaWarning, match=r"No image is downsampled to 0\.1 of its size \(data\.reductions\)"
     ):
         fit(tiny(steps=1, data={"reductions": [0.1, 0.9]}), tmp_path)
 
 
-def test_pixels_that_are_made_and_not_read_are_not_what_a_run_is_held_to(tiny: Recipes):
+def test_pixels_made_from_others_are_not_part_of_the_checksum(tiny: Recipes):
     recipe = tiny(data={"reductions": [0.75]})
     files = training_files(recipe)
     found = open_stock(files, recipe, None, CPU, Processes())
@@ -217,6 +217,6 @@ def test_pixels_that_are_made_and_not_read_are_not_what_a_run_is_held_to(tiny: R
     ],
     ids=["draw", "short_batch", "augment", "seed"],
 )
-def test_samples_are_drawn_as_asked_for(tiny: Recipes, stock: Stock, asked, drawn):
+def test_samples_are_drawn_by_the_recipes_options(tiny: Recipes, stock: Stock, asked, drawn):
     plain = Sampler(1234, stock.sizes, tiny().data.patches, ("flips", "transpose"))
     assert sampler_of(tiny(**asked), stock) == replace(plain, **drawn) != plain

@@ -56,7 +56,7 @@ def bench(
       repmamba bench --weights mine.safetensors --device cuda --batch 16 --json
     """
     from repmamba.evaluate.timing import time_network
-    from repmamba.inference.upscaler import load
+    from repmamba.inference.loading import load
 
     upscaler = load(weights, scale=scale, device=device, backend=backend, precision=precision)
     timing = time_network(upscaler, size=size, batch=batch, passes=passes, backend=backend)

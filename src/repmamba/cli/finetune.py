@@ -74,7 +74,7 @@ def finetune(
       repmamba finetune june.tif july.tif -o runs/our_sensor
       repmamba upscale august.tif -o august_x4.tif --weights runs/our_sensor/finetuned.safetensors
     """
-    from repmamba.train.finetune import finetune as train_further
+    from repmamba.finetuning.finetune import finetune as train_further
 
     with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
         result = train_further(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from repmamba.cli.terminal import speaks_json, tell
 
 if TYPE_CHECKING:
-    from repmamba.train.reached import Reached
+    from repmamba.train.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def parts(name: str, *, quiet: bool) -> Iterator[Callable[[float], None] | None]
 
 
 @contextmanager
-def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
+def training(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     """A callback for fit and finetune, with a bar for each stage; None if they log themselves."""
     if not shows_bars(quiet=quiet):
         yield None
@@ -85,16 +85,16 @@ def training(*, quiet: bool) -> Iterator[Callable[[Reached], None] | None]:
     bars: dict[str, Any] = {}
     with ExitStack() as shown:
 
-        def progress(reached: Reached) -> None:
-            if reached.what not in bars:
-                shown.close()  # the previous stage is done
-                learns = reached.unit == "step"  # its bar stays
-                start = {"total": reached.total, "initial": reached.done}
-                bar = tqdm(desc=reached.what, unit=reached.unit, leave=learns, **start)
-                bars[reached.what] = shown.enter_context(bar)
-            bar = bars[reached.what]
-            bar.set_postfix(reached.values, refresh=False)
-            bar.update(reached.done - bar.n)
+        def progress(progress: Progress) -> None:
+            if progress.what not in bars:
+                shown.close()  # what came before is done
+                learns = progress.unit == "step"  # and its bar stays
+                start = {"total": progress.total, "initial": progress.done}
+                bar = tqdm(desc=progress.what, unit=progress.unit, leave=learns, **start)
+                bars[progress.what] = shown.enter_context(bar)
+            bar = bars[progress.what]
+            bar.set_postfix(progress.values, refresh=False)
+            bar.update(progress.done - bar.n)
 
         yield progress
 

@@ -130,7 +130,7 @@ def one_voice(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Log lines above the bar, and a function that prints the result, in the first process only."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from repmamba.train.processes import find_processes
+    from repmamba.train.distributed import find_processes
 
     first, logger = find_processes(os.environ).first, logging.getLogger("repmamba.train")
     if not quiet and logger.getEffectiveLevel() != logging.DEBUG:

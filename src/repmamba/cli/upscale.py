@@ -195,7 +195,7 @@ def upscale(
       repmamba upscale tiles/ -o enlarged/ --recursive
       repmamba upscale huge.tif -o part.tif --window 4096,2048,512,512
     """
-    from repmamba.inference.upscaler import load
+    from repmamba.inference.loading import load
     from repmamba.scene.choice import Chooser
 
     network = {

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import blank_image, find_images, read_image
 from repmamba.errors import ShapeMismatch, SourceError, UsageError
 from repmamba.pixels.resize import imresize, resized_length, to_uint8
+from repmamba.prefetch import prefetch
 
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
 # of the folder of large images, in upper or lower case; the first one found
@@ -127,7 +127,7 @@ def read_pairs(
     workers = available_cores()
     with (
         ThreadPoolExecutor(workers) as pool,
-        closing(ahead(pool, read, files, 2 * workers)) as pairs,
+        closing(prefetch(pool, read, files, 2 * workers)) as pairs,
     ):
         for done, pair in enumerate(pairs, start=1):
             yield pair

@@ -188,7 +188,7 @@ def _peak_in_this_process(
 ) -> tuple[int | None, str]:
     import torch
 
-    from repmamba.inference.upscaler import load
+    from repmamba.inference.loading import load
 
     upscaler = load(weights, device=device, backend=backend, precision=precision)
     upscaler.run(torch.rand(1, upscaler.bands, height, width))

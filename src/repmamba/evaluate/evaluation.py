@@ -200,7 +200,7 @@ def _chosen(
     """The methods in order, with distinct names. cut: tile and value_range."""
     found: list[Method] = []
     for name in weights:
-        from repmamba.inference.upscaler import load
+        from repmamba.inference.loading import load
 
         upscaler = load(name, device=device, backend=backend, precision=precision)
         found += [methods.network(upscaler, name, **cut)]

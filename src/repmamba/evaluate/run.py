@@ -14,7 +14,6 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.data.images import RASTERS, blank_image, read_image, write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs
@@ -23,6 +22,7 @@ from repmamba.errors import ShapeMismatch, TargetError, UsageError
 from repmamba.evaluate.methods import Method, distinct_names, fitting_result
 from repmamba.evaluate.metrics import Metric, in_levels, peak_of, score
 from repmamba.evaluate.scores import ImageSet, Scores
+from repmamba.prefetch import prefetch
 
 ENOUGH = 48  # pixels on a side, enough for every metric and a multiple of each scale
 
@@ -98,7 +98,7 @@ def evaluate(
     in_hand = 4 * len(methods)  # limits memory
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        closing(ahead(pool, measured, results, in_hand)) as scored,
+        closing(prefetch(pool, measured, results, in_hand)) as scored,
     ):
         for image_set, image, method_name, by_metric in scored:
             for metric_name, value in by_metric.items():

@@ -80,12 +80,12 @@ def time_network(
     import torch
 
     from repmamba.inference.onnx_runner import ExportedNetwork
-    from repmamba.scan.backends import Choice, explain
+    from repmamba.scan.backends import BackendChoice, explain
 
     unit = torch.rand(batch, upscaler.bands, size, size, generator=torch.Generator().manual_seed(0))
     seconds = seconds_of(upscaler, unit, passes)
     exported = isinstance(upscaler.module, ExportedNetwork)
-    choice = Choice("exported", "ONNX Runtime, in which the scan is part of the graph.")
+    choice = BackendChoice("exported", "ONNX Runtime, in which the scan is part of the graph.")
     choice = choice if exported else explain(upscaler.device, backend)
     on_cuda, memory = upscaler.device.type == "cuda", process_memory()
     return Timing(

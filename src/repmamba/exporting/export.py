@@ -19,7 +19,8 @@ from repmamba.exporting.network import InputSize
 from repmamba.exporting.programs import ANY, PROGRAMS, Program, size_for
 from repmamba.inference.catalogue import find_weights, packaged_weights
 from repmamba.inference.exported import FACTS, Difference, ExportedFacts
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.network.checkpoint import EXPORTED_ENDINGS
 from repmamba.network.fusion import FusedRepMamba
 

@@ -21,9 +21,9 @@ from repmamba.network.fusion import (
     FusedCSSP,
     FusedGroup,
     FusedLPFM,
+    FusedParallelRMBs,
     FusedRepMamba,
     FusedRMB,
-    FusedSideBySide,
     NormThenConv,
     ShiftedNorm,
 )
@@ -108,7 +108,7 @@ def _block(graph: Graph, block: FusedLPFM, t: Value, plan: Plan) -> Value:
             if others:
                 v = graph.node("Concat", v, others.pop(0), axis=-1)
     else:
-        assert isinstance(cssp, FusedSideBySide)
+        assert isinstance(cssp, FusedParallelRMBs)
         results = []
         for number, (rmb, share) in enumerate(zip(cssp.rmbs, shares, strict=True)):
             assert isinstance(rmb, FusedRMB)

@@ -1,8 +1,8 @@
-"""How one, four or thirteen bands go through a network of three.
+"""How images of any number of bands go through a network of three.
 
-Three bands that are red, green and blue go together; every other band goes alone, as a grey
-picture, and its result is the mean of the three. So no band's result depends on which other bands a
-scene has.
+Red, green and blue go together; every other band goes through the network by itself, as grey, and
+its result is the mean of the three output bands. So no result depends on which other bands there
+are.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Groups = tuple[tuple[int, ...], ...]  # bands, counted from 0, that go through the network together
+# bands, counted from 0, that go through the network together
+Groups = tuple[tuple[int, ...], ...]
 
 
 def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Groups:
-    """Which of count bands go together through a network of network_bands; every band is in exactly
-    one group.
+    """Group `count` bands for a network of `network_bands`; every band is in exactly one group.
 
-    rgb: the places (from 0) of red, green and blue, or None where the bands are no colours.
+    rgb: the positions (from 0) of red, green and blue, or None if there are no colours.
     """
     if network_bands == count and network_bands != 3:
-        return (tuple(range(count)),)  # a network made for just these bands
+        return (tuple(range(count)),)  # a network for exactly these bands
     together = tuple(rgb) if rgb is not None and network_bands == 3 else ()
     alone = tuple((band,) for band in range(count) if band not in together)
     return ((together, *alone)) if together else alone
@@ -31,10 +31,8 @@ def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Gr
 def enlarge_groups(
     run: Callable[[Tensor], Tensor], unit: Tensor, groups: Groups, network_bands: int
 ) -> Tensor:
-    """unit: (bands, h, w) -> (bands, scale h, scale w), group by group, so that memory does not
-    grow with the bands.
-    """
-    # as every RGB scene: the network's result, and no copy of it
+    """unit: (bands, h, w) -> (bands, scale h, scale w), one group at a time to save memory."""
+    # every RGB scene: return the network's result without a copy
     if groups == (tuple(range(network_bands)),):
         return run(unit.unsqueeze(0))[0]
     results: list[Tensor | None] = [None] * unit.shape[0]

@@ -1,8 +1,7 @@
-"""The packaged weights: a table of names, and where any other weights are looked for.
+"""The packaged weights, a table of names, and how other weights are found.
 
-The table is `weights/catalogue.toml`, beside the files it names, so that new weights are a line
-there and a file. What is no name in it is a path; what is no path, but looks like owner/name, is
-asked of the Hugging Face hub.
+The table is `weights/catalogue.toml`, beside the weights. A name that is not in it is a path; if
+that does not exist and looks like owner/name, it is looked up on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ FOLDER = Path(__file__).parent / "weights"
 class PackagedWeights:
     """One entry of the table."""
 
-    name: str  # what a user types: x4
+    name: str  # as the user types it: x4
     scale: int
     file: str  # in the folder of weights
-    digest: str  # SHA-256 of the file, hex
+    sha256: str  # SHA-256 of the file, hex
     training_data: str
     terms: str
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Path of the file."""
         return FOLDER / self.file
 
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """Where weights are, and what to call them."""
+    """A file or folder of weights, and its name for the user."""
 
     name: str
     path: Path
@@ -59,12 +58,12 @@ def packaged_weights() -> tuple[PackagedWeights, ...]:
 
 
 def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None) -> FoundWeights:
-    """The file or folder that a name, a path or a hub id means. revision: branch, tag or commit, of
-    a hub id alone.
+    """The file or folder for a name, a path or a hub id.
 
-    Raises CheckpointError, UsageError, MissingExtra.
+    revision: branch, tag or commit, only for a hub id. Raises CheckpointError, UsageError,
+    MissingExtra.
     """
-    # here: the names alone, for a shell, need no torch
+    # imported here: shell completion needs only the names, without torch
     from repmamba.network.checkpoint import fetch, is_hub_name
 
     text = os.fspath(weights)
@@ -73,32 +72,32 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
     is_here = text in packaged or path.exists()
     if is_here and revision is not None:
         raise UsageError(
-            f"{text} is here and has no revision '{revision}': leave it out, or name a hub "
+            f"{text} is a local file and has no revision '{revision}': leave it out, or name a hub "
             "repository."
         )
     if text in packaged:
-        return FoundWeights(text, _checked(packaged[text]))
+        return FoundWeights(text, _verified_path(packaged[text]))
     if is_here:
         return FoundWeights(path.stem if path.is_file() else path.resolve().name, path)
     if isinstance(weights, str) and is_hub_name(text):
         return FoundWeights(text, fetch(text, revision=revision))
     known = ", ".join(packaged) or "none yet"
     raise CheckpointError(
-        f"There are no weights '{text}': it is no file or folder, and the packaged ones are "
+        f"There are no weights '{text}': not a file or folder, and the packaged weights are "
         f"{known}."
     )
 
 
 def terms_of(path: Path, training: Mapping[str, Any]) -> str:
-    """The terms of weights in a line; "" where nothing is known of any.
+    """The terms of weights in a line; "" if unknown.
 
-    path, training: of a checkpoint, its file and what it says of its training. Packaged weights
-    have the terms of the table, under another name too; weights that begin with packaged ones have
-    theirs; others say their own as "terms".
+    path: of the checkpoint.  training: its training facts. Packaged weights have the terms of the
+    table, also under another file name; weights trained from packaged ones inherit theirs; others
+    may state their own as "terms".
     """
     if path.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        own = [entry.terms for entry in packaged_weights() if entry.digest == digest]
+        own = [entry.terms for entry in packaged_weights() if entry.sha256 == digest]
         if own:
             return own[0]
     if told := training.get("terms"):
@@ -112,7 +111,7 @@ def terms_of(path: Path, training: Mapping[str, Any]) -> str:
 
 
 def _begun_from(training: Mapping[str, Any]) -> Iterator[str]:
-    """The names of all weights that a training began with, and that those began with."""
+    """The names of all weights that a training started from, directly or indirectly."""
     begun = training.get("begun_from")
     if isinstance(begun, Mapping):
         others = begun.get("mean_with", [])
@@ -126,13 +125,22 @@ def _begun_from(training: Mapping[str, Any]) -> Iterator[str]:
 def from_pretrained(
     source: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> RepMamba:
-    """The network in a folder or file, or of a repository of the Hugging Face hub named owner/name.
+    """Load a network from a file, a folder or a Hugging Face repository.
 
-    A folder or file that exists is never asked of the hub, so that it opens offline. revision:
-    branch, tag or commit of
-    the repository.  local_files_only: take the hub's files from its cache on this machine only.
-    Raises CheckpointError, which names the packaged weights where the source is neither;
-    UsageError, MissingExtra.
+    A file or folder that exists is never looked up on the hub, so that it opens offline.
+
+    Args:
+        source: A checkpoint file, a folder, or a repository named owner/name.
+        revision: Branch, tag or commit of the repository.
+        local_files_only: Only use files of the hub that are cached on this machine.
+
+    Returns:
+        The network, in evaluation mode, float32 on the CPU.
+
+    Raises:
+        CheckpointError: Nothing found, or not a checkpoint.
+        UsageError: An argument that is not allowed.
+        MissingExtra: An optional package is not installed.
     """
     from repmamba.network import checkpoint
 
@@ -148,13 +156,13 @@ def from_pretrained(
     return checkpoint.from_pretrained(source, revision=revision, local_files_only=local_files_only)
 
 
-def _checked(entry: PackagedWeights) -> Path:
+def _verified_path(entry: PackagedWeights) -> Path:
     if not entry.path.is_file():
         raise CheckpointError(
             f"The packaged weights {entry.name} ({entry.file}) are missing; install repmamba again."
         )
-    if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.digest:
+    if hashlib.sha256(entry.path.read_bytes()).hexdigest() != entry.sha256:
         raise CheckpointError(
-            f"The packaged weights {entry.name} are not those of the table; install repmamba again."
+            f"The packaged weights {entry.name} do not match the catalogue; install repmamba again."
         )
     return entry.path

@@ -1,11 +1,10 @@
-"""How far a result can be trusted: the error to expect in each pixel, from two signs of doubt and a
-measured table.
+"""The expected error of each pixel, from two measures of doubt and a measured table.
 
-The signs are how far the eight flips and rotations disagree, and how strong the contrast of the
-result is. Alone, the second ranks pixels by their error better than the first; their geometric mean
-ranks them better than either. Which error goes with how much doubt was measured on pictures with a
-known truth, and is kept in a file beside the weights: it holds for imagery like those pictures.
-Detail that all eight invent alike leaves no sign, and no table knows of it.
+The measures are how far the eight flips and rotations disagree, and the local contrast of the
+result. The second ranks pixels by their error better than the first; their geometric mean ranks
+them better than either. The table of error by doubt was measured on images with a known truth and
+is kept in a file beside the weights: it holds for imagery like those images. Detail that all eight
+invent alike cannot be detected.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from torch import Tensor
 
 from repmamba.errors import CheckpointError, UsageError
 
-WINDOW = 3  # hr pixels: edge of the square in which both signs are taken
+# hr pixels: side of the square over which both are measured
+WINDOW = 3
 SUFFIX = ".confidence.json"
-# Parts of the pixels, least doubt first, that share an entry of the table; narrower where errors
+# Shares of the pixels, by increasing doubt, that make an entry of the table; narrower where errors
 # are largest.
 PARTS = (
     0,
@@ -44,13 +44,11 @@ PARTS = (
 
 
 def doubt(sr: Tensor, variance: Tensor) -> Tensor:
-    """How little can be said of each pixel: the geometric mean of spread and contrast, in unit,
-    never negative.
+    """Doubt about each pixel: the geometric mean of spread and contrast, unit, at least 0.
 
-    sr: (bands, H, W), the mean of the eight.  variance: (any bands, H, W), of the eight, of the
-    same pixels -> (H, W).
-    Spread and contrast are root mean squares, over the bands and a square of 3 x 3 pixels: of what
-    the eight differ by, and of what sr differs by from its mean in the square.
+    sr: (bands, H, W), the mean of the eight.  variance: (any bands, H, W), of the eight -> (H, W).
+    Spread and contrast are root mean squares over the bands and a square of 3 x 3 pixels: of the
+    differences between the eight, and of the differences between sr and its mean in the square.
     """
     numbers = sr.double()  # a variance is a small difference of large squares
     contrast = (_around(numbers.square()) - _around(numbers).square()).mean(0).clamp_min(0)
@@ -59,35 +57,29 @@ def doubt(sr: Tensor, variance: Tensor) -> Tensor:
 
 
 def rounded(errors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to 1/1000 of their size or less, which is more than is known of them, for files of
-    half the size.
-    """
+    """Rounded to 1/1000 of their value, more than their accuracy, to halve file sizes."""
     # 9 of the 23 bits of a mantissa
     kept = errors.view(np.uint32) + np.uint32(1 << 13) & np.uint32(0xFFFFC000)
     return kept.view(np.float32)
 
 
 def _around(planes: Tensor) -> Tensor:
-    """The mean in the square around each pixel; planes: (bands, H, W). At an edge, the last pixel
-    is repeated.
-    """
+    """The mean in the square around each pixel of (bands, H, W); edges are replicated."""
     reach = WINDOW // 2
     return F.avg_pool2d(F.pad(planes[None], (reach,) * 4, mode="replicate"), WINDOW, stride=1)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Which error goes with how much doubt, as measured with one network. Between two entries lies
-    a straight line.
-    """
+    """Expected error as a function of doubt, measured for one network; linear between entries."""
 
     network: str  # its digest, as in Upscaler
-    measured_on: str  # pictures, in words
-    doubt: tuple[float, ...]  # unit, rising
-    error: tuple[float, ...]  # unit, mean of |sr - hr| over the bands, never falling
+    measured_on: str  # name of the images
+    doubt: tuple[float, ...]  # unit, increasing
+    error: tuple[float, ...]  # unit, mean of |sr - hr| over the bands, not decreasing
 
     def __post_init__(self) -> None:
-        """Raise UsageError where it is no table."""
+        """Raise UsageError for an invalid table."""
         steps = np.diff(self.doubt), np.diff(self.error)
         if (
             len(self.doubt) != len(self.error)
@@ -96,8 +88,8 @@ class Calibration:
             or (steps[1] < 0).any()
         ):
             raise UsageError(
-                "A calibration needs as many errors as doubts, the doubts rising, the errors not "
-                "falling."
+                "A calibration needs as many errors as doubts, the doubts increasing, the errors "
+                "not decreasing."
             )
 
     @classmethod
@@ -109,8 +101,9 @@ class Calibration:
         network: str,
         measured_on: str,
     ) -> Self:
-        """The table of measured pixels: means of parts of them, made monotone by pooling. doubt,
-        error: (pixels,).
+        """The table of measured pixels: means over shares of them, made monotone by pooling.
+
+        doubt, error: (pixels,).
         """
         order = np.argsort(doubt, kind="stable")
         cuts = np.unique((np.array(PARTS) * len(order)).astype(int))
@@ -131,29 +124,24 @@ class Calibration:
         )
 
     def expected_error(self, doubt: NDArray[np.floating]) -> NDArray[np.float32]:
-        """doubt: unit, any shape -> the mean of |sr - hr| to expect, unit. Beyond the table's ends,
-        that of the end.
-        """
+        """doubt: unit, any shape -> the expected |sr - hr|, unit; constant beyond the ends."""
         expected: NDArray[np.float32] = np.interp(doubt, self.doubt, self.error).astype(np.float32)
         return expected
 
     def as_text(self) -> str:
-        """The table as it stands in its file."""
+        """The table as JSON, as in its file."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def calibration_path(weights: Path) -> Path:
-    """Where the calibration of weights lies: x4.confidence.json beside x4.safetensors,
-    confidence.json in a folder.
-    """
+    """Path of a calibration: x4.confidence.json, or confidence.json in a folder."""
     return weights / SUFFIX.lstrip(".") if weights.is_dir() else weights.with_suffix(SUFFIX)
 
 
 def read_calibration(weights: Path, network: str) -> Calibration | None:
-    """The calibration of a network, by its digest; None where there is none, or one of another
-    network.
+    """The calibration of the network with this digest; None if there is none.
 
-    Raises CheckpointError for a file that is none.
+    Raises CheckpointError for a file that is not a calibration.
     """
     path = calibration_path(weights)
     if not path.is_file():
@@ -168,6 +156,6 @@ def read_calibration(weights: Path, network: str) -> Calibration | None:
         )
     except (ValueError, TypeError, KeyError) as damage:  # UsageError is a ValueError
         raise CheckpointError(
-            f"{path} is no calibration that can be read: {damage}. Remove it, or restore it."
+            f"{path} is not a valid calibration: {damage}. Remove it, or restore it."
         ) from damage
     return found if found.network == network else None

@@ -1,16 +1,14 @@
-"""Consistency: the smallest change of a result by which, made small again, it is the image it came
-from.
+"""Consistency: the smallest change of a result such that downsampling it gives the input.
 
-A network promises nothing about the sum of the pixels it makes of one; on imagery that is measured
-(reflectance, temperature) the sum has to stay. Making small is the specification's imresize, a
-linear map D of each axis. What D sr differs by from lr is added to sr through D's pseudoinverse.
-That is an orthogonal projection: where lr is indeed D of some truth, no result moves away from that
-truth by it. Iterated back-projection tends to the same set of images, and needs many rounds for
-fine patterns.
+A network does not preserve the sum of pixels; for measurements (reflectance, temperature) it must
+be preserved. Downsampling is the specification's imresize, a linear map D along each axis. The
+difference between lr and D sr is added to sr through the pseudoinverse of D. That is an orthogonal
+projection: if lr is D of some truth, no result moves away from that truth. Iterated back-projection
+converges to the same set of images, but needs many iterations for fine patterns.
 
-The pseudoinverse falls by a factor of three with every pixel of distance, and D is 0 beyond its
-kernel. So both are multiplied in blocks of rows, each without the columns that are nothing to it,
-in half the time of the whole matrices.
+The pseudoinverse decays by a factor of three per pixel, and D is 0 beyond its kernel. So both are
+multiplied in blocks of rows, each without its negligible columns, in half the time of the whole
+matrices.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from torch import Tensor
 
 from repmamba.pixels.resize import contributions
 
-# a matrix: for some of its rows, which columns, and the numbers
+# a matrix: for each block of rows, the columns, and the numbers
 Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]
 
 BLOCK_ROWS = 32
-NEGLIGIBLE = 1e-9  # float32 has 6e-8 of a number
+
+# float32 has a relative precision of 6e-8
+NEGLIGIBLE = 1e-9
 
 
-def consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
-    """sr: (bands, scale h, scale w) -> the nearest to it that imresize reduces to lr where that is
-    known.
+def make_consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:
+    """The nearest image to sr that imresize reduces to lr wherever lr is known.
 
-    lr: (bands, h, w), in the same numbers.  known: (bands, h, w), False where lr stands for a
-    missing pixel; there
-    sr reduces to what it did before. Float32 throughout.
+    sr: (bands, scale h, scale w).  lr: (bands, h, w).  known: (bands, h, w), False for missing
+    pixels of lr, where the downsampled sr stays as it is. All float32.
     """
     down_rows, up_rows = _axis(lr.shape[-2], scale)
     down_cols, up_cols = _axis(lr.shape[-1], scale)
@@ -68,7 +66,7 @@ def _axis(length: int, scale: int) -> tuple[Blocks, Blocks]:
 
 
 def _blocks(matrix: NDArray[np.float64]) -> Blocks:
-    """A matrix whose numbers are around its diagonal, without those that are negligible."""
+    """A matrix with numbers around its diagonal, without the negligible ones."""
     blocks = []
     for row in range(0, len(matrix), BLOCK_ROWS):
         numbers = matrix[row : row + BLOCK_ROWS]

@@ -1,9 +1,8 @@
-"""xarray.DataArray in and out: its numbers as (bands, h, w), and the result as a DataArray in the
-same place.
+"""xarray.DataArray to planes (bands, h, w), and the result back to a DataArray.
 
-xarray is imported by whoever made the array; here only rioxarray is, which says where it lies and
-what is missing. An array that dask computes later stays one: its blocks are enlarged when they are
-wanted, on the tile grid of the whole.
+xarray is only imported if the caller has an array of it; rioxarray is needed for georeferencing and
+nodata. A dask array stays lazy: its blocks are computed on demand, on the tile grid of the whole
+array.
 """
 
 from __future__ import annotations
@@ -18,46 +17,50 @@ from repmamba.errors import MissingExtra, ShapeMismatch, UsageError
 from repmamba.pixels.nodata import as_nodata
 from repmamba.tiles.window import Window
 
-UNEVEN = 0.002  # of a step, by which coordinates may be astray: written with a few digits
-UNEVEN_AT_MOST = 0.25  # the same, of float32 in large numbers; one dropped row makes half a step
+# share of a step by which coordinates may deviate: they are written with a few digits
+UNEVEN = 0.002
+
+# the same for large float32 values; a dropped row makes half a step
+UNEVEN_AT_MOST = 0.25
 
 
 def is_dataarray(array: object) -> bool:
-    """Whether it is an xarray.DataArray, found without importing xarray. Raises UsageError for an
-    xarray.Dataset.
+    """Whether it is an xarray.DataArray, found without importing xarray.
+
+    Raises UsageError for an xarray.Dataset.
     """
     if type(array).__module__.partition(".")[0] != "xarray":
         return False
     if hasattr(array, "data_vars"):
         raise UsageError(
-            f"A {type(array).__name__} holds several arrays: give one, dataset[name] or "
+            f"A {type(array).__name__} has several arrays: give one, dataset[name] or "
             "dataset.to_array()."
         )
     return hasattr(array, "dims")
 
 
-def planes_of(array: Any) -> tuple[NDArray[Any], float | None]:
-    """The numbers of a DataArray as (bands, h, w), and its nodata, if its type has it.
+def planes_of_dataarray(array: Any) -> tuple[NDArray[Any], float | None]:
+    """The values of a DataArray as (bands, h, w), and its nodata if its type can store it.
 
-    One dimension beside y and x may hold bands. The numbers are an array of dask where they are one
-    in the DataArray. Raises ShapeMismatch, and UsageError where coordinates are no grid.
+    One dimension besides y and x may be the bands. Lazy values stay a dask array. Raises
+    ShapeMismatch, and UsageError if the coordinates are not a grid.
     """
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
     if len(others) > 1 or 0 in array.shape:
         raise ShapeMismatch(
-            f"A DataArray of dimensions {', '.join(map(str, array.dims))} is no image; beside "
-            f"{rows} and {cols} it may "
-            "have one of bands, none of them 0."
+            f"A DataArray with dimensions {', '.join(map(str, array.dims))} is not an image; "
+            f"besides {rows} and {cols} it may have one dimension of bands, none of them 0."
         )
-    _transform(array, rows, cols)  # refuses what is no grid before anything is computed
+    # refuse coordinates that are not a grid before computing anything
+    _transform(array, rows, cols)
     ordered = array.transpose(*others, rows, cols)
     ordered = ordered.data if is_lazy(array) else ordered.values
     return ordered if others else ordered[None], _nodata(array)
 
 
 def is_lazy(array: Any) -> bool:
-    """Whether the numbers of a DataArray are computed by dask, later."""
+    """Whether the values of a DataArray are a dask array."""
     return array.chunks is not None
 
 
@@ -68,11 +71,10 @@ def blockwise(
     halo: int,
     enlarge: Callable[[NDArray[Any], Window, Window], NDArray[Any]],
 ) -> Any:
-    """planes: an array of dask, (bands, h, w) -> likewise, (bands, scale h, scale w); nothing is
-    computed here.
+    """planes: a dask array (bands, h, w) -> a dask array (bands, scale h, scale w), lazy.
 
-    enlarge: of what is read for a block, (bands, h, w), and the two windows in planes, lr: read and
-    block. Blocks are as large as the chunks of planes, in whole tiles.
+    enlarge: called with the values read for a block, (bands, h, w), and two windows in planes, lr:
+    read and block. Blocks are as large as the chunks of planes, in whole tiles.
     """
     import dask.array
     from dask.delayed import delayed
@@ -94,14 +96,13 @@ def blockwise(
     return joined.block([rows])
 
 
-def like(
+def dataarray_like(
     array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None
 ) -> Any:
-    """planes: (bands, scale h, scale w) as a DataArray with the dimensions, attributes and the
-    place of array.
+    """planes: (bands, scale h, scale w) -> a DataArray with dimensions and attributes of `array`.
 
-    Coordinates along rows and columns come along where they are these dimensions' own; statistics
-    of pixels do not. nodata: in place of the array's own, of all bands or of each.
+    Coordinates of rows and columns are interpolated; statistics of pixels are dropped. nodata:
+    replaces that of the array, for all bands or each.
     """
     from affine import Affine
 
@@ -112,7 +113,7 @@ def like(
         name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)
     }
     transform = _transform(array, rows, cols) @ Affine.scale(1 / scale)
-    # else no row has one y, and the transform alone says where pixels are
+    # otherwise no row has a single y, and only the transform gives positions
     if transform.b == transform.d == 0:
         if cols in array.coords:
             coords[cols] = transform.c + transform.a * (np.arange(planes.shape[2]) + 0.5)
@@ -145,16 +146,15 @@ def like(
 
 
 def _transform(array: Any, rows: Any, cols: Any) -> Any:
-    """Where pixels lie: as the coordinates say, since what selects or sorts leaves the transform of
-    a file as it was.
+    """The affine transform, from the coordinates: slicing does not update the stored one.
 
-    That transform counts where there are no coordinates, for the step of an axis of one pixel, and
-    in rotated rasters.
+    The stored transform is used without coordinates, for the step of an axis of one pixel, and for
+    rotated rasters.
     """
     from affine import Affine
 
     for name in {rows, cols} & set(array.coords):
-        _centres(name, array.coords[name].values)  # rioxarray fails on what is no number
+        _centres(name, array.coords[name].values)  # rioxarray fails on values that are not numbers
     kept = array.rio.transform()
     if kept.b or kept.d:
         return kept
@@ -164,9 +164,7 @@ def _transform(array: Any, rows: Any, cols: Any) -> Any:
 
 
 def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float, float]:
-    """Where an axis begins, and how far it is from pixel to pixel; edge and step where no
-    coordinates tell.
-    """
+    """Start and step of an axis; `edge` and `step` if the coordinates do not give them."""
     if name not in array.coords:
         return edge, step
     centres = _centres(name, array.coords[name].values)
@@ -177,10 +175,10 @@ def _first_edge(array: Any, name: Any, edge: float, step: float) -> tuple[float,
 
 
 def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
-    """The coordinates of pixels as numbers. Raises UsageError where they are none."""
+    """The coordinates of pixel centres as numbers. Raises UsageError if they are not."""
     if values.dtype.kind not in "iuf":
         raise UsageError(
-            f"The coordinates {name} are {values.dtype}, and numbers are expected: drop or replace "
+            f"The coordinates {name} are {values.dtype}, but numbers are expected: drop or replace "
             "them."
         )
     centres = values.astype(np.float64)
@@ -194,11 +192,9 @@ def _centres(name: Any, values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
-    """Raise UsageError, with the place of the first jump, unless pixels lie step by step but for
-    rounding.
-    """
+    """Raise UsageError with the first jump unless the coordinates are evenly spaced."""
     allowed = UNEVEN
-    if (centres == centres.astype(np.float32)).all():  # they may have been rounded to it
+    if (centres == centres.astype(np.float32)).all():  # they may have been rounded
         rounding = np.finfo(np.float32).eps * np.abs(centres).max()
         allowed = min(UNEVEN_AT_MOST, UNEVEN + rounding / max(abs(step), 1e-300))
     astray = np.abs(centres - centres[0] - step * np.arange(len(centres)))
@@ -221,11 +217,11 @@ def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
 
 
 def _nodata(array: Any) -> float | None:
-    """The nodata that an array declares; None where its type has no such number."""
+    """The nodata that an array declares, or None if its type cannot store it."""
     try:
         nodata = array.rio.nodata
         return None if nodata is None else as_nodata(float(nodata), array.dtype.name)
-    except (OverflowError, ValueError):  # rioxarray's, and ours
+    except (OverflowError, ValueError):  # from rioxarray and from as_nodata
         return None
 
 
@@ -238,9 +234,8 @@ def _spatial(array: Any) -> tuple[Any, Any]:
         return place.y_dim, place.x_dim
     except DimensionError as unknown:
         raise UsageError(
-            f"Which of the dimensions {', '.join(map(str, array.dims))} are rows and columns "
-            "cannot be told: say so by "
-            "array.rio.set_spatial_dims(x_dim=..., y_dim=...)."
+            f"Cannot tell which of the dimensions {', '.join(map(str, array.dims))} are rows and "
+            "columns: set them with array.rio.set_spatial_dims(x_dim=..., y_dim=...)."
         ) from unknown
 
 

@@ -1,8 +1,6 @@
-"""Where a network computes, and in which type of number: from what was asked and the kinds of
-device that are there.
+"""Choosing the device and the precision, from the request and from the devices there are.
 
-Never from free memory or from how busy a machine is: what can change a pixel must not depend on the
-moment.
+Never from free memory or load: nothing that can change a pixel may depend on the moment.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torc
 
 
 def choose_device(asked: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or a CUDA one where there is one, or the CPU. Raises UsageError where
-    it is not there.
+    """The requested device, or by default a CUDA GPU or the CPU.
+
+    Raises UsageError if this machine does not have it.
     """
     if asked is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,14 +31,12 @@ def choose_device(asked: str | torch.device | None = None) -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise UsageError(
-            f"The device '{asked}' is not in this machine; leave it out, or choose cpu."
-        )
+        raise UsageError(f"This machine has no device '{asked}'; leave it out, or choose cpu.")
     return device
 
 
 def choose_precision(asked: str | None = None) -> torch.dtype:
-    """float32 unless bfloat16 is asked for. Raises UsageError for other names."""
+    """float32 unless bfloat16 is requested. Raises UsageError for other names."""
     name = asked or "float32"
     if name not in PRECISIONS:
         raise UsageError(f"There is no precision '{asked}'; choose float32 or bfloat16.")

@@ -1,8 +1,7 @@
-"""The eight flips and rotations of an image, each enlarged and turned back: their mean, and how far
-they disagree.
+"""The eight flips and rotations of an image: the mean of the results, and their variance.
 
-A network that learnt from turned pictures answers each of the eight a little differently, and what
-they do not share is mostly error: the mean loses some of it, and the variance says where it was.
+A network that was trained with flips and rotations answers each a little differently, and the
+differences are mostly error: the mean removes part of it, and the variance shows where it was.
 Nothing here is random.
 """
 
@@ -15,15 +14,14 @@ from torch import Tensor
 
 ROWS_AND_COLS = (-2, -1)
 
-Run = Callable[[Tensor], Tensor]  # (B, bands, h, w) -> (B, bands, scale h, scale w)
+# (B, bands, h, w) -> (B, bands, scale h, scale w)
+Run = Callable[[Tensor], Tensor]
 
 
 def mean_of_eight(run: Run, unit: Tensor) -> Tensor:
-    """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), by eight calls of run, which
-    enlarges.
-    """
+    """unit: (B, bands, h, w) -> (B, bands, scale h, scale w), by eight calls of run."""
     results = _eight(run, unit)
-    # summed one by one: eight results at once would be most of a tile's memory
+    # summed one at a time: eight results at once would be most of a tile's memory
     total = next(results)
     for result in results:
         total = total + result
@@ -31,15 +29,13 @@ def mean_of_eight(run: Run, unit: Tensor) -> Tensor:
 
 
 def mean_and_variance(run: Run, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """The same mean, in every bit, and the variance of the eight around it; both (B, bands, scale
-    h, scale w).
-    """
+    """The same mean, bit by bit, and the variance; both (B, bands, scale h, scale w)."""
     results = _eight(run, unit)
     first = next(results)
     total, away, squares = first, torch.zeros_like(first), torch.zeros_like(first)
     for result in results:
         total = total + result
-        # Of differences from the first, which are small: in squares of the numbers, float32 would
+        # Of differences from the first, which are small: with squares of the values, float32 would
         # lose the variance.
         difference = result - first
         away, squares = away + difference, squares + difference.square()

@@ -1,8 +1,7 @@
-"""Exported files: what a network's graph for other programs says of itself, written and read.
+"""Metadata of exported networks: written by `repmamba.export`, read here.
 
-`repmamba.export` writes them; onnx_runner.py runs those of ONNX. What they say is JSON in the
-metadata of the file, beside a checksum of the whole file, so that a damaged one is refused before
-a runtime sees it, and so is a graph that is none of ours.
+It is JSON in the metadata of the file, beside a checksum of the whole file, so that damaged files
+and graphs of other programs are refused before a runtime opens them.
 """
 
 from __future__ import annotations
@@ -19,50 +18,50 @@ from repmamba import __version__
 from repmamba.errors import CheckpointError
 from repmamba.network.config import NetworkConfig
 
+# version of the metadata; later ones are refused
 FORMAT = 1
-"""Version of what is said. A reader refuses a later one."""
 
+# metadata entry with the facts, as JSON
 FACTS = "repmamba"
-"""The entry of the metadata that holds the facts, as JSON."""
 
+# metadata entry with the SHA-256 of the file, hex, computed with zeros in its own place
 CHECKSUM = "repmamba.checksum"
-"""The entry that holds the SHA-256 of the file, as hex, taken with zeros in its own place."""
 
 BLANK = "0" * 64
 
+# names of a graph's input and output
 LR, SR = "lr", "sr"
-"""Names of a graph's input and output."""
 
-# In a file of ONNX an entry is its name, then a tag and a length, both of one byte, then its text.
+# In an ONNX file an entry is its name, then a tag and a length of one byte each, then its text.
 _STORED_CHECKSUM = re.compile(re.escape(CHECKSUM).encode() + rb"\x12\x40([0-9a-f]{64})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a runtime's result is from the network's own, for one input."""
+    """How far a runtime's result is from the original network's, for one input."""
 
     runtime: str
     version: str
-    input: str  # in words
+    input: str  # description
     shape: tuple[int, ...]  # (batch, bands, height, width)
-    largest: float  # in units of the value range, of all pixels
+    largest: float  # in units of the value range, over all pixels
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedFacts:
-    """What a file says of itself."""
+    """The metadata of an exported network."""
 
     config: NetworkConfig
     name: str  # of the weights
-    network: str  # digest of the network's numbers, as Upscaler.digest
-    weights: str  # SHA-256 of the file of weights, hex; "" where it was a folder
+    network: str  # Upscaler.digest
+    weights: str  # SHA-256 of the file of weights, hex; "" for a folder
     terms: str  # of the weights
     training_data: str
-    tile: int  # lr pixels, advised
+    tile: int  # lr pixels, recommended
     halo: int
-    size: tuple[int, int] | None  # height and width of the input; None: any
-    precision: str  # in which matrices are stored
-    purpose: str  # "", or the program that it is for and whose rules it follows
+    size: tuple[int, int] | None  # fixed height and width of the input, or None
+    precision: str  # of the stored matrices
+    purpose: str  # the program that the export is for, or ""
     nodes: int
     parity: tuple[Difference, ...]
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -75,7 +74,7 @@ class ExportedFacts:
 
     @property
     def bands(self) -> int:
-        """How many go through the network together."""
+        """How many bands go through the network together."""
         return self.config.in_chans
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +89,7 @@ class ExportedFacts:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExportedFacts:
-        """What `to_dict` gave. Raises KeyError, TypeError, ValueError for anything else."""
+        """The reverse of `to_dict`. Raises KeyError, TypeError, ValueError for other values."""
         known = dict(values)
         for derived in ("format_version", "scale", "bands"):
             del known[derived]
@@ -109,13 +108,13 @@ class ExportedFacts:
 
 
 def sealed(content: bytes) -> bytes:
-    """The content of a file whose checksum is BLANK, with its checksum in that place."""
+    """Replace BLANK in the content of a file by its checksum."""
     checksum = hashlib.sha256(content).hexdigest().encode()
     return content.replace(b"\x12\x40" + BLANK.encode(), b"\x12\x40" + checksum)
 
 
 def read_sealed(path: Path) -> bytes:
-    """The content of an exported file of ONNX, as it was sealed. Raises CheckpointError."""
+    """The content of an exported ONNX file, its checksum verified. Raises CheckpointError."""
     try:
         content = path.read_bytes()
     except OSError as failure:
@@ -123,12 +122,12 @@ def read_sealed(path: Path) -> bytes:
     found = _STORED_CHECKSUM.search(content)
     if found is None:
         raise CheckpointError(
-            f"{path} is not a network that `repmamba export` has written; only those are run here."
+            f"{path} was not written by `repmamba export`; other ONNX files cannot be run here."
         )
     checksum = found[1]
     blank = content[: found.start(1)] + BLANK.encode() + content[found.end(1) :]
     if hashlib.sha256(blank).hexdigest().encode() != checksum:
-        raise CheckpointError(f"{path} is damaged: its checksum is not its own. Export it again.")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match. Export it again.")
     return content
 
 
@@ -140,8 +139,8 @@ def read_facts(text: str, path: Path) -> ExportedFacts:
         if version <= FORMAT:
             return ExportedFacts.from_dict(values)
     except (ValueError, TypeError, KeyError) as failure:
-        raise CheckpointError(f"{path} says nothing of its network that can be read.") from failure
+        raise CheckpointError(f"{path} has no readable metadata.") from failure
     raise CheckpointError(
-        f"{path} is of format version {version}, and this repmamba reads up to {FORMAT}: install a "
+        f"{path} has format version {version}, but this repmamba reads up to {FORMAT}: install a "
         "newer repmamba, or export it again."
     )

@@ -1,9 +1,4 @@
-"""Options by keyword: what each takes, checked in one place, so that a wrong one is one line and
-not a traceback.
-
-A table of kinds says it; the scene room has a larger one of its own (scene/arguments.py). Whether a
-value makes sense is asked where it is used.
-"""
+"""Keyword options checked in one place, so that a wrong one gives one line and no traceback."""
 
 from __future__ import annotations
 
@@ -18,31 +13,32 @@ import numpy as np
 
 from repmamba.errors import UsageError
 
-LEAST = {"tile": 2, "halo": 0}  # lr pixels
+# in lr pixels
+LEAST = {"tile": 2, "halo": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an option takes."""
+    """What an option accepts."""
 
-    words: str  # as an error says it
-    # a value in plain Python types; raises TypeError or ValueError where it is none
+    words: str  # for error messages
+    # to a plain Python value; raises TypeError or ValueError if it is not accepted
     taken: Callable[[Any], Any]
 
 
 def checked(
     given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The options given, those that are None left out, in plain Python types.
+    """The options given, without those that are None, as plain Python values.
 
-    hints: for names that one might expect, the name here. Raises UsageError for other names and for
-    wrong types.
+    hints: names one might expect -> the name here. Raises UsageError for unknown names and wrong
+    types.
     """
     for name in given:
         if name not in kinds:
             hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
             raise UsageError(
-                f"There is no option {name!r:.60}{hint}. There are {', '.join(kinds)}."
+                f"There is no option {name!r:.60}{hint}. The options are {', '.join(kinds)}."
             )
     return {
         name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None
@@ -59,14 +55,14 @@ def _taken(name: str, value: Any, kind: Kind) -> Any:
 
 
 def whole(value: Any) -> int:
-    """An integer of Python or NumPy; True is none."""
+    """An integer of Python or NumPy, but not a bool."""
     if isinstance(value, bool):
-        raise TypeError("True and False are no numbers.")
+        raise TypeError("True and False are not numbers.")
     return operator.index(value)
 
 
 def number(value: Any) -> float:
-    """A real number of Python or NumPy."""
+    """A real number of Python or NumPy, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError("This is no number.")
     return float(value)
@@ -75,19 +71,19 @@ def number(value: Any) -> float:
 def several(
     taken: Callable[[Any], Any], count: int | None = None
 ) -> Callable[[Iterable[Any]], tuple[Any, ...]]:
-    """Values of one kind, one after the other; as many as count, where it is given."""
+    """A reader of several values of one kind; exactly `count` if given."""
 
     def read(values: Iterable[Any]) -> tuple[Any, ...]:
         found = tuple(taken(value) for value in values)
         if count is not None and len(found) != count:
-            raise ValueError(f"{len(found)} in place of {count}")
+            raise ValueError(f"{len(found)} instead of {count}")
         return found
 
     return read
 
 
 def several_or_one(value: Any) -> tuple[float, ...]:
-    """Real numbers; one alone, too. Raises ValueError for none at all."""
+    """One real number or several. Raises ValueError for an empty sequence."""
     numbers = (number(value),) if isinstance(value, Real) else several(number)(value)
     if not numbers:
         raise ValueError("There is none.")
@@ -95,22 +91,17 @@ def several_or_one(value: Any) -> tuple[float, ...]:
 
 
 def check_cut(tile: int | None, halo: int | None) -> None:
-    """Raise UsageError for a tile or a halo by which no image can be cut; None is left to the
-    weights.
-    """
+    """Raise UsageError for an odd or too small tile or halo; None is that of the weights."""
     for name, length in (("tile", tile), ("halo", halo)):
         if length is not None and not cuts(name, length):
             raise UsageError(
-                f"{name}={length}: give an even number of pixels from {LEAST[name]} on, since the "
-                "network pools two by "
-                "two."
+                f"{name}={length}: expected an even number of pixels from {LEAST[name]} up, "
+                "because the network pools two by two."
             )
 
 
 def cuts(name: str, length: int) -> bool:
-    """Whether a "tile" or a "halo" may have so many lr pixels: cut at an odd place, other pixels
-    would be pooled.
-    """
+    """Whether a "tile" or a "halo" may have this length: an odd one would pool other pixels."""
     return length % 2 == 0 and length >= LEAST[name]
 
 
@@ -129,7 +120,7 @@ def yes_or_no(value: Any) -> bool:
 
 def _one_of(value: int, numbers: tuple[int, ...]) -> int:
     if value not in numbers:
-        raise ValueError("This is none of them.")
+        raise ValueError("This is not one of them.")
     return value
 
 
@@ -150,7 +141,7 @@ CALLED = Kind("a function", _called)
 WHOLE = Kind("a whole number", whole)
 PIXELS = Kind("a whole number of pixels", whole)
 NODATA = Kind("a number, or one for each band", several_or_one)
-RANGE = Kind("two numbers, what is black and what is white", several(number, 2))
+RANGE = Kind("two numbers, the values of black and white", several(number, 2))
 
 
 def _range(value: Any) -> Any:
@@ -163,6 +154,7 @@ def _layout(value: Any) -> str:
     return str(value)
 
 
+# options of `load` beside the device
 OF_LOAD = {
     "weights": PATH,
     "scale": Kind("2, 3 or 4", lambda value: _one_of(whole(value), (2, 3, 4))),
@@ -172,8 +164,8 @@ OF_LOAD = {
     "ensemble": FLAG,
     "revision": TEXT,
 }
-"""What `load` takes, beside a device."""
 
+# options of Upscaler.upscale
 OF_ARRAYS = {
     "value_range": Kind(f"{RANGE.words}, or 'robust'", _range),
     "nodata": NODATA,
@@ -183,4 +175,3 @@ OF_ARRAYS = {
     "halo": PIXELS,
     "workers": WHOLE,
 }
-"""What Upscaler.upscale takes."""

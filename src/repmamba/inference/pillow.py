@@ -1,7 +1,6 @@
-"""Pictures of Pillow in and out: their numbers as (bands, h, w), and the result as a picture of the
-same mode.
+"""PIL images to planes (bands, h, w), and the result back to an image of the same mode.
 
-Pillow is imported by whoever made the picture.
+Pillow is only imported if the caller has an image of it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from repmamba.errors import ShapeMismatch, UsageError
 
-MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")  # that can be enlarged as they are
-# modes whose numbers are no colours: what they show
+# upscaled as they are
+MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")
+# modes without colour values -> the mode that shows the same
 SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L"}
 
 
@@ -25,38 +25,37 @@ def is_picture(image: object) -> bool:
     )
 
 
-def shown(picture: Any) -> Any:
-    """The picture in a mode of MODES; palettes and bits as what they show. Raises UsageError,
-    ShapeMismatch.
+def in_upscalable_mode(picture: Any) -> Any:
+    """The image in a mode of MODES; palettes and bits are converted.
+
+    Raises UsageError, ShapeMismatch.
     """
     if 0 in picture.size:
         raise ShapeMismatch(
-            f"A picture of {picture.width} x {picture.height} pixels has nothing to enlarge."
+            f"An image of {picture.width} x {picture.height} pixels cannot be upscaled."
         )
     mode = SHOWN_AS.get(picture.mode, picture.mode)
     if mode == "RGB" and "transparency" in picture.info:
         mode = "RGBA"
     if mode not in MODES:
         raise UsageError(
-            f"A picture of mode {picture.mode} cannot be enlarged; these can: "
-            f"{', '.join((*MODES, *SHOWN_AS))}. "
-            "Change it with picture.convert('RGB')."
+            f"An image of mode {picture.mode} cannot be upscaled; supported modes: "
+            f"{', '.join((*MODES, *SHOWN_AS))}. Convert it with image.convert('RGB')."
         )
     return picture if mode == picture.mode else picture.convert(mode)
 
 
 def planes_of_picture(picture: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The colours of a picture that was `shown`, (bands, h, w), and its alpha, (h, w), where it has
-    one.
-    """
+    """The colours, (bands, h, w), and the alpha, (h, w), or None, of an image in one of MODES."""
     numbers = np.asarray(picture)
     planes = numbers[None] if numbers.ndim == 2 else np.moveaxis(numbers, 2, 0)
     return (planes[:-1], planes[-1]) if picture.mode.endswith("A") else (planes, None)
 
 
 def picture_like(picture: Any, planes: NDArray[Any], alpha: NDArray[Any] | None, scale: int) -> Any:
-    """planes: (bands, scale h, scale w) as a picture of the same mode and information; alpha, (h,
-    w), by nearest.
+    """planes: (bands, scale h, scale w) -> an image with the mode and info of `picture`.
+
+    alpha: (h, w), resampled by nearest neighbour.
     """
     from PIL import Image
 

@@ -1,6 +1,4 @@
-"""Runner: the one thing that everything above a network asks of it, so that another form of it can
-take its place.
-"""
+"""Runner: the interface to a network in any form: torch, compiled passes or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Runner(Protocol):
-    """Computes the enlargement of a tile. Called from several threads at once."""
+    """Runs a network on tiles. Called from several threads at once."""
 
     @property
     def scale(self) -> int:
@@ -23,32 +21,31 @@ class Runner(Protocol):
 
     @property
     def bands(self) -> int:
-        """How many bands it takes and gives."""
+        """How many bands the network takes and returns."""
         ...
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
-        """(B, bands, h, w) -> (B, bands, scale h, scale w), not clamped, as the runner's own form
-        computes it.
-        """
+        """The network itself: (B, bands, h, w) -> (B, bands, scale h, scale w), not clamped."""
         ...
 
     def run(self, unit: Tensor) -> Tensor:
-        """unit: (B, bands, h, w), float32, on the CPU -> (B, bands, scale h, scale w), likewise,
-        not clamped.
+        """unit: (B, bands, h, w), float32 on the CPU -> (B, bands, scale h, scale w), the same.
+
+        The result is not clamped.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TorchRunner:
-    """A network of torch on its device."""
+    """A torch network on its device."""
 
     network: nn.Module = field(repr=False)
     scale: int
     bands: int
     device: torch.device
-    precision: torch.dtype  # float32, or bfloat16 for the layers that autocast takes to it
+    precision: torch.dtype  # float32, or bfloat16 for the layers that autocast covers
 
     def run(self, unit: Tensor) -> Tensor:
         """See Runner."""

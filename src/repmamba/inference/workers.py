@@ -1,15 +1,13 @@
-"""Tiles side by side: several threads of one process, each computing its tile with one compute
-thread of torch.
+"""Several tiles at once: threads of one process, each with one torch compute thread.
 
-The last bits of a sum depend on how many threads of torch share it. With one a tile, they depend on
-nothing: any number of workers gives the same bytes. The compiled passes (compiled.py) give the same
-bits for any number of threads, so where there are fewer tiles than cores, each tile's passes share
-what is left. Workers are threads, since torch and our kernels let go of Python's lock while they
-compute.
+The last bits of a sum depend on how many torch threads share it. With one thread per tile they do
+not: any number of workers gives the same bytes. The compiled passes (compiled_runner.py) give the
+same bits for any number of threads, so where there are fewer tiles than cores, each tile's passes
+share the remaining cores. Workers are threads, because torch and our kernels release the GIL.
 
-All calls in progress share one set of workers, as many as the most that any of them asked for: six
-requests of a service compute as many tiles at once as one does, and take turns. The workers end
-with the last call.
+All calls in progress share one set of workers, as many as the largest number that any call asked
+for: six requests of a service together compute as many tiles at once as one request does, and take
+turns. The workers end with the last call.
 """
 
 from __future__ import annotations
@@ -26,30 +24,32 @@ from typing import Any, TypeVar
 
 import torch
 
-from repmamba.ahead import ahead
 from repmamba.cores import available_cores
 from repmamba.errors import UsageError
-from repmamba.inference.compiled import share_passes
+from repmamba.inference.compiled_runner import share_passes
+from repmamba.prefetch import prefetch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 2  # items beyond those being computed: one read ahead, one finished and not yet taken
+# tiles beyond those being computed: one prefetched, one finished and not yet taken
+IN_FLIGHT = 2
 
 Task = Callable[[], None]
 
-# two runs that begin at once would take each other's numbers for the process's
+# two calls that start at once would take each other's thread number for the process's
 _beginning = threading.Lock()
-# threads within one_compute_thread, and torch's number before the first of them
+# threads inside one_compute_thread, and torch's number before the first of them
 _inside, _threads_outside = 0, 1
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
-    """How many tiles are computed side by side: one for each CPU core, one on other devices. Raises
-    UsageError.
+    """How many tiles are computed at once: by default one per CPU core, one on other devices.
+
+    Raises UsageError.
     """
     if asked is not None and asked < 1:
-        raise UsageError(f"{asked} workers compute nothing; at least 1 is needed.")
+        raise UsageError(f"workers is {asked}; at least 1 is needed.")
     if device.type != "cpu":
         return 1
     side = asked or available_cores()
@@ -57,45 +57,47 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
 
 
 def set_tiles_in_flight(count: int | None) -> None:
-    """Let all calls of this process together compute at most so many tiles at once, however many
-    workers they ask for.
+    """Limit how many tiles all calls of this process compute at once.
 
-    None, as at the beginning: as many as the most that one of them asked for, the number of CPU
-    cores unless it did. Holds for calls that begin later, and changes no result. Raises UsageError.
+    Args:
+        count: The limit; None (the default at the start) for the largest number of workers that any
+            call asks for. It applies to calls that start later, and changes no result.
+
+    Raises:
+        UsageError: count is not a positive whole number or None.
     """
     global _most
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise UsageError(
-            f"count is {count!r:.40}; it takes a whole number of tiles, at least 1, or None."
+            f"count is {count!r:.40}; expected a whole number of tiles, at least 1, or None."
         )
     _most = count
 
 
-def side_by_side(
+def map_tiles(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     workers: int,
     count: int | None = None,
 ) -> Generator[Result, None, None]:
-    """function of every item, in order, by so many workers; items are drawn by the caller's thread,
-    a few ahead.
+    """function(item) for every item, in order, computed by `workers` threads.
 
-    count: of the items, where it is known; fewer than workers leave more threads to each, within
-    the number that torch has for the caller. While a result is used or an item is made, the workers
-    go on computing. The first exception ends it, whether it comes from function, from items or, by
-    the generator's close, from the caller; what has not begun is never computed.
+    The caller's thread draws the items, a few ahead. count: number of items, if known; with fewer
+    items than workers each gets more compute threads, within torch's number for the caller. The
+    first exception ends it, from function, from items, or from the caller by closing the generator;
+    what has not started is cancelled.
     """
     side = workers if count is None else max(1, min(workers, count))
     with _share_of_the_workers(side) as share:
-        yield from ahead(share, function, items, side + IN_FLIGHT)
+        yield from prefetch(share, function, items, side + IN_FLIGHT)
 
 
 @contextmanager
 def one_compute_thread() -> Iterator[None]:
-    """The calling thread, which somebody else began, computes as one of these workers does.
+    """Compute in the calling thread, which is not one of ours, as a worker does.
 
-    The number of torch that it sets is that of threads still to come as well (see `_pool`): the
-    first one in keeps what it was, and each that leaves puts that back.
+    Setting torch's number of threads also sets it for threads started later (see `_begin`): the
+    first to enter stores the number, and each that leaves restores it.
     """
     global _inside, _threads_outside
     with _beginning:
@@ -122,9 +124,7 @@ class _Workers:
         self._calls = 0
 
     def enter(self, side: int) -> int:
-        """One more call, which computes so many tiles at once; torch's number of threads for its
-        thread.
-        """
+        """Register a call that computes `side` tiles at once; returns torch's thread number."""
         with _beginning:
             threads_of_caller = torch.get_num_threads()
             self._begin(side - len(self._threads), threads_of_caller)
@@ -132,9 +132,7 @@ class _Workers:
         return threads_of_caller
 
     def leave(self) -> None:
-        """One call less. With the last one the threads end, and the memory that they kept is given
-        back.
-        """
+        """Unregister a call. With the last one, the threads end and free their memory."""
         with _beginning:
             self._calls -= 1
             ending = [] if self._calls else self._threads
@@ -146,15 +144,15 @@ class _Workers:
                     thread.join()
 
     def put(self, task: Task) -> None:
-        """Have a task done after those that wait already."""
+        """Queue a task."""
         self._tasks.put(task)
 
     def _begin(self, missing: int, threads_of_caller: int) -> None:
-        """Threads with one compute thread of torch each.
+        """Start threads with one torch compute thread each.
 
-        torch keeps its number for each thread and for those still to come: what a worker sets for
-        itself would be that of any thread begun later. So the number of the process is put back
-        before anything is computed.
+        torch keeps the number per thread, and also for threads started later: a worker's own
+        setting would apply to every new thread. So the number of the process is restored before
+        anything is computed.
         """
         for _ in range(missing):
             begun = threading.Event()
@@ -168,7 +166,8 @@ class _Workers:
             torch.set_num_threads(threads_of_caller)
 
     def _work(self, begun: threading.Event) -> None:
-        torch.get_num_threads()  # a thread's first use of torch sets its number: let that be over
+        # the first use of torch in a thread sets its number: get that over with
+        torch.get_num_threads()
         torch.set_num_threads(1)
         begun.set()
         while (task := self._tasks.get()) is not None:
@@ -176,7 +175,7 @@ class _Workers:
 
 
 class _Share(Executor):
-    """One call's share of the workers: so many of its tasks at once, the others in their order."""
+    """One call's share of the workers: `side` of its tasks at once, the others queued in order."""
 
     def __init__(self, workers: _Workers, side: int, threads: int) -> None:
         self._workers, self._free, self._threads = workers, side, threads
@@ -206,7 +205,7 @@ class _Share(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Cancel what has not begun, and wait for what has."""
+        """Cancel what has not started, and wait for the rest."""
         for future in self._futures:
             future.cancel()
         wait_for([future for future in self._futures if not future.cancelled()])
@@ -215,7 +214,7 @@ class _Share(Executor):
         share_passes(self._threads)
         try:
             result = function()
-        except BaseException as error:  # the caller's to raise
+        except BaseException as error:  # raised in the caller's thread
             future.set_exception(error)
         else:
             future.set_result(result)
@@ -231,11 +230,13 @@ class _Share(Executor):
 
 
 _workers = _Workers()
-_most: int | None = None  # tiles in flight, of all calls
+
+# limit of tiles computed at once by all calls
+_most: int | None = None
 
 
 def _forget_workers() -> None:
-    """In a forked child, which has none of its parent's threads."""
+    """Start afresh in a forked child, which has none of its parent's threads."""
     global _workers, _beginning, _inside
     _workers, _beginning, _inside = _Workers(), threading.Lock(), 0
 
@@ -246,7 +247,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _share_of_the_workers(side: int) -> Iterator[_Share]:
-    """Workers for one call; at the end, what they have not begun is cancelled."""
+    """The share of one call; at the end, its tasks that have not started are cancelled."""
     workers = _workers
     share = _Share(workers, side, max(1, min(workers.enter(side), available_cores()) // side))
     try:

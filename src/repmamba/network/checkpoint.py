@@ -1,15 +1,14 @@
-"""Checkpoints: a network's configuration and weights, written whole, and read without running
-anything in them.
+"""Checkpoints: a network's configuration and weights, written atomically and read safely.
 
-Ours is one safetensors file, alone or as `model.safetensors` in a folder with a readable
-`config.json` beside it. Its header carries the configuration, scale, value range, training facts,
-origin and format version. Every published form is read too (published.py). How files are opened is
-in weight_files.py: names, shapes, types and sizes are checked before memory is taken, values after;
-whatever cannot be used is a CheckpointError of one line.
+Our form is one safetensors file, or `model.safetensors` in a folder with a readable `config.json`.
+Its header has the configuration, scale, value range, training facts, origin and format version. All
+published forms can be read too (published.py). weight_files.py opens files: names, shapes, types
+and sizes are checked before memory is allocated, values after. Anything else is a one-line
+CheckpointError.
 
-Written here rather than with the hub's mixin, because that would make every import of the network
-load the hub, and because neither it nor safetensors looks at what a stranger's file may hold: names
-twice, shapes of 2^60, NaN.
+This does not use the hub's mixin: it would make every import of the network load the hub, and
+neither it nor safetensors checks all that a file from the internet may contain, such as names given
+twice or NaN.
 """
 
 import json
@@ -28,9 +27,9 @@ from torch import Tensor
 from repmamba import __version__
 from repmamba.durable import FULL, check_local, readable, write_durable
 from repmamba.errors import CheckpointError, MissingExtra, NoSpace, TargetError, UsageError
-from repmamba.network.card import NAME as CARD
-from repmamba.network.card import card, is_ours_to_write
 from repmamba.network.config import NetworkConfig
+from repmamba.network.model_card import NAME as CARD
+from repmamba.network.model_card import card, is_ours_to_write
 from repmamba.network.published import (
     COUNT,
     blank_network,
@@ -44,38 +43,31 @@ from repmamba.network.published import (
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.weight_files import WeightFile, json_object, open_weights, read_json
 
+# version of our form; later ones are refused. A change that old readers would misread raises it
 FORMAT = 1
-"""Version of our form. A reader refuses a later one; a change that an old reader would misread
-raises it.
-"""
 
+# our entry of the safetensors metadata: JSON text
 METADATA = "repmamba"
-"""The one entry of the safetensors metadata that is ours: JSON text."""
 
+# names of the weights in a folder, ours and the published, in the order in which they are tried
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights are called in a folder, ours and the published, in the order in which they are
-looked for.
-"""
 
+# endings of files of weights; a single one in a folder may have any name
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
-"""How the names of files of weights end. Alone in a folder, one is taken whatever its name."""
 
+# endings of exported networks
 EXPORTED_ENDINGS = (".onnx", ".pt2")
-"""How the names of exported networks end, which are none of weights."""
 
+# a repository of the Hugging Face hub: owner/name
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-"""A repository of the Hugging Face hub: owner/name."""
 
+# last parts of names that float16 storage keeps in float32, as all vectors: the scan exponentiates
+# them
 KEPT_IN_FLOAT32 = ("A_log", "dt_weight", "dt_bias", "x_proj")
-"""Last parts of the names that float16 storage leaves alone, beside all vectors: the scan raises e
-to their power.
-"""
 
 
 def _compute_alone() -> None:
-    """In a forked process: torch's threads stayed with its parent, and whatever asked for them
-    would wait for ever.
-    """
+    """Use one torch thread in a forked process, where those of the parent are missing."""
     torch.set_num_threads(1)
 
 
@@ -87,10 +79,11 @@ if hasattr(os, "register_at_fork"):
 class Checkpoint:
     """A network at rest.
 
-    config: what to build.  weights: its state under our names, float32 (counts int64), on the CPU.
-    origin: where the weights come from, one line for the user.  training: facts of their training,
-    JSON values.
-    value_range: what the network takes and gives for black and white.
+    config: the configuration.
+    weights: the state under our names, float32 (counts int64), on the CPU.
+    origin: where the weights come from, one line for the user.
+    training: facts of the training, JSON values.
+    value_range: values of black and white in the network's input and output.
     """
 
     config: NetworkConfig
@@ -103,15 +96,16 @@ class Checkpoint:
     def of(
         cls, network: RepMamba, *, origin: str = "", training: Mapping[str, Any] | None = None
     ) -> "Checkpoint":
-        """A network's configuration and a copy of its weights."""
+        """The configuration and a copy of the weights of a network."""
         weights = {
             name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()
         }
         return cls(network.config, weights, origin, training or {})
 
     def network(self) -> RepMamba:
-        """The network with these weights, in evaluation mode, float32 on the CPU. Raises
-        CheckpointError.
+        """The network with these weights, in evaluation mode, float32 on the CPU.
+
+        Raises CheckpointError.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
         check_names_and_shapes(
@@ -121,7 +115,7 @@ class Checkpoint:
             network=_words(self.config),
         )
         network = blank_network(self.config)
-        # The only names that may be missing after the check are batch counts, which stay 0.
+        # After the check only batch counts can be missing; they stay 0.
         network.load_state_dict(dict(self.weights), strict=False)
         return network.eval()
 
@@ -129,11 +123,10 @@ class Checkpoint:
 def read_checkpoint(
     path: str | os.PathLike[str], *, expected: NetworkConfig | None = None
 ) -> Checkpoint:
-    """The checkpoint in a file or folder: ours, or the published in any of its forms.
+    """Read a checkpoint from a file or folder, in our form or any published one.
 
-    expected: what the caller is going to build, where it knows that; a checkpoint of another kind
-    is then refused, and the error says of which. No code that a file carries is ever run. Raises
-    CheckpointError.
+    expected: if given, another configuration is refused, with the difference. No code in the file
+    is ever run. Raises CheckpointError.
     """
     path = Path(path)
     file = _weights_in(path) if path.is_dir() else path
@@ -155,19 +148,22 @@ def read_checkpoint(
 def write_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, *, storage: str = "float32"
 ) -> Path:
-    """Write a checkpoint in our form; the name appears when the file is whole, and then replaces
-    one of that name.
+    """Write a checkpoint in our form, replacing an old one atomically; returns the weights' path.
 
-    path: a name ending in .safetensors for one file; any other is a folder, made if need be, of
-    model.safetensors and
-    config.json.  storage: "float32" is exact; "float16" halves the file, keeps vectors and what
-    steers the scan in
-    float32, and is read back as float32. The same checkpoint gives the same bytes. Returns the path
-    of the weights. Raises CheckpointError for values that are not finite or too large for the
-    storage, TargetError, NoSpace.
+    Args:
+        path: A name ending in .safetensors for one file; anything else is a folder, created if
+            needed, with model.safetensors and config.json.
+        checkpoint: What to write. The same checkpoint gives the same bytes.
+        storage: "float32" is exact. "float16" halves the file; vectors and the parameters of the
+            scan stay float32. It is read back as float32.
+
+    Raises:
+        CheckpointError: Values that are not finite, or too large for the storage.
+        TargetError: The file cannot be written.
+        NoSpace: The disk is full.
     """
     if storage not in ("float32", "float16"):
-        raise UsageError(f"storage is {storage!r}; it must be float32 or float16.")
+        raise UsageError(f"storage is {storage!r}; expected float32 or float16.")
     path = Path(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     check_names_and_shapes(
@@ -185,9 +181,9 @@ def write_checkpoint(
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
-        raise TargetError(f"The folder {path} cannot be made: {failure.strerror}.") from failure
-    # The weights carry all facts themselves and come last: whatever stops this, the folder is whole
-    # or has no weights.
+        raise TargetError(f"The folder {path} cannot be created: {failure.strerror}.") from failure
+    # The weights contain all facts and are written last: if this is interrupted, the folder is
+    # complete or has no weights.
     _write(path / "config.json", json.dumps(facts, indent=2, sort_keys=True).encode())
     _write(path / WEIGHTS_NAMES[0], _safetensors_bytes(stored, facts))
     return path / WEIGHTS_NAMES[0]
@@ -200,22 +196,30 @@ def save_pretrained(
     origin: str = "",
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a network as a folder that `from_pretrained` opens and that can be uploaded to the hub
-    as it is.
+    """Write a network as a folder for `from_pretrained` and for upload to the Hugging Face hub.
 
-    With it goes a model card, README.md; one that you have changed stays. origin: what the weights
-    are, in a line. training: facts as JSON holds them, for the card too; "terms" are those of the
-    weights, which results repeat. Raises UsageError for what is no RepMamba, CheckpointError,
-    TargetError, NoSpace.
+    Also writes a model card, README.md, unless you have edited the one that is there.
+
+    Args:
+        network: A RepMamba.
+        folder: Where to write; created if needed.
+        origin: What the weights are, in a line.
+        training: Facts as JSON values, also for the card. "terms" are the terms of the weights,
+            which results repeat.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: An argument that is not allowed.
+        CheckpointError: Values that are not finite.
+        TargetError: The folder cannot be written.
+        NoSpace: The disk is full.
     """
     if not isinstance(network, RepMamba):
-        raise UsageError(
-            f"network is a {type(network).__name__}; save_pretrained takes a RepMamba."
-        )
+        raise UsageError(f"network is a {type(network).__name__}; expected a RepMamba.")
     if not isinstance(origin, str) or not isinstance(training or {}, Mapping):
-        raise UsageError(
-            "origin is a line of text and training a dict of facts; one of them is something else."
-        )
+        raise UsageError("origin must be a line of text and training a dict of facts.")
     _check_path("folder", folder)
     check_local(folder)
     checkpoint = Checkpoint.of(network, origin=origin, training=training)
@@ -230,24 +234,25 @@ def save_pretrained(
 def from_pretrained(
     source: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> RepMamba:
-    """The network in a folder or file, or of a repository of the Hugging Face hub named owner/name.
+    """Load a network from a file, a folder or a Hugging Face repository (owner/name).
 
-    A folder or file that exists is never asked of the hub, so that it opens offline. revision:
-    branch, tag or commit of
-    the repository.  local_files_only: take the hub's files from its cache on this machine alone.
-    Raises CheckpointError, UsageError, MissingExtra.
+    A file or folder that exists is never looked up on the hub, so that it opens offline. revision:
+    branch, tag or commit of the repository. local_files_only: only use files cached on this
+    machine. Raises CheckpointError, UsageError, MissingExtra.
     """
     _check_path("source", source)
     if revision is not None and not isinstance(revision, str):
         raise UsageError(f"revision is {revision!r:.80}; it takes a branch, a tag or a commit.")
     if Path(source).exists():
         if revision is not None:
-            raise UsageError(f"{source} is here and has no revision '{revision}': leave it out.")
+            raise UsageError(
+                f"{source} is a local file and has no revision '{revision}': leave it out."
+            )
         return read_checkpoint(source).network()
     name = os.fspath(source)
     if not is_hub_name(name):
         raise CheckpointError(
-            f"{name} is no file or folder, and no name of a hub repository (owner/name) either."
+            f"{name} is neither a file or folder nor a hub repository (owner/name)."
         )
     return read_checkpoint(
         fetch(name, revision=revision, local_files_only=local_files_only)
@@ -260,21 +265,17 @@ def _check_path(name: str, value: object) -> None:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether it reads as the name of a repository of the Hugging Face hub, owner/name, and not as
-    that of a file.
-    """
+    """Whether a text looks like a Hugging Face repository, owner/name, and not like a file."""
     return HUB_NAME.fullmatch(text) is not None and not text.endswith(
         WEIGHTS_ENDINGS + EXPORTED_ENDINGS
     )
 
 
 def fetch(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The folder on this machine with a hub repository's configuration and weights, downloaded if
-    need be.
+    """Download a hub repository's configuration and weights, if needed; returns the folder.
 
-    Nothing else of the repository is downloaded. revision: branch, tag or commit.
-    local_files_only: from the hub's
-    cache on this machine alone. Raises CheckpointError, MissingExtra.
+    Nothing else is downloaded. revision: branch, tag or commit. local_files_only: only use the
+    cache on this machine. Raises CheckpointError, MissingExtra.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -293,25 +294,23 @@ def fetch(name: str, *, revision: str | None = None, local_files_only: bool = Fa
                     local_files_only=local_files_only,
                 )
             )
-        except (
-            Exception
-        ) as failure:  # the hub's client raises errors of several libraries, all of which mean this
+        except Exception as failure:  # the hub's client raises errors of several libraries
             reason = next(iter(str(failure).splitlines()), "no reason given").rstrip(".: ")
             raise CheckpointError(
-                f"{name} could not be had from the hub ({type(failure).__name__}: {reason}). Check "
-                "name, revision "
-                "and connection, or download the weights and name their file."
+                f"{name} could not be downloaded from the hub ({type(failure).__name__}: "
+                f"{reason}). Check name, revision and connection, or download the weights and name "
+                "their file."
             ) from failure
         if (folder / weights).is_file():
             return folder
     raise CheckpointError(
-        f"The hub repository {name} has no weights: neither {' nor '.join(WEIGHTS_NAMES)}. "
-        "Where they have another name, download them and name their file."
+        f"The hub repository {name} has neither {' nor '.join(WEIGHTS_NAMES)}. If its weights have "
+        "another name, download them and name their file."
     )
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights by their usual name, or the only ones."""
+    """The weights in a folder by their usual name, or the only file of weights."""
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -323,37 +322,33 @@ def _weights_in(folder: Path) -> Path:
     if others:
         some = ", ".join(path.name for path in others[:3]) + ", ..." * (len(others) > 3)
         raise CheckpointError(
-            f"{folder} is a folder of {len(others)} files of weights: {some}. Name one of them."
+            f"{folder} has {len(others)} files of weights: {some}. Name one of them."
         )
-    raise CheckpointError(
-        f"{folder} is a folder without weights: neither {' nor '.join(WEIGHTS_NAMES)} is in it."
-    )
+    raise CheckpointError(f"{folder} has no weights: neither {' nor '.join(WEIGHTS_NAMES)}.")
 
 
 def _described(text: object, file: Path) -> Checkpoint:
-    """What our metadata says, as a checkpoint whose weights are still to come."""
+    """Our metadata as a checkpoint still without weights."""
     if not isinstance(text, str):
-        raise CheckpointError(f"{file} is corrupt: its metadata is no text.")
+        raise CheckpointError(f"{file} is corrupt: its metadata is not text.")
     facts = json_object(text, f"The metadata of {file}")
     version = facts.get("format_version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{file} is corrupt: its format version is {version!r:.40}.")
     if version > FORMAT:
         raise CheckpointError(
-            f"{file} is of format version {version}, and this repmamba reads up to {FORMAT}; "
-            "install a newer repmamba."
+            f"{file} has format version {version}, but this repmamba reads up to {FORMAT}; install "
+            "a newer repmamba."
         )
     try:
         config = NetworkConfig.from_dict(dict(facts["config"]))
         low, high = (float(value) for value in facts["value_range"])
         training = dict(facts.get("training", {}))
     except UsageError as refused:
-        raise CheckpointError(
-            f"{file} describes a network that there is not: {refused}"
-        ) from refused
+        raise CheckpointError(f"{file} describes an impossible network: {refused}") from refused
     except (KeyError, TypeError, ValueError, OverflowError) as failure:
         raise CheckpointError(
-            f"{file} is corrupt: its metadata lacks config, value_range or training."
+            f"{file} is corrupt: its metadata has no valid config, value_range or training."
         ) from failure
     return Checkpoint(config, {}, str(facts.get("origin", "")), training, (low, high))
 
@@ -384,8 +379,7 @@ def _safetensors_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
         raise MissingExtra(
             "Writing weights needs safetensors: pip install safetensors."
         ) from missing
-    # One entry only: safetensors writes several in an order of their own, and equal checkpoints
-    # would differ.
+    # A single entry: safetensors orders several arbitrarily, and equal checkpoints would differ.
     return save(dict(tensors), {METADATA: json.dumps(facts, sort_keys=True, allow_nan=False)})
 
 
@@ -409,20 +403,19 @@ def _ours(opened: WeightFile, file: Path) -> Checkpoint:
 
 
 def _published(opened: WeightFile, beside: Mapping[str, Any], file: Path) -> Checkpoint:
-    """A checkpoint under published names. beside: what config.json says, where there is one."""
+    """A checkpoint under published names. beside: config.json, if there is one."""
     plain = {name: name.removeprefix("module.") for name in opened.shapes}
     if len(set(plain.values())) != len(plain):
         raise CheckpointError(
-            f"{file} has the same name with and without `module.`; save it again with one."
+            f"{file} has a name both with and without `module.`; save it again with one of them."
         )
     found = {plain[name]: shape for name, shape in opened.shapes.items()}
     config = read_config(found, img_range=_img_range(beside, file))
     upscale = beside.get("upscale")
     if type(upscale) is int and upscale != config.scale and config.upsampler != "none":
         raise CheckpointError(
-            f"config.json says upscale {upscale}, but this is an x{config.scale} checkpoint: "
-            f"{file}. "
-            "One of the two belongs to another network."
+            f"config.json says upscale {upscale}, but {file} is an x{config.scale} checkpoint. One "
+            "of the two belongs to another network."
         )
     ours = published_names(config)
     expected = {ours[name]: shape for name, shape in expected_shapes(config).items()}
@@ -437,26 +430,28 @@ def _img_range(beside: Mapping[str, Any], file: Path) -> float:
     img_range = beside.get("img_range", 1.0)
     if type(img_range) not in (int, float) or not 0 < img_range < math.inf:
         raise CheckpointError(
-            f"config.json beside {file} says img_range {img_range!r:.40}; a number above 0 is due."
+            f"config.json beside {file} says img_range {img_range!r:.40}; expected a number above "
+            "0."
         )
     return float(img_range)
 
 
 def _finished(described: Checkpoint, weights: Mapping[str, Tensor], file: Path) -> Checkpoint:
-    """The checkpoint with its weights in memory of their own, as float32, their values checked."""
+    """The checkpoint with its own float32 copy of the weights, their values checked."""
     own = {}
     for name, tensor in weights.items():
         count = name.endswith(COUNT)
         if tensor.is_floating_point() == count or tensor.is_complex():
             raise CheckpointError(
-                f"{file} has {name} as {tensor.dtype}; weights are floating point, counts int64."
+                f"{file} has {name} as {tensor.dtype}; expected floating point for weights, int64 "
+                "for counts."
             )
         own[name] = (
             tensor.detach().to(torch.int64 if count else torch.float32, copy=True).contiguous()
         )
     _check_values(own, str(file))
     for name, shape in expected_shapes(described.config).items():
-        if name not in own:  # a batch count: nothing else passed the check of names
+        if name not in own:  # a batch count: the check of names allows nothing else to be missing
             own[name] = torch.zeros(shape, dtype=torch.int64)
     return Checkpoint(
         described.config, own, described.origin, described.training, described.value_range
@@ -465,11 +460,10 @@ def _finished(described: Checkpoint, weights: Mapping[str, Tensor], file: Path) 
 
 def _check_values(weights: Mapping[str, Tensor], origin: str) -> None:
     for name, tensor in weights.items():
-        # torch would start its threads for each of a thousand tensors
+        # with NumPy: torch would start its threads for each of a thousand tensors
         if not np.isfinite(tensor.numpy()).all():
             raise CheckpointError(
-                f"{origin} has values in {name} that are NaN or infinite; such weights are of no "
-                "use."
+                f"{origin} has NaN or infinite values in {name} and cannot be used."
             )
         if name.endswith("running_var") and (tensor < 0).any():
             raise CheckpointError(f"{origin} has a negative variance in {name}; it is corrupt.")

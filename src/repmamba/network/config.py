@@ -1,6 +1,4 @@
-"""What a RepMamba network is built from: its scale and its options, and the published networks by
-name.
-"""
+"""The configuration of a RepMamba network, and the published networks by name."""
 
 import math
 from collections.abc import Mapping
@@ -10,18 +8,17 @@ from typing import Any
 from repmamba.errors import UsageError
 from repmamba.scan.sizes import STATE
 
+# channels of the residual stream; fixed, because CSSP's split and RMB widths follow from it
 WIDTH = 64
-"""Channels of the residual stream. Fixed: the split of CSSP and the widths of its four RMBs follow
-from it.
-"""
 
+# new channels for each of CSSP's four RMBs
 SPLIT = (8, 8, 16, 32)
-"""Channels that enter CSSP with its four RMBs."""
 
+# widths of the four chained RMBs: the running sums of SPLIT
 RMB_WIDTHS = (8, 16, 32, 64)
-"""Widths of the four chained RMBs: the running sums of SPLIT."""
 
-UPSAMPLERS = {  # name -> the scales it has
+# name -> allowed scales
+UPSAMPLERS = {
     "pixelshuffledirect": (2, 3, 4),
     "pixelshuffle": (2, 3, 4),
     "nearest+conv": (4,),
@@ -29,12 +26,11 @@ UPSAMPLERS = {  # name -> the scales it has
 }
 CONNECTIONS = ("1conv", "3conv")
 
+# far above any useful network; limits the memory that a checkpoint can make us allocate
 MOST_BANDS, MOST_BLOCKS, LARGEST_MLP_RATIO = 1024, 128, 16
-"""Far beyond any network that is of use; they bound the memory that a stranger's checkpoint can ask
-for.
-"""
 
-KINDS: dict[str, tuple[type, ...]] = {  # option -> the types it may have, its own last
+# option -> allowed types, the preferred one last
+KINDS: dict[str, tuple[type, ...]] = {
     "scale": (int,),
     "in_chans": (int,),
     "mlp_ratio": (int, float),
@@ -49,17 +45,18 @@ KINDS: dict[str, tuple[type, ...]] = {  # option -> the types it may have, its o
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """The options of a network; what is not here is fixed by the published design. Raises
-    UsageError.
+    """The options of a network; everything else is fixed by the published design.
 
-    scale: 2, 3 or 4; 1 for the upsampler "none", which does not enlarge.
-    in_chans: bands in and out, 1 or more.  depths: LPFM blocks in each group.
-    mlp_ratio: hidden width of the ConvFFN over 64.  img_range: the network works on (x - mean) *
-    img_range.
-    patch_norm: layer normalisation right after the first convolution.
-    repconv, cssp: False only for ablation. Without repconv a plain depthwise 3x3 convolution stands
-    in each RepConv's place; without cssp the four RMBs have the widths of SPLIT and stand side by
-    side.
+    scale: 2, 3 or 4; 1 for the upsampler "none", which does not upscale.
+    in_chans: bands in and out, 1 or more.
+    depths: LPFM blocks in each group.
+    mlp_ratio: hidden width of the ConvFFN divided by 64.
+    img_range: the network works on (x - mean) * img_range.
+    patch_norm: layer normalisation after the first convolution.
+    repconv, cssp: False only for ablation. Without repconv, each RepConv is a plain depthwise 3x3
+    convolution; without cssp, the four RMBs have the widths of SPLIT and run in parallel.
+
+    Raises UsageError.
     """
 
     scale: int = 4
@@ -78,50 +75,49 @@ class NetworkConfig:
             object.__setattr__(self, "depths", tuple(self.depths))
         except TypeError:
             raise UsageError(
-                f"depths is {self.depths!r:.60}; it must be a list, the blocks of each group."
+                f"depths is {self.depths!r:.60}; expected a list with the number of blocks of each "
+                "group."
             ) from None
         for name, kind in KINDS.items():
             if type(getattr(self, name)) not in kind:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)!r:.60}; it must be {kind[-1].__name__}."
+                    f"{name} is {getattr(self, name)!r:.60}; expected {kind[-1].__name__}."
                 )
         self._check_upsampler()
         if self.resi_connection not in CONNECTIONS:
             raise UsageError(
-                f"resi_connection is {self.resi_connection!r:.60}; it must be one of "
-                f"{', '.join(CONNECTIONS)}."
+                f"resi_connection is {self.resi_connection!r:.60}; expected "
+                f"{' or '.join(CONNECTIONS)}."
             )
         if not 1 <= self.in_chans <= MOST_BANDS:
-            raise UsageError(
-                f"in_chans is {self.in_chans}; a network takes from 1 to {MOST_BANDS} bands."
-            )
+            raise UsageError(f"in_chans is {self.in_chans}; expected 1 to {MOST_BANDS} bands.")
         if not self.depths or any(type(blocks) is not int or blocks < 1 for blocks in self.depths):
             raise UsageError(
-                f"depths is {self.depths!s:.60}; it must name at least one group, each of at least "
-                "one block."
+                f"depths is {self.depths!s:.60}; expected at least one group, each of at least one "
+                "block."
             )
         if sum(self.depths) > MOST_BLOCKS:
             raise UsageError(
-                f"depths has {sum(self.depths)} blocks; a network has at most {MOST_BLOCKS}."
+                f"depths has {sum(self.depths)} blocks; expected at most {MOST_BLOCKS}."
             )
         if not 1 / WIDTH <= self.mlp_ratio <= LARGEST_MLP_RATIO:
             raise UsageError(
-                f"mlp_ratio is {self.mlp_ratio}; it must be from 1/{WIDTH} (a hidden width of 1) "
-                f"to {LARGEST_MLP_RATIO}."
+                f"mlp_ratio is {self.mlp_ratio}; expected 1/{WIDTH} (a hidden width of 1) to "
+                f"{LARGEST_MLP_RATIO}."
             )
         if not 0 < self.img_range < math.inf:
-            raise UsageError(f"img_range is {self.img_range}; it must be a finite number above 0.")
+            raise UsageError(f"img_range is {self.img_range}; expected a finite number above 0.")
 
     def _check_upsampler(self) -> None:
         if self.upsampler not in UPSAMPLERS:
             raise UsageError(
-                f"upsampler is {self.upsampler!r:.60}; it must be one of {', '.join(UPSAMPLERS)}."
+                f"upsampler is {self.upsampler!r:.60}; expected one of {', '.join(UPSAMPLERS)}."
             )
         allowed = UPSAMPLERS[self.upsampler]
         if self.scale not in allowed:
             scales = " or ".join(map(str, allowed))
             raise UsageError(
-                f"scale is {self.scale!r}; with the upsampler {self.upsampler} it must be {scales}."
+                f"scale is {self.scale!r}; expected {scales} with the upsampler {self.upsampler}."
             )
 
     @property
@@ -135,9 +131,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration that `to_dict` has written; options left out have their default. Raises
-        UsageError.
-        """
+        """The configuration from `to_dict`; missing options get defaults. Raises UsageError."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -147,6 +141,7 @@ class NetworkConfig:
         return cls(**options)
 
 
+# the published network at each scale, and its two larger upsamplers
 PUBLISHED = {
     "x2": NetworkConfig(scale=2),
     "x3": NetworkConfig(scale=3),
@@ -154,11 +149,8 @@ PUBLISHED = {
     "x4-pixelshuffle": NetworkConfig(scale=4, upsampler="pixelshuffle"),
     "x4-nearest+conv": NetworkConfig(scale=4, upsampler="nearest+conv"),
 }
-"""The published network at each scale, and its two heavier upsamplers."""
 
 
 def dt_rank(width: int) -> int:
-    """Rank of the step size's projection in an RMB: from half the width, not from the inner
-    width.
-    """
+    """Rank of the step size's projection in an RMB: from half the width, not the inner width."""
     return math.ceil(width / 2 / STATE)

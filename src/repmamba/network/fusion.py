@@ -1,34 +1,22 @@
-"""Fusion: a copy of a network for inference, in which every exact folding of the specification
-(section 7) is made.
+"""Fusion: a copy of a network for inference, with all exact foldings of the specification (7).
 
-| folded                                     | into
-| source |
-| the branches and normalisations of RepConv | one depthwise 3x3 convolution with a bias
-| 7.2    |
-| the 1x1 convolution and BN of an RMB       | rows and bias of out_proj, and a gain of the skip
-| 7.3    |
-| CSSP's outer skip                          | the gain of the first RMB's skip
-| 7.3    |
-| the LN affine before in_proj and fc1       | their columns and bias
-| 7.4    |
-| the LN affine before the gate              | columns of out_proj; a shift stays
-| 7.5    |
-| the last LN's affine                       | conv_after_body, whose input is padded with what
-gives 0 there | 7.6    |
-| mean and range of the input                | conv_first, whose input is padded with the mean
-| 7.7    |
-| mean and range of the result               | the last convolution
-| 7.8    |
-| -exp(A_log), the four skips of the scan    | A; the skip of one direction
-| 7.9    |
+| folded                                     | into                                        | §   |
+| branches and normalisations of RepConv     | one depthwise 3x3 convolution with a bias   | 7.2 |
+| 1x1 convolution and BN of an RMB           | rows and bias of out_proj, gain of the skip | 7.3 |
+| CSSP's outer skip                          | the gain of the first RMB's skip            | 7.3 |
+| LN affine before in_proj and fc1           | their columns and bias                      | 7.4 |
+| LN affine before the gate                  | columns of out_proj; a shift stays          | 7.5 |
+| the last LN's affine                       | conv_after_body and its padding             | 7.6 |
+| mean and range of the input                | conv_first, which pads with the mean        | 7.7 |
+| mean and range of the result               | the last convolution                        | 7.8 |
+| -exp(A_log), the four skips of the scan    | A; the skip of one direction                | 7.9 |
 
-The foldings of 7.5 and 7.6 divide by the affine's weight. Where one of a layer's weights is zero,
-or so small beside its bias that digits would be lost, the layer keeps its affine. Not folded,
+The foldings of 7.5 and 7.6 divide by the affine's weight. If a weight of a layer is zero, or so
+small compared with its bias that digits would be lost, the layer keeps its affine. Not folded,
 because the result would be wrong or slower: the first LN, whose result is the residual stream, and
 7.10 and 7.11.
 
-All maps are channels-last, so that tokens are views of them; each stage of an RMB is a method of
-its own.
+All maps are channels-last, so that tokens are views of them; each stage of an RMB is a method.
 """
 
 import copy
@@ -40,13 +28,14 @@ from torch import Tensor, nn
 from repmamba.errors import UsageError
 from repmamba.network.config import SPLIT
 from repmamba.network.convffn import ConvFFN
-from repmamba.network.lpfm import CSSP, LPFM, SideBySide
+from repmamba.network.lpfm import CSSP, LPFM, ParallelRMBs
 from repmamba.network.repconv import EPS, RepConv, affine, to_map, to_tokens
 from repmamba.network.repmamba import Group, RepMamba, check_input, even
 from repmamba.network.rmb import RMB
 from repmamba.scan.selective import scan_map
 from repmamba.scan.sizes import DIRECTIONS
 
+# torch layers in our networks
 LAYERS = frozenset(
     {
         *(
@@ -61,46 +50,49 @@ LAYERS = frozenset(
         *(nn.Sequential, nn.ModuleList),
     }
 )
-"""Of torch, in our networks."""
 
+# a layer normalisation's bias over its weight; beyond it, normalised value + shift loses digits
 LARGEST_SHIFT = 1e3
-"""Of a layer normalisation's bias over its weight: beyond it, the sum of normalised value and shift
-loses digits.
-"""
 
 
 def fuse(network: nn.Module) -> "FusedRepMamba":
-    """A copy of a RepMamba for inference: equal results, fewer operations, no gradients of weights.
+    """A copy of a network for inference: equal results, fewer operations, no gradients of weights.
 
-    The network given is left as it is, and stands for its evaluation mode whatever mode it is in. A
-    network that is fused already comes back as a copy. Foldings are computed in float64. Raises
-    UsageError for any other module, and for a network with a layer of another kind in the place of
-    its own, of which no weight says what it computes.
+    The given network is not changed; its evaluation mode is what is fused. Foldings are computed in
+    float64.
+
+    Args:
+        network: A RepMamba, or a fused one, which is copied.
+
+    Returns:
+        The fused network, in evaluation mode.
+
+    Raises:
+        UsageError: Any other module, or a RepMamba with a replaced layer: its weights do not tell
+            what it computes.
     """
     if isinstance(network, FusedRepMamba):
         return copy.deepcopy(network)
     if not isinstance(network, RepMamba):
-        raise UsageError(f"fuse got a {type(network).__name__}; it takes a RepMamba.")
+        raise UsageError(f"fuse got a {type(network).__name__}; expected a RepMamba.")
     for name, module in network.named_modules():
         if module is not network and not _says_what_it_computes(module):
             raise UsageError(
-                f"fuse got a RepMamba whose {name} is not the network's own ({module}); it folds "
-                "what weights say and "
-                "nothing else. Merge an adapter into its layer first, or use the network as it is."
+                f"fuse got a RepMamba whose {name} was replaced ({module}); it can only fold the "
+                "network's own layers. Merge an adapter into its layer first, or use the network "
+                "without fusing."
             )
-    # Layers are made with random weights, which are replaced: the caller's random numbers are left
-    # as they were.
+    # Layers are created with random weights, which are replaced: the caller's random state must not
+    # change.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         fused = FusedRepMamba(network).requires_grad_(False).eval()
         return fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _says_what_it_computes(module: nn.Module) -> bool:
-    """Whether a module is ours or torch's own, with no forward set on it, so that its weights tell
-    all.
+    """Whether a module is ours or torch's own and its forward was not replaced.
 
-    Adapters, parametrisations and quantisation put other parts in its place, of types derived from
-    it.
+    Adapters, parametrisations and quantisation replace layers by subclasses.
     """
     kind = type(module)
     return (
@@ -114,8 +106,9 @@ def _says_what_it_computes(module: nn.Module) -> bool:
 
 
 class FusedRepMamba(nn.Module):
-    """The whole network, folded. Forward as RepMamba's: (B, in_chans, H, W) -> (B, in_chans, sH,
-    sW), not clamped.
+    """The whole network, folded. Forward as RepMamba's.
+
+    (B, in_chans, H, W) -> (B, in_chans, sH, sW), not clamped.
     """
 
     mean: Tensor
@@ -141,15 +134,13 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        result = self.enlarged(
+        result = self.upsampled(
             image, self._deep(even(image).contiguous(memory_format=torch.channels_last))
         )
         return result[..., : height * self.scale, : width * self.scale]
 
     def _deep(self, image: Tensor) -> Tensor:
-        """(B, in_chans, H, W), even and channels-last -> (B, 64, H, W), what the upsampler
-        takes.
-        """
+        """(B, in_chans, H, W), even and channels-last -> (B, 64, H, W), the upsampler's input."""
         shallow = self.conv_first(padded(image, self.mean.flatten()))
         deep = to_map(self.embed_norm(to_tokens(shallow)))
         for group in self.groups:
@@ -157,14 +148,14 @@ class FusedRepMamba(nn.Module):
         result: Tensor = self.conv_after_body(deep, shallow)
         return result
 
-    def enlarged(self, image: Tensor, deep: Tensor) -> Tensor:
-        """The upsampler's result: deep (B, 64, H', W'), H' and W' even."""
+    def upsampled(self, image: Tensor, deep: Tensor) -> Tensor:
+        """The upsampler's result. deep: (B, 64, H', W'), H' and W' even."""
         result: Tensor = self.upsampler(deep)
         return even(image) + result if self.config.upsampler == "none" else result
 
     @staticmethod
     def _with_range_and_mean(network: RepMamba) -> nn.Conv2d:
-        """conv_first on the image as it is, padded with the mean by the caller."""
+        """conv_first for the image as it is; the caller pads it with the mean."""
         conv = network.conv_first
         weight = conv.weight.double() * network.config.img_range
         taken = (weight * network.mean.double()).sum((1, 2, 3))
@@ -172,7 +163,7 @@ class FusedRepMamba(nn.Module):
 
 
 def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
-    """The upsampler, whose last convolution divides by the range and adds the mean."""
+    """The upsampler, with a last convolution that divides by the range and adds the mean."""
     upsampler = copy.deepcopy(network.upsampler)
     name = "conv" if network.config.upsampler == "pixelshuffledirect" else "conv_last"
     conv = getattr(upsampler, name)
@@ -189,11 +180,10 @@ def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
 
 
 class NormThenConv(nn.Module):
-    """LN, then a 3x3 convolution that pads with zeros: the end of the body, and its skip. All maps:
-    (B, 64, H, W).
+    """LN, then a 3x3 convolution that pads with zeros: the end of the body, and its skip.
 
-    Folded, the normalised map is padded with -bias/weight, which the affine would have made the
-    zeros of the padding.
+    All maps: (B, 64, H, W). Folded, the normalised map is padded with -bias/weight, which the
+    affine would map to the zeros of the padding.
     """
 
     edge: Tensor
@@ -211,9 +201,7 @@ class NormThenConv(nn.Module):
             self.conv = self._after_affine(norm)
 
     def _after_affine(self, norm: nn.LayerNorm) -> nn.Module:
-        """The convolution with the affine of `norm` in its first layer, whose padding the caller
-        adds.
-        """
+        """The convolution with the affine of `norm` in its first layer; the caller pads."""
         first, *rest = self.conv if isinstance(self.conv, nn.Sequential) else (self.conv,)
         assert isinstance(first, nn.Conv2d)
         weight, bias = norm.weight.double().view(1, -1, 1, 1), norm.bias.double().view(1, -1, 1, 1)
@@ -256,7 +244,7 @@ class FusedLPFM(nn.Module):
     def __init__(self, block: LPFM) -> None:
         super().__init__()
         self.cssp = (
-            FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedSideBySide(block.cssp)
+            FusedCSSP(block.cssp) if isinstance(block.cssp, CSSP) else FusedParallelRMBs(block.cssp)
         )
         self.norm = _plain_norm(block.norm)
         self.ffn: ConvFFN = copy.deepcopy(block.ffn)
@@ -270,9 +258,7 @@ class FusedLPFM(nn.Module):
 
 
 class FusedCSSP(nn.Module):
-    """Four chained folded RMBs; the skip around the first is in its gain. t and result: (B, 64, H,
-    W).
-    """
+    """Four chained folded RMBs; the first has its skip in its gain. t and result: (B, 64, H, W)."""
 
     def __init__(self, cssp: CSSP) -> None:
         super().__init__()
@@ -289,15 +275,13 @@ class FusedCSSP(nn.Module):
         return result
 
 
-class FusedSideBySide(nn.Module):
+class FusedParallelRMBs(nn.Module):
     """The folded RMBs of the ablation without CSSP. t and result: (B, 64, H, W)."""
 
-    def __init__(self, side_by_side: nn.Module) -> None:
+    def __init__(self, parallel: nn.Module) -> None:
         super().__init__()
-        assert isinstance(side_by_side, SideBySide)
-        self.rmbs = nn.ModuleList(
-            FusedRMB(rmb) for rmb in side_by_side.rmbs if isinstance(rmb, RMB)
-        )
+        assert isinstance(parallel, ParallelRMBs)
+        self.rmbs = nn.ModuleList(FusedRMB(rmb) for rmb in parallel.rmbs if isinstance(rmb, RMB))
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
@@ -306,10 +290,9 @@ class FusedSideBySide(nn.Module):
 
 
 class FusedRMB(nn.Module):
-    """A folded RMB: the result is out_proj(gated) + gain * v, plus the skip that its caller would
-    add.
+    """A folded RMB: the result is out_proj(gated) + gain * v, including the skip of its caller.
 
-    v and result: (B, width, H, W) with even H and W.  skip: how many times more the caller adds v.
+    v and result: (B, width, H, W) with even H and W. skip: how many times the caller adds v.
     """
 
     gain: Tensor
@@ -318,7 +301,7 @@ class FusedRMB(nn.Module):
     dt_bias: Tensor
     A: Tensor
     D: Tensor
-    backend: str | None = None  # of the scan, as SS2D's
+    backend: str | None = None  # of the scan, as for SS2D
 
     def __init__(self, rmb: RMB, *, skip: float = 0.0) -> None:
         super().__init__()
@@ -342,21 +325,19 @@ class FusedRMB(nn.Module):
         self.register_buffer("dt_weight", ss2d.dt_weight.detach().clone())
         self.register_buffer("dt_bias", ss2d.dt_bias.detach().clone())
         self.register_buffer("A", -torch.exp(ss2d.A_log.detach()))
-        # All directions multiply the same pixel by their D, so one may have the sum and the others
+        # All directions multiply the same pixel by their D, so one gets the sum and the others
         # none.
         D = torch.zeros_like(ss2d.D).view(DIRECTIONS, -1)
         D[0] = ss2d.D.detach().double().view(DIRECTIONS, -1).sum(0)
         self.register_buffer("D", D.flatten())
 
     def forward(self, v: Tensor, beside: Tensor | None = None) -> Tensor:
-        """v: (B, width, H, W). Result (B, width + n, H, W), the n channels of `beside` behind its
-        own.
-        """
+        """v: (B, width, H, W) -> (B, width + n, H, W), followed by the n channels of `beside`."""
         n = self.norm(to_tokens(v))
         x = self.convolved(n)
         low, high = x.chunk(2, dim=1)
         pooled = F.avg_pool2d(low, 2)
-        low = enlarged(self.scan(pooled).to(low.dtype), low, pooled)
+        low = restored(self.scan(pooled).to(low.dtype), low, pooled)
         result = self.gated(low, self.high_conv(high), n, v)
         return result if beside is None else torch.cat([result, beside], dim=1)
 
@@ -366,48 +347,40 @@ class FusedRMB(nn.Module):
         return result
 
     def scan(self, pooled: Tensor) -> Tensor:
-        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for
-        float64).
-        """
+        """The sum of the four directional scans, (B, width, h, w), float32 or float64."""
         return self.scan_projected(pooled, to_map(F.linear(to_tokens(pooled), self.x_proj)))
 
     def scan_projected(self, pooled: Tensor, projected: Tensor) -> Tensor:
-        """`scan` with the projection of the pooled map, (B, 4 (R + 32), h, w), given."""
+        """`scan` with a given projection of the pooled map, (B, 4 (R + 32), h, w)."""
         return scan_map(
             pooled, projected, self.dt_weight, self.dt_bias, self.A, self.D, backend=self.backend
         )
 
     def gated(self, low: Tensor, high: Tensor, n: Tensor, v: Tensor) -> Tensor:
-        """Norm of both halves, gate from the tokens n, projection back, and the skip from v: (B,
-        width, H, W).
-        """
+        """Norm of both halves, gate from tokens n, projection, skip from v: (B, width, H, W)."""
         y = self.out_norm(to_tokens(torch.cat([low, high], dim=1)))
         result = to_map(self.out_proj(y * F.silu(self.in_z(n))))
         return torch.addcmul(result, v, self.gain)
 
 
-def enlarged(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
-    """The scan's result enlarged, and what the pooling took from `low`: bilinear(scanned) + low -
-    nearest(pooled).
+def restored(scanned: Tensor, low: Tensor, pooled: Tensor) -> Tensor:
+    """The scan's result upsampled, plus the detail that pooling removed from `low`.
 
-    scanned, pooled: (B, C, h, w).  low and result: (B, C, 2h, 2w).
+    bilinear(scanned) + low - nearest(pooled). scanned, pooled: (B, C, h, w). low and result: (B, C,
+    2h, 2w).
     """
     residue = low - F.interpolate(pooled, scale_factor=2, mode="nearest")
     return residue + F.interpolate(scanned, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def padded(image: Tensor, values: Tensor) -> Tensor:
-    """One row and column more on each side, filled with one value a channel: (B, C, H, W) -> (B, C,
-    H + 2, W + 2).
-    """
+    """Pad each side by one pixel with a value per channel: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
     frame = 1 - F.pad(torch.ones_like(image[:1, :1]), (1, 1, 1, 1))  # 1 on the border, 0 inside
     return torch.addcmul(F.pad(image, (1, 1, 1, 1)), frame, values.view(1, -1, 1, 1))
 
 
 class ShiftedNorm(nn.Module):
-    """Layer normalisation without a weight, plus a shift where there is one. tokens and result:
-    (..., width).
-    """
+    """Layer normalisation without weight, with optional shift. tokens and result: (..., width)."""
 
     shift: Tensor | None
 
@@ -426,9 +399,7 @@ def _plain_norm(norm: nn.LayerNorm) -> ShiftedNorm:
 
 
 def _shift_only(norm: nn.LayerNorm) -> tuple[nn.Module, Tensor]:
-    """A normalisation, and the factors of the next layer's columns that make up for the weight it
-    has lost.
-    """
+    """A normalisation without its weight, and factors for the columns of the next layer."""
     weight, bias = norm.weight.double(), norm.bias.double()
     if not _can_divide(norm):
         return copy.deepcopy(norm), torch.ones_like(weight)
@@ -436,26 +407,20 @@ def _shift_only(norm: nn.LayerNorm) -> tuple[nn.Module, Tensor]:
 
 
 def _can_divide(norm: nn.LayerNorm) -> bool:
-    """Whether bias over weight exists in every channel and is small enough to be added to
-    normalised values.
-    """
+    """Whether bias / weight exists in every channel and is small enough to be added."""
     weight, bias = norm.weight.double().abs(), norm.bias.double().abs()
     return bool(((weight > 0) & (bias <= LARGEST_SHIFT * weight)).all())
 
 
 def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
-    """The linear layer that gives from normalised values what `linear` gives after the affine of
-    `norm`.
-    """
+    """The linear layer on normalised values that equals `linear` after the affine of `norm`."""
     weight = linear.weight.double()
     constant = weight @ norm.bias.double() + _bias(linear)
     return _linear(weight * norm.weight.double(), constant, like=linear.weight)
 
 
 def _rows_halved(linear: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """The two halves of a linear layer's rows: two results that are contiguous, where one would
-    have to be cut.
-    """
+    """The two halves of a linear layer's rows, so that both results are contiguous."""
     weights, biases = linear.weight.chunk(2), _bias(linear).chunk(2)
     first, second = (
         _linear(weight, bias, like=weight) for weight, bias in zip(weights, biases, strict=True)

@@ -10,8 +10,7 @@ from repmamba.network.rmb import RMB
 
 
 class CSSP(nn.Module):
-    """Four chained RMBs, each on what came before and the next share of the channels: widths 8, 16,
-    32, 64.
+    """Four chained RMBs, each on the previous result and the next channels: widths 8, 16, 32, 64.
 
     t and result: (B, 64, H, W) with even H and W. Only the first RMB has a skip around it. Source:
     specification 2.3.
@@ -33,8 +32,8 @@ class CSSP(nn.Module):
         return result
 
 
-class SideBySide(nn.Module):
-    """What ablation puts in CSSP's place: four RMBs on the split channels, not chained.
+class ParallelRMBs(nn.Module):
+    """The ablation of CSSP: four RMBs on the split channels, in parallel.
 
     t and result: (B, 64, H, W) with even H and W.
     """
@@ -57,7 +56,7 @@ class LPFM(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.cssp = (CSSP if config.cssp else SideBySide)(repconv=config.repconv)
+        self.cssp = (CSSP if config.cssp else ParallelRMBs)(repconv=config.repconv)
         self.norm = nn.LayerNorm(WIDTH, eps=EPS)
         self.ffn = ConvFFN(config.hidden)
 

@@ -1,9 +1,8 @@
-"""The parameter names of the published code, translated into ours, and what can be read off a
-published checkpoint.
+"""Translation of the published code's parameter names, and the configuration of its checkpoints.
 
-A published checkpoint carries no configuration: which network it holds is seen from its names and
-shapes. Nothing here reads a file, and no function needs the values of a tensor: a caller learns
-that a checkpoint fits before memory is taken for it. Source: specification 5.1 and 5.2.
+A published checkpoint has no configuration: names and shapes tell which network it is. Nothing here
+reads a file or needs the values of a tensor, so that a checkpoint is checked before memory is
+allocated for it. Source: specification 5.1 and 5.2.
 """
 
 import math
@@ -18,14 +17,15 @@ from repmamba.errors import CheckpointError, UsageError
 from repmamba.network.config import WIDTH, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
+# shape of each tensor, by name
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of each tensor, by name."""
 
 BLOCK = "layers.*.residual_group.blocks.*"
 RMB = f"{BLOCK}.attn_layer.*"
 SS2D = f"{RMB}.ss2d"
 
-RULES = (  # ours -> published; * is one part of a name and ** all that follow, kept as they are
+# ours -> published; * matches one part of a name, ** all parts that follow
+RULES = (
     ("conv_first.*", "conv_first.*"),
     ("embed_norm.*", "patch_embed.norm.*"),
     ("groups.*.blocks.*.cssp.*.norm.*", f"{RMB}.norm.*"),
@@ -64,58 +64,49 @@ RULES = (  # ours -> published; * is one part of a name and ** all that follow, 
     ("upsampler.conv_last.*", "conv_last.*"),
 )
 
+# last part of names that may be missing: batches seen by a normalisation, unused in inference
 COUNT = "num_batches_tracked"
-"""Last part of the names that a checkpoint may lack: how many batches a normalisation has seen,
-unused in inference.
-"""
 
+# names that an error lists of each kind before "and N more"
 NAMED = 3
-"""How many names an error lists of each kind before it says how many more there are."""
 
 
 @lru_cache(maxsize=16)
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every entry of the state of a network of this configuration, under our names."""
+    """Shape of every entry of the network's state, under our names."""
     return {
         name: tuple(tensor.shape) for name, tensor in blank_network(config).state_dict().items()
     }
 
 
 def blank_network(config: NetworkConfig) -> RepMamba:
-    """A network whose values are about to be replaced: the caller's random numbers are left as they
-    were.
-    """
+    """A network whose values will be replaced; the caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         return RepMamba(config)
 
 
 @lru_cache(maxsize=16)
 def published_names(config: NetworkConfig) -> dict[str, str]:
-    """Our name of each entry -> its published name. The map is one to one for every configuration.
+    """Our name of each entry -> its published name, one to one for every configuration.
 
-    Raises CheckpointError for a configuration that the published code does not have.
+    Raises CheckpointError for a configuration that the published code does not support.
     """
     if not (config.repconv and config.cssp):
         raise CheckpointError(
-            "This network has RepConv or CSSP switched off, and the published form has no names "
-            "for that; "
-            "save it in the form of repmamba instead."
+            "This network has RepConv or CSSP switched off, which the published form does not "
+            "support; save it in the form of repmamba instead."
         )
     return {name: _published_name(name) for name in expected_shapes(config)}
 
 
 def to_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under our names, under their published ones. Raises CheckpointError where there are
-    none.
-    """
+    """Rename weights from our names to the published ones. Raises CheckpointError."""
     names = published_names(config)
     return {names[name]: tensor for name, tensor in weights.items()}
 
 
 def from_published(config: NetworkConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under their published names, under ours. Raises KeyError for a name that such a
-    network has not.
-    """
+    """Rename weights from the published names to ours. Raises KeyError for an unknown name."""
     ours = {published: name for name, published in published_names(config).items()}
     return {ours[name]: tensor for name, tensor in weights.items()}
 
@@ -136,27 +127,22 @@ def _compiled_rules() -> tuple[tuple[re.Pattern[str], str], ...]:
 
 
 def read_config(shapes: Shapes, *, img_range: float = 1.0) -> NetworkConfig:
-    """The configuration of the network that a published checkpoint holds, read off its names and
-    shapes.
+    """The configuration of a published checkpoint, from its names and shapes.
 
-    shapes: under published names, without `module.`.  img_range: the one thing of a configuration
-    that leaves no
-    trace in the weights. Raises CheckpointError when the names are those of another network, or
-    when the checkpoint has a position embedding.
+    shapes: under published names, without `module.`. img_range: the only option that cannot be seen
+    from the weights. Raises CheckpointError for another network, or with a position embedding.
     """
     if "absolute_pos_embed" in shapes:
         raise CheckpointError(
-            "The checkpoint has a position embedding (absolute_pos_embed, option ape), which fits "
-            "one input size "
-            "only; train without it."
+            "The checkpoint has a position embedding (absolute_pos_embed, option ape), which only "
+            "fits one input size; train without it."
         )
     first = shapes.get("conv_first.weight", ())
     blocks = _blocks_by_group(shapes)
     if len(first) != 4 or not blocks:
         raise CheckpointError(
-            f"These are weights of another network: {_first_few(shapes)} are found, and "
-            "conv_first.weight and "
-            "layers.0.residual_group.blocks.0 are expected."
+            f"These are weights of another network: found {_first_few(shapes)}, expected "
+            "conv_first.weight and layers.0.residual_group.blocks.0."
         )
     in_chans = first[1]
     upsampler, scale = _upsampler_and_scale(shapes, in_chans)
@@ -173,13 +159,13 @@ def read_config(shapes: Shapes, *, img_range: float = 1.0) -> NetworkConfig:
             resi_connection="3conv" if "layers.0.conv.0.weight" in shapes else "1conv",
         )
     except UsageError as refused:
-        raise CheckpointError(f"The shapes of the weights fit no network: {refused}") from refused
+        raise CheckpointError(
+            f"The shapes of the weights fit no supported network: {refused}"
+        ) from refused
 
 
 def _blocks_by_group(shapes: Iterable[str]) -> tuple[int, ...]:
-    """Number of blocks in each group, from the largest indices; a gap shows later, as names that
-    are missing.
-    """
+    """Blocks per group, from the largest indices; gaps show later as missing names."""
     blocks: dict[int, int] = {}
     for name in shapes:
         if match := re.match(r"layers\.(\d{1,3})\.residual_group\.blocks\.(\d{1,3})\.", name):
@@ -201,8 +187,8 @@ def _upsampler_and_scale(shapes: Shapes, in_chans: int) -> tuple[str, int]:
         scale = math.isqrt(first[0] // max(in_chans, 1))
         if in_chans * scale**2 != first[0]:
             raise CheckpointError(
-                f"upsample.0.weight has {first[0]} rows, and for {in_chans} bands a network has "
-                f"{in_chans} times a square (4, 9 or 16): these are weights of another network."
+                f"upsample.0.weight has {first[0]} rows; for {in_chans} bands {in_chans} times a "
+                "square (4, 9 or 16) is expected: these are weights of another network."
             )
         return "pixelshuffledirect", scale
     return "none", 1
@@ -211,13 +197,12 @@ def _upsampler_and_scale(shapes: Shapes, in_chans: int) -> tuple[str, int]:
 def check_names_and_shapes(
     found: Shapes, expected: Shapes, *, origin: str, network: str, reason: str | None = None
 ) -> None:
-    """Raise one CheckpointError that lists the first names that are missing, unknown or of another
-    shape, and why.
+    """Raise one CheckpointError for names that are missing, unknown or of another shape.
 
-    found, expected: under the same names. Batch counts may be missing.  origin: the file.  network:
-    in words, what
-    the expected names belong to.  reason: what a caller knows already; otherwise it is guessed from
-    the names.
+    found, expected: under the same names; batch counts may be missing.
+    origin: the file.
+    network: description of the expected network.
+    reason: if the caller knows it; otherwise guessed from the names.
     """
     missing = [name for name in expected if name not in found and not name.endswith(COUNT)]
     unknown = [name for name in found if name not in expected]
@@ -240,41 +225,35 @@ def _guess(missing: int, unknown: int, misshapen: int, expected: int) -> str:
     if missing and not unknown and not misshapen:
         return "The checkpoint is incomplete: save or download it again"
     if unknown and not missing and not misshapen:
-        return "The checkpoint holds more than this network: it may be of a changed version of it"
-    return "The checkpoint is of a changed version of this network"
+        return "The checkpoint has more than this network: it may belong to a modified version"
+    return "The checkpoint belongs to a modified version of this network"
 
 
 def difference(found: NetworkConfig, expected: NetworkConfig) -> str | None:
-    """In one sentence, what kind of checkpoint was found where another was expected; None where
-    they are alike.
-    """
+    """How the found configuration differs from the expected one, in a sentence; None if equal."""
     if found.scale != expected.scale:
-        return f"This is an x{found.scale} checkpoint, and an x{expected.scale} one is expected"
+        return f"This is an x{found.scale} checkpoint, but x{expected.scale} is expected"
     if found.upsampler != expected.upsampler:
-        return (
-            f"It was written with the upsampler {found.upsampler}, and {expected.upsampler} is "
-            "expected"
-        )
+        return f"It has the upsampler {found.upsampler}, but {expected.upsampler} is expected"
     if found.resi_connection != expected.resi_connection:
         return (
-            f"It was written with the {found.resi_connection} connection, and "
-            f"{expected.resi_connection} is expected"
+            f"It has the {found.resi_connection} connection, but {expected.resi_connection} is "
+            "expected"
         )
     if found.in_chans != expected.in_chans:
-        return f"It takes {found.in_chans} bands, and {expected.in_chans} are expected"
+        return f"It takes {found.in_chans} bands, but {expected.in_chans} are expected"
     for option in ("depths", "mlp_ratio", "patch_norm", "repconv", "cssp"):
         if getattr(found, option) != getattr(expected, option):
             return (
-                f"It was written with {option} {getattr(found, option)}, and "
-                f"{getattr(expected, option)} is expected"
+                f"It has {option} {getattr(found, option)}, but {getattr(expected, option)} is "
+                "expected"
             )
     return None
 
 
 def _first_few(names: Iterable[str]) -> str:
     names = list(names)
-    # A name comes from a stranger's file: cut, and shown as Python writes it where it holds
-    # anything unusual.
+    # Names come from the file: shorten them, and escape unusual characters.
     shown = [
         name if re.fullmatch(r"[\w. ,()-]{1,160}", name) else ascii(name[:80])
         for name in names[:NAMED]

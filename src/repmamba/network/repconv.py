@@ -1,16 +1,14 @@
-"""RepConv: a depthwise 3x3 convolution trained as three branches, and the one convolution that they
-equal.
+"""RepConv: a depthwise 3x3 convolution trained as three branches, and its folded form.
 
-Also where the two layouts of the network are named: a map (B, C, H, W) and its tokens (B, H, W, C).
-The network keeps its maps in channels-last memory, so that one is a view of the other and nothing
-is copied between them.
+Also the two layouts of the network: a map (B, C, H, W) and its tokens (B, H, W, C). Maps are kept
+in channels-last memory, so that one is a view of the other and nothing is copied between them.
 """
 
 import torch
 from torch import Tensor, nn
 
+# of all layer and batch normalisations
 EPS = 1e-5
-"""Of every layer and batch normalisation of the network."""
 
 
 def to_tokens(image: Tensor) -> Tensor:
@@ -46,8 +44,7 @@ class RepConv(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
-        """The one depthwise 3x3 convolution, with a bias, that this equals in evaluation mode.
-        Exact, borders included.
+        """The depthwise 3x3 convolution that equals this in evaluation mode, also at borders.
 
         Folded in float64, returned in the type and on the device of the weights. Source:
         specification 7.2.
@@ -65,18 +62,17 @@ class RepConv(nn.Module):
 
 
 def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch normalisation multiplies each channel by in evaluation mode, and then adds;
-    float64.
-    """
-    assert bn.running_mean is not None  # ours all keep statistics
+    """Factor and offset of each channel of a batch normalisation in evaluation mode; float64."""
+    assert bn.running_mean is not None  # ours always track statistics
     assert bn.running_var is not None
     scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
     return scale, bn.bias.double() - bn.running_mean.double() * scale
 
 
 def depthwise(kernel: Tensor, bias: Tensor, *, like: Tensor) -> nn.Conv2d:
-    """A depthwise convolution that keeps the size, of the type and device of `like`. kernel:
-    (width, 1, k, k).
+    """A depthwise convolution that keeps the size, with the type and device of `like`.
+
+    kernel: (width, 1, k, k).
     """
     width, _, size, _ = kernel.shape
     conv = nn.Conv2d(width, width, size, padding=size // 2, groups=width)
@@ -86,5 +82,5 @@ def depthwise(kernel: Tensor, bias: Tensor, *, like: Tensor) -> nn.Conv2d:
 
 
 def depthwise3x3(width: int, *, repconv: bool) -> nn.Module:
-    """A RepConv, or the plain depthwise 3x3 convolution that ablation puts in its place."""
+    """A RepConv, or the plain depthwise 3x3 convolution of the ablation."""
     return RepConv(width) if repconv else nn.Conv2d(width, width, 3, padding=1, groups=width)

@@ -1,6 +1,6 @@
-"""RepMamba: an image's way from the first convolution to the enlarged result.
+"""RepMamba, the network: from the first convolution to the upsampler.
 
-Here are the outer frame, the groups and the upsamplers; a block of a group is in lpfm.py.
+Also the groups and the upsamplers; a block of a group is in lpfm.py.
 """
 
 import torch
@@ -12,8 +12,8 @@ from repmamba.network.config import WIDTH, NetworkConfig
 from repmamba.network.lpfm import LPFM
 from repmamba.network.repconv import EPS, to_map, to_tokens
 
+# subtracted from an RGB input and added to the result; not in checkpoints
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""What a network of three bands takes from its input and adds to its result; not in checkpoints."""
 
 
 class RepMamba(nn.Module):
@@ -72,9 +72,7 @@ def check_input(image: Tensor, in_chans: int) -> None:
 
 
 def even(image: Tensor) -> Tensor:
-    """The image with its last row and column repeated once where their number is odd: the network
-    pools by two.
-    """
+    """The image with its last row and column repeated if odd, because the network pools by two."""
     height, width = image.shape[-2:]
     if height % 2 == 0 and width % 2 == 0:
         return image
@@ -99,9 +97,7 @@ class Group(nn.Module):
 
 
 def connection(kind: str) -> nn.Module:
-    """The convolution at the end of a group and of the body, 64 -> 64: one 3x3, or a bottleneck of
-    three.
-    """
+    """The convolution at the end of a group and of the body, 64 -> 64, or a bottleneck of three."""
     if kind == "1conv":
         return nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
     narrow = WIDTH // 4
@@ -115,8 +111,9 @@ def connection(kind: str) -> nn.Module:
 
 
 class PixelShuffleDirect(nn.Module):
-    """One convolution to in_chans * scale^2, then the shuffle. (B, 64, H, W) -> (B, in_chans, sH,
-    sW).
+    """One convolution to in_chans * scale^2, then pixel shuffle.
+
+    (B, 64, H, W) -> (B, in_chans, sH, sW).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -131,7 +128,7 @@ class PixelShuffleDirect(nn.Module):
 
 
 class PixelShuffle(nn.Module):
-    """A convolution, shuffles of two (or one of three) on 64 channels, a last convolution."""
+    """A convolution, pixel shuffles by two (or one by three) on 64 channels, a last convolution."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -153,7 +150,7 @@ class PixelShuffle(nn.Module):
 
 
 class NearestConv(nn.Module):
-    """Twice nearest neighbour and a convolution, then two convolutions more; scale 4 only."""
+    """Nearest neighbour and a convolution, twice, then two more convolutions; scale 4 only."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -173,7 +170,7 @@ class NearestConv(nn.Module):
 
 
 class NoUpsampler(nn.Module):
-    """A last convolution and no enlargement; the frame adds the centred input."""
+    """A last convolution, without upsampling; RepMamba adds the centred input."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -194,8 +191,7 @@ UPSAMPLER_MODULES: dict[str, type[nn.Module]] = {
 
 
 def _start(module: nn.Module) -> None:
-    # The published network's last pass: it touches linear layers and layer normalisations, nothing
-    # else.
+    # As the published network's last initialisation: only linear layers and layer normalisations.
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -18,7 +18,7 @@ class SS2D(nn.Module):
     n and result: (B, H, W, width) with even H and W. Source: specification 2.5 and 3.
     """
 
-    # of the scan; None leaves the choice to the device and the environment
+    # of the scan; None for the default of the device and the environment
     backend: str | None = None
 
     def __init__(self, width: int, *, repconv: bool = True) -> None:
@@ -60,9 +60,7 @@ class SS2D(nn.Module):
         return result
 
     def scan(self, pooled: Tensor) -> Tensor:
-        """The sum of the four directed scans: (B, width, h, w) -> the same, in float32 (float64 for
-        float64).
-        """
+        """The sum of the four directional scans, (B, width, h, w), float32 or float64."""
         projected = to_map(F.linear(to_tokens(pooled), self.x_proj.flatten(0, 1)))
         A = -torch.exp(self.A_log)
         return scan_map(
@@ -71,7 +69,7 @@ class SS2D(nn.Module):
 
 
 class RMB(nn.Module):
-    """r = v + SS2D(LN(v)); the result is BN(w * r), one weight a channel.
+    """r = v + SS2D(LN(v)); the result is BN(w * r), one weight per channel.
 
     v and result: (B, width, H, W) with even H and W. Source: specification 2.4.
     """

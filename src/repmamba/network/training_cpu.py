@@ -1,10 +1,9 @@
-"""Training on a CPU in few passes over memory: an LPFM as one function with its gradient
-(kernels/training.cpp).
+"""Training on a CPU in few passes over memory: an LPFM and its gradient as one function.
 
-`with_fast_passes` puts it in the place of a network's blocks; the learner does so. The weights,
-their names and the numbers stay the same. A block goes back to torch's own operations off the CPU,
-in evaluation mode, with frozen statistics, and in other types than float32 and bfloat16 under
-autocast. Hooks of a block's parts are not called.
+`with_fast_passes` replaces the blocks of a network (kernels/training.cpp); the learner does so.
+Weights, names and results stay the same. A block uses torch's operations off the CPU, in evaluation
+mode, with frozen statistics, and in other types than float32 and bfloat16 under autocast. Hooks of
+a block's parts are not called.
 """
 
 import ctypes
@@ -21,22 +20,18 @@ from repmamba.network.lpfm import LPFM
 from repmamba.network.repconv import to_map, to_tokens
 from repmamba.network.repmamba import RepMamba
 from repmamba.scan.directions import visits
-from repmamba.scan.threads import side_by_side
+from repmamba.scan.threads import split_work
 
 Gradients = tuple[Tensor | None, ...]
 
+# elements of a block's input below which another thread costs more than it saves
 WORK_FOR_THREADS = 1 << 16
-"""Elements of a block's input below which handing a share to another thread costs more than it
-saves.
-"""
 
+# the ConvFFN's hidden width is a multiple of this: whole registers
 HIDDEN_MULTIPLE = 16
-"""Of the ConvFFN's hidden width: whole registers."""
 
+# of the running statistics, torch's default; other blocks use torch's operations
 MOMENTUM = 0.1
-"""Of the running statistics, as torch has it where nothing is said; blocks of another are not
-served.
-"""
 
 RMBS = 4
 RMB_FORWARD = ("enter", "enter_fold", "middle", "middle_fold", "leave", "leave_fold")
@@ -48,12 +43,12 @@ RMB_BACKWARD = (
     "enter_back",
     "enter_back_fold",
 )
+# as in training.cpp
 STAGES = ("sizes", "prepare", *RMB_FORWARD, "feed", "feed_back", "feed_back_fold", *RMB_BACKWARD)
-"""As in training.cpp."""
 
 
 class FastLPFM(LPFM):
-    """An LPFM that computes its training step by the compiled passes where they serve."""
+    """An LPFM that trains by the compiled passes where they apply."""
 
     def forward(self, t: Tensor) -> Tensor:
         """t and result: (B, 64, H, W)."""
@@ -64,9 +59,9 @@ class FastLPFM(LPFM):
 
 
 def with_fast_passes(network: RepMamba) -> RepMamba:
-    """The same network, each of its blocks made a FastLPFM that is as we build it.
+    """The same network, with FastLPFM as the class of its unmodified blocks.
 
-    Where there are no kernels for this platform, the blocks stay as they are.
+    Without kernels for this platform the blocks stay as they are.
     """
     try:
         library()
@@ -79,7 +74,7 @@ def with_fast_passes(network: RepMamba) -> RepMamba:
 
 
 def _as_built(module: nn.Module) -> bool:
-    """Whether a module is an LPFM of our parts and no others, for which the kernels are written."""
+    """Whether a module is an LPFM of exactly our parts, as the kernels assume."""
     if type(module) is not LPFM or module.ffn.fc1.out_features % HIDDEN_MULTIPLE:
         return False
     with torch.device("meta"):
@@ -126,9 +121,7 @@ class _Arguments(ctypes.Structure):
 
 
 class _Work:
-    """A block's step on one batch: the kernels' arguments, and what has to live as long as they
-    do.
-    """
+    """One step of a block on a batch: the kernels' arguments, and the memory they point to."""
 
     def __init__(self, block: LPFM, t: Tensor, parameters: tuple[Tensor, ...]) -> None:
         batch, height, width, _ = t.shape
@@ -155,9 +148,7 @@ class _Work:
         self.arguments.kept = self.kept.data_ptr()
 
     def run(self, stage: str, rmb: int = 0) -> None:
-        """All units of a stage, in as many threads as torch may use; which thread takes which
-        changes no result.
-        """
+        """Run all units of a stage in torch's number of threads; the split changes no result."""
         self.arguments.stage, self.arguments.rmb = _NUMBERS[stage], rmb
         units = 1 if stage.endswith(("sizes", "prepare", "fold")) else self.batch
         threads = min(torch.get_num_threads(), units) if self.threads else 1
@@ -166,7 +157,7 @@ class _Work:
             scratch = torch.empty(self.sizes[2], dtype=torch.float32, device="cpu")
             self.kernel(first, last, ctypes.byref(self.arguments), scratch.data_ptr())
 
-        side_by_side(share, units, threads)
+        split_work(share, units, threads)
 
 
 class _Passes(torch.autograd.Function):
@@ -190,7 +181,7 @@ class _Passes(torch.autograd.Function):
         tokens, *parameters = ctx.saved_tensors
         if ctx.work is None:
             raise RuntimeError(
-                "The gradients of a block are computed once: its memory has been reused since."
+                "The gradients of a block can only be computed once: its memory has been reused."
             )
         work, ctx.work = ctx.work, None
         direct, dt = to_tokens(gradient).float().contiguous(), torch.empty_like(tokens)
@@ -219,14 +210,12 @@ class _Passes(torch.autograd.Function):
 
 _NUMBERS = {name: number for number, name in enumerate(STAGES)}
 
+# memory of finished steps: new memory of the system costs a page fault for every 4 kB
 _FREE: dict[str, list[Tensor]] = {"kept": [], "passing": []}
-"""Memory of steps that are over: fresh memory of the system costs a page fault for every 4 kB."""
 
 
 def _memory(kind: str, size: int) -> Tensor:
-    """So many bytes, of an earlier step of the same size if there are any; those of other sizes are
-    given back.
-    """
+    """Memory of `size` bytes, reused from an earlier step; that of other sizes is released."""
     free = _FREE[kind]
     while free:
         found = free.pop()
@@ -236,7 +225,7 @@ def _memory(kind: str, size: int) -> Tensor:
 
 
 def _addresses(tensors: Any) -> Any:
-    """An array of pointers to the tensors' first numbers."""
+    """An array of pointers to the tensors' data."""
     addresses = [tensor.data_ptr() for tensor in tensors]
     return (ctypes.c_void_p * len(addresses))(*addresses)
 

@@ -1,16 +1,15 @@
-"""Files of named tensors from anywhere, opened with suspicion: safetensors, and what PyTorch has
-saved.
+"""Files of named tensors from untrusted sources: safetensors, and files saved by PyTorch.
 
-What a file declares is checked before memory is taken for it, and no code in it is ever run: of
-pickles only what torch's weights-only reader takes is opened. Which network the tensors belong to,
-and what their values may be, is not asked here.
+Everything that a file declares is checked before memory is allocated for it, and no code in it is
+ever run: of pickles, only what torch's weights-only reader accepts. Which network the tensors
+belong to, and their values, are checked elsewhere.
 """
 
 import json
-import math
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,24 @@ from torch import Tensor
 
 from repmamba.errors import CheckpointError, MissingExtra
 
+# Limits in bytes and names. A network of six groups has 3.4 MB and 1102 names.
 LARGEST_FILE = 1 << 30
 LARGEST_HEADER = 4 << 20
 LARGEST_PICKLE = 8 << 20
-MOST_ENTRIES = 100_000
-"""Bounds on a stranger's file, in bytes and names. A network of six groups has 3.4 MB and 1102
-names.
-"""
+MOST_NAMES = 100_000
 
-DTYPES = {  # of safetensors -> bytes each; floating point first, counts last
-    "F16": 2,
-    "BF16": 2,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-}
+# types of tensors that are read: floating point for weights, I64 for counts
+DTYPES = ("F16", "BF16", "F32", "F64", "I64")
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file declares, and the way to its tensors.
+    """What a file declares, and a function to load its tensors.
 
-    shapes: of each tensor, by name.  metadata: what a safetensors file says beside them.
-    form: in words, what kind of file it is.  load: the tensors; memory is taken when it is called.
+    shapes: of each tensor, by name.
+    metadata: of a safetensors file.
+    form: description of the kind of file.
+    load: reads the tensors; memory is allocated when it is called.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -52,7 +46,7 @@ class WeightFile:
 
 
 def open_weights(file: Path) -> WeightFile:
-    """A file of weights by its first bytes, whatever its name. Raises CheckpointError."""
+    """Open a file of weights, its kind told by the first bytes. Raises CheckpointError."""
     try:
         return _open_pytorch(file) if _kind(file) == "pytorch" else _open_safetensors(file)
     except OSError as failure:
@@ -60,18 +54,19 @@ def open_weights(file: Path) -> WeightFile:
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """The object in a small JSON file; empty where there is none. Raises CheckpointError."""
+    """The object in a small JSON file; empty without a file. Raises CheckpointError."""
     if not file.is_file():
         return {}
     if file.stat().st_size > LARGEST_HEADER:
         raise CheckpointError(
-            f"{file} has {file.stat().st_size} bytes; a configuration is far smaller."
+            f"{file} has {file.stat().st_size} bytes; expected a configuration of at most "
+            f"{LARGEST_HEADER}."
         )
     return json_object(file.read_bytes(), str(file))
 
 
 def json_object(text: bytes | str, origin: str) -> dict[str, Any]:
-    """A JSON object without a name twice and without NaN. Raises CheckpointError."""
+    """Parse a JSON object, without duplicate names or NaN. Raises CheckpointError."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -92,28 +87,26 @@ def json_object(text: bytes | str, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as failure:
         if isinstance(failure, CheckpointError):
             raise
-        raise CheckpointError(f"{origin} is corrupt: its JSON text cannot be read.") from failure
+        raise CheckpointError(f"{origin} is corrupt: invalid JSON.") from failure
     if not isinstance(result, dict):
-        raise CheckpointError(f"{origin} is corrupt: its JSON text is no object.")
+        raise CheckpointError(f"{origin} is corrupt: its JSON is not an object.")
     return result
 
 
 def _kind(file: Path) -> str:
-    """ "safetensors" or "pytorch", by the first bytes and not by the name. Raises CheckpointError,
-    OSError.
-    """
+    """ "safetensors" or "pytorch", by the first bytes. Raises CheckpointError, OSError."""
     if not file.exists():
-        raise CheckpointError(f"{file} does not exist; weights are expected there.")
+        raise CheckpointError(f"{file} does not exist; expected a file of weights.")
     if not file.is_file():
         raise CheckpointError(
-            f"{file} is no regular file; weights are read from regular files and folders only."
+            f"{file} is not a regular file; expected a file or folder of weights."
         )
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f"{file} is empty; save or download it again.")
     if size > LARGEST_FILE:
         raise CheckpointError(
-            f"{file} has {size} bytes; no checkpoint of this network is larger than {LARGEST_FILE}."
+            f"{file} has {size} bytes; expected a checkpoint of at most {LARGEST_FILE}."
         )
     with file.open("rb") as stream:
         start = stream.read(9)
@@ -123,44 +116,51 @@ def _kind(file: Path) -> str:
         return "safetensors"
     if start.startswith(b"\x80"):
         raise CheckpointError(
-            f"{file} is a pickle of a PyTorch before 1.6, which is not opened here; "
-            "load it with PyTorch, if you trust it, and save its state dict again."
+            f"{file} is a pickle of PyTorch before 1.6, which is not opened here; if you trust it, "
+            "load it with PyTorch and save its state dict again."
         )
-    raise CheckpointError(f"{file} is neither a safetensors file nor one that PyTorch has saved.")
+    raise CheckpointError(f"{file} is neither a safetensors file nor one saved by PyTorch.")
 
 
 def _open_safetensors(file: Path) -> WeightFile:
-    with file.open("rb") as stream:
-        header = _read_header(stream.read, file)
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise CheckpointError(f"{file} is corrupt: its metadata is no object.")
-        shapes = _check_header(header, file, file.stat().st_size - stream.tell())
+    header = _read_header(file)
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MOST_NAMES:
+        raise CheckpointError(f"{file} has {len(header)} names; at most {MOST_NAMES} are read.")
+    with _safetensors_errors(file):
+        from safetensors import safe_open
+
+        with safe_open(file, "pt"):  # checks types, shapes and offsets
+            pass
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"{file} has {name!r:.80} of type {entry['dtype']}; expected {', '.join(DTYPES)}."
+            )
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     return WeightFile(shapes, metadata, "safetensors", lambda: _load_safetensors(file))
 
 
 def _load_safetensors(file: Path) -> Mapping[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
+    with _safetensors_errors(file):
         from safetensors.torch import load
-    except ImportError as missing:
-        raise MissingExtra(
-            "Reading .safetensors needs safetensors: pip install safetensors."
-        ) from missing
-    try:
+
         return load(file.read_bytes())
-    except (SafetensorError, OSError) as failure:
-        raise CheckpointError(f"{file} is corrupt or cannot be read: {failure}.") from failure
 
 
-def _read_header(read: Callable[[int], bytes], file: Path) -> dict[str, Any]:
-    """The header of a safetensors file, read from its start."""
-    size = int.from_bytes(read(8), "little")
-    if size > LARGEST_HEADER:
-        raise CheckpointError(
-            f"{file} declares a header of {size} bytes; at most {LARGEST_HEADER} are read."
-        )
-    text = read(size)
+def _read_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file.
+
+    We read it ourselves because safetensors allows headers of 100 MB, and uses the last entry of a
+    name that is given twice.
+    """
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise CheckpointError(
+                f"{file} declares a header of {size} bytes; at most {LARGEST_HEADER} are read."
+            )
+        text = stream.read(size)
     if len(text) < size:
         raise CheckpointError(
             f"{file} is truncated: it ends inside its header; save or download it again."
@@ -168,55 +168,22 @@ def _read_header(read: Callable[[int], bytes], file: Path) -> dict[str, Any]:
     return json_object(text, str(file))
 
 
-def _check_header(
-    header: Mapping[str, Any], file: Path, available: int
-) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor, when every entry is well formed and together they cover the data
-    exactly.
-
-    available: bytes of the file after the header. Raises CheckpointError.
-    """
-    if len(header) > MOST_ENTRIES:
-        raise CheckpointError(f"{file} has {len(header)} names; at most {MOST_ENTRIES} are read.")
-    shapes = {}
-    spans = []
-    for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, end]
-        except (TypeError, KeyError, ValueError):
-            raise CheckpointError(
-                f"{file} is corrupt: the entry {name!r:.80} of its header is malformed."
-            ) from None
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CheckpointError(
-                f"{file} has {name!r:.80} of type {dtype!r:.20}; weights are {', '.join(DTYPES)}."
-            )
-        if any(type(number) is not int or not 0 <= number <= LARGEST_FILE for number in numbers):
-            raise CheckpointError(
-                f"{file} declares {name!r:.80} of shape {shape!r:.80}, larger than any of ours."
-            )
-        if len(shape) > 8 or end - begin != math.prod(shape) * DTYPES[dtype]:
-            raise CheckpointError(
-                f"{file} is corrupt: the size of {name!r:.80} is not that of its shape."
-            )
-        shapes[name] = tuple(shape)
-        spans.append((begin, end))
-    covered = 0
-    for begin, end in sorted(spans):
-        if begin != covered:
-            raise CheckpointError(f"{file} is corrupt: its tensors overlap or leave gaps.")
-        covered = end
-    if covered > available:
+@contextmanager
+def _safetensors_errors(file: Path) -> Iterator[None]:
+    """Turn errors of safetensors into CheckpointError, and a missing package into MissingExtra."""
+    try:
+        yield
+    except ImportError as missing:
+        raise MissingExtra(
+            "Reading .safetensors needs safetensors: pip install safetensors."
+        ) from missing
+    except Exception as failure:
+        if type(failure).__name__ != "SafetensorError":
+            raise
+        reason = " ".join(str(failure).split())
         raise CheckpointError(
-            f"{file} is truncated: {available} of {covered} bytes of weights are there; save or "
-            "download it again."
-        )
-    if covered < available:
-        raise CheckpointError(
-            f"{file} is corrupt: {available - covered} bytes follow the last tensor."
-        )
-    return shapes
+            f"{file} is truncated or corrupt ({reason:.200}); save or download it again."
+        ) from failure
 
 
 def _open_pytorch(file: Path) -> WeightFile:
@@ -234,9 +201,7 @@ def _open_pytorch(file: Path) -> WeightFile:
 
 
 def _check_zip(file: Path) -> None:
-    """Refuse whatever PyTorch does not write: members that are compressed, or together larger than
-    the file.
-    """
+    """Refuse what PyTorch does not write: compressed members, or members larger than the file."""
     size = file.stat().st_size
     try:
         with zipfile.ZipFile(file) as archive:
@@ -245,35 +210,31 @@ def _check_zip(file: Path) -> None:
         raise CheckpointError(
             f"{file} is truncated or corrupt; save or download it again."
         ) from failure
-    if len(members) > MOST_ENTRIES:
-        raise CheckpointError(f"{file} has {len(members)} parts; at most {MOST_ENTRIES} are read.")
+    if len(members) > MOST_NAMES:
+        raise CheckpointError(f"{file} has {len(members)} parts; at most {MOST_NAMES} are read.")
     names = [member.filename for member in members]
     if len(set(names)) != len(names):
-        raise CheckpointError(
-            f"{file} has parts of the same name; PyTorch does not write such files."
-        )
+        raise CheckpointError(f"{file} has duplicate parts; PyTorch does not write such files.")
     if any(
         member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
         for member in members
     ):
-        raise CheckpointError(f"{file} is compressed inside; PyTorch does not write such files.")
+        raise CheckpointError(f"{file} has compressed parts; PyTorch does not write such files.")
     if sum(member.file_size for member in members) > size:
         raise CheckpointError(
             f"{file} declares parts larger than itself; it is truncated or corrupt."
         )
     pickles = [member for member in members if member.filename.endswith(".pkl")]
     if not pickles:
-        raise CheckpointError(f"{file} is a zip archive, but none that PyTorch has saved.")
+        raise CheckpointError(f"{file} is a zip archive that PyTorch did not save.")
     if any(member.file_size > LARGEST_PICKLE for member in pickles):
-        raise CheckpointError(
-            f"{file} has an index of more than {LARGEST_PICKLE} bytes; ours are far smaller."
-        )
+        raise CheckpointError(f"{file} has an index of more than {LARGEST_PICKLE} bytes.")
 
 
 def _load_mapped(file: Path) -> object:
-    """The content of a file that PyTorch has saved, its tensors views of the file itself.
+    """The content of a file saved by PyTorch, its tensors mapped from the file.
 
-    Mapped, nothing is read but the index: names and shapes are known before memory is taken for any
+    Mapping reads only the index: names and shapes are known before memory is allocated for a
     tensor.
     """
     try:
@@ -281,29 +242,27 @@ def _load_mapped(file: Path) -> object:
     except OSError:
         raise
     except Exception as failure:
-        # torch's unpickler raises many kinds, UnpicklingError for code among them; its advice to
-        # allow that is no help.
+        # torch's unpickler raises many kinds of errors, UnpicklingError for code among them; its
+        # advice to allow that must not reach the user.
         if "weights_only" in str(failure) or "Unsupported" in str(failure):
             raise CheckpointError(
-                f"{file} holds more than weights: opening it would run code it carries, which is "
-                "never done here."
+                f"{file} contains more than weights: opening it would run code, which is never "
+                "done here."
             ) from failure
         raise CheckpointError(f"{file} is corrupt: its weights cannot be read.") from failure
 
 
 def _tensors(content: object, file: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(
-            f"{file} holds no state dict; a dictionary of named tensors is expected."
-        )
+        raise CheckpointError(f"{file} has no state dict; expected a dictionary of named tensors.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{file} holds no state dict: under {name!r:.80} is a {type(tensor).__name__}, no "
+                f"{file} has no state dict: {name!r:.80} is a {type(tensor).__name__}, not a "
                 "tensor."
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise CheckpointError(
-                f"{file} has {name!r:.80} in a form (sparse, quantised) that no network has."
+                f"{file} has {name!r:.80} in an unsupported form (sparse, quantised)."
             )
         yield name, tensor

@@ -1,45 +1,47 @@
-"""The ways to compute the selective scan, and the choice among them.
+"""The backends of the selective scan, and the choice among them.
 
-The first of the table that serves the device is taken. `backend=` of a call, or else the
-environment variable REPMAMBA_SCAN, puts another one first. One that cannot serve (another device or
-type, or it does not start) gives way to the next; a BackendFallback warning says so, once in a
-process for each reason.
+The first backend in the table that supports the device is used. `backend=` of a call, or else the
+environment variable REPMAMBA_SCAN, puts another one first. If a backend does not support the device
+or type, or cannot start, the next one is used, with a BackendFallback warning once per reason.
 """
 
+import builtins
+import importlib
+import math
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from repmamba.errors import UsageError
-from repmamba.scan.compiled import in_words, start, warn_once
+from repmamba.errors import BackendFallback, UsageError
 
 VARIABLE = "REPMAMBA_SCAN"
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One way to compute the scan: a module with a function for sequences, and perhaps one for
-    whole maps.
-    """
+    """A module with a function for sequences, and perhaps one for whole maps."""
 
     name: str
     module: str
     sequences: str  # (u, dt, A, B, C, D) -> y, as scan_by_definition
     # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
     maps: str | None
-    devices: tuple[str, ...] | None  # kinds of torch.device; None: all
+    devices: tuple[str, ...] | None  # types of torch.device; None: all
     gradients: bool
-    dtypes: tuple[torch.dtype, ...]  # in which it computes
-    exportable: bool  # made of torch's own operators only, so that ONNX and OpenVINO can take it
-    # of maps that it reads as they are, and turns into float32 as it goes
+    dtypes: tuple[torch.dtype, ...]  # that it computes in
+    exportable: bool  # made of torch operators only, so that ONNX and OpenVINO can export it
+    # of maps that it reads without a copy and converts to float32 on the way
     halves: tuple[torch.dtype, ...] = ()
 
     def serves(self, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-        """Whether tensors on this device can be given to it, to compute in this type."""
+        """Whether it can compute on this device in this type."""
         return (self.devices is None or device.type in self.devices) and dtype in self.dtypes
 
     def __str__(self) -> str:
@@ -56,7 +58,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendChoice:
     """Which backend runs, and the reason in words."""
 
     name: str
@@ -66,7 +68,9 @@ class Choice:
 SINGLE = (torch.float32,)
 BOTH = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
-BACKENDS = (  # in order of preference
+
+# in order of preference
+BACKENDS = (
     Backend(
         "triton",
         "repmamba.scan.triton_gpu",
@@ -103,17 +107,18 @@ BACKENDS = (  # in order of preference
     ),
 )
 
-_LOADED: dict[str, Loaded] = {}  # those that have started
+_PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
+
+# those that have started
+_LOADED: dict[str, Loaded] = {}
 
 
 def choose(
     device: torch.device, requested: str | None = None, dtype: torch.dtype = torch.float32
 ) -> Loaded:
-    """The backend for tensors on `device` in `dtype`; the requested one, or that of REPMAMBA_SCAN,
-    where it can serve.
+    """The backend for tensors on `device` in `dtype`: the requested one, or REPMAMBA_SCAN's.
 
-    Warns (BackendFallback) where another than the wanted one is taken. Raises UsageError for a name
-    not in the table.
+    Warns (BackendFallback) if another one has to be used. Raises UsageError for an unknown name.
     """
     return _LOADED[_name(device.type, requested, dtype)]
 
@@ -125,22 +130,19 @@ def _name(device: str, requested: str | None, dtype: torch.dtype) -> str:
     return loaded.backend.name
 
 
-# torch.compile takes the answer as a constant: it cannot follow imports, nor the start of a
-# compiler. This is all that torch.compiler.assume_constant_result does, which takes seconds to
-# import what it is defined in.
+# torch.compile treats the answer as a constant: it cannot follow imports or start a compiler. This
+# is all that torch.compiler.assume_constant_result does, but importing that takes seconds.
 _name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def explain(device: torch.device | str = "cpu", requested: str | None = None) -> Choice:
-    """Which backend `choose` takes, and why, in words for `repmamba info`; warns of nothing."""
+def explain(device: torch.device | str = "cpu", requested: str | None = None) -> BackendChoice:
+    """The backend that `choose` would return, and why, for `repmamba info`; does not warn."""
     loaded, wish, failures = _first_that_serves(torch.device(device).type, _wanted(requested))
-    return Choice(loaded.backend.name, " ".join([wish, *failures]))
+    return BackendChoice(loaded.backend.name, " ".join([wish, *failures]))
 
 
 def survey(device: torch.device | str = "cpu") -> dict[str, str]:
-    """For each backend whether it runs on the device, or why it does not, in words for `repmamba
-    info`. Starts each.
-    """
+    """For each backend whether it runs on the device, or why not. Starts each."""
     place = torch.device(device)
     return {backend.name: _state(backend, place) for backend in BACKENDS}
 
@@ -153,7 +155,7 @@ def _state(backend: Backend, device: torch.device) -> str:
 
 
 def _wanted(requested: str | None) -> tuple[str | None, str]:
-    """The name that was asked for, if any, and where."""
+    """The name that was requested, if any, and a sentence on who requested it."""
     name, where = (
         (requested, "the argument backend") if requested else (os.environ.get(VARIABLE), VARIABLE)
     )
@@ -162,7 +164,7 @@ def _wanted(requested: str | None) -> tuple[str | None, str]:
     if name not in {backend.name for backend in BACKENDS}:
         known = ", ".join(backend.name for backend in BACKENDS)
         raise UsageError(
-            f"{where} asks for the scan '{name}'; there are {known}: name one of them, or none."
+            f"{where} requests the scan '{name}', but there are {known}: name one of them, or none."
         )
     return name, f"Asked for by {where}."
 
@@ -187,15 +189,52 @@ def _first_that_serves(
 
 @cache
 def _start(backend: Backend) -> Loaded | str:
-    """The backend's functions, or why it cannot start. Asked once in a process."""
+    """The functions of a backend, or why it cannot start. Tried once per process."""
     try:
-        module = start(backend.module)
+        module = _import(backend.module)
     except UsageError:
         raise
     except (
         Exception
-    ) as fault:  # whatever a compiler or a missing library raises, the next backend works
-        return f"The scan '{backend.name}' cannot start ({in_words(fault)})."
+    ) as fault:  # a compiler or missing library may raise anything; the next backend works
+        return f"The scan '{backend.name}' cannot start ({_in_words(fault)})."
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)
     return _LOADED[backend.name]
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module and call its `start` if it has one. Raises whatever they raise."""
+    with _plain_builtins():
+        module = importlib.import_module(name)
+        if hasattr(module, "start"):
+            module.start()
+    return module
+
+
+@contextmanager
+def _plain_builtins() -> Iterator[None]:
+    """Restore Python's own min, max and pow meanwhile.
+
+    torch.export replaces them while it traces, and a backend may first be used there: a kernel
+    compiler imported at that moment would try to compile the replacements.
+    """
+    found = [getattr(module, name) for module, name, _ in _PLAIN]
+    for module, name, plain in _PLAIN:
+        setattr(module, name, plain)
+    try:
+        yield
+    finally:
+        for (module, name, _), replaced in zip(_PLAIN, found, strict=True):
+            setattr(module, name, replaced)
+
+
+def _in_words(fault: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(fault).__name__}: {' '.join(str(fault).split()) or 'no reason given'}"
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Warn with BackendFallback, once per process for each text."""
+    warnings.warn(text, BackendFallback, stacklevel=2)

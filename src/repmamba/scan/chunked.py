@@ -1,16 +1,15 @@
-"""The selective scan in plain torch, fast enough to use: works on every device, with gradients, and
-can be exported.
+"""The selective scan in plain torch: runs on every device, with gradients, and can be exported.
 
-The sequence is computed block by block, each as large as a fast cache holds, the state carried from
-block to block. Decays and inputs of a whole block are one operator each. A block is cut into chunks
-of equal length, and one step is taken in all of them at once, from a state of zero; then the states
-at the ends follow from chunk to chunk; then what a state leaves behind in the chunk after it is
-added to all of its steps at once. Every factor is an exp of something <= 0 or a product of such, so
-no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
+The sequence is computed block by block, each small enough for a fast cache, and the state is
+carried from block to block. Decays and inputs of a whole block take one operator each. A block is
+cut into chunks of equal length, and one step is taken in all of them at once, from a state of zero;
+then the states at the ends follow from chunk to chunk; then the effect of each state on the next
+chunk is added to all of its steps at once. Every factor is an exp of something <= 0 or a product of
+such, so no dt and no A can overflow: small decays become 0, and nothing is ever divided by them.
 
-Backward, only the states between blocks are kept; the others are computed again, and the gradient
-of the states is the same recurrence against time. Values lie (step, group, state, channel), as maps
-in channels_last have them already.
+For the backward pass only the states between blocks are kept; the others are computed again, and
+the gradient of the states is the same recurrence in reverse. Values are laid out as (step, group,
+state, channel), as channels_last maps are.
 """
 
 import math
@@ -24,28 +23,29 @@ from torch.nn.functional import pad, softplus
 from repmamba.scan.selective import scan_map_as_sequences
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
-LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
-CPU_BLOCK = 2**19  # values of the state in a block: 2 MiB, which stay in the caches of two cores
-# 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory gladly gives
+# torch's exp2 takes a third of the time of its exp
+LOG2_E = 1.4426950408889634
+
+# values of the state in a block: 2 MiB, which stay in the caches of two cores
+CPU_BLOCK = 2**19
+# 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory allows
 OTHER_BLOCK = 2**24
-GRAPH_STEPS = 16  # steps in a chunk of a graph: each becomes nodes of it
-# longest sequence of a graph with a symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
+
+# steps in a chunk of an exported graph: each becomes nodes
+GRAPH_STEPS = 16
+# longest sequence of a graph with symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
 GRAPH_DOUBLINGS = 16
 
 
 def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as
-    `repmamba.scan.definition.scan_by_definition`.
-    """
+    """The selective scan; arguments, result and source as `definition.scan_by_definition`."""
     if torch.compiler.is_compiling():
         return _scan_as_graph(u, dt, A, B, C, D)
     batch, rows, length = u.shape
     groups = B.shape[1]
 
     def by_step(x: Tensor) -> Tensor:
-        """(batch, groups * n, length) or (batch, groups, n, length) -> (length, batch, groups,
-        n).
-        """
+        """(batch, groups * n or groups, n, length) -> (length, batch, groups, n)."""
         return x.reshape(batch, groups, -1, length).permute(3, 0, 1, 2).contiguous()
 
     y = _scan_by_step(by_step(u), by_step(dt), A, by_step(B), by_step(C), D)
@@ -55,9 +55,7 @@ def scan_in_chunks(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 def scan_map_in_chunks(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """The scan of a map in four directions; arguments, result and source as
-    `repmamba.scan.selective.scan_map`.
-    """
+    """The scan of a map in four directions; arguments and result as `selective.scan_map`."""
     if torch.compiler.is_compiling():
         return scan_map_as_sequences(scan_in_chunks, p, projected, dt_weight, dt_bias, A, D)
     batch, channel, height, width = p.shape
@@ -66,7 +64,7 @@ def scan_map_in_chunks(
     rows = _to_steps(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
     r, B, C = rows[..., :rank], rows[..., rank : rank + STATE], rows[..., rank + STATE :]
     raw = dt_bias.expand_as(u)
-    # products and sums in place of a matmul, which autocast would take to half precision
+    # products and sums instead of a matmul, which autocast would compute in half precision
     for j in range(rank):
         raw = torch.addcmul(raw, r[..., j, None], dt_weight[..., j])
     y = _scan_by_step(u, softplus(raw), A, B, C, D)
@@ -80,9 +78,7 @@ def scan_map_in_chunks(
 
 
 def _to_steps(maps: Tensor) -> Tensor:
-    """`directions.to_sequences` with the steps first: (batch, 4, n, h, w) -> (h * w, batch, 4,
-    n).
-    """
+    """`directions.to_sequences`, steps first: (batch, 4, n, h, w) -> (h * w, batch, 4, n)."""
     by_row, by_column = (
         maps.permute(3, 4, 0, 1, 2).flatten(0, 1),
         maps.permute(4, 3, 0, 1, 2).flatten(0, 1),
@@ -94,8 +90,9 @@ def _to_steps(maps: Tensor) -> Tensor:
 
 
 def _scan_by_step(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The scan of u and dt (length, batch, groups, channel), B and C (length, batch, groups,
-    state); y as u.
+    """The scan of u and dt (length, batch, groups, channel); the result is shaped as u.
+
+    B, C: (length, batch, groups, state).
     """
     batch, groups, channel = u.shape[1:]
     rates = (A * LOG2_E).reshape(groups, channel, -1).transpose(1, 2).repeat(batch, 1, 1)
@@ -138,7 +135,7 @@ class _BlockByBlock(torch.autograd.Function):
         delta, drive, rates, b, c, *kept = ctx.saved_tensors
         ddelta, ddrive, db, dc = (torch.empty_like(x) for x in (delta, drive, b, c))
         drates, after = torch.zeros_like(rates), torch.zeros_like(rates)
-        # from the gradient of a state to the one before: its decay
+        # from the gradient of a state to that of the one before: its decay
         delta_after = pad(delta[1:], (0, 0, 0, 0, 0, 1))
         for (block, steps), before in zip(
             reversed(list(_blocks(len(delta), rates))), reversed(kept), strict=True
@@ -147,7 +144,7 @@ class _BlockByBlock(torch.autograd.Function):
             h = drive[block, :, None] * b[block, ..., None]
             _run(decay.clone(), h, before, steps)
 
-            # Against time: dh[t] = decay[t + 1] dh[t + 1] + dy[t] c[t].
+            # In reverse: dh[t] = decay[t + 1] dh[t + 1] + dy[t] c[t].
             room = torch.exp2(delta_after[block].flip(0)[:, :, None] * rates)
             dh = dy[block].flip(0)[:, :, None] * c[block].flip(0)[..., None]
             after = _run(room, dh, after, steps).clone()
@@ -165,9 +162,7 @@ class _BlockByBlock(torch.autograd.Function):
 
 
 def _blocks(length: int, rates: Tensor) -> Iterator[tuple[slice, int]]:
-    """The blocks of a sequence, and the steps of a chunk in each; a block has a whole number of
-    chunks.
-    """
+    """The blocks of a sequence, whole numbers of chunks, and the steps per chunk of each."""
     values = CPU_BLOCK if rates.device.type == "cpu" else OTHER_BLOCK
     longest = min(length, max(1, values // rates.numel()))
     steps = math.isqrt(longest)
@@ -182,7 +177,7 @@ def _blocks(length: int, rates: Tensor) -> Iterator[tuple[slice, int]]:
 def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
     """h[t] <- decay[t] h[t - 1] + h[t] along the first axis, in place, h[-1] = before; the last h.
 
-    Chunks have `steps` steps. In passing, decay becomes the joint decay since the chunk began.
+    Chunks have `steps` steps. Also replaces decay by the product of decays since the chunk's start.
     """
     for t in range(1, steps):
         h[t::steps].addcmul_(decay[t::steps], h[t - 1 :: steps])
@@ -199,25 +194,21 @@ def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
 
 
 def _scan_as_graph(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """`scan_in_chunks` as torch.export can follow it: nothing in place, and loops of a length known
-    beforehand.
+    """`scan_in_chunks` for torch.export: nothing in place, and loops of a fixed length.
 
-    The whole sequence is one block. One step is taken in all chunks, twice: first for what a chunk
+    The whole sequence is one block. Each step is taken in all chunks, twice: first for what a chunk
     adds to its last state, then from its true first state. In between the states follow by
-    doubling; with a length that is symbolic, the number of doublings is that of the longest
-    sequence allowed.
+    doubling; with a symbolic length, the number of doublings is that of the longest sequence
+    allowed.
     """
     batch, rows, length = u.shape
     groups, state = B.shape[1:3]
     symbolic = not isinstance(length, int)
-    # Symbolic: at least two chunks and something to pad, so that no length is a special case with a
-    # graph of its own.
+    # Symbolic: at least two chunks and some padding, so that no length becomes a special case.
     chunks = length // GRAPH_STEPS + 2 if symbolic else -(-length // GRAPH_STEPS)
 
     def by_step(x: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a broadcast
-        axis.
-        """
+        """(batch, groups, n, length) -> per step (batch, groups, n, chunks), and a new axis."""
         # dt = 0: the state stays
         x = pad(x.reshape(batch, groups, -1, length), (0, chunks * GRAPH_STEPS - length))
         x = x.reshape(batch, groups, -1, chunks, GRAPH_STEPS).permute(4, 0, 1, 2, 3).contiguous()
@@ -245,11 +236,10 @@ def _scan_as_graph(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 
 
 def _states_before(decay: Tensor, added: Tensor, doublings: int) -> Tensor:
-    """The state before each chunk, of h[i] = decay[i] h[i - 1] + added[i] with h[-1] = 0, along the
-    last axis.
+    """The state before each chunk: h[i] = decay[i] h[i - 1] + added[i] on the last axis, h[-1] = 0.
 
-    After the k-th doubling, `added` holds what the last 2**k chunks leave behind, and `decay` their
-    joint decay.
+    After the k-th doubling, `added` holds the effect of the last 2**k chunks, and `decay` the
+    product of their decays.
     """
     chunks = decay.shape[-1]
     for k in range(doublings):

@@ -1,8 +1,6 @@
-"""The selective scan as published, one step at a time: slow, plain, and the yardstick of every
-other backend.
+"""The selective scan as published, one step at a time: slow, and the reference for all backends.
 
-Gradients are those that autograd finds by going back through the steps; nothing here is derived by
-hand.
+Gradients come from autograd through the steps; nothing is derived by hand.
 """
 
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor
 
 
 def scan_by_definition(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan, one step at a time: h <- exp(dt A) h + dt B u;  y = <C, h> + D u.
+    """The selective scan, one step at a time: h <- exp(dt A) h + dt B u; y = <C, h> + D u.
 
     u, dt, y: (batch, groups * channel, length), dt >= 0.  A: (groups * channel, state), negative.
     B, C: (batch, groups, state, length), shared by the channels of a group.  D: (groups *

@@ -1,13 +1,12 @@
 """An image as four sequences, and the four results as an image again.
 
-| direction | visits                | pixel (i, j) of an (h, w) image is at |
-| 0         | row by row            | i w + j                               |
-| 1         | column by column      | j h + i                               |
-| 2         | row by row, backwards | h w - 1 - (i w + j)                   |
-| 3         | column by column, backwards | h w - 1 - (j h + i)             |
+| direction | order                       | pixel (i, j) of an (h, w) image is at |
+| 0         | row by row                  | i w + j                               |
+| 1         | column by column            | j h + i                               |
+| 2         | row by row, backwards       | h w - 1 - (i w + j)                   |
+| 3         | column by column, backwards | h w - 1 - (j h + i)                   |
 
-`to_sequences` and `to_image` copy. A backend that can walk the image itself takes the order alone,
-from `visits`.
+`to_sequences` and `to_image` copy. A backend that walks the image itself only needs `visits`.
 """
 
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor
 
 
 def to_sequences(maps: Tensor) -> Tensor:
-    """Each direction's map in its own order of visits.
+    """Each direction's map in its own order.
 
     maps: (batch, 4, channel, h, w), the k-th for direction k. Returns (batch, 4, channel, h * w).
     """
@@ -30,7 +29,7 @@ def to_sequences(maps: Tensor) -> Tensor:
 
 
 def to_image(sequences: Tensor, height: int, width: int) -> Tensor:
-    """The sum of the four sequences, each value put back at the pixel it was visited at.
+    """The sum of the four sequences, each value back at its pixel.
 
     sequences: (batch, 4, channel, height * width). Returns (batch, channel, height, width).
     """
@@ -43,10 +42,9 @@ def to_image(sequences: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def visits(height: int, width: int) -> np.ndarray:
-    """The pixels in each direction's order of visits: (4, height * width), int64, pixel (i, j)
-    counted as i w + j.
+    """The pixels in each direction's order: (4, height * width), int64, pixel (i, j) as i w + j.
 
-    The same array serves every call of a size: it is to be read only.
+    Calls of the same size share the array: do not write to it.
     """
     by_row = np.arange(height * width).reshape(height, width)
     by_column = by_row.T.ravel()

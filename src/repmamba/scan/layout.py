@@ -1,15 +1,11 @@
-"""Maps and sequences with their channels side by side, as the compiled scans walk them, and
-back.
-"""
+"""Between channels-first tensors and channels-last memory, which the compiled scans walk."""
 
 import torch
 from torch import Tensor
 
 
 def pixels(maps: Tensor) -> Tensor:
-    """(batch, n, h, w) -> (batch, h w, n) with the n side by side; a channels_last map is not
-    copied.
-    """
+    """(batch, n, h, w) -> (batch, h w, n); a channels_last map is not copied."""
     return maps.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
@@ -20,9 +16,7 @@ def image(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def steps_first(sequences: Tensor, groups: int) -> Tensor:
-    """(batch, groups * channel, length) -> (batch, groups, length, channel), channels side by
-    side.
-    """
+    """(batch, groups * channel, length) -> (batch, groups, length, channel), contiguous."""
     batch, _, length = sequences.shape
     return sequences.reshape(batch, groups, -1, length).transpose(2, 3).contiguous()
 
@@ -33,5 +27,5 @@ def channels_first(steps: Tensor) -> Tensor:
 
 
 def own(view: Tensor) -> Tensor:
-    """A tensor that shares no memory with another: what an operator may return."""
+    """A copy that shares no memory, as an operator has to return."""
     return view.clone(memory_format=torch.contiguous_format)

@@ -1,9 +1,8 @@
-"""The selective scan on the CPU, by the compiled kernels of `repmamba.kernels` (scan.cpp), in
-float32.
+"""The selective scan on the CPU in float32, by the compiled kernels (kernels/scan.cpp).
 
-Here the kernels get their arguments, and `operators` makes operators of torch of them. Work is cut
-into units that own what they write, so the result is the same, bit by bit, for any number of
-threads. The threads are ours (`threads`), used within torch.get_num_threads().
+This module prepares the kernels' arguments; `operators` makes torch operators of them. Each unit of
+work owns what it writes, so the result is the same, bit by bit, for any number of threads. The
+threads are ours (`threads`), at most torch.get_num_threads().
 """
 
 import ctypes
@@ -19,23 +18,23 @@ from repmamba.scan.directions import visits
 from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
 from repmamba.scan.sizes import DIRECTIONS, STATE
-from repmamba.scan.threads import side_by_side
+from repmamba.scan.threads import split_work
 
-# steps times channels below which a second thread costs more than it brings
+# steps times channels below which a second thread costs more than it saves
 WORK_FOR_THREADS = 2**15
-SEGMENT, AT_ONCE = 64, 4  # as in scan.cpp, and so the rows of a block's constants
+
+# as in scan.cpp: the rows of a block's constants
+SEGMENT, AT_ONCE = 64, 4
 D_ROW, BIAS_ROW, WEIGHT_ROWS = STATE, STATE + 1, STATE + 2
 
 
 def start() -> None:
-    """Load the kernels. Raises OSError where that cannot be done."""
+    """Load the kernels. Raises OSError."""
     library()
 
 
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as
-    `repmamba.scan.definition.scan_by_definition`.
-    """
+    """The selective scan; arguments, result and source as `definition.scan_by_definition`."""
     tensors = (u, dt, A, B, C, D)
     y: Tensor = torch.ops.repmamba.scan_sequences(*tensors, wants_gradients("native", *tensors))[0]
     return y
@@ -44,16 +43,14 @@ def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 def scan_map(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """The four-directional scan of a map; arguments and result as
-    `repmamba.scan.selective.scan_map`.
-    """
+    """The scan of a map in four directions; arguments and result as `selective.scan_map`."""
     tensors = (p, projected, dt_weight, dt_bias, A, D)
     y: Tensor = torch.ops.repmamba.scan_map(*tensors, wants_gradients("native", *tensors))[0]
     return y
 
 
 class ScanArguments(ctypes.Structure):
-    """struct Scan of scan.h. Pointers are addresses: what they point at has to outlive the call."""
+    """struct Scan of scan.h. Pointers are addresses: the caller keeps the memory alive."""
 
     _fields_ = (
         *(
@@ -91,15 +88,15 @@ def map_pass(
     D: Tensor,
     y: Tensor,
 ) -> tuple[ScanArguments, int, int]:
-    """The four-directional scan of maps in the caller's memory, as work that the caller hands out:
-    `scan_forward`.
+    """The scan of maps in the caller's memory, as work for `scan_forward`.
 
-    p: (batch h w, C), C as `lanes` allows.  projected: (batch h w, 4 (R + 32) or more), of which
-    the first are read.
-    The parameters, contiguous, as `scan_map`'s.  y: (batch, 2, h w, C), whose sum over axis 1 is
-    the result.
-    All float32, and all to be kept alive by the caller, like `visits(height, width)`.
-    Returns the kernel's arguments, its units and its scratch in numbers of float32.
+    p: (batch h w, C), C as `lanes_of` allows.
+    projected: (batch h w, 4 (R + 32) or more), of which the first are read.
+    dt_weight, dt_bias, A, D: as those of `scan_map`, contiguous.
+    y: (batch, 2, h w, C); the result is the sum over axis 1.
+
+    All float32. The caller keeps them alive, and `visits(height, width)` too. Returns the kernel's
+    arguments, its units of work and its scratch memory in float32 numbers.
     """
     batch, _, length, channels = y.shape
     rank = dt_weight.shape[2]
@@ -111,9 +108,7 @@ def map_pass(
 
 
 def lanes_of(channels: int) -> int:
-    """Channels of a block: those of a register, or of half a one where these are all; others are
-    padded with zeros.
-    """
+    """Channels of a block: a register, or half of one if there are no more; others are padded."""
     whole = library().lanes
     return whole if channels > whole // 2 else whole // 2
 
@@ -141,7 +136,7 @@ class _Problem:
 
     @property
     def used(self) -> int:
-        """C, the channels that there were before padding."""
+        """C, the number of channels before padding."""
         return self.dt_bias.shape[1]
 
     @property
@@ -154,14 +149,14 @@ class _Problem:
 
     @property
     def scratch(self) -> int:
-        """float32 numbers of scratch that one call of a kernel needs."""
+        """float32 numbers of scratch memory per kernel call."""
         constants = WEIGHT_ROWS + self.rank
         forward = SEGMENT + AT_ONCE * (STATE + constants)
         backward = 2 * (SEGMENT + 1) * STATE + 3 * SEGMENT + STATE + constants
         return max(forward, backward) * self.lanes
 
     def arguments(self, **outputs: Tensor | None) -> ScanArguments:
-        """As the kernels take them; outputs: kept, y."""
+        """The kernel's arguments; outputs: kept, y."""
         _, groups, length, channels = self.sizes
         u_batch, u_group = self.u.stride()[:2]
         rows_batch, rows_group, rows_pixel = self.rows.stride()[:3]
@@ -216,15 +211,13 @@ def _sequence_problem(
 
 
 def _whole_blocks(maps: Tensor) -> Tensor:
-    """Zeros added after the last channel, so that the kernels meet only whole blocks."""
+    """Zeros added after the last channel, to whole blocks."""
     missing = -maps.shape[-1] % lanes_of(maps.shape[-1])
     return pad(maps, (0, missing)) if missing else maps
 
 
 def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """y of each slab, (batch, slabs, length, channels), and the kept states, none unless asked
-    for.
-    """
+    """y of each slab, (batch, slabs, length, channels), and the kept states, if `keep`."""
     batch, groups, length, channels = problem.sizes
     kept = problem.u.new_empty(
         _kept_shape(batch, groups, length if keep else 0, problem.used, problem.u.dtype)
@@ -242,7 +235,7 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     batch, groups, length, channels = problem.sizes
     du = dy.new_zeros(batch, problem.slabs, length, channels)
     ddt = torch.empty_like(problem.dt) if problem.rank == 0 else problem.dt
-    # The rows of all directions of a pixel lie side by side, as the projection that they come from.
+    # The rows of all directions of a pixel are adjacent, as in the projection that they come from.
     drows = dy.new_zeros(batch, length, groups, problem.rank + 2 * STATE).transpose(1, 2)
     lines = WEIGHT_ROWS + problem.rank
     dconstants = dy.new_zeros(batch, groups, problem.blocks, lines, problem.lanes)
@@ -269,9 +262,7 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
 
 
 def _in_threads(name: str, units: int, problem: _Problem, arguments: ctypes.Structure) -> None:
-    """All units of work, in as many threads as torch may use; which thread takes which changes no
-    result.
-    """
+    """Run all units of work in torch.get_num_threads() threads; the split changes no result."""
     kernel = library().kernel(name)
     work = problem.sizes[0] * problem.sizes[2] * problem.sizes[3]
     threads = min(torch.get_num_threads(), units) if work >= WORK_FOR_THREADS else 1
@@ -280,13 +271,13 @@ def _in_threads(name: str, units: int, problem: _Problem, arguments: ctypes.Stru
         scratch = problem.u.new_empty(problem.scratch)
         kernel(first, last, ctypes.byref(arguments), scratch.data_ptr())
 
-    side_by_side(run, units, threads)
+    split_work(run, units, threads)
 
 
 def _kept_shape(
     batch: int, groups: int, length: int, channel: int, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """Of the states before every segment, by blocks of channels."""
+    """Shape of the states before every segment, by blocks of channels."""
     lanes = lanes_of(channel)
     return batch, groups, -(-length // SEGMENT), -(-channel // lanes), STATE, lanes
 

@@ -1,10 +1,9 @@
-"""What makes operators of torch of a compiled scan: seen by torch.compile and torch.export, with
-gradients.
+"""Torch operators of a compiled scan, with gradients, for torch.compile and torch.export.
 
-A backend says in a `Scan` how it lays out its arguments and runs its kernels; `register` makes its
-two entries of that, each with a backward pass that is an operator of its own. They take the
-arguments of `selective.scan_map` and of `definition.scan_by_definition`, and at the end whether
-states are kept for the backward pass; they give the result, and these states.
+A backend describes in a `Scan` how it lays out its arguments and runs its kernels; `register` makes
+two operators of it, each with a backward operator. They take the arguments of `selective.scan_map`
+and of `definition.scan_by_definition`, and then whether to keep states for the backward pass; they
+return the result and these states.
 """
 
 from collections.abc import Callable
@@ -20,20 +19,20 @@ from repmamba.errors import UsageError
 from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
+# partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
 MAP_SLABS = 2
-"""Partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second."""
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """Of what the kernels read. Channels may be more than there are."""
+    """Gradients of what the kernels read. Channels may be padded."""
 
     u: Tensor  # (batch, slabs, length, channels)
     dt: Tensor  # (batch, groups, length, channels); of sequences
     rows: Tensor  # of a map (batch, length, 4 (R + 32)), of sequences (batch, groups, length, 32)
-    dt_weight: Tensor  # as the argument, and so the following
+    dt_weight: Tensor  # shaped as the argument, as the following
     dt_bias: Tensor
     A: Tensor
     D: Tensor
@@ -41,39 +40,34 @@ class Gradients:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A backend's own part; a problem is whatever it makes of the arguments."""
+    """A backend's part; a problem is whatever it makes of the arguments."""
 
     map_problem: Callable[..., Any]
     sequence_problem: Callable[..., Any]
+    # (problem, keep) -> y of each slab, (batch, slabs, length, channels), and the kept states
     forward: Callable[[Any, bool], tuple[Tensor, Tensor]]
-    """(problem, keep) -> y of each slab, (batch, slabs, length, channels), and the kept states."""
+    # (problem, kept, dy) -> gradients; dy of a map is (batch, length, channel), of sequences
+    # (batch, groups, length, channel)
     backward: Callable[[Any, Tensor, Tensor], Gradients]
-    """(problem, kept, dy): dy of a map (batch, length, channel), of sequences (batch, groups,
-    length, channel).
-    """
+    # (batch, groups, length, channel, dtype) -> shape of the kept states; length 0 for none
     kept_shape: Callable[..., tuple[int, ...]]
-    """(batch, groups, length, channel, dtype) -> of the kept states; of length 0 where none are."""
 
 
 def wants_gradients(backend: str, *tensors: Tensor) -> bool:
-    """Whether the backward pass may come, for which states are kept. Raises UsageError where
-    tangents would be lost.
-    """
+    """Whether a backward pass may follow. Raises UsageError for forward-mode derivatives."""
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # torch would drop the tangents without a word.
+        # torch would silently drop the tangents.
         raise UsageError(
-            f"The scan '{backend}' has no derivatives in forward mode: choose the scan "
-            "'definition' for them."
+            f"The scan '{backend}' has no forward-mode derivatives: choose the scan 'definition' "
+            "for them."
         )
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def register(scan: Scan, suffix: str = "", device: str | None = None) -> None:
-    """Make a scan the operators scan_map and scan_sequences, and the same with _backward, of
-    torch.ops.repmamba.
+    """Register scan_map and scan_sequences, and each with _backward, in torch.ops.repmamba.
 
-    suffix: at the end of the two names.  device: the kind of device for which they are; None for
-    any.
+    suffix: appended to the two names.  device: type of device, or None for any.
     """
     _register_map(scan, f"repmamba::scan_map{suffix}", device)
     _register_sequences(scan, f"repmamba::scan_sequences{suffix}", device)
@@ -188,7 +182,7 @@ def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
 
 
 def _differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
-    """Let the backward operator give the gradients of the forward one."""
+    """Register the backward operator as the gradient of the forward one."""
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])

@@ -1,9 +1,8 @@
-"""The selective scan as the rest of repmamba calls it: shapes checked, numbers in the right type, a
-backend chosen.
+"""The selective scan for the rest of repmamba: checks shapes, converts types, chooses a backend.
 
-Two entries over the same operator: `selective_scan` takes sequences, as the literature writes it;
-`scan_map` takes a feature map and is what the network calls, four directions at once. Both compute
-in float32 whatever comes in (also under autocast), and in float64 throughout for float64.
+Two entries for the same operation: `selective_scan` takes sequences, as the literature does;
+`scan_map` takes a feature map, in four directions, as the network does. Both compute in float32 for
+any input (also under autocast), except float64 for float64.
 """
 
 from collections.abc import Callable
@@ -29,15 +28,17 @@ def selective_scan(
     dt_bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u;  y = <C, h> + D u, h
-    zero at first.
+    """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u; y = <C, h> + D u.
 
-    u, dt, y: (batch, groups * channel, length).  A: (groups * channel, 16), negative.  D, dt_bias:
-    (groups * channel,).
-    B, C: (batch, groups, 16, length). With dt_bias, dt is raw and becomes softplus(dt + dt_bias);
-    without, it is taken as it is (>= 0). Returns float32, or float64 when u is float64;
-    differentiable in every argument. Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2;
-    softplus(v) is v beyond 20, as published.
+    u, dt, y: (batch, groups * channel, length).
+    A: (groups * channel, 16), negative.
+    B, C: (batch, groups, 16, length).
+    D, dt_bias: (groups * channel,).
+
+    h starts at zero. With dt_bias, dt is raw and becomes softplus(dt + dt_bias); without, it is
+    used as it is (>= 0). Returns float32, or float64 when u is float64; differentiable in every
+    argument. Raises ShapeMismatch. Source: Gu and Dao 2023, algorithm 2; softplus(v) is v beyond
+    20, as published.
     """
     _check_sequences(u, dt, A, B, C, D, dt_bias)
     working = _working_dtype(u)
@@ -57,15 +58,18 @@ def scan_map(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """The selective scan of a map in four directions (`repmamba.scan.directions`), and the sum of
-    the four results.
+    """The sum of the selective scans of a map in four directions (`repmamba.scan.directions`).
 
-    p: (batch, C, h, w).  projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for
-    each direction in
-    turn R rows of dt, 16 of B, 16 of C.  dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16),
-    negative.  D: (4 C,).
+    p: (batch, C, h, w).
+    projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction R rows
+    of dt, 16 of B, 16 of C.
+    dt_weight: (4, C, R).
+    dt_bias: (4, C).
+    A: (4 C, 16), negative.
+    D: (4 C,).
+
     dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is
-    float64. Both maps are best in torch.channels_last, which native and triton read without a copy.
+    float64. Both maps should be torch.channels_last, which native and triton read without a copy.
     Raises ShapeMismatch.
     """
     _check_map(p, projected, dt_weight, dt_bias, A, D)
@@ -89,14 +93,12 @@ def scan_map_as_sequences(
     A: Tensor,
     D: Tensor,
 ) -> Tensor:
-    """`scan_map` by any scan of sequences: the map is laid out in the four orders, scanned, and put
-    together again.
-    """
+    """`scan_map` by a scan of sequences: laid out in the four orders, scanned, and summed."""
     batch, channel, height, width = p.shape
     rank = dt_weight.shape[2]
     rows = to_sequences(projected.reshape(batch, DIRECTIONS, rank + 2 * STATE, height, width))
     r, B, C = rows[:, :, :rank], rows[:, :, rank : rank + STATE], rows[:, :, rank + STATE :]
-    # A product and a sum in place of a matmul, which autocast would take to half precision.
+    # A product and a sum instead of a matmul, which autocast would compute in half precision. raw:
     # (batch, 4, C, length)
     raw = (dt_weight.unsqueeze(-1) * r.unsqueeze(2)).sum(3) + dt_bias.unsqueeze(-1)
     u = to_sequences(p.unsqueeze(1).expand(batch, DIRECTIONS, channel, height, width))
@@ -113,17 +115,15 @@ def _check_sequences(
 ) -> None:
     if u.ndim != 3 or B.ndim != 4:
         raise ShapeMismatch(
-            f"selective_scan got u {tuple(u.shape)} and B {tuple(B.shape)}; it takes u (batch, "
-            "rows, length) "
-            "and B (batch, groups, 16, length): give them these axes."
+            f"selective_scan got u {tuple(u.shape)} and B {tuple(B.shape)}; expected u (batch, "
+            "rows, length) and B (batch, groups, 16, length)."
         )
     batch, rows, length = u.shape
     groups = B.shape[1]
     if length < 1 or rows < 1 or groups < 1 or rows % groups:
         raise ShapeMismatch(
-            f"selective_scan got {rows} rows of length {length} in {groups} groups; it takes at "
-            "least one of each, "
-            "and the same number of rows in every group."
+            f"selective_scan got {rows} rows of length {length} in {groups} groups; expected at "
+            "least one of each, and the same number of rows in every group."
         )
     expected = {
         "dt": (dt, (batch, rows, length)),
@@ -142,9 +142,8 @@ def _check_map(
 ) -> None:
     if p.ndim != 4 or dt_weight.ndim != 3 or min(p.shape[1:]) < 1:
         raise ShapeMismatch(
-            f"scan_map got p {tuple(p.shape)} and dt_weight {tuple(dt_weight.shape)}; it takes p "
-            "(batch, C, h, w), "
-            "none of C, h, w zero, and dt_weight (4, C, R): give them these axes."
+            f"scan_map got p {tuple(p.shape)} and dt_weight {tuple(dt_weight.shape)}; expected p "
+            "(batch, C, h, w), none of C, h, w zero, and dt_weight (4, C, R)."
         )
     batch, channel, height, width = p.shape
     rank = dt_weight.shape[2]
@@ -167,6 +166,6 @@ def _compare(
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ShapeMismatch(
-                f"{function} got {name} {tuple(tensor.shape)} with {given}; it takes {name} "
+                f"{function} got {name} {tuple(tensor.shape)} with {given}; expected {name} "
                 f"{shape}."
             )

@@ -1,7 +1,7 @@
-"""The two sizes that are the same in every scan of ours; for those too who import no torch."""
+"""The two sizes that all scans share; importable without torch."""
 
+# size of a channel's state h
 STATE = 16
-"""Numbers of a channel's state h."""
 
+# directions in which a map is scanned; see `repmamba.scan.directions`
 DIRECTIONS = 4
-"""In which a map is scanned; `repmamba.scan.directions` says which."""

@@ -1,6 +1,4 @@
-"""Threads of our own that compiled kernels share their work among; torch's would spin on our
-cores.
-"""
+"""Threads for the compiled kernels; torch's own would spin on the cores afterwards."""
 
 import os
 from collections.abc import Callable
@@ -9,12 +7,10 @@ from functools import cache
 from itertools import pairwise
 
 
-def side_by_side(work: Callable[[int, int], None], units: int, threads: int) -> None:
-    """work(first, last) for all of the units 0 .. units - 1, one share for each thread, the first
-    for the calling one.
+def split_work(work: Callable[[int, int], None], units: int, threads: int) -> None:
+    """Call work(first, last) for the units 0 .. units - 1, one share per thread.
 
-    Returns when all are done, or raises what a share has raised. One thread means that no other one
-    is asked.
+    The calling thread takes the first share. Returns when all are done; raises what a share raised.
     """
     bounds = [units * thread // threads for thread in range(threads + 1)]
     others = [in_another(work, *span) for span in pairwise(bounds[1:])]
@@ -24,11 +20,11 @@ def side_by_side(work: Callable[[int, int], None], units: int, threads: int) -> 
 
 
 def in_another(work: Callable[..., None], *arguments: int) -> "Future[None]":
-    """Have the work done by another thread of this process, when one is free."""
+    """Run the work in another thread of this process, when one is free."""
     return _pool(os.getpid()).submit(work, *arguments)
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one does not inherit them and starts its own."""
+    """The threads of a process; a forked one starts its own."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="repmamba")

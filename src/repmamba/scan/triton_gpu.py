@@ -1,10 +1,9 @@
-"""The selective scan on a GPU, by Triton, which a torch made for CUDA brings with it. Its launcher
-wants a C compiler.
+"""The selective scan on a GPU, with Triton, which comes with CUDA builds of torch.
 
-The kernels are in `triton_kernels`; here they get their arguments, and `operators` makes operators
-of torch of them. Half-precision maps are read as they are; states, results and the gradients of all
-but the maps are float32. The backward pass computes the states again, from one in SEGMENT that the
-forward pass keeps.
+Triton's launcher needs a C compiler. The kernels are in `triton_kernels`; this module prepares
+their arguments, and `operators` makes torch operators of them. Half-precision maps are read as they
+are; states, results and all gradients but those of the maps are float32. The backward pass computes
+the states again, from every SEGMENT-th, which the forward pass keeps.
 """
 
 from dataclasses import dataclass
@@ -19,25 +18,29 @@ from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
 from repmamba.scan.sizes import STATE
 
-CONSTANTS = STATE + 2  # lines of gradients for A, D and dt_bias; those of dt_weight follow
-# Positions of a chunk: short enough that the 64 x 64 pooled map of one 128 x 128 tile is 1,024
-# programs of the widest scan; the states at the ends of chunks are then 16 / 32 of a map each
+# rows of gradients for A, D and dt_bias; those of dt_weight follow
+CONSTANTS = STATE + 2
+# Positions per chunk: short enough that the 64 x 64 pooled map of a 128 x 128 tile makes 1,024
+# programs of the widest scan; the states at the ends of chunks are then 16 / 32 of a map per
 # direction.
 STEPS = 32
 SEGMENT = (
-    # steps between kept states: those of a segment are in registers at once, 16 a thread and step;
-    # at 8 they spill
+    # steps between kept states: those of a segment are in registers at once, 16 per thread and
+    # step; 8 would spill
     4
 )
-WIDEST_BLOCK = 32  # channels of a program: one a thread
-# channels of a program that goes over the chunks: few, for there are no chunks to fill a device
-# with
+
+# channels per program: one per thread
+WIDEST_BLOCK = 32
+# channels per program that goes over the chunks: few, because there are no chunks to fill a device
 CARRY_BLOCK = 8
-AHEAD = 8  # chunks whose loads it has in flight
+
+# chunks whose loads are in flight
+AHEAD = 8
 
 
 def start() -> None:
-    """Start Triton's launcher, which compiles a C file. Raises whatever stands in the way."""
+    """Start Triton's launcher, which compiles a C file. Raises whatever it raises."""
     if not _kernels().INTERPRETED:
         from triton.runtime import driver
 
@@ -45,9 +48,7 @@ def start() -> None:
 
 
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The selective scan; arguments, result and source as
-    `repmamba.scan.definition.scan_by_definition`.
-    """
+    """The selective scan; arguments, result and source as `definition.scan_by_definition`."""
     tensors = (u, dt, A, B, C, D)
     y: Tensor = torch.ops.repmamba.scan_sequences_triton(
         *tensors, wants_gradients("triton", *tensors)
@@ -58,11 +59,10 @@ def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
 def scan_map(
     p: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:
-    """The four-directional scan of a map; arguments and result as
-    `repmamba.scan.selective.scan_map`.
+    """The scan of a map in four directions; arguments and result as `selective.scan_map`.
 
-    p and projected may be of any floating type; the others, and the result, are float32, or all are
-    float64.
+    p and projected may have any floating-point type; the others and the result are float32, or all
+    are float64.
     """
     tensors = (p, projected, dt_weight, dt_bias, A, D)
     y: Tensor = torch.ops.repmamba.scan_map_triton(*tensors, wants_gradients("triton", *tensors))[0]
@@ -128,17 +128,15 @@ class _Problem:
 
     @property
     def block(self) -> int:
-        """Channels of a program."""
+        """Channels per program."""
         return min(_power_of_two(self.channel), WIDEST_BLOCK)
 
     def new(self, *shape: int) -> Tensor:
-        """Memory in the type of the states."""
+        """New memory in the type of the states."""
         return self.A.new_empty(shape)
 
     def launch(self, kernel: str, slabs: int, tensors: tuple[Tensor, ...], **flags: int) -> None:
-        """Run a kernel over all chunks and blocks of channels, so many slabs or groups, and the
-        batch.
-        """
+        """Run a kernel over all chunks, blocks of channels, slabs (or groups) and the batch."""
         _launch(
             kernel,
             (self.chunks * self.blocks, slabs, self.batch),
@@ -154,13 +152,13 @@ class _Problem:
 
 
 def _launch(kernel: str, grid: tuple[int, int, int], *arguments: Any, **constants: int) -> None:
-    # Triton launches on the current device, wherever the tensors are.
+    # Triton launches on the current device, not on that of the tensors.
     with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         getattr(_kernels(), kernel)[grid](*arguments, **constants, num_warps=1)
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest that is not below n, and at least 1."""
+    """The smallest power of two that is at least n and 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -184,8 +182,9 @@ def _sequence_problem(
 
 
 def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
-    """The states before every chunk, (batch, groups, chunks, 16, channel); adjoint: the gradients
-    of those after.
+    """The states before every chunk, (batch, groups, chunks, 16, channel).
+
+    adjoint: instead the gradients of the states after every chunk.
     """
     shape = (problem.batch, problem.groups, problem.chunks)
     if problem.chunks == 1:
@@ -218,9 +217,7 @@ def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
 
 
 def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """y of each slab, (batch, slabs, length, channel), and the kept states, none unless asked
-    for.
-    """
+    """y of each slab, (batch, slabs, length, channel), and the kept states, if `keep`."""
     starts = _at_chunks(problem, problem.u, adjoint=False)
     y = problem.new(problem.batch, problem.slabs, problem.length, problem.channel)
     length = problem.length if keep else 0
@@ -279,7 +276,7 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
 def _kept_shape(
     batch: int, groups: int, length: int, channel: int, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """Of the states before every segment."""
+    """Shape of the states before every segment."""
     return batch, groups, -(-length // SEGMENT), STATE, channel
 
 

@@ -1,39 +1,39 @@
-"""The GPU kernels of the scan: where a program walks, and what it does at each step, forward and
-backward.
+"""The GPU kernels of the scan, forward and backward, in Triton.
 
-Imported by `triton_gpu` when that backend starts, and by nothing else: this is the only room's file
-that needs Triton.
+Only `triton_gpu` imports this module, when that backend starts: no other module needs Triton.
 
 A sequence is cut into chunks of STEPS positions, so that one small map fills a device. The states
-at the ends of the chunks, each begun at zero, are found side by side (`chunk_ends`), carried on
+at the ends of the chunks, each starting at zero, are computed in parallel (`chunk_ends`), carried
 from chunk to chunk (`carry`), and the steps are taken again from the true states (`outputs`).
-Gradients of the states go the same way against the order of visits, then `gradients` takes each
-chunk backwards, SEGMENT steps at a time: it computes their states again from the one that `outputs`
-kept before them. Every factor is an exp of something <= 0: nothing can overflow.
+Gradients of the states go the same way in reverse, then `gradients` takes each chunk backwards,
+SEGMENT steps at a time: it recomputes their states from the one that `outputs` kept before them.
+Every factor is an exp of something <= 0: nothing can overflow.
 
 A program is one warp. It holds the 16 states of a block of channels, (state, channel), one channel
-a thread in the widest block: what is summed over states stays within a thread, and dt is computed
-once. Maps are channels-last and stay as they are: a direction is arithmetic on positions
-(`pixel_at`). A position counts pixels by row, or by column in directions 1 and 3; directions 2 and
-3 walk from the last to the first. Nothing is added by atomics: a result is the same, bit by bit, in
-every run. Directions 0 and 2 of a map, which visit the same pixels, add to one slab of the result,
-1 and 3 to another; each sequence has a slab of its own.
+per thread in the widest block: sums over states stay within a thread, and dt is computed once. Maps
+are channels-last and stay as they are: a direction is arithmetic on positions (`pixel_at`). A
+position counts pixels by row, or by column in directions 1 and 3; directions 2 and 3 walk from the
+last to the first. No atomics are used: a result is the same, bit by bit, in every run. Directions 0
+and 2 of a map, which visit the same pixels, add to one slab of the result, 1 and 3 to another; each
+sequence has a slab of its own.
 
 Everything is computed in the type of A, whatever the type of the maps. Shapes, as the kernels read
 them:
 
-| u, dt, dy | map: (batch, length, channel); sequences: (batch, groups, length, channel); dt is read
-when RANK is 0 |
-| rows | map: (batch, length, groups, RANK + 32); sequences: (batch, groups, length, 32): r, B, C |
-| dt_weight, dt_bias, D, A | (groups, channel, RANK), (groups, channel), the same, (groups, channel,
-16) |
-| states | (batch, groups, chunks, 16, channel): at the ends of the chunks, then at their starts |
-| spans | (batch, groups, chunks, channel): the sum of dt over a chunk |
-| y, du | (batch, slabs, length, channel) |
-| kept | (batch, groups, segments, 16, channel) |
+| u, dt, dy | map: (batch, length, channel) |
+|           | sequences: (batch, groups, length, channel); dt is read when RANK is 0 |
+| rows      | map: (batch, length, groups, RANK + 32): r, B, C |
+|           | sequences: (batch, groups, length, 32): B, C |
+| dt_weight | (groups, channel, RANK) |
+| dt_bias   | (groups, channel); D too |
+| A         | (groups, channel, 16) |
+| states    | (batch, groups, chunks, 16, channel): at the ends, then at the starts of chunks |
+| spans     | (batch, groups, chunks, channel): the sum of dt over a chunk |
+| y, du     | (batch, slabs, length, channel) |
+| kept      | (batch, groups, segments, 16, channel) |
 """
 
-# The language of the kernels is Triton's, of which mypy knows nothing.
+# mypy does not know Triton's language
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment"
 
 import triton
@@ -41,13 +41,16 @@ import triton.language as tl
 
 from repmamba.scan import sizes
 
-INTERPRETED = triton.knobs.runtime.interpret  # on any device, step by step in Python: for tests
+# on any device, step by step in Python: for tests
+INTERPRETED = triton.knobs.runtime.interpret
 
 STATE = tl.constexpr(sizes.STATE)
-# exp2 is an instruction of the processor; exp is exp2 and a product
+# exp2 is a processor instruction; exp is exp2 and a product
 LOG2_E = tl.constexpr(1.4426950408889634)
-SOFTPLUS_LINEAR = tl.constexpr(20.0)  # softplus(v) is v beyond, as published
-# Lines of a chunk's gradients of constants: 16 of A, then D, dt_bias, and RANK of dt_weight.
+
+# softplus(v) is v beyond this, as published
+SOFTPLUS_LINEAR = tl.constexpr(20.0)
+# Rows of a chunk's gradients of constants: 16 of A, then D, dt_bias, and RANK of dt_weight.
 D_LINE, BIAS_LINE, WEIGHT_LINES = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18)
 
 
@@ -56,8 +59,7 @@ def softplus(raw):
     """log(1 + exp(raw)), raw itself beyond 20; and its derivative."""
     power = tl.exp(tl.minimum(raw, SOFTPLUS_LINEAR))
     grown = 1.0 + power
-    # The logarithm knows a small power only as it was rounded into 1 + power; the quotient gives
-    # back what that lost.
+    # 1 + power rounds a small power; the quotient restores what the rounding lost.
     rounded = tl.where(grown == 1.0, 1.0, grown - 1.0)
     value = tl.where(grown == 1.0, power, tl.log(grown) * (power / rounded))
     return tl.where(raw > SOFTPLUS_LINEAR, raw, value), tl.where(
@@ -67,9 +69,7 @@ def softplus(raw):
 
 @triton.jit
 def pixel_at(position, direction, height, width, MAP: tl.constexpr):
-    """The pixel, counted by row, at a position of a direction's order; of a sequence the step
-    itself.
-    """
+    """The pixel, counted by row, at a position of a direction; of a sequence the step itself."""
     if not MAP:
         return position
     column = position // height
@@ -86,9 +86,7 @@ def is_reversed(direction, MAP: tl.constexpr):
 
 @triton.jit
 def walk(chunk, length, backwards, STEPS: tl.constexpr):
-    """The first position that is visited in a chunk, the way to the next (1 or -1), and the number
-    of positions.
-    """
+    """The first position visited in a chunk, the step (1 or -1), and the number of positions."""
     first = chunk * STEPS
     count = tl.minimum(STEPS, length - first)
     return tl.where(backwards, first + count - 1, first), tl.where(backwards, -1, 1), count
@@ -102,7 +100,7 @@ def state_tile(index, channel, channels):
 
 @triton.jit
 def rate_tile(A, direction, channel, channels, known):
-    """A of a block as (16, channels); channels that there are not have rate 0."""
+    """A of a block as (16, channels); padded channels have rate 0."""
     offsets = (direction * channel + channels[None, :]) * STATE + tl.arange(0, STATE)[:, None]
     return tl.load(A + offsets, mask=known[None, :], other=0.0)
 
@@ -128,9 +126,7 @@ def load_r(row, live, number: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.c
 def load_dt(
     dt, offsets, row, weight, bias, known, live, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr
 ):
-    """dt of a step, (channels,), and its derivative by what softplus is taken of; both 0 where
-    there is no step.
-    """
+    """dt of a step, (channels,), and the derivative of softplus; both 0 beyond the last step."""
     number: tl.constexpr = bias.dtype
     if RANK == 0:
         size = tl.load(dt + offsets, mask=known & live, other=0.0).to(number)
@@ -162,10 +158,10 @@ def chunk_ends(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What each chunk alone adds to its last state; ADJOINT: to the gradient of the state before
-    it. And its span.
+    """What each chunk adds to its last state, and its span.
 
-    source: u, or dy. Programs: (chunks times blocks of channels, groups, batch).
+    ADJOINT: to the gradient of the state before it. source: u, or dy. Programs: (chunks times
+    blocks of channels, groups, batch).
     """
     chunks = tl.cdiv(length, STEPS)
     chunk, direction = tl.program_id(0) % chunks, tl.program_id(1)
@@ -216,11 +212,10 @@ def carry(
     AHEAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """From what each chunk alone adds to the state that it starts from, in place. Programs:
-    (blocks, groups, batch).
+    """From what each chunk adds to the state that it starts from, in place.
 
-    AHEAD chunks are loaded before the first of them is stored: their loads then wait for memory
-    together.
+    AHEAD chunks are loaded before the first of them is stored, so that their loads wait for memory
+    together. Programs: (blocks, groups, batch).
     """
     direction = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -321,7 +316,7 @@ def outputs(
             before = tl.load(place, mask=known & (turn > 0), other=0.0)
             tl.store(place, before + skip * x + tl.sum(h * C[:, None], axis=0), mask=known)
             position += way
-        # The second direction adds to what other threads of the first have written.
+        # The second direction adds to what other threads wrote for the first.
         tl.debug_barrier()
 
 
@@ -353,13 +348,14 @@ def gradients(
     SEGMENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All gradients; those of the rows once for each block of channels, those of the constants once
-    for each chunk.
+    """All gradients: those of the rows per block of channels, those of constants per chunk.
 
-    ends: gradients of the states at the ends of the chunks, as `starts`.  ddt: (batch, groups,
-    length, channel).
-    drows: (blocks, *rows).  dconstants: (batch, chunks, groups, 18 + RANK, channel). Programs: as
-    `outputs`.
+    ends: gradients of the states at the ends of the chunks, as `starts`.
+    ddt: (batch, groups, length, channel).
+    drows: (blocks, *rows).
+    dconstants: (batch, chunks, groups, 18 + RANK, channel).
+
+    Programs: as `outputs`.
     """
     chunks, segments = tl.cdiv(length, STEPS), tl.cdiv(length, SEGMENT)
     chunk, slab = tl.program_id(0) % chunks, tl.program_id(1)
@@ -369,8 +365,8 @@ def gradients(
     known = channels < channel
     batch = tl.program_id(2).to(tl.int64)
     number: tl.constexpr = A.dtype.element_ty
-    # All rows of a block: as many as the maps have pixels, times the directions whose rows lie
-    # beside each other.
+    # All rows of a block: as many as the maps have pixels, times the directions, whose rows are
+    # adjacent.
     row_block = block * tl.num_programs(2).to(tl.int64) * groups * length
 
     for turn in range(2 if MAP else 1):
@@ -472,5 +468,5 @@ def gradients(
             dweight,
             mask=known[None, :] & (ranks[:, None] < RANK),
         )
-        # The second direction adds to what other threads of the first have written.
+        # The second direction adds to what other threads wrote for the first.
         tl.debug_barrier()

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmamba.inference.catalogue import packaged_weights
-from repmamba.inference.upscaler import Upscaler, load
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.histogram import ValueHistogram
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.quality import BLOCK, SMALLEST, blockiness, noise_level

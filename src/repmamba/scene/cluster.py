@@ -26,7 +26,8 @@ import torch
 
 from repmamba import __version__
 from repmamba.errors import ClusterError, MissingExtra, OutOfMemory, RepmambaError, UsageError
-from repmamba.inference.upscaler import Upscaler, pin_backend
+from repmamba.inference.loading import pin_backend
+from repmamba.inference.upscaler import Upscaler
 from repmamba.inference.workers import one_compute_thread
 from repmamba.scene.plan import ScenePlan
 from repmamba.scene.source.pixels import Pixels

@@ -21,8 +21,9 @@ import numpy as np
 
 from repmamba.durable import check_local
 from repmamba.errors import UsageError
-from repmamba.inference.upscaler import Upscaler, load
-from repmamba.inference.workers import side_by_side
+from repmamba.inference.loading import load
+from repmamba.inference.upscaler import Upscaler
+from repmamba.inference.workers import map_tiles
 from repmamba.scene.choice import Chooser, WeightsChoice
 from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
@@ -413,7 +414,7 @@ def _compute(
     has_data = len(remaining) < len(plan.tiles)  # what an earlier run computed is unknown
 
     with closing(
-        side_by_side(step, pieces(), planned.estimate.workers, len(remaining))
+        map_tiles(step, pieces(), planned.estimate.workers, len(remaining))
         if planned.cluster is None
         else planned.cluster.compute(pieces(), plan, upscaler)
     ) as results:

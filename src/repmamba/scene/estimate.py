@@ -20,9 +20,9 @@ import numpy as np
 from repmamba.container import memory_left
 from repmamba.durable import free_bytes, readable
 from repmamba.errors import OutOfMemory
-from repmamba.inference.compiled import COMPILED_SCAN
+from repmamba.inference.compiled_runner import COMPILED_SCAN
 from repmamba.inference.upscaler import Upscaler
-from repmamba.inference.workers import IN_FLIGHT, choose_workers, side_by_side
+from repmamba.inference.workers import IN_FLIGHT, choose_workers, map_tiles
 from repmamba.scene.band_selection import describe_grey_bands
 from repmamba.scene.cluster import Cluster
 from repmamba.scene.confidence import ConfidencePlan
@@ -251,7 +251,7 @@ def _seconds_here(plan: ScenePlan, upscaler: Upscaler, side: int) -> float:
         return time.perf_counter() - begun
 
     # the first tile of each worker compiles
-    seconds = list(side_by_side(timed, range(2 * side), side, side))[side:]
+    seconds = list(map_tiles(timed, range(2 * side), side, side))[side:]
     return statistics.median(seconds)
 
 

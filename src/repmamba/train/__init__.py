@@ -1,6 +1,4 @@
-"""The room of training. Called, as `repmamba.train(...)`, it is the function `call.train`: the two
-share a name.
-"""
+"""The training room. `repmamba.train(...)` calls `train.train`, which has the same name."""
 
 import sys
 from types import ModuleType
@@ -9,8 +7,8 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `repmamba.train.call.train`."""
-        from repmamba.train.call import train
+        """See `repmamba.train.train.train`."""
+        from repmamba.train.train import train
 
         return train(*args, **kwargs)
 

@@ -1,6 +1,4 @@
-"""What each step learns from: the stock of a recipe, the samples of its steps, and batches prepared
-ahead.
-"""
+"""What each step trains on: the recipe's images, the samples of each step, prefetched batches."""
 
 import logging
 import zlib
@@ -14,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repmamba.ahead import ahead
 from repmamba.data.degradations import Chain
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.patches import Sampler
 from repmamba.data.sensors import SensorChain
 from repmamba.data.stock import Stock, load_stock
 from repmamba.errors import JobChanged, RecipeError, ShapeMismatch
-from repmamba.train.processes import Processes
+from repmamba.prefetch import prefetch
+from repmamba.train.distributed import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.step import Batch
 
@@ -29,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def training_files(recipe: Recipe) -> list[PairFiles]:
-    """The files of all images to learn from, as they are and reduced. Raises RecipeError,
-    SourceError, UsageError.
+    """The files of all training images, as they are and downsampled (data.reductions).
+
+    Raises RecipeError, SourceError, UsageError.
     """
     files = [one for source in recipe.data.train for one in find_pairs(Path(source))]
     if not files:
@@ -41,19 +40,17 @@ def training_files(recipe: Recipe) -> list[PairFiles]:
 
 
 def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterator[PairFiles]:
-    """These files' images reduced to a share of their sides, where the largest patches still fit
-    into them.
-    """
+    """These images downsampled to a share of their size, where the largest patch still fits."""
     patch = max(phase.size for phase in recipe.data.patches)
     for one in files:
         reduced = replace(one, lr=None, reduction=share)
-        with suppress(ShapeMismatch):  # too small to be reduced at all
+        with suppress(ShapeMismatch):  # too small to be downsampled at all
             if min(reduced.blank(recipe.network.scale).lr.shape[:2]) >= patch:
                 yield reduced
 
 
 def chain_of(recipe: Recipe) -> Chain | SensorChain | None:
-    """What makes lr from hr in place of the plain reduction, where the recipe degrades."""
+    """The chain that makes lr from hr instead of plain downsampling, or None."""
     scale, data = recipe.network.scale, recipe.data
     if data.degrade:
         return SensorChain(data.degrade, scale)
@@ -61,10 +58,9 @@ def chain_of(recipe: Recipe) -> Chain | SensorChain | None:
 
 
 def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
-    """Raise RecipeError now, and not at the first batch, where images of this kind cannot be
-    degraded.
+    """Raise RecipeError early if images of this kind cannot be degraded.
 
-    The first one speaks for all: a stock holds one kind.
+    The first one is enough: a stock holds one kind.
     """
     chain = chain_of(recipe)
     if chain and files:
@@ -79,7 +75,7 @@ def check_degradations(recipe: Recipe, files: Sequence[PairFiles]) -> None:
 
 
 def counted_in_steps(recipe: Recipe, images: int) -> Recipe:
-    """The recipe in steps, an epoch being those in which each of so many images is seen."""
+    """The recipe in steps: an epoch has as many as it takes to see each image once."""
     return recipe.in_steps(-(-images // recipe.data.patches[0].batch))
 
 
@@ -92,18 +88,17 @@ def open_stock(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Stock:
-    """The images to learn from, where the recipe wants them.
+    """The training images, stored where the recipe says.
 
-    cache: a folder that keeps them decoded; the first process fills it, and the others find it.
-    progress: called with
-    how many of how many images are read.
+    cache: a folder for decoded images; the first process fills it, the others wait and read it.
+    progress: called with the number of images read and their total.
     """
     if cache and not processes.first:
         processes.wait()
     reduced = sum(one.reduction != 1 for one in files)
-    of_them = f", {reduced} of them reduced" if reduced else ""
+    of_them = f", {reduced} of them downsampled" if reduced else ""
     logger.info(
-        "Reading %d images to learn from%s: %s.", len(files), of_them, ", ".join(recipe.data.train)
+        "Reading %d training images%s: %s.", len(files), of_them, ", ".join(recipe.data.train)
     )
     place = device if recipe.data.cache == "device" else None
     stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
@@ -113,11 +108,10 @@ def open_stock(
 
 
 def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
-    """What a stock is, wherever its pixels are: (images, 3) of lr height, lr width and a CRC-32 of
-    the pixels.
+    """Fingerprint of a stock: (images, 3) of lr height, lr width and a CRC-32 of the pixels.
 
-    files: that it was read from, if it was. Counted are the pixels of hr and of lr that these hold:
-    what is made from them may differ by a level between machines.
+    files: that it was read from, if any. Only hr and lr that come from files count: an lr made here
+    may differ by a level between machines.
     """
     rows = []
     for image, (height, width) in enumerate(stock.sizes):
@@ -135,29 +129,24 @@ def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
 
 
 def check_images(before: Tensor, now: Tensor, files: Sequence[PairFiles]) -> None:
-    """Raise JobChanged unless the checksums of the images that a run has learnt from are those of
-    now.
-    """
+    """Raise JobChanged unless a run's images have the same checksums as before."""
     if torch.equal(before, now):
         return
     if len(before) != len(now):
-        what = f"there were {len(before)}, and there are {len(now)}"
+        what = f"there were {len(before)}, now there are {len(now)}"
     else:
         different = (before != now).any(dim=1).nonzero().flatten().tolist()
         first = files[different[0]].hr if files else f"number {different[0] + 1}"
-        what = (
-            f"{len(different)} of {len(now)} have other pixels or sizes, the first of them {first}"
-        )
+        what = f"{len(different)} of {len(now)} have other pixels or sizes, the first is {first}"
     raise JobChanged(
-        f"The images to learn from are not those that this run has begun with: {what}. Bring those "
-        "back to go on, "
-        "or take another folder for a new run, which may begin from the weights of this one "
+        f"The training images have changed since this run began: {what}. Restore them to go on, or "
+        "choose another folder for a new run, which may start from the weights of this one "
         "(start.weights)."
     )
 
 
 def sampler_of(recipe: Recipe, stock: Stock) -> Sampler:
-    """The sampler of all steps of a recipe that counts in steps."""
+    """The sampler for all steps of a recipe that counts in steps."""
     data = recipe.data
     return Sampler(
         recipe.seed,
@@ -180,8 +169,7 @@ def batches(
 ) -> Iterator[Batch]:
     """This process's share of the batch of every step from `step` on, on the device.
 
-    workers: threads, each of which prepares two batches ahead; 0 prepares each batch when it is
-    due.
+    workers: threads that each prefetch two batches; 0 prepares each batch when it is needed.
     """
     chain = chain_of(recipe)
 
@@ -189,24 +177,21 @@ def batches(
         samples = sampler.samples(step)
         mine = [samples[index] for index in processes.share(len(samples))]
         weight = len(mine) * processes.world / len(samples)
-        # Gradients are exchanged by all or none: without a sample of its own, a process takes one
-        # that counts nothing.
+        # All processes exchange gradients or none: one without a sample takes any, with weight 0.
         size = recipe.data.patches[sampler.phase(step)].size
         lr, hr = stock.batch(mine or samples[:1], size, seed=recipe.seed, degrade=chain)
-        return Batch(sent(lr, device), sent(hr, device), weight)
+        return Batch(to_device(lr, device), to_device(hr, device), weight)
 
     steps = range(step, recipe.steps)
     if workers == 0:
         yield from map(prepared, steps)
         return
     with ThreadPoolExecutor(workers, "batches") as pool:
-        yield from ahead(pool, prepared, steps, 2 * workers + 1)
+        yield from prefetch(pool, prepared, steps, 2 * workers + 1)
 
 
-def sent(patches: Tensor, device: torch.device) -> Tensor:
-    """The patches on the device; to a GPU from pinned memory, so that neither this thread nor the
-    step waits for it.
-    """
+def to_device(patches: Tensor, device: torch.device) -> Tensor:
+    """The patches on the device; to a GPU from pinned memory, without waiting for the transfer."""
     if device.type == "cuda" and patches.device.type == "cpu":
         patches = patches.pin_memory()
     return patches.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""Curves: what the loop saw, one line of JSON at a time, and its plot.
+"""The curve of a run, one line of JSON per entry, and its plot.
 
-A line has a "kind": "step" (step, loss, lr, grad_norm, images_per_s), "validation" (step, psnr,
-ssim, rule, images, best) or "note" (step, text). When a run goes on from a save, lines of later
+An entry has a "kind": "step" (step, loss, lr, grad_norm, images_per_s), "validation" (step, psnr,
+ssim, rule, images, best) or "note" (step, text). When a run goes on from a save, entries of later
 steps are dropped first: a curve never has a step twice.
 """
 
@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 class Curve:
-    """The file of lines of one run, opened to go on after `step` steps. Raises TargetError."""
+    """The file of a run's curve, continued after `step` steps. Raises TargetError."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -30,9 +30,7 @@ class Curve:
             write_durable(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, kind: str, step: int, **values: Any) -> Line:
-        """One line more, in the file when this returns; the line. A full disk costs the line, not
-        the run.
-        """
+        """Append an entry and return it. A full disk costs the entry, not the run."""
         line: Line = {"kind": kind, "step": step, **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -43,7 +41,7 @@ class Curve:
 
 
 def read_curve(path: Path) -> Iterator[Line]:
-    """The lines of a curve in order. What a kill left half written is no line."""
+    """The entries of a curve in order, without a line that was only partly written."""
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8").splitlines():
@@ -56,7 +54,7 @@ def read_curve(path: Path) -> Iterator[Line]:
 
 
 def plot_curve(path: Path, target: Path) -> Path:
-    """The curve as a picture: loss and learning rate over steps, PSNR of the validations.
+    """Plot a curve: loss and learning rate over steps, PSNR of the validations.
 
     Raises MissingExtra, TargetError.
     """

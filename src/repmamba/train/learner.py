@@ -1,8 +1,6 @@
-"""The learner: what a run changes. The network, its optimiser and its running mean, and all their
-state as one value.
+"""The learner: everything that training changes: the network, its optimiser and its EMA.
 
-How the network is wrapped, for several processes or compiled, is settled here; the names of its
-weights never show it.
+Also wraps the network for several processes or for torch.compile; names of weights never show that.
 """
 
 import copy
@@ -17,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from repmamba.errors import RecipeError
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.training_cpu import with_fast_passes
-from repmamba.train.average import Average
+from repmamba.train.distributed import Processes
+from repmamba.train.ema import ExponentialMovingAverage
 from repmamba.train.losses import weighted
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.start import mean_weights, provenance, start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
@@ -27,18 +25,17 @@ from repmamba.train.step import Batch, StepResult, training_step
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+# patches in a trial of bf16, and how often each precision is timed; the shortest time counts
 TRIAL_PATCHES, TRIAL_ROUNDS = 4, 2
-"""Patches in a trial of bf16, and how often each precision is timed; the shortest time counts."""
 
 
 class Learner:
-    """A network on its way.
+    """A network in training.
 
-    network: the plain one, on its device, in training mode.  best_network: the one to judge and to
-    ship, the running
-    mean where there is one.  precision: "float32" or "bf16", as chosen for this machine when the
-    run began.
-    begun_from: other weights that the network began with, and the facts of their training.
+    network: the plain one, on its device, in training mode.
+    best_network: the EMA if there is one, otherwise the network.
+    precision: "float32" or "bf16", as chosen for this machine when the run began.
+    begun_from: the weights that training started from, and the facts of their training.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, processes: Processes) -> None:
@@ -47,7 +44,7 @@ class Learner:
         torch.manual_seed(recipe.seed)
         network = RepMamba(recipe.network)
         average = _begin(network, recipe)
-        # Kernels in the memory order of the network's maps: a tenth of a step on a CPU.
+        # Kernels in the memory format of the network's maps save a tenth of a step on a CPU.
         self.network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if device.type == "cpu" and not recipe.step.compile:
             with_fast_passes(self.network)
@@ -72,14 +69,13 @@ class Learner:
 
     @property
     def best_network(self) -> RepMamba:
-        """The network to judge and to ship; not in evaluation mode by itself."""
+        """The network to validate and save; not necessarily in evaluation mode."""
         return self.network if self.average is None else self.average.network
 
     def choose_precision(self, processes: Processes) -> str:
-        """Settle on what the recipe asks for, or on float32 where bf16 is no faster; what was
-        settled on.
+        """The recipe's precision, or float32 if bf16 is not faster on this machine.
 
-        The first process tries it on patches as the run begins with, and the others do as it found.
+        The first process times it on patches of the first phase, and the others follow.
         """
         first = self.recipe.data.patches[0]
         shape = (
@@ -91,7 +87,7 @@ class Learner:
         asked = self.recipe.step.precision
         tried = asked == "bf16" and processes.first
         if tried and self.device.type == "cpu":
-            logger.info("Trying whether this processor computes bf16 faster than float32.")
+            logger.info("Timing whether this processor computes bf16 faster than float32.")
         fits = processes.agree(
             asked == "float32" or (tried and bf16_is_faster(self.network, self.device, shape))
         )
@@ -99,8 +95,9 @@ class Learner:
         return self.precision
 
     def step(self, batch: Batch, rate: float, *, surplus: bool = False) -> StepResult:
-        """One step on this process's share of a batch; surplus: then the optimiser once more on the
-        same gradients.
+        """One step on this process's share of a batch.
+
+        surplus: then step the optimiser once more on the same gradients.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -120,7 +117,7 @@ class Learner:
         return result
 
     def state(self) -> dict[str, Any]:
-        """All of it, as tensors and plain values; not a copy."""
+        """The whole state, as tensors and plain values, not copied."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -130,7 +127,7 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same recipe."""
+        """Restore a state of the same recipe."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.precision = state["precision"]
@@ -140,10 +137,9 @@ class Learner:
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters with their weight decay, as AdamW takes them: all decay, or matrices and
-    kernels alone.
+    """The parameters and their weight decay for AdamW: all decay, or only matrices and kernels.
 
-    A_log is a matrix of the scan's time constants and no map: it does not decay among matrices.
+    A_log is two-dimensional, but holds time constants of the scan: it does not count as a matrix.
     """
     decaying: list[Tensor] = []
     others: list[Tensor] = []
@@ -157,11 +153,10 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
 
 
 def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, ...]) -> bool:
-    """Whether a forward and backward pass under bf16 autocast takes less time than in float32, by a
-    short trial.
+    """Whether a forward and backward pass is faster under bf16 autocast, by a short trial.
 
-    A processor without bf16 of its own computes it hundreds of times slower and is not tried. The
-    network is not changed. shape: of an lr batch, (B, C, h, w).
+    A processor without bf16 instructions is hundreds of times slower and is not tried. The network
+    is not changed. shape: of an lr batch, (B, C, h, w).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -173,27 +168,25 @@ def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, .
         precision: [_seconds(copied, lr, precision)]
         for precision in (torch.bfloat16, torch.float32)
     }
-    # in turns: what slows the processor hits both
+    # alternating, so that other load affects both
     for precision in (torch.bfloat16, torch.float32) * TRIAL_ROUNDS:
         times[precision].append(_seconds(copied, lr, precision))
     return min(times[torch.bfloat16]) < min(times[torch.float32])
 
 
 def synchronised(network: RepMamba, device: torch.device) -> RepMamba:
-    """The network with BatchNorm's statistics taken over all processes. Raises RecipeError off a
-    GPU.
-    """
+    """The network with BatchNorm statistics over all processes. Raises RecipeError off a GPU."""
     if device.type != "cuda":
         raise RecipeError(
-            "step.batch_norm is synchronised; PyTorch does that on GPUs only, so take process on "
-            "CPUs."
+            "step.batch_norm is synchronised, which PyTorch only supports on GPUs; set it to "
+            "process on CPUs."
         )
     converted: RepMamba = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return converted
 
 
-def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
-    """Set the network's first weights; its running mean, begun as the recipe says."""
+def _begin(network: RepMamba, recipe: Recipe) -> ExponentialMovingAverage | None:
+    """Set the network's initial weights; returns its EMA, if the recipe has one."""
     start = recipe.start
     if start.weights:
         network.load_state_dict(mean_weights(recipe.network, [start.weights, *start.mean_with]))
@@ -201,7 +194,7 @@ def _begin(network: RepMamba, recipe: Recipe) -> Average | None:
         start_bilinear(network)
     if not recipe.step.ema:
         return None
-    average = Average(network, recipe.step.ema)
+    average = ExponentialMovingAverage(network, recipe.step.ema)
     if start.ema:
         average.network.load_state_dict(weights_for(recipe.network, start.ema))
     return average
@@ -220,8 +213,8 @@ def _wrapped(
 
 
 def _seconds(network: nn.Module, lr: Tensor, precision: torch.dtype) -> float:
-    # Of this process's threads, not of the clock: beside other work, a trial by the clock was seen
-    # to take the slower.
+    # CPU time of this process, not wall time: under other load, wall time was seen to choose the
+    # slower.
     begun = time.process_time()
     with torch.autocast(lr.device.type, precision, enabled=precision != torch.float32):
         sr: Tensor = network(lr)

@@ -1,6 +1,6 @@
-"""fit: a recipe and a folder in, trained weights out; stopped at any moment, the same call goes on.
+"""fit: train by a recipe in a folder; an interrupted run goes on when it is called again.
 
-The loop is plain torch; docs/explanation/decisions says why. run.py says what the folder holds.
+The loop is plain torch; docs/explanation/decisions explains why. run.py describes the folder.
 """
 
 import gc
@@ -9,11 +9,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from repmamba.data.pairs import PairFiles
+from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock
 from repmamba.durable import check_local, write_durable
 from repmamba.errors import JobChanged, RepmambaWarning, TargetError
@@ -28,15 +29,22 @@ from repmamba.train.batches import (
     training_files,
 )
 from repmamba.train.callbacks import Callback, TensorBoard
+from repmamba.train.distributed import (
+    Processes,
+    find_processes,
+    process_group,
+    set_threads_and_niceness,
+    stop_signals,
+)
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor, heading
-from repmamba.train.processes import Processes, find_processes, joined, settle, stop_signals
-from repmamba.train.reached import Tell, log_lines, reading
+from repmamba.train.progress import ProgressCallback, image_progress, log_lines
 from repmamba.train.recipe import Recipe
 from repmamba.train.recipe_file import read_recipe, recipe_text
-from repmamba.train.run import FitResult, Progress, Run
+from repmamba.train.run import FitResult, Run, RunState
 from repmamba.train.saves import newest_save, saved_steps
-from repmamba.train.validation import Judge, warn_of_shared
+from repmamba.train.step import Batch
+from repmamba.train.validation import Validator, warn_of_shared
 
 logger = logging.getLogger(__name__)
 
@@ -51,54 +59,66 @@ def fit(
     workers: int = 1,
     log_every: int = 50,
     minutes: float | None = None,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     tensorboard: bool = False,
     callbacks: Sequence[Callback] = (),
     cache: Path | None = None,
     stock: Stock | None = None,
 ) -> FitResult:
-    """Train by a recipe in a folder, from its newest save on if it has one.
+    """Train by a recipe in a folder; goes on from its newest save, if there is one.
 
-    device: default this process's GPU, or the CPU.  threads, nice: of this process.  workers:
-    threads that prepare
-    batches ahead; 0 prepares each when it is due.  log_every: steps between lines of the curve.
-    minutes: save and
-    return after so long, to be gone on with.  progress: called with how far the run is, by the
-    first process; without
-    it, log lines say so.  tensorboard: write its files, too.  callbacks: who is told of lines of
-    the curve,
-    validations and pictures.  cache: a folder that keeps the decoded images for this run and
-    others; default the run's
-    own where data.cache is "disk", else none.  None of these changes a sample; another device or
-    number of threads
-    changes the last digits of a loss.
-    stock: images that are in memory already, to be learnt from in place of those that data.train
-    names. Raises JobChanged if the folder holds a run of another recipe or of other images,
-    TrainingStopped if the loss is not finite or diverges, RecipeError, SourceError, TargetError.
+    Args:
+        recipe: What to train.
+        folder: Of the run; created if needed.
+        device: Default: this process's GPU, or the CPU.
+        threads: torch threads of this process.
+        nice: Niceness of this process.
+        workers: Threads that prefetch batches; 0 prepares each when it is needed.
+        log_every: Steps between entries of the curve.
+        minutes: Save and return after this time; a later call goes on.
+        progress: Called by the first process with the Progress. Default: log lines.
+        tensorboard: Also write TensorBoard files.
+        callbacks: Called with entries of the curve, validations and pictures.
+        cache: Folder for decoded images, which several runs may share. Default: in the run's folder
+            if data.cache is "disk", otherwise none.
+        stock: Images in memory to train on instead of data.train.
+
+        None of them changes a sample; another device or number of threads changes the last digits
+        of a loss.
+
+    Returns:
+        The weights, and how far the run is.
+
+    Raises:
+        JobChanged: The folder holds a run of another recipe or of other images.
+        TrainingStopped: The loss is not finite or diverges, or a process is missing.
+        RecipeError: The recipe and the images do not fit.
+        SourceError: An image cannot be read.
+        TargetError: The folder cannot be written.
     """
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     told = [*callbacks, *([TensorBoard()] if tensorboard else [])]
-    settle(threads, nice)
+    set_threads_and_niceness(threads, nice)
     processes = find_processes(os.environ)
     tell = (progress or log_lines()) if processes.first else lambda reached: None
     place = processes.device(device)
     folder = Path(folder)
-    with joined(processes, place):
+    with process_group(processes, place):
         files = [] if stock else training_files(recipe)
         recipe = counted_in_steps(recipe, len(stock.sizes) if stock else len(files))
         check_degradations(recipe, files)
-        claim(folder, recipe, processes)
+        claim_folder(folder, recipe, processes)
         if processes.first:
             warn_of_shared(files, recipe)
-            warn_of_the_end(recipe)
+            warn_of_unreached(recipe)
             if files:
                 warn_of_unused_reductions(files, recipe)
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
-        judge = (
-            Judge(recipe, folder, progress=reading("Reading to judge", tell))
+        validator = (
+            Validator(recipe, folder, progress=image_progress("Reading validation images", tell))
             if processes.first
             else None
         )
@@ -108,7 +128,7 @@ def fit(
             cache_of(recipe, folder, cache),
             place,
             processes,
-            progress=reading("Reading to learn", tell),
+            progress=image_progress("Reading training images", tell),
         )
         sampler = sampler_of(recipe, stock)
         images = checksums(stock, files) if processes.first else None
@@ -116,32 +136,54 @@ def fit(
         monitor = Monitor(
             folder, recipe, run.step, writes=processes.first, tell=tell, callbacks=told
         )
-        with monitor, stop_signals() as stopped, old_objects_left_alone():
-            for batch in batches(stock, sampler, recipe, run.step, processes, place, workers):
-                run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
-                monitor.stepped(sampler.count(run.step - 1))
-                if run.due(log_every):
-                    monitor.log(run.step, *run.measured())
-                if run.due(recipe.validation.every) and judge and judge.pairs:
-                    monitor.pause()
-                    judgement = judge.judge(
-                        run.learner.best_network, run.step, pictured=monitor.pictured
-                    )
-                    monitor.judged(judgement, best=run.ranked(judgement))
-                leaving = run.agreed(stopped() or time.monotonic() > deadline)
-                if run.due(recipe.checkpoints.every) or leaving:
-                    run.save(monitor)
-                if leaving:
-                    break
+        prepared = batches(stock, sampler, recipe, run.step, processes, place, workers)
+        with monitor, stop_signals() as stopped, frozen_gc():
+            run_steps(
+                run,
+                prepared,
+                sampler,
+                monitor,
+                validator,
+                log_every,
+                stop=lambda: stopped() or time.monotonic() > deadline,
+            )
         run.close()
         return run.result()
 
 
+def run_steps(
+    run: Run,
+    prepared: Iterator[Batch],
+    sampler: Sampler,
+    monitor: Monitor,
+    validator: Validator | None,
+    log_every: int,
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    """Train on the prepared batches, log, validate and save, until the last one or `stop`."""
+    recipe = run.recipe
+    for batch in prepared:
+        run.take(batch, surplus=recipe.step.surplus_step and sampler.ends_epoch(run.step))
+        monitor.stepped(sampler.count(run.step - 1))
+        if run.due(log_every):
+            monitor.log(run.step, *run.measured())
+        if run.due(recipe.validation.every) and validator and validator.pairs:
+            monitor.pause()
+            result = validator.validate(
+                run.learner.best_network, run.step, pictured=monitor.pictured
+            )
+            monitor.validated(result, best=run.ranked(result))
+        leaving = run.agreed(stop())
+        if run.due(recipe.checkpoints.every) or leaving:
+            run.save(monitor)
+        if leaving:
+            break
+
+
 @contextmanager
-def old_objects_left_alone() -> Iterator[None]:
-    """Within it the garbage collector looks only at what is made there: torch alone has half a
-    million objects.
-    """
+def frozen_gc() -> Iterator[None]:
+    """Let the garbage collector skip existing objects: torch alone has half a million."""
     gc.freeze()
     try:
         yield
@@ -149,44 +191,39 @@ def old_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def warn_of_the_end(recipe: Recipe) -> None:
-    """Warn where the run is too short for what the recipe has in it."""
+def warn_of_unreached(recipe: Recipe) -> None:
+    """Warn if the run ends before something that the recipe schedules."""
     if unreached := recipe.never_reached():
         warnings.warn(
-            f"The run ends after {recipe.steps} steps, before what the recipe has later "
-            f"({', '.join(unreached)}); set "
-            "these as well.",
+            f"The run ends after {recipe.steps} steps, before the recipe's {', '.join(unreached)}; "
+            "change these too.",
             RepmambaWarning,
             stacklevel=2,
         )
 
 
 def warn_of_unused_reductions(files: Sequence[PairFiles], recipe: Recipe) -> None:
-    """Warn where no image is large enough to be reduced as the recipe asks. files: of all images to
-    learn from.
-    """
+    """Warn if no image is large enough for one of data.reductions. files: all training images."""
     if unused := set(recipe.data.reductions) - {one.reduction for one in files}:
         shares = ", ".join(f"{share:g}" for share in sorted(unused))
         warnings.warn(
-            f"No image is reduced to {shares} of its sides (data.reductions): the largest patch "
-            "would not fit into it. "
-            "Take smaller patches or larger shares.",
+            f"No image is downsampled to {shares} of its size (data.reductions), because the "
+            "largest patch would not fit. Use smaller patches or larger shares.",
             RepmambaWarning,
             stacklevel=2,
         )
 
 
 def cache_of(recipe: Recipe, folder: Path, cache: Path | None) -> Path | None:
-    """Where decoded images are kept, if they are."""
+    """Folder for decoded images, or None."""
     return folder / "cache" if cache is None and recipe.data.cache == "disk" else cache
 
 
-def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
-    """Make the folder this recipe's, if no run of another has begun there. Raises JobChanged,
-    TargetError.
+def claim_folder(folder: Path, recipe: Recipe, processes: Processes) -> None:
+    """Store the recipe in the folder, unless it holds a run of another one.
 
-    The end of a run that has begun, and the descent to it, may be moved as long as no step done has
-    seen the old one.
+    The end of a run, and the descent to it, may be moved as long as no step done depends on the old
+    one. Raises JobChanged, TargetError.
     """
     if processes.first:
         kept = folder / "recipe.toml"
@@ -198,28 +235,29 @@ def claim(folder: Path, recipe: Recipe, processes: Processes) -> None:
         if before and differences and not recipe.same_until(before, done):
             raise JobChanged(
                 f"{folder} holds a run of another recipe ({'; '.join(differences)}), with {done} "
-                "steps done. Go on "
-                "with that one, take another folder, or name its weights in start.weights."
+                "steps done. Go on with that recipe, choose another folder, or start from its "
+                "weights with start.weights."
             )
         if differences:
-            logger.info("The end of the run is moved (%s).", "; ".join(differences))
+            logger.info("The end of the run has moved (%s).", "; ".join(differences))
         if before is None or differences:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_durable(kept, recipe_text(recipe).encode())
             except OSError as fault:
                 raise TargetError(
-                    f"{kept} cannot be written: {fault.strerror}. Take another folder."
+                    f"{kept} cannot be written: {fault.strerror}. Choose another folder."
                 ) from fault
     processes.wait()
 
 
 def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
-    """The run as its newest good save left it, or at its beginning. Raises JobChanged if that saw
-    other images.
+    """The run restored from its newest good save, or at its beginning.
+
+    Raises JobChanged if it was trained on other images.
     """
     if not run.processes.first:
-        run.processes.wait()  # the first one sets aside what is corrupt
+        run.processes.wait()  # the first process renames corrupt saves
     found = newest_save(run.saves)
     if run.processes.first:
         run.processes.wait()
@@ -227,14 +265,14 @@ def resumed(run: Run, files: Sequence[PairFiles]) -> Run:
         chosen = run.learner.choose_precision(run.processes)
         if chosen != run.recipe.step.precision:
             logger.warning(
-                "This machine computes bf16 no faster than float32; the run is in float32."
+                "This machine computes bf16 no faster than float32; training in float32."
             )
         logger.info("Training begins.")
         return run
     save, state = found
-    if run.images is not None and "images" in state:  # saves of older versions do not say
+    if run.images is not None and "images" in state:  # older saves have no images
         check_images(state["images"], run.images, files)
     run.learner.load(state["learner"])
-    run.progress = Progress(**state["progress"])
-    logger.info("Going on after step %d, in %s, from %s.", run.step, run.learner.precision, save)
+    run.progress = RunState(**state["progress"])
+    logger.info("Continuing after step %d, in %s, from %s.", run.step, run.learner.precision, save)
     return run

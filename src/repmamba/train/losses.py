@@ -1,8 +1,7 @@
-"""The LOSSES table: how far an sr patch is from its hr, as one number to descend. `register_loss`
-adds one of your own.
+"""The table of losses, and `register_loss` to add one.
 
-Each takes sr and hr, unit tensors (B, C, H, W) of one shape, sr not clamped, and gives a scalar in
-float32.
+Each takes sr and hr, unit tensors (B, C, H, W) of the same shape, sr not clamped, and returns a
+float32 scalar.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from repmamba.errors import RecipeError, UsageError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1(sr: Tensor, hr: Tensor) -> Tensor:
@@ -26,40 +25,34 @@ def l2(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean of sqrt(d^2 + 1e-6): L1 with a rounded tip, so its gradient shrinks where the difference
-    is below 1e-3.
-    """
+    """Mean of sqrt(d^2 + 1e-6): L1, but smooth where the difference is below 1e-3."""
     return ((sr - hr).square() + 1e-6).sqrt().mean()
 
 
 def fft(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean absolute difference of the two spectra's real and imaginary parts (orthonormal
-    two-dimensional FFT).
-    """
-    # FFT knows no bfloat16.
+    """Mean absolute difference of real and imaginary parts of the spectra (orthonormal 2D FFT)."""
+    # there is no FFT in bfloat16
     spectrum = torch.fft.rfft2((sr - hr).float(), norm="ortho")
     return torch.view_as_real(spectrum).abs().mean()
 
 
 def gradient(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean absolute difference of the steps from pixel to pixel, along rows and columns: edges
-    count, not levels.
-    """
+    """Mean absolute difference of horizontal and vertical gradients: edges count, not levels."""
     d = sr - hr
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
 
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
-    """1 - PSNR / 60 dB, the mean over the patches; 60 dB is what no patch goes beyond.
+    """1 - PSNR / 60 dB, averaged over patches; 60 dB is the most that a patch can reach.
 
-    What papers report: a mean of logarithms, in which a patch of meadow counts as much as one of
+    As papers report PSNR: a mean of logarithms, in which a patch of meadow counts as much as one of
     roofs.
     """
     errors = (sr - hr).square().flatten(1).mean(1)
     return 1 + 10 / 60 * torch.log10(errors + 1e-6).mean()
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, LossFunction] = {
     "l1": l1,
     "l2": l2,
     "charbonnier": charbonnier,
@@ -69,24 +62,33 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def register_loss(name: str, loss: Loss) -> Loss:
-    """Add a loss of your own, so that `losses` of a recipe can name it. Raises UsageError.
+def register_loss(name: str, loss: LossFunction) -> LossFunction:
+    """Add a loss that recipes can name in `losses`.
 
-    loss: of sr and hr, as those of the table; a module of torch will do, if it is on their device.
+    Args:
+        name: Without spaces.
+        loss: Function of sr and hr, as those of the table; a torch module works if it is on their
+            device.
+
+    Returns:
+        The loss.
+
+    Raises:
+        UsageError: The name is taken or has spaces, or the loss cannot be called.
     """
     if not name or name != "".join(name.split()) or not callable(loss):
         raise UsageError(
-            f"A loss is named {name!r:.60}; give a name without spaces, and a function of sr and "
-            "hr."
+            f"The loss {name!r:.60} cannot be registered; give a name without spaces, and a "
+            "function of sr and hr."
         )
     if name in LOSSES:
-        raise UsageError(f"There is a loss {name} already; take another name.")
+        raise UsageError(f"A loss named {name} already exists; choose another name.")
     LOSSES[name] = loss
     return loss
 
 
-def weighted(weights: Mapping[str, float]) -> Loss:
-    """The sum of losses of the table, each times its weight; sr is brought to float32 first."""
+def weighted(weights: Mapping[str, float]) -> LossFunction:
+    """The weighted sum of losses of the table; sr is converted to float32 first."""
 
     def loss(sr: Tensor, hr: Tensor) -> Tensor:
         sr = sr.float()
@@ -105,6 +107,6 @@ def _scalar(name: str, value: Tensor) -> Tensor:
             else f"a {type(value).__name__}"
         )
         raise RecipeError(
-            f"The loss {name} gave {found}; a tensor of one number without dimensions is expected."
+            f"The loss {name} returned {found}; expected a tensor of one number without dimensions."
         )
     return value.float()

@@ -1,6 +1,4 @@
-"""What a run shows: what it is going to do, then its curve, how far it is, and what its callbacks
-make of it.
-"""
+"""What a run shows: its heading, then the curve, the progress and the callbacks."""
 
 import logging
 import time
@@ -17,16 +15,16 @@ from numpy.typing import NDArray
 from repmamba.evaluate.cost import parameters
 from repmamba.train.callbacks import Callback
 from repmamba.train.curves import Curve
-from repmamba.train.processes import Processes
-from repmamba.train.reached import Reached, Tell
+from repmamba.train.distributed import Processes
+from repmamba.train.progress import Progress, ProgressCallback
 from repmamba.train.recipe import Recipe
-from repmamba.train.validation import Judgement
+from repmamba.train.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
 
 def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[str]:
-    """What a run is going to do and on what, in lines for the user."""
+    """Lines for the user about what will be trained, and on what."""
     first, *later = recipe.data.patches
     patches = f"{first.batch} patches of {first.size}x{first.size} LR pixels"
     patches += "".join(
@@ -58,9 +56,9 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
 
 
 class Monitor:
-    """The curve of one run, from `step` steps on, and who is told of each step; used as a context.
+    """Writes the curve of a run from `step` steps on, and calls progress and callbacks; a context.
 
-    writes: False for all but the first process, which then shows nothing at all.
+    writes: False for all but the first process, which show nothing.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class Monitor:
         step: int,
         *,
         writes: bool,
-        tell: Tell,
+        tell: ProgressCallback,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self._curve = Curve(folder / "curve.jsonl", step) if writes else None
@@ -101,7 +99,7 @@ class Monitor:
         self._ends.close()
 
     def stepped(self, images: int) -> None:
-        """One step more, of so many images over all processes."""
+        """A step is done. images: its batch size over all processes."""
         self._images += images
         self._step += 1
         left = (
@@ -109,10 +107,10 @@ class Monitor:
             * (time.monotonic() - self._begun)
             / (self._step - self._first)
         )
-        self._tell(Reached(self._name, "step", self._step, self._steps, dict(self._shown), left))
+        self._tell(Progress(self._name, "step", self._step, self._steps, dict(self._shown), left))
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
-        """A line of what happened since the last one; the speed is measured from there, too."""
+        """Write an entry for the steps since the last one, with their speed."""
         now = time.monotonic()
         speed = self._images / max(now - self._since, 1e-9)
         self._images, self._since = 0, now
@@ -127,34 +125,34 @@ class Monitor:
             callback.step(step, values)
         self._shown |= {"loss": f"{loss:.5f}", "lr": f"{rate:.2e}", "img_s": f"{speed:.1f}"}
 
-    def judged(self, judgement: Judgement, *, best: bool) -> None:
-        """A line of a validation; the time that it took does not count as training."""
+    def validated(self, result: ValidationResult, *, best: bool) -> None:
+        """Write an entry for a validation; its time does not count as training."""
         pause = time.monotonic() - self._paused
         self._since += pause
         self._begun += pause
         values = {
-            "psnr": judgement.psnr,
-            "ssim": judgement.ssim,
-            "rule": judgement.rule,
-            "images": judgement.images,
+            "psnr": result.psnr,
+            "ssim": result.ssim,
+            "rule": result.rule,
+            "images": result.images,
         }
-        self._write("validation", judgement.step, values | {"best": best})
+        self._write("validation", result.step, values | {"best": best})
         for callback in self._callbacks:
-            callback.validation(judgement, best=best)
-        self._shown["psnr"] = f"{judgement.psnr:.3f}{'*' if best else ''}"
-        logger.info("%s%s", judgement.summary(), "; the best so far." if best else ".")
+            callback.validation(result, best=best)
+        self._shown["psnr"] = f"{result.psnr:.3f}{'*' if best else ''}"
+        logger.info("%s%s", result.summary(), "; the best so far." if best else ".")
 
     def pictured(self, step: int, picture: NDArray[np.uint8]) -> None:
-        """A picture of a validation."""
+        """Pass a validation's picture to the callbacks."""
         for callback in self._callbacks:
             callback.picture(step, picture)
 
     def pause(self) -> None:
-        """From here to the next `judged`, the clock of the speed stands still."""
+        """Stop the clock of the speed until the next `validated`."""
         self._paused = time.monotonic()
 
     def note(self, step: int, text: str) -> None:
-        """A line of something out of the ordinary."""
+        """Write a note."""
         self._write("note", step, {"text": text})
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""Recipe: everything a training run depends on, frozen and checked when made.
+"""Recipe: everything that a training run depends on, frozen and checked when made.
 
-Each table of a recipe file is one dataclass here; its docstring says what each key means and in
-which unit, and a key that the file leaves out has the field's default. What is not in a recipe
-cannot change a sample of a run: threads, niceness, and who is told how far it is, are arguments of
-`fit`. recipe_file.py reads and writes recipes as TOML.
+Each table of a recipe file is a dataclass here; its docstring explains the keys and their units,
+and a missing key has the field's default. Threads, niceness and progress cannot change a sample and
+are arguments of `fit`. recipe_file.py reads and writes recipes as TOML.
 """
 
 import json
@@ -25,21 +24,24 @@ Augmentation = Literal["flips", "transpose", "rotations"]
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What is learnt from, and what it is judged on.
+    """The images to train on and to validate with.
 
-    train, val: folders; each holds GT/ and LR/, or class folders of these, or hr images alone,
-    whose lr is then made by
-    imresize.  patches: one or more phases, in order of their start.  augment: drawn independently
-    for each patch;
-    flips are top-bottom and left-right, transpose swaps rows and columns, rotations are by 0, 90,
-    180 or 270 degrees. draw: an epoch takes one patch of each of the "images", as published, or
-    patches of images drawn by their "area". short_batch: "keep" ends each epoch with what is left,
-    as published; "fill" goes on into the next epoch. cache: where the decoded images wait:
-    "memory", "disk" (one file in the run's folder, mapped) or "device". degradations: stages of
-    data.degradations beside the reduction, drawn anew for each patch; none is the benchmarks'
-    plain reduction.  degrade: a chain of data.sensors by name in their place.  reductions: shares
-    of its sides to which
-    each training image is reduced besides, sharper then, as far as the largest patch fits into it.
+    train, val: folders, each with GT/ and LR/, or class folders of these, or hr images only, whose
+    lr is made by imresize.
+    patches: one or more phases, ordered by their start.
+    augment: drawn independently for each patch. flips are top-bottom and left-right, transpose
+    swaps rows and columns, rotations are by 0, 90, 180 or 270 degrees.
+    draw: an epoch takes one patch of each of the "images", as published, or patches of images drawn
+    by their "area".
+    short_batch: "keep" ends each epoch with the remaining images, as published; "fill" continues
+    into the next epoch.
+    cache: where decoded images are stored: "memory", "disk" (one memory-mapped file in the run's
+    folder) or "device".
+    degradations: stages of data.degradations besides downsampling, drawn for each patch; none for
+    plain downsampling, as in the benchmarks.
+    degrade: the name of a chain of data.sensors instead.
+    reductions: also train on each image downsampled to these shares of its size, which makes it
+    sharper, where the largest patch still fits.
     """
 
     train: tuple[str, ...] = ()
@@ -79,15 +81,16 @@ class Data:
             at_least("data.patches.batch", phase.batch, 1)
         starts = [phase.start for phase in self.patches]
         ordered = bool(starts) and starts[0] == 0 and all(a < b for a, b in pairwise(starts))
-        must(ordered, "data.patches.start", starts, "0 for the first phase, and growing")
+        must(ordered, "data.patches.start", starts, "0 for the first phase, and increasing")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """AdamW. decay: "all" parameters, as published, or only the weights of "matrices" and
-    convolutions.
+    """The options of AdamW.
 
-    lr: the learning rate, above 0.  betas, eps, weight_decay: AdamW's own.
+    lr: the learning rate, above 0.
+    betas, eps, weight_decay: as in AdamW.
+    decay: "all" parameters, as published, or only weight "matrices" and convolutions.
     """
 
     lr: float = 2e-4
@@ -102,7 +105,7 @@ class Optimiser:
             all(0 <= beta < 1 for beta in self.betas),
             "optimiser.betas",
             list(self.betas),
-            "two numbers from 0 to 1",
+            "two numbers from 0 to below 1",
         )
         must(self.eps > 0, "optimiser.eps", self.eps, "above 0")
         at_least("optimiser.weight_decay", self.weight_decay, 0)
@@ -112,13 +115,12 @@ class Optimiser:
 class Schedule:
     """The learning rate over the run, as a share of the optimiser's.
 
-    warmup: steps (or epochs) of a straight rise from 0.  Then kind "constant": multiplied by
-    `factor` at each of the
-    `milestones`; kind "cosine": half a cosine from 1 down to `floor` at the run's end.
-    descent: of a constant rate, the last steps (or epochs) of the run, in which it falls to the
-    share `floor` by 1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and
-    Compute-Optimal Training Beyond Fixed Training Durations", where this shape did better than a
-    linear one.
+    warmup: steps (or epochs) of a linear rise from 0.
+    kind: after that, "constant" is multiplied by `factor` at each of the `milestones`; "cosine"
+    falls from 1 to `floor` at the run's end by half a cosine.
+    descent: the last steps (or epochs) of a constant rate, in which it falls to the share `floor`
+    by 1 - sqrt(t), t from 0 to 1. Source: Haegele et al. 2024, "Scaling Laws and Compute-Optimal
+    Training Beyond Fixed Training Durations", where this shape was better than a linear one.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -132,7 +134,7 @@ class Schedule:
         at_least("schedule.warmup", self.warmup, 0)
         at_least("schedule.descent", self.descent, 0)
         constant = self.kind == "constant" or self.descent == 0
-        must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends by itself")
+        must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends anyway")
         must(
             sorted(self.milestones) == list(self.milestones),
             "schedule.milestones",
@@ -147,15 +149,15 @@ class Schedule:
 class Step:
     """One step of the optimiser.
 
-    clip: largest norm of the gradient; 0 for none.  accumulate: parts a batch is computed in, one
-    after another.
-    precision: "bf16" computes forward passes under autocast; on a CPU only where a short trial
-    shows it faster. ema: decay of the running mean of weights and buffers that is validated and
-    shipped; 0 for none. batch_norm: statistics of the "process" alone, or "synchronised" over all
-    (GPUs only).
-    compile: the network through torch.compile.  surplus_step: the published loop's accident, one
-    more step of the
-    optimiser at each epoch's end on the same gradients.
+    clip: largest norm of the gradient; 0 for none.
+    accumulate: parts that a batch is computed in, one after another.
+    precision: "bf16" runs forward passes under autocast; on a CPU only if a short trial shows that
+    it is faster.
+    ema: decay of the moving average of weights and buffers that is validated and saved; 0 for none.
+    batch_norm: statistics of each "process", or "synchronised" over all (GPUs only).
+    compile: use torch.compile.
+    surplus_step: reproduce the published loop's extra optimiser step at the end of each epoch, on
+    the same gradients.
     """
 
     clip: float = 0.0
@@ -173,14 +175,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LossTerm:
     """One term of the loss: an entry of train.losses.LOSSES and its weight."""
 
     name: str = "l1"
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        # with torch, which a recipe has no need of otherwise
+        # imports torch, which a recipe needs for nothing else
         from repmamba.train.losses import LOSSES
 
         must(self.name in LOSSES, "losses.name", self.name, f"one of {', '.join(LOSSES)}")
@@ -189,12 +191,12 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """every: steps (or epochs) between validations.  rule: of evaluate.metrics.METRICS, one that
-    has psnr and ssim;
-    "bands" is for what is not RGB of 8 bit.
+    """When and how the network is validated.
 
-    images: how many of the validation images are used, spread evenly; 0 for all.  crops: how many
-    are pictured.
+    every: steps (or epochs) between validations.
+    rule: of evaluate.metrics.METRICS, with psnr and ssim; "bands" for anything but 8-bit RGB.
+    images: number of validation images to use, evenly spread; 0 for all.
+    crops: number of images in the picture.
     """
 
     every: int = 1000
@@ -214,10 +216,12 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """every: steps (or epochs) between checkpoints.  keep: how many of the latest stay.
+    """Which states of the run are kept.
 
-    archive: also keep, for good, those at multiples of this, and their weights as
-    step-N.safetensors; 0 for none.
+    every: steps (or epochs) between saves.
+    keep: how many of the latest are kept.
+    archive: also keep those at multiples of this, and their weights as step-N.safetensors; 0 for
+    none.
     """
 
     every: int = 1000
@@ -232,15 +236,14 @@ class Checkpoints:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where the weights begin.
+    """Where the weights start.
 
-    kind: "random", as published, or "bilinear", where the untrained network already enlarges
-    bilinearly. weights: a checkpoint or the name of packaged weights to begin from instead; of
-    another scale, its body is taken and
-    its upsampler resampled.  mean_with: further ones; the run begins from the mean of all, which is
-    often better than
-    each where all went on from the same.  ema: a checkpoint that the running mean begins from;
-    default the same.
+    kind: "random", as published, or "bilinear", where the untrained network upscales bilinearly.
+    weights: a checkpoint or packaged weights to start from instead; for another scale, the body is
+    kept and the upsampler resampled.
+    mean_with: more checkpoints; the run starts from the mean of all, which is often better than
+    each if all were trained from the same weights.
+    ema: a checkpoint that the EMA starts from; default the same.
     """
 
     kind: Literal["random", "bilinear"] = "random"
@@ -259,11 +262,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A training run. unit: what start, warmup, milestones, every, archive and steps count.
+    """A training run.
 
-    steps: length of the run.  seed: of the weights, the samples and the augmentations.
-    divergence: the run is stopped when its smoothed loss exceeds its own lowest value so many
-    times.
+    steps: length of the run.
+    unit: what start, warmup, milestones, every, archive and steps count.
+    seed: of the weights, the samples and the augmentations.
+    divergence: stop the run when its smoothed loss exceeds this many times its own minimum.
     """
 
     name: str
@@ -276,7 +280,7 @@ class Recipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
     step: Step = field(default_factory=Step)
-    losses: tuple[Loss, ...] = field(default_factory=lambda: (Loss(),))
+    losses: tuple[LossTerm, ...] = field(default_factory=lambda: (LossTerm(),))
     validation: Validation = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     start: Start = field(default_factory=Start)
@@ -292,7 +296,7 @@ class Recipe:
             len(set(losses)) == len(losses),
             "losses.name",
             losses,
-            "another one in each term",
+            "different names",
         )
         parts = self.step.accumulate
         for phase in self.data.patches:
@@ -308,9 +312,7 @@ class Recipe:
             must(math.isfinite(number), key, number, "finite")
 
     def in_steps(self, epoch: int) -> "Recipe":
-        """The same run counted in steps, an epoch being `epoch` of them; itself if it is counted so
-        already.
-        """
+        """The same run counted in steps, with `epoch` steps per epoch."""
         if self.unit == "step":
             return self
         patches = tuple(replace(phase, start=phase.start * epoch) for phase in self.data.patches)
@@ -335,7 +337,7 @@ class Recipe:
         )
 
     def never_reached(self) -> list[str]:
-        """What begins only when the run is over, one `key: value` each."""
+        """What would only start after the end of the run, as "key: value" each."""
         starts = [("data.patches.start", phase.start) for phase in self.data.patches]
         milestones = [
             ("schedule.milestones", one)
@@ -346,7 +348,7 @@ class Recipe:
         return [f"{key}: {value}" for key, value in named if value >= self.steps]
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0; of a recipe that counts in steps."""
+        """The learning rate of a step, counted from 0; for a recipe in steps."""
         schedule = self.schedule
         if schedule.kind == "constant":
             passed = sum(milestone <= step for milestone in schedule.milestones)
@@ -364,11 +366,10 @@ class Recipe:
         return self.optimiser.lr * share
 
     def same_until(self, other: "Recipe", step: int) -> bool:
-        """Whether a run by `other` that has done so many steps is one by this recipe, too; both
-        count in steps.
+        """Whether a run by `other` with `step` steps done can go on by this recipe; both in steps.
 
-        It is where they differ in nothing but the end of the run and the descent to it, and no step
-        done has seen that.
+        They may only differ in the end of the run and the descent to it, and no step done may
+        depend on that.
         """
         end = {"steps", "schedule.descent", "schedule.floor"}
         alike = {
@@ -377,12 +378,12 @@ class Recipe:
         return alike and all(self.rate(done) == other.rate(done) for done in range(step))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON or TOML; `build` makes the same recipe of it."""
+        """Plain values for JSON or TOML; `build` reverses it."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def differences(self, other: "Recipe") -> list[str]:
-        """What `other` has otherwise, one `key: ours -> theirs` each; empty for equal recipes."""
+        """Differences to another recipe, "key: ours -> theirs" each; empty for equal recipes."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         keys = sorted(ours.keys() | theirs.keys())
         return [
@@ -393,9 +394,7 @@ class Recipe:
 
 
 def must(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise a RecipeError that names the key, its value and what is allowed, unless the condition
-    holds.
-    """
+    """Raise a RecipeError with key, value and what is allowed, unless the condition holds."""
     if not condition:
         raise RecipeError(f"{key} is {value!r}; it must be {allowed}.")
 
@@ -416,7 +415,7 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    """Every float in tables and lists of them, with its dotted key."""
+    """Every float in nested tables and lists, with its dotted key."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _numbers(one, f"{key}.{name}".removeprefix("."))

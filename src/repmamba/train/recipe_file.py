@@ -1,9 +1,8 @@
-"""Recipes as TOML: read from a file or from the package, with settings laid over, and written whole
-beside a run.
+"""Recipes as TOML: read from a file or the package, changed by settings, written beside a run.
 
-A wrong key or value is a RecipeError of one line that names it and what is allowed; nothing in a
-file is ignored. The standard library reads TOML; what it gives is built into our own dataclasses
-here, in less code than it would take to bend a library's messages into that line.
+A wrong key or value is a one-line RecipeError that names it and what is allowed; nothing in a file
+is ignored. tomllib reads the file; building our dataclasses from it takes less code here than
+adapting a library's messages.
 """
 
 import difflib
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 def packaged() -> list[str]:
-    """The names of the recipes in the package."""
+    """The names of the packaged recipes."""
     folder = files("repmamba.train") / "recipes"
     return sorted(
         entry.name.removesuffix(".toml")
@@ -32,34 +31,28 @@ def packaged() -> list[str]:
 
 
 def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe in a file, or the packaged one of that name, with `key=value` settings laid over
-    it.
+    """The recipe in a file, or the packaged one of that name, changed by `key=value` settings.
 
-    A key is dotted ("optimiser.lr"), a value TOML; one that is not is taken as text. Raises
-    RecipeError.
+    Keys are dotted ("optimiser.lr"), values TOML, or otherwise text. Raises RecipeError.
     """
     table = recipe_tables(source)
     for setting in settings:
-        lay(table, *_parted(setting))
+        set_key(table, *_parse_setting(setting))
     return build(table)
 
 
 def build(table: Mapping[str, Any]) -> Recipe:
-    """A recipe of plain tables, as read from TOML or JSON. Raises RecipeError."""
+    """A recipe from plain tables, as read from TOML or JSON. Raises RecipeError."""
     return _build(Recipe, table, "")
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The whole recipe as a TOML text, defaults written out; read_recipe gives the same recipe of
-    it.
-    """
+    """The recipe as TOML, with all defaults; read_recipe gives the same recipe."""
     return _toml(recipe.to_dict())
 
 
 def recipe_tables(source: str | Path) -> dict[str, Any]:
-    """The tables of a recipe in a file, or of the packaged one of that name, as they stand. Raises
-    RecipeError.
-    """
+    """The tables in a recipe file or packaged recipe, not yet checked. Raises RecipeError."""
     path = Path(source)
     if not path.is_file() and str(source) in packaged():
         return tomllib.loads(
@@ -67,7 +60,8 @@ def recipe_tables(source: str | Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise RecipeError(
-            f"{source} is neither a file nor a packaged recipe; those are {', '.join(packaged())}."
+            f"{source} is neither a file nor a packaged recipe; the packaged recipes are "
+            f"{', '.join(packaged())}."
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -77,8 +71,8 @@ def recipe_tables(source: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{source} cannot be read: {fault.strerror}.") from fault
 
 
-def lay(table: dict[str, Any], key: str, value: Any) -> None:
-    """Put a plain value into a recipe's tables, at a dotted key. Raises RecipeError."""
+def set_key(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a recipe's tables to a plain value. Raises RecipeError."""
     *path, last = key.split(".")
     for name in path:
         table = table.setdefault(name, {})
@@ -89,12 +83,12 @@ def lay(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
-def _parted(setting: str) -> tuple[str, Any]:
-    """The key and the value of a setting, key=value."""
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    """The key and value of a key=value setting."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
-            f"The setting {setting!r} is not of the form key=value, as in optimiser.lr=1e-4."
+            f"The setting {setting!r} is not of the form key=value, such as optimiser.lr=1e-4."
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -112,13 +106,13 @@ def _build(kind: type[T], table: Any, where: str) -> T:
             raise RecipeError(_unknown(f"{where}{key}", key, _keys(kind)))
     for one in fields(kind):  # type: ignore[arg-type]  # kind is one of the dataclasses above
         if one.default is MISSING and one.default_factory is MISSING and one.name not in table:
-            raise RecipeError(f"{where}{one.name} is missing; a recipe needs it.")
+            raise RecipeError(f"{where}{one.name} is missing; every recipe needs it.")
     values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
     try:
         return kind(**values)
     except RecipeError:
         raise
-    except UsageError as fault:  # of NetworkConfig and Stage, which know nothing of recipes
+    except UsageError as fault:  # from NetworkConfig and Stage, which do not know the key's table
         names_key = str(fault).partition(" ")[0] in hints
         raise RecipeError(
             f"{where}{fault}" if names_key else f"{where.removesuffix('.')}: {fault}"
@@ -158,13 +152,13 @@ def _keys(kind: type) -> list[str]:
 def _unknown(where: str, key: str, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, allowed, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"{where} is not a key of a recipe; allowed there: {', '.join(allowed)}.{hint}"
+    return f"{where} is not a key of a recipe; allowed here: {', '.join(allowed)}.{hint}"
 
 
 def _toml(table: Mapping[str, Any], where: str = "") -> str:
-    # A recipe has plain values, lists of them, tables and lists of tables; JSON writes the first
-    # two as TOML does, but for characters beyond 16 bit, which are left as they are, and the one
-    # control character that it does not escape.
+    # Plain values, lists of them, tables and lists of tables. JSON writes the first two as TOML
+    # does, except that characters beyond 16 bits must not be escaped, and that it does not escape
+    # DEL.
     plain = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", r"\u007f")
         for key, value in table.items()

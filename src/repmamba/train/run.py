@@ -1,8 +1,8 @@
-"""Run: a training run between two of its steps, and what it does with its folder.
+"""Run: the state of a training run between steps, and its folder.
 
-The folder holds recipe.toml; curve.jsonl, one line a logged step, validation or note;
-best.safetensors and last.safetensors, and step-N.safetensors of each archived step, for `load`;
-saves/, for going on; crops/, a picture of each validation; and curve.png at the end.
+The folder contains recipe.toml; curve.jsonl, one line per entry; best.safetensors, last.safetensors
+and step-N.safetensors of archived steps, for `load`; saves/, to go on from; crops/, a picture of
+each validation; and curve.png at the end.
 """
 
 import logging
@@ -18,30 +18,30 @@ from torch import Tensor
 from repmamba.errors import MissingExtra, TargetError, TrainingStopped
 from repmamba.network.checkpoint import Checkpoint, write_checkpoint
 from repmamba.train.curves import plot_curve
+from repmamba.train.distributed import Processes
 from repmamba.train.learner import Learner
 from repmamba.train.monitor import Monitor
-from repmamba.train.processes import Processes
 from repmamba.train.recipe import Recipe
 from repmamba.train.saves import newest_save, prune_saves, write_save
 from repmamba.train.step import Batch
-from repmamba.train.validation import Judgement
+from repmamba.train.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
+# share of the smoothed loss kept at each step: a memory of about 50 steps
 SMOOTHING = 0.98
-"""Share of the smoothed loss kept at each step: a memory of about 50 steps."""
 
+# steps before the smoothed loss is compared with its minimum
 SETTLING = 100
-"""Steps before the smoothed loss is compared with its lowest."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What a call of fit came to.
+    """The outcome of a call of fit.
 
-    weights: the best file, or the last where nothing was validated.  steps: done in all, by this
-    call and those before.
-    psnr: of the best validation, in dB by the recipe's rule; None without one.
+    weights: the best weights, or the last if nothing was validated.
+    steps: done so far, by all calls.
+    psnr: of the best validation, in dB by the recipe's rule, or None.
     """
 
     weights: Path
@@ -56,7 +56,7 @@ class FitResult:
 
     def summary(self) -> str:
         """One line for the user."""
-        state = "Finished" if self.finished else "Stopped, to be gone on with,"
+        state = "Finished" if self.finished else "Interrupted"
         best = (
             ""
             if self.psnr is None
@@ -66,13 +66,13 @@ class FitResult:
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a run is and what it remembers of its losses: plain values, saved with it.
+class RunState:
+    """Counters and losses of a run: plain values, saved with it.
 
-    step: steps done.  pending: losses and gradient norms since the last line of the curve.
-    smoothed, lowest: the
-    smoothed loss and its lowest value so far.  best, best_step: the highest PSNR in dB, and after
-    how many steps.
+    step: steps done.
+    pending: losses and gradient norms since the last entry of the curve.
+    smoothed, lowest: the smoothed loss and its minimum.
+    best, best_step: the highest PSNR in dB, and its step.
     """
 
     step: int = 0
@@ -84,9 +84,9 @@ class Progress:
 
 
 class Run:
-    """A run between two of its steps: the learner, the progress and the folder that keeps both.
+    """A run between steps: the learner, the counters and the folder that stores both.
 
-    images: checksums of those that are learnt from, saved with the run; the first process has them.
+    images: checksums of the training images, saved with the run; only in the first process.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class Run:
         self.learner = learner
         self.processes = processes
         self.images = images
-        self.progress = Progress()
-        # loss and gradient norm of steps that the device may not have finished
+        self.progress = RunState()
+        # losses and gradient norms of steps that the device may not have finished
         self._unread: list[Tensor] = []
         self._rate = 0.0
         self._unsaved: TargetError | None = None
@@ -114,27 +114,27 @@ class Run:
         return self.progress.step
 
     def due(self, every: int) -> bool:
-        """Whether what happens every so many steps happens now; at the end of the run, all of it
-        does.
-        """
+        """Whether something that happens every `every` steps is due; at the end everything is."""
         return self.step % every == 0 or self.step == self.recipe.steps
 
     def agreed(self, leave: bool) -> bool:
-        """Whether all processes leave now, as the first one says; several ask each other at every
-        tenth step only.
+        """Whether all processes stop now, as the first one says.
+
+        Several processes only ask at every tenth step.
         """
         return (self.processes.world == 1 or self.step % 10 == 0) and self.processes.agree(leave)
 
     def take(self, batch: Batch, *, surplus: bool) -> None:
-        """One step of the learner."""
+        """Train one step."""
         result = self.learner.step(batch, self.recipe.rate(self.step), surplus=surplus)
         self._unread.append(torch.stack([result.loss, result.gradient_norm]))
         self._rate = result.learning_rate
         self.progress.step += 1
 
     def measured(self) -> tuple[float, float, float]:
-        """Mean loss, mean gradient norm since the last call, and the learning rate. Raises
-        TrainingStopped.
+        """Mean loss and gradient norm since the last call, and the learning rate.
+
+        Raises TrainingStopped.
         """
         self.watch()
         losses, norms = zip(*self.progress.pending, strict=True)
@@ -142,8 +142,9 @@ class Run:
         return math.fsum(losses) / len(losses), math.fsum(norms) / len(norms), self._rate
 
     def watch(self) -> None:
-        """Read what the last steps saw. Raises TrainingStopped if it is not finite, or the loss
-        diverges.
+        """Read the losses of the last steps.
+
+        Raises TrainingStopped if one is not finite, or the loss diverges.
         """
         if not self._unread:
             return
@@ -153,7 +154,7 @@ class Run:
         for step, (loss, norm) in enumerate(seen, first):
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise TrainingStopped(
-                    self._fault(step, f"the loss is {loss:g} and the gradient's norm {norm:g}")
+                    self._fault(step, f"the loss is {loss:g} and the gradient norm {norm:g}")
                 )
             kept = SMOOTHING if math.isfinite(progress.smoothed) else 0.0
             progress.smoothed = loss if not kept else kept * progress.smoothed + (1 - kept) * loss
@@ -170,22 +171,20 @@ class Run:
         progress.pending += seen
         self._unread = []
 
-    def ranked(self, judgement: Judgement) -> bool:
-        """Whether this is the best validation so far; its weights are then in best.safetensors."""
-        if not judgement.psnr > self.progress.best:
+    def ranked(self, result: ValidationResult) -> bool:
+        """Whether this is the best validation so far; then its weights are in best.safetensors."""
+        if not result.psnr > self.progress.best:
             return False
         try:
-            self._write_weights("best.safetensors", judgement)
+            self._write_weights("best.safetensors", result)
         except TargetError as fault:
             logger.warning("The best weights so far were not written: %s", fault)
             return False
-        self.progress.best, self.progress.best_step = judgement.psnr, judgement.step
+        self.progress.best, self.progress.best_step = result.psnr, result.step
         return True
 
     def save(self, monitor: Monitor) -> None:
-        """Make this moment one that the run can go on from. What a full disk does not take is lost,
-        and said aloud.
-        """
+        """Save the run. If the disk is full, warn and go on without this save."""
         self.watch()
         if not self.processes.first:
             return
@@ -204,7 +203,7 @@ class Run:
         prune_saves(self.saves, self.recipe.checkpoints.keep, self._archived)
 
     def close(self) -> None:
-        """Draw the curve. Raises TargetError if something of the last save could not be written."""
+        """Plot the curve. Raises TargetError if part of the last save could not be written."""
         if self.processes.first:
             try:
                 plot_curve(self.folder / "curve.jsonl", self.folder / "curve.png")
@@ -217,7 +216,7 @@ class Run:
         self.processes.wait()
 
     def result(self) -> FitResult:
-        """What the run has come to."""
+        """The outcome so far."""
         progress = self.progress
         judged = progress.best_step > 0
         return FitResult(
@@ -231,7 +230,7 @@ class Run:
 
     @property
     def saves(self) -> Path:
-        """Where the saves are."""
+        """The folder of saves."""
         return self.folder / "saves"
 
     def _archived(self, step: int) -> bool:
@@ -242,16 +241,16 @@ class Run:
         try:
             write()
         except TargetError as fault:
-            logger.warning("%s Training goes on; what was there before stays.", fault)
+            logger.warning("%s Training continues; earlier files are unchanged.", fault)
             monitor.note(self.step, str(fault))
             self._unsaved = self._unsaved or fault
 
-    def _write_weights(self, name: str, judgement: Judgement | None) -> None:
+    def _write_weights(self, name: str, result: ValidationResult | None) -> None:
         facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "steps": self.step}
         if self.learner.begun_from is not None:
             facts["begun_from"] = self.learner.begun_from
-        if judgement is not None:
-            facts["validation"] = asdict(judgement)
+        if result is not None:
+            facts["validation"] = asdict(result)
         origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"
         write_checkpoint(
             self.folder / name,
@@ -260,10 +259,7 @@ class Run:
 
     def _fault(self, step: int, what: str) -> str:
         if not self.processes.first:
-            return (
-                f"Stopped at step {step}: {what}. The line of the first process names the last "
-                "good save."
-            )
+            return f"Stopped at step {step}: {what}. The first process prints the last good save."
         newest = newest_save(self.saves)
         good = (
             f"the last good save is {newest[0]}"

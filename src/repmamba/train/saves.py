@@ -1,8 +1,8 @@
-"""Saves: what a stopped run goes on from, each a folder that is whole or not there.
+"""Saves: the states that an interrupted run goes on from, each a complete folder.
 
 A save is written under a temporary name, synced, hashed and renamed; `latest` names the newest and
-moves by rename. One that does not match its own digest is set aside, aloud, and the one before is
-used. Files of weights for others to load are no saves: they are written by network.checkpoint.
+is replaced by a rename. One that does not match its checksum is renamed with a warning, and the one
+before is used. Weights for `load` are written by network.checkpoint.
 """
 
 import hashlib
@@ -30,12 +30,10 @@ State = dict[str, Any]
 
 
 def write_save(folder: Path, step: int, state: State) -> Path:
-    """The state of a run after `step` steps, durable when this returns; a save of that step is
-    replaced.
+    """Write the state of a run after `step` steps, synced; replaces a save of that step.
 
-    state: tensors and plain values, as torch reads them without running pickled code.
-    Raises NoSpace when the disk does not take it, TargetError when the system does not; what was
-    there before is then untouched.
+    state: tensors and plain values, readable by torch without running pickled code. Raises NoSpace
+    for a full disk, otherwise TargetError; earlier saves are then unchanged.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -60,10 +58,9 @@ def write_save(folder: Path, step: int, state: State) -> Path:
 
 
 def newest_save(folder: Path) -> tuple[Path, State] | None:
-    """The newest save whose bytes match their digest, and its state on the CPU; None where there is
-    none.
+    """The newest save that matches its checksum, and its state on the CPU; None if there is none.
 
-    One that does not match is renamed with the ending `.corrupt` and said aloud.
+    Others are renamed with the ending `.corrupt`, with a warning.
     """
     for save in _newest_first(folder):
         fault = _fault(save)
@@ -73,21 +70,22 @@ def newest_save(folder: Path) -> tuple[Path, State] | None:
         shutil.rmtree(aside, ignore_errors=True)
         save.rename(aside)
         logger.warning(
-            "The save %s %s; it is now %s, and the one before is used.", save, fault, aside.name
+            "The save %s %s; it was renamed to %s, and the one before is used.",
+            save,
+            fault,
+            aside.name,
         )
     return None
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps there are saves of, in growing order; nothing is verified."""
+    """The steps that have saves, in increasing order; nothing is verified."""
     names = (entry.name.removeprefix(PREFIX) for entry in folder.glob(f"{PREFIX}*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> None:
-    """All but the `keep` newest saves and the archived ones are removed; one that cannot be is said
-    aloud and stays.
-    """
+    """Remove all saves but the `keep` newest and the archived ones; warn if that fails."""
     for step in saved_steps(folder)[:-keep]:
         if not archived(step):
             try:
@@ -106,7 +104,7 @@ def _newest_first(folder: Path) -> Iterator[Path]:
         latest = folder / (folder / LATEST).read_text().strip()
     except OSError:
         latest = folder / PREFIX
-    # `latest` leads: whoever points it at an older save goes on from there.
+    # `latest` comes first: pointing it at an older save makes the run go on from there.
     yield from sorted(saves, key=lambda save: save != latest)
 
 
@@ -116,7 +114,7 @@ def _fault(save: Path) -> str | None:
         for name, digest in digests.items():
             with (save / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"is corrupt: {name} does not match its digest"
-        return None if STATE in digests else f"is corrupt: {DIGESTS} says nothing of {STATE}"
+                    return f"is corrupt: {name} does not match its checksum"
+        return None if STATE in digests else f"is corrupt: {DIGESTS} has no {STATE}"
     except (OSError, ValueError, AttributeError) as fault:
         return f"is corrupt: {fault}"

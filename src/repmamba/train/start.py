@@ -1,7 +1,6 @@
-"""Where weights begin: bilinear enlargement, or another checkpoint, of another scale too.
+"""Initial weights: bilinear upsampling, or another checkpoint, also of another scale.
 
-The published random start is the network's own, in its constructors. Nothing here changes the
-architecture.
+The published random initialisation is in the network's constructors.
 """
 
 from collections.abc import Sequence
@@ -17,30 +16,28 @@ from repmamba.network.checkpoint import Checkpoint, read_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
+# prefix of the direct upsampler's weights, the only ones that differ between scales
 UPSAMPLER = "upsampler.conv."
-"""What the names of the direct upsampler's weights begin with: all that differs between the scales.
-"""
 
 
 @torch.no_grad()
 def start_bilinear(network: RepMamba) -> None:
-    """Set the weights so that the result is the input enlarged bilinearly, but for the outermost
-    pixels.
+    """Set the weights so that the result is bilinear upsampling, except for the outermost pixels.
 
-    The path conv_first, skip, upsampler has a 3x3 window and bilinear enlargement needs no more.
-    The first channels carry the image through it; the body adds nothing to these, and the upsampler
-    reads nothing else yet, so what the body learns is added to the enlarged image. Pixels next to
+    conv_first, skip and upsampler together have a 3x3 window, and bilinear upsampling needs no
+    more. The first channels carry the image; the body adds nothing to them and the upsampler does
+    not yet read the others, so what the body learns is added to the upsampled image. Pixels next to
     the edge see the mean beyond it.
     """
     config = network.config
     if config.upsampler != "pixelshuffledirect" or config.resi_connection != "1conv":
         raise RecipeError(
-            "start.kind is bilinear; it needs the upsampler pixelshuffledirect and resi_connection "
-            "1conv."
+            "start.kind is bilinear, which needs the upsampler pixelshuffledirect and "
+            "resi_connection 1conv."
         )
     image = slice(0, config.in_chans)
     after, last = network.conv_after_body, network.upsampler.conv
-    assert isinstance(after, nn.Conv2d)  # as the options above build it
+    assert isinstance(after, nn.Conv2d)  # guaranteed by the check above
     assert isinstance(last, nn.Conv2d)
     for conv, rows in ((network.conv_first, image), (after, image), (last, slice(None))):
         conv.weight[rows] = 0
@@ -55,10 +52,8 @@ def start_bilinear(network: RepMamba) -> None:
 
 
 def bilinear_kernels(scale: int) -> Tensor:
-    """(scale^2, 3, 3): what each of a pixel's scale x scale parts takes from its neighbours, row by
-    row.
-    """
-    # The centre of part a lies at (a + 1/2) / scale - 1/2 pixels from the pixel's own.
+    """(scale^2, 3, 3): weights of a pixel's neighbours for each of its scale x scale parts."""
+    # The centre of part a is (a + 1/2) / scale - 1/2 pixels from the pixel's centre.
     offset = (torch.arange(scale) + 0.5) / scale - 0.5
     taps = (1 - (offset[:, None] - torch.arange(-1, 2)).abs()).clamp(min=0)  # (scale, 3)
     return torch.einsum("ai,bj->abij", taps, taps).reshape(scale**2, 3, 3)
@@ -67,9 +62,8 @@ def bilinear_kernels(scale: int) -> Tensor:
 def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
     """The weights of a checkpoint for a network of this configuration.
 
-    Of another scale, the body is taken as it is and the direct upsampler's parts are averaged by
-    area, so that the network begins with the other's result, resampled. Raises CheckpointError,
-    RecipeError.
+    From another scale, the body is kept and the direct upsampler's parts are averaged by area, so
+    that the network starts with the other's result, resampled. Raises CheckpointError, RecipeError.
     """
     path = find_weights(source).path
     checkpoint = read_checkpoint(path)
@@ -84,12 +78,12 @@ def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
         else tensor
         for name, tensor in checkpoint.weights.items()
     }
-    # The constructor of the network checks that everything else fits.
+    # The network's constructor checks that everything else fits.
     return dict(Checkpoint(config, rescaled, f"{source}, resampled").network().state_dict())
 
 
 def mean_weights(config: NetworkConfig, sources: Sequence[str | Path]) -> dict[str, Tensor]:
-    """The mean of several checkpoints' weights and buffers, each as `weights_for` gives it."""
+    """The mean of the weights and buffers of several checkpoints, each from `weights_for`."""
     several = [weights_for(config, source) for source in sources]
     return {
         name: torch.stack([weights[name] for weights in several]).mean(0)
@@ -100,8 +94,9 @@ def mean_weights(config: NetworkConfig, sources: Sequence[str | Path]) -> dict[s
 
 
 def provenance(source: str | Path) -> dict[str, Any]:
-    """The name of a checkpoint and the facts of its training, for what begins with it. Raises
-    CheckpointError.
+    """Name and training facts of a checkpoint, to record in what is trained from it.
+
+    Raises CheckpointError.
     """
     return {
         "weights": str(source),
@@ -110,9 +105,7 @@ def provenance(source: str | Path) -> dict[str, Any]:
 
 
 def resampled(tensor: Tensor, scale: int, wanted: int) -> Tensor:
-    """Weights or biases (bands scale^2, ...) of a pixel shuffle as (bands wanted^2, ...), averaged
-    by area.
-    """
+    """Weights or biases (bands scale^2, ...) of a pixel shuffle, as (bands wanted^2, ...)."""
     edges, wanted_edges = torch.arange(scale + 1) / scale, torch.arange(wanted + 1) / wanted
     low = torch.maximum(edges[:-1], wanted_edges[:-1, None])
     high = torch.minimum(edges[1:], wanted_edges[1:, None])

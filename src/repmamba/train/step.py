@@ -1,7 +1,4 @@
-"""One training step: forward, loss, gradients, clipping, update.
-
-Needs torch alone; what a batch is and when a step is taken is the loop's matter.
-"""
+"""One training step: forward, loss, gradients, clipping, update. Needs only torch."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from: lr (B, C, h, w) and hr (B, C, s h, s w), unit.
+    """The input of one step: lr (B, C, h, w) and hr (B, C, s h, s w), unit.
 
-    weight: factor of the loss and so of the gradient, for a process whose share is larger or
-    smaller than the mean.
+    weight: factor of the loss, for a process whose share is larger or smaller than the mean.
     """
 
     lr: Tensor
@@ -29,10 +25,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step saw: the loss, the norm of all gradients before clipping, the learning rate.
+    """Loss, norm of all gradients before clipping, and learning rate of a step.
 
-    The first two are scalars still on the device: to read one is to wait for the step, and the loop
-    need not each time.
+    The first two are scalars on the device: reading one waits for the step.
     """
 
     loss: Tensor
@@ -44,19 +39,20 @@ def training_step(
     network: nn.Module,
     optimiser: Optimizer,
     batch: Batch,
-    loss: Loss,
+    loss: LossFunction,
     *,
     clip: float | None = None,
     precision: torch.dtype = torch.float32,
     parts: int = 1,
 ) -> StepResult:
-    """One update of the network's parameters, all of which the optimiser has.
+    """Update the network's parameters, all of which the optimiser has.
 
     clip: largest norm of all gradients together; longer ones are scaled to it.
     precision: bfloat16 runs the forward pass under autocast; the loss, the scan and the weights
-    stay float32. parts: pieces that the batch is computed in, one after another, for one update;
-    the loss is a mean over images, so the gradient is the same but for BatchNorm's statistics,
-    which each piece has of its own.
+    stay float32.
+    parts: pieces that the batch is computed in, one after another, for one update. The loss is a
+    mean over images, so the gradient stays the same, except for BatchNorm statistics, which each
+    piece has of its own.
     """
     optimiser.zero_grad(set_to_none=True)
     count = len(batch.lr)
@@ -76,7 +72,7 @@ def training_step(
 
 
 def _without_exchange(network: nn.Module) -> "nullcontext[None]":
-    """Several processes exchange gradients once, after a batch's last piece."""
+    """Without the exchange of gradients between processes, which only the last piece needs."""
     no_sync = getattr(network, "no_sync", nullcontext)
     context: nullcontext[None] = no_sync()
     return context

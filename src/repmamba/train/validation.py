@@ -1,6 +1,4 @@
-"""How good a network is while it learns: the validation pairs, whole, by one named rule, and a
-picture of crops.
-"""
+"""Validation during training: whole images, by one named rule, and a picture of crops."""
 
 import logging
 import warnings
@@ -23,15 +21,13 @@ from repmamba.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+# largest side of a pictured crop, in hr pixels
 CROP = 160
-"""Largest side of a pictured crop, in hr pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """A validation after `step` steps. psnr in dB and ssim: means as the rule takes them, over
-    `images` images.
-    """
+class ValidationResult:
+    """The scores after `step` steps: psnr in dB and ssim, means by the rule over `images`."""
 
     step: int
     psnr: float
@@ -40,19 +36,20 @@ class Judgement:
     images: int
 
     def summary(self) -> str:
-        """The scores in words."""
+        """The scores as text."""
         return (
             f"After step {self.step}: {self.psnr:.3f} dB, SSIM {self.ssim:.4f} ({self.rule}, "
             f"{self.images} images)"
         )
 
 
-class Judge:
-    """The validation pairs of a recipe, in memory, and where its pictures go.
+class Validator:
+    """The validation pairs of a recipe, in memory.
 
-    Where the recipe degrades, lr is made so, once for each image by the seed and its name; an lr
-    that is there stays. progress: called with how many of how many are read. Raises SourceError,
-    UsageError; RecipeError for a pair that cannot be judged.
+    If the recipe degrades, missing lr images are made once, seeded by the recipe and the image's
+    name.
+    progress: called with the number of images read, and their total. Raises SourceError,
+    UsageError; RecipeError for a pair that the rule cannot score.
     """
 
     def __init__(
@@ -65,32 +62,29 @@ class Judge:
         )
         files = _spread(recipe)
         if files:
-            logger.info(
-                "Reading %d images to be judged by: %s.", len(files), ", ".join(recipe.data.val)
-            )
+            logger.info("Reading %d validation images: %s.", len(files), ", ".join(recipe.data.val))
         pairs = zip(files, read_pairs(files, recipe.network.scale, progress=progress), strict=True)
         self.pairs = [pair if one.lr else degraded(pair, recipe) for one, pair in pairs]
         self._check()
 
-    def judge(
+    def validate(
         self,
         network: RepMamba,
         step: int,
         *,
         pictured: Callable[[int, NDArray[np.uint8]], None] | None = None,
-    ) -> Judgement:
-        """The network's score, its crops written as a picture; the network is left in the mode it
-        was in.
+    ) -> ValidationResult:
+        """Score the network; its training mode is restored.
 
-        A picture that cannot be written is said aloud. pictured: called with the step and the
-        picture.
+        A picture of crops is written to the run's folder, or a warning if that fails. pictured:
+        called with the step and the picture.
         """
         values: dict[str, dict[str, float]] = {}
         shown: list[tuple[Pair, NDArray[np.float32]]] = []
         was_training = network.training
         network.eval()
         for pair in self.pairs:
-            sr = enlarged(network, pair)
+            sr = predict(network, pair)
             values[pair.name] = score(sr, pair, self.metrics)
             if len(shown) < self.recipe.validation.crops:
                 shown.append((pair, sr))
@@ -107,33 +101,28 @@ class Judge:
             average({name: one[metric.name] for name, one in values.items()}, metric.mean)
             for metric in self.metrics
         )
-        return Judgement(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
+        return ValidationResult(step, psnr, ssim, self.recipe.validation.rule, len(self.pairs))
 
     def _check(self) -> None:
-        """Score the smallest pair of each kind against itself: what cannot be judged is to be known
-        before step 1.
-        """
+        """Score the smallest pair of each kind against itself, to find errors before step 1."""
         rule, bands = self.recipe.validation.rule, self.recipe.network.in_chans
         largest_first = sorted(self.pairs, key=lambda pair: -min(pair.hr.shape[:2]))
         for pair in {(pair.hr.shape[2], pair.hr.dtype): pair for pair in largest_first}.values():
             if pair.hr.shape[2] != bands:
                 raise RecipeError(
-                    f"{pair.name}, of data.val, has {pair.hr.shape[2]} bands, and the network "
-                    f"takes {bands}; "
-                    "set network.in_chans, or name folders of such images."
+                    f"{pair.name}, of data.val, has {pair.hr.shape[2]} bands, but the network "
+                    f"takes {bands}; set network.in_chans, or name folders of such images."
                 )
             try:
                 score(pair.hr, pair, self.metrics)
             except UsageError as fault:
                 raise RecipeError(
-                    f"validation.rule is {rule}, and an image cannot be judged: {fault}"
+                    f"validation.rule is {rule}, which cannot score an image: {fault}"
                 ) from fault
 
 
 def degraded(pair: Pair, recipe: Recipe) -> Pair:
-    """The pair with its lr made as the recipe makes those to learn from. Raises RecipeError where
-    that cannot be.
-    """
+    """The pair with an lr made as for training. Raises RecipeError if that is not possible."""
     chain = chain_of(recipe)
     if chain is None:
         return pair
@@ -146,24 +135,21 @@ def degraded(pair: Pair, recipe: Recipe) -> Pair:
 
 
 def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
-    """Warn where images are both learnt from and judged on: the best weights are then those that
-    know them best.
-    """
+    """Warn if images are in data.train and in data.val: the validation would favour overfitting."""
     learnt = {one.hr.resolve() for one in files}
     shared = [one.hr for one in _found(recipe) if one.hr.resolve() in learnt]
     if shared:
         warnings.warn(
-            f"{len(shared)} images are in data.train and in data.val, {shared[0]} the first: the "
-            "validation says "
-            "nothing of other images, and the best weights are chosen by it. Hold some out, as "
-            "prepare --val does.",
+            f"{len(shared)} images are in data.train and in data.val, such as {shared[0]}: the "
+            "validation says nothing about other images, but chooses the best weights. Hold some "
+            "out, as prepare --val does.",
             RepmambaWarning,
             stacklevel=2,
         )
 
 
 @torch.inference_mode()
-def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
+def predict(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
     """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
     lr = (
         torch.from_numpy(np.ascontiguousarray(pair.lr))
@@ -176,9 +162,7 @@ def enlarged(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
 
 
 def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uint8]:
-    """One row a pair: the middle of lr (each pixel a square), of sr and of hr, side by side. (rows,
-    columns, 3).
-    """
+    """(rows, columns, 3), one row per pair: the middle of lr (pixels as squares), sr and hr."""
     rows = []
     for pair, sr in shown:
         side = min(CROP // pair.scale, *pair.lr.shape[:2])
@@ -196,7 +180,7 @@ def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uin
 
 
 def _found(recipe: Recipe) -> list[PairFiles]:
-    # Under the name of its folder too: two folders may hold files of one name.
+    # with the folder's name, because two folders may have files of the same name
     return [
         replace(one, name=f"{folder}/{one.name}")
         for folder in recipe.data.val
@@ -227,9 +211,7 @@ def _levels(sr: NDArray[np.float32], pair: Pair) -> NDArray[np.generic]:
 
 
 def _shown(panel: NDArray[np.generic], pair: Pair) -> NDArray[np.uint8]:
-    """Three bands of 8 bit: the first three, or the first thrice; what is not 8 bit, over the range
-    of its hr.
-    """
+    """Three 8-bit bands: the first three, or the first thrice; other types scaled to hr's range."""
     bands = panel[..., :3] if panel.shape[2] >= 3 else panel[..., :1].repeat(3, axis=2)
     low, high = (
         (0.0, 255.0) if bands.dtype == np.uint8 else (float(pair.hr.min()), float(pair.hr.max()))

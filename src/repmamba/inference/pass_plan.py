@@ -1,8 +1,7 @@
-"""Plans: the passes of the fused network over a batch of one shape, and the maps between them.
+"""PassPlan: the passes of the fused network over inputs of one shape, and their maps.
 
-A plan holds the addresses of all that its stages read and write, so that running it is one call
-into the library for each thread that takes part (kernels/plan.cpp). Only one call can run it at a
-time.
+A plan holds the addresses of everything that the kernels read and write, so that running it is one
+call into the library per thread (kernels/plan.cpp). Only one call can run it at a time.
 """
 
 import ctypes
@@ -13,26 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repmamba.inference.packed import Array, Block, Layers, RMBWeights, Weights, empty
+from repmamba.inference.packed_weights import Array, Block, Fields, Layers, RMBWeights, empty
 from repmamba.kernels.library import library
 from repmamba.network.config import SPLIT
 from repmamba.scan.directions import visits
 from repmamba.scan.native_cpu import map_pass
 from repmamba.scan.threads import in_another
 
+# numbers in a map below which a second thread costs more than it saves
 WORK_FOR_THREADS = 1 << 12
-"""Numbers of a map below which a second thread costs more than it saves."""
 
 
 def _structure(fields: str) -> type[ctypes.Structure]:
-    """A struct of kernels/inference.h: its fields' names in their order, pointers marked *, doubles
-    marked %.
-    """
+    """A struct of kernels/inference.h: names of its fields, * marks pointers, % marks doubles."""
     kinds = {"*": ctypes.c_void_p, "%": ctypes.c_double}
     named = [(field.lstrip("*%"), kinds.get(field[0], ctypes.c_int64)) for field in fields.split()]
     return type("Arguments", (ctypes.Structure,), {"_fields_": named})
 
 
+# arguments of each kernel over rows, by its name without the suffix of an arithmetic
 ARGUMENTS = {
     "first_convolution": _structure(
         "height width inputs outputs *x *edge *weight *bias *scale *shift *result *normalised"
@@ -56,27 +54,26 @@ ARGUMENTS = {
         "*shuffled bands scale"
     ),
 }
-"""The arguments of each kernel over rows, by its name without the suffix of an arithmetic."""
 
+# int64 numbers per kernel call, as in plan.cpp
 COUNTERS = 16
-"""int64 numbers of each stage, as in plan.cpp."""
 
 _STAGE = np.dtype([("kernel", "u8"), ("units", "i8"), ("shares", "i8"), ("arguments", "u8")])
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A kernel over `units` pieces of work, cut into shares that threads take as they come."""
+class KernelCall:
+    """A kernel over `units` pieces of work, in shares that threads take one after the other."""
 
     kernel: str
     units: int
     shares: int
     arguments: ctypes.Structure
-    scratch: int  # float32 numbers that a thread needs
+    scratch: int  # float32 numbers per thread
 
 
-class Plan:
-    """Written down when it is made. key: (batch, bands, rows, columns, threads)."""
+class PassPlan:
+    """Planned when it is made. key: (batch, bands, rows, columns, threads)."""
 
     def __init__(self, layers: Layers, key: tuple[int, ...]) -> None:
         self.key = key
@@ -84,9 +81,10 @@ class Plan:
         self.height, self.width = rows + rows % 2, columns + columns % 2
         self.pixels = self.batch * self.height * self.width
         self.maps: list[Array] = []
-        self.stages: list[Stage] = []
+        self.stages: list[KernelCall] = []
         self._layers, self._free = layers, dict[tuple[int, int], list[Array]]()
-        self._visits = visits(self.height // 2, self.width // 2)  # the scans have its address
+        # kept alive: the scans hold its address
+        self._visits = visits(self.height // 2, self.width // 2)
         self.image = self._map(bands)
         self.deep = self._write(layers)
         self._table = np.zeros(len(self.stages), _STAGE)
@@ -95,10 +93,10 @@ class Plan:
             self._table[row] = address, stage.units, stage.shares, ctypes.addressof(stage.arguments)
 
     def run(self, image: Tensor) -> Tensor:
-        """The result of all, or what the upsampler takes where that is not the direct one; H' and
-        W' are even.
+        """Run all passes; with an upsampler other than the direct one, all before the upsampler.
 
-        image: of the key's shape -> (B, bands, scale H', scale W') or (B, 64, H', W').
+        image: of the key's shape -> (B, bands, scale H', scale W') or (B, 64, H', W'), H' and W'
+        even.
         """
         rows, columns = image.shape[2:]
         seen = self.image.reshape(self.batch, self.height, self.width, -1)
@@ -125,7 +123,7 @@ class Plan:
         return result
 
     def compute(self, first: int, last: int, *kept: object) -> None:
-        """The stages first .. last - 1, by this thread and others of the process."""
+        """Run the kernel calls first .. last - 1, in this thread and others of the process."""
         stages = self._table[first:last]
         counters = empty(2 * COUNTERS * len(stages)).view(np.int64)
         counters[:] = 0
@@ -146,13 +144,11 @@ class Plan:
 
     @property
     def numbers(self) -> int:
-        """Of all maps."""
+        """How many numbers all maps have."""
         return sum(each.size for each in self.maps)
 
-    # Maps
-
     def _map(self, channels: int, pixels: int | None = None) -> Array:
-        """A map of undefined content, of all pixels unless told."""
+        """An uninitialised map of all pixels, or of `pixels`."""
         pixels = self.pixels if pixels is None else pixels
         free = self._free.setdefault((pixels, channels), [])
         if free:
@@ -161,14 +157,12 @@ class Plan:
         return self.maps[-1]
 
     def _release(self, *maps: Array) -> None:
-        """Let maps be used again by what is written down later."""
+        """Let later passes reuse these maps."""
         for each in maps:
             self._free[each.shape[0], each.shape[1]].append(each)
 
-    # Passes
-
     def _write(self, layers: Layers) -> Array | None:
-        """All stages; the map that the upsampler takes, unless it is one of them."""
+        """Plan all passes; returns the map for the upsampler unless that is planned too."""
         width: int = layers.first["outputs"]
         shallow = deep = self._map(width)
         fields = {"x": self.image, "result": shallow}
@@ -191,7 +185,7 @@ class Plan:
         self._over_rows(last["kernel"], last["outputs"], last | {"x": deep})
         return None
 
-    def _convolutions(self, connection: list[Weights], x: Array, skip: Array) -> Array:
+    def _convolutions(self, connection: list[Fields], x: Array, skip: Array) -> Array:
         """One or several convolutions + skip."""
         for convolution in connection:
             result = self._map(convolution["outputs"])
@@ -227,7 +221,7 @@ class Plan:
         return result
 
     def _rmb(self, rmb: RMBWeights, v: Array, result: Array, beside: Array | None = None) -> None:
-        """A folded RMB into result, which may be v; behind its channels those of `beside`."""
+        """A folded RMB into result, which may be v, followed by the channels of `beside`."""
         C, quarter, suffix = rmb.width, self.pixels // 4, self._layers.suffix
         halves = self._map(C if suffix else 2 * C)
         pooled, projected = self._map(C, quarter), self._map(rmb.projections, quarter)
@@ -246,7 +240,7 @@ class Plan:
         self._over_rows("tail" + suffix, C, rmb.tail | fields)
         self._release(halves, pooled, projected, scanned)
 
-    def _over_rows(self, kernel: str, channels: int, fields: Weights) -> None:
+    def _over_rows(self, kernel: str, channels: int, fields: Fields) -> None:
         """A pass over all pairs of rows."""
         arguments = ARGUMENTS[kernel.removesuffix("_pairs").removesuffix("_amx")]()
         for name, value in (fields | {"height": self.height, "width": self.width}).items():
@@ -269,7 +263,7 @@ class Plan:
         self, kernel: str, units: int, channels: int, arguments: ctypes.Structure, scratch: int
     ) -> None:
         shares = min(self.threads, units) if self.pixels * channels >= WORK_FOR_THREADS else 1
-        self.stages.append(Stage(kernel, units, shares, arguments, scratch))
+        self.stages.append(KernelCall(kernel, units, shares, arguments, scratch))
 
 
 def _stride(rows: Array) -> int:
@@ -281,7 +275,7 @@ _of_thread = threading.local()
 
 
 def _scratch(count: int) -> Array:
-    """Uninitialised memory of the calling thread, the same at every call that it suffices for."""
+    """Uninitialised memory of the calling thread, kept for later calls."""
     known: Array | None = getattr(_of_thread, "scratch", None)
     if known is None or known.size < count:
         known = _of_thread.scratch = empty(count)

@@ -1,8 +1,7 @@
-"""Computing ahead: what will be wanted next is computed by threads while what is there is being
-used.
+"""Prefetching: threads compute the next items while the caller uses the current one.
 
-`Executor.map` submits everything at once, and what is finished waits in memory until it is taken.
-Here few are in hand.
+`Executor.map` submits everything at once, and finished results wait in memory until they are taken.
+Here only a few items are in progress.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], most: int
 ) -> Generator[Result, None, None]:
-    """function of every item, in order, computed by the pool; items are drawn by the caller's
-    thread.
+    """function(item) for every item, in order, computed by the pool.
 
-    most: items in hand, that is being computed or not yet taken, the one about to be given among
-    them; at least 1. While a result is used or an item is made, the pool goes on computing. The
-    first exception ends it, whether it comes from function, from items or, by the generator's
-    close, from the caller; what has not begun is never computed. The pool stays open.
+    The caller's thread draws the items. most: items that are being computed or not yet taken,
+    including the one about to be yielded; at least 1. The first exception ends it, from function,
+    from items, or from the caller by closing the generator; what has not started is cancelled. The
+    pool stays open.
     """
     waiting: deque[Future[Result]] = deque()
     try:

@@ -1,4 +1,4 @@
-"""Computing ahead: in order, few in hand, and nothing more computed once it has ended."""
+"""Prefetching: in order, few items in progress, the rest cancelled at the end."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from repmamba.ahead import ahead
+from repmamba.prefetch import prefetch
 
 
 @pytest.fixture(params=[1, 3])
@@ -19,12 +19,12 @@ def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_results_come_in_the_order_of_their_items(pool, count, most):
-    assert list(ahead(pool, lambda item: item * item, range(count), most)) == [
+    assert list(prefetch(pool, lambda item: item * item, range(count), most)) == [
         item * item for item in range(count)
     ]
 
 
-def test_the_first_is_waited_for_while_later_ones_are_finished():
+def test_the_first_result_is_waited_for_even_if_later_ones_are_finished():
     second_is_done = threading.Event()
 
     def computed(item: int) -> int:
@@ -34,11 +34,11 @@ def test_the_first_is_waited_for_while_later_ones_are_finished():
         return item
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(ahead(pool, computed, range(2), 2)) == [0, 1]
+        assert list(prefetch(pool, computed, range(2), 2)) == [0, 1]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_no_more_are_in_hand_than_asked_for(pool, most):
+def test_no_more_than_most_are_in_progress(pool, most):
     drawn, taken = 0, 0
 
     def items() -> Iterator[int]:
@@ -48,7 +48,7 @@ def test_no_more_are_in_hand_than_asked_for(pool, most):
             assert drawn - taken <= most
             yield item
 
-    for _ in ahead(pool, lambda item: item, items(), most):
+    for _ in prefetch(pool, lambda item: item, items(), most):
         assert drawn - taken == min(most, 30 - taken)
         taken += 1
     assert taken == 30
@@ -59,17 +59,17 @@ def test_items_are_drawn_by_the_thread_that_takes_the_results(pool):
         for _ in range(5):
             yield threading.current_thread().name
 
-    assert set(ahead(pool, lambda name: name, items(), 2)) == {threading.current_thread().name}
+    assert set(prefetch(pool, lambda name: name, items(), 2)) == {threading.current_thread().name}
 
 
 @pytest.mark.parametrize("fault", ["function", "items", "caller"])
-def test_whoever_ends_it_what_has_not_begun_is_never_computed(fault):
+def test_when_it_ends_the_rest_is_cancelled(fault):
     computed: list[int] = []
     ended = threading.Event()
 
     def compute(item: int) -> int:
         computed.append(item)
-        if item == 1:  # the only thread is held until all is cancelled
+        if item == 1:  # holds the only thread until the rest is cancelled
             assert ended.wait(10)
         if item == 0 and fault == "function":
             raise ValueError("function")
@@ -80,7 +80,7 @@ def test_whoever_ends_it_what_has_not_begun_is_never_computed(fault):
         raise ValueError("items")
 
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, compute, items() if fault == "items" else range(9), 4)
+        results = prefetch(pool, compute, items() if fault == "items" else range(9), 4)
         if fault == "caller":
             with closing(results):
                 assert next(results) == 0

@@ -1,6 +1,4 @@
-"""The compiled passes of the fused network against its operations in torch, which are what
-fusion.py says.
-"""
+"""The compiled passes of the fused network against torch operations, the reference."""
 
 import ctypes
 import gc
@@ -25,10 +23,10 @@ from torch import Tensor, nn
 import repmamba.kernels
 from repmamba import load
 from repmamba.errors import ShapeMismatch, UsageError
-from repmamba.inference import compiled as runners
-from repmamba.inference.compiled import CompiledRunner, compiled
-from repmamba.inference.packed import Packing
-from repmamba.inference.plans import ARGUMENTS, Plan
+from repmamba.inference import compiled_runner as runners
+from repmamba.inference.compiled_runner import CompiledRunner, compiled_runner
+from repmamba.inference.packed_weights import Packing
+from repmamba.inference.pass_plan import ARGUMENTS, PassPlan
 from repmamba.inference.runners import TorchRunner
 from repmamba.kernels.library import VARIABLE as LEVEL
 from repmamba.kernels.library import levels, library
@@ -40,14 +38,14 @@ CONFIGS = (
     NetworkConfig(depths=(1,)),
     NetworkConfig(depths=(1,), scale=3, mlp_ratio=1.5),
     NetworkConfig(depths=(1,), cssp=False, scale=2),
-    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels fill no whole registers
+    NetworkConfig(depths=(1,), mlp_ratio=1.2),  # 76 hidden channels do not fill whole registers
     NetworkConfig(depths=(2, 1), patch_norm=False),
     NetworkConfig(depths=(1,), scale=1, upsampler="none"),
     NetworkConfig(depths=(1,), resi_connection="3conv"),
     NetworkConfig(depths=(1,), upsampler="nearest+conv", in_chans=4),
-    NetworkConfig(depths=(1,), mlp_ratio=16),  # more inputs of a product than fill pairs
+    NetworkConfig(depths=(1,), mlp_ratio=16),  # more inputs of a product than pairs support
 )
-MOST_SECONDS = 60.0  # that a thread is waited for, which never takes a second
+MOST_SECONDS = 60.0  # for another thread, which never takes a second
 
 pairs_only = pytest.mark.skipif(
     not library().pairs, reason="this processor has no products of bfloat16"
@@ -63,7 +61,7 @@ def threads_as_before():
 
 
 def runner_of(network: nn.Module, precision: torch.dtype = torch.float32) -> CompiledRunner:
-    runner = compiled(network, precision)
+    runner = compiled_runner(network, precision)
     assert isinstance(runner, CompiledRunner)
     return runner
 
@@ -86,7 +84,7 @@ def relative_difference(result: Tensor, expected: Tensor) -> float:
     seed=integers(0, 1 << 30),
     batch=integers(1, 3),
     height=integers(1, 19),
-    # around the pieces in which a convolution takes a row
+    # around the sizes in which a convolution processes a row
     width=integers(1, 19) | integers(120, 140),
 )
 def test_compiled_equals_torch(shaken, config, seed, batch, height, width):
@@ -99,19 +97,19 @@ def test_compiled_equals_torch(shaken, config, seed, batch, height, width):
 
 ONE_LEVEL = """
 import sys, torch
-from repmamba.inference.compiled import compiled
+from repmamba.inference.compiled_runner import compiled_runner
 from repmamba.kernels.library import library
 
 torch.set_num_threads(1)
 cases = torch.load(sys.argv[1], weights_only=False)
-results = [compiled(network, torch.float32).run(image) for network, image in cases]
+results = [compiled_runner(network, torch.float32).run(image) for network, image in cases]
 torch.save((library().level, results), sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("level", levels(library().handle.features()))
 def test_each_level_of_the_processor_equals_torch(shaken, tmp_path, level):
-    """In a process for each, since a process chooses its level once."""
+    """In one process each, because a process chooses its level once."""
     networks = [fuse(shaken(config)) for config in CONFIGS]
     cases = [
         (network, torch.rand(batch, network.config.in_chans, *size))
@@ -153,7 +151,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(shaken):
     assert torch.equal(results[0], results[2])
 
 
-def test_calls_from_several_threads_do_not_meet(shaken):
+def test_calls_from_several_threads_do_not_interfere(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     images = [torch.rand(1, 3, size, 20) for size in (12, 30, 22, 8, 12)]
     expected = [runner.run(image) for image in images]
@@ -173,7 +171,7 @@ def test_calls_from_several_threads_do_not_meet(shaken):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_buffers_kept_between_calls_carry_nothing_over(shaken):
+def test_buffers_kept_between_calls_leak_nothing(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     image = torch.rand(1, 3, 6, 10)
     expected = runner.run(image)
@@ -195,7 +193,7 @@ def test_weights_that_change_later_change_nothing(shaken):
     assert relative_difference(runner_of(fused).run(image), by_torch(fused, image)) < 1e-5
 
 
-def test_an_image_that_is_negative_by_a_bit_alone_is_seen_so(shaken):
+def test_an_image_with_a_lazy_negative_bit_is_negated(shaken):
     runner = runner_of(fuse(shaken(CONFIGS[0])))
     image = torch.complex(torch.zeros(1, 3, 4, 6), torch.rand(1, 3, 4, 6)).conj().imag
     assert image.is_neg()
@@ -203,7 +201,7 @@ def test_an_image_that_is_negative_by_a_bit_alone_is_seen_so(shaken):
 
 
 @pytest.mark.parametrize("default", ["type", "device"])
-def test_what_torch_makes_by_default_changes_nothing(shaken, default):
+def test_default_dtype_and_device_of_torch_change_nothing(shaken, default):
     fused, image = fuse(shaken(CONFIGS[0])), torch.rand(1, 3, 4, 6)
     torch.set_default_dtype(torch.float64 if default == "type" else torch.float32)
     try:
@@ -214,10 +212,8 @@ def test_what_torch_makes_by_default_changes_nothing(shaken, default):
     assert torch.equal(result, runner_of(fused).run(image))
 
 
-def test_no_operation_of_torch_computes_beside_the_passes(shaken):
-    """They would start torch's threads, which spin for a while on the cores that the passes compute
-    on.
-    """
+def test_no_torch_operation_runs_beside_the_passes(shaken):
+    """They would start torch's threads, which spin on the cores of the passes afterwards."""
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 32, 32)
     runner.run(image)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -236,7 +232,7 @@ def test_no_operation_of_torch_computes_beside_the_passes(shaken):
     assert {event.name.removeprefix("aten::") for event in profile.events()} <= views
 
 
-def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
+def test_a_call_finishes_without_other_threads(shaken, monkeypatch):
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 70, 70)
     expected = runner.run(image)
     torch.set_num_threads(3)
@@ -245,13 +241,13 @@ def test_a_call_ends_without_the_help_of_other_threads(shaken, monkeypatch):
 
 
 class Busy:
-    """A pool that never comes to its work."""
+    """A pool that never runs its work."""
 
     def submit(self, function: Callable[..., None]) -> None:
         """Forget the function."""
 
 
-def test_a_thread_that_comes_late_finds_nothing_to_do(shaken, monkeypatch):
+def test_a_late_thread_finds_nothing_to_do(shaken, monkeypatch):
     runner, image = runner_of(fuse(shaken(CONFIGS[0]))), torch.rand(1, 3, 70, 70)
     expected, late = runner.run(image), Late()
     torch.set_num_threads(2)
@@ -268,7 +264,7 @@ def test_a_thread_that_comes_late_finds_nothing_to_do(shaken, monkeypatch):
 
 
 class Late:
-    """A pool that keeps its work for later."""
+    """A pool that runs its work later."""
 
     def __init__(self) -> None:
         self.waiting: list[Callable[..., None]] = []
@@ -350,7 +346,7 @@ def test_a_convolution_by_amx_is_that_of_the_rounded_factors(shaken, size):
 
 
 @pytest.mark.parametrize("value", [-100.0, -20.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 20.0, 100.0])
-def test_gelu_and_silu_are_exact_far_from_zero_too(shaken, value):
+def test_gelu_and_silu_are_exact_also_far_from_zero(shaken, value):
     """Through a ConvFFN and a gate whose products give `value` everywhere."""
     fused = fuse(shaken(CONFIGS[0]))
     block = fused.groups[0].blocks[0]
@@ -373,16 +369,16 @@ def test_plans_of_few_shapes_are_kept_and_many_maps_are_not(shaken, monkeypatch)
     assert all(plan.key[2] != 8 for plan in runner._kept)
 
 
-def test_what_one_large_shape_took_is_given_back_before_another_takes_its_own(shaken, monkeypatch):
+def test_memory_of_one_large_shape_is_released_before_another_is_allocated(shaken, monkeypatch):
     runner, alive, made = runner_of(fuse(shaken(CONFIGS[0]))), [], []
 
-    class Noted(Plan):
+    class Noted(PassPlan):
         def __init__(self, *arguments):
             alive.append(sum(plan() is not None for plan in made))
             super().__init__(*arguments)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(runners, "Plan", Noted)
+    monkeypatch.setattr(runners, "PassPlan", Noted)
     monkeypatch.setattr(runners, "KEPT_BESIDE", 1000)
     for side in (8, 10, 10, 8):
         runner.run(torch.rand(1, 3, side, side))
@@ -401,18 +397,16 @@ def test_maps_go_with_their_runner(shaken):
 @pytest.mark.parametrize(
     "precision", [torch.float32, pytest.param(torch.bfloat16, marks=pairs_only)], ids=str
 )
-def test_a_runner_travels_to_other_processes(shaken, precision):
+def test_a_runner_can_be_pickled_to_other_processes(shaken, precision):
     runner, image = runner_of(fuse(shaken(CONFIGS[0])), precision), torch.rand(1, 3, 6, 10)
     expected = runner.run(image)
     assert torch.equal(pickle.loads(pickle.dumps(runner)).run(image), expected)
 
 
-# What `load` makes of it
+# As `load` makes it
 
 
-def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked_for(
-    small_weights, monkeypatch
-):
+def test_load_uses_compiled_passes_on_a_cpu_unless_options_exclude_them(small_weights, monkeypatch):
     assert isinstance(load(small_weights, device="cpu").runner, CompiledRunner)
     for how in ({"fuse": False}, {"backend": "chunked"}):
         assert isinstance(load(small_weights, device="cpu", **how).runner, TorchRunner)
@@ -423,7 +417,7 @@ def test_load_gives_compiled_passes_on_a_cpu_and_torch_where_they_were_not_asked
     assert isinstance(reduced, CompiledRunner if library().pairs else TorchRunner)
 
 
-def test_without_products_of_bfloat16_torch_computes_in_it(small_weights, monkeypatch):
+def test_without_bfloat16_products_torch_computes(small_weights, monkeypatch):
     without = replace(library(), pairs=False, amx=False)
     monkeypatch.setattr(runners, "library", lambda: without)
     assert isinstance(load(small_weights, device="cpu", precision="bfloat16").runner, TorchRunner)

@@ -1,6 +1,4 @@
-"""How far a run is: a value for whoever shows it, and the log lines of a run that nobody
-watches.
-"""
+"""Progress of a run: a value for displays, and log lines where there is no display."""
 
 import logging
 import time
@@ -9,21 +7,21 @@ from dataclasses import dataclass, field
 
 logger = logging.getLogger(__name__)
 
+# seconds between log lines
 LINES_EVERY = 30.0
-"""Seconds between log lines."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
-    """How far a run is in what it does at the moment."""
+class Progress:
+    """How far a run is in its current activity."""
 
-    what: str  # it does: reads, or learns by the recipe of that name
-    unit: str  # image or step
+    what: str  # Reading ..., or the name of the recipe
+    unit: str  # "image" or "step"
     done: int
     total: int
-    # what was measured last: loss, psnr, lr, img_s
+    # last measured: loss, psnr, lr, img_s
     values: Mapping[str, str] = field(default_factory=dict)
-    # of training, at the speed of this call so far, validations left out
+    # of training, at the speed of this call so far, without validations
     seconds_left: float | None = None
 
     def __str__(self) -> str:
@@ -32,25 +30,25 @@ class Reached:
         return f"{self.unit.capitalize()} {self.done} of {self.total}{measured}{left}."
 
 
-Tell = Callable[[Reached], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-def log_lines() -> Tell:
-    """What logs a line of what it is told, once in LINES_EVERY seconds."""
+def log_lines() -> ProgressCallback:
+    """A callback that logs a line at most once in LINES_EVERY seconds."""
     said = time.monotonic()
 
-    def tell(reached: Reached) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal said
         if time.monotonic() > said + LINES_EVERY:
             said = time.monotonic()
-            logger.info("%s", reached)
+            logger.info("%s", progress)
 
     return tell
 
 
-def reading(what: str, tell: Tell) -> Callable[[int, int], None]:
-    """What tells how many of how many images are read."""
-    return lambda done, total: tell(Reached(what, "image", done, total))
+def image_progress(what: str, tell: ProgressCallback) -> Callable[[int, int], None]:
+    """A callback for the number of images read, and their total."""
+    return lambda done, total: tell(Progress(what, "image", done, total))
 
 
 def _clock(seconds: float) -> str:

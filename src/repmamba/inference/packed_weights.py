@@ -1,6 +1,4 @@
-"""The fused network's weights in the order in which the compiled passes read them
-(kernels/inference.h).
-"""
+"""The fused network's weights in the layout of the compiled passes (kernels/inference.h)."""
 
 from typing import Any
 
@@ -10,25 +8,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repmamba.kernels.library import library
-from repmamba.network.fusion import FusedGroup, FusedLPFM, FusedRepMamba, FusedRMB, FusedSideBySide
+from repmamba.network.fusion import (
+    FusedGroup,
+    FusedLPFM,
+    FusedParallelRMBs,
+    FusedRepMamba,
+    FusedRMB,
+)
 from repmamba.network.repmamba import PixelShuffleDirect
 
 Array = NDArray[np.float32]
 
-Weights = dict[str, Any]
-"""Fields of a kernel's arguments that are the same for every shape: arrays, and numbers."""
+# fields of a kernel's arguments that are the same for every shape: arrays and numbers
+Fields = dict[str, Any]
 
+# bytes of an AVX-512 register and a cache line; a load across two lines takes twice the time
 ALIGNMENT = 64
-"""Bytes: a register of AVX-512 and a line of the cache; a load across two lines takes twice the
-time.
-"""
 
+# most inputs of a product in pairs, as in pairs.h
 MOST_INPUTS = 512
-"""Inputs of a product in pairs, as in pairs.h."""
 
 
 def empty(count: int) -> Array:
-    """So many numbers of undefined content, aligned."""
+    """An uninitialised, aligned array of `count` numbers."""
     memory = np.empty(count * 4 + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + count * 4].view(np.float32)
@@ -41,22 +43,18 @@ def _aligned(array: NDArray[np.float32]) -> Array:
 
 
 class Packing:
-    """Copies of weights in the order in which the kernels of one arithmetic read them
-    (kernels/products.h).
-    """
+    """Packs weights for the kernels of one arithmetic (kernels/products.h)."""
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
         self.lanes, self.panel = library().lanes, library().panel
 
     def of_pairs(self, inputs: int) -> bool:
-        """Whether a product of so many inputs is computed in pairs of bfloat16."""
+        """Whether a product with this many inputs is computed in pairs of bfloat16."""
         return self.suffix != "" and inputs % 32 == 0 and inputs <= MOST_INPUTS
 
     def matrix(self, weights: NDArray[np.float32]) -> Array:
-        """(inputs, outputs) or several, (n, inputs, outputs) -> their panels, one row for each
-        matrix.
-        """
+        """(inputs, outputs) or (n, inputs, outputs) -> their panels, one row per matrix."""
         weights = weights.reshape(-1, *weights.shape[-2:])
         panel = self.panel
         if self.of_pairs(weights.shape[1]):
@@ -71,19 +69,17 @@ class Packing:
         return _aligned(np.concatenate(parts, axis=1))
 
     def outputs(self, inputs: int, outputs: int) -> int:
-        """Columns of a matrix with zeros added to whole registers."""
+        """Columns of a matrix padded to whole registers."""
         return -(-outputs // 16) * 16 if self.of_pairs(inputs) else -(-outputs // 8) * 8
 
 
 def _whole(numbers: NDArray[np.float32], multiple: int = 8) -> NDArray[np.float32]:
-    """Zeros added behind the last axis, to a multiple of so many."""
+    """The last axis padded with zeros to a multiple."""
     return np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, -numbers.shape[-1] % multiple)])
 
 
 def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, inputs, outputs) -> (n, inputs / 2, outputs): two inputs, rounded to bfloat16, are one
-    number's bits.
-    """
+    """(n, inputs, outputs) -> (n, inputs / 2, outputs), two bfloat16 inputs in each float32."""
     n, inputs, outputs = matrices.shape
     rounded = (
         torch.from_numpy(np.ascontiguousarray(matrices))
@@ -91,15 +87,15 @@ def _pairs(matrices: NDArray[np.float32]) -> NDArray[np.float32]:
         .view(torch.int16)
         .numpy()
     )
-    side_by_side = np.swapaxes(rounded.reshape(n, inputs // 2, 2, outputs), 2, 3)
-    return np.ascontiguousarray(side_by_side).view(np.float32).reshape(n, inputs // 2, outputs)
+    interleaved = np.swapaxes(rounded.reshape(n, inputs // 2, 2, outputs), 2, 3)
+    return np.ascontiguousarray(interleaved).view(np.float32).reshape(n, inputs // 2, outputs)
 
 
 class Layers:
-    """The network as the weights of its passes, in their order."""
+    """The weights of all passes, in order."""
 
     def __init__(self, network: FusedRepMamba, suffix: str) -> None:
-        """suffix: of the kernels' names: none for float32, "_pairs" or "_amx" for bfloat16."""
+        """suffix: of the kernels' names: "" for float32, "_pairs" or "_amx" for bfloat16."""
         self.suffix = suffix
         packing = Packing(suffix)
         self.first = _first(packing, network)
@@ -117,25 +113,25 @@ class Layers:
             packing, end.conv, **norm, **({"edge": _row(end.edge)} if end.folded else {})
         )
         self.bands, self.scale = network.config.in_chans, network.scale
-        self.shuffled: Weights | None = None
+        self.shuffled: Fields | None = None
         if isinstance(network.upsampler, PixelShuffleDirect):
             sizes = {"bands": self.bands, "scale": self.scale}
             self.shuffled = _convolution(packing, network.upsampler.conv) | sizes
 
 
 class Block:
-    """An LPFM: its RMBs, and its ConvFFN."""
+    """The weights of an LPFM: its RMBs and its ConvFFN."""
 
     def __init__(self, packing: Packing, block: FusedLPFM) -> None:
-        self.chained = not isinstance(block.cssp, FusedSideBySide)
+        self.chained = not isinstance(block.cssp, FusedParallelRMBs)
         self.rmbs = [
             RMBWeights(packing, part) for part in block.cssp.modules() if isinstance(part, FusedRMB)
         ]
         ffn = block.ffn
         hidden = _row(ffn.fc1.bias).size
-        # Hidden channels that are added stay zero through both activations.
+        # Padded hidden channels stay zero through both activations.
         back = np.pad(_numbers(ffn.fc2.weight).T, ((0, hidden - ffn.fc1.out_features), (0, 0)))
-        self.feed_forward: Weights = {
+        self.feed_forward: Fields = {
             "channels": len(ffn.fc2.weight),
             "hidden": hidden,
             "fc1": packing.matrix(_numbers(ffn.fc1.weight).T),
@@ -148,12 +144,12 @@ class Block:
 
 
 class RMBWeights:
-    """An RMB: what its first pass, its scan and its second pass read."""
+    """The weights of an RMB: of its first pass, its scan and its second pass."""
 
     def __init__(self, packing: Packing, rmb: FusedRMB) -> None:
         self.width = rmb.gain.numel()
         self.projections = packing.outputs(self.width, len(rmb.x_proj))
-        self.front: Weights = {
+        self.front: Fields = {
             "in_x": packing.matrix(_numbers(rmb.in_x.weight).T),
             "in_x_bias": _row(rmb.in_x.bias),
             "conv": _taps(rmb.conv),
@@ -166,7 +162,7 @@ class RMBWeights:
         self.scan = tuple(
             weight.detach().clone() for weight in (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D)
         )
-        self.tail: Weights = {
+        self.tail: Fields = {
             "in_z": packing.matrix(_numbers(rmb.in_z.weight).T),
             "in_z_bias": _row(rmb.in_z.bias),
             **_affine(rmb.out_norm, "out_"),
@@ -176,7 +172,7 @@ class RMBWeights:
         }
 
 
-def _first(packing: Packing, network: FusedRepMamba) -> Weights:
+def _first(packing: Packing, network: FusedRepMamba) -> Fields:
     conv, norm = network.conv_first, network.embed_norm
     rows = _numbers(conv.weight).transpose(2, 3, 1, 0).reshape(3, -1, conv.out_channels)
     return {
@@ -189,9 +185,10 @@ def _first(packing: Packing, network: FusedRepMamba) -> Weights:
     }
 
 
-def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
-    """The convolution at the end of a group or of the body, or the bottleneck of three; `first`:
-    more of its first.
+def _connection(packing: Packing, conv: Any, **first: Any) -> list[Fields]:
+    """The convolution at the end of a group or of the body, or the three of the bottleneck.
+
+    first: further fields of the first convolution.
     """
     layers = (
         [conv]
@@ -207,8 +204,8 @@ def _connection(packing: Packing, conv: Any, **first: Any) -> list[Weights]:
     return passes
 
 
-def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Weights:
-    """A 3x3 convolution; a pointwise one is a 3x3 one that has only a middle."""
+def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Fields:
+    """A 3x3 convolution; a pointwise one becomes a 3x3 one with only the centre."""
     around = (3 - conv.kernel_size[0]) // 2
     weight = np.pad(_numbers(conv.weight), ((0, 0), (0, 0), (around, around), (around, around)))
     inputs = conv.in_channels
@@ -240,10 +237,8 @@ def _elements(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(elements.reshape(16, *elements.shape[2:]), np.float32)
 
 
-def _affine(norm: Any, prefix: str = "") -> Weights:
-    """Scale and shift of a layer normalisation, or of one that has a shift; nothing for one that
-    has neither.
-    """
+def _affine(norm: Any, prefix: str = "") -> Fields:
+    """Scale and shift of a layer normalisation, or only the shift, or nothing if it has neither."""
     if isinstance(norm, nn.LayerNorm):
         return {f"{prefix}scale": _row(norm.weight), f"{prefix}shift": _row(norm.bias)}
     if norm.shift is None:
@@ -253,12 +248,12 @@ def _affine(norm: Any, prefix: str = "") -> Weights:
 
 
 def _taps(conv: Any) -> Array:
-    """Of a depthwise convolution: (taps, channels)."""
+    """Weights of a depthwise convolution as (taps, channels)."""
     return _aligned(_whole(_numbers(conv.weight).reshape(len(conv.weight), -1).T))
 
 
 def _row(values: Any) -> Array:
-    assert values is not None, "every folded layer has its bias"
+    assert values is not None, "every folded layer has a bias"
     return _aligned(_whole(_numbers(values).ravel()))
 
 

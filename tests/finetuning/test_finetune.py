@@ -1,4 +1,4 @@
-"""Finetuning: what is learnt from, what is judged on, and when the old weights stay."""
+"""Finetuning: training blocks, test blocks, and when the old weights are kept."""
 
 import re
 from dataclasses import replace
@@ -14,18 +14,11 @@ from rasterio.transform import from_origin
 from repmamba.cli.main import Invocation, cli
 from repmamba.errors import UsageError
 from repmamba.evaluate.scores import Paired
-from repmamba.inference.upscaler import load
+from repmamba.finetuning.blocks import FEWEST, blocks_of, share_ground, split
+from repmamba.finetuning.finetune import FinetuneResult, finetune, scored
+from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint
 from repmamba.train import learner
-from repmamba.train.finetune import (
-    FEWEST,
-    FinetuneResult,
-    blocks_of,
-    finetune,
-    scored,
-    share_ground,
-    split,
-)
 from repmamba.train.run import FitResult
 
 PLACE = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 1, 1)}
@@ -54,7 +47,7 @@ def ground(height: int, width: int, bands: int, top: float, dtype: str) -> np.nd
 
 @pytest.fixture(autouse=True)
 def _in_float32(monkeypatch):
-    """The trial of bf16 takes a second, and its outcome is another test's matter."""
+    """The trial of bf16 takes a second and is tested elsewhere."""
     monkeypatch.setattr(learner, "bf16_is_faster", lambda *_: False)
 
 
@@ -66,13 +59,13 @@ def scene(tmp_path_factory) -> Path:
     )
 
 
-def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole_run, tmp_path):
-    old = str(whole_run / "last.safetensors")
+def test_a_gain_on_held_out_blocks_gives_new_weights(scene, weights, tmp_path):
+    old = weights
     result = finetune([scene], tmp_path, old, steps=30, rate=2e-3)
     assert result.improved
     assert result.gain.low <= result.gain.difference <= result.gain.high
     assert result.weights == str(tmp_path / "finetuned.safetensors")
-    assert "a gain; the new weights are" in result.summary()
+    assert "a gain; use the new weights" in result.summary()
     kept = read_checkpoint(result.weights)
     assert "peak 1, border of s pixels cut" in kept.training["gain_rule"]
     assert kept.training["gain_rule"] in result.summary()
@@ -84,32 +77,32 @@ def test_a_gain_that_the_held_back_blocks_support_gives_new_weights(scene, whole
     assert load(result.weights).scale == 2
 
 
-def test_without_such_a_gain_the_old_weights_stay_and_it_says_so(scene, whole_run, tmp_path):
-    old = str(whole_run / "last.safetensors")
+def test_without_a_gain_the_old_weights_are_kept(scene, weights, tmp_path):
+    old = weights
     result = finetune([scene], tmp_path, old, steps=20, rate=0.2)
     assert not result.improved
     assert result.weights == old
-    assert "no gain that this supports; the old weights stay" in result.summary()
+    assert "not clearly a gain; keep the old weights" in result.summary()
     assert not (tmp_path / "finetuned.safetensors").exists()
 
 
 @pytest.mark.parametrize(("low", "improved"), [(0.02, True), (0.0, False), (-0.1, False)])
-def test_a_gain_counts_where_its_whole_interval_lies_above_zero(tmp_path, low, improved):
+def test_a_gain_needs_its_whole_interval_above_zero(tmp_path, low, improved):
     run = FitResult(tmp_path / "best.safetensors", 20, True, None, 0, "esr-rgb")
     result = FinetuneResult(
         run, "old", Paired(difference=0.1, low=low, high=0.3, better=5, count=8, left_out=0)
     )
     assert result.improved == improved
-    assert ("; the new weights are old" in result.summary()) == improved
-    assert ("no gain that this supports; the old weights stay: old" in result.summary()) != improved
+    assert ("; use the new weights old" in result.summary()) == improved
+    assert ("not clearly a gain; keep the old weights old" in result.summary()) != improved
 
 
 @pytest.fixture(scope="module")
-def upscaler(whole_run):
-    return load(str(whole_run / "last.safetensors"))
+def upscaler(weights):
+    return load(weights)
 
 
-def test_what_is_judged_on_is_never_learnt_from(scene, upscaler):
+def test_test_blocks_are_never_trained_on(scene, upscaler):
     blocks = blocks_of(scene, upscaler)
     learnt, judged = ({block.name for block in part} for part in split(blocks, 3))
     assert len(learnt) + len(judged) == len(blocks) == 30
@@ -133,15 +126,13 @@ def test_all_bands_of_a_block_are_on_one_side_and_count_once(upscaler, tmp_path)
         scored(upscaler.module, [replace(first, pairs=(pair,))])[first.name] for pair in first.pairs
     ]
     assert scores[first.name] == pytest.approx(np.mean(alone))
-    with pytest.raises(UsageError, match="give 20 blocks"):
+    with pytest.raises(UsageError, match="have 20 blocks"):
         split(blocks[:20], 3)
 
 
 @pytest.mark.parametrize("shift", [0, 17], ids=["on one grid", "on shifted grids"])
 @pytest.mark.parametrize("turned", [0, 30], ids=["north up", "turned"])
-def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(
-    upscaler, tmp_path, shift, turned
-):
+def test_ground_tested_in_one_scene_is_not_trained_on_in_another(upscaler, tmp_path, shift, turned):
     june_bands, july_bands = (ground(48 * 8, 48 * 9, 3, top, "uint8") for top in (255, 130))
     june = PLACE["transform"] @ Affine.rotation(turned)
     july = june @ Affine.translation(shift, shift)
@@ -180,7 +171,7 @@ def test_ground_that_is_judged_on_in_one_scene_is_not_learnt_from_in_another(
     ids=["one map", "two maps", "a map without a name", "no place"],
 )
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared):
+def test_positions_are_only_compared_on_the_same_map(upscaler, tmp_path, one, other, shared):
     bands = ground(48 * 5, 48 * 6, 3, 255, "uint8")
     paths = [
         written(tmp_path / name, bands, **place)
@@ -193,7 +184,7 @@ def test_position_counts_on_one_map_alone(upscaler, tmp_path, one, other, shared
     )
 
 
-def test_blocks_of_a_scene_are_not_said_to_be_made_consistent(scene, upscaler, caplog):
+def test_blocks_of_a_scene_log_nothing_about_consistency(scene, upscaler, caplog):
     with caplog.at_level("INFO", logger="repmamba"):
         blocks_of(scene, upscaler)
     assert ": made consistent with its input" not in caplog.text
@@ -212,33 +203,33 @@ def test_blocks_with_missing_pixels_are_left_out_and_other_bands_go_alone(upscal
         assert pair.lr.shape == (24, 24, 3)
 
 
-def test_blocks_that_a_band_of_floats_lacks_are_left_out(upscaler, tmp_path):
+def test_blocks_missing_in_a_float_band_are_left_out(upscaler, tmp_path):
     bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16").astype(np.float32) + 1
     bands[3, 60:70, 60:200] = -9999
     assert len(blocks_of(written(tmp_path / "holes.tif", bands, nodata=-9999), upscaler)) == 26
 
 
-def test_a_scene_that_is_too_small_is_refused(whole_run, tmp_path):
+def test_a_scene_that_is_too_small_is_refused(weights, tmp_path):
     path = written(tmp_path / "small.tif", ground(100, 100, 3, 255, "uint8"))
     with pytest.raises(
-        UsageError, match=f"give 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
+        UsageError, match=f"have 4 blocks of at least 48 x 48 pixels.* {FEWEST} in all"
     ):
-        finetune([path], tmp_path / "run", str(whole_run / "last.safetensors"))
+        finetune([path], tmp_path / "run", weights)
 
 
-def test_a_stopped_run_says_that_it_goes_on(scene, whole_run, tmp_path):
-    result = finetune([scene], tmp_path, str(whole_run / "last.safetensors"), steps=20, minutes=0)
+def test_a_stopped_run_says_how_to_go_on(scene, weights, tmp_path):
+    result = finetune([scene], tmp_path, weights, steps=20, minutes=0)
     assert result.gain is None
     assert not result.improved
-    assert "to be gone on with" in result.summary()
+    assert "Interrupted after" in result.summary()
 
 
-def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
+def test_the_command_prints_the_outcome(scene, weights, tmp_path):
     arguments = [
         "finetune",
         str(scene),
         "--weights",
-        str(whole_run / "last.safetensors"),
+        weights,
         "-o",
         str(tmp_path / "run"),
     ]
@@ -246,4 +237,4 @@ def test_the_command_prints_what_came_of_it(scene, whole_run, tmp_path):
         cli, [*arguments, "--steps", "20", "--rate", "0.001"], obj=Invocation()
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"held-back blocks \(PSNR of unit values, .*\), 95 % interval", result.output)
+    assert re.search(r"held-out blocks \(PSNR of unit values, .*\), 95 % interval", result.output)

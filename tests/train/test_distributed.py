@@ -1,4 +1,4 @@
-"""Who a process is among those of a run, from what torchrun and SLURM say."""
+"""Processes of a run, from the variables of torchrun and SLURM."""
 
 import logging
 import signal
@@ -10,8 +10,14 @@ import pytest
 import torch
 
 from repmamba.errors import TrainingStopped, UsageError
-from repmamba.train import processes as processes_module
-from repmamba.train.processes import Processes, find_processes, first_node, joined, stop_signals
+from repmamba.train import distributed
+from repmamba.train.distributed import (
+    Processes,
+    find_processes,
+    first_node,
+    process_group,
+    stop_signals,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -36,7 +42,7 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def test_alone_without_variables():
+def test_one_process_without_variables():
     assert find_processes({}) == Processes()
     assert find_processes({"WORLD_SIZE": "1", "RANK": "0"}) == Processes()
     assert find_processes({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == Processes()
@@ -69,7 +75,7 @@ def test_a_process_takes_its_own_gpu(monkeypatch, gpus, index):
     assert find_processes(SLURM).device("cpu") == torch.device("cpu")
 
 
-def test_a_device_that_is_none_is_an_error_of_one_line():
+def test_an_invalid_device_is_one_line():
     with pytest.raises(UsageError, match="no device 'teapot'"):
         Processes().device("teapot")
 
@@ -105,15 +111,16 @@ def test_the_first_machine_of_a_list(nodes, first):
     ],
     ids=["gloo", "NCCL", "of our own"],
 )
-def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself(
-    monkeypatch, fault, seen
-):
+def test_the_end_of_another_process_is_one_line_and_other_errors_pass(monkeypatch, fault, seen):
     left = []
-    monkeypatch.setattr(processes_module, "met", lambda processes: None)
+    monkeypatch.setattr(distributed, "rendezvous_store", lambda processes: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append("group"))
-    with pytest.raises(seen) as raised, joined(find_processes(TORCHRUN), torch.device("cpu")):
+    with (
+        pytest.raises(seen) as raised,
+        process_group(find_processes(TORCHRUN), torch.device("cpu")),
+    ):
         raise fault
     assert ("Another process of this run has ended" in str(raised.value)) == (
         seen is TrainingStopped
@@ -122,26 +129,28 @@ def test_the_end_of_another_process_is_one_line_and_a_fault_of_our_own_is_itself
 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["the others never come", "nobody listens"])
-def test_processes_that_do_not_meet_say_where_they_looked(monkeypatch, rank):
-    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=1))
+def test_processes_that_do_not_meet_report_the_address(monkeypatch, rank):
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=1))
     lonely = Processes(rank, 2, rank, "127.0.0.1", free_port())
     with pytest.raises(
-        TrainingStopped, match=rf"^Process {rank} of 0 to 1 does not meet .* \(.+\)\."
+        TrainingStopped, match=rf"^Process {rank} of 0 to 1 did not meet .* \(.+\)\."
     ):
-        joined(lonely, torch.device("cpu")).__enter__()
+        process_group(lonely, torch.device("cpu")).__enter__()
     assert not torch.distributed.is_initialized()
 
 
-def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
+def test_if_one_of_three_processes_is_missing_the_other_two_report_it(monkeypatch):
     """The second is let into the store at once, and would wait for the third as long as for one
     that validates.
     """
-    monkeypatch.setattr(processes_module, "MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
     port, said = free_port(), []
 
     def look_for_the_others(rank: int) -> None:
         with pytest.raises(TrainingStopped) as stopped:
-            joined(Processes(rank, 3, rank, "127.0.0.1", port), torch.device("cpu")).__enter__()
+            process_group(
+                Processes(rank, 3, rank, "127.0.0.1", port), torch.device("cpu")
+            ).__enter__()
         said.append(str(stopped.value))
 
     threads = [threading.Thread(target=look_for_the_others, args=[rank]) for rank in (0, 1)]
@@ -149,19 +158,19 @@ def test_of_three_processes_that_are_two_both_say_so(monkeypatch):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(line[:37] for line in said) == [
-        "Process 0 of 0 to 2 does not meet the",
-        "Process 1 of 0 to 2 does not meet the",
+    assert sorted(line[:36] for line in said) == [
+        "Process 0 of 0 to 2 did not meet the",
+        "Process 1 of 0 to 2 did not meet the",
     ]
 
 
-def test_a_port_that_is_taken_is_said_at_once():
+def test_a_port_in_use_is_reported_at_once():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         first = Processes(0, 2, 0, "127.0.0.1", taken.getsockname()[1])
         with pytest.raises(TrainingStopped, match="name a free port"):
-            joined(first, torch.device("cpu")).__enter__()
+            process_group(first, torch.device("cpu")).__enter__()
 
 
 def test_shares_are_disjoint_and_complete():
@@ -170,7 +179,7 @@ def test_shares_are_disjoint_and_complete():
         assert sorted(index for share in shares for index in share) == list(range(7))
 
 
-def test_ctrl_c_stops_at_once_when_it_was_asked_already_and_sigterm_only_asks_again(caplog):
+def test_a_second_ctrl_c_stops_at_once_but_a_second_sigterm_does_not(caplog):
     with caplog.at_level(logging.WARNING, "repmamba"), stop_signals() as stopped:
         assert not stopped()
         for _ in range(2):
@@ -178,4 +187,12 @@ def test_ctrl_c_stops_at_once_when_it_was_asked_already_and_sigterm_only_asks_ag
             assert stopped()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "Ctrl-C, from now on, stops it at once" in caplog.text
+    assert "Press Ctrl-C again to stop at once" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "cores", "expected"), [(None, 2, 2), (None, 64, 3), (5, 2, 5)])
+def test_torch_threads_stay_within_the_cpu_quota_unless_set(monkeypatch, asked, cores, expected):
+    torch.set_num_threads(3)
+    monkeypatch.setattr(distributed, "available_cores", lambda: cores)
+    distributed.set_threads_and_niceness(asked, 0)
+    assert torch.get_num_threads() == expected

@@ -1,6 +1,4 @@
-"""The model card beside saved weights: what they are, how to use them, and what the one who trained
-them said.
-"""
+"""The model card beside saved weights: what they are, how to use them, how they were trained."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ PAPER = (
 
 
 def is_ours_to_write(folder: Path) -> bool:
-    """Whether a folder has no card, or one that nobody has changed since it was written here."""
+    """Whether a folder has no card, or one that was not edited since it was written here."""
     try:
         return WRITTEN in (folder / NAME).read_text("utf-8")
     except FileNotFoundError:
@@ -32,15 +30,13 @@ def is_ours_to_write(folder: Path) -> bool:
 
 
 def card(name: str, config: NetworkConfig, origin: str, training: Mapping[str, Any]) -> str:
-    """The card as Markdown, with the metadata that the Hugging Face hub reads at its head. name: of
-    the folder.
-    """
+    """The card as Markdown, with the Hugging Face metadata header. name: of the folder."""
     terms = training.get("terms")
     facts = {
         "scale": f"x{config.scale}",
         "bands": str(config.in_chans),
         "origin": origin or "not told",
-        "terms of the weights": str(terms) if terms else "not told: ask the one who trained them",
+        "terms of the weights": str(terms) if terms else "unknown: ask the authors",
         "written by": f"repmamba {__version__}",
     }
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
@@ -89,10 +85,7 @@ The result shows what is likely, not what was measured.
 
 def _training(told: Mapping[str, object]) -> str:
     if not told:
-        return (
-            "Nothing was told of it: say here on which imagery, by which recipe, and how good "
-            "the weights are."
-        )
+        return "Unknown. Describe the imagery, the recipe and the accuracy of the weights here."
     text = json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False).replace("```", "'''")
     return f"```json\n{text}\n```"
 

@@ -1,6 +1,4 @@
-"""A running mean of a network's weights and buffers (EMA): the network that is validated and
-shipped.
-"""
+"""Exponential moving average (EMA) of a network; it is validated and saved."""
 
 import copy
 
@@ -12,13 +10,13 @@ from repmamba.network.repmamba import RepMamba
 Pairs = tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
 
 
-class Average:
-    """The exponential moving average of a network.
+class ExponentialMovingAverage:
+    """The exponential moving average of a network's weights and buffers.
 
-    decay: share of the old mean kept at each update, from 0 to below 1. The first updates keep
-    less, (1 + n) / (10 + n) after n of them, so that a long mean does not remember the start for
-    thousands of steps. network: the mean, in evaluation mode, of the same class as the original and
-    on its device.
+    decay: share of the old average kept at each update, from 0 to below 1. The first updates keep
+    only (1 + n) / (10 + n) after n of them, so that the start is forgotten quickly.
+    network: the average, in evaluation mode, of the same class and on the same device as the
+    original.
     """
 
     def __init__(self, network: RepMamba, decay: float) -> None:
@@ -29,7 +27,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the mean towards the network: weights and buffers alike, counts copied."""
+        """Update the average: weights and buffers, counts copied."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         means, values, counts = self._pairs(network)
@@ -38,9 +36,7 @@ class Average:
         torch._foreach_lerp_(means, values, 1 - decay)
 
     def _pairs(self, network: nn.Module) -> Pairs:
-        """The means and the network's own numbers, and its counts; gathered once, since that takes
-        as long again.
-        """
+        """Averages with the network's tensors, and counts; gathered only once."""
         if self._found is None or self._found[0] is not network:
             pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
             floats = [pair for pair in pairs if pair[0].is_floating_point()]

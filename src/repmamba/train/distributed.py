@@ -1,7 +1,6 @@
-"""The processes of one run: alone, or as torchrun or SLURM start them; what they tell each other
-and what ends them.
+"""The processes of a run: a single one, or those started by torchrun or SLURM.
 
-Plain torch.distributed: what a run needs of it is a rank, a mean and a wait.
+Plain torch.distributed: a run only needs a rank, a mean and a barrier.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from repmamba.cores import available_cores
 from repmamba.errors import TrainingStopped, UsageError
 from repmamba.inference.device import choose_device
 
@@ -29,22 +29,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# how long processes wait for one that reads images or validates; PyTorch's own limit for GPUs is
+# ten minutes
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that reads images or validates. PyTorch ends a run of GPUs after
-ten minutes.
-"""
 
+# how long a process waits for the others at the start
 MEETING = timedelta(minutes=10)
-"""How long a process looks for the others when a run starts: they may come late, or never, or look
-elsewhere.
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among all of a run.
+    """This process among all processes of a run.
 
-    rank: from 0, of `world` processes.  local_rank: among those of this machine; chooses the GPU.
+    rank: from 0, of `world` processes.
+    local_rank: on this machine; chooses the GPU.
     address, port: where rank 0 listens; empty for one process.
     """
 
@@ -56,38 +54,35 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of `count` things are this process's: every world-th, from its rank on."""
+        """This process's share of `count` items: every world-th index, starting at its rank."""
         return range(self.rank, count, self.world)
 
     def device(self, asked: str | None) -> torch.device:
-        """The device asked for, or this process's own GPU, or the CPU. Raises UsageError where it
-        is not there.
-        """
+        """The requested device, or by default this process's GPU or the CPU. Raises UsageError."""
         chosen = choose_device(asked)
         if chosen.type != "cuda" or chosen.index is not None:
             return chosen
-        # SLURM's --gpus-per-task shows each task its own GPU alone; that one is then number 0 in
-        # each of them.
+        # With SLURM's --gpus-per-task each task only sees its own GPU, always as number 0.
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a scalar over all processes, on each of them."""
+        """The mean of a scalar over all processes."""
         if self.world > 1:
             dist.all_reduce(value)
             value = value / self.world
         return value
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
     def agree(self, value: bool) -> bool:
-        """What rank 0 says, on each of them."""
+        """The value that rank 0 passes, in all processes."""
         if self.world == 1:
             return value
         said = [value]
@@ -96,7 +91,7 @@ class Processes:
 
 
 def find_processes(environment: Mapping[str, str]) -> Processes:
-    """What torchrun's variables say, else SLURM's, else one process alone. Raises UsageError."""
+    """The processes, from torchrun's variables, or SLURM's, or only this one. Raises UsageError."""
     try:
         if int(environment.get("WORLD_SIZE", 1)) > 1:
             return Processes(
@@ -106,8 +101,8 @@ def find_processes(environment: Mapping[str, str]) -> Processes:
                 address=environment["MASTER_ADDR"],
                 port=int(environment["MASTER_PORT"]),
             )
-        # Of a step, as srun starts it: the script of a job has its SLURM_NTASKS too, and is one
-        # process all the same.
+        # Variables of a step, as srun starts it: a job's script also has SLURM_NTASKS, but is one
+        # process.
         if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             return Processes(
                 rank=int(environment["SLURM_PROCID"]),
@@ -122,7 +117,7 @@ def find_processes(environment: Mapping[str, str]) -> Processes:
             )
     except (KeyError, ValueError) as fault:
         raise UsageError(
-            f"The environment of a run of several processes is incomplete: {fault}."
+            f"The environment of a run with several processes is incomplete: {fault}."
         ) from fault
     return Processes()
 
@@ -133,18 +128,17 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
-    """All processes of the run connected, by NCCL between GPUs and gloo between CPUs; alone,
-    nothing is done.
+def process_group(processes: Processes, device: torch.device) -> Iterator[Processes]:
+    """Connect all processes, with NCCL for GPUs and gloo for CPUs; does nothing for one process.
 
-    Raises TrainingStopped where the others are not found, or one of them has ended meanwhile.
+    Raises TrainingStopped if the others are not found, or one of them ends meanwhile.
     """
     if processes.world == 1:
         yield processes
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = met(processes)
+    store = rendezvous_store(processes)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -155,12 +149,11 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
         )
         yield processes
     except RuntimeError as fault:
-        # which has no class of its own
+        # gloo has no error class of its own
         if isinstance(fault, dist.DistError) or "gloo" in str(fault):
             raise TrainingStopped(
-                "Another process of this run has ended, and its own lines say why. Started again, "
-                "the run goes on from "
-                "its last save."
+                "Another process of this run has ended; see its output for the reason. Started "
+                "again, the run goes on from its last save."
             ) from fault
         raise
     finally:
@@ -168,11 +161,9 @@ def joined(processes: Processes, device: torch.device) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def met(processes: Processes) -> Store:
-    """The store through which the processes find each other. Raises TrainingStopped if they do not
-    within MEETING.
-    """
-    from torch.distributed.rendezvous import rendezvous  # not there in a torch without distributed
+def rendezvous_store(processes: Processes) -> Store:
+    """The store through which processes find each other. Raises TrainingStopped after MEETING."""
+    from torch.distributed.rendezvous import rendezvous  # missing in a torch without distributed
 
     place = f"{processes.address}:{processes.port}"
     store: Store
@@ -180,36 +171,32 @@ def met(processes: Processes) -> Store:
         store, _, _ = next(
             rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING)
         )
-        # Only the one that keeps the store has waited for all, and under torchrun that is none of
-        # them.
+        # Only the process that hosts the store has waited for all, and under torchrun none of them
+        # does.
         if store.add("here", 1) == processes.world:
             store.set("all", "here")
         store.wait(["all"], MEETING)
     except dist.DistError as fault:
         why = str(fault).splitlines()[0].rstrip(".")
         raise TrainingStopped(
-            f"Process {processes.rank} of 0 to {processes.world - 1} does not meet the others at "
-            f"{place} ({why}). All "
-            "have to be started, and MASTER_ADDR and MASTER_PORT have to name a free port on the "
-            "machine of process 0."
+            f"Process {processes.rank} of 0 to {processes.world - 1} did not meet the others at "
+            f"{place} ({why}). Start all of them, and let MASTER_ADDR and MASTER_PORT name a free "
+            "port on the machine of process 0."
         ) from fault
     store.set_timeout(PATIENCE)
     return store
 
 
-def settle(threads: int | None, nice: int) -> None:
-    """Set this process's threads and niceness."""
+def set_threads_and_niceness(threads: int | None, nice: int) -> None:
+    """Set torch threads (by default at most the CPUs this process may use) and niceness."""
     if nice and hasattr(os, "nice"):
         os.nice(nice)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether a request to end (SIGTERM, as a cluster's queue sends it, or the first Ctrl-C) has
-    come meanwhile.
-    """
+    """A function that tells whether SIGTERM or the first Ctrl-C has arrived meanwhile."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -217,12 +204,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: object) -> None:
         logger.warning(
-            "Asked to stop: the run is saved after this step. Ctrl-C, from now on, stops it at "
-            "once."
+            "Stopping: the run is saved after this step. Press Ctrl-C again to stop at once."
         )
         asked.set()
-        # SIGTERM only ever asks: where torchrun and a queue both send it, the second must not end
-        # what the first saves.
+        # Only Ctrl-C stops at once: a queue and torchrun may both send SIGTERM, and the second must
+        # not interrupt the save.
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

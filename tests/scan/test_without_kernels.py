@@ -1,4 +1,4 @@
-"""Compiled code that cannot start."""
+"""Without compiled kernels."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ for warning in caught:
 """
 
 
-def test_networks_infer_and_train_without_kernels_and_say_so_once():
+def test_networks_infer_and_train_without_kernels_with_one_warning():
     process = subprocess.run(
         [sys.executable, "-c", INFERENCE_AND_TRAINING_WITHOUT_KERNELS],
         capture_output=True,
