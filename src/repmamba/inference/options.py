@@ -26,19 +26,15 @@ class Kind:
     taken: Callable[[Any], Any]
 
 
-def checked(
-    given: Mapping[str, Any], kinds: Mapping[str, Kind], hints: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def checked(given: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """The options given, without those that are None, as plain Python values.
 
-    hints: names one might expect -> the name here. Raises UsageError for unknown names and wrong
-    types.
+    Raises UsageError for unknown names and wrong types.
     """
     for name in given:
         if name not in kinds:
-            hint = f"; what you mean is {hints[name]}" if hints and name in hints else ""
             raise UsageError(
-                f"There is no option {name!r:.60}{hint}. The options are {', '.join(kinds)}."
+                f"There is no option {name!r:.60}. The options are {', '.join(kinds)}."
             )
     return {
         name: _taken(name, value, kinds[name]) for name, value in given.items() if value is not None
@@ -128,11 +124,6 @@ def _called(value: Any) -> Any:
     if not callable(value):
         raise TypeError("This cannot be called.")
     return value
-
-
-def path_of(name: str, value: Any) -> str:
-    """A path as text. Raises UsageError that names the argument."""
-    return str(_taken(name, value, PATH))
 
 
 TEXT, FLAG = Kind("a name", _text), Kind("True or False", yes_or_no)
