@@ -202,7 +202,7 @@ BAD_INPUTS = (
     Bad(
         "weights of another scale",
         lambda at: [image(at / "in.png"), "--scale", "3"],
-        "x3 was asked for",
+        "x3 was requested",
     ),
     Bad(
         "corrupt weights",

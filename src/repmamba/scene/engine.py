@@ -42,7 +42,12 @@ from repmamba.scene.result.journal import work_folder
 from repmamba.scene.result.readback import PartProgress
 from repmamba.scene.result.receipt import receipt_path
 from repmamba.scene.result.space import check_space
-from repmamba.scene.result.target import check_target, sidecars, was_left_by_a_stopped_run
+from repmamba.scene.result.target import (
+    check_place,
+    check_target,
+    sidecars,
+    was_left_by_a_stopped_run,
+)
 from repmamba.scene.scene_result import SceneResult
 from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.grid import Grid
@@ -322,15 +327,19 @@ def _target_path(given: str | os.PathLike[str]) -> Path:
 def _check_targets(call: _Call) -> None:
     """Refuse targets that cannot be written, before anything is read."""
     target, second, run = call.target, call.run.confidence, call.run
-    # Whether a finished target is the result of this job is known once the scene is planned.
-    receipt = receipt_path(Path(os.path.realpath(target)))
-    finished = run.keep_finished and os.path.isfile(receipt)
-    check_target(call.source, target, overwrite=run.overwrite or finished)
+    check_place(target)
+    # A finished target, or one of a stopped run, may be the result of this job. That is known once
+    # the scene is planned.
+    may_be_ours = was_left_by_a_stopped_run(target) or (
+        run.keep_finished and os.path.isfile(receipt_path(Path(os.path.realpath(target))))
+    )
+    check_target(call.source, target, overwrite=run.overwrite or may_be_ours)
     if second is not None:
         if os.path.realpath(second) == os.path.realpath(target):
-            raise UsageError(f"{target} cannot be both the result and its confidence raster.")
-        # A stopped run of this job may have put it in place already; its writer finds out.
-        may_be_ours = finished or was_left_by_a_stopped_run(target)
+            raise UsageError(
+                f"{target} cannot be both the result and its confidence raster: give two names."
+            )
+        check_place(second)
         check_target(call.source, second, overwrite=run.overwrite or may_be_ours)
 
 

@@ -105,7 +105,9 @@ def test_the_order_that_is_advised_is_that_of_the_names(named):
     assert advised(named(["B2", "B3", "B4", "B5"])) == (
         f"{alone}; if some are red, green and blue, give rgb=(R, G, B), by number or name"
     )
-    assert advised(named([None] * 4)) == f"{alone}; if the first three are colours: rgb=(1, 2, 3)"
+    assert (
+        advised(named([None] * 4)) == f"{alone}; if the first three are colours, give rgb=(1, 2, 3)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,10 @@ _NO_JOB = "0" * 32  # the id of no job, so that every working folder belongs to 
 
 
 def check_target(source: str | os.PathLike[str], target: Path, *, overwrite: bool) -> None:
-    """Refuse a target before the source is opened. Raises UsageError, TargetError, TargetExists."""
-    check_place(target)
+    """Refuse a target that is the source, or exists. Raises UsageError, TargetExists."""
     if target.exists() and os.path.exists(source) and target.samefile(source):
         raise UsageError(f"{target} is the input: give the output another name.")
-    # What a stopped run left may be its whole result: standing_result decides once there is a job.
-    if target.exists() and not overwrite and not was_left_by_a_stopped_run(target):
+    if target.exists() and not overwrite:
         refuse_existing(target)
 
 
