@@ -425,8 +425,9 @@ def test_the_robust_range_of_an_array_names_what_fills_it(upscaler, random):
     array = random.random((40, 40), np.float32)
     clean = upscaler.upscale(array, value_range="robust")
     array[:2] = -9999
-    with pytest.warns(UndeclaredNodata, match=r"-9999.0 in 5 % of it, .*nodata=NUMBER"):
+    with pytest.warns(UndeclaredNodata, match=r"-9999.0 in 5 % of it, .*nodata=NUMBER") as told:
         result = upscaler.upscale(array, value_range="robust")
+    assert told[0].filename == __file__
     np.testing.assert_allclose(result[40:], clean[40:], atol=0.02)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UndeclaredNodata)

@@ -212,7 +212,6 @@ def test_a_warning_lists_each_fill_once_in_its_type():
         warn_of_fills(
             "A scene",
             describe_fills([histogram_of(values), histogram_of(other)], "float32"),
-            stacklevel=1,
         )
     assert str(told[0].message).count("of it") == 1
     assert told[0].filename == __file__

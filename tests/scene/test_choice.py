@@ -205,7 +205,7 @@ def test_where_errors_to_expect_are_wanted_the_weights_are_such_that_have_them(s
         upscaler, choice = chooser(raster, confidence=True)
         assert (upscaler.name, choice) == ("x4", None)
         assert (
-            f"{scenes['noisy']}: x4-real has no errors to expect, as --confidence asks: x4."
+            f"{scenes['noisy']}: x4-real has no expected errors for confidence=; using x4."
             in caplog.messages
         )
         assert chooser(raster)[0].name == "x4-real"

@@ -38,6 +38,7 @@ def enlarged(path, upscaler, **options):
         upscale_file(path, target, upscaler, overwrite=True, restart=True, **options)
     with rasterio.open(target) as file:
         told = [str(each.message) for each in caught if each.category is UndeclaredNodata]
+        assert {each.filename for each in caught} <= {__file__}  # the line that called
         return file.read(), file.nodata, told
 
 
@@ -54,7 +55,7 @@ def test_a_fill_that_is_not_declared_is_named_and_changes_nothing_far_from_it(
     assert nodata is None
     assert f"{np.dtype(dtype).type(number)!s} in {100 * rows / 96:.3g} % of it, " in told
     assert "all others (" in told
-    assert "--nodata NUMBER" in told
+    assert "nodata=NUMBER" in told
     apart = slice(2 * (rows + 6), None)
     error = np.abs(result[0, apart].astype(float) - clean[0, apart])
     assert error.mean() < 0.002 * clean.std(dtype=float)
@@ -162,7 +163,7 @@ def test_a_format_without_nodata_tells_of_it_by_other_means(
         (
             "uint8",
             (1, 2),
-            "gives 2 numbers, and .*in.tif has 3 bands: give one for all, or one for each",
+            "has 2 numbers, and .*in.tif has 3 bands: give one number, or one per band",
         ),
         ("uint8", (), "nodata is .*; it takes a number, or one for each band"),
         ("uint8", "none", "nodata is 'none'; it takes a number, or one for each band"),

@@ -6,7 +6,6 @@ machine. What arrays of each kind need before and after is in arrays.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import OutsideTraining, UsageError
+from repmamba.errors import OutsideTraining, UsageError, warn
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.workers import map_tiles
 from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
@@ -145,17 +144,16 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name), stacklevel=4)
+    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name))
     return replace(usual, low=tuple(low), high=tuple(high))
 
 
 def _warn_of_values_outside(numbers: NDArray[np.floating[Any]]) -> None:
     outside = np.count_nonzero((numbers < NETWORK_RANGE[0]) | (numbers > NETWORK_RANGE[1]))
     if outside > MOST_OUTSIDE * numbers.size:
-        warnings.warn(
+        warn(
             f"Floats are expected in [0, 1], and {outside / numbers.size:.0%} of these lie far "
             "outside; they are upscaled bilinearly. Give value_range=(low, high) or "
             "value_range='robust'.",
             OutsideTraining,
-            stacklevel=4,
         )

@@ -7,14 +7,13 @@ if it would widen it much.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import UndeclaredNodata
+from repmamba.errors import UndeclaredNodata, warn
 from repmamba.pixels.radiometry import OUTLIER, type_range
 
 # of the valid values, so that a few clouds, glints or dead pixels do not set the contrast
@@ -75,14 +74,13 @@ def describe_fills(histograms: Iterable[ValueHistogram], dtype: str) -> str:
     return "; ".join(fill.describe(dtype) for fill in largest.values())
 
 
-def warn_of_fills(name: str, described: str, *, stacklevel: int) -> None:
+def warn_of_fills(name: str, described: str) -> None:
     """Warn of the described fills, if any, in what has this name."""
     if described:
-        warnings.warn(
+        warn(
             f"{name} may have undeclared nodata: {described}. It is enlarged as data; if these "
-            "pixels are missing, use --nodata NUMBER (Python: nodata=NUMBER).",
+            "pixels are missing, use nodata=NUMBER.",
             UndeclaredNodata,
-            stacklevel=stacklevel + 1,
         )
 
 

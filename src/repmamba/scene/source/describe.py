@@ -30,7 +30,7 @@ def describe_alpha(facts: RasterFacts) -> str:
     """Which band is alpha, and how to treat it as data instead."""
     if facts.alpha is None:
         return "none"
-    return f"band {facts.numbers[facts.alpha]}, as the file says (--no-alpha if it is data)"
+    return f"band {facts.numbers[facts.alpha]}, as the file says (alpha=False if it is data)"
 
 
 def describe_colours(together: Sequence[Sequence[int]]) -> str:
