@@ -19,7 +19,7 @@ from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.workers import map_tiles
 from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, usable
-from repmamba.pixels.radiometry import Radiometry
+from repmamba.pixels.radiometry import Radiometry, check_dtype
 from repmamba.tiles.plan import Tile, plan_tiles
 from repmamba.tiles.window import Window
 
@@ -69,8 +69,9 @@ def upscale_planes(
     """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
     Pixels are missing where they equal the nodata of their band, or where masked, (bands, h, w), is
-    True. part: which part of an image the planes are; by default the whole.
+    True. part: which part of an image the planes are; by default the whole. Raises UsageError.
     """
+    check_dtype(planes.dtype.name)
     bands, *size = planes.shape
     scene, have, wanted = part or [Window(0, 0, *size)] * 3
     groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, network_bands)
