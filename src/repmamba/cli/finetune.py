@@ -45,6 +45,7 @@ from repmamba.cli.train import one_voice
     show_default=True,
     help="Seed of samples and held-out blocks.",
 )
+@options.nodata
 @options.device
 @options.threads
 @options.nice
@@ -57,6 +58,7 @@ def finetune(
     steps: int,
     rate: float,
     seed: int,
+    nodata: tuple[float, ...] | None,
     device: str | None,
     threads: int | None,
     nice: int,
@@ -84,6 +86,7 @@ def finetune(
             steps=steps,
             rate=rate,
             seed=seed,
+            nodata=nodata,
             device=device,
             threads=threads,
             nice=nice,

@@ -141,6 +141,12 @@ halo = click.option(
     metavar="PIXELS",
     help="Margin read around each tile, in input pixels, even.  [default: from the weights]",
 )
+nodata = click.option(
+    "--nodata",
+    metavar="VALUE[,VALUE...]",
+    callback=numbers(float, None),
+    help="Nodata value for all bands, or one per band; may be nan.  [default: from the file]",
+)
 threads = click.option(
     "--threads",
     type=click.IntRange(min=1),

@@ -18,6 +18,7 @@ import numpy as np
 
 from repmamba.durable import readable
 from repmamba.errors import SourceError, UsageError
+from repmamba.inference.options import OF_ARRAYS, checked
 from repmamba.pixels.radiometry import DTYPES
 
 GDAL_SETTINGS = {
@@ -80,7 +81,9 @@ class ReadOptions:
         if self.on_corrupt not in ("error", "fill"):
             raise UsageError(f"on_corrupt={self.on_corrupt!r}: give 'error' or 'fill'.")
         if self.nodata is not None:
-            object.__setattr__(self, "nodata", tuple(map(float, np.ravel(self.nodata))))
+            object.__setattr__(
+                self, "nodata", checked({"nodata": self.nodata}, OF_ARRAYS)["nodata"]
+            )
         if self.bands is not None:
             object.__setattr__(self, "bands", band_selection(self.bands))
 
