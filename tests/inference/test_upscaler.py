@@ -449,3 +449,5 @@ def test_the_robust_range_of_an_array_names_what_fills_it(upscaler, random):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UndeclaredNodata)
         upscaler.upscale(array, value_range="robust", nodata=-9999)
+        as_data = upscaler.upscale(array, value_range="robust", nodata="none")
+    np.testing.assert_array_equal(as_data, result)

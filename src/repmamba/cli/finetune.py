@@ -1,6 +1,7 @@
 """repmamba finetune: weights trained further on your own scenes, kept only if they improve."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -58,7 +59,7 @@ def finetune(
     steps: int,
     rate: float,
     seed: int,
-    nodata: tuple[float, ...] | None,
+    nodata: tuple[float, ...] | Literal["none"] | None,
     device: str | None,
     threads: int | None,
     nice: int,

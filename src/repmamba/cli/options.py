@@ -71,6 +71,10 @@ def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | 
     return read
 
 
+def _nodata(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    return text if text == "none" else numbers(float, None)(ctx, param, text)
+
+
 class PackagedWeightsOrPath(click.Path):
     """The name of packaged weights or a path, with completion for both."""
 
@@ -144,8 +148,9 @@ halo = click.option(
 nodata = click.option(
     "--nodata",
     metavar="VALUE[,VALUE...]",
-    callback=numbers(float, None),
-    help="Nodata value for all bands, or one per band; may be nan.  [default: from the file]",
+    callback=_nodata,
+    help="Nodata value for all bands, or one per band; may be nan. 'none': no value is nodata.  "
+    "[default: from the file]",
 )
 threads = click.option(
     "--threads",

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def finetune(
     steps: int = 600,
     rate: float = 1e-4,
     seed: int = 1234,
-    nodata: float | Sequence[float] | None = None,
+    nodata: float | Sequence[float] | Literal["none"] | None = None,
     device: str | None = None,
     threads: int | None = None,
     nice: int = 0,
@@ -105,6 +106,7 @@ def finetune(
         rate: Highest learning rate.
         seed: Of the held-out blocks and the samples.
         nodata: The nodata value of every scene, or one per band, in place of what it declares.
+            "none": no value is nodata.
         device: Default: a CUDA GPU if there is one, otherwise the CPU.
         threads: torch threads of this process.
         nice: Niceness of this process.

@@ -31,6 +31,7 @@ NETWORK_RANGE = (-0.5, 1.5)
 MOST_OUTSIDE = 0.01
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
+Nodata: TypeAlias = tuple[float, ...] | Literal["none"]
 
 # `Upscaler.enlarge_numbers`
 EnlargeNumbers: TypeAlias = Callable[..., tuple[NDArray[Any], NDArray[np.float32] | None]]
@@ -44,7 +45,7 @@ class PlaneOptions:
     halo: int  # lr pixels
     workers: int  # tiles computed at once
     value_range: ValueRange | None  # black and white; None: by the type
-    nodata: tuple[float, ...] | None  # one for all bands, or one for each
+    nodata: Nodata | None  # one for all bands, or one for each; "none": no value is nodata
     consistent: bool
 
 
@@ -83,7 +84,7 @@ def upscale_planes(
         return known if masked is None else known & ~masked[:, *window]
 
     whole = slice(None), slice(None)
-    radiometry = _radiometry(planes, known_in(whole), groups, options.value_range)
+    radiometry = _radiometry(planes, known_in(whole), groups, options)
     plan = plan_tiles(
         scene.height, scene.width, scale, tile=options.tile, halo=options.halo, window=wanted
     )
@@ -110,12 +111,10 @@ def upscale_planes(
     return result
 
 
-def _nodata_of_bands(
-    nodata: tuple[float, ...] | None, planes: NDArray[Any]
-) -> tuple[float | None, ...]:
+def _nodata_of_bands(nodata: Nodata | None, planes: NDArray[Any]) -> tuple[float | None, ...]:
     """The nodata of each band, as the type stores it. Raises UsageError."""
     bands = len(planes)
-    if nodata is None:
+    if nodata is None or nodata == "none":
         return (None,) * bands
     if len(nodata) not in (1, bands):
         raise UsageError(
@@ -126,10 +125,10 @@ def _nodata_of_bands(
 
 
 def _radiometry(
-    planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, value_range: ValueRange | None
+    planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, options: PlaneOptions
 ) -> Radiometry:
     """The linear map of each band. Warns if the network would not see the values as they are."""
-    bands = len(planes)
+    bands, value_range = len(planes), options.value_range
     usual = Radiometry.of_type(planes.dtype.name, bands)
     if value_range is None:
         if planes.dtype.kind == "f":
@@ -145,7 +144,8 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name))
+    if options.nodata != "none":
+        warn_of_fills("The image", describe_fills(histograms, planes.dtype.name))
     return replace(usual, low=tuple(low), high=tuple(high))
 
 

@@ -80,7 +80,7 @@ def warn_of_fills(name: str, described: str) -> None:
     if described:
         warn(
             f"{name} may have undeclared nodata: {described}. It is enlarged as data; if these "
-            "pixels are missing, use nodata=NUMBER.",
+            "pixels are missing, use nodata=NUMBER; if not, nodata='none'.",
             UndeclaredNodata,
         )
 

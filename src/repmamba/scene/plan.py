@@ -114,7 +114,8 @@ def plan_scene(
     )
     _warn_of_radar(facts)
     found = find_range(raster, bands, options.value_range, measuring)
-    warn_of_fills(facts.name, found.fills)
+    if how.nodata != "none":
+        warn_of_fills(facts.name, found.fills)
     consistent = facts.has_place if options.consistent is None else options.consistent
     settings = _pixel_settings(bands, tiles, found.radiometry, upscaler, how) | {
         "consistent": consistent,

@@ -73,7 +73,8 @@ class ReadOptions:
     max_pixels: int | None = None
     on_corrupt: Literal["error", "fill"] = "error"
     expand_palette: bool = False
-    nodata: tuple[float, ...] | None = None  # one for all bands, or one a band
+    # one for all bands, or one a band; "none": no value is nodata
+    nodata: tuple[float, ...] | Literal["none"] | None = None
     alpha: bool = True
     bands: tuple[int | str, ...] | None = None  # data, even where the file says alpha
 

@@ -23,7 +23,7 @@ def describe_missing(facts: RasterFacts) -> str:
         by.append(f"{what}, as {'given' if facts.nodata_given else 'the file declares'}")
     elif facts.missing_from == "bands":
         by.append("by what the file says of each band")
-    return "; ".join(by) or "none are declared"
+    return "; ".join(by) or ("none, as given" if facts.nodata_given else "none are declared")
 
 
 def describe_alpha(facts: RasterFacts) -> str:
