@@ -1,10 +1,12 @@
 """GDAL beside other users in the same process: global settings are restored after each call.
 
-rasterio warns about every dataset without georeferencing, and `warnings.catch_warnings` is not
-thread-safe. So datasets are opened by classes that do not warn. `rasterio.Env` sets GDAL's options
-for all threads, and clears them when the first of two overlapping ones ends: another thread would
-read without its side-car files. So options are set for one thread. GDAL has one block cache for all
-datasets and threads; its size is set while a call is in progress, and restored by the last one.
+rasterio warns about every dataset without georeferencing, and about nodata beside alpha, and
+`warnings.catch_warnings` is not thread-safe. So datasets are opened by classes that do not warn.
+
+`rasterio.Env` sets GDAL's options for all threads, and clears them when the first of two
+overlapping ones ends: another thread would read without its side-car files. So options are set for
+one thread. GDAL has one block cache for all datasets and threads; its size is set while a call is
+in progress, and restored by the last one.
 """
 
 from __future__ import annotations
@@ -35,8 +37,22 @@ _inside, _bytes_outside = 0, 0
 
 
 class _Reader(DatasetReader):  # type: ignore[misc]
+    _reads_masks = False
+
     def _has_gcps_or_rpcs(self) -> bool:
         return True  # rasterio only uses this to decide whether to warn
+
+    @property
+    def mask_flag_enums(self) -> Any:
+        # read_masks of rasterio only uses this to decide whether to warn of nodata beside alpha
+        return () if self._reads_masks else super().mask_flag_enums
+
+    def read_masks(self, *args: Any, **options: Any) -> Any:
+        self._reads_masks = True
+        try:
+            return super().read_masks(*args, **options)
+        finally:
+            self._reads_masks = False
 
 
 class _Writer(DatasetWriter):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.env import get_gdal_config, set_gdal_config
 
 from repmamba import upscale_file
@@ -135,6 +136,21 @@ def test_the_size_of_the_cache_is_put_back_by_the_last_one_out():
     assert get_gdal_config(CACHE) == CACHE_BYTES
     second.__exit__(None, None, None)
     assert get_gdal_config(CACHE) == before
+
+
+def test_nodata_beside_alpha_is_no_reason_to_warn(write_raster, smooth, bicubic):
+    data = smooth(4, 40, 40)
+    data[:, :10] = 0
+    path = write_raster("in.tif", data, photometric="RGB", alpha="YES", nodata=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for suffix in (".tif", ".cog.tif"):
+            upscale_file(path, path.with_name(f"out{suffix}"), bicubic, alpha=False)
+    with rasterio.open(path.with_name("out.tif")) as file:
+        assert file.nodata == 0
+        np.testing.assert_array_equal(
+            file.read_masks(4) == 0, np.arange(80)[:, None].repeat(80, 1) < 20
+        )
 
 
 def test_a_picture_without_a_place_is_no_reason_to_warn(bicubic, smooth, tmp_path):
