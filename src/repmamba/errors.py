@@ -21,8 +21,11 @@ RepmambaError
 
 Each class also derives from the built-in that it resembles, so that code without repmamba can catch
 it. A message is one line: what was found, what was expected, what to do. This module imports
-nothing, so every room may import it.
+nothing of repmamba, so every room may import it.
 """
+
+import sys
+import warnings
 
 
 class RepmambaError(Exception):
@@ -111,3 +114,15 @@ class UndeclaredNodata(RepmambaWarning):
 
 class OutsideTraining(RepmambaWarning):
     """Imagery of a kind that the weights were not trained on, such as radar."""
+
+
+# packages whose frames lie between the user's code and a warning
+_BETWEEN = {"repmamba", "contextlib", "click"}
+
+
+def warn(text: str, category: type[RepmambaWarning] = RepmambaWarning) -> None:
+    """Warn at the line of the user's code that called repmamba."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)

@@ -1,18 +1,26 @@
 """GDAL beside other users in the same process: global settings are restored after each call.
 
-rasterio warns about every dataset without georeferencing, and `warnings.catch_warnings` is not
-thread-safe. So datasets are opened by classes that do not warn. GDAL has one block cache for all
-datasets and threads; its size is set while a call is in progress, and restored by the last one.
+rasterio warns about every dataset without georeferencing, and about nodata beside alpha, and
+`warnings.catch_warnings` is not thread-safe. So datasets are opened by classes that do not warn.
+
+`rasterio.Env` sets GDAL's options for all threads, and clears them when the first of two
+overlapping ones ends: another thread would read without its side-car files. So options are set for
+one thread. GDAL has one block cache for all datasets and threads; its size is set while a call is
+in progress, and restored by the last one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import rasterio
+from rasterio import _env
 from rasterio.env import ensure_env_with_credentials, get_gdal_config, set_gdal_config
 from rasterio.io import DatasetReader, DatasetWriter
 
@@ -29,8 +37,22 @@ _inside, _bytes_outside = 0, 0
 
 
 class _Reader(DatasetReader):  # type: ignore[misc]
+    _reads_masks = False
+
     def _has_gcps_or_rpcs(self) -> bool:
         return True  # rasterio only uses this to decide whether to warn
+
+    @property
+    def mask_flag_enums(self) -> Any:
+        # read_masks of rasterio only uses this to decide whether to warn of nodata beside alpha
+        return () if self._reads_masks else super().mask_flag_enums
+
+    def read_masks(self, *args: Any, **options: Any) -> Any:
+        self._reads_masks = True
+        try:
+            return super().read_masks(*args, **options)
+        finally:
+            self._reads_masks = False
 
 
 class _Writer(DatasetWriter):  # type: ignore[misc]
@@ -48,6 +70,42 @@ def opened(name: str | os.PathLike[str], *, driver: str | None = None, **options
 def created(name: str | os.PathLike[str], *, driver: str = "GTiff", **profile: Any) -> Any:
     """Open a raster for writing, as `rasterio.open`, without a warning about georeferencing."""
     return _Writer(os.fspath(name), "w", driver=driver, **profile)
+
+
+@contextmanager
+def settings(options: Mapping[str, str]) -> Iterator[None]:
+    """A rasterio.Env with these GDAL options for the calling thread only.
+
+    On Windows, where GDAL's functions cannot be found through rasterio, they apply to all threads.
+    """
+    functions = _options_of_threads()
+    if functions is None:
+        with rasterio.Env(**options):
+            yield
+        return
+    get, put = functions
+    with rasterio.Env():
+        before = {name.encode(): get(name.encode(), None) for name in options}
+        try:
+            for name, value in options.items():
+                put(name.encode(), value.encode())
+            yield
+        finally:
+            for known, value in before.items():
+                put(known, value)
+
+
+@cache
+def _options_of_threads() -> tuple[Any, Any] | None:
+    """GDAL's functions to get and set an option of the calling thread; None if not found."""
+    library = ctypes.CDLL(_env.__file__)
+    try:
+        get, put = library.CPLGetThreadLocalConfigOption, library.CPLSetThreadLocalConfigOption
+    except AttributeError:
+        return None
+    get.argtypes = put.argtypes = ctypes.c_char_p, ctypes.c_char_p
+    get.restype, put.restype = ctypes.c_char_p, None
+    return get, put
 
 
 @contextmanager

@@ -233,6 +233,25 @@ def test_a_target_of_another_job_or_of_anybody_is_in_the_way(scenes, tmp_path, c
     assert (tmp_path / "mine.tif").read_text() == "mine"
 
 
+def test_a_result_that_is_stored_otherwise_is_in_the_way_until_it_is_replaced(
+    scenes, tmp_path, capsys
+):
+    usual = ("in/a.tif", "-o", "a.tif", "-q")
+    assert upscale(*usual) == 0
+    assert upscale(*usual, "--co", "NUM_THREADS=2", "--co", "compress=deflate") == 0
+    other = (*usual, "--co", "COMPRESS=LZW")
+    for more in ((), ("--dry-run",)):
+        assert upscale(*other, *more) == FAILED
+        said = capsys.readouterr().err
+        assert "exists already, made otherwise (creation.COMPRESS: DEFLATE -> LZW" in said
+    assert upscale(*usual, "--format", "COG") == FAILED
+    assert "format: GTiff -> COG" in capsys.readouterr().err
+    assert upscale(*other, "--overwrite") == 0
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert file.profile["compress"] == "lzw"
+    assert upscale(*other) == 0
+
+
 def test_a_dry_run_of_several_says_what_they_take_together(scenes, capsys):
     assert upscale("in", "-o", "out", "--recursive", "--dry-run") == 0
     said = capsys.readouterr().out.splitlines()

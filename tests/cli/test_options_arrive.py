@@ -282,6 +282,8 @@ OPTIONS = [
     Row("finetune", "steps", "... --steps 50", "finetune.steps", 50),
     Row("finetune", "rate", "... --rate 0.5", "finetune.rate", 0.5),
     Row("finetune", "seed", "... --seed 5", "finetune.seed", 5),
+    Row("finetune", "nodata", "... --nodata -9999,0", "finetune.nodata", (-9999.0, 0.0)),
+    Row("finetune", "nodata", "... --nodata none", "finetune.nodata", "none"),
     Row("export", "target", "x4 -o other.onnx", "export.target", Path("other.onnx")),
     Row("export", "size", "... --size 64x48", "export.size", (48, 64)),
     Row("export", "precision", "... --precision float16", "export.precision", "float16"),

@@ -2,12 +2,16 @@
 that steers it.
 """
 
+import ast
 import inspect
 import logging
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 
+import repmamba
 from repmamba.cli.main import cli
 from repmamba.cli.terminal import FLAGS, in_flags, printable
 from repmamba.evaluate.evaluation import KINDS as OF_EVALUATE
@@ -19,6 +23,9 @@ from repmamba.scene.engine import upscale_file
     [
         ("replace it with overwrite=True.", "replace it with --overwrite."),
         ("(consistent=False leaves it)", "(--no-consistent leaves it)"),
+        ("(alpha=False if it is data)", "(--no-alpha if it is data)"),
+        ("say so with nodata=NUMBER.", "say so with --nodata NUMBER."),
+        ("nodata= has 2 numbers", "--nodata has 2 numbers"),
         ("if they are colours: rgb=(4, 3, 2)", "if they are colours: --rgb 4,3,2"),
         (
             "give value_range=(-0.5, 4000), or value_range='robust'.",
@@ -84,3 +91,25 @@ def test_errors_warnings_and_log_lines_are_shown_so(tmp_path, capsys):
 
 def test_a_file_s_name_does_not_steer_the_terminal():
     assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb c"
+
+
+def test_the_library_names_no_flag_of_the_command_line():
+    """Its messages name keywords, which become flags on the command line."""
+    source = Path(repmamba.__file__).parent
+    rooms = ("scene", "inference", "pixels", "tiles")
+    texts = [
+        f"{path.relative_to(source)}: {node.value}"
+        for room in rooms
+        for path in sorted((source / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.search(r"(^|[\s(])--[a-z]", node.value)
+    ]
+    # flags of other commands, and of a dry run
+    allowed = (
+        "dask scheduler --scheduler-file",
+        "--scheduler-file writes one",
+        "upscale --dry-run",
+        "--size dynamic",
+    )
+    assert [text for text in texts if not any(one in text for one in allowed)] == []

@@ -18,6 +18,7 @@ from repmamba.finetuning.blocks import FEWEST, blocks_of, share_ground, split
 from repmamba.finetuning.finetune import FinetuneResult, finetune, scored
 from repmamba.inference.loading import load
 from repmamba.network.checkpoint import read_checkpoint
+from repmamba.scene.source.admission import ReadOptions
 from repmamba.train import learner
 from repmamba.train.run import FitResult
 
@@ -207,6 +208,30 @@ def test_blocks_missing_in_a_float_band_are_left_out(upscaler, tmp_path):
     bands = ground(48 * 5, 48 * 6, 4, 9000, "uint16").astype(np.float32) + 1
     bands[3, 60:70, 60:200] = -9999
     assert len(blocks_of(written(tmp_path / "holes.tif", bands, nodata=-9999), upscaler)) == 26
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [("int16", -9999), ("float32", np.nan), ("uint8", 0)])
+def test_blocks_with_a_given_nodata_are_left_out(upscaler, tmp_path, dtype, fill):
+    bands = ground(48 * 5, 48 * 6, 1, 200, dtype) + np.asarray(1, dtype)
+    bands[:, 60:70, 60:200] = fill
+    declared = blocks_of(written(tmp_path / "holes.tif", bands, nodata=fill), upscaler)
+    path = written(tmp_path / "undeclared.tif", bands)
+    given = blocks_of(path, upscaler, ReadOptions(nodata=(fill,)))
+    assert len(given) == len(declared) == 26
+    for one, other in zip(given, declared, strict=True):
+        np.testing.assert_array_equal(one.pairs[0].hr, other.pairs[0].hr)
+
+
+def test_the_given_nodata_reaches_every_scene(weights, tmp_path):
+    path = written(tmp_path / "small.tif", np.full((1, 240, 288), 7, np.uint8))
+    with pytest.raises(UsageError, match="have 0 blocks"):
+        finetune([path], tmp_path / "run", weights, nodata=7)
+    with pytest.raises(UsageError, match="nodata is 'no'; it takes a number"):
+        finetune([path], tmp_path / "run", weights, nodata="no")
+    arguments = ["finetune", str(path), "--weights", weights, "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli, [*arguments, "--nodata", "7"], obj=Invocation())
+    assert isinstance(result.exception, UsageError)
+    assert "have 0 blocks" in str(result.exception)
 
 
 def test_a_scene_that_is_too_small_is_refused(weights, tmp_path):

@@ -245,6 +245,19 @@ def test_the_nodata_argument_overrides_the_array(upscaler, declared):
     assert (after.values[:, 8:] > -3).all()
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_nodata_none_makes_the_nodata_of_the_array_data(upscaler, encoded):
+    values = np.random.default_rng(4).random((2, 16, 16), np.float32)
+    values[:, :4] = 0.5
+    array = scene(values, nodata=0.5)
+    if encoded:
+        array = array.rio.write_nodata(0.5, encoded=True)
+    after = upscaler.upscale(array, nodata="none")
+    assert (after.rio.nodata, after.rio.encoded_nodata) == (None, None)
+    plain = upscaler.upscale(scene(values, nodata=None))
+    np.testing.assert_array_equal(after.values, plain.values)
+
+
 def test_different_nodata_per_band_leaves_none_declared(upscaler):
     values = np.random.default_rng(4).random((2, 16, 16), np.float32)
     values[0, :4], values[1, :4] = -1, -9999

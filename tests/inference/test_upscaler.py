@@ -64,6 +64,17 @@ def test_a_tensor_comes_back_larger_and_of_its_type(upscaler, shape, dtype):
     assert result.shape == (*shape[:-2], 2 * shape[-2], 2 * shape[-1])
 
 
+def test_a_tensor_may_be_any_view_of_its_numbers(upscaler):
+    tensor = torch.rand(3, 10, 12)
+    views = {
+        "negative": (tensor, torch._neg_view(-tensor)),
+        "expanded": (tensor[:, :1].repeat(1, 7, 1), tensor[:, :1].expand(3, 7, 12)),
+        "turned": (tensor.mT.contiguous(), tensor.mT),
+    }
+    for plain, view in views.values():
+        assert torch.equal(upscaler.upscale(view), upscaler.upscale(plain))
+
+
 def test_tensors_arrays_and_the_network_itself_agree(upscaler, random):
     image = random.random((10, 12, 3)).astype(np.float32)
     tensor = torch.from_numpy(image).movedim(2, 0)
@@ -188,6 +199,12 @@ def test_arrays_that_are_not_images_are_refused(upscaler, image):
         np.zeros((4, 4), complex),
         [[1, 2], [3, 4]],
         np.zeros((4, 4), bool),
+        np.ones((4, 4), object),
+        np.full((4, 4), "a"),
+        np.zeros((4, 4), "f4,f4"),
+        np.zeros((4, 4), "M8[s]"),
+        torch.zeros(3, 4, 4).to_sparse(),
+        torch.zeros(3, 4, 4, device="meta"),
         np.matrix([[1, 2], [3, 4]]),
     ],
 )
@@ -425,9 +442,12 @@ def test_the_robust_range_of_an_array_names_what_fills_it(upscaler, random):
     array = random.random((40, 40), np.float32)
     clean = upscaler.upscale(array, value_range="robust")
     array[:2] = -9999
-    with pytest.warns(UndeclaredNodata, match=r"-9999.0 in 5 % of it, .*nodata=NUMBER"):
+    with pytest.warns(UndeclaredNodata, match=r"-9999.0 in 5 % of it, .*nodata=NUMBER") as told:
         result = upscaler.upscale(array, value_range="robust")
+    assert told[0].filename == __file__
     np.testing.assert_allclose(result[40:], clean[40:], atol=0.02)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UndeclaredNodata)
         upscaler.upscale(array, value_range="robust", nodata=-9999)
+        as_data = upscaler.upscale(array, value_range="robust", nodata="none")
+    np.testing.assert_array_equal(as_data, result)

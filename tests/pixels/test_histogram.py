@@ -39,6 +39,37 @@ def test_a_histogram_does_not_depend_on_order_or_cuts(values, cut):
     assert one.counts.sum() == np.isfinite(values).sum()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "low", "width"),
+    [
+        ("float64", 1e9, 10),
+        ("float64", -1e9 - 10, 10),
+        ("float64", 2.0**30 - 5, 10),  # in two bins
+        ("float64", 1e300, 1e300),  # beyond float32
+        ("float64", -1e300, 2e300),
+        ("float64", 3e38, 1e38),
+        ("int32", 1_700_000_000, 200),
+        ("int32", -1_700_000_000, 200),
+        ("uint32", 4_294_967_000, 200),
+    ],
+)
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_range_of_numbers_that_float32_cannot_tell_apart(dtype, low, width, merged):
+    random = np.random.default_rng(0)
+    values = (low + width * random.beta(3, 3, 20_000)).astype(dtype)
+    values[:FEW] = 0
+    histogram = ValueHistogram()
+    for piece in np.array_split(values, 7):
+        part = ValueHistogram() if merged else histogram
+        part.add(piece)
+        if merged:
+            histogram.merge(part)
+    found = histogram.range()
+    assert low - 0.01 * width <= found[0] < low + 0.15 * width
+    assert low + 0.85 * width < found[1] <= low + 1.01 * width
+    assert histogram.outliers(*found) == (FEW if abs(low) > 100 * width else 0)
+
+
 @pytest.mark.parametrize("value", [0, 1, -5, 1e-20, 3e9, -3e38])
 def test_a_scene_of_one_value_still_has_a_range(value):
     histogram = ValueHistogram()
@@ -212,7 +243,6 @@ def test_a_warning_lists_each_fill_once_in_its_type():
         warn_of_fills(
             "A scene",
             describe_fills([histogram_of(values), histogram_of(other)], "float32"),
-            stacklevel=1,
         )
     assert str(told[0].message).count("of it") == 1
     assert told[0].filename == __file__

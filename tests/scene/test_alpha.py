@@ -125,7 +125,7 @@ def test_the_log_and_a_dry_run_say_what_is_taken_for_alpha(
     path, _ = labelled(write_raster, smooth, ORDERS["middle"])
     with caplog.at_level(logging.INFO, "repmamba"):
         made = plan_file(path, tmp_path / "out.tif", bicubic)
-    assert "alpha: band 4, as the file says (--no-alpha if it is data)." in caplog.text
+    assert "alpha: band 4, as the file says (alpha=False if it is data)." in caplog.text
     assert "alpha    band 4, as the file says" in made.summary()
     assert "alpha    none" in plan_file(path, tmp_path / "out.tif", bicubic, alpha=False).summary()
 

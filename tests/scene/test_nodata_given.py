@@ -38,6 +38,7 @@ def enlarged(path, upscaler, **options):
         upscale_file(path, target, upscaler, overwrite=True, restart=True, **options)
     with rasterio.open(target) as file:
         told = [str(each.message) for each in caught if each.category is UndeclaredNodata]
+        assert {each.filename for each in caught} <= {__file__}  # the line that called
         return file.read(), file.nodata, told
 
 
@@ -54,7 +55,7 @@ def test_a_fill_that_is_not_declared_is_named_and_changes_nothing_far_from_it(
     assert nodata is None
     assert f"{np.dtype(dtype).type(number)!s} in {100 * rows / 96:.3g} % of it, " in told
     assert "all others (" in told
-    assert "--nodata NUMBER" in told
+    assert "nodata=NUMBER" in told
     apart = slice(2 * (rows + 6), None)
     error = np.abs(result[0, apart].astype(float) - clean[0, apart])
     assert error.mean() < 0.002 * clean.std(dtype=float)
@@ -107,6 +108,44 @@ def test_what_is_given_takes_the_place_of_what_is_declared(write_raster, smooth,
     assert nodata == -9999
     assert (result[0, :20] == -9999).all()
     assert "-32768 in " in told[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "bands"), [("uint8", 0, 3), ("int16", 0, 1), ("float32", -9999, 2)]
+)
+def test_none_makes_a_declared_nodata_and_what_looks_like_one_data(
+    write_raster, smooth, bicubic, dtype, number, bands
+):
+    data = smooth(bands, 60, 60, dtype, 40, 200)
+    data[:, :20] = number
+    (expected, _, told) = enlarged(write_raster("in.tif", data), bicubic)
+    assert len(told) == 1
+    assert told[0].endswith("if not, nodata='none'.")
+    for declared in ({}, {"nodata": number}):
+        path = write_raster("in.tif", data, **declared)
+        result, nodata, told = enlarged(path, bicubic, nodata="none")
+        assert (nodata, told) == (None, [])
+        np.testing.assert_array_equal(result, expected)
+        with rasterio.open(path.with_name("out.tif")) as file:
+            assert file.dataset_mask().all()
+        decided = plan_file(path, path.with_name("new.tif"), bicubic, nodata="none").decisions
+        assert decided["missing"] == "none, as given"
+
+
+@pytest.mark.parametrize("told", ["mask", "alpha"])
+def test_none_leaves_a_mask_and_alpha_as_they_are(write_raster, smooth, bicubic, told):
+    data = smooth(4 if told == "alpha" else 3, 60, 60)
+    valid = np.ones((60, 60), bool)
+    valid[50:] = False
+    if told == "alpha":
+        data[3] = np.where(valid, 255, 0)
+        path = write_raster("in.tif", data, photometric="RGB", alpha="YES", nodata=7)
+    else:
+        path = write_raster("in.tif", data, photometric="RGB", mask=valid, nodata=7)
+    _, nodata, _ = enlarged(path, bicubic, nodata="none")
+    assert nodata is None
+    with rasterio.open(path.with_name("out.tif")) as file:
+        np.testing.assert_array_equal(file.dataset_mask() != 0, valid.repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize("told", ["mask", "alpha"])
@@ -162,9 +201,10 @@ def test_a_format_without_nodata_tells_of_it_by_other_means(
         (
             "uint8",
             (1, 2),
-            "nodata= has 2 numbers, and .*in.tif has 3 bands: give one number, or one per band",
+            "has 2 numbers, and .*in.tif has 3 bands: give one number, or one per band",
         ),
-        ("uint8", (), "nodata= has 0 numbers"),
+        ("uint8", (), "nodata is .*; it takes a number, one for each band, or 'none'"),
+        ("uint8", "no", "nodata is 'no'; it takes a number, one for each band, or 'none'"),
     ],
 )
 def test_a_nodata_that_cannot_be_is_refused_in_one_line(

@@ -1,6 +1,7 @@
 """repmamba finetune: weights trained further on your own scenes, kept only if they improve."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -45,6 +46,7 @@ from repmamba.cli.train import one_voice
     show_default=True,
     help="Seed of samples and held-out blocks.",
 )
+@options.nodata
 @options.device
 @options.threads
 @options.nice
@@ -57,6 +59,7 @@ def finetune(
     steps: int,
     rate: float,
     seed: int,
+    nodata: tuple[float, ...] | Literal["none"] | None,
     device: str | None,
     threads: int | None,
     nice: int,
@@ -84,6 +87,7 @@ def finetune(
             steps=steps,
             rate=rate,
             seed=seed,
+            nodata=nodata,
             device=device,
             threads=threads,
             nice=nice,

@@ -183,7 +183,7 @@ def raster_facts(source: str, scale: int) -> Facts:
         ),
         "type": facts.dtype,
         "missing pixels": describe_missing(facts),
-        "alpha": describe_alpha(facts),
+        "alpha": in_flags(describe_alpha(facts)),
         "colours": describe_colours(together),
         "value range": between,
         "place": _place(facts),

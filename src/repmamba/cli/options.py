@@ -71,6 +71,10 @@ def bands(count: int | None) -> Callable[[click.Context, click.Parameter, str | 
     return read
 
 
+def _nodata(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    return text if text == "none" else numbers(float, None)(ctx, param, text)
+
+
 class PackagedWeightsOrPath(click.Path):
     """The name of packaged weights or a path, with completion for both."""
 
@@ -140,6 +144,13 @@ halo = click.option(
     type=click.IntRange(min=0),
     metavar="PIXELS",
     help="Margin read around each tile, in input pixels, even.  [default: from the weights]",
+)
+nodata = click.option(
+    "--nodata",
+    metavar="VALUE[,VALUE...]",
+    callback=_nodata,
+    help="Nodata value for all bands, or one per band; may be nan. 'none': no value is nodata.  "
+    "[default: from the file]",
 )
 threads = click.option(
     "--threads",

@@ -33,7 +33,7 @@ FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules":
     for name in (
         "scale device backend precision weights ensemble confidence tile halo window bbox bands "
         "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt "
-        "expand_palette overwrite restart save tensorboard minutes steps peak cost"
+        "expand_palette overwrite restart save tensorboard minutes steps alpha peak cost"
     ).split()
 }
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"

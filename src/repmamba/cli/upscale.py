@@ -72,12 +72,7 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     help="Which bands are red, green and blue, by number or name (B04,B03,B02; red,green,blue). "
     "Every other band takes a pass of the network of its own, as grey.  [default: from the file]",
 )
-@click.option(
-    "--nodata",
-    metavar="VALUE[,VALUE...]",
-    callback=options.numbers(float, None),
-    help="Nodata value for all bands, or one per band; may be nan.  [default: from the file]",
-)
+@options.nodata
 @click.option(
     "--no-alpha",
     "no_alpha",

@@ -21,6 +21,7 @@ from repmamba.inference.upscaler import Upscaler
 from repmamba.pixels.nodata import usable
 from repmamba.scene.options import SceneOptions
 from repmamba.scene.plan import ScenePlan, plan_scene
+from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import Raster, open_raster
 from repmamba.tiles.window import Window
 
@@ -54,14 +55,17 @@ class Block:
     map: CRS | str | None
 
 
-def blocks_of(scene: str | os.PathLike[str], upscaler: Upscaler) -> list[Block]:
+def blocks_of(
+    scene: str | os.PathLike[str], upscaler: Upscaler, how: ReadOptions | None = None
+) -> list[Block]:
     """Disjoint blocks of a scene without missing pixels, as the network sees them.
 
     Bands that go through the network together are one pair; every other band is a pair of its own,
     grey. hr is uint8 for 8-bit scenes, otherwise unit float32.
     """
-    with open_raster(scene) as raster:
-        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, SceneOptions(consistent=False))
+    with open_raster(scene, how) as raster:
+        options = SceneOptions(consistent=False)
+        plan = plan_scene(raster, Path("enlarged.tif"), upscaler, options, how)
         for edge in EDGES:
             blocks = list(_blocks(raster, plan, edge, upscaler.bands))
             if len(blocks) >= FEWEST:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from repmamba.inference.loading import load
 from repmamba.network.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from repmamba.network.config import NetworkConfig
 from repmamba.network.repmamba import RepMamba
+from repmamba.scene.source.admission import ReadOptions
 from repmamba.train.callbacks import Callback
 from repmamba.train.loop import fit
 from repmamba.train.progress import ProgressCallback
@@ -83,6 +85,7 @@ def finetune(
     steps: int = 600,
     rate: float = 1e-4,
     seed: int = 1234,
+    nodata: float | Sequence[float] | Literal["none"] | None = None,
     device: str | None = None,
     threads: int | None = None,
     nice: int = 0,
@@ -102,6 +105,8 @@ def finetune(
         steps: Length of the run.
         rate: Highest learning rate.
         seed: Of the held-out blocks and the samples.
+        nodata: The nodata value of every scene, or one per band, in place of what it declares.
+            "none": no value is nodata.
         device: Default: a CUDA GPU if there is one, otherwise the CPU.
         threads: torch threads of this process.
         nice: Niceness of this process.
@@ -121,10 +126,11 @@ def finetune(
     """
     check_local(folder)
     scenes, weights = _several(scenes), os.fspath(weights)
+    how = ReadOptions(nodata=nodata)  # type: ignore[arg-type]  # it converts the type
     old = read_checkpoint(find_weights(weights).path)
     upscaler = load(weights, device=device)
     training, held_out = split(
-        [block for scene in scenes for block in blocks_of(scene, upscaler)], seed
+        [block for scene in scenes for block in blocks_of(scene, upscaler, how)], seed
     )
     stock = stock_of((pair for block in training for pair in block.pairs), upscaler.scale)
     run = fit(

@@ -104,8 +104,13 @@ def _upscale_tensor(tensor: Tensor, upscale: UpscalePlanes) -> Tensor:
             f"A tensor of shape {tuple(tensor.shape)} and {tensor.dtype} is not an image; give "
             "(C, H, W) or (B, C, H, W), floating point, none of them 0."
         )
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise UsageError(
+            f"A tensor of layout {tensor.layout} on {tensor.device} cannot be upscaled; give a "
+            "dense one with values: tensor.to_dense()."
+        )
     precision = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    images = tensor.detach().to("cpu", precision)
+    images = tensor.detach().resolve_neg().to("cpu", precision)
     results = [upscale(image.numpy()) for image in (images if tensor.ndim == 4 else images[None])]
     result = torch.from_numpy(np.stack(results) if tensor.ndim == 4 else results[0])
     return result.to(tensor.device, tensor.dtype)

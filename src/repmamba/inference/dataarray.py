@@ -8,7 +8,7 @@ array.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,12 +97,15 @@ def blockwise(
 
 
 def dataarray_like(
-    array: Any, planes: NDArray[Any], scale: int, nodata: tuple[float, ...] | None = None
+    array: Any,
+    planes: NDArray[Any],
+    scale: int,
+    nodata: tuple[float, ...] | Literal["none"] | None = None,
 ) -> Any:
     """planes: (bands, scale h, scale w) -> a DataArray with dimensions and attributes of `array`.
 
     Coordinates of rows and columns are interpolated; statistics of pixels are dropped. nodata:
-    replaces that of the array, for all bands or each.
+    replaces that of the array, for all bands or each; "none" removes it.
     """
     from affine import Affine
 
@@ -136,7 +139,7 @@ def dataarray_like(
     if place.crs is not None:
         result = result.rio.write_crs(place.crs)
     if nodata is not None:
-        if len(set(map(str, nodata))) == 1:
+        if nodata != "none" and len(set(map(str, nodata))) == 1:
             result = result.rio.write_nodata(as_nodata(nodata[0], planes.dtype.name))
     elif place.encoded_nodata is not None:
         result = result.rio.write_nodata(place.encoded_nodata, encoded=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,8 +73,10 @@ def several(
     return read
 
 
-def several_or_one(value: Any) -> tuple[float, ...]:
-    """One real number or several. Raises ValueError for an empty sequence."""
+def nodata_of(value: Any) -> tuple[float, ...] | Literal["none"]:
+    """One real number or several, or "none". Raises TypeError and ValueError."""
+    if isinstance(value, str) and value == "none":
+        return "none"
     numbers = (number(value),) if isinstance(value, Real) else several(number)(value)
     if not numbers:
         raise ValueError("There is none.")
@@ -126,7 +128,7 @@ PATH = Kind("a path, as text or as a Path", lambda value: _text(os.fspath(value)
 CALLED = Kind("a function", _called)
 WHOLE = Kind("a whole number", whole)
 PIXELS = Kind("a whole number of pixels", whole)
-NODATA = Kind("a number, or one for each band", several_or_one)
+NODATA = Kind("a number, one for each band, or 'none'", nodata_of)
 RANGE = Kind("two numbers, the values of black and white", several(number, 2))
 
 

@@ -6,7 +6,6 @@ machine. What arrays of each kind need before and after is in arrays.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,12 +14,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import OutsideTraining, UsageError
+from repmamba.errors import OutsideTraining, UsageError, warn
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.workers import map_tiles
 from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
 from repmamba.pixels.nodata import as_nodata, usable
-from repmamba.pixels.radiometry import Radiometry
+from repmamba.pixels.radiometry import Radiometry, check_dtype
 from repmamba.tiles.plan import Tile, plan_tiles
 from repmamba.tiles.window import Window
 
@@ -32,6 +31,7 @@ NETWORK_RANGE = (-0.5, 1.5)
 MOST_OUTSIDE = 0.01
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
+Nodata: TypeAlias = tuple[float, ...] | Literal["none"]
 
 # `Upscaler.enlarge_numbers`
 EnlargeNumbers: TypeAlias = Callable[..., tuple[NDArray[Any], NDArray[np.float32] | None]]
@@ -45,7 +45,7 @@ class PlaneOptions:
     halo: int  # lr pixels
     workers: int  # tiles computed at once
     value_range: ValueRange | None  # black and white; None: by the type
-    nodata: tuple[float, ...] | None  # one for all bands, or one for each
+    nodata: Nodata | None  # one for all bands, or one for each; "none": no value is nodata
     consistent: bool
 
 
@@ -70,8 +70,9 @@ def upscale_planes(
     """planes: (bands, h, w) -> (bands, scale h, scale w), same type.
 
     Pixels are missing where they equal the nodata of their band, or where masked, (bands, h, w), is
-    True. part: which part of an image the planes are; by default the whole.
+    True. part: which part of an image the planes are; by default the whole. Raises UsageError.
     """
+    check_dtype(planes.dtype.name)
     bands, *size = planes.shape
     scene, have, wanted = part or [Window(0, 0, *size)] * 3
     groups = group_bands(bands, (0, 1, 2) if bands >= 3 else None, network_bands)
@@ -83,7 +84,7 @@ def upscale_planes(
         return known if masked is None else known & ~masked[:, *window]
 
     whole = slice(None), slice(None)
-    radiometry = _radiometry(planes, known_in(whole), groups, options.value_range)
+    radiometry = _radiometry(planes, known_in(whole), groups, options)
     plan = plan_tiles(
         scene.height, scene.width, scale, tile=options.tile, halo=options.halo, window=wanted
     )
@@ -110,12 +111,10 @@ def upscale_planes(
     return result
 
 
-def _nodata_of_bands(
-    nodata: tuple[float, ...] | None, planes: NDArray[Any]
-) -> tuple[float | None, ...]:
+def _nodata_of_bands(nodata: Nodata | None, planes: NDArray[Any]) -> tuple[float | None, ...]:
     """The nodata of each band, as the type stores it. Raises UsageError."""
     bands = len(planes)
-    if nodata is None:
+    if nodata is None or nodata == "none":
         return (None,) * bands
     if len(nodata) not in (1, bands):
         raise UsageError(
@@ -126,10 +125,10 @@ def _nodata_of_bands(
 
 
 def _radiometry(
-    planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, value_range: ValueRange | None
+    planes: NDArray[Any], known: NDArray[np.bool_], groups: Groups, options: PlaneOptions
 ) -> Radiometry:
     """The linear map of each band. Warns if the network would not see the values as they are."""
-    bands = len(planes)
+    bands, value_range = len(planes), options.value_range
     usual = Radiometry.of_type(planes.dtype.name, bands)
     if value_range is None:
         if planes.dtype.kind == "f":
@@ -145,17 +144,17 @@ def _radiometry(
         if (found := histogram.range()) is not None:
             for band in group:
                 low[band], high[band] = found
-    warn_of_fills("The image", describe_fills(histograms, planes.dtype.name), stacklevel=4)
+    if options.nodata != "none":
+        warn_of_fills("The image", describe_fills(histograms, planes.dtype.name))
     return replace(usual, low=tuple(low), high=tuple(high))
 
 
 def _warn_of_values_outside(numbers: NDArray[np.floating[Any]]) -> None:
     outside = np.count_nonzero((numbers < NETWORK_RANGE[0]) | (numbers > NETWORK_RANGE[1]))
     if outside > MOST_OUTSIDE * numbers.size:
-        warnings.warn(
+        warn(
             f"Floats are expected in [0, 1], and {outside / numbers.size:.0%} of these lie far "
             "outside; they are upscaled bilinearly. Give value_range=(low, high) or "
             "value_range='robust'.",
             OutsideTraining,
-            stacklevel=4,
         )

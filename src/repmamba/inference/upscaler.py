@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class Upscaler:
         array: Image,
         *,
         value_range: ValueRange | None = None,
-        nodata: float | Sequence[float] | None = None,
+        nodata: float | Sequence[float] | Literal["none"] | None = None,
         consistent: bool | None = None,
         layout: Layout | None = None,
         tile: int | None = None,

@@ -7,14 +7,13 @@ if it would widen it much.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmamba.errors import UndeclaredNodata
+from repmamba.errors import UndeclaredNodata, warn
 from repmamba.pixels.radiometry import OUTLIER, type_range
 
 # of the valid values, so that a few clouds, glints or dead pixels do not set the contrast
@@ -23,6 +22,7 @@ FEW = 3  # values that do not affect the range, wherever they are
 # in a range this many times wider, a scene's contrast would be as small as a network's error
 WIDEST = 100.0
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
+_LARGEST = 2.0**1000  # values are clipped to it, so that their differences are finite
 
 FILL_SHARE = 0.001  # smallest share of a fill
 MOST_FILLS = 3  # largest number of fills below all other values, and above them
@@ -75,14 +75,13 @@ def describe_fills(histograms: Iterable[ValueHistogram], dtype: str) -> str:
     return "; ".join(fill.describe(dtype) for fill in largest.values())
 
 
-def warn_of_fills(name: str, described: str, *, stacklevel: int) -> None:
+def warn_of_fills(name: str, described: str) -> None:
     """Warn of the described fills, if any, in what has this name."""
     if described:
-        warnings.warn(
+        warn(
             f"{name} may have undeclared nodata: {described}. It is enlarged as data; if these "
-            "pixels are missing, use --nodata NUMBER (Python: nodata=NUMBER).",
+            "pixels are missing, use nodata=NUMBER; if not, nodata='none'.",
             UndeclaredNodata,
-            stacklevel=stacklevel + 1,
         )
 
 
@@ -90,12 +89,16 @@ class ValueHistogram:
     """Counts of values of any type and number: 16 MB, one pass, independent of order and tiling.
 
     The bins are the leading bits of float32 numbers, which sort as the numbers do. So nothing needs
-    to be known about the values, and a percentile is exact to 1/2048 of its value.
+    to be known about the values, and a percentile is exact to 1/2048 of its value. Types that
+    float32 cannot store may have values beyond it, or all values in one bin: for these, each bin
+    also keeps its smallest and its largest value (16 MB more).
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(1 << _KEY_BITS, np.int64)
         self._numbers = np.zeros(1 << _KEY_BITS)  # one number per bin, to report a fill
+        # (2, bins): the smallest and the largest value of each
+        self._ends: NDArray[np.float64] | None = None
 
     def add(self, values: NDArray[np.generic]) -> None:
         """Count the finite values."""
@@ -107,16 +110,25 @@ class ValueHistogram:
         keys = np.where(negative, ~bits, bits | np.uint32(1 << 31)) >> np.uint32(32 - _KEY_BITS)
         self.counts += np.bincount(keys, minlength=self.counts.size)
         self._numbers[keys] = finite
+        if not np.can_cast(values.dtype, np.float32):
+            least, most = self._ends = _no_ends() if self._ends is None else self._ends
+            exact = np.clip(finite.astype(np.float64), -_LARGEST, _LARGEST)
+            np.minimum.at(least, keys, exact)
+            np.maximum.at(most, keys, exact)
 
     def merge(self, other: ValueHistogram, times: int = 1) -> None:
         """Add the counts of another histogram, multiplied by times."""
         self.counts += times * other.counts
         np.copyto(self._numbers, other._numbers, where=other.counts > 0)
+        if other._ends is not None:
+            least, most = self._ends = _no_ends() if self._ends is None else self._ends
+            np.minimum(least, other._ends[0], out=least)
+            np.maximum(most, other._ends[1], out=most)
 
     def is_plain(self) -> bool:
         """Whether the range is just the percentiles, fills aside: a sample would give it too."""
-        values, counts = self._without_fills()
-        return counts.size > 0 and self.range() == _percentiles(values, counts, ROBUST_PERCENT)
+        bins = self._without_fills()
+        return bins.counts.size > 0 and self.range() == _percentiles(bins, ROBUST_PERCENT)
 
     def range(self, percent: tuple[float, float] = ROBUST_PERCENT) -> tuple[float, float] | None:
         """The values at two percentiles; None if nothing was counted.
@@ -126,10 +138,11 @@ class ValueHistogram:
         values, or a single number that more of them have, do not count: those are outliers and
         undeclared nodata.
         """
-        values, counts = self._without_fills()
+        bins = self._without_fills()
+        values, counts = bins.values, bins.counts
         if counts.size == 0:
             return None
-        low, high = _percentiles(values, counts, percent)
+        low, high = _percentiles(bins, percent)
         if low == high:
             low, high = _of_sparse(values, counts, low, (percent[1] - percent[0]) / 100)
         return _with_tail(values, counts, low, high)
@@ -140,11 +153,10 @@ class ValueHistogram:
         zero: whether 0 may be one even if it is near the others, as in the collar of an integer
         swath.
         """
-        return sorted(self._fills(*self._values(), zero=zero), key=lambda fill: -fill.share)
+        return sorted(self._fills(self._bins(), zero=zero), key=lambda fill: -fill.share)
 
-    def _fills(
-        self, values: NDArray[np.float64], counts: NDArray[np.int64], *, zero: bool = False
-    ) -> list[Fill]:
+    def _fills(self, bins: _Bins, *, zero: bool = False) -> list[Fill]:
+        values, counts = bins.values, bins.counts
         numbers = self._numbers[np.flatnonzero(self.counts)]
         total = counts.sum()
         heavy = np.flatnonzero((counts > FEW) & (counts >= FILL_SHARE * total))
@@ -160,7 +172,7 @@ class ValueHistogram:
             others[suspects] = 0
             if np.count_nonzero(others) < MANY:
                 continue
-            low, high = _percentiles(values, others, ROBUST_PERCENT)
+            low, high = _percentiles(replace(bins, counts=others), ROBUST_PERCENT)
             if low == high:
                 low, high = values[others > 0][[0, -1]]
             found = [
@@ -173,28 +185,47 @@ class ValueHistogram:
                 return found
         return []
 
-    def _without_fills(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The values and their counts, without fills that widen the range, and their edges."""
-        values, counts = self._values()
-        for fill in self._fills(values, counts):
+    def _without_fills(self) -> _Bins:
+        """The bins, without fills that widen the range, and their edges."""
+        bins = self._bins()
+        for fill in self._fills(bins):
             if fill.widens:
-                counts[fill.beyond(values)] = 0
-        return values, counts
+                bins.counts[fill.beyond(bins.values)] = 0
+        return bins
 
     def outliers(self, low: float, high: float) -> int:
         """The number of values that are outliers in a scene of this range."""
-        values, counts = self._values()
-        return int(counts[_widths_beyond(values, low, high) > -OUTLIER[0]].sum())
+        bins = self._bins()
+        return int(bins.counts[_widths_beyond(bins.values, low, high) > -OUTLIER[0]].sum())
 
-    def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The values that occur, ascending, and their counts; of each bin the nearest to 0."""
+    def _bins(self) -> _Bins:
+        """The bins that hold values."""
         keys = np.flatnonzero(self.counts)
         bits = (keys << (32 - _KEY_BITS)).astype(np.uint32)
         negative = keys >> (_KEY_BITS - 1) == 0
         bits = np.where(
             negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF)
         )
-        return bits.view(np.float32).astype(np.float64), self.counts[keys]
+        counts = self.counts[keys]
+        if self._ends is None:
+            values = bits.view(np.float32).astype(np.float64)
+            return _Bins(values, values, values, counts)
+        least, most = self._ends[:, keys]
+        return _Bins(np.where(negative, most, least), least, most, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bins:
+    """Bins in ascending order."""
+
+    values: NDArray[np.float64]  # the value nearest to 0
+    least: NDArray[np.float64]
+    most: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+def _no_ends() -> NDArray[np.float64]:
+    return np.array([[np.inf], [-np.inf]]).repeat(1 << _KEY_BITS, axis=1)
 
 
 def _stands_apart(
@@ -207,12 +238,10 @@ def _stands_apart(
     return fill.distance > far and bool(crowd <= CROWD * count)
 
 
-def _percentiles(
-    values: NDArray[np.float64], counts: NDArray[np.int64], percent: tuple[float, float]
-) -> tuple[float, float]:
-    """The values at two percentiles, from ascending values and their counts."""
-    low, high = (_at_rank(values, counts, max(1.0, counts.sum() * part / 100)) for part in percent)
-    return low, high
+def _percentiles(bins: _Bins, percent: tuple[float, float]) -> tuple[float, float]:
+    """The values at two percentiles, at the outer ends of their bins."""
+    low, high = (max(1.0, bins.counts.sum() * part / 100) for part in percent)
+    return _at_rank(bins.least, bins.counts, low), _at_rank(bins.most, bins.counts, high)
 
 
 def _at_rank(values: NDArray[np.float64], counts: NDArray[np.int64], rank: float) -> float:
@@ -249,7 +278,8 @@ def _of_sparse(
 
 def _widths_beyond(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
     """Distance of values outside a range, in units of its width; negative inside."""
-    return np.maximum(low - values, values - high) / (high - low)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.maximum(low - values, values - high) / (high - low))
 
 
 def _with_tail(

@@ -36,10 +36,7 @@ class Radiometry:
     largest: float | None = None  # value of a result, if a file has fewer bits than its type
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UsageError(
-                f"Pixels of type {self.dtype} cannot be enlarged; these can: {', '.join(DTYPES)}."
-            )
+        check_dtype(self.dtype)
         for low, high in zip(self.low, self.high, strict=True):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise UsageError(
@@ -79,8 +76,9 @@ class Radiometry:
         """
         low, width = self._columns()
         # in place, as a tile has 25 MB in float64
-        numbers = unit * width
-        numbers += low
+        with np.errstate(over="ignore"):
+            numbers = unit * width
+            numbers += low
         np.clip(numbers, *self._limits(), out=numbers)
         if np.dtype(self.dtype).kind in "iu":
             np.rint(numbers, out=numbers)
@@ -102,6 +100,14 @@ class Radiometry:
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         low = np.array(self.low, np.float64)[:, None, None]
         return low, np.array(self.high, np.float64)[:, None, None] - low
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UsageError for a type that cannot be upscaled."""
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"Pixels of type {dtype} cannot be enlarged; these can: {', '.join(DTYPES)}."
+        )
 
 
 def type_range(dtype: str) -> tuple[float, float]:

@@ -9,7 +9,6 @@ import builtins
 import importlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from repmamba.errors import BackendFallback, UsageError
+from repmamba.errors import BackendFallback, UsageError, warn
 
 VARIABLE = "REPMAMBA_SCAN"
 
@@ -237,4 +236,4 @@ def _in_words(fault: Exception) -> str:
 @cache
 def warn_once(text: str) -> None:
     """Warn with BackendFallback, once per process for each text."""
-    warnings.warn(text, BackendFallback, stacklevel=2)
+    warn(text, BackendFallback)

@@ -105,7 +105,7 @@ def upscale_file(
     bbox: tuple[float, float, float, float] | None = None,
     bands: Iterable[int | str] | None = None,
     rgb: Sequence[int | str] | None = None,
-    nodata: float | Sequence[float] | None = None,
+    nodata: float | Sequence[float] | Literal["none"] | None = None,
     alpha: bool = True,
     value_range: ValueRange | None = None,
     consistent: bool | None = None,
@@ -150,7 +150,8 @@ def upscale_file(
         bands: Only these bands, by number from 1 or by name. A band that the file calls alpha and
             that is named here is data.
         rgb: Numbers or names of the red, green and blue bands; by default as the file says.
-        nodata: The nodata value, or one per band, in place of what the file declares.
+        nodata: The nodata value, or one per band, in place of what the file declares. "none": no
+            value is nodata.
         alpha: False upscales a band that the file calls alpha like the others.
         value_range: What is black and white to the network: two numbers, "robust" (percentiles) or
             "type" (the ends of the data type). Nothing is clipped to it.

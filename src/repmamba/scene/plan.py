@@ -7,14 +7,13 @@ the whole scene, never from the machine or the window that is asked for.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repmamba import __version__
-from repmamba.errors import OutsideTraining
+from repmamba.errors import OutsideTraining, warn
 from repmamba.inference.bands import Groups
 from repmamba.inference.confidence import Calibration
 from repmamba.inference.upscaler import Upscaler
@@ -115,7 +114,8 @@ def plan_scene(
     )
     _warn_of_radar(facts)
     found = find_range(raster, bands, options.value_range, measuring)
-    warn_of_fills(facts.name, found.fills, stacklevel=3)
+    if how.nodata != "none":
+        warn_of_fills(facts.name, found.fills)
     consistent = facts.has_place if options.consistent is None else options.consistent
     settings = _pixel_settings(bands, tiles, found.radiometry, upscaler, how) | {
         "consistent": consistent,
@@ -237,9 +237,8 @@ def _warn_of_radar(facts: RasterFacts) -> None:
     words = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
     sign = next((sign for sign in RADAR_SIGNS if sign in words), None)
     if sign is not None:
-        warnings.warn(
+        warn(
             f"{facts.name} looks like radar (its metadata contain '{sign}'). The weights were only "
             "trained on optical imagery: do not trust the details they add.",
             OutsideTraining,
-            stacklevel=3,
         )

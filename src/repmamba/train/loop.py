@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from repmamba.data.pairs import PairFiles
 from repmamba.data.patches import Sampler
 from repmamba.data.stock import Stock
 from repmamba.durable import check_local, write_durable
-from repmamba.errors import JobChanged, RepmambaWarning, TargetError
+from repmamba.errors import JobChanged, TargetError, warn
 from repmamba.train.batches import (
     batches,
     check_degradations,
@@ -194,11 +193,9 @@ def frozen_gc() -> Iterator[None]:
 def warn_of_unreached(recipe: Recipe) -> None:
     """Warn if the run ends before something that the recipe schedules."""
     if unreached := recipe.never_reached():
-        warnings.warn(
+        warn(
             f"The run ends after {recipe.steps} steps, before the recipe's {', '.join(unreached)}; "
-            "change these too.",
-            RepmambaWarning,
-            stacklevel=2,
+            "change these too."
         )
 
 
@@ -206,11 +203,9 @@ def warn_of_unused_reductions(files: Sequence[PairFiles], recipe: Recipe) -> Non
     """Warn if no image is large enough for one of data.reductions. files: all training images."""
     if unused := set(recipe.data.reductions) - {one.reduction for one in files}:
         shares = ", ".join(f"{share:g}" for share in sorted(unused))
-        warnings.warn(
+        warn(
             f"No image is downsampled to {shares} of its size (data.reductions), because the "
-            "largest patch would not fit. Use smaller patches or larger shares.",
-            RepmambaWarning,
-            stacklevel=2,
+            "largest patch would not fit. Use smaller patches or larger shares."
         )
 
 

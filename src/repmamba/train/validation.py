@@ -1,7 +1,6 @@
 """Validation during training: whole images, by one named rule, and a picture of crops."""
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from repmamba.data.degradations import generator_for
 from repmamba.data.images import write_png
 from repmamba.data.pairs import Pair, PairFiles, find_pairs, read_pairs
-from repmamba.errors import RecipeError, RepmambaWarning, ShapeMismatch, TargetError, UsageError
+from repmamba.errors import RecipeError, ShapeMismatch, TargetError, UsageError, warn
 from repmamba.evaluate.metrics import average, metrics_of, peak_of, score
 from repmamba.network.repmamba import RepMamba
 from repmamba.train.batches import chain_of
@@ -139,12 +138,10 @@ def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
     learnt = {one.hr.resolve() for one in files}
     shared = [one.hr for one in _found(recipe) if one.hr.resolve() in learnt]
     if shared:
-        warnings.warn(
+        warn(
             f"{len(shared)} images are in data.train and in data.val, such as {shared[0]}: the "
             "validation says nothing about other images, but chooses the best weights. Hold some "
-            "out, as prepare --val does.",
-            RepmambaWarning,
-            stacklevel=2,
+            "out, as prepare --val does."
         )
 
 

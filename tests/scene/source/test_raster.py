@@ -213,6 +213,15 @@ def test_whatever_makes_gdals_mask_tells_of_missing_pixels(
         np.testing.assert_array_equal(file.dataset_mask() != 0, expected)
 
 
+def test_nodata_none_leaves_the_masks_of_bands(tmp_path, write_raster):
+    path = a_mask_for_each_band(tmp_path, write_raster)
+    with open_raster(path) as usual, open_raster(path, ReadOptions(nodata="none")) as given:
+        assert given.facts.missing == usual.facts.missing == "mask"
+        valid = given.read(given.whole)[1]
+        np.testing.assert_array_equal(valid, usual.read(usual.whole)[1])
+    assert np.count_nonzero(~valid) == 5 * 20
+
+
 @pytest.mark.parametrize("nodata", [("", "0"), ("0", ""), ("-9999", "0")])
 def test_where_one_band_has_no_missing_pixels_none_is_missing(tmp_path, write_raster, nodata):
     sources = [

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
@@ -26,7 +25,7 @@ from rasterio.shutil import copy as gdal_copy
 
 from repmamba import durable
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
-from repmamba.gdal import bounded_cache, created, opened, write_out_blocks, writing_alone
+from repmamba.gdal import bounded_cache, created, opened, settings, write_out_blocks, writing_alone
 from repmamba.scene.result.formats import FORMATS, creation_options, is_lossless, raw_bytes
 from repmamba.scene.result.journal import Journal
 from repmamba.scene.result.output import OutputProfile
@@ -214,7 +213,7 @@ def _write_cog(
             files.append(Path(f"{files[-1]}.ovr"))
             levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
         _check_intermediates(files, levels, profile)
-        with rasterio.Env(**WRITING):
+        with settings(WRITING):
             gdal_copy(base, path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
         progress(1.0)
     finally:
@@ -236,7 +235,7 @@ def _write_copy(
         # A side-car file only for georeferencing: no .aux.xml beside every picture.
         pam = "YES" if profile.has_place else "NO"
         text = {"WRITE_METADATA_AS_TEXT": "YES"} if profile.format == "PNG" and pam == "NO" else {}
-        with rasterio.Env(**WRITING | {"GDAL_PAM_ENABLED": pam}):
+        with settings(WRITING | {"GDAL_PAM_ENABLED": pam}):
             gdal_copy(
                 base,
                 path,
@@ -303,7 +302,7 @@ def _write_tiff(
     }
     with (
         writing_alone(),
-        rasterio.Env(**WRITING),
+        settings(WRITING),
         created(path, nodata=profile.nodata, **shape, **place, **options) as dataset,
     ):
         _describe(dataset, profile)
@@ -400,7 +399,7 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
     shape = {"width": width, "height": height, "count": profile.count, "dtype": profile.dtype}
     pieces = []
     with (
-        rasterio.Env(**WRITING),
+        settings(WRITING),
         opened(above) as source,
         created(path, nodata=profile.nodata, **shape, **_intermediate(profile, 256)) as target,
     ):

@@ -17,7 +17,7 @@ from rasterio.io import MemoryFile
 from rasterio.shutil import copy as gdal_copy
 
 from repmamba.errors import UsageError
-from repmamba.gdal import created, opened
+from repmamba.gdal import created, opened, settings
 from repmamba.scene.result.formats import FORMATS, creation_options, is_lossless
 from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.readback import GDAL_FAILURES, OWN_FILES
@@ -35,7 +35,7 @@ def check_options(profile: OutputProfile) -> None:
     """Raise UsageError if GDAL rejects the creation options for the profile's type and bands."""
     asked = ", ".join(f"{name}={value}" for name, value in profile.creation)
     try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES", **OWN_FILES):
+        with settings({"GDAL_TIFF_INTERNAL_MASK": "YES", **OWN_FILES}):
             fault = _fault(replace(profile, grid=Grid(EDGE, EDGE)))
     except GDAL_FAILURES as error:
         fault = (

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from repmamba.errors import VerificationError
-from repmamba.gdal import bounded_cache, opened
+from repmamba.gdal import bounded_cache, opened, settings
 from repmamba.scene.result.formats import FORMATS
 from repmamba.scene.result.receipt import Level, Piece, Receipt, file_sha256
 from repmamba.scene.result.tile_file import packed_rows
@@ -45,7 +44,7 @@ Inspect = Callable[[Window, NDArray[Any], NDArray[np.bool_] | None], None]
 def open_level(path: Path, level: int = 0) -> Iterator[Any]:
     """A level of a raster through a new handle; level 1 is the first overview."""
     choice = {} if level == 0 else {"overview_level": level - 1}
-    with bounded_cache(), rasterio.Env(**READING), opened(path, **choice) as dataset:
+    with bounded_cache(), settings(READING), opened(path, **choice) as dataset:
         yield dataset
 
 

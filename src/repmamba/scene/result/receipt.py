@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _KINDS: dict[str, type] = {  # types of the fields of a Receipt
     **dict.fromkeys(("file", "format", "sha256", "dtype"), str),
     **dict.fromkeys(("bytes", "count"), int),
     **dict.fromkeys(("mask", "lossless"), bool),
-    **dict.fromkeys(("job", "sidecars"), dict),
+    **dict.fromkeys(("job", "sidecars", "creation"), dict),
 }
 
 
@@ -66,6 +66,8 @@ class Receipt:
     levels: tuple[Level, ...]
     job: Mapping[str, Json]  # JobIdentity.as_json()
     sidecars: Mapping[str, str]  # name -> SHA-256
+    # GDAL's options when the file was created; empty in older receipts
+    creation: Mapping[str, str] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """The content of the receipt file."""

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from repmamba.durable import check_local
 from repmamba.errors import TargetError, TargetExists, UsageError, VerificationError
-from repmamba.scene.result.formats import FORMATS
+from repmamba.scene.result.formats import FORMATS, creation_options
 from repmamba.scene.result.job import JobIdentity, differences
 from repmamba.scene.result.journal import check_name, other_jobs, refuse_changed_job, work_folder
 from repmamba.scene.result.lock import TargetLock
@@ -73,11 +73,11 @@ def standing_result(
     """
     resumed = work_folder(target, job.id).is_dir()
     ours = resumed or lock_was_left or keep_finished
-    if ours and not restart and (receipt := finished_receipt(target, job)) is not None:
+    if ours and not restart and (receipt := finished_receipt(target, profile, job)) is not None:
         return receipt
     if not overwrite:
         if target.exists():
-            refuse_existing(target, _made_otherwise(target, job))
+            refuse_existing(target, _made_otherwise(target, profile, job))
         if not resumed:  # else they may be ours, and are compared when they are replaced
             for path in sidecars(target, profile):
                 if path.exists():
@@ -88,8 +88,8 @@ def standing_result(
     return None
 
 
-def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
-    """The receipt of a target that is the complete result of this job; None otherwise.
+def finished_receipt(target: Path, profile: OutputProfile, job: JobIdentity) -> Receipt | None:
+    """The receipt of a target that is the complete result of this job and profile; else None.
 
     target: links resolved. A run stopped in its last step left the receipt in the working folder.
     """
@@ -99,19 +99,28 @@ def finished_receipt(target: Path, job: JobIdentity) -> Receipt | None:
             size = target.stat().st_size
         except (VerificationError, OSError):
             continue
-        ours = receipt.job == job.as_json() and size == receipt.bytes
+        ours = size == receipt.bytes and not _differences(receipt, profile, job)
         if ours and file_sha256(target) == receipt.sha256:
             return receipt
     return None
 
 
-def _made_otherwise(target: Path, job: JobIdentity) -> str:
+def _made_otherwise(target: Path, profile: OutputProfile, job: JobIdentity) -> str:
     """How the result at a target was made differently, where its receipt shows that."""
     try:
-        unlike = differences(dict(read_receipt(receipt_path(target)).job), job.as_json())
+        unlike = _differences(read_receipt(receipt_path(target)), profile, job)
     except VerificationError:
         return ""
     return f", made otherwise ({unlike[0]}{' and more' * (len(unlike) > 1)})" if unlike else ""
+
+
+def _differences(receipt: Receipt, profile: OutputProfile, job: JobIdentity) -> list[str]:
+    """How a receipt differs from the one that this job and profile would have."""
+    return [
+        *differences(dict(receipt.job), job.as_json()),
+        *differences(receipt.format, profile.format, "format"),
+        *differences(dict(receipt.creation), dict(creation_options(profile)), "creation"),
+    ]
 
 
 def sidecars(target: Path, profile: OutputProfile) -> list[Path]:

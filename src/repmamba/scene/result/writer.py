@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from repmamba import durable
 from repmamba.errors import TargetExists, UsageError
 from repmamba.scene.result.assembly import Assembled, assemble, clear_drafts
-from repmamba.scene.result.formats import FORMATS, check_fit, is_lossless
+from repmamba.scene.result.formats import FORMATS, check_fit, creation_options, is_lossless
 from repmamba.scene.result.job import JobIdentity
 from repmamba.scene.result.journal import (
     Journal,
@@ -209,6 +209,7 @@ class SceneWriter:
             levels=whole.levels,
             job=self.job.as_json(),
             sidecars={path.name: file_sha256(path) for path in whole.sidecars},
+            creation=creation_options(self.profile),
         )
 
     def _land(self, whole: Assembled, receipt: Receipt) -> None:

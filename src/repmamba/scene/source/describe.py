@@ -23,14 +23,14 @@ def describe_missing(facts: RasterFacts) -> str:
         by.append(f"{what}, as {'given' if facts.nodata_given else 'the file declares'}")
     elif facts.missing_from == "bands":
         by.append("by what the file says of each band")
-    return "; ".join(by) or "none are declared"
+    return "; ".join(by) or ("none, as given" if facts.nodata_given else "none are declared")
 
 
 def describe_alpha(facts: RasterFacts) -> str:
     """Which band is alpha, and how to treat it as data instead."""
     if facts.alpha is None:
         return "none"
-    return f"band {facts.numbers[facts.alpha]}, as the file says (--no-alpha if it is data)"
+    return f"band {facts.numbers[facts.alpha]}, as the file says (alpha=False if it is data)"
 
 
 def describe_colours(together: Sequence[Sequence[int]]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -93,7 +93,8 @@ class PixelReader:
     # what marks missing pixels: "mask", "alpha", "bands" (usually nodata), or "" for nothing
     missing: str
     alpha: int | None = None  # index of the alpha band, from 0
-    nodata: tuple[float, ...] | None = None  # of each band but alpha, if the options give it
+    # of each band but alpha, if the options give it; None for each if they say that there is none
+    nodata: tuple[float | None, ...] | None = None
     # (number) -> (bands,), for palettes and grey that is not shown as stored
     lookup: NDArray[Any] | None = None
     turn: int = 1  # EXIF orientation
@@ -228,7 +229,7 @@ class PixelReader:
             valid = raw[self.alpha] != 0
         elif self.missing == "mask":
             valid = self.dataset.read_masks(self.colours[0], window=place) != 0
-        elif self.missing == "bands" and self.nodata is None:
+        elif self.missing == "bands" and (self.nodata is None or None in self.nodata):
             # Not dataset_mask: with four bands it uses the nodata of the last one for all.
             valid = self.dataset.read_masks(list(self.colours), window=place).any(axis=0)
         if self.nodata is not None:
@@ -284,7 +285,7 @@ def pixel_reader(name: str, dataset: Any, how: ReadOptions, files: Sequence[Path
         dataset=dataset,
         by_rows=dataset.block_shapes[0][1] >= dataset.width,
         fill_corrupt=how.fill_corrupt,
-        missing=_marks_of_missing(dataset, alpha, given=how.nodata is not None),
+        missing=_marks_of_missing(dataset, alpha, how.nodata),
         alpha=alpha,
         nodata=_given_nodata(name, dataset, alpha, how),
         lookup=_palette(name, dataset, how) if grey is None else grey,
@@ -306,27 +307,35 @@ def _alpha(dataset: Any, how: ReadOptions) -> int | None:
     return next((place for place in called if not is_called_data(dataset, place, how)), None)
 
 
-def _marks_of_missing(dataset: Any, alpha: int | None, *, given: bool) -> str:
+def _marks_of_missing(
+    dataset: Any, alpha: int | None, given: tuple[float, ...] | Literal["none"] | None
+) -> str:
     """What marks missing pixels: a dataset mask, else alpha, else nodata or band masks."""
     flags = [each for band, each in enumerate(dataset.mask_flag_enums) if band != alpha]
     if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
         return "mask"
     if alpha is not None:
         return "alpha"
-    of_bands = not any(MaskFlags.all_valid in each or MaskFlags.alpha in each for each in flags)
-    return "bands" if given or of_bands else ""
+    no_marks = {MaskFlags.all_valid, MaskFlags.alpha}
+    if given == "none":
+        no_marks.add(MaskFlags.nodata)
+    elif given is not None:
+        return "bands"
+    return "" if any(no_marks & set(each) for each in flags) else "bands"
 
 
 def _given_nodata(
     name: str, dataset: Any, alpha: int | None, how: ReadOptions
-) -> tuple[float, ...] | None:
+) -> tuple[float | None, ...] | None:
     """The nodata values from the options, for each band but alpha, in the file's type.
 
     Raises UsageError if their number does not fit.
     """
     if how.nodata is None:
         return None
-    count = dataset.count - (alpha is not None)
+    count = int(dataset.count) - (alpha is not None)
+    if how.nodata == "none":
+        return (None,) * count
     if len(how.nodata) not in (1, count):
         raise UsageError(
             f"nodata= has {len(how.nodata)} numbers, and {name} has {count} "

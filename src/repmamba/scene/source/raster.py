@@ -24,7 +24,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
 from repmamba.errors import SourceError
-from repmamba.gdal import bounded_cache, opened
+from repmamba.gdal import bounded_cache, opened, settings
 from repmamba.pixels.radiometry import type_range
 from repmamba.scene.source.admission import (
     GDAL_SETTINGS,
@@ -138,11 +138,13 @@ class Raster:
         pixels: PixelReader,
         watched: Mapping[Path, tuple[int, int]],
         stack: ExitStack,
+        options: Mapping[str, str],
     ):
         self.facts = facts
         self._pixels = pixels
         self._watched = watched
         self._stack = stack
+        self._options = options  # of GDAL
         self._lock = threading.Lock()
 
     @property
@@ -166,7 +168,7 @@ class Raster:
         Raises CorruptSource with the window, and SourceError if the file changed since it was
         opened.
         """
-        with self._lock, read_errors(self.facts.name, window):
+        with self._lock, settings(self._options), read_errors(self.facts.name, window):
             pixels = self._pixels.read(window)
             self.check_unchanged()
         return pixels
@@ -228,12 +230,12 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
     how = how or ReadOptions()
     name = os.fspath(source)
     driver = check_file(name, how)
-    settings = GDAL_SETTINGS | (UNTRUSTED_SETTINGS if how.untrusted else {})
+    options = GDAL_SETTINGS | (UNTRUSTED_SETTINGS if how.untrusted else {})
     stack = ExitStack()
     try:
-        with read_errors(name):
-            stack.enter_context(bounded_cache())
-            stack.enter_context(rasterio.Env(**settings))
+        stack.enter_context(bounded_cache())
+        stack.enter_context(rasterio.Env())
+        with settings(options), read_errors(name):
             dataset = stack.enter_context(opened(name, driver=driver))
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
@@ -251,7 +253,7 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
     except BaseException:
         stack.close()
         raise
-    return Raster(facts, pixels, watched, stack)
+    return Raster(facts, pixels, watched, stack, options)
 
 
 def _listed(names: Sequence[str]) -> str:
