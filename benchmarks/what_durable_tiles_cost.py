@@ -32,7 +32,7 @@ from rasterio.windows import Window as GdalWindow
 
 import answers
 from repmamba.scene.result.formats import creation_options
-from repmamba.scene.result.job import JobIdentity, digest
+from repmamba.scene.result.job import JobIdentity, digest128
 from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.readback import squares
 from repmamba.scene.result.writer import SceneWriter
@@ -120,7 +120,7 @@ def tile_costs(data: NDArray[np.uint8]) -> dict[str, float]:
     """Seconds of processor time for a tile of the picture, by what is done to it; printed."""
     payload = np.ascontiguousarray(data[:, :TILE, :TILE]).tobytes()
     works: dict[str, Callable[[], Any]] = {
-        "SHA-256": lambda: digest(payload),
+        "SHA-256": lambda: digest128(payload),
         "zlib 1": lambda: zlib.compress(payload, 1),
     }
     found = {name: least(5, partial(timed, work))["cpu"] for name, work in works.items()}
