@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repmamba.inference.packed_weights import Array, Block, Fields, Layers, RMBWeights, empty
-from repmamba.kernels.library import library
+from repmamba.kernels.library import fields, library
 from repmamba.network.config import SPLIT
 from repmamba.scan.directions import visits
 from repmamba.scan.native_cpu import map_pass
@@ -23,11 +23,9 @@ from repmamba.scan.threads import in_another
 WORK_FOR_THREADS = 1 << 12
 
 
-def _structure(fields: str) -> type[ctypes.Structure]:
-    """A struct of kernels/inference.h: names of its fields, * marks pointers, % marks doubles."""
-    kinds = {"*": ctypes.c_void_p, "%": ctypes.c_double}
-    named = [(field.lstrip("*%"), kinds.get(field[0], ctypes.c_int64)) for field in fields.split()]
-    return type("Arguments", (ctypes.Structure,), {"_fields_": named})
+def _structure(names: str) -> type[ctypes.Structure]:
+    """A struct of kernels/inference.h."""
+    return type("Arguments", (ctypes.Structure,), {"_fields_": fields(names)})
 
 
 # arguments of each kernel over rows, by its name without the suffix of an arithmetic
@@ -37,21 +35,18 @@ ARGUMENTS = {
     ),
     "front": _structure(
         "height width channels *v v_stride *in_x *in_x_bias *conv *conv_bias *high_conv *high_bias "
-        "*x_proj "
-        "projections *halves *pooled *projected"
+        "*x_proj projections *halves *pooled *projected"
     ),
     "tail": _structure(
         "height width channels *v v_stride *in_z *in_z_bias *scanned *halves *out_scale *out_shift "
-        "*out_proj "
-        "*out_bias *gain *beside beside_stride beside_channels *result result_stride"
+        "*out_proj *out_bias *gain *beside beside_stride beside_channels *result result_stride"
     ),
     "feed_forward": _structure(
         "height width channels hidden *t *c *fc1 *fc1_bias *conv *conv_bias *fc2 *fc2_bias *result"
     ),
     "convolution": _structure(
         "height width inputs outputs *x norm *norm_scale *norm_shift *edge *weight *bias *skip "
-        "%slope *result "
-        "*shuffled bands scale"
+        "%slope *result *shuffled bands scale"
     ),
 }
 

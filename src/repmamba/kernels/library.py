@@ -33,6 +33,15 @@ Kernel = Callable[[int, int, object, object], None]
 """kernel(first, last, arguments, scratch); the last two are pointers to a struct and to memory."""
 
 
+def fields(names: str) -> list[tuple[str, Any]]:
+    """The fields of a struct of arguments, for ctypes: names in order, * marks pointers, % doubles.
+
+    The others are int64. Pointers are addresses: the caller keeps the memory alive.
+    """
+    kinds = {"*": ctypes.c_void_p, "%": ctypes.c_double}
+    return [(name.lstrip("*%"), kinds.get(name[0], ctypes.c_int64)) for name in names.split()]
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """The loaded kernels of one level."""

@@ -37,18 +37,10 @@ from repmamba.scan.sizes import DIRECTIONS
 
 # torch layers in our networks
 LAYERS = frozenset(
-    {
-        *(
-            nn.Linear,
-            nn.Conv2d,
-            nn.LayerNorm,
-            nn.BatchNorm2d,
-            nn.LeakyReLU,
-            nn.PixelShuffle,
-            nn.Identity,
-        ),
-        *(nn.Sequential, nn.ModuleList),
-    }
+    [
+        *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.LeakyReLU, nn.PixelShuffle),
+        *(nn.Identity, nn.Sequential, nn.ModuleList),
+    ]
 )
 
 # a layer normalisation's bias over its weight; beyond it, normalised value + shift loses digits

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from repmamba.kernels.library import Kernel, library
+from repmamba.kernels.library import Kernel, fields, library
 from repmamba.network.config import NetworkConfig
 from repmamba.network.lpfm import LPFM
 from repmamba.network.repconv import to_map, to_tokens
@@ -106,17 +106,9 @@ def _serves(block: LPFM, t: Tensor) -> bool:
 class _Arguments(ctypes.Structure):
     """struct Training of training.h."""
 
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in ("batch", "height", "width", "hidden", "stage", "rmb")
-        ),
-        ("momentum", ctypes.c_double),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("parameters", "buffers", "gradients", "visits", "t", "gradient")
-        ),
-        *((name, ctypes.c_void_p) for name in ("result", "dt", "kept", "passing", "sizes")),
+    _fields_ = fields(
+        "batch height width hidden stage rmb %momentum *parameters *buffers *gradients *visits "
+        "*t *gradient *result *dt *kept *passing *sizes"
     )
 
 

@@ -29,15 +29,13 @@ class Backend:
 
     name: str
     module: str
-    sequences: str  # (u, dt, A, B, C, D) -> y, as scan_by_definition
-    # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
-    maps: str | None
     devices: tuple[str, ...] | None  # types of torch.device; None: all
-    gradients: bool
     dtypes: tuple[torch.dtype, ...]  # that it computes in
-    exportable: bool  # made of torch operators only, so that ONNX and OpenVINO can export it
     # of maps that it reads without a copy and converts to float32 on the way
     halves: tuple[torch.dtype, ...] = ()
+    sequences: str = "scan_sequences"  # (u, dt, A, B, C, D) -> y, as scan_by_definition
+    # (p, projected, dt_weight, dt_bias, A, D) -> map; without one, maps go as sequences
+    maps: str | None = "scan_map"
 
     def serves(self, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
         """Whether it can compute on this device in this type."""
@@ -70,39 +68,17 @@ HALVES = (torch.bfloat16, torch.float16)
 
 # in order of preference
 BACKENDS = (
+    Backend("triton", "repmamba.scan.triton_gpu", ("cuda",), BOTH, HALVES),
+    Backend("native", "repmamba.scan.native_cpu", ("cpu",), SINGLE),
     Backend(
-        "triton",
-        "repmamba.scan.triton_gpu",
-        "scan_sequences",
-        "scan_map",
-        ("cuda",),
-        True,
-        BOTH,
-        False,
-        HALVES,
+        *("chunked", "repmamba.scan.chunked", None, BOTH),
+        sequences="scan_in_chunks",
+        maps="scan_map_in_chunks",
     ),
     Backend(
-        "native",
-        "repmamba.scan.native_cpu",
-        "scan_sequences",
-        "scan_map",
-        ("cpu",),
-        True,
-        SINGLE,
-        False,
-    ),
-    Backend(
-        "chunked",
-        "repmamba.scan.chunked",
-        "scan_in_chunks",
-        "scan_map_in_chunks",
-        None,
-        True,
-        BOTH,
-        True,
-    ),
-    Backend(
-        "definition", "repmamba.scan.definition", "scan_by_definition", None, None, True, BOTH, True
+        *("definition", "repmamba.scan.definition", None, BOTH),
+        sequences="scan_by_definition",
+        maps=None,
     ),
 )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from repmamba.kernels.library import library
+from repmamba.kernels.library import fields, library
 from repmamba.scan.directions import visits
 from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
@@ -50,18 +50,11 @@ def scan_map(
 
 
 class ScanArguments(ctypes.Structure):
-    """struct Scan of scan.h. Pointers are addresses: the caller keeps the memory alive."""
+    """struct Scan of scan.h."""
 
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in ("slabs", "groups", "length", "channels", "used", "rank")
-        ),
-        *((name, ctypes.c_void_p) for name in ("visits", "u", "dt")),
-        *((name, ctypes.c_int64) for name in ("u_batch", "u_group")),
-        ("rows", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows_batch", "rows_group", "rows_pixel")),
-        *((name, ctypes.c_void_p) for name in ("dt_weight", "dt_bias", "A", "D", "kept", "y")),
+    _fields_ = fields(
+        "slabs groups length channels used rank *visits *u *dt u_batch u_group "
+        "*rows rows_batch rows_group rows_pixel *dt_weight *dt_bias *A *D *kept *y"
     )
 
 
@@ -70,10 +63,9 @@ class GradientsArguments(ctypes.Structure):
 
     _fields_ = (
         ("scan", ScanArguments),
-        ("dy", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("dy_batch", "dy_group")),
-        *((name, ctypes.c_void_p) for name in ("du", "drows", "dconstants", "ddt")),
-        *((name, ctypes.c_int64) for name in ("drows_batch", "drows_group", "drows_pixel")),
+        *fields(
+            "*dy dy_batch dy_group *du *drows *dconstants *ddt drows_batch drows_group drows_pixel"
+        ),
     )
 
 

@@ -24,6 +24,11 @@ MAP_SLABS = 2
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
+# of a backward operator: (dy, kept, the six arguments of the forward one) -> their gradients
+OF_SIX = "({}) -> ({})".format(
+    ", ".join(f"Tensor {name}" for name in ("dy", "kept", *"abcdef")), ", ".join(["Tensor"] * 6)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
@@ -101,19 +106,12 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         kept = scan.kept_shape(batch, DIRECTIONS, height * width if keep else 0, channel, A.dtype)
         return A.new_empty(batch, height, width, channel).permute(0, 3, 1, 2), A.new_empty(kept)
 
-    @torch.library.custom_op(f"{name}_backward", mutates_args=(), device_types=device)
-    def backward(
-        dy: Tensor,
-        kept: Tensor,
-        p: Tensor,
-        projected: Tensor,
-        dt_weight: Tensor,
-        dt_bias: Tensor,
-        A: Tensor,
-        D: Tensor,
-    ) -> Six:
-        problem = scan.map_problem(p, projected, dt_weight, dt_bias, A, D)
-        gradients = scan.backward(problem, kept, pixels(dy))
+    @torch.library.custom_op(
+        f"{name}_backward", mutates_args=(), device_types=device, schema=OF_SIX
+    )
+    def backward(dy: Tensor, kept: Tensor, *tensors: Tensor) -> Six:
+        p, projected = tensors[:2]
+        gradients = scan.backward(scan.map_problem(*tensors), kept, pixels(dy))
         u = (gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]]
         dp, dprojected = (
             image(of.to(x.dtype), *p.shape[2:]) for of, x in ((u, p), (gradients.rows, projected))
@@ -121,20 +119,11 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
 
     @backward.register_fake
-    def _(
-        dy: Tensor,
-        kept: Tensor,
-        p: Tensor,
-        projected: Tensor,
-        dt_weight: Tensor,
-        dt_bias: Tensor,
-        A: Tensor,
-        D: Tensor,
-    ) -> Six:
+    def _(dy: Tensor, kept: Tensor, *tensors: Tensor) -> Six:
         dp, dprojected = (
-            x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in (p, projected)
+            x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for x in tensors[:2]
         )
-        dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in (dt_weight, dt_bias, A, D))
+        dweight, dbias, dA, dD = (x.new_empty(x.shape) for x in tensors[2:])
         return dp, dprojected, dweight, dbias, dA, dD
 
     _differentiate(forward, backward)
@@ -157,13 +146,13 @@ def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
         kept = scan.kept_shape(batch, groups, length if keep else 0, rows // groups, A.dtype)
         return A.new_empty(u.shape), A.new_empty(kept)
 
-    @torch.library.custom_op(f"{name}_backward", mutates_args=(), device_types=device)
-    def backward(
-        dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-    ) -> Six:
-        groups, channel = B.shape[1], u.shape[1] // B.shape[1]
-        problem = scan.sequence_problem(u, dt, A, B, C, D)
-        gradients = scan.backward(problem, kept, steps_first(dy, groups))
+    @torch.library.custom_op(
+        f"{name}_backward", mutates_args=(), device_types=device, schema=OF_SIX
+    )
+    def backward(dy: Tensor, kept: Tensor, *tensors: Tensor) -> Six:
+        u, groups = tensors[0], tensors[3].shape[1]
+        channel = u.shape[1] // groups
+        gradients = scan.backward(scan.sequence_problem(*tensors), kept, steps_first(dy, groups))
         du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
         dB, dC = (
             own(rows.transpose(2, 3))
@@ -172,10 +161,8 @@ def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
         return du, ddt, gradients.A, dB, dC, gradients.D
 
     @backward.register_fake
-    def _(
-        dy: Tensor, kept: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-    ) -> Six:
-        du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in (u, dt, A, B, C, D))
+    def _(dy: Tensor, kept: Tensor, *tensors: Tensor) -> Six:
+        du, ddt, dA, dB, dC, dD = (x.new_empty(x.shape) for x in tensors)
         return du, ddt, dA, dB, dC, dD
 
     _differentiate(forward, backward)

@@ -91,6 +91,11 @@ class _Problem:
     width: int
 
     @property
+    def read(self) -> tuple[Tensor, ...]:
+        """What every kernel over chunks reads."""
+        return self.dt, self.rows, self.dt_weight, self.dt_bias, self.A
+
+    @property
     def is_map(self) -> bool:
         return self.u.ndim == 3
 
@@ -193,16 +198,7 @@ def _at_chunks(problem: _Problem, source: Tensor, *, adjoint: bool) -> Tensor:
         problem.new(*shape, STATE, problem.channel),
         problem.new(*shape, problem.channel),
     )
-    tensors = (
-        source,
-        problem.dt,
-        problem.rows,
-        problem.dt_weight,
-        problem.dt_bias,
-        problem.A,
-        states,
-        spans,
-    )
+    tensors = (source, *problem.read, states, spans)
     problem.launch("chunk_ends", problem.groups, tensors, ADJOINT=adjoint)
     _launch(
         "carry",
@@ -224,17 +220,12 @@ def _forward(problem: _Problem, keep: bool) -> tuple[Tensor, Tensor]:
     kept = problem.new(
         *_kept_shape(problem.batch, problem.groups, length, problem.channel, problem.A.dtype)
     )
-    tensors = (
-        problem.u,
-        problem.dt,
-        problem.rows,
-        problem.dt_weight,
-        problem.dt_bias,
-        problem.A,
-        problem.D,
-    )
     problem.launch(
-        "outputs", problem.slabs, (*tensors, starts, y, kept), KEEP=keep, SEGMENT=SEGMENT
+        "outputs",
+        problem.slabs,
+        (problem.u, *problem.read, problem.D, starts, y, kept),
+        KEEP=keep,
+        SEGMENT=SEGMENT,
     )
     return y, kept
 
@@ -246,19 +237,10 @@ def _backward(problem: _Problem, kept: Tensor, dy: Tensor) -> Gradients:
     drows = problem.new(problem.blocks, *problem.rows.shape)
     lines = CONSTANTS + problem.rank
     dconstants = problem.new(problem.batch, problem.chunks, problem.groups, lines, problem.channel)
-    tensors = (
-        problem.u,
-        problem.dt,
-        problem.rows,
-        problem.dt_weight,
-        problem.dt_bias,
-        problem.A,
-        problem.D,
-    )
     problem.launch(
         "gradients",
         problem.slabs,
-        (*tensors, kept, ends, dy, du, ddt, drows, dconstants),
+        (problem.u, *problem.read, problem.D, kept, ends, dy, du, ddt, drows, dconstants),
         SEGMENT=SEGMENT,
     )
     by_line = dconstants.sum((0, 1))
