@@ -20,6 +20,7 @@ It takes some 20 minutes of CPU time. The thresholds are NOISY and BLOCKY of sce
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ import answers
 from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.data.pairs import PairFiles, find_pairs
 from repmamba.data.sensors import SensorChain
+from repmamba.errors import CheckpointError
 from repmamba.evaluate.metrics import METRICS
 from repmamba.inference.loading import load
 from repmamba.inference.upscaler import Upscaler
@@ -72,7 +74,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clean, real = load(options.weights), load(options.real, scale=load(options.weights).scale)
+    try:
+        clean = load(options.weights)
+        real = load(options.real, scale=clean.scale)
+    except CheckpointError as missing:
+        sys.exit(f"{missing} Name them with --weights and --real.")
     data = options.reference / "data"
     chosen_on = [
         seen for name in VALIDATION for seen in of_set(data / name, options.images, clean, real)
