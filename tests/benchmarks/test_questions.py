@@ -106,7 +106,9 @@ def test_reference_data_that_is_not_there_is_one_line(
 
 
 def test_weights_that_are_not_there_are_one_line(ask, tmp_path: Path):
-    with pytest.raises(SystemExit, match=r"no weights 'none'.* Name them with --weights and --real"):
+    with pytest.raises(
+        SystemExit, match=r"no weights 'none'.* Name them with --weights and --real"
+    ):
         ask("does_it_choose_well", "--real", "none", "--reference", tmp_path)
 
 
