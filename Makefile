@@ -104,7 +104,7 @@ gallery: .venv/installed  ## the pictures of the gallery, from the reference dat
 
 readme-picture: .venv/installed  ## the picture of the README, from the bundled picture
 	@mkdir -p demo
-	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --weights x4-open --overwrite
+	$(BIN)/repmamba upscale examples/intersection.png -o demo/intersection_x4.png --overwrite
 	$(BIN)/python -W ignore examples/compare.py examples/intersection.png demo/intersection_x4.png \
 	  -o docs/intersection.png --window 60,60,104,76
 

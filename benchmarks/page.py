@@ -94,7 +94,7 @@ def standing(networks: list[dict[str, str]]) -> str:
     ours, *others = [row for row in networks if row["units"]]
     better = [row for row in others if float(row["ucmerced"]) > float(ours["ucmerced"])]
     faster = [row["network"] for row in better if float(row["units"]) < float(ours["units"])]
-    named = f" {len(faster)} of these are faster too: {'; '.join(faster)}." if faster else ""
+    named = f" Faster and more accurate: {'; '.join(faster)}." if faster else ""
     return (
         f"{len(better)} of the {len(others)} others are more accurate than the packaged x4 "
         f"weights.{named}\n"

@@ -1,6 +1,6 @@
 """Make the pictures of the gallery and write its page; run by `make gallery`.
 
-Each picture is an input, its bicubic enlargement and the result of `x4-open`, whose terms allow any
+Each picture is an input, its bicubic enlargement and the result of `x4`, whose terms allow any
 use. The imagery is in the public domain: the test pictures of UC Merced Land Use and the rasters
 that docs/gallery.md names. They are in the reference data (REPMAMBA_REFERENCE, or `shared` beside
 the checkout), except the two of examples/.
@@ -73,7 +73,7 @@ def main() -> None:
     if missing := [str(piece.raster) for piece in PIECES if not piece.raster.is_file()]:
         sys.exit(f"The gallery needs the reference data (REPMAMBA_REFERENCE): no {missing[0]}.")
     FOLDER.mkdir(exist_ok=True)
-    upscaler = repmamba.load("x4-open")
+    upscaler = repmamba.load("x4")
     for piece in PIECES:
         for kind, pixels in panels(piece, upscaler).items():
             path = FOLDER / f"{piece.name}-{kind}.webp"

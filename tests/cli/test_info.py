@@ -232,7 +232,7 @@ def test_both_counts_that_are_called_folded_are_told_apart(capsys):
 
 
 def test_of_packaged_weights_ten_lines_are_printed_and_the_rest_is_in_the_json(capsys, facts_of):
-    for name in ("x2", "x3", "x4", "x4-open"):
+    for name in ("x2", "x3", "x4"):
         assert run(["info", name]) == 0
         shown = capsys.readouterr().out
         assert shown.count("\n") <= 10
@@ -246,7 +246,7 @@ def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
     said = capsys.readouterr().err
     assert (
         said
-        == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2, x4-open.\n"
+        == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2.\n"
     )
     assert run(["info", "x5.tif"]) == 1
     assert "x5.tif does not exist" in capsys.readouterr().err

@@ -481,7 +481,7 @@ def test_other_networks_without_a_page_are_refused(tmp_path):
         command, [str(folder), "--method", "bicubic", "-q", "--others", "others.csv"]
     )
     assert isinstance(result.exception, UsageError)
-    assert "name it by --report" in str(result.exception)
+    assert "add --report" in str(result.exception)
 
 
 def test_without_a_terminal_progress_is_logged(tmp_path, monkeypatch, caplog):

@@ -75,7 +75,6 @@ def test_a_value_that_makes_no_sense_is_one_line(attempt, option, said):
         {"halo": "8"},
         {"creation": "COMPRESS=ZSTD"},
         {"confidence": 3},
-        {"nodata": "none"},
         {"range": (0, 1)},
     ],
     ids=str,

@@ -40,8 +40,8 @@ values of the layer.
 <b>Expected error</b>: a second raster, which says for each pixel how large an error is to be
 expected, for x4 alone. Eight times the work.
 
-The weights that come with repmamba are for research, teaching and evaluation, and so are rasters
-made with them; x4-open is free of this.
+Results of the x4 weights may be used for anything; those of x2 and x3 for research, teaching and
+evaluation.
 """
 
 
@@ -85,7 +85,7 @@ class Upscale(QgsProcessingAlgorithm):
         for name, shown in (
             ("RGB", "Red, green, blue: numbers of bands"),
             ("RANGE", "Range: low,high or robust or type"),
-            ("WEIGHTS", "Weights: a name such as x4-open, or a file"),
+            ("WEIGHTS", "Weights: a name such as x4, or a file"),
         ):
             self._add_advanced(QgsProcessingParameterString(name, shown, optional=True))
         self._add_advanced(

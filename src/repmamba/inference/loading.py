@@ -48,7 +48,7 @@ def load(
     """Load weights as an Upscaler.
 
     Args:
-        weights: A packaged name (x2, x3, x4, x4-open), a checkpoint file or folder, an exported
+        weights: A packaged name (x2, x3, x4), a checkpoint file or folder, an exported
             network (.onnx), or a Hugging Face repository (owner/name). Default: the packaged
             weights of `scale`, or x4.
         scale: 2, 3 or 4; weights of another scale are refused.
