@@ -80,7 +80,7 @@ class RunOptions:
 
     overwrite: bool = False
     restart: bool = False
-    keep_finished: bool = False  # kept as False with one of the other two
+    keep_finished: bool = False  # without effect beside overwrite or restart
     confidence: Path | None = None
     workers: int | None = None
     cluster: Any = None

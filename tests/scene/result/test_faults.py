@@ -9,7 +9,6 @@ import errno
 import itertools
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -318,19 +317,6 @@ def test_a_lossy_result_that_lost_its_mask_or_an_overview_is_noticed(
     with pytest.raises(VerificationError, match=words[lost]):
         scene.write(tmp_path / "scene.cog.tif")
     assert not (tmp_path / "scene.cog.tif").exists()
-
-
-def test_every_test_that_the_page_names_exists():
-    tests = Path(__file__).parents[1]
-    page = (tests.parents[1] / "docs" / "explanation" / "never-half-a-result.md").read_text()
-    named = set(re.findall(r"`(test_\w+)`", page))
-    there = {
-        name
-        for path in tests.rglob("test_*.py")
-        for name in re.findall(r"def (test_\w+)", path.read_text())
-    }
-    assert len(named) > 20
-    assert named <= there, sorted(named - there)
 
 
 def test_a_block_that_never_reached_the_disk_is_seen_though_the_file_opens(tmp_path):

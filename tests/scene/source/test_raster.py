@@ -602,6 +602,13 @@ def test_bands_of_several_types_are_refused(tmp_path, write_raster, smooth):
         open_raster(vrt)
 
 
+def sparse(path, edge):
+    """A grey raster of edge x edge pixels that takes no space."""
+    shape = {"width": edge, "height": edge, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", tiled=True, sparse_ok=True, **shape):
+        return path
+
+
 class TestStrangersFiles:
     """What --untrusted closes. Each is tried on the user's own files too, where it is allowed."""
 
@@ -640,22 +647,8 @@ class TestStrangersFiles:
         with open_raster(tmp_path / "copy.tif", self.stranger) as raster:
             assert raster.facts.nodata is None
 
-    def test_what_declares_more_pixels_than_allowed_is_refused_before_it_is_decoded(
-        self, write_raster
-    ):
-        path = write_raster("sparse.tif", np.zeros((1, 4, 4), np.uint8))
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            width=40000,
-            height=40000,
-            count=1,
-            dtype="uint8",
-            tiled=True,
-            sparse_ok=True,
-        ):
-            pass
+    def test_what_declares_more_pixels_than_allowed_is_refused_before_it_is_decoded(self, tmp_path):
+        path = sparse(tmp_path / "sparse.tif", 40000)
         with open_raster(path) as raster:
             assert raster.grid.width == 40000
         with pytest.raises(SourceError, match=r"40000 x 40000 pixels.*max_pixels="):
@@ -663,20 +656,8 @@ class TestStrangersFiles:
         with open_raster(path, ReadOptions(untrusted=True, max_pixels=2 * 10**9)) as raster:
             assert raster.grid.width == 40000
 
-    def test_more_pixels_than_bytes_can_hold_are_refused(self, write_raster):
-        path = write_raster("few.tif", np.zeros((1, 4, 4), np.uint8))
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            width=9000,
-            height=9000,
-            count=1,
-            dtype="uint8",
-            tiled=True,
-            sparse_ok=True,
-        ):
-            pass
+    def test_more_pixels_than_bytes_can_hold_are_refused(self, tmp_path):
+        path = sparse(tmp_path / "few.tif", 9000)
         with pytest.raises(SourceError, match=r"bytes\. Raise max_pixels="):
             open_raster(path, self.stranger)
 
