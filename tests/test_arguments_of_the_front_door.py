@@ -1,5 +1,5 @@
-"""A value of another type, or one that means nothing, is a UsageError of one line, wherever in the
-front door.
+"""The front door: a value that makes no sense is a UsageError of one line, a wrong type is Python's
+own error, and neither writes anything.
 """
 
 import numpy as np
@@ -19,24 +19,26 @@ def upscaler():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"weights": 3}, "weights is 3; it takes a path"),
-        ({"weights": b"x4"}, "weights is b'x4'; it takes a path"),
-        ({"weights": ["x4"]}, r"weights is \['x4'\]; it takes a path"),
-        ({"scale": "2"}, "scale is '2'; it takes 2, 3 or 4"),
-        ({"scale": 2.0}, "scale is 2.0; it takes 2, 3 or 4"),
-        ({"scale": 7}, "scale is 7; it takes 2, 3 or 4"),
-        ({"scale": True}, "scale is True; it takes 2, 3 or 4"),
+        ({"scale": 7}, "scale=7: give 2, 3 or 4"),
+        ({"scale": True}, "scale=True: give 2, 3 or 4"),
         ({"device": 3}, "no device '3'"),
-        ({"backend": 3}, "backend is 3; it takes a name"),
-        ({"precision": 32}, "precision is 32; it takes a name"),
-        ({"fuse": "yes"}, "fuse is 'yes'; it takes True or False"),
-        ({"ensemble": 1}, "ensemble is 1; it takes True or False"),
-        ({"weights": "a/b", "revision": 3}, "revision is 3; it takes a name"),
+        ({"backend": "abacus"}, "requests the scan 'abacus'"),
+        ({"precision": 32}, "no precision '32'"),
     ],
     ids=str,
 )
 def test_load(wrong, said):
     with pytest.raises(UsageError, match=said):
+        repmamba.load(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weights": 3}, {"weights": b"x4"}, {"weights": ["x4"]}, {"scale": "2"}, {"scale": 2.0}],
+    ids=str,
+)
+def test_load_leaves_wrong_types_to_python(wrong):
+    with pytest.raises(TypeError):
         repmamba.load(**wrong)
 
 
@@ -49,8 +51,6 @@ def test_load(wrong, said):
         ({"target": b"a.tif"}, "The output is a bytes: give a path"),
         ({"target": "folder/"}, "folder/ is a folder: name a file in it"),
         ({"target": "s3://bucket/a.tif"}, "s3://bucket/a.tif is not a local path"),
-        ({"weights": 3}, "weights is 3; it takes a path"),
-        ({"weights": np.zeros(3)}, "weights is array.*; it takes a path"),
     ],
     ids=str,
 )
@@ -61,25 +61,22 @@ def test_upscale_file(tmp_path, monkeypatch, wrong, said):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
     with pytest.raises(UsageError, match=said):
         repmamba.upscale_file(**{"source": "a.png", "target": "b.png"} | wrong)
+    with pytest.raises(TypeError):
+        repmamba.upscale_file("a.png", "b.png", weights=3)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_networks(tmp_path):
     for wrong in (3, None, b"x4"):
-        with pytest.raises(UsageError, match=r"source is .*; it takes a path"):
+        with pytest.raises(TypeError):
             repmamba.from_pretrained(wrong)
-    with pytest.raises(UsageError, match="revision is 3; it takes a branch"):
-        repmamba.from_pretrained("a/b", revision=3)
     with pytest.raises(UsageError, match="network is a Linear; expected a RepMamba"):
         repmamba.save_pretrained(torch.nn.Linear(1, 1), tmp_path)
     network = repmamba.from_pretrained(find_weights("x2").path)
-    for wrong, said in (
-        ({"folder": 3}, "folder is 3; it takes a path"),
-        ({"folder": "s3://bucket/net"}, "is not a local path"),
-        ({"training": 3}, "training a dict"),
-        ({"origin": 3}, "origin must be a line of text"),
-    ):
-        with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match="is not a local path"):
+        repmamba.save_pretrained(network, "s3://bucket/net")
+    for wrong in ({"folder": 3}, {"training": 3}):
+        with pytest.raises(TypeError):
             repmamba.save_pretrained(network, **{"folder": tmp_path / "net"} | wrong)
     assert list(tmp_path.iterdir()) == []
 

@@ -138,8 +138,8 @@ def test_large_images_without_lr_are_downsampled_by_the_given_scale(place, tmp_p
         ({"methods": "bicubic", "folders": []}, "no folder to evaluate"),
         ({"methods": "lanczos"}, "There is no method 'lanczos'; choose among nearest, bicubic"),
         ({"methods": "bicubic", "rules": "psnr"}, "There is no rule psnr"),
-        ({"methods": "bicubic", "scale": 5}, "The scale is 5; it must be 2, 3 or 4"),
-        ({"methods": "bicubic", "cost_size": 0}, "cost size is 0 pixels"),
+        ({"methods": "bicubic", "scale": 5}, "scale=5: give 2, 3 or 4"),
+        ({"methods": "bicubic", "cost_size": 0}, "cost_size=0: give a number of pixels from 1 up"),
         (
             {"methods": "bicubic", "peak": 4000},
             "for the rules bands and consistency; the others are for 8 bit",
@@ -161,38 +161,34 @@ def test_invalid_arguments_are_refused(place, wrong, said):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    "wrong",
     [
-        ({"folders": 3}, "folders is 3; it takes a name or a path"),
-        ({"weights": 5}, "weights is 5; it takes a name or a path"),
-        ({"sr": [None]}, r"sr is \[None\]; it takes a name or a path"),
-        ({"methods": 3}, "methods is 3; it takes a name or a Method"),
-        ({"methods": [["x"]]}, r"methods is \[\['x'\]\]; it takes a name or a Method"),
-        ({"rules": 3}, "rules is 3; it takes a name"),
-        ({"scale": 4.0}, "scale is 4.0; it takes a whole number"),
-        ({"tile": "8"}, "tile is '8'; it takes a whole number of pixels"),
-        ({"save": 3}, "save is 3; it takes a path"),
-        ({"peak": "4000"}, "peak is '4000'; it takes a number"),
-        ({"value_range": 4000}, "value_range is 4000; it takes two numbers"),
-        ({"ensemble": "yes"}, "ensemble is 'yes'; it takes True or False"),
-        ({"cost": 1}, "cost is 1; it takes True or False"),
-        ({"progress": 3}, "progress is 3; it takes a function"),
-        ({"cost_size": "a"}, "cost_size is 'a'; it takes a whole number of pixels"),
-        ({"cost_size": 1.5}, "cost_size is 1.5; it takes a whole number of pixels"),
+        {"folders": 3},
+        {"weights": 5},
+        {"sr": [None]},
+        {"methods": 3},
+        {"methods": [["x"]]},
+        {"rules": 3},
+        {"scale": 4.0},
+        {"save": 3},
+        {"peak": "4000", "rules": "bands"},
+        {"value_range": 4000},
+        {"progress": 3},
+        {"cost_size": "a"},
+        {"cost_size": 1.5},
     ],
     ids=str,
 )
-def test_a_value_of_another_type_is_one_clear_error(place, wrong, said):
-    with pytest.raises(UsageError, match=said):
+def test_a_value_of_another_type_is_an_error_of_python(place, wrong):
+    with pytest.raises(TypeError):
         evaluate_folders(**{"folders": place / "towns", "methods": "bicubic"} | wrong)
 
 
-def test_none_means_not_given_and_numpy_numbers_are_accepted(place):
-    nothing = dict.fromkeys(["weights", "sr", "rules", "scale", "tile", "save", "cost_size"])
-    given = evaluate_folders(
-        place / "towns", methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8)
-    )
-    assert evaluate_folders(place / "towns", methods="bicubic", **nothing).table() == given.table()
+def test_numpy_numbers_are_accepted(place):
+    towns = place / "towns"
+    given = evaluate_folders(towns, methods=["bicubic"], scale=np.int64(2), cost_size=np.uint8(8))
+    assert evaluate_folders(towns, methods="bicubic", scale=2).as_json() == given.as_json()
+    json.dumps(given.as_json())
 
 
 @pytest.fixture(scope="module")

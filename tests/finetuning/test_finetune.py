@@ -226,7 +226,7 @@ def test_the_given_nodata_reaches_every_scene(weights, tmp_path):
     path = written(tmp_path / "small.tif", np.full((1, 240, 288), 7, np.uint8))
     with pytest.raises(UsageError, match="have 0 blocks"):
         finetune([path], tmp_path / "run", weights, nodata=7)
-    with pytest.raises(UsageError, match="nodata is 'no'; it takes a number"):
+    with pytest.raises(UsageError, match="nodata='no': give a number"):
         finetune([path], tmp_path / "run", weights, nodata="no")
     arguments = ["finetune", str(path), "--weights", weights, "-o", str(tmp_path / "run")]
     result = CliRunner().invoke(cli, [*arguments, "--nodata", "7"], obj=Invocation())

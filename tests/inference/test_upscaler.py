@@ -282,10 +282,10 @@ def test_weights_of_another_value_range_are_refused(tmp_path):
     [
         {"tile": 0},
         {"tile": True},
-        {"tile": 16.0},
         {"halo": -1},
-        {"workers": "2"},
+        {"workers": 0},
         {"value_range": "0,1"},
+        {"nodata": "no"},
     ],
     ids=str,
 )
@@ -293,6 +293,16 @@ def test_an_invalid_option_is_one_line(upscaler, option):
     with pytest.raises(UsageError) as refused:
         upscaler.upscale(np.zeros((8, 8)), **option)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"tile": 16.0}, {"halo": "8"}, {"workers": "2"}, {"value_range": 255}, {"nodata": [None]}],
+    ids=str,
+)
+def test_an_option_of_another_type_is_an_error_of_python(upscaler, option):
+    with pytest.raises(TypeError):
+        upscaler.upscale(np.zeros((8, 8)), **option)
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
@@ -404,7 +414,7 @@ def test_bands_last_can_be_given_for_a_strip_of_many_bands(upscaler):
 def test_layout_is_only_for_numpy_arrays(upscaler, layout):
     with pytest.raises(UsageError, match="is for numpy arrays"):
         upscaler.upscale(torch.zeros(3, 8, 8), layout=layout)
-    with pytest.raises(UsageError, match="it takes 'bands-first' or 'bands-last'"):
+    with pytest.raises(UsageError, match="give 'bands-first' or 'bands-last'"):
         upscaler.upscale(np.zeros((8, 8, 3)), layout="first")
 
 

@@ -203,8 +203,8 @@ def test_a_format_without_nodata_tells_of_it_by_other_means(
             (1, 2),
             "has 2 numbers, and .*in.tif has 3 bands: give one number, or one per band",
         ),
-        ("uint8", (), "nodata is .*; it takes a number, one for each band, or 'none'"),
-        ("uint8", "no", "nodata is 'no'; it takes a number, one for each band, or 'none'"),
+        ("uint8", (), r"nodata=\(\): give a number, one for each band, or 'none'"),
+        ("uint8", "no", "nodata='no': give a number, one for each band, or 'none'"),
     ],
 )
 def test_a_nodata_that_cannot_be_is_refused_in_one_line(

@@ -48,7 +48,7 @@ def test_the_docstring_describes_every_argument():
         ({"window": (0, 0, 8, 8), "bbox": (0, 1, 2, 3)}, "give one of them"),
         ({"bands": "3,2,1"}, "'3,2,1' is one text: give the numbers or names of bands as a list"),
         ({"rgb": "red"}, "'red' is one text"),
-        ({"value_range": "2720,6896"}, "give two numbers .*, 'robust' or 'type'"),
+        ({"value_range": "2720,6896"}, "give two numbers .* or 'robust' or 'type'"),
         ({"tile": 63}, "tile=63: expected an even number"),
         ({"tile": True}, "tile=1: expected an even number"),
         ({"halo": -2}, "halo=-2: expected an even number"),

@@ -3,9 +3,9 @@
 This is what `repmamba evaluate` and `repmamba.evaluate_folders` run.
 """
 
-import math
+import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,17 +16,7 @@ from repmamba.errors import UsageError
 from repmamba.evaluate import charts, cost, methods, metrics, page, report, run
 from repmamba.evaluate.methods import Method
 from repmamba.evaluate.scores import ImageSet, Scores
-from repmamba.inference.options import (
-    CALLED,
-    FLAG,
-    PIXELS,
-    RANGE,
-    WHOLE,
-    Kind,
-    checked,
-    number,
-    several,
-)
+from repmamba.pixels.radiometry import check_range
 
 RULES_OF_PICTURES = ["esr-rgb", "published"]
 RULES_OF_RASTERS = ["bands", "consistency"]
@@ -135,55 +125,34 @@ def evaluate_folders(
         OutOfMemory: Memory does not suffice.
         TargetError: Results cannot be saved.
     """
-    given = {
-        "folders": folders,
-        "weights": weights,
-        "sr": sr,
-        "methods": methods,
-        "rules": rules,
-        "ensemble": ensemble,
-        "scale": scale,
-        "tile": tile,
-        "peak": peak,
-        "value_range": value_range,
-        "save": save,
-        "cost": cost,
-        "cost_size": cost_size,
-        "progress": progress,
-    }
-    asked = checked(given, KINDS)
     if save is not None:
         check_local(save)
-    _check_numbers(asked)
-    value_range, peak = asked.get("value_range"), asked.get("peak")
-    if value_range is not None and peak is None:
-        peak = value_range[1] - value_range[0]
-    named = (asked.get(name, ()) for name in ("weights", "sr", "methods"))
-    cut: dict[str, Any] = {"tile": asked.get("tile"), "value_range": value_range}
+    if scale is not None and (scale := operator.index(scale)) not in (2, 3, 4):
+        raise UsageError(f"scale={scale}: give 2, 3 or 4.")
+    cost_size = operator.index(cost_size)
+    if cost_size < 1:
+        raise UsageError(f"cost_size={cost_size}: give a number of pixels from 1 up.")
+    if value_range is not None:
+        low, high = value_range
+        check_range(low, high)
+        peak = high - low if peak is None else peak
     chosen = _chosen(
-        *named, ensemble=ensemble, cut=cut, device=device, backend=backend, precision=precision
+        _texts(weights),
+        _texts(sr),
+        [methods] if isinstance(methods, str | Method) else list(methods),
+        ensemble=ensemble,
+        cut={"tile": tile, "value_range": value_range},
+        load={"device": device, "backend": backend, "precision": precision},
     )
-    shared = asked.get("scale") or next((one.scale for one in chosen if one.scale), None)
-    sets = run.find_sets([Path(folder) for folder in asked.get("folders", ())], shared)
+    shared = scale or next((one.scale for one in chosen if one.scale), None)
+    sets = run.find_sets([Path(folder) for folder in _texts(folders)], shared)
     if not sets:
         raise UsageError("There is no folder to evaluate; name at least one.")
-    measures = metrics.metrics_of(asked.get("rules") or _usual_rules(sets), peak)
-    costs = _costs(chosen, asked.get("cost_size", COST_SIZE), backend, measure=cost)
-    scores = run.evaluate(sets, chosen, measures, save=asked.get("save"), progress=progress)
+    measures = metrics.metrics_of(_texts(rules) or _usual_rules(sets), peak)
+    costs = _costs(chosen, cost_size, backend, measure=cost)
+    folder = None if save is None else Path(save)
+    scores = run.evaluate(sets, chosen, measures, save=folder, progress=progress)
     return Evaluation(scores, costs)
-
-
-def _check_numbers(asked: Mapping[str, Any]) -> None:
-    low, high = asked.get("value_range", (0, 1))
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UsageError(
-            f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first."
-        )
-    scale, cost_size = asked.get("scale"), asked.get("cost_size", COST_SIZE)
-    if scale not in (None, 2, 3, 4):
-        raise UsageError(f"The scale is {scale}; it must be 2, 3 or 4.")
-    if cost_size < 1:
-        raise UsageError(f"The cost size is {cost_size} pixels; give 1 or more.")
 
 
 def _chosen(
@@ -193,16 +162,17 @@ def _chosen(
     *,
     ensemble: bool,
     cut: dict[str, Any],
-    device: str | None,
-    backend: str | None,
-    precision: str | None,
+    load: dict[str, Any],
 ) -> list[Method]:
-    """The methods in order, with distinct names. cut: tile and value_range."""
+    """The methods in order, with distinct names.
+
+    cut: tile and value_range of `methods.network`. load: arguments of `load`.
+    """
     found: list[Method] = []
     for name in weights:
-        from repmamba.inference.loading import load
+        from repmamba.inference import loading
 
-        upscaler = load(name, device=device, backend=backend, precision=precision)
+        upscaler = loading.load(name, **load)
         found += [methods.network(upscaler, name, **cut)]
         found += [methods.network(upscaler, name, **cut, ensemble=True)] if ensemble else []
     found += [methods.results(Path(folder)) for folder in sr]
@@ -247,37 +217,6 @@ def _costs(
     return costs
 
 
-def _texts(given: Any) -> tuple[str, ...]:
+def _texts(given: Text | Iterable[Text]) -> list[str]:
     """One or several paths or names, as text."""
-    return several(os.fsdecode)([given] if isinstance(given, str | os.PathLike) else given)
-
-
-def _methods(given: Any) -> tuple[str | Method, ...]:
-    """One or several names or Methods."""
-    return several(_name_or_method)([given] if isinstance(given, str | Method) else given)
-
-
-def _name_or_method(given: Any) -> str | Method:
-    if not isinstance(given, str | Method):
-        raise TypeError("This is neither.")
-    return given
-
-
-NAMES = Kind("a name or a path, one or several", _texts)
-KINDS = {
-    "folders": NAMES,
-    "weights": NAMES,
-    "sr": NAMES,
-    "methods": Kind("a name or a Method, one or several", _methods),
-    "rules": NAMES,
-    "scale": WHOLE,
-    "tile": PIXELS,
-    "save": Kind("a path", Path),
-    "cost_size": PIXELS,
-    "peak": Kind("a number", number),
-    "value_range": RANGE,
-    "ensemble": FLAG,
-    "cost": FLAG,
-    "progress": CALLED,
-}
-"""The checked arguments of evaluate_folders; `load` checks its own."""
+    return [*map(os.fsdecode, [given] if isinstance(given, str | os.PathLike) else given)]

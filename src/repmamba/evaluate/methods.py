@@ -17,8 +17,8 @@ from repmamba.data.images import find_images, read_image
 from repmamba.data.pairs import Pair
 from repmamba.errors import MethodFailed, RepmambaError, ShapeMismatch, SourceError, UsageError
 from repmamba.evaluate.metrics import peak_of
-from repmamba.inference.options import check_cut
 from repmamba.pixels.resize import imresize
+from repmamba.tiles.plan import check_cut
 
 if TYPE_CHECKING:
     from repmamba.inference.upscaler import Upscaler

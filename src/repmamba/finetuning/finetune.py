@@ -125,16 +125,20 @@ def finetune(
         TargetError: The folder cannot be written.
     """
     check_local(folder)
-    scenes, weights = _several(scenes), os.fspath(weights)
+    weights = os.fspath(weights)
+    several = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
+    names = [os.fspath(scene) for scene in several]
+    if not names:
+        raise UsageError("There is no scene to train on; name at least one.")
     how = ReadOptions(nodata=nodata)  # type: ignore[arg-type]  # it converts the type
     old = read_checkpoint(find_weights(weights).path)
     upscaler = load(weights, device=device)
     training, held_out = split(
-        [block for scene in scenes for block in blocks_of(scene, upscaler, how)], seed
+        [block for name in names for block in blocks_of(name, upscaler, how)], seed
     )
     stock = stock_of((pair for block in training for pair in block.pairs), upscaler.scale)
     run = fit(
-        _recipe(old.config, scenes, stock, weights, steps=steps, rate=rate, seed=seed),
+        _recipe(old.config, names, stock, weights, steps=steps, rate=rate, seed=seed),
         Path(folder),
         stock=stock,
         device=device,
@@ -158,19 +162,11 @@ def finetune(
         "gain_db": [gain.low, gain.difference, gain.high],
         "gain_rule": GAIN_METRIC.how,
     }
-    origin = f"{weights}, trained further on {', '.join(Path(scene).name for scene in scenes)}"
+    origin = f"{weights}, trained further on {', '.join(Path(name).name for name in names)}"
     kept = write_checkpoint(
         Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts)
     )
     return FinetuneResult(run, str(kept), gain)
-
-
-def _several(scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The paths of one scene or of several. Raises UsageError."""
-    several = [scenes] if isinstance(scenes, str | os.PathLike) else list(scenes)
-    if not several or not all(isinstance(scene, str | os.PathLike) for scene in several):
-        raise UsageError(f"scenes is {scenes!r:.80}; it takes the path of a raster, or several.")
-    return [os.fspath(scene) for scene in several]
 
 
 def _recipe(

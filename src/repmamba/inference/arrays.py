@@ -51,6 +51,8 @@ def upscale_image(
             f"layout={layout!r} is for numpy arrays: a tensor has its bands first, and a "
             "DataArray names its axes."
         )
+    if layout not in (None, "bands-first", "bands-last"):
+        raise UsageError(f"layout={layout!r}: give 'bands-first' or 'bands-last'.")
     if isinstance(image, Tensor):
         return _upscale_tensor(image, partial(upscale, options=options))
     if is_dataarray(image):

@@ -6,6 +6,7 @@ Also `pin_backend`, which makes another process compute the scan as this one doe
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,6 @@ from repmamba.inference.compiled_runner import COMPILED_SCAN, compiled_runner
 from repmamba.inference.confidence import read_calibration
 from repmamba.inference.device import choose_device, choose_precision
 from repmamba.inference.onnx_runner import open_exported
-from repmamba.inference.options import LEAST, OF_LOAD, checked, cuts
 from repmamba.inference.runners import Runner, TorchRunner
 from repmamba.inference.upscaler import Upscaler
 from repmamba.network.checkpoint import EXPORTED_ENDINGS, Checkpoint, read_checkpoint
@@ -28,7 +28,7 @@ from repmamba.network.fusion import fuse as fused
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.rmb import SS2D
 from repmamba.scan.backends import explain
-from repmamba.tiles.plan import HALO, TILE
+from repmamba.tiles.plan import HALO, LEAST, TILE, cuts
 
 # lr pixels that a file of weights may ask for: memory grows with them
 LARGEST = {"tile": 4096, "halo": 512}
@@ -68,14 +68,8 @@ def load(
         UsageError: An option that is not allowed.
         MissingExtra: An optional package is not installed.
     """
-    given = {
-        "weights": weights,
-        "scale": scale,
-        "backend": backend,
-        "precision": precision,
-        "fuse": fuse,
-    }
-    checked(given | {"ensemble": ensemble, "revision": revision}, OF_LOAD)
+    if scale is not None and operator.index(scale) not in (2, 3, 4):
+        raise UsageError(f"scale={scale}: give 2, 3 or 4.")
     found = find_weights(weights if weights is not None else f"x{scale or 4}", revision=revision)
     if found.path.suffix.lower() in EXPORTED_ENDINGS:
         asked = {"scale": scale, "device": device, "backend": backend, "precision": precision}

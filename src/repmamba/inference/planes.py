@@ -6,6 +6,7 @@ machine. What arrays of each kind need before and after is in arrays.py.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from repmamba.errors import OutsideTraining, UsageError, warn
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.inference.workers import map_tiles
 from repmamba.pixels.histogram import ValueHistogram, describe_fills, warn_of_fills
-from repmamba.pixels.nodata import as_nodata, usable
-from repmamba.pixels.radiometry import Radiometry, check_dtype
-from repmamba.tiles.plan import Tile, plan_tiles
+from repmamba.pixels.nodata import Nodata, as_nodata, nodata_of, usable
+from repmamba.pixels.radiometry import Radiometry, check_dtype, range_of
+from repmamba.tiles.plan import Tile, check_cut, plan_tiles
 from repmamba.tiles.window import Window
 
 # unit values are clipped to this before the network: it was trained on [0, 1], and one value of 1e6
@@ -31,7 +32,6 @@ NETWORK_RANGE = (-0.5, 1.5)
 MOST_OUTSIDE = 0.01
 
 ValueRange: TypeAlias = tuple[float, float] | Literal["robust"]
-Nodata: TypeAlias = tuple[float, ...] | Literal["none"]
 
 # `Upscaler.enlarge_numbers`
 EnlargeNumbers: TypeAlias = Callable[..., tuple[NDArray[Any], NDArray[np.float32] | None]]
@@ -39,14 +39,21 @@ EnlargeNumbers: TypeAlias = Callable[..., tuple[NDArray[Any], NDArray[np.float32
 
 @dataclass(frozen=True, slots=True)
 class PlaneOptions:
-    """How planes are cut and what their values mean."""
+    """How planes are cut and what their values mean. Raises UsageError."""
 
     tile: int  # lr pixels
     halo: int  # lr pixels
     workers: int  # tiles computed at once
     value_range: ValueRange | None  # black and white; None: by the type
-    nodata: Nodata | None  # one for all bands, or one for each; "none": no value is nodata
+    nodata: Nodata | None
     consistent: bool
+
+    def __post_init__(self) -> None:
+        check_cut(operator.index(self.tile), operator.index(self.halo))
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", range_of(self.value_range, ("robust",)))
+        if self.nodata is not None:
+            object.__setattr__(self, "nodata", nodata_of(self.nodata))
 
 
 class Part(NamedTuple):

@@ -23,7 +23,6 @@ from repmamba.inference.confidence import Calibration, doubt, rounded
 from repmamba.inference.consistency import make_consistent
 from repmamba.inference.device import choose_device
 from repmamba.inference.ensemble import Run, mean_and_variance, mean_of_eight
-from repmamba.inference.options import OF_ARRAYS, check_cut, checked
 from repmamba.inference.planes import NETWORK_RANGE, PlaneOptions, ValueRange, upscale_planes
 from repmamba.inference.runners import Runner
 from repmamba.inference.workers import choose_workers
@@ -88,17 +87,13 @@ class Upscaler:
         """
         return mean_of_eight(self.runner.run, unit) if self.ensemble else self.runner.run(unit)
 
-    def __call__(self, array: Image, **options: Any) -> Image:
-        """See `upscale`."""
-        return self.upscale(array, **options)
-
     def upscale(
         self,
         array: Image,
         *,
         value_range: ValueRange | None = None,
         nodata: float | Sequence[float] | Literal["none"] | None = None,
-        consistent: bool | None = None,
+        consistent: bool = False,
         layout: Layout | None = None,
         tile: int | None = None,
         halo: int | None = None,
@@ -140,24 +135,13 @@ class Upscaler:
             UsageError: An option or an image that is not allowed.
             MissingExtra: An optional package is not installed.
         """
-        given = {
-            "value_range": value_range,
-            "nodata": nodata,
-            "consistent": consistent,
-            "layout": layout,
-            "tile": tile,
-            "halo": halo,
-            "workers": workers,
-        }
-        asked = {"tile": self.tile, "halo": self.halo} | checked(given, OF_ARRAYS)
-        check_cut(asked["tile"], asked["halo"])
         options = PlaneOptions(
-            asked["tile"],
-            asked["halo"],
-            choose_workers(asked.get("workers"), self.device),
-            asked.get("value_range"),
-            asked.get("nodata"),
-            asked.get("consistent", False),
+            tile=self.tile if tile is None else tile,
+            halo=self.halo if halo is None else halo,
+            workers=choose_workers(workers, self.device),
+            value_range=value_range,
+            nodata=nodata,  # type: ignore[arg-type]  # it converts the type
+            consistent=consistent,
         )
         upscale = partial(
             upscale_planes,
@@ -165,8 +149,10 @@ class Upscaler:
             scale=self.scale,
             network_bands=self.bands,
         )
-        result: Image = upscale_image(array, upscale, self.scale, options, asked.get("layout"))
+        result: Image = upscale_image(array, upscale, self.scale, options, layout)
         return result
+
+    __call__ = upscale
 
     def enlarge(self, unit: NDArray[np.float32], groups: Groups) -> Tensor:
         """Upscale one tile, in one pass for each group of bands.

@@ -218,9 +218,6 @@ def save_pretrained(
     """
     if not isinstance(network, RepMamba):
         raise UsageError(f"network is a {type(network).__name__}; expected a RepMamba.")
-    if not isinstance(origin, str) or not isinstance(training or {}, Mapping):
-        raise UsageError("origin must be a line of text and training a dict of facts.")
-    _check_path("folder", folder)
     check_local(folder)
     checkpoint = Checkpoint.of(network, origin=origin, training=training)
     place = Path(folder)
@@ -240,9 +237,6 @@ def from_pretrained(
     branch, tag or commit of the repository. local_files_only: only use files cached on this
     machine. Raises CheckpointError, UsageError, MissingExtra.
     """
-    _check_path("source", source)
-    if revision is not None and not isinstance(revision, str):
-        raise UsageError(f"revision is {revision!r:.80}; it takes a branch, a tag or a commit.")
     if Path(source).exists():
         if revision is not None:
             raise UsageError(
@@ -257,11 +251,6 @@ def from_pretrained(
     return read_checkpoint(
         fetch(name, revision=revision, local_files_only=local_files_only)
     ).network()
-
-
-def _check_path(name: str, value: object) -> None:
-    if not isinstance(value, str | os.PathLike):
-        raise UsageError(f"{name} is {value!r:.80}; it takes a path, as text or as a Path.")
 
 
 def is_hub_name(text: str) -> bool:

@@ -8,7 +8,7 @@ pixels comes from the raster (GDAL's dataset mask).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,18 @@ from repmamba.errors import UsageError
 from repmamba.pixels.radiometry import is_nodata, type_range
 
 Number = TypeVar("Number", bound=np.generic)
+# one for all bands, or one for each; "none": no value is nodata
+Nodata: TypeAlias = tuple[float, ...] | Literal["none"]
+
+
+def nodata_of(given: Any) -> Nodata:
+    """One number, several or "none", as users give nodata. Raises UsageError."""
+    if isinstance(given, str) and given == "none":
+        return "none"
+    numbers = () if isinstance(given, str) else tuple(map(float, np.atleast_1d(given)))
+    if not numbers:
+        raise UsageError(f"nodata={given!r:.80}: give a number, one for each band, or 'none'.")
+    return numbers
 
 
 def usable(

@@ -38,11 +38,7 @@ class Radiometry:
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
         for low, high in zip(self.low, self.high, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high) and low < high):
-                raise UsageError(
-                    f"A range from {low:g} to {high:g} holds no values; give two numbers, the "
-                    "lower first."
-                )
+            check_range(low, high)
 
     @classmethod
     def of_type(cls, dtype: str, bands: int, largest: float | None = None) -> Radiometry:
@@ -108,6 +104,25 @@ def check_dtype(dtype: str) -> None:
         raise UsageError(
             f"Pixels of type {dtype} cannot be enlarged; these can: {', '.join(DTYPES)}."
         )
+
+
+def check_range(low: float, high: float) -> None:
+    """Raise UsageError for a range without values."""
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise UsageError(
+            f"A range from {low:g} to {high:g} holds no values; give two numbers, the lower first."
+        )
+
+
+def range_of(given: Any, words: Sequence[str]) -> Any:
+    """(black, white) as floats, or one of the words, as users give a range. Raises UsageError."""
+    if not isinstance(given, str):
+        black, white = map(float, given)
+        return black, white
+    if given not in words:
+        expected = " or ".join(map(repr, words))
+        raise UsageError(f"value_range={given!r}: give two numbers (black, white) or {expected}.")
+    return given
 
 
 def type_range(dtype: str) -> tuple[float, float]:

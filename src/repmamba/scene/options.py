@@ -10,12 +10,14 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from repmamba.errors import UsageError
-from repmamba.inference.options import check_cut
+from repmamba.pixels.radiometry import range_of
 from repmamba.scene.source.admission import band_selection
+from repmamba.tiles.plan import check_cut
 from repmamba.tiles.window import Window
 
 Group = TypeVar("Group")
@@ -65,7 +67,8 @@ class SceneOptions:
         for name, plain in (
             *(("tile", operator.index), ("halo", operator.index), ("window", _window)),
             *(("bbox", _bbox), ("bands", band_selection), ("rgb", band_selection)),
-            *(("value_range", _value_range), ("consistent", bool), ("creation", _creation)),
+            *(("consistent", bool), ("creation", _creation)),
+            ("value_range", partial(range_of, words=("robust", "type"))),
         ):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(value))
@@ -111,17 +114,6 @@ def _bbox(value: Iterable[float]) -> tuple[float, float, float, float]:
     if not all(map(math.isfinite, (left, bottom, right, top))):
         raise UsageError(f"bbox={(left, bottom, right, top)}: give four finite numbers.")
     return left, bottom, right, top
-
-
-def _value_range(value: Any) -> ValueRange:
-    if isinstance(value, str):
-        if value not in ("robust", "type"):
-            raise UsageError(
-                f"value_range={value!r}: give two numbers (black, white), 'robust' or 'type'."
-            )
-        return value  # type: ignore[return-value]
-    black, white = map(float, value)
-    return black, white
 
 
 def _creation(value: Mapping[str, Any]) -> dict[str, str]:

@@ -17,15 +17,15 @@ from repmamba.tiles.window import Window
 
 TILE = 256  # side of the kept part, in lr pixels; weights may set another
 HALO = 8  # lr pixels read around it; see decision 5, how-large-a-halo
+LEAST = {"tile": 2, "halo": 0}  # lr pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One step of a plan. Windows are in pixels of the named grid."""
 
-    read: (
-        Window  # lr, inside the scene; halo included, clipped at the edges, where the network pads
-    )
+    # lr, inside the scene; halo included, clipped at the edges, where the network pads
+    read: Window
     keep: Window  # hr, inside this tile's result: the part without edge effects
     write: Window  # hr, inside the output; same size as keep
 
@@ -59,6 +59,21 @@ class TilePlan(Sequence[Tile]):
     def pixels_read(self) -> int:
         """lr pixels that pass through the network, halos included."""
         return sum(tile.read.height * tile.read.width for tile in self.tiles)
+
+
+def check_cut(tile: int | None, halo: int | None) -> None:
+    """Raise UsageError for an odd or too small tile or halo; None is that of the weights."""
+    for name, length in (("tile", tile), ("halo", halo)):
+        if length is not None and not cuts(name, length):
+            raise UsageError(
+                f"{name}={length}: expected an even number of pixels from {LEAST[name]} up, "
+                "because the network pools two by two."
+            )
+
+
+def cuts(name: str, length: int) -> bool:
+    """Whether a "tile" or a "halo" may have this length: an odd one would pool other pixels."""
+    return length % 2 == 0 and length >= LEAST[name]
 
 
 def plan_tiles(

@@ -18,7 +18,7 @@ import numpy as np
 
 from repmamba.durable import readable
 from repmamba.errors import SourceError, UsageError
-from repmamba.inference.options import OF_ARRAYS, checked
+from repmamba.pixels.nodata import Nodata, nodata_of
 from repmamba.pixels.radiometry import DTYPES
 
 GDAL_SETTINGS = {
@@ -73,8 +73,7 @@ class ReadOptions:
     max_pixels: int | None = None
     on_corrupt: Literal["error", "fill"] = "error"
     expand_palette: bool = False
-    # one for all bands, or one a band; "none": no value is nodata
-    nodata: tuple[float, ...] | Literal["none"] | None = None
+    nodata: Nodata | None = None
     alpha: bool = True
     bands: tuple[int | str, ...] | None = None  # data, even where the file says alpha
 
@@ -82,9 +81,7 @@ class ReadOptions:
         if self.on_corrupt not in ("error", "fill"):
             raise UsageError(f"on_corrupt={self.on_corrupt!r}: give 'error' or 'fill'.")
         if self.nodata is not None:
-            object.__setattr__(
-                self, "nodata", checked({"nodata": self.nodata}, OF_ARRAYS)["nodata"]
-            )
+            object.__setattr__(self, "nodata", nodata_of(self.nodata))
         if self.bands is not None:
             object.__setattr__(self, "bands", band_selection(self.bands))
 
