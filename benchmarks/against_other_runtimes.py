@@ -27,8 +27,7 @@ import measuring
 from network import Stages, in_passes, in_the_scan, operations_of_torch
 from repmamba.network.fusion import FusedRMB
 
-REST = 0.3
-"""Seconds: the threads of a runtime that has just computed go on looking for work."""
+REST = 0.3  # seconds: the threads of a runtime that has just computed go on looking for work
 
 WHOLE, OURS, TORCH = "compiled passes, with the scan", "compiled passes", "operations of torch"
 OTHERS = ("torch.compile", "OpenVINO", "ONNX Runtime")

@@ -24,9 +24,8 @@ Times = dict[str, list[float]]
 
 CONVOLUTION = "Conv2d(64, 64, 3)"
 CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 128 * 128
+# of one 128x128 input at x4, the scan not counted; four times the pixels are four times as many
 NETWORK_FLOP = 21.2e9
-"""Of one 128x128 input at x4, the scan not counted; four times the pixels are four times as many.
-"""
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
@@ -151,8 +150,8 @@ def rows(times: Times, unit: float) -> list[dict[str, Any]]:
     return found
 
 
+# of a 128x128 input, in convolutions: what the time over the convolution's is multiplied by
 UNIT = CONVOLUTION_FLOP / NETWORK_FLOP
-"""Of a 128x128 input, in convolutions: what the time over the convolution's is multiplied by."""
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -23,8 +23,7 @@ from repmamba.exporting.programs import ANY
 from repmamba.inference.exported import LR
 from repmamba.inference.onnx_runner import open_session
 
-REST = 0.3
-"""Seconds: the threads of a runtime that has just computed go on looking for work."""
+REST = 0.3  # seconds: the threads of a runtime that has just computed go on looking for work
 
 OURS, ONNX, OPENVINO = "our own call", "ONNX Runtime", "OpenVINO"
 

@@ -45,12 +45,11 @@ def refused(package, importer):
     return PACKAGE in importer and not allowed
 """
 
+# kernels for a compiler that may be missing: the backend or layer that they belong to imports them
+# when it starts
 COMPILED = {
     "repmamba.scan.triton_kernels",
 }
-"""Kernels for a compiler that may be missing: the backend or layer that they belong to imports them
-when it starts.
-"""
 
 
 def in_a_fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -26,8 +26,8 @@ from repmamba.evaluate.metrics import (
 )
 from repmamba.pixels.resize import imresize, to_uint8
 
+# those that need no network's numbers; of the others is test_perceptual.py
 MEASURED = [metric for metric in METRICS.values() if metric.rule != "perceptual"]
-"""Those that need no network's numbers; of the others is test_perceptual.py."""
 
 PUBLISHED_RULES = ("published", "ttst-y", "haunet-rgb", "esr-rgb", "esr-y")
 

@@ -54,8 +54,8 @@ def by_definition(layer: Layer, p: torch.Tensor) -> torch.Tensor:
     )
 
 
+# one pixel; a block exactly, and a little more; a batch; lines; several blocks
 SIZES = [(1, 1, 1), (1, 16, 16), (1, 16, 17), (3, 5, 7), (1, 2, 600), (1, 40, 33)]
-"""One pixel; a block exactly, and a little more; a batch; lines; several blocks."""
 
 
 @pytest.mark.parametrize(("bias", "fastest"), [(-4.0, 20.0), (3.0, 500.0)], ids=["slow", "fast"])

@@ -20,11 +20,11 @@ from repmamba.network.lpfm import LPFM
 from repmamba.network.repmamba import RepMamba
 from repmamba.network.training_cpu import FastLPFM, with_fast_passes
 
+# their gradient: the normalisation after them takes them out with the mean. Here it is 0.
 ZERO_IN_EXACT_ARITHMETIC = ("conv.dw1x1.bias", "inner_bn.bias")
-"""Their gradient: the normalisation after them takes them out with the mean. Here it is 0."""
 
+# those that this processor runs; "pairs" has products of pairs of bfloat16 as instructions
 LEVELS = (*levels(library().handle.features()), *(["pairs"] if library().pairs else []))
-"""Those that this processor runs; "pairs" has products of pairs of bfloat16 as instructions."""
 
 
 @pytest.fixture(params=LEVELS)

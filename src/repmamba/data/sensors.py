@@ -22,17 +22,15 @@ from repmamba.pixels.resize import cubic, to_uint8
 
 T = TypeVar("T")
 Taps = NDArray[np.float32]
+# a kernel as a sum of separable terms: odd numbers of taps along rows and columns (hr pixels)
 Terms = tuple[tuple[Taps, Taps], ...]
-"""A kernel as a sum of separable terms: odd numbers of taps along rows and columns (hr pixels)."""
 
-TAILS = 3.0
-"""Where a Gaussian is cut off, in sigma."""
+TAILS = 3.0  # where a Gaussian is cut off, in sigma
 
+# share of the largest singular value below which a term is dropped: less than a grey level
 LEAST = 3e-3
-"""Share of the largest singular value below which a term is dropped: less than a grey level."""
 
-BLOCK = 16
-"""Side of the largest JPEG block in pixels, with chroma subsampling."""
+BLOCK = 16  # side of the largest JPEG block in pixels, with chroma subsampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,21 +263,22 @@ def _chosen(table: dict[str, T], draw: float) -> T:
 NO_DRAWS = np.zeros(2)
 IDENTITY: Terms = ((np.ones(1, np.float32), np.ones(1, np.float32)),)
 
+# blur shapes: (standard deviation in hr pixels, two random numbers in [0, 1)) -> kernel
 BLURS: dict[str, Callable[[float, NDArray[np.float64]], Terms]] = {
     "gaussian": _gaussian,
     "stretched": _stretched,
     "box": _box,
     "disk": _disk,
 }
-"""Blur shapes: (standard deviation in hr pixels, two random numbers in [0, 1)) -> kernel."""
 
+# downsampling kernels: scale -> taps around the centre of the pixels that become one
 KERNELS: dict[str, Callable[[int], Taps]] = {
     "bicubic": _bicubic,
     "area": _area,
     "lanczos": _lanczos,
 }
-"""Downsampling kernels: scale -> taps around the centre of the pixels that become one."""
 
+# one for training, of all strengths, and three of fixed strength for evaluation
 SENSORS: dict[str, Sensor] = {
     "sensor": Sensor(
         blur=Draw(0.8, 0.0, 1.6),
@@ -292,4 +291,3 @@ SENSORS: dict[str, Sensor] = {
     "middle": Sensor(Draw(1, 0.5, 0.9), Draw(1, 3, 5), Draw(0.25, 0.3, 0.7), Draw(1, 60, 80)),
     "strong": Sensor(Draw(1, 0.9, 1.4), Draw(1, 5, 8), Draw(0.25, 0.5, 1.0), Draw(1, 30, 60)),
 }
-"""One for training, of all strengths, and three of fixed strength for evaluation."""

@@ -25,11 +25,11 @@ from repmamba.errors import ShapeMismatch, UsageError
 if TYPE_CHECKING:
     import torch
 
+# lr pixels around a patch that is degraded, so that blur sees its surroundings; cropped after
 MARGIN = 8
-"""lr pixels around a patch that is degraded, so that blur sees its surroundings; cropped after."""
 
+# (hr (s h, s w, C) uint8, generator) -> lr (h, w, C) uint8
 Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
-"""(hr (s h, s w, C) uint8, generator) -> lr (h, w, C) uint8."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -429,12 +429,12 @@ METRICS: dict[str, Metric] = {
         Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),
     )
 }
+# measures whose peak depends on the images unless one is given
 OF_PEAK: dict[str, Callable[..., float]] = {
     "bands.psnr": _bands_psnr,
     "bands.ssim": _bands_ssim,
     "consistency.psnr": _consistency_psnr,
 }
-"""Measures whose peak depends on the images unless one is given."""
 
 
 def _same_shape(sr: Image, hr: Image) -> None:

@@ -26,8 +26,7 @@ from repmamba.network.fusion import FusedRepMamba
 
 PRECISIONS = tuple(parity.LIMITS)
 
-LARGEST = 4096
-"""Pixels on a side of a fixed input; far above any program's tiles."""
+LARGEST = 4096  # pixels on a side of a fixed input; far above any program's tiles
 
 
 @dataclass(frozen=True, slots=True)

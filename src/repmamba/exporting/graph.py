@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-OPSET = 17
-"""The first with LayerNormalization."""
+OPSET = 17  # the first with LayerNormalization
 
-IR_VERSION = 8
-"""That of opset 17."""
+IR_VERSION = 8  # that of opset 17
 
 Value: TypeAlias = str
 Length: TypeAlias = int | str

@@ -12,16 +12,15 @@ from typing import Any
 
 from repmamba.inference.exported import LR, SR, ExportedFacts
 
-ENTRY = "stac"
-"""The metadata entry with the item, as JSON."""
+ENTRY = "stac"  # the metadata entry with the item, as JSON
 
 EXTENSION = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
 FILE_EXTENSION = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 
 RGB = ("red", "green", "blue")
 
+# prefix of the multihash of a SHA-256: the kind of digest, and its length of 32 bytes
 SHA256 = "1220"
-"""Prefix of the multihash of a SHA-256: the kind of digest, and its length of 32 bytes."""
 
 ARTIFACTS = {  # ending of the name -> framework, its version, kind of artifact, media type
     ".onnx": ("ONNX", "onnx.save", "application/octet-stream; framework=onnx"),

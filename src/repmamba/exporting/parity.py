@@ -32,14 +32,13 @@ Run: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 PICTURE = Path(__file__).with_name("picture.png")
 
+# batch, height and width, if a network takes any size
 NOISE = ((2, 33, 50), (1, 1, 1), (1, 144, 160))
-"""Batch, height and width, if a network takes any size."""
 
-ODD_PART = (slice(5, 76), slice(0, 89))
-"""71 x 89 pixels of the picture."""
+ODD_PART = (slice(5, 76), slice(0, 89))  # 71 x 89 pixels of the picture
 
+# the largest allowed difference, by the type of the stored matrices
 LIMITS = {"float32": 1e-4, "float16": 1 / 255}
-"""The largest allowed difference, by the type of the stored matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +160,9 @@ def _openvino(content: bytes) -> Run:
     return run
 
 
+# the first one is required, the others are measured if installed
 RUNTIMES = (
     Runtime("onnxruntime", _onnx_runtime, None),
     # OpenVINO compiles its kernels for each size, which takes seconds.
     Runtime("openvino", _openvino, 2),
 )
-"""The first one is required, the others are measured if installed."""

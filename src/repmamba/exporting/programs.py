@@ -60,8 +60,7 @@ DEEPNESS = Program(
     _of_deepness,
     256,
 )
-PROGRAMS = {program.name: program for program in (DEEPNESS,)}
-"""By the names for `--for`."""
+PROGRAMS = {program.name: program for program in (DEEPNESS,)}  # by the names for `--for`
 
 
 def size_for(program: Program, size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from repmamba.network.fusion import FusedRepMamba
 
+# pixels on a side: with fewer, the pooled map has sides of 1, which torch.export specialises
 LEAST = 3
-"""Pixels on a side: with fewer, the pooled map has sides of 1, which torch.export specialises."""
 
 
 class AnySize(nn.Module):

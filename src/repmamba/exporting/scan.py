@@ -30,32 +30,24 @@ from repmamba.scan.sizes import DIRECTIONS, STATE
 
 Array: TypeAlias = NDArray[np.float32]
 
-STEPS = 16
-"""In a chunk. Each has its own nodes; half as many would double the memory between them."""
+STEPS = 16  # in a chunk. Each has its own nodes; half as many would double the memory between them.
 
-GROUP = 4
-"""Chunks in a group, and groups in a group of groups."""
+GROUP = 4  # chunks in a group, and groups in a group of groups
 
-CHUNKS = GROUP * GROUP
-"""In a block. Sequences are padded to whole blocks."""
+CHUNKS = GROUP * GROUP  # in a block. Sequences are padded to whole blocks.
 
-Level: TypeAlias = tuple[int, int]
-"""Groups around; chunks, or groups of them, in one."""
+Level: TypeAlias = tuple[int, int]  # groups around; chunks, or groups of them, in one
 
-LEVELS: tuple[Level, ...] = ((GROUP, GROUP), (1, GROUP))
-"""Chunks in a group, groups in a block."""
+LEVELS: tuple[Level, ...] = ((GROUP, GROUP), (1, GROUP))  # chunks in a group, groups in a block
 
+# directions in the graph: rows forward and backward, columns forward and backward
 ORDER = (0, 2, 1, 3)
-"""Directions in the graph: rows forward and backward, columns forward and backward."""
 
-NEVER = 1e9
-"""A step size that decays to zero, for pairs whose second block is not the later one."""
+NEVER = 1e9  # a step size that decays to zero, for pairs whose second block is not the later one
 
-SOFTPLUS_LINEAR = 20.0
-"""Beyond it, softplus(x) is x."""
+SOFTPLUS_LINEAR = 20.0  # beyond it, softplus(x) is x
 
-TO_THE_FIRST = -(2**62)
-"""The end of a backward slice."""
+TO_THE_FIRST = -(2**62)  # the end of a backward slice
 
 
 class Scanned(Protocol):

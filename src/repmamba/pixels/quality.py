@@ -9,33 +9,27 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+# (bands, h, w), unit: float near [0, 1]; NaN marks missing pixels; their blocks do not count
 Window = NDArray[np.floating]
-"""(bands, h, w), unit: float near [0, 1]; NaN marks missing pixels; their blocks do not count."""
 
 BLOCK = 8
-SMALLEST = 3 * BLOCK
-"""Fewest rows and columns of a window."""
+SMALLEST = 3 * BLOCK  # fewest rows and columns of a window
 
-LEVELS = 255.0
-"""8-bit levels per unit."""
+LEVELS = 255.0  # 8-bit levels per unit
 
+# frequency of each coefficient, the sum over both axes
 ORDER = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
-"""Frequency of each coefficient, the sum over both axes."""
 
+# coefficients that show whether a block is flat, and those that are noise in a flat block
 SLOW, FAST = (ORDER > 0) & (ORDER < 9), ORDER >= 11
-"""Coefficients that show whether a block is flat, and those that are noise in a flat block."""
 
-FLATTEST, FEWEST = 0.005, 64
-"""Share of all blocks used to estimate noise, and their least number."""
+FLATTEST, FEWEST = 0.005, 64  # share of all blocks used to estimate noise, and their least number
 
-NOTHING = 0.5
-"""A smaller coefficient, in levels, counts as zero."""
+NOTHING = 0.5  # a smaller coefficient, in levels, counts as zero
 
-ROUNDING = 0.1
-"""Variation, in levels, of a block that is constant up to rounding."""
+ROUNDING = 0.1  # variation, in levels, of a block that is constant up to rounding
 
-LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue, as in JPEG."""
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue, as in JPEG
 
 
 def noise_level(windows: Sequence[Window]) -> float:
