@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 
 MOUNTED = Path("/sys/fs/cgroup")
 
-# lines of "number:controllers:/path"; no controllers for version 2
-OWN = Path("/proc/self/cgroup")
+OWN = Path("/proc/self/cgroup")  # lines of "number:controllers:/path"; no controllers for version 2
 
 
 def cpu_quota() -> float | None:

@@ -20,11 +20,8 @@ from pathlib import Path
 
 from repmamba.errors import NoSpace, RepmambaError, TargetError, UsageError
 
-# disk full, quota used up
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-# and a limit on file sizes, where freeing space does not help
-FULL = NO_ROOM | {errno.EFBIG}
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # disk full, quota used up
+FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where freeing space does not help
 
 # bytes read at once from a large file
 PIECE = 1 << 20

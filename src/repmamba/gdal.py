@@ -24,16 +24,12 @@ from rasterio import _env
 from rasterio.env import ensure_env_with_credentials, get_gdal_config, set_gdal_config
 from rasterio.io import DatasetReader, DatasetWriter
 
-# rasterio always passes this one in bytes
-CACHE = "GDAL_CACHEMAX"
-
-# more was not faster, and memory grows by 1.8 times as much
-CACHE_BYTES = 64 << 20
+CACHE = "GDAL_CACHEMAX"  # rasterio always passes this one in bytes
+CACHE_BYTES = 64 << 20  # more was not faster, and memory grows by 1.8 times as much
 
 _guard = threading.Lock()
 _writing = threading.Lock()
-# calls in progress, and the cache size before the first of them
-_inside, _bytes_outside = 0, 0
+_inside, _bytes_outside = 0, 0  # calls in progress, and the cache size before the first of them
 
 
 class _Reader(DatasetReader):  # type: ignore[misc]

@@ -293,12 +293,12 @@ OPTIONS = [
     Row("export", "as_json", "... --json", "stdout", '{"as": "JSON"}\n'),
     *rows("evaluate", "load", OF_LOAD),
     Row("evaluate", "weights", "pairs --weights other", "load.weights", "other"),
-    Row("evaluate", "classics", "... --method nearest", "evaluate.methods.1.name", "nearest"),
-    Row("evaluate", "folders_of_results", "... --sr theirs", "results.folder", Path("theirs")),
+    Row("evaluate", "methods", "... --method nearest", "evaluate.methods.1.name", "nearest"),
+    Row("evaluate", "sr", "... --sr theirs", "results.folder", Path("theirs")),
     Row("evaluate", "ensemble", "... --ensemble", "evaluate.methods.1.passes", 8),
     Row("evaluate", "ensemble", "... --ensemble", "cost_of.passes", 8),
     Row(
-        "evaluate", "rules", "... --rule esr-y --rule bands", "metrics_of.rules", ("esr-y", "bands")
+        "evaluate", "rules", "... --rule esr-y --rule bands", "metrics_of.rules", ["esr-y", "bands"]
     ),
     Row("evaluate", "scale", "... --scale 3", "find_sets.scale", 3),
     Row("evaluate", "save", "... --save kept", "evaluate.save", Path("kept")),

@@ -3,7 +3,6 @@ that steers it.
 """
 
 import ast
-import inspect
 import logging
 import re
 import warnings
@@ -13,9 +12,7 @@ import pytest
 
 import repmamba
 from repmamba.cli.main import cli
-from repmamba.cli.terminal import FLAGS, in_flags, printable
-from repmamba.evaluate.evaluation import KINDS as OF_EVALUATE
-from repmamba.scene.engine import upscale_file
+from repmamba.cli.terminal import in_flags, printable
 
 
 @pytest.mark.parametrize(
@@ -52,23 +49,36 @@ def test_names_of_files_stay_as_they_are(text):
     assert in_flags(text) == text
 
 
-def test_every_keyword_of_the_library_has_its_flag():
+def messages(*rooms):
+    """Each string constant of these rooms, with its module."""
+    source = Path(repmamba.__file__).parent
+    return [
+        (path.relative_to(source), node.value)
+        for room in rooms
+        for path in sorted((source / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_every_keyword_that_a_message_names_has_its_flag():
     import click
 
+    context = click.Context(cli)
     flags = {
-        option.lstrip("-")
-        for verb in ("upscale", "evaluate", "train", "finetune")
-        for parameter in cli.get_command(click.Context(cli), verb).params
+        option
+        for verb in cli.list_commands(context)
+        for parameter in cli.get_command(context, verb).params
         for option in parameter.opts
-        if option.startswith("--")
     }
-    known = {
-        name
-        for name in (*inspect.signature(upscale_file).parameters, *OF_EVALUATE)
-        if FLAGS.get(name, name.replace("_", "-")) in flags
+    named = {
+        (found[0], in_flags(found[0]).split()[0])
+        for _, text in messages("scene", "inference", "evaluate", "exporting", "train", "tiles")
+        for found in re.finditer(r"(?<![^\s(])[a-z_]+=(?=[,;:.) ]|$)", text)
     }
-    assert known - FLAGS.keys() <= {"folders", "sr", "cost_size"}
-    assert {FLAGS[name] for name in known & FLAGS.keys()} <= flags
+    assert len(named) > 10
+    only_in_python = {"layout=", "x_dim=", "y_dim="}
+    assert {word for word, flag in named if flag not in flags} <= only_in_python
 
 
 def test_errors_warnings_and_log_lines_are_shown_so(tmp_path, capsys):
@@ -95,15 +105,10 @@ def test_a_file_s_name_does_not_steer_the_terminal():
 
 def test_the_library_names_no_flag_of_the_command_line():
     """Its messages name keywords, which become flags on the command line."""
-    source = Path(repmamba.__file__).parent
-    rooms = ("scene", "inference", "pixels", "tiles")
     texts = [
-        f"{path.relative_to(source)}: {node.value}"
-        for room in rooms
-        for path in sorted((source / room).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if re.search(r"(^|[\s(])--[a-z]", node.value)
+        f"{module}: {text}"
+        for module, text in messages("scene", "inference", "pixels", "tiles")
+        if re.search(r"(^|[\s(])--[a-z]", text)
     ]
     # flags of other commands, and of a dry run
     allowed = (

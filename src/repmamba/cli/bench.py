@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -34,15 +35,12 @@ from repmamba.cli import options
 )
 @options.as_json
 def bench(
-    weights: str | None,
-    scale: int | None,
-    device: str | None,
     backend: str | None,
-    precision: str | None,
     size: int,
     batch: int,
     passes: int,
     as_json: bool,
+    **arguments: Any,  # of repmamba.load
 ) -> None:
     """Time a network on this machine.
 
@@ -58,6 +56,6 @@ def bench(
     from repmamba.evaluate.timing import time_network
     from repmamba.inference.loading import load
 
-    upscaler = load(weights, scale=scale, device=device, backend=backend, precision=precision)
+    upscaler = load(backend=backend, **arguments)
     timing = time_network(upscaler, size=size, batch=batch, passes=passes, backend=backend)
     click.echo(json.dumps(timing.to_dict(), indent=2) if as_json else str(timing))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,14 +29,13 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 )
 @click.option(
     "--method",
-    "classics",
+    "methods",
     multiple=True,
     type=click.Choice(["nearest", "bicubic"]),
     help="A method without a network.",
 )
 @click.option(
     "--sr",
-    "folders_of_results",
     multiple=True,
     type=click.Path(path_type=Path),
     help="Results made elsewhere.",
@@ -122,27 +122,13 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 @options.quiet
 def evaluate(
     folders: tuple[Path, ...],
-    weights: tuple[str, ...],
-    classics: tuple[str, ...],
-    folders_of_results: tuple[Path, ...],
-    ensemble: bool,
-    rules: tuple[str, ...],
-    scale: int | None,
-    save: Path | None,
     report: Path | None,
     no_pictures: bool,
     json_file: Path | None,
     csv_file: Path | None,
-    cost: bool,
-    cost_size: int,
     others: Path | None,
-    device: str | None,
-    backend: str | None,
-    precision: str | None,
-    tile: int | None,
-    peak: float | None,
-    value_range: tuple[float, float] | None,
     quiet: bool,
+    **arguments: Any,  # of evaluate_folders
 ) -> None:
     """Score networks and other methods on the pairs in each DIR, by named rules.
 
@@ -172,25 +158,7 @@ def evaluate(
         if target:
             check_target(target)
     with counting("Scoring", quiet=quiet) as progress:
-        evaluation = evaluate_folders(
-            folders,
-            weights=weights,
-            sr=folders_of_results,
-            methods=classics,
-            ensemble=ensemble,
-            rules=rules,
-            scale=scale,
-            tile=tile,
-            peak=peak,
-            value_range=value_range,
-            save=save,
-            cost=cost,
-            cost_size=cost_size,
-            device=device,
-            backend=backend,
-            precision=precision,
-            progress=progress,
-        )
+        evaluation = evaluate_folders(folders, progress=progress, **arguments)
     click.echo(evaluation.table())
     if json_file:
         write_text(json_file, json.dumps(evaluation.as_json(), indent=1) + "\n")

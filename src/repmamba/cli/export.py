@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,12 +65,9 @@ def _size(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, i
 def export(
     weights: str,
     target: Path,
-    size: tuple[int, int] | None,
-    precision: str,
-    program: str | None,
-    overwrite: bool,
     quiet: bool,
     as_json: bool,
+    **arguments: Any,  # of repmamba.export
 ) -> None:
     """Write trained weights as one file that other programs run.
 
@@ -86,14 +84,7 @@ def export(
     """
     from repmamba.exporting.export import export as write
 
-    written = write(
-        weights,
-        target,
-        size=size,
-        precision=precision,
-        program=program,
-        overwrite=overwrite,
-    )
+    written = write(weights, target, **arguments)
     if as_json:
         click.echo(json.dumps(written.as_json()))
     elif not quiet:

@@ -1,7 +1,7 @@
 """repmamba finetune: weights trained further on your own scenes, kept only if they improve."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -54,17 +54,9 @@ from repmamba.cli.train import one_voice
 @options.quiet
 def finetune(
     scenes: tuple[str, ...],
-    weights: str,
     folder: Path | None,
-    steps: int,
-    rate: float,
-    seed: int,
-    nodata: tuple[float, ...] | Literal["none"] | None,
-    device: str | None,
-    threads: int | None,
-    nice: int,
-    minutes: float | None,
     quiet: bool,
+    **arguments: Any,  # of repmamba.finetune
 ) -> None:
     """Train weights further on each SCENE, a raster like those to upscale later.
 
@@ -79,19 +71,6 @@ def finetune(
     """
     from repmamba.finetuning.finetune import finetune as train_further
 
+    folder = folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}"
     with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
-        result = train_further(
-            scenes,
-            folder or Path("runs") / f"finetune-{Path(scenes[0]).stem}",
-            weights,
-            steps=steps,
-            rate=rate,
-            seed=seed,
-            nodata=nodata,
-            device=device,
-            threads=threads,
-            nice=nice,
-            minutes=minutes,
-            progress=progress,
-        )
-        say(result.summary())
+        say(train_further(scenes, folder, progress=progress, **arguments).summary())

@@ -27,17 +27,10 @@ def printable(text: object) -> str:
     )
 
 
-# Python keywords -> flags of the command line, without dashes
-FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"} | {
-    name: name.replace("_", "-")
-    for name in (
-        "scale device backend precision weights ensemble confidence tile halo window bbox bands "
-        "rgb nodata consistent format workers cluster untrusted max_pixels on_corrupt "
-        "expand_palette overwrite restart save tensorboard minutes steps alpha peak cost"
-    ).split()
-}
+# flags of the command line, without dashes, that have another name than the keyword in Python
+FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"}
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
-_KEYWORD = re.compile(rf"(?<![^\s(])({'|'.join(FLAGS)})=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
+_KEYWORD = re.compile(rf"(?<![^\s(])([a-z_]+)=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
 
 
 def in_flags(text: str) -> str:
@@ -46,7 +39,7 @@ def in_flags(text: str) -> str:
 
 
 def _flag(found: re.Match[str]) -> str:
-    name, value = FLAGS[found[1]], found[2]
+    name, value = FLAGS.get(found[1], found[1].replace("_", "-")), found[2]
     if value in ("", "True"):
         return f"--{name}"
     if value == "False":

@@ -83,15 +83,8 @@ def train(
     recipe: str,
     folder: Path | None,
     settings: tuple[str, ...],
-    device: str | None,
-    threads: int | None,
-    nice: int,
-    workers: int,
-    cache: Path | None,
-    log_every: int,
-    minutes: float | None,
-    tensorboard: bool,
     quiet: bool,
+    **arguments: Any,  # of repmamba.train
 ) -> None:
     """Train a network by RECIPE, a TOML file or a packaged recipe: RECIPES.
 
@@ -108,21 +101,9 @@ def train(
     from repmamba.train.recipe_file import read_recipe
 
     read = read_recipe(recipe, settings)
+    folder = folder or Path("runs") / read.name
     with one_voice(quiet=quiet) as say, training(quiet=quiet) as progress:
-        result = fit(
-            read,
-            folder or Path("runs") / read.name,
-            device=device,
-            threads=threads,
-            nice=nice,
-            workers=workers,
-            log_every=log_every,
-            minutes=minutes,
-            progress=progress,
-            tensorboard=tensorboard,
-            cache=cache,
-        )
-        say(result.summary())
+        say(fit(read, folder, progress=progress, **arguments).summary())
 
 
 @contextmanager

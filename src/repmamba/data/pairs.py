@@ -25,8 +25,7 @@ from repmamba.prefetch import prefetch
 HR_FOLDER, LR_FOLDER, BICUBIC_FOLDER = "GT", "LR", "Bicubic"
 # of the folder of large images, in upper or lower case; the first one found
 HR_NAMES = (HR_FOLDER, "HR")
-# 0801x4, the name of LR for 0801 in DIV2K and BasicSR
-_SCALED = re.compile(r"(.+?)_?[xX]([2-4])")
+_SCALED = re.compile(r"(.+?)_?[xX]([2-4])")  # 0801x4, the name of LR for 0801 in DIV2K and BasicSR
 _SCALE_FOLDER = re.compile(r"[xX]([2-4])/")  # X4/0801x4, as in DIV2K
 SPLITS = ("train", "trainval", "val", "test")
 

@@ -34,22 +34,14 @@ _loading = threading.Lock()
 def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
     """Learned perceptual image patch similarity, 0 for equal images; AlexNet, version 0.1.
 
-    Source: Zhang et al. 2018, equation 1.
-
-    Args:
-        sr: (H, W, 3), 0 to 255.
-        hr: Of the same shape.
-
-    Raises:
-        MissingExtra: The weights are missing.
-        ShapeMismatch: The images are too small.
+    sr, hr: (H, W, 3), 0 to 255. Raises MissingExtra for missing weights, ShapeMismatch for small
+    images. Source: Zhang et al. 2018, equation 1.
     """
     import torch
 
     with _loading:
         stages, heads = _lpips_network()
-    shift, scale = _planes(-0.030, -0.088, -0.188), _planes(0.458, 0.448, 0.450)
-    a, b = ((_unit(image) * 2 - 1 - shift) / scale for image in (sr, hr))
+    a, b = _normalised(_unit(sr)), _normalised(_unit(hr))
     distance = 0.0
     with torch.inference_mode():
         for stage, head in zip(stages, heads, strict=True):
@@ -62,15 +54,7 @@ def lpips(sr: NDArray[Any], hr: NDArray[Any]) -> float:
 def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
     """Deep image structure and texture similarity, 0 for equal images; VGG16.
 
-    Source: Ding et al. 2020, equations 5 to 7.
-
-    Args:
-        sr: (H, W, 3), 0 to 255.
-        hr: Of the same shape.
-
-    Raises:
-        MissingExtra: The weights are missing.
-        ShapeMismatch: The images are too small.
+    Takes and raises the same as `lpips`. Source: Ding et al. 2020, equations 5 to 7.
     """
     import torch
 
@@ -79,20 +63,13 @@ def dists(sr: NDArray[Any], hr: NDArray[Any]) -> float:
     a, b = _unit(sr), _unit(hr)
     with torch.inference_mode():
         similar = [_structure_and_texture(a, b)]
-        mean, deviation = _planes(0.485, 0.456, 0.406), _planes(0.229, 0.224, 0.225)
-        a, b = (a - mean) / deviation, (b - mean) / deviation
+        a, b = _normalised(a), _normalised(b)
         for stage in stages:
             a, b = stage(a), stage(b)
             similar.append(_structure_and_texture(a, b))
         textures, structures = (torch.cat(each) for each in zip(*similar, strict=True))
-        return max(
-            0.0,
-            float(
-                1
-                - ((alpha * textures).sum() + (beta * structures).sum())
-                / (alpha.sum() + beta.sum())
-            ),
-        )
+        alike = (alpha * textures).sum() + (beta * structures).sum()
+        return max(0.0, float(1 - alike / (alpha.sum() + beta.sum())))
 
 
 def _structure_and_texture(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +199,10 @@ def _unit(image: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None].copy()) / 255
 
 
-def _planes(*numbers: float) -> Tensor:
-    import torch
-
-    return torch.tensor(numbers).view(1, 3, 1, 1)
+def _normalised(unit: Tensor) -> Tensor:
+    """(1, 3, H, W) in [0, 1], with the mean and deviation of the classifiers' training images."""
+    mean, deviation = unit.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[
+        ..., None, None
+    ]
+    result: Tensor = (unit - mean) / deviation
+    return result

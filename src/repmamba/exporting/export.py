@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -133,18 +134,14 @@ def _options(
         )
     if ending == ".pt2" and (precision != "float32" or program is not None):
         raise UsageError(f"{path} is for PyTorch, in float32: use .onnx for float16 or a program.")
+    least = pt2_file.LEAST if ending == ".pt2" else 1
     if size is not None:
-        lengths = tuple(size)
-        if len(lengths) != 2 or any(
-            type(length) is not int or not 1 <= length <= LARGEST for length in lengths
-        ):
+        size = tuple(map(operator.index, size))
+        if len(size) != 2 or not all(least <= length <= LARGEST for length in size):
             raise UsageError(
-                f"size is {size!r:.60}; give height and width, whole numbers from 1 to {LARGEST}, "
-                "or leave it out for inputs of any size."
+                f"size={size}: give height and width from {least} to {LARGEST} pixels for "
+                f"{ending}, or leave it out for inputs of any size."
             )
-        size = lengths
-    if ending == ".pt2" and size is not None and min(size) < pt2_file.LEAST:
-        raise UsageError(f"A .pt2 file needs sides of at least {pt2_file.LEAST} pixels.")
     if not path.parent.is_dir():
         raise TargetError(f"There is no folder {path.parent} for {path.name}: create it first.")
     if path.exists() and not overwrite:

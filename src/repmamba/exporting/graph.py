@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 OPSET = 17  # the first with LayerNormalization
-
 IR_VERSION = 8  # that of opset 17
 
 Value: TypeAlias = str

@@ -31,22 +31,16 @@ from repmamba.scan.sizes import DIRECTIONS, STATE
 Array: TypeAlias = NDArray[np.float32]
 
 STEPS = 16  # in a chunk. Each has its own nodes; half as many would double the memory between them.
-
 GROUP = 4  # chunks in a group, and groups in a group of groups
-
 CHUNKS = GROUP * GROUP  # in a block. Sequences are padded to whole blocks.
-
 Level: TypeAlias = tuple[int, int]  # groups around; chunks, or groups of them, in one
-
 LEVELS: tuple[Level, ...] = ((GROUP, GROUP), (1, GROUP))  # chunks in a group, groups in a block
 
 # directions in the graph: rows forward and backward, columns forward and backward
 ORDER = (0, 2, 1, 3)
 
 NEVER = 1e9  # a step size that decays to zero, for pairs whose second block is not the later one
-
 SOFTPLUS_LINEAR = 20.0  # beyond it, softplus(x) is x
-
 TO_THE_FIRST = -(2**62)  # the end of a backward slice
 
 

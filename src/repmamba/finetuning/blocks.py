@@ -36,8 +36,7 @@ FEWEST, MOST = 24, 600
 # share of the blocks that are never trained on: those for testing, and those on the same ground
 HELD_OUT = 0.25
 
-# overlap of neighbouring blocks, as a share of their size, that counts as rounding
-TOUCHING = 1e-6
+TOUCHING = 1e-6  # overlap of neighbouring blocks, as a share of their size, that counts as rounding
 
 
 @dataclass(frozen=True, slots=True)

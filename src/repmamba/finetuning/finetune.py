@@ -35,8 +35,7 @@ from repmamba.train.recipe import Checkpoints, Data, Optimiser, Recipe, Schedule
 from repmamba.train.run import FitResult
 from repmamba.train.validation import predict
 
-# largest side of a training patch, in lr pixels
-PATCH = 32
+PATCH = 32  # largest side of a training patch, in lr pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ from repmamba.inference.planes import Part, PlaneOptions
 from repmamba.pixels.nodata import repeated
 from repmamba.tiles.window import Window
 
-# of an array whose first axis may be its bands by mistake
-MOST_BANDS = 16
+MOST_BANDS = 16  # of an array whose first axis may be its bands by mistake
 
 Layout: TypeAlias = Literal["bands-first", "bands-last"]
 

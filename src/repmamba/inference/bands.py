@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# bands, counted from 0, that go through the network together
-Groups = tuple[tuple[int, ...], ...]
+Groups = tuple[tuple[int, ...], ...]  # bands, counted from 0, that go through the network together
 
 
 def group_bands(count: int, rgb: Sequence[int] | None, network_bands: int) -> Groups:

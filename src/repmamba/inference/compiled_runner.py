@@ -30,14 +30,12 @@ from repmamba.kernels.library import library
 from repmamba.network.fusion import FusedRepMamba
 from repmamba.network.repmamba import PixelShuffleDirect, check_input
 
-# the scan backend that the passes call; with any other, torch computes
-COMPILED_SCAN = "native"
+COMPILED_SCAN = "native"  # the scan backend that the passes call; with any other, torch computes
 
 # numbers in all maps of the plans kept for later calls; a plan of 750 x 750 pixels has this many
 KEPT = 1 << 28
 
-# the same, while a plan of another shape is made
-KEPT_BESIDE = 1 << 24
+KEPT_BESIDE = 1 << 24  # the same, while a plan of another shape is made
 
 _of_thread = threading.local()
 

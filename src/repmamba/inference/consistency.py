@@ -28,8 +28,7 @@ Blocks: TypeAlias = tuple[tuple[slice, Tensor], ...]
 
 BLOCK_ROWS = 32
 
-# float32 has a relative precision of 6e-8
-NEGLIGIBLE = 1e-9
+NEGLIGIBLE = 1e-9  # float32 has a relative precision of 6e-8
 
 
 def make_consistent(sr: Tensor, lr: Tensor, known: Tensor, scale: int) -> Tensor:

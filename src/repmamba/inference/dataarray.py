@@ -20,8 +20,7 @@ from repmamba.tiles.window import Window
 # share of a step by which coordinates may deviate: they are written with a few digits
 UNEVEN = 0.002
 
-# the same for large float32 values; a dropped row makes half a step
-UNEVEN_AT_MOST = 0.25
+UNEVEN_AT_MOST = 0.25  # the same for large float32 values; a dropped row makes half a step
 
 
 def is_dataarray(array: object) -> bool:

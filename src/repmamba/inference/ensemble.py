@@ -14,8 +14,7 @@ from torch import Tensor
 
 ROWS_AND_COLS = (-2, -1)
 
-# (B, bands, h, w) -> (B, bands, scale h, scale w)
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Tensor]  # (B, bands, h, w) -> (B, bands, scale h, scale w)
 
 
 def mean_of_eight(run: Run, unit: Tensor) -> Tensor:

@@ -18,19 +18,15 @@ from repmamba import __version__
 from repmamba.errors import CheckpointError
 from repmamba.network.config import NetworkConfig
 
-# version of the metadata; later ones are refused
-FORMAT = 1
-
-# metadata entry with the facts, as JSON
-FACTS = "repmamba"
+FORMAT = 1  # version of the metadata; later ones are refused
+FACTS = "repmamba"  # metadata entry with the facts, as JSON
 
 # metadata entry with the SHA-256 of the file, hex, computed with zeros in its own place
 CHECKSUM = "repmamba.checksum"
 
 BLANK = "0" * 64
 
-# names of a graph's input and output
-LR, SR = "lr", "sr"
+LR, SR = "lr", "sr"  # names of a graph's input and output
 
 # In an ONNX file an entry is its name, then a tag and a length of one byte each, then its text.
 _STORED_CHECKSUM = re.compile(re.escape(CHECKSUM).encode() + rb"\x12\x40([0-9a-f]{64})", re.DOTALL)

@@ -25,8 +25,7 @@ Fields = dict[str, Any]
 # bytes of an AVX-512 register and a cache line; a load across two lines takes twice the time
 ALIGNMENT = 64
 
-# most inputs of a product in pairs, as in pairs.h
-MOST_INPUTS = 512
+MOST_INPUTS = 512  # most inputs of a product in pairs, as in pairs.h
 
 
 def empty(count: int) -> Array:

@@ -19,8 +19,7 @@ from repmamba.scan.directions import visits
 from repmamba.scan.native_cpu import map_pass
 from repmamba.scan.threads import in_another
 
-# numbers in a map below which a second thread costs more than it saves
-WORK_FOR_THREADS = 1 << 12
+WORK_FOR_THREADS = 1 << 12  # numbers in a map below which a second thread costs more than it saves
 
 
 def _structure(names: str) -> type[ctypes.Structure]:
@@ -50,8 +49,7 @@ ARGUMENTS = {
     ),
 }
 
-# int64 numbers per kernel call, as in plan.cpp
-COUNTERS = 16
+COUNTERS = 16  # int64 numbers per kernel call, as in plan.cpp
 
 _STAGE = np.dtype([("kernel", "u8"), ("units", "i8"), ("shares", "i8"), ("arguments", "u8")])
 

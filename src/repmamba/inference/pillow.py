@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from repmamba.errors import ShapeMismatch, UsageError
 
-# upscaled as they are
-MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")
+MODES = ("L", "RGB", "LA", "RGBA", "I;16", "F")  # upscaled as they are
 # modes without colour values -> the mode that shows the same
 SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L"}
 

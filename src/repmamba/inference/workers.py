@@ -32,8 +32,7 @@ from repmamba.prefetch import prefetch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# tiles beyond those being computed: one prefetched, one finished and not yet taken
-IN_FLIGHT = 2
+IN_FLIGHT = 2  # tiles beyond those being computed: one prefetched, one finished and not yet taken
 
 Task = Callable[[], None]
 
@@ -231,8 +230,7 @@ class _Share(Executor):
 
 _workers = _Workers()
 
-# limit of tiles computed at once by all calls
-_most: int | None = None
+_most: int | None = None  # limit of tiles computed at once by all calls
 
 
 def _forget_workers() -> None:

@@ -24,7 +24,6 @@ SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = FOLDER / f"_kernels{SUFFIX}"
 
 LANES = {"v2": 4, "v3": 8, "v4": 16, "neon": 4}  # float32 numbers in a register, by level
-
 _V3, _V4, _PAIRS, _AMX = 1, 2, 4, 8  # as in levels.cpp
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # Linux on x86-64
 

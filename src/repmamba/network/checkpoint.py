@@ -46,8 +46,7 @@ from repmamba.network.weight_files import WeightFile, json_object, open_weights,
 # version of our form; later ones are refused. A change that old readers would misread raises it
 FORMAT = 1
 
-# our entry of the safetensors metadata: JSON text
-METADATA = "repmamba"
+METADATA = "repmamba"  # our entry of the safetensors metadata: JSON text
 
 # names of the weights in a folder, ours and the published, in the order in which they are tried
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -55,11 +54,8 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 # endings of files of weights; a single one in a folder may have any name
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
-# endings of exported networks
-EXPORTED_ENDINGS = (".onnx", ".pt2")
-
-# a repository of the Hugging Face hub: owner/name
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+EXPORTED_ENDINGS = (".onnx", ".pt2")  # endings of exported networks
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # a repository of the Hugging Face hub: owner/name
 
 # last parts of names that float16 storage keeps in float32, as all vectors: the scan exponentiates
 # them

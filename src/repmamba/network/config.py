@@ -11,11 +11,8 @@ from repmamba.scan.sizes import STATE
 # channels of the residual stream; fixed, because CSSP's split and RMB widths follow from it
 WIDTH = 64
 
-# new channels for each of CSSP's four RMBs
-SPLIT = (8, 8, 16, 32)
-
-# widths of the four chained RMBs: the running sums of SPLIT
-RMB_WIDTHS = (8, 16, 32, 64)
+SPLIT = (8, 8, 16, 32)  # new channels for each of CSSP's four RMBs
+RMB_WIDTHS = (8, 16, 32, 64)  # widths of the four chained RMBs: the running sums of SPLIT
 
 # name -> allowed scales
 UPSAMPLERS = {

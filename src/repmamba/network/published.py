@@ -17,8 +17,7 @@ from repmamba.errors import CheckpointError, UsageError
 from repmamba.network.config import WIDTH, NetworkConfig
 from repmamba.network.repmamba import RepMamba
 
-# shape of each tensor, by name
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # shape of each tensor, by name
 
 BLOCK = "layers.*.residual_group.blocks.*"
 RMB = f"{BLOCK}.attn_layer.*"
@@ -67,8 +66,7 @@ RULES = (
 # last part of names that may be missing: batches seen by a normalisation, unused in inference
 COUNT = "num_batches_tracked"
 
-# names that an error lists of each kind before "and N more"
-NAMED = 3
+NAMED = 3  # names that an error lists of each kind before "and N more"
 
 
 @lru_cache(maxsize=16)

@@ -7,8 +7,7 @@ in channels-last memory, so that one is a view of the other and nothing is copie
 import torch
 from torch import Tensor, nn
 
-# of all layer and batch normalisations
-EPS = 1e-5
+EPS = 1e-5  # of all layer and batch normalisations
 
 
 def to_tokens(image: Tensor) -> Tensor:

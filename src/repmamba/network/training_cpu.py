@@ -27,11 +27,8 @@ Gradients = tuple[Tensor | None, ...]
 # elements of a block's input below which another thread costs more than it saves
 WORK_FOR_THREADS = 1 << 16
 
-# the ConvFFN's hidden width is a multiple of this: whole registers
-HIDDEN_MULTIPLE = 16
-
-# of the running statistics, torch's default; other blocks use torch's operations
-MOMENTUM = 0.1
+HIDDEN_MULTIPLE = 16  # the ConvFFN's hidden width is a multiple of this: whole registers
+MOMENTUM = 0.1  # of the running statistics, torch's default; other blocks use torch's operations
 
 RMBS = 4
 RMB_FORWARD = ("enter", "enter_fold", "middle", "middle_fold", "leave", "leave_fold")

@@ -23,14 +23,12 @@ FEW = 3  # values that do not affect the range, wherever they are
 WIDEST = 100.0
 _KEY_BITS = 20  # sign, exponent and 11 bits of mantissa: bins 1/2048 of their value wide
 _LARGEST = 2.0**1000  # values are clipped to it, so that their differences are finite
-
 FILL_SHARE = 0.001  # smallest share of a fill
 MOST_FILLS = 3  # largest number of fills below all other values, and above them
 MANY = 5  # fewest other values; with fewer, fills may be levels of a scale
 WIDENING = 1.0  # distance in widths of the others' range from which a fill is left out of it
 APART = 0.5  # the same, from which a number is a fill
-# the same for an integer 0, and the fewest integers between
-ZERO_APART, ZERO_STEPS = 0.03, 3
+ZERO_APART, ZERO_STEPS = 0.03, 3  # the same for an integer 0, and the fewest integers between
 # largest share, of a fill's count, of other numbers near it: pixels resampled at its edge
 CROWD = 0.1
 

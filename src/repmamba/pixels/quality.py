@@ -14,7 +14,6 @@ Window = NDArray[np.floating]
 
 BLOCK = 8
 SMALLEST = 3 * BLOCK  # fewest rows and columns of a window
-
 LEVELS = 255.0  # 8-bit levels per unit
 
 # frequency of each coefficient, the sum over both axes
@@ -24,11 +23,8 @@ ORDER = np.add.outer(np.arange(BLOCK), np.arange(BLOCK))
 SLOW, FAST = (ORDER > 0) & (ORDER < 9), ORDER >= 11
 
 FLATTEST, FEWEST = 0.005, 64  # share of all blocks used to estimate noise, and their least number
-
 NOTHING = 0.5  # a smaller coefficient, in levels, counts as zero
-
 ROUNDING = 0.1  # variation, in levels, of a block that is constant up to rounding
-
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue, as in JPEG
 
 

@@ -84,8 +84,7 @@ BACKENDS = (
 
 _PLAIN = ((builtins, "min", min), (builtins, "max", max), (math, "pow", math.pow))
 
-# those that have started
-_LOADED: dict[str, Loaded] = {}
+_LOADED: dict[str, Loaded] = {}  # those that have started
 
 
 def choose(

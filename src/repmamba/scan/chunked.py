@@ -23,16 +23,12 @@ from torch.nn.functional import pad, softplus
 from repmamba.scan.selective import scan_map_as_sequences
 from repmamba.scan.sizes import DIRECTIONS, STATE
 
-# torch's exp2 takes a third of the time of its exp
-LOG2_E = 1.4426950408889634
-
-# values of the state in a block: 2 MiB, which stay in the caches of two cores
-CPU_BLOCK = 2**19
+LOG2_E = 1.4426950408889634  # torch's exp2 takes a third of the time of its exp
+CPU_BLOCK = 2**19  # values of the state in a block: 2 MiB, which stay in the caches of two cores
 # 64 MiB: on a GPU every operator is a launch, so blocks are as large as memory allows
 OTHER_BLOCK = 2**24
 
-# steps in a chunk of an exported graph: each becomes nodes
-GRAPH_STEPS = 16
+GRAPH_STEPS = 16  # steps in a chunk of an exported graph: each becomes nodes
 # longest sequence of a graph with symbolic length: 16 * 2**16, a pooled map of 1024 x 1024
 GRAPH_DOUBLINGS = 16
 

@@ -18,8 +18,7 @@ from repmamba.scan.layout import own, pixels, steps_first
 from repmamba.scan.operators import MAP_SLABS, Gradients, Scan, register, wants_gradients
 from repmamba.scan.sizes import STATE
 
-# rows of gradients for A, D and dt_bias; those of dt_weight follow
-CONSTANTS = STATE + 2
+CONSTANTS = STATE + 2  # rows of gradients for A, D and dt_bias; those of dt_weight follow
 # Positions per chunk: short enough that the 64 x 64 pooled map of a 128 x 128 tile makes 1,024
 # programs of the widest scan; the states at the ends of chunks are then 16 / 32 of a map per
 # direction.
@@ -30,13 +29,11 @@ SEGMENT = (
     4
 )
 
-# channels per program: one per thread
-WIDEST_BLOCK = 32
+WIDEST_BLOCK = 32  # channels per program: one per thread
 # channels per program that goes over the chunks: few, because there are no chunks to fill a device
 CARRY_BLOCK = 8
 
-# chunks whose loads are in flight
-AHEAD = 8
+AHEAD = 8  # chunks whose loads are in flight
 
 
 def start() -> None:

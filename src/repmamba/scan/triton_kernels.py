@@ -41,15 +41,13 @@ import triton.language as tl
 
 from repmamba.scan import sizes
 
-# on any device, step by step in Python: for tests
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = triton.knobs.runtime.interpret  # on any device, step by step in Python: for tests
 
 STATE = tl.constexpr(sizes.STATE)
 # exp2 is a processor instruction; exp is exp2 and a product
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-# softplus(v) is v beyond this, as published
-SOFTPLUS_LINEAR = tl.constexpr(20.0)
+SOFTPLUS_LINEAR = tl.constexpr(20.0)  # softplus(v) is v beyond this, as published
 # Rows of a chunk's gradients of constants: 16 of A, then D, dt_bias, and RANK of dt_weight.
 D_LINE, BIAS_LINE, WEIGHT_LINES = tl.constexpr(16), tl.constexpr(17), tl.constexpr(18)
 

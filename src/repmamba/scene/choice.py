@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 # edge of a measured window in pixels, and number of windows along each side of a scene
 EDGE, PLACES = 128, 5
 
-# share of a window's pixels that must be valid
-KNOWN = 0.25
+KNOWN = 0.25  # share of a window's pixels that must be valid
 
 RGB = ("red", "green", "blue")
 

@@ -36,8 +36,7 @@ from repmamba.tiles.plan import Tile
 
 logger = logging.getLogger(__name__)
 
-# tiles per slot: one being computed and one queued
-IN_HAND = 2
+IN_HAND = 2  # tiles per slot: one being computed and one queued
 PATIENCE = 30  # seconds to wait for a scheduler
 LARGE = "1 GiB"  # Dask warns of tasks over 10 MiB, and a tile with many bands is larger
 AGAIN = "Finished tiles are kept: the same command continues, with a cluster or without."

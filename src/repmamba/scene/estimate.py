@@ -35,8 +35,7 @@ from repmamba.tiles.window import Window
 logger = logging.getLogger(__name__)
 
 GDAL_BYTES = 250_000_000  # caches, reading and writing: 1.8 times GDAL_CACHEMAX and 125 MB
-# of the input tile, in the widest layer computed by torch
-NETWORK_BYTES_PER_PIXEL = 5800
+NETWORK_BYTES_PER_PIXEL = 5800  # of the input tile, in the widest layer computed by torch
 PASSES_BYTES_PER_PIXEL = 2700  # the same in compiled passes
 # of the result: for three bands the first, the sum, the differences, their squares
 VARIANCE_BYTES_PER_PIXEL = 4 * 3 * 4
@@ -69,8 +68,7 @@ class Estimate:
     disk_bytes: int  # peak, without what a stopped run left
     free_bytes: int  # in the folder of the output
     memory_bytes: int  # peak of the whole process
-    # what the process already uses of them: Python, torch, the weights
-    program_bytes: int
+    program_bytes: int  # what the process already uses of them: Python, torch, the weights
     cluster: str | None = None  # address of the cluster that computes the tiles, if any
     confidence: Path | None = None  # the confidence raster, if wanted
     decisions: Mapping[str, str] = field(default_factory=dict)  # what was decided about the source

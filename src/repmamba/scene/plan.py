@@ -54,8 +54,7 @@ class ScenePlan:
     consistent: bool
     # value of missing pixels, which no valid result may equal; None: their values are kept
     nodata: float | None
-    # each band's own nodata, in the order of `places`
-    band_nodata: tuple[float | None, ...]
+    band_nodata: tuple[float | None, ...]  # each band's own nodata, in the order of `places`
     alpha: (
         int | None
     )  # index of the alpha band in what the raster reads, upscaled by nearest neighbour

@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 # ten minutes
 PATIENCE = timedelta(hours=6)
 
-# how long a process waits for the others at the start
-MEETING = timedelta(minutes=10)
+MEETING = timedelta(minutes=10)  # how long a process waits for the others at the start
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,34 +66,9 @@ def fit(
 ) -> FitResult:
     """Train by a recipe in a folder; goes on from its newest save, if there is one.
 
-    Args:
-        recipe: What to train.
-        folder: Of the run; created if needed.
-        device: Default: this process's GPU, or the CPU.
-        threads: torch threads of this process.
-        nice: Niceness of this process.
-        workers: Threads that prefetch batches; 0 prepares each when it is needed.
-        log_every: Steps between entries of the curve.
-        minutes: Save and return after this time; a later call goes on.
-        progress: Called by the first process with the Progress. Default: log lines.
-        tensorboard: Also write TensorBoard files.
-        callbacks: Called with entries of the curve, validations and pictures.
-        cache: Folder for decoded images, which several runs may share. Default: in the run's folder
-            if data.cache is "disk", otherwise none.
-        stock: Images in memory to train on instead of data.train.
-
-        None of them changes a sample; another device or number of threads changes the last digits
-        of a loss.
-
-    Returns:
-        The weights, and how far the run is.
-
-    Raises:
-        JobChanged: The folder holds a run of another recipe or of other images.
-        TrainingStopped: The loss is not finite or diverges, or a process is missing.
-        RecipeError: The recipe and the images do not fit.
-        SourceError: An image cannot be read.
-        TargetError: The folder cannot be written.
+    Arguments and errors are those of `repmamba.train`. Only the recipe changes a sample; another
+    device or number of threads changes the last digits of a loss. stock: images in memory to train
+    on instead of data.train.
     """
     check_local(folder)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes

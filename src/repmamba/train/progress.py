@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 logger = logging.getLogger(__name__)
 
-# seconds between log lines
-LINES_EVERY = 30.0
+LINES_EVERY = 30.0  # seconds between log lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,7 @@ class Progress:
     unit: str  # "image" or "step"
     done: int
     total: int
-    # last measured: loss, psnr, lr, img_s
-    values: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)  # last measured: loss, psnr, lr, img_s
     # of training, at the speed of this call so far, without validations
     seconds_left: float | None = None
 

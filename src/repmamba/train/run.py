@@ -28,11 +28,8 @@ from repmamba.train.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
-# share of the smoothed loss kept at each step: a memory of about 50 steps
-SMOOTHING = 0.98
-
-# steps before the smoothed loss is compared with its minimum
-SETTLING = 100
+SMOOTHING = 0.98  # share of the smoothed loss kept at each step: a memory of about 50 steps
+SETTLING = 100  # steps before the smoothed loss is compared with its minimum
 
 
 @dataclass(frozen=True, slots=True)

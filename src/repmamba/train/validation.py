@@ -20,8 +20,7 @@ from repmamba.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-# largest side of a pictured crop, in hr pixels
-CROP = 160
+CROP = 160  # largest side of a pictured crop, in hr pixels
 
 
 @dataclass(frozen=True, slots=True)

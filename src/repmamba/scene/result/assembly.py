@@ -57,8 +57,7 @@ CACHE = 48 << 20  # bytes of decoded tiles to keep
 # largest mean difference of a lossy format, in grey levels; a lost block differs by more
 LOSSY_ERROR = 24.0
 NOT_WRITABLE = {"bidx", "ns"}  # names of tags that are arguments of update_tags
-# bytes; with less free space, lost pixels are blamed on a full disk
-ALMOST_FULL = 16 << 20
+ALMOST_FULL = 16 << 20  # bytes; with less free space, lost pixels are blamed on a full disk
 
 
 class Mosaic:

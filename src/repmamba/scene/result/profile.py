@@ -34,8 +34,7 @@ class Wanted:
     weights: str  # name and digest
     terms: str = ""  # of the weights
     chosen: str = ""  # why these weights were chosen, if the scene decided
-    # creation options from the user
-    creation: Mapping[str, str] = field(default_factory=dict)
+    creation: Mapping[str, str] = field(default_factory=dict)  # creation options from the user
 
 
 def fitting_profile(facts: RasterFacts, wanted: Wanted, missing: str) -> tuple[OutputProfile, str]:

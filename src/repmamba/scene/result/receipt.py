@@ -38,8 +38,7 @@ class Piece:
     window: Window
     pixels: str  # digest, rows outermost (see tile_file.TilePixels)
     mask: str  # digest of the mask's bits; "" where the result has no mask
-    # of each band; empty if the format is lossless
-    means: tuple[float, ...]
+    means: tuple[float, ...]  # of each band; empty if the format is lossless
 
 
 @dataclass(frozen=True, slots=True)

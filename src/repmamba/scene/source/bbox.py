@@ -17,8 +17,7 @@ from repmamba.scene.source.grid import Grid
 from repmamba.tiles.window import Window
 
 ROUND = 360.0  # degrees
-# pixels: an overlap this small comes from rounded coordinates
-TOUCHED = 1e-6
+TOUCHED = 1e-6  # pixels: an overlap this small comes from rounded coordinates
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 # raw (bands, h, w) in the source's type; valid (h, w)
 Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
 
-# formats that may have an EXIF orientation
-MAY_BE_ROTATED = ("JPEG", "PNG", "WEBP", "GTiff")
+MAY_BE_ROTATED = ("JPEG", "PNG", "WEBP", "GTiff")  # formats that may have an EXIF orientation
 ROTATED_ROWS = 128  # rows of the file that are decoded and rotated at once
 _PAGE = re.compile(
     r"GTIFF_DIR:(\d+):", re.IGNORECASE

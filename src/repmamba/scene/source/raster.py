@@ -83,18 +83,15 @@ class RasterFacts:
     driver: str
     grid: Grid
     dtype: str
-    # largest value, if the file has fewer bits than its type (NBITS)
-    largest: float | None
-    # of all bands, if it marks missing pixels or comes from the options
-    nodata: float | None
+    largest: float | None  # largest value, if the file has fewer bits than its type (NBITS)
+    nodata: float | None  # of all bands, if it marks missing pixels or comes from the options
     nodata_given: bool  # by the options
     band_nodata: tuple[float | None, ...]  # each band's own nodata
     # how a result marks missing pixels: "mask", "alpha", "nodata", or "" for not at all
     missing: str
     # what marks them in the file: "mask", "alpha", "bands" (each band), or "" for nothing
     missing_from: str
-    # index of the alpha band, from 0, even where a mask marks missing pixels
-    alpha: int | None
+    alpha: int | None  # index of the alpha band, from 0, even where a mask marks missing pixels
     numbers: tuple[int, ...]  # numbers of the bands in the file, from 1
     colorinterp: tuple[str, ...]
     descriptions: tuple[str | None, ...]
