@@ -224,17 +224,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 def find_originals(benchmark: Benchmark, source: Path, part: str | None = None) -> list[Original]:
     """Find the originals of a benchmark.
 
-    Args:
-        benchmark: One of BENCHMARKS.
-        source: The unpacked archive.
-        part: One of the benchmark's own splits; None takes all that are there.
-
-    Returns:
-        The originals, sorted by name.
-
-    Raises:
-        SourceError: The layout is not known.
-        UsageError: The benchmark does not have this split, or two files would get the same name.
+    benchmark: One of BENCHMARKS.  source: The unpacked archive.
+    part: One of the benchmark's own splits; None takes all that are there.
+    Returns the originals, sorted by name. Raises SourceError: the layout is not known; UsageError:
+    the benchmark does not have this split, or two files would get the same name.
     """
     if part is not None and part not in benchmark.parts:
         has = f"has {', '.join(benchmark.parts)}" if benchmark.parts else "comes without splits"

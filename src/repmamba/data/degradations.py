@@ -66,15 +66,9 @@ class Chain:
     ) -> NDArray[np.uint8]:
         """Degrade one image.
 
-        Args:
-            hr: (s h, s w, C) uint8.
-            generator: Source of the strengths and of the noise.
-
-        Returns:
-            lr, (h, w, C) uint8; without stages the plain bicubic.
-
-        Raises:
-            ShapeMismatch: hr is of another type, or its sides are not multiples of the scale.
+        hr: (s h, s w, C) uint8.  generator: Source of the strengths and of the noise.
+        Returns lr, (h, w, C) uint8; without stages the plain bicubic. Raises ShapeMismatch: hr is
+        of another type, or its sides are not multiples of the scale.
         """
         if (
             hr.ndim != 3
@@ -162,13 +156,9 @@ def jpeg(
 ) -> NDArray[np.uint8]:
     """Compress an image as JPEG and decompress it.
 
-    Args:
-        levels: (H, W, C) with one or three bands.
-        quality: 1 to 100.
-        subsample: Whether colour is stored at half the resolution; None leaves it to Pillow.
-
-    Raises:
-        ShapeMismatch: The image has another number of bands.
+    levels: (H, W, C) with one or three bands.  quality: 1 to 100.
+    subsample: Whether colour is stored at half the resolution; None leaves it to Pillow.
+    Raises ShapeMismatch: the image has another number of bands.
     """
     if levels.shape[2] not in (1, 3):
         raise ShapeMismatch(

@@ -122,16 +122,9 @@ def draw_items(source: Path, settings: Settings) -> tuple[list[Item], list[Skipp
 
     If images are cropped and counted, those that are too small are left out before the draw.
 
-    Args:
-        source: Folder of the originals.
-        settings: What to draw, and the seed.
-
-    Returns:
-        The images to make, sorted by part and name, and those left out.
-
-    Raises:
-        SourceError: The layout of source is not known.
-        UsageError: There are fewer images than to be drawn.
+    source: Folder of the originals.  settings: What to draw, and the seed.
+    Returns the images to make, sorted by part and name, and those left out. Raises SourceError: the
+    layout of source is not known; UsageError: there are fewer images than to be drawn.
     """
     benchmark = settings.benchmark
     originals = find_originals(benchmark, source, settings.part)

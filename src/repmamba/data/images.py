@@ -39,12 +39,8 @@ BROKEN = (
 def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
     """List the image files of a folder, sorted by path; hidden files and folders are left out.
 
-    Args:
-        folder: The folder.
-        deep: Whether to look in the folders inside, too.
-
-    Raises:
-        SourceError: It is not a folder.
+    deep: Whether to look in the folders inside, too.
+    Raises SourceError: it is not a folder.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; give one that holds images.")
@@ -60,18 +56,9 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
 
 def read_image(path: Path) -> NDArray[np.generic]:
     """Read an image file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        (H, W, C): pictures as uint8 RGB (grey repeated, alpha dropped), TIFFs with all bands in
-        their own type.
-
-    Raises:
-        CorruptSource: The file cannot be decoded.
-        SourceError: It is missing, or has pictures of more than 8 bit, complex numbers, missing
-            pixels, or values that are not finite.
+    Returns (H, W, C): pictures as uint8 RGB (grey repeated, alpha dropped), TIFFs with all bands in
+    their own type. Raises CorruptSource: the file cannot be decoded; SourceError: it is missing, or
+    has pictures of more than 8 bit, complex numbers, missing pixels, or values that are not finite.
     """
     if not path.is_file():
         raise SourceError(f"{path} is not a file; give an image.")
@@ -112,13 +99,9 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
     Parent folders are created. The file is not synced: after a power cut, check is_whole_png.
 
-    Args:
-        path: The file.
-        image: (H, W), (H, W, 1) or (H, W, 3), uint8.
-
-    Raises:
-        UsageError: The image has another shape or type.
-        TargetError: The file cannot be written; NoSpace if the disk is full.
+    image: (H, W), (H, W, 1) or (H, W, 3), uint8.
+    Raises UsageError: the image has another shape or type; TargetError: the file cannot be written;
+    NoSpace if the disk is full.
     """
     if (
         image.dtype != np.uint8

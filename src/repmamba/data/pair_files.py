@@ -36,18 +36,11 @@ class Made:
 def make_item(item: Item, source: Path, target: Path, settings: Settings) -> Made | Skipped:
     """Write GT, LR and Bicubic of one image.
 
-    Args:
-        item: The image.
-        source: Folder of the originals.
-        target: Folder to write into.
-        settings: How to crop and downsample.
-
-    Returns:
-        What was made; Skipped if the image cannot be used.
-
-    Raises:
-        VerificationError: The original is not the one that a manifest lists.
-        TargetError: A file cannot be written; NoSpace if the disk is full.
+    source: Folder of the originals.  target: Folder to write into.
+    settings: How to crop and downsample.
+    Returns what was made; Skipped if the image cannot be used. Raises VerificationError: the
+    original is not the one that a manifest lists; TargetError: a file cannot be written; NoSpace if
+    the disk is full.
     """
     path = source / item.source
     try:

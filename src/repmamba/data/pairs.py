@@ -111,13 +111,8 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """Read pairs in their order, prefetched by one thread per core.
 
-    Args:
-        files: The pairs.
-        scale: Their scale.
-        progress: Called with the number of pairs read and the number of all.
-
-    Raises:
-        ShapeMismatch, SourceError: As PairFiles.read.
+    scale: Their scale.  progress: Called with the number of pairs read and the number of all.
+    Raises ShapeMismatch, SourceError: as PairFiles.read.
     """
 
     def read(one: PairFiles) -> Pair:
@@ -137,13 +132,8 @@ def read_pairs(
 def pair_from_hr(name: str, hr: Image, scale: int) -> Pair:
     """The pair of a large image, cropped to a multiple of the scale; lr by MATLAB's bicubic.
 
-    Args:
-        name: Of the pair.
-        hr: (H, W, C).
-        scale: 2, 3 or 4.
-
-    Raises:
-        ShapeMismatch: hr has fewer pixels than the scale.
+    hr: (H, W, C).  scale: 2, 3 or 4.
+    Raises ShapeMismatch: hr has fewer pixels than the scale.
     """
     hr = cut_to_scale(name, hr, scale)
     return Pair(name, reduce_image(hr, scale), hr)
@@ -178,17 +168,10 @@ def find_pairs(folder: Path, scale: int | None = None) -> list[PairFiles]:
     and LR/; or large images without small ones, flat or in class folders. The LR of 0801 may be
     named 0801x4 or 0801_x4, or lie in a folder X4.
 
-    Args:
-        folder: The folder.
-        scale: Of the LR to use, if names show several.
-
-    Returns:
-        The pairs, sorted by name.
-
-    Raises:
-        UsageError: Files have no partner, two have the same name, or the folder contains splits of
-            a benchmark or pairs further down.
-        SourceError: There is no image.
+    scale: Of the LR to use, if names show several.
+    Returns the pairs, sorted by name. Raises UsageError: files have no partner, two have the same
+    name, or the folder contains splits of a benchmark or pairs further down; SourceError: there is
+    no image.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; give one that contains GT and LR, or images.")

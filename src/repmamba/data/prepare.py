@@ -76,24 +76,17 @@ def prepare(
 ) -> Prepared:
     """Make GT, LR and Bicubic from a benchmark's originals, and a manifest.
 
-    Args:
-        source: Folder of the originals, as unpacked.
-        target: Folder to write into; a run that was interrupted there is resumed.
-        settings: The benchmark, the scale, the draw and the degradations.
-        manifest: Of an earlier run, whose draw and seed to repeat; settings then has no draw.
-        workers: Number of processes; by default one per core.
-        progress: Called with the number of images done and the number of all.
-
-    Returns:
-        How many images were made, kept and left out.
-
-    Raises:
-        SourceError: The layout of source is not known, or the manifest is not valid.
-        UsageError: There are too few images, the manifest is of another draw, or target and
-            source contain each other.
-        JobChanged: Target holds a result of other settings.
-        VerificationError: An original is not the one that the manifest lists.
-        TargetError: Target cannot be written; NoSpace if the disk is full.
+    source: Folder of the originals, as unpacked.
+    target: Folder to write into; a run that was interrupted there is resumed.
+    settings: The benchmark, the scale, the draw and the degradations.
+    manifest: Of an earlier run, whose draw and seed to repeat; settings then has no draw.
+    workers: Number of processes; by default one per core.
+    progress: Called with the number of images done and the number of all.
+    Returns how many images were made, kept and left out. Raises SourceError: the layout of source
+    is not known, or the manifest is not valid; UsageError: there are too few images, the manifest
+    is of another draw, or target and source contain each other; JobChanged: target holds a result
+    of other settings; VerificationError: an original is not the one that the manifest lists;
+    TargetError: target cannot be written; NoSpace if the disk is full.
     """
     check_local(target)
     source, target = source.resolve(), target.resolve()

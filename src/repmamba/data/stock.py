@@ -96,14 +96,10 @@ class Stock:
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Cut a batch.
 
-        Args:
-            samples: The patches.
-            size: Their side, in lr pixels.
-            seed: For the random numbers of degrade.
-            degrade: Makes lr from the hr patch, instead of the stored lr.
-
-        Returns:
-            lr (B, C, size, size) and hr (B, C, s size, s size), float32 in [0, 1], channels-last.
+        size: Their side, in lr pixels.  seed: For the random numbers of degrade.
+        degrade: Makes lr from the hr patch, instead of the stored lr.
+        Returns lr (B, C, size, size) and hr (B, C, s size, s size), float32 in [0, 1],
+        channels-last.
         """
         s = self.scale
         rows, cols = [sample.row for sample in samples], [sample.col for sample in samples]
@@ -146,18 +142,14 @@ def load_stock(
 ) -> Stock:
     """Decode images into a stock.
 
-    Args:
-        files: The pairs.
-        scale: Their scale.
-        cache: Folder for the decoded pixels, which are mapped. Later runs reuse it while names,
-            sizes, times and reductions of the files are the same.
-        device: Where to put the pixels; by default the CPU.
-        progress: Called with the number of images decoded and the number of all, unless the cache
-            has them.
-
-    Raises:
-        ShapeMismatch, SourceError, UsageError: The images cannot be read or do not fit together.
-        TargetError: The cache cannot be written; NoSpace if the disk is full.
+    scale: Their scale.
+    cache: Folder for the decoded pixels, which are mapped. Later runs reuse it while names, sizes,
+      times and reductions of the files are the same.
+    device: Where to put the pixels; by default the CPU.
+    progress: Called with the number of images decoded and the number of all, unless the cache has
+      them.
+    Raises ShapeMismatch, SourceError, UsageError: the images cannot be read or do not fit together;
+    TargetError: the cache cannot be written; NoSpace if the disk is full.
     """
     if not files:
         raise UsageError("There are no images to train on; name folders that contain some.")

@@ -115,16 +115,10 @@ def measured(
 ) -> Cost:
     """The cost with time and memory added, on the Upscaler's device and in its precision.
 
-    Args:
-        cost: The counted part.
-        upscaler: The network.
-        weights: What the Upscaler was loaded from; memory is measured in a new process.
-        backend: What it was loaded with.
-        passes: Through the network for one image.
-
-    Raises:
-        CheckpointError: The weights cannot be loaded again.
-        OutOfMemory: Memory does not suffice for an image of this size.
+    weights: What the Upscaler was loaded from; memory is measured in a new process.
+    backend: What it was loaded with.  passes: Through the network for one image.
+    Raises CheckpointError: the weights cannot be loaded again; OutOfMemory: memory does not suffice
+    for an image of this size.
     """
     with _memory_errors(cost.height, cost.width):
         median, least = measure(upscaler, cost.height, cost.width)

@@ -47,9 +47,8 @@ class Method:
     def sr_of(self, pair: Pair) -> Image:
         """The sr of a pair, with the shape of its hr.
 
-        Raises:
-            MethodFailed: `enlarge` raised something else than an error of repmamba.
-            ShapeMismatch: The result has another shape.
+        Raises MethodFailed: `enlarge` raised something else than an error of repmamba;
+        ShapeMismatch: the result has another shape.
         """
         try:
             sr = self.enlarge(pair)
@@ -104,16 +103,12 @@ def network(
 ) -> Method:
     """A network, its output neither clipped nor rounded, without back-projection.
 
-    Args:
-        upscaler: The network.
-        weights: What it was loaded from.
-        ensemble: Use the mean over the eight flips and rotations of each tile.
-        tile: lr pixels kept of each tile, even; by default one pass over the whole image, as in the
-            published evaluation.
-        value_range: The values that are black and white to it, by default the type's whole range.
-
-    Raises:
-        UsageError: The tile is not valid.
+    weights: What it was loaded from.
+    ensemble: Use the mean over the eight flips and rotations of each tile.
+    tile: lr pixels kept of each tile, even; by default one pass over the whole image, as in the
+      published evaluation.
+    value_range: The values that are black and white to it, by default the type's whole range.
+    Raises UsageError: the tile is not valid.
     """
     check_cut(tile, None)
     asked = replace(upscaler, ensemble=ensemble)
@@ -153,9 +148,7 @@ def results(folder: Path) -> Method:
 
     The class folder may be left out; the scale may follow the name as "_x4" or "x4".
 
-    Raises:
-        SourceError: It is not a folder, or lacks a result.
-        UsageError: A name fits two files.
+    Raises SourceError: it is not a folder, or lacks a result; UsageError: a name fits two files.
     """
     files: dict[str, list[Path]] = {}
     for path in find_images(folder):

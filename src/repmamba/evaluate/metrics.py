@@ -60,14 +60,9 @@ def psnr(sr: Image, hr: Image, *, peak: float = 255.0, crop: int = 0) -> float:
 
     Source: 10 log10(peak^2 / mean((sr - hr)^2)).
 
-    Args:
-        sr: (H, W) or (H, W, C), 0 to peak; compared in float64, all bands together.
-        hr: Of the same shape.
-        peak: The largest value.
-        crop: Pixels to ignore on each side.
-
-    Raises:
-        ShapeMismatch: The shapes differ, or nothing is left after the crop.
+    sr, hr: (H, W) or (H, W, C), 0 to peak; compared in float64, all bands together.
+    peak: The largest value.  crop: Pixels to ignore on each side.
+    Raises ShapeMismatch: the shapes differ, or nothing is left after the crop.
     """
     _same_shape(sr, hr)
     error = _cropped(sr, crop).astype(np.float64) - _cropped(hr, crop).astype(np.float64)
@@ -88,16 +83,11 @@ def ssim(
     Source: Wang et al. 2004, a Gaussian of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, variances as
     E[x^2] - E[x]^2.
 
-    Args:
-        sr: (H, W) or (H, W, C), 0 to peak; computed in float64, band by band.
-        hr: Of the same shape.
-        peak: The largest value.
-        crop: Pixels to ignore on each side.
-        edges: "valid" uses only windows inside the image, "zero" one window per pixel with zeros
-            outside.
-
-    Raises:
-        ShapeMismatch: The shapes differ, or the image is smaller than a window.
+    sr, hr: (H, W) or (H, W, C), 0 to peak; computed in float64, band by band.
+    peak: The largest value.  crop: Pixels to ignore on each side.
+    edges: "valid" uses only windows inside the image, "zero" one window per pixel with zeros
+      outside.
+    Raises ShapeMismatch: the shapes differ, or the image is smaller than a window.
     """
     _same_shape(sr, hr)
     sr, hr = _cropped(sr, crop), _cropped(hr, crop)
@@ -122,12 +112,8 @@ def spectral_angle(sr: Image, hr: Image) -> float:
     Source: Kruse et al. 1993; the angle by Kahan's formula, exact where arccos loses half of the
     digits.
 
-    Args:
-        sr: (H, W, C).
-        hr: Of the same shape.
-
-    Raises:
-        ShapeMismatch: The shapes differ.
+    sr, hr: (H, W, C).
+    Raises ShapeMismatch: the shapes differ.
     """
     _same_shape(sr, hr)
     a, b = sr.astype(np.float64), hr.astype(np.float64)
@@ -146,13 +132,8 @@ def ergas(sr: Image, hr: Image, scale: int) -> float:
 
     Source: Wald 2000, 100 / scale sqrt(mean over bands of (RMSE / mean of hr)^2).
 
-    Args:
-        sr: (H, W, C), in any unit.
-        hr: Of the same shape.
-        scale: How many times larger hr is than lr.
-
-    Raises:
-        ShapeMismatch: The shapes differ.
+    sr, hr: (H, W, C), in any unit.  scale: How many times larger hr is than lr.
+    Raises ShapeMismatch: the shapes differ.
     """
     _same_shape(sr, hr)
     truth = hr.astype(np.float64)
@@ -187,17 +168,9 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
 
     Metrics with the same measure are computed once.
 
-    Args:
-        sr: (s h, s w, C): unit floats, not clipped, or values in the type of hr.
-        pair: The pair.
-        metrics: What to compute.
-
-    Returns:
-        The values by the names of the metrics.
-
-    Raises:
-        ShapeMismatch: sr does not fit the pair or is too small.
-        UsageError: A metric is not defined for this number of bands or type.
+    sr: (s h, s w, C): unit floats, not clipped, or values in the type of hr.
+    Returns the values by the names of the metrics. Raises ShapeMismatch: sr does not fit the pair
+    or is too small; UsageError: a metric is not defined for this number of bands or type.
     """
     values: dict[Callable[[Image, Pair], float], float] = {}
     for metric in metrics:
@@ -234,13 +207,10 @@ def class_means(values: Mapping[str, float]) -> dict[str, float]:
 def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
     """The metrics of the named rules.
 
-    Args:
-        rules: Names of rules or of single metrics.
-        peak: For PSNR and SSIM of the rules bands and consistency, in the values of the images,
-            instead of the type's largest value.
-
-    Raises:
-        UsageError: A name is unknown, or no metric takes a peak.
+    rules: Names of rules or of single metrics.
+    peak: For PSNR and SSIM of the rules bands and consistency, in the values of the images, instead
+      of the type's largest value.
+    Raises UsageError: a name is unknown, or no metric takes a peak.
     """
     chosen = []
     for rule in rules:

@@ -46,11 +46,8 @@ class Part:
 def read_others(path: Path) -> list[charts.Point]:
     """Networks to show beside ours in the plot of cost.
 
-    Args:
-        path: CSV lines of name, 10^9 multiply-adds, value; lines that start with "#" are comments.
-
-    Raises:
-        SourceError: The file cannot be read, or a line is not of this form.
+    path: CSV lines of name, 10^9 multiply-adds, value; lines that start with "#" are comments.
+    Raises SourceError: the file cannot be read, or a line is not of this form.
     """
     points = []
     for line, row in _rows(path):
@@ -86,13 +83,11 @@ def page(
 ) -> str:
     """The whole page as HTML.
 
-    Args:
-        scores: The first metric orders the images and is plotted; methods are compared with the
-            last one.
-        costs: By the name of the method.
-        pictures: False leaves out all excerpts, for images that must not be shown.
-        others: Networks measured elsewhere, by the first metric on the first set, for the plot of
-            cost.
+    scores: The first metric orders the images and is plotted; methods are compared with the last
+      one.
+    costs: By the name of the method.
+    pictures: False leaves out all excerpts, for images that must not be shown.
+    others: Networks measured elsewhere, by the first metric on the first set, for the plot of cost.
     """
     metric = scores.metrics[0]
     script = _text("page.js")

@@ -30,13 +30,10 @@ ENOUGH = 48  # pixels on a side, enough for every metric and a multiple of each 
 def find_sets(folders: Sequence[Path], scale: int | None) -> list[ImageSet]:
     """Find the pairs of each folder.
 
-    Args:
-        folders: Folders with the same name are distinguished by their parents.
-        scale: Of the pairs; None takes that of the first pair.
-
-    Raises:
-        UsageError: A folder is given twice, or nothing shows the scale.
-        ShapeMismatch: LR is as large as GT.
+    folders: Folders with the same name are distinguished by their parents.
+    scale: Of the pairs; None takes that of the first pair.
+    Raises UsageError: a folder is given twice, or nothing shows the scale; ShapeMismatch: LR is as
+    large as GT.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, resolved, strict=True):
@@ -60,18 +57,12 @@ def evaluate(
 ) -> Scores:
     """Score every method on every image.
 
-    Args:
-        sets: The images.
-        methods: Their names become folders in save.
-        metrics: What to compute.
-        save: Folder for the results as PNG (TIFF for pairs of TIFFs), by set and method.
-        progress: Called with the number of images done and the number of all.
-
-    Raises:
-        UsageError: Two methods have the same name, a name leaves save, a method has another scale,
-            or save is inside a scored folder.
-        TargetError: save cannot be written; NoSpace if the disk is full.
-        RepmambaError: Reading, enlarging or measuring failed.
+    methods: Their names become folders in save.
+    save: Folder for the results as PNG (TIFF for pairs of TIFFs), by set and method.
+    progress: Called with the number of images done and the number of all.
+    Raises UsageError: two methods have the same name, a name leaves save, a method has another
+    scale, or save is inside a scored folder; TargetError: save cannot be written; NoSpace if the
+    disk is full; RepmambaError: reading, enlarging or measuring failed.
     """
     _check_methods(methods, sets)
     for one in sets:

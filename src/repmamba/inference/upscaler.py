@@ -189,19 +189,15 @@ class Upscaler:
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Upscale one tile of bands that go through the network together.
 
-        Args:
-            raw: (bands, h, w), the values of a file or an array.
-            known: (bands, h, w), False where raw is missing. Missing pixels affect no others and
-                are repeated scale x scale times.
-            keep: Window of (scale h, scale w) to return.
-            radiometry: What the values are in [0, 1].
-            nodata: For each band the value that no result may equal, or None.
-            consistent: Whether downsampling the result gives back raw.
-            calibration: Also compute the expected error.
-
-        Returns:
-            The values in `keep`, and with a calibration the expected error, (h, w), NaN where any
-            band is missing.
+        raw: (bands, h, w), the values of a file or an array.
+        known: (bands, h, w), False where raw is missing. Missing pixels affect no others and are
+          repeated scale x scale times.
+        keep: Window of (scale h, scale w) to return.  radiometry: What the values are in [0, 1].
+        nodata: For each band the value that no result may equal, or None.
+        consistent: Whether downsampling the result gives back raw.
+        calibration: Also compute the expected error.
+        Returns the values in `keep`, and with a calibration the expected error, (h, w), NaN where
+        any band is missing.
         """
         whole = radiometry.to_unit(raw)
         outlier = known & ((whole < OUTLIER[0]) | (whole > OUTLIER[1]))

@@ -87,10 +87,8 @@ class Library:
 def library() -> Library:
     """The kernels, loaded once per process.
 
-    Raises:
-        OSError: If there are none for this platform, they cannot be loaded, or they are older than
-            their sources.
-        UsageError: If the processor does not run the level of REPMAMBA_LEVEL.
+    Raises OSError: if there are none for this platform, they cannot be loaded, or they are older
+    than their sources; UsageError: if the processor does not run the level of REPMAMBA_LEVEL.
     """
     handle = _loaded()
     handle.features.restype = ctypes.c_int64

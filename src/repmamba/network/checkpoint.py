@@ -146,17 +146,13 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint in our form, replacing an old one atomically; returns the weights' path.
 
-    Args:
-        path: A name ending in .safetensors for one file; anything else is a folder, created if
-            needed, with model.safetensors and config.json.
-        checkpoint: What to write. The same checkpoint gives the same bytes.
-        storage: "float32" is exact. "float16" halves the file; vectors and the parameters of the
-            scan stay float32. It is read back as float32.
-
-    Raises:
-        CheckpointError: Values that are not finite, or too large for the storage.
-        TargetError: The file cannot be written.
-        NoSpace: The disk is full.
+    path: A name ending in .safetensors for one file; anything else is a folder, created if needed,
+      with model.safetensors and config.json.
+    checkpoint: What to write. The same checkpoint gives the same bytes.
+    storage: "float32" is exact. "float16" halves the file; vectors and the parameters of the scan
+      stay float32. It is read back as float32.
+    Raises CheckpointError: values that are not finite, or too large for the storage; TargetError:
+    the file cannot be written; NoSpace: the disk is full.
     """
     if storage not in ("float32", "float16"):
         raise UsageError(f"storage is {storage!r}; expected float32 or float16.")

@@ -14,14 +14,8 @@ def luma(rgb: NDArray[np.generic]) -> NDArray[np.float64]:
 
     MATLAB's rgb2ycbcr rounds Y for 8-bit input; the benchmarks' rules do not.
 
-    Args:
-        rgb: (H, W, 3), 0 to 255.
-
-    Returns:
-        (H, W) float64, 16 to 235.
-
-    Raises:
-        ShapeMismatch: There are not three bands.
+    rgb: (H, W, 3), 0 to 255.
+    Returns (H, W) float64, 16 to 235. Raises ShapeMismatch: there are not three bands.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ShapeMismatch(f"Y needs an image (H, W, 3), and this one is {rgb.shape}.")

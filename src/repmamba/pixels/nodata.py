@@ -36,13 +36,9 @@ def usable(
 ) -> NDArray[np.bool_]:
     """Where a band's value is valid, finite and not nodata.
 
-    Args:
-        raw: (bands, h, w).
-        valid: (h, w).
-        nodata: Of each band, if it has one; it applies only to its band.
-
-    Returns:
-        (bands, h, w), bool.
+    raw: (bands, h, w).  valid: (h, w).
+    nodata: Of each band, if it has one; it applies only to its band.
+    Returns (bands, h, w), bool.
     """
     known: NDArray[np.bool_] = valid & np.isfinite(raw)
     for band, number in enumerate(nodata):
@@ -85,9 +81,7 @@ def filled(unit: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.fl
     Each is interpolated from the mean of the known values in the smallest block around it that has
     any (of 2, 4, 8 ... pixels); 0 in a band without any. Its previous value has no influence.
 
-    Args:
-        unit: (bands, h, w).
-        known: (bands, h, w).
+    unit: (bands, h, w).  known: (bands, h, w).
     """
     if known.all():
         return unit

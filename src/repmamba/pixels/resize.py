@@ -23,16 +23,10 @@ def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.float64]:
 
     Source: section 11 of the specification; the first pass is along the row axis, as in MATLAB.
 
-    Args:
-        image: (H, W) or (H, W, C), values of any range; integers are not divided by theirs.
-        scale: 4 enlarges four times, 1/4 downsamples.
-
-    Returns:
-        (ceil(scale H), ceil(scale W)) or with C, float64.
-
-    Raises:
-        ShapeMismatch: The image has another number of axes, or is empty.
-        UsageError: The scale is not positive.
+    image: (H, W) or (H, W, C), values of any range; integers are not divided by theirs.
+    scale: 4 enlarges four times, 1/4 downsamples.
+    Returns (ceil(scale H), ceil(scale W)) or with C, float64. Raises ShapeMismatch: the image has
+    another number of axes, or is empty; UsageError: the scale is not positive.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ShapeMismatch(

@@ -89,16 +89,10 @@ def plan_tiles(
 
     A tile has no halo at the scene's edge; the last tile of a row or column may be smaller.
 
-    Args:
-        height: Of the scene, in lr pixels.
-        width: Of the scene, in lr pixels.
-        scale: Of the network.
-        tile: Side of the kept part, in lr pixels.
-        halo: lr pixels read on each side.
-        window: Part of the scene to output, in lr pixels; by default all.
-
-    Raises:
-        UsageError: A size is below one pixel, or the window leaves the scene.
+    height: Of the scene, in lr pixels.  width: Of the scene, in lr pixels.  scale: Of the network.
+    tile: Side of the kept part, in lr pixels.  halo: lr pixels read on each side.
+    window: Part of the scene to output, in lr pixels; by default all.
+    Raises UsageError: a size is below one pixel, or the window leaves the scene.
     """
     if height < 1 or width < 1:
         raise UsageError(f"The scene has {width} x {height} pixels; at least 1 x 1 is needed.")
