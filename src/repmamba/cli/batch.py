@@ -16,20 +16,8 @@ from repmamba.errors import RepmambaError, SourceError, TargetError, UsageError
 
 RASTER_ENDINGS = (  # suffixes of the files to find in a folder
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".jpx", ".webp", ".bmp", ".gif"),
-    *(
-        ".vrt",
-        ".img",
-        ".ntf",
-        ".nitf",
-        ".bil",
-        ".bip",
-        ".bsq",
-        ".asc",
-        ".dem",
-        ".nc",
-        ".kea",
-        ".ecw",
-    ),
+    *(".vrt", ".img", ".ntf", ".nitf", ".bil", ".bip", ".bsq", ".asc", ".dem", ".nc", ".kea"),
+    ".ecw",
 )
 # prefix of one of several rasters in a file: NETCDF:"a.nc":heat
 _DRIVER = re.compile(r"[A-Za-z]\w+:(?!//)")
@@ -63,11 +51,10 @@ def find_inputs(named: Sequence[str], target: str, *, recursive: bool) -> list[I
     """
     found: list[Input] = []
     for name in named:
-        found += (
-            _rasters_in(Path(name), Path(target), recursive=recursive)
-            if _is_folder(name)
-            else [Input(name)]
-        )
+        if _is_folder(name):
+            found += _rasters_in(Path(name), Path(target), recursive=recursive)
+        else:
+            found.append(Input(name))
     return found
 
 
@@ -205,11 +192,8 @@ def _rasters_in(folder: Path, target: Path, *, recursive: bool) -> list[Input]:
         for entry in entries:
             if entry.is_dir() and not _is_raster_folder(entry):
                 below.append(entry)
-                if (
-                    recursive
-                    and not entry.is_symlink()
-                    and Path(os.path.realpath(entry)) != results
-                ):
+                seen_elsewhere = entry.is_symlink() or Path(os.path.realpath(entry)) == results
+                if recursive and not seen_elsewhere:
                     waiting.append(entry)
             elif entry.name.lower().endswith(RASTER_ENDINGS) or entry.is_dir():
                 if receipt_path(entry).exists():  # a result

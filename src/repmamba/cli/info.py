@@ -88,11 +88,7 @@ def environment_facts(device: str | None = None) -> Facts:
         "system": platform.platform(),
         "libraries": {name: version(name) for name in LIBRARIES}
         | {"GDAL": rasterio.__gdal_version__},
-        "device": {
-            "chosen": str(place),
-            "name": processor(place),
-            "cores": available_cores(),
-        },
+        "device": {"chosen": str(place), "name": processor(place), "cores": available_cores()},
         "scan": {"backend": scan.name, "why": scan.why, "there are": survey(place)},
         "weights": {
             entry.name: {
@@ -122,9 +118,7 @@ def checkpoint_facts(weights: str) -> Facts:
         "parameters": {
             "as trained": parameters(checkpoint.config),
             "RepConvs folded, as papers count": parameters(checkpoint.config, "folded"),
-            "all folded, as it runs": sum(
-                parameter.numel() for parameter in fuse(network).parameters()
-            ),
+            "all folded, as it runs": sum(one.numel() for one in fuse(network).parameters()),
         },
         "value range": list(checkpoint.value_range),
         "configuration": checkpoint.config.to_dict(),
@@ -137,6 +131,9 @@ def export_facts(file: str) -> Facts:
     from repmamba.inference.onnx_runner import read_export
 
     facts = read_export(Path(file)).facts
+    size = "any size"
+    if facts.size is not None:
+        size = f"{facts.size[1]} x {facts.size[0]} pixels, one at a time"
     largest = {each.runtime: 0.0 for each in facts.parity}
     for each in facts.parity:
         largest[each.runtime] = max(largest[each.runtime], each.largest)
@@ -146,9 +143,7 @@ def export_facts(file: str) -> Facts:
         "terms": facts.terms,
         "scale": facts.scale,
         "bands": facts.bands,
-        "input": "any size"
-        if facts.size is None
-        else f"{facts.size[1]} x {facts.size[0]} pixels, one at a time",
+        "input": size,
         "value range": list(facts.value_range),
         "tile and halo": f"{facts.tile} and {facts.halo} pixels of the input",
         "matrices": facts.precision,
@@ -171,16 +166,14 @@ def raster_facts(source: str, scale: int) -> Facts:
         facts, between = raster.facts, describe_usual_range(raster)
         weights = _weights(raster, f"x{scale}")
     grid, together = facts.grid, usual_bands(facts).together
+    described = zip(facts.colorinterp, facts.descriptions, strict=True)
+    bands = (f"{colour}, {text}" if text else colour for colour, text in described)
     alone = describe_grey_bands(together, facts)
     return {
         "raster": facts.name,
         "format": facts.driver,
         "size": f"{grid.width} x {grid.height} pixels",
-        "bands": dict(
-            sorted(
-                zip(facts.numbers, map(_band, facts.colorinterp, facts.descriptions), strict=True)
-            )
-        ),
+        "bands": dict(sorted(zip(facts.numbers, bands, strict=True))),
         "type": facts.dtype,
         "missing pixels": describe_missing(facts),
         "alpha": in_flags(describe_alpha(facts)),
@@ -205,7 +198,7 @@ def _in_short(weights: str, facts: Facts) -> Facts:
 
     entry = next((entry for entry in packaged_weights() if entry.name == weights), None)
     config, counts, training = facts["configuration"], facts["parameters"], facts["training"]
-    given = {name: training[name] for name in ("tile", "halo", "steps") if name in training}
+    given = [f"{name} {training[name]}" for name in ("tile", "halo", "steps") if name in training]
     return {
         "checkpoint": facts["checkpoint"],
         "origin": facts["origin"],
@@ -215,11 +208,7 @@ def _in_short(weights: str, facts: Facts) -> Facts:
         "bands",
         "value range": "{:g} to {:g}".format(*facts["value range"]),
         **({} if entry is None else {"trained on": entry.training_data, "terms": entry.terms}),
-        **(
-            {"training": ", ".join(f"{name} {value}" for name, value in given.items())}
-            if given
-            else {}
-        ),
+        **({"training": ", ".join(given)} if given else {}),
         "more": f"repmamba info {weights} --json",
     }
 
@@ -257,10 +246,6 @@ def lines(facts: Mapping[str, Any], indent: int = 0) -> list[str]:
     return result
 
 
-def _band(colour: str, description: str | None) -> str:
-    return f"{colour}, {description}" if description else colour
-
-
 def _place(facts: RasterFacts) -> Facts:
     if facts.gcps:
         return {"ground control points": len(facts.gcps[0]), "crs": _crs(facts.gcps[1])}
@@ -284,10 +269,10 @@ def _crs(crs: CRS | None) -> str:
     """The code of a coordinate system, or its name if it has none."""
     if crs is None:
         return "none"
-    code = crs.to_epsg()
-    return (
-        f"EPSG:{code}" if code else crs.wkt.partition('"')[2].partition('"')[0] + ", without a code"
-    )
+    if code := crs.to_epsg():
+        return f"EPSG:{code}"
+    name: str = crs.wkt.partition('"')[2].partition('"')[0]
+    return f"{name}, without a code"
 
 
 def _words(value: Any) -> str:

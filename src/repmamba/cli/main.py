@@ -69,13 +69,8 @@ VERBS = (
 )
 
 
-SYNONYMS = {
-    "enlarge": "upscale",
-    "superres": "upscale",
-    "eval": "evaluate",
-    "check": "verify",
-    "benchmark": "bench",
-}
+SYNONYMS = {"enlarge": "upscale", "superres": "upscale", "eval": "evaluate"}
+SYNONYMS |= {"check": "verify", "benchmark": "bench"}
 
 
 class VerbGroup(click.Group):
@@ -139,8 +134,7 @@ class Invocation:
 )
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Super-resolution of satellite and aerial scenes: any raster in, the same raster out at 2, 3
-    or 4 times the resolution.
+    """Super-resolution of satellite and aerial scenes: any raster in, the same raster out, larger.
 
     \b
     Examples:

@@ -70,12 +70,8 @@ def say_error(error: object, *, source: str | None = None) -> None:
     """Print an error as one line on stderr, or as an event. source: its input, of several."""
     if _json:
         kind = type(error).__name__ if isinstance(error, BaseException) else "Error"
-        tell(
-            "error",
-            error=kind,
-            message=in_flags(printable(error)),
-            **({} if source is None else {"source": source}),
-        )
+        of_source = {} if source is None else {"source": source}
+        tell("error", error=kind, message=in_flags(printable(error)), **of_source)
     else:
         named = "" if source is None or source in str(error) else f"{source}: "
         click.echo(f"Error: {in_flags(printable(f'{named}{error}'))}", err=True)
@@ -130,11 +126,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    where = (
-        ""
-        if issubclass(category, RepmambaWarning)
-        else f" ({category.__name__}, {filename}:{lineno})"
-    )
+    ours = issubclass(category, RepmambaWarning)
+    where = "" if ours else f" ({category.__name__}, {filename}:{lineno})"
     if _json:
         tell("warning", warning=category.__name__, message=in_flags(printable(message)))
         return

@@ -74,11 +74,9 @@ class Benchmark:
     @property
     def rule(self) -> str:
         """How GT, LR and Bicubic are made, in one line for the manifest."""
-        place = (
-            "at the centre"
-            if self.corner is None
-            else f"from row {self.corner[0]} and column {self.corner[1]}"
-        )
+        place = "at the centre"
+        if self.corner is not None:
+            place = f"from row {self.corner[0]} and column {self.corner[1]}"
         gt = "whole images" if self.cut is None else f"{self.cut}x{self.cut} {place}"
         if self.bicubic == "matlab":
             return (
@@ -145,13 +143,11 @@ def _find_folder(source: Path, part: str | None) -> list[Original]:
     if not originals:
         raise _unknown_layout(source, "images, flat or in folders")
     inside = [f"/{one.name}".partition(f"/{HR_FOLDER}/") for one in originals]
-    pairs = sorted(
-        {source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found}
-    )
+    pairs = {source / f"{before}/{HR_FOLDER}".lstrip("/") for before, found, _ in inside if found}
     if pairs:  # otherwise LR and Bicubic would become originals too
         raise UsageError(
             f"{source} already holds pairs: evaluate and train take them as they are. To make "
-            f"others of the same images, give {pairs[0]}."
+            f"others of the same images, give {min(pairs)}."
         )
     return originals
 
@@ -166,15 +162,9 @@ def _unknown_layout(source: Path, expected: str, remark: str = "") -> SourceErro
     if not source.is_dir():
         return SourceError(f"{source} is not a folder; expected there: {expected}.")
     names = sorted(child.name + "/" * child.is_dir() for child in source.iterdir())
-    found = (
-        ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        if names
-        else "nothing"
-    )
-    return SourceError(
-        f"{source} is not laid out as expected: {expected}; found "
-        f"{found}{', ' * bool(remark)}{remark}."
-    )
+    found = ", ".join(names[:6]) + f" and {len(names) - 6} more" * (len(names) > 6) or "nothing"
+    rest = f", {remark}" * bool(remark)
+    return SourceError(f"{source} is not laid out as expected: {expected}; found {found}{rest}.")
 
 
 BENCHMARKS: dict[str, Benchmark] = {

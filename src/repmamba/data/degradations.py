@@ -70,29 +70,21 @@ class Chain:
         Returns lr, (h, w, C) uint8; without stages the plain bicubic. Raises ShapeMismatch: hr is
         of another type, or its sides are not multiples of the scale.
         """
-        if (
-            hr.ndim != 3
-            or hr.dtype != np.uint8
-            or hr.shape[0] % self.scale
-            or hr.shape[1] % self.scale
-        ):
+        uneven = any(length % self.scale for length in hr.shape[:2])
+        if hr.ndim != 3 or hr.dtype != np.uint8 or uneven:
             raise ShapeMismatch(
                 f"An image {hr.shape} of {hr.dtype} cannot be degraded at x{self.scale}; give (H, "
                 f"W, C) uint8 with H and W multiples of {self.scale}."
             )
         # Drawn in the order of the chain: a stage added at its end changes no strength before it.
         strengths = [generator.uniform(stage.low, stage.high) for stage in self.stages]
+        drawn = list(zip(self.stages, strengths, strict=True))
         hr_stages, lr_stages = (
-            [
-                (stage, strength)
-                for stage, strength in zip(self.stages, strengths, strict=True)
-                if works_on(stage, place)
-            ]
+            [(stage, strength) for stage, strength in drawn if works_on(stage, place)]
             for place in ("hr", "lr")
         )
-        reduced = imresize(
-            _applied(hr_stages, hr.astype(np.float64) / 255, generator), 1 / self.scale
-        )
+        degraded = _applied(hr_stages, hr.astype(np.float64) / 255, generator)
+        reduced = imresize(degraded, 1 / self.scale)
         if not lr_stages:
             return to_uint8(reduced)
         return to_uint8(_applied(lr_stages, to_uint8(reduced) / 255.0, generator))
@@ -130,9 +122,7 @@ def _blur(image: Unit, sigma: float, generator: np.random.Generator) -> Unit:
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
     for axis in (0, 1):
-        margins = [
-            (reach, reach) if dimension == axis else (0, 0) for dimension in range(image.ndim)
-        ]
+        margins = [(reach * (one == axis),) * 2 for one in range(image.ndim)]
         padded = np.pad(image, margins, mode="symmetric")
         length = image.shape[axis]
         blurred = np.zeros_like(image)

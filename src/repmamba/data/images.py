@@ -21,18 +21,14 @@ from repmamba.errors import CorruptSource, SourceError, UsageError
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
+BANDS_OF_PNG = ((), (1,), (3,))  # last part of a shape
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 # What Pillow raises on damaged files; only OSError is documented.
 BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError),
+    *(struct.error, Image.DecompressionBombError),
 )
 
 
@@ -56,6 +52,7 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
 
 def read_image(path: Path) -> NDArray[np.generic]:
     """Read an image file.
+
     Returns (H, W, C): pictures as uint8 RGB (grey repeated, alpha dropped), TIFFs with all bands in
     their own type. Raises CorruptSource: the file cannot be decoded; SourceError: it is missing, or
     has pictures of more than 8 bit, complex numbers, missing pixels, or values that are not finite.
@@ -103,19 +100,13 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     Raises UsageError: the image has another shape or type; TargetError: the file cannot be written;
     NoSpace if the disk is full.
     """
-    if (
-        image.dtype != np.uint8
-        or image.ndim not in (2, 3)
-        or (image.ndim == 3 and image.shape[2] not in (1, 3))
-    ):
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in BANDS_OF_PNG:
         raise UsageError(
             f"A PNG stores one or three 8-bit bands; this image is {image.dtype} of shape "
             f"{image.shape}."
         )
     with whole_file(path) as unfinished:
-        picture = Image.fromarray(
-            image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-        )
+        picture = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
         # slower levels gain little on aerial images
         picture.save(unfinished, "PNG", compress_level=3)
 
@@ -158,9 +149,7 @@ def _read_raster(path: Path) -> NDArray[np.generic]:
         bands: NDArray[np.generic] = np.moveaxis(raster.read(), 0, -1)
         # Alpha counts as a band here, as GDAL often takes a fourth band for alpha.
         tells = MaskFlags.alpha not in raster.mask_flag_enums[0]
-        missing = (
-            raster.width * raster.height - np.count_nonzero(raster.dataset_mask()) if tells else 0
-        )
+        missing = np.count_nonzero(raster.dataset_mask() == 0) if tells else 0
     if bands.dtype.kind not in "uif":
         raise SourceError(
             f"{path.name} is of type {bands.dtype}, and integers or floats are expected."

@@ -39,25 +39,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """The samples of every step of a run. Each epoch takes one patch per image, in a random order.
+    """The samples of every step of a run. Each epoch takes one patch per image, in random order."""
 
-    Attributes:
-        seed: Of all random choices.
-        sizes: lr height and width of each image.
-        phases: In order of their start, which counts steps.
-        augment: Any of "flips", "transpose", "rotations".
-        keep_short: Whether an epoch ends with a short batch; else the batch continues into the next
-            epoch.
-        by_area: Draw each patch's image in proportion to its area, so that all pixels are equally
-            likely.
-    """
-
-    seed: int
-    sizes: tuple[tuple[int, int], ...]
-    phases: tuple[Phase, ...]
-    augment: tuple[str, ...] = ()
-    keep_short: bool = False
-    by_area: bool = False
+    seed: int  # of all random choices
+    sizes: tuple[tuple[int, int], ...]  # lr height and width of each image
+    phases: tuple[Phase, ...]  # in order of their start, which counts steps
+    augment: tuple[str, ...] = ()  # any of "flips", "transpose", "rotations"
+    keep_short: bool = False  # whether an epoch ends with a short batch, or fills it from the next
+    by_area: bool = False  # draw images in proportion to their area: all pixels are equally likely
 
     def phase(self, step: int) -> int:
         """The phase of a step (from 0)."""

@@ -52,21 +52,16 @@ class Draw:
 class Sensor:
     """The faults of one kind of sensor.
 
-    Attributes:
-        blur: Standard deviation along its widest direction, in lr pixels. Its shape is drawn from
-            BLURS, the downsampling kernel from KERNELS.
-        noise: Standard deviation in levels of 255; in half of the images the same in all bands.
-        halos: Amount of an unsharp mask of 0.5 to 1.5 lr pixels.
-        quality: Of JPEG, 1 to 100; half of the images with chroma subsampling. The blocks may begin
-            at any pixel, as in a cropped image.
-        clean: Share of images with none of these, downsampled with MATLAB's bicubic.
+    The shape of the blur is drawn from BLURS, the downsampling kernel from KERNELS. In half of the
+    images the noise is the same in all bands; half have JPEG with chroma subsampling, whose blocks
+    may begin at any pixel, as in a cropped image.
     """
 
-    blur: Draw
-    noise: Draw
-    halos: Draw
-    quality: Draw
-    clean: float = 0.0
+    blur: Draw  # standard deviation along its widest direction, in lr pixels
+    noise: Draw  # standard deviation in levels of 255
+    halos: Draw  # amount of an unsharp mask of 0.5 to 1.5 lr pixels
+    quality: Draw  # of JPEG, 1 to 100
+    clean: float = 0.0  # share of images with none of these, downsampled with MATLAB's bicubic
 
     @property
     def words(self) -> str:

@@ -34,14 +34,9 @@ Degrade = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Images one after the other.
+    """Images one after the other. starts, heights, widths: (images,)."""
 
-    Attributes:
-        pixels: (all pixels, C) on any device.
-        starts, heights, widths: (images,).
-    """
-
-    pixels: "torch.Tensor"
+    pixels: "torch.Tensor"  # (all pixels, C), on any device
     starts: NDArray[np.int64]
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
@@ -53,12 +48,10 @@ class Row:
         import torch
 
         images = [sample.image for sample in samples]
-        row_indices = _line(
-            rows, self.heights[images], [sample.flipped_rows for sample in samples], size
-        )
-        col_indices = _line(
-            cols, self.widths[images], [sample.flipped_cols for sample in samples], size
-        )
+        flipped_rows = [sample.flipped_rows for sample in samples]
+        flipped_cols = [sample.flipped_cols for sample in samples]
+        row_indices = _line(rows, self.heights[images], flipped_rows, size)
+        col_indices = _line(cols, self.widths[images], flipped_cols, size)
         # A transposed patch swaps the strides, not the pixels.
         transposed = np.array([sample.transposed for sample in samples])[:, None]
         down = row_indices * self.widths[images][:, None]

@@ -122,14 +122,8 @@ def measured(
     """
     with _memory_errors(cost.height, cost.width):
         median, least = measure(upscaler, cost.height, cost.width)
-        most, whose = peak_memory(
-            weights,
-            cost.height,
-            cost.width,
-            device=str(upscaler.device),
-            backend=backend,
-            precision=upscaler.precision,
-        )
+        how = {"device": str(upscaler.device), "precision": upscaler.precision}
+        most, whose = peak_memory(weights, cost.height, cost.width, backend=backend, **how)
     return replace(
         cost,
         seconds=passes * median,
@@ -197,15 +191,9 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
     """Turn what is raised for lack of memory into OutOfMemory."""
     try:
         yield
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # includes BrokenProcessPool; torch has no own type on a CPU
-        if (
-            isinstance(error, RuntimeError)
-            and not isinstance(error, BrokenProcessPool)
-            and "memory" not in str(error)
-        ):
+    except (MemoryError, RuntimeError) as error:  # on a CPU, torch has no own type
+        ours = isinstance(error, MemoryError | BrokenProcessPool)
+        if not ours and "memory" not in str(error):
             raise
         raise OutOfMemory(
             f"The cost of an LR image of {height}x{width} pixels cannot be measured: its process "
@@ -253,11 +241,8 @@ def _upsampler(config: NetworkConfig) -> int:
     if config.upsampler == "pixelshuffle":
         shuffles = {2: (1,), 3: (1,), 4: (1, 4)}[s]  # area of a map, in lr pixels
         step = 3 if s == 3 else 2
-        return (
-            same
-            + sum(area * _conv(WIDTH, WIDTH * step * step) for area in shuffles)
-            + s * s * _conv(WIDTH, bands)
-        )
+        between = sum(area * _conv(WIDTH, WIDTH * step * step) for area in shuffles)
+        return same + between + s * s * _conv(WIDTH, bands)
     if config.upsampler == "nearest+conv":
         return same + 4 * same + 16 * same + 16 * same + 16 * _conv(WIDTH, bands)
     return _conv(WIDTH, bands)

@@ -203,17 +203,12 @@ def _costs(
     """The cost of each network by the method's name: counted, and on request measured."""
     costs = {}
     for method in chosen:
-        if method.upscaler and method.weights:
-            counted = cost.cost_of(
-                cost.config_of(method.upscaler), size, size, passes=method.passes
-            )
-            costs[method.name] = (
-                cost.measured(
-                    counted, method.upscaler, method.weights, backend=backend, passes=method.passes
-                )
-                if measure
-                else counted
-            )
+        if (upscaler := method.upscaler) and (weights := method.weights):
+            passes = method.passes
+            one = cost.cost_of(cost.config_of(upscaler), size, size, passes=passes)
+            if measure:
+                one = cost.measured(one, upscaler, weights, backend=backend, passes=passes)
+            costs[method.name] = one
     return costs
 
 

@@ -60,11 +60,8 @@ class Method:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise MethodFailed(f"The method {self.name} failed on {pair.name}. {reason}") from error
         if not isinstance(sr, np.ndarray) or sr.shape != pair.hr.shape:
-            found = (
-                f"an array of shape {sr.shape}"
-                if isinstance(sr, np.ndarray)
-                else f"a {type(sr).__name__}"
-            )
+            shaped = isinstance(sr, np.ndarray)
+            found = f"an array of shape {sr.shape}" if shaped else f"a {type(sr).__name__}"
             raise ShapeMismatch(
                 f"The method {self.name} gave {found} for {pair.name}; a numpy array of shape "
                 f"{pair.hr.shape} is expected."
@@ -158,11 +155,8 @@ def results(folder: Path) -> Method:
 
     def find(image: str, scale: int) -> Path:
         base = image.rpartition("/")[2]
-        for name in (
-            image,
-            base,
-            *(f"{one}{mark}{scale}" for one in (image, base) for mark in ("_x", "x")),
-        ):
+        scaled = (f"{one}{mark}{scale}" for one in (image, base) for mark in ("_x", "x"))
+        for name in (image, base, *scaled):
             found = files.get(name, [])
             if len(found) > 1:
                 raise UsageError(
@@ -199,9 +193,8 @@ def fitting_result(sr: Image, pair: Pair) -> Image:
 
 def with_distinct_names(methods: Sequence[Method]) -> list[Method]:
     """The methods with distinct names, as far as the folders above their files differ."""
-    names = distinct_names(
-        [method.name for method in methods], [method.origin for method in methods]
-    )
+    origins = [method.origin for method in methods]
+    names = distinct_names([method.name for method in methods], origins)
     return [replace(method, name=name) for method, name in zip(methods, names, strict=True)]
 
 
@@ -217,11 +210,8 @@ def distinct_names(names: Sequence[str], origins: Sequence[Path | None]) -> list
             "/".join([*parts[len(parts) - depth :], name])
             for name, parts, depth in zip(names, above, depths, strict=True)
         ]
-        alike = [
-            i
-            for i, name in enumerate(longer)
-            if longer.count(name) > 1 and depths[i] < len(above[i])
-        ]
+        repeated = [i for i, name in enumerate(longer) if longer.count(name) > 1]
+        alike = [i for i in repeated if depths[i] < len(above[i])]
         if not alike:
             return longer
         for i in alike:

@@ -96,13 +96,10 @@ def ssim(
             f"SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, and this image has "
             f"{sr.shape[0]}x{sr.shape[1]}."
         )
-    if sr.ndim == 2:
-        return _plane_ssim(sr, hr, peak, edges)
-    return float(
-        np.mean(
-            [_plane_ssim(sr[..., band], hr[..., band], peak, edges) for band in range(sr.shape[2])]
-        )
+    planes = zip(
+        np.moveaxis(np.atleast_3d(sr), 2, 0), np.moveaxis(np.atleast_3d(hr), 2, 0), strict=True
     )
+    return float(np.mean([_plane_ssim(a, b, peak, edges) for a, b in planes]))
 
 
 def spectral_angle(sr: Image, hr: Image) -> float:
@@ -121,9 +118,8 @@ def spectral_angle(sr: Image, hr: Image) -> float:
     length_b = np.linalg.norm(b, axis=-1, keepdims=True)
     a, b = a * length_b, b * length_a
     apart, together = np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1)
-    angle = np.where(
-        (length_a == 0) ^ (length_b == 0), np.pi / 2, 2 * np.arctan2(apart, together)[..., None]
-    )
+    angle = 2 * np.arctan2(apart, together)[..., None]
+    angle = np.where((length_a == 0) ^ (length_b == 0), np.pi / 2, angle)
     return float(np.degrees(angle.mean()))
 
 
@@ -138,10 +134,9 @@ def ergas(sr: Image, hr: Image, scale: int) -> float:
     _same_shape(sr, hr)
     truth = hr.astype(np.float64)
     squared = np.square(sr.astype(np.float64) - truth).mean((0, 1))
+    means = np.square(truth.mean((0, 1)))
     with np.errstate(divide="ignore"):
-        relative = np.divide(
-            squared, np.square(truth.mean((0, 1))), out=np.zeros_like(squared), where=squared > 0
-        )
+        relative = np.divide(squared, means, out=np.zeros_like(squared), where=squared > 0)
     return 100 / scale * float(np.sqrt(relative.mean()))
 
 
@@ -174,9 +169,8 @@ def score(sr: Image, pair: Pair, metrics: Sequence[Metric]) -> dict[str, float]:
     """
     values: dict[Callable[[Image, Pair], float], float] = {}
     for metric in metrics:
-        if metric.bands is not None and (
-            pair.hr.shape[2] != metric.bands or pair.hr.dtype != np.uint8
-        ):
+        as_defined = pair.hr.shape[2] == metric.bands and pair.hr.dtype == np.uint8
+        if metric.bands is not None and not as_defined:
             raise UsageError(
                 f"{pair.name} has {pair.hr.shape[2]} bands of {pair.hr.dtype}, and {metric.rule} "
                 f"is defined for {metric.bands} of uint8; take the rule bands."
@@ -224,23 +218,17 @@ def metrics_of(rules: Sequence[str], peak: float | None = None) -> list[Metric]:
         raise UsageError(f"The peak is {peak:g}; give a number above 0.")
     relative = [_relative_to(metric, peak) for metric in chosen]
     if relative == chosen:
-        rules_of_peaks = " and ".join(
-            dict.fromkeys(metric.rule for metric in METRICS.values() if metric.name in OF_PEAK)
-        )
-        raise UsageError(
-            f"A peak or a range is for the rules {rules_of_peaks}; the others are for 8 bit."
-        )
+        takers = " and ".join(dict.fromkeys(METRICS[name].rule for name in OF_PEAK))
+        raise UsageError(f"A peak or a range is for the rules {takers}; the others are for 8 bit.")
     return relative
 
 
 def _relative_to(metric: Metric, peak: float) -> Metric:
     """The metric with another peak, if it has one that depends on the image."""
-    measure = OF_PEAK.get(metric.name)
-    if measure is None:
+    if (measure := OF_PEAK.get(metric.name)) is None:
         return metric
-    return replace(
-        metric, how=f"{metric.how}; here relative to {peak:g}", measure=partial(measure, peak=peak)
-    )
+    how = f"{metric.how}; here relative to {peak:g}"
+    return replace(metric, how=how, measure=partial(measure, peak=peak))
 
 
 def rule_names() -> tuple[str, ...]:
@@ -267,9 +255,8 @@ def _published_psnr(sr: Image, pair: Pair) -> float:
 
 
 def _published_ssim(sr: Image, pair: Pair) -> float:
-    return ssim(
-        in_levels(sr, pair.hr) / 255, pair.hr.astype(np.float64) / 255, peak=1.0, edges="zero"
-    )
+    levels, truth = in_levels(sr, pair.hr), pair.hr.astype(np.float64)
+    return ssim(levels / 255, truth / 255, peak=1.0, edges="zero")
 
 
 def _ttst_planes(sr: Image, pair: Pair) -> tuple[Plane, Plane]:
@@ -291,11 +278,8 @@ def _rounded(sr: Image, hr: Image) -> Plane:
 
 
 def _haunet_psnr(sr: Image, pair: Pair) -> float:
-    rounded = _rounded(sr, pair.hr)
-    bands = range(pair.hr.shape[2])
-    return float(
-        np.mean([psnr(rounded[..., band], pair.hr[..., band], crop=pair.scale) for band in bands])
-    )
+    bands = zip(np.moveaxis(_rounded(sr, pair.hr), 2, 0), np.moveaxis(pair.hr, 2, 0), strict=True)
+    return float(np.mean([psnr(a, b, crop=pair.scale) for a, b in bands]))
 
 
 def _esr_psnr(sr: Image, pair: Pair) -> float:
@@ -356,6 +340,8 @@ _BANDS = (
     "all bands, border kept, SR not rounded; relative to the type's largest value (floats: to the "
     "span of GT)"
 )
+_SAM = "mean angle between the spectra of a pixel"
+_ERGAS = "100/s times the relative error of the bands (Wald)"
 _LPIPS = "LPIPS 0.1 in the features of AlexNet; SR rounded to 8 bit, border kept; 0 if equal"
 _DISTS = "DISTS in the features of VGG16; SR rounded to 8 bit, border kept; 0 if equal"
 _CONSISTENCY = (
@@ -378,22 +364,8 @@ METRICS: dict[str, Metric] = {
         Metric("esr-y.ssim", "", True, "images", _ESR_Y, _esr_y_ssim, 3),
         Metric("bands.psnr", "dB", True, "images", _BANDS, _bands_psnr),
         Metric("bands.ssim", "", True, "images", _BANDS, _bands_ssim),
-        Metric(
-            "bands.sam",
-            "degrees",
-            False,
-            "images",
-            "mean angle between the spectra of a pixel",
-            _bands_sam,
-        ),
-        Metric(
-            "bands.ergas",
-            "",
-            False,
-            "images",
-            "100/s times the relative error of the bands (Wald)",
-            _bands_ergas,
-        ),
+        Metric("bands.sam", "degrees", False, "images", _SAM, _bands_sam),
+        Metric("bands.ergas", "", False, "images", _ERGAS, _bands_ergas),
         Metric("perceptual.lpips", "", False, "images", _LPIPS, _perceptual_lpips, 3),
         Metric("perceptual.dists", "", False, "images", _DISTS, _perceptual_dists, 3),
         Metric("consistency.psnr", "dB", True, "images", _CONSISTENCY, _consistency_psnr),

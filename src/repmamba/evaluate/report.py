@@ -30,12 +30,9 @@ from repmamba.evaluate.scores import (
 DIGITS = {"dB": 4, "degrees": 4, "": 5}
 CLASS_MEANS = "mean of the class means"
 COUNTED_COLUMNS = (
-    "network",
-    "parameters",
-    "RepConvs folded",
-    "10^9 multiply-adds",
-    "of these scan",
+    *("network", "parameters", "RepConvs folded", "10^9 multiply-adds", "of these scan"),
 )
+REDUCED = "GT reduced by MATLAB's imresize, rounded to its type"
 MEASURED_COLUMNS = ("ms", "peak MB")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -53,18 +50,15 @@ def table(scores: Scores, costs: dict[str, Cost]) -> str:
 
 def cost_table(costs: dict[str, Cost]) -> str:
     """Parameters, multiply-adds, time and memory of each network."""
-    return "\n".join(
-        ["Cost", *_aligned([cost_columns(costs), *cost_rows(costs)]), *cost_lines(costs)]
-    )
+    rows = _aligned([cost_columns(costs), *cost_rows(costs)])
+    return "\n".join(["Cost", *rows, *cost_lines(costs)])
 
 
 def cost_columns(costs: dict[str, Cost]) -> list[str]:
     """The column heads: what was counted and, if anything was, what was measured."""
-    return [*COUNTED_COLUMNS, *(MEASURED_COLUMNS if _any_measured(costs) else ())]
-
-
-def _any_measured(costs: dict[str, Cost]) -> bool:
-    return any(cost.seconds is not None or cost.peak_memory is not None for cost in costs.values())
+    numbers = [number for cost in costs.values() for number in (cost.seconds, cost.peak_memory)]
+    measured = any(number is not None for number in numbers)
+    return [*COUNTED_COLUMNS, *(MEASURED_COLUMNS if measured else ())]
 
 
 def cost_rows(costs: dict[str, Cost], missing: str = "-") -> list[list[str]]:
@@ -90,10 +84,8 @@ def cost_lines(costs: dict[str, Cost]) -> list[str]:
     one = next(iter(costs.values()))
     lines = [f"  for one LR image of {one.height}x{one.width} pixels; {COUNTED}"]
     if one.seconds is not None:
-        lines.append(
-            f"  time: median of several passes on {one.device}; memory: "
-            f"{one.memory_of or 'not measured'}"
-        )
+        memory = one.memory_of or "not measured"
+        lines.append(f"  time: median of several passes on {one.device}; memory: {memory}")
     return lines
 
 
@@ -128,11 +120,9 @@ def class_mean_rows(scores: Scores, one: ImageSet) -> list[list[str]]:
 
 def number(value: float, unit: str) -> str:
     """A value with the digits of its unit; "inf" for equal images."""
-    return (
-        f"{value:.{DIGITS.get(unit, 4)}f}"
-        if math.isfinite(value)
-        else ("inf" if value == math.inf else "-")
-    )
+    if not math.isfinite(value):
+        return "inf" if value == math.inf else "-"
+    return f"{value:.{DIGITS.get(unit, 4)}f}"
 
 
 def mean_text(summary: Summary, unit: str) -> str:
@@ -180,9 +170,7 @@ def to_json(scores: Scores, costs: dict[str, Cost]) -> dict[str, Any]:
             one.name: {
                 "scale": one.scale,
                 "images": len(one.files),
-                "lr": "as found"
-                if one.files[0].lr
-                else "GT reduced by MATLAB's imresize, rounded to its type",
+                "lr": "as found" if one.files[0].lr else REDUCED,
                 "methods": {
                     method.name: {
                         metric.name: _metric(scores, one.name, method.name, metric)
@@ -208,9 +196,8 @@ def to_csv(scores: Scores) -> str:
     writer.writerow(["set", "image", "method", "metric", "value", "unit"])
     for row in scores.rows():
         value = repr(row.value) if math.isfinite(row.value) else str(_plain(row.value))
-        writer.writerow(
-            [_cell(row.image_set), _cell(row.image), _cell(row.method), row.metric, value, row.unit]
-        )
+        names = map(_cell, (row.image_set, row.image, row.method))
+        writer.writerow([*names, row.metric, value, row.unit])
     return text.getvalue()
 
 
@@ -253,15 +240,8 @@ def _differences(scores: Scores) -> str:
     for one in scores.sets:
         for method, metric, paired in scores.differences(one.name):
             difference = difference_text(paired, metric.unit)
-            rows.append(
-                [
-                    one.name,
-                    method.name,
-                    metric.name,
-                    difference,
-                    f"{paired.better} of {paired.count}",
-                ]
-            )
+            better = f"{paired.better} of {paired.count}"
+            rows.append([one.name, method.name, metric.name, difference, better])
     interval = f"the {CONFIDENCE:.0%} interval of {RESAMPLES:,} bootstrap samples"
     heading = f"Difference from {_harmless(other)} on the same images, with {interval}"
     return "\n".join([heading, *_aligned(rows)])
@@ -286,16 +266,14 @@ def _harmless(text: str) -> str:
 
 def _metric(scores: Scores, image_set: str, method: str, metric: Metric) -> dict[str, Any]:
     summary = scores.summary(image_set, method, metric)
+    classes = scores.classes(image_set, method, metric)
+    images = scores.of(image_set, method, metric.name)
     return {
         "mean": _plain(math.inf if summary.infinite == summary.count else summary.mean),
         "infinite": summary.infinite,
         "mean_of_classes": scores.mean_of_classes(image_set, method, metric),
-        "classes": {
-            name: _plain(value) for name, value in scores.classes(image_set, method, metric).items()
-        },
-        "images": {
-            name: _plain(value) for name, value in scores.of(image_set, method, metric.name).items()
-        },
+        "classes": {name: _plain(value) for name, value in classes.items()},
+        "images": {name: _plain(value) for name, value in images.items()},
     }
 
 

@@ -78,12 +78,8 @@ def evaluate(
     }
 
     def measured(result: _Result) -> tuple[str, str, str, dict[str, float]]:
-        return (
-            result.image_set,
-            result.pair.name,
-            result.method,
-            score(result.sr, result.pair, metrics),
-        )
+        values = score(result.sr, result.pair, metrics)
+        return result.image_set, result.pair.name, result.method, values
 
     results = _results(sets, methods, save, progress)
     in_hand = 4 * len(methods)  # limits memory
@@ -239,14 +235,7 @@ def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
     height, width, bands = image.shape
     # GDAL reports no error if the disk is full on closing, so Python writes the file
     with whole_file(path) as unfinished, MemoryFile() as memory:
-        with created(
-            memory.name,
-            height=height,
-            width=width,
-            count=bands,
-            dtype=image.dtype.name,
-            compress="deflate",
-            bigtiff="if_safer",
-        ) as raster:
+        shape = {"height": height, "width": width, "count": bands, "dtype": image.dtype.name}
+        with created(memory.name, **shape, compress="deflate", bigtiff="if_safer") as raster:
             raster.write(np.moveaxis(image, -1, 0))
         unfinished.write_bytes(memory.getbuffer())

@@ -92,14 +92,11 @@ class Scores:
         """What was scored, in one line."""
         images = sum(len(one.files) for one in self.sets)
         parts = ((self.methods, "method"), (self.sets, "set"), (self.metrics, "measure"))
-        methods, sets, metrics = (
-            f"{len(each)} {word}{'s' * (len(each) != 1)}" for each, word in parts
-        )
+        counts = (f"{len(each)} {word}{'s' * (len(each) != 1)}" for each, word in parts)
+        methods, sets, metrics = counts
         names, places = (_first([one.name for one in each]) for each in (self.methods, self.sets))
-        return (
-            f"{methods} ({names}) on {images} image{'s' * (images != 1)} of {sets} ({places}), by "
-            f"{metrics}"
-        )
+        of_sets = f"{images} image{'s' * (images != 1)} of {sets} ({places})"
+        return f"{methods} ({names}) on {of_sets}, by {metrics}"
 
     def of(self, image_set: str, method: str, metric: str) -> dict[str, float]:
         """The values by image name."""
@@ -148,11 +145,8 @@ class Scores:
         """Each method minus the last, on a set, by every metric."""
         for method in self.methods[:-1]:
             for metric in self.metrics:
-                yield (
-                    method,
-                    metric,
-                    self.paired(image_set, method.name, self.methods[-1].name, metric),
-                )
+                paired = self.paired(image_set, method.name, self.methods[-1].name, metric)
+                yield method, metric, paired
 
 
 def _first(names: list[str]) -> str:

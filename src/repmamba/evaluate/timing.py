@@ -50,14 +50,8 @@ class Timing:
         }
 
     def __str__(self) -> str:
-        memory = (
-            [f"{self.process_memory:.0f} MB in the process"]
-            if self.process_memory is not None
-            else []
-        )
-        memory += (
-            [f"{self.device_memory:.0f} MB on the device"] if self.device_memory is not None else []
-        )
+        parts = ((self.process_memory, "in the process"), (self.device_memory, "on the device"))
+        memory = [f"{size:.0f} MB {where}" for size, where in parts if size is not None]
         lines = {
             "network": f"weights {self.weights}, scale {self.scale}, {self.precision}",
             "input": f"{self.batch} x {self.size} x {self.size} pixels, {self.passes} "

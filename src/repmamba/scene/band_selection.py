@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from repmamba.errors import UsageError
 from repmamba.inference.bands import Groups, group_bands
 from repmamba.scene.options import SceneOptions
-from repmamba.scene.source.colours import has_names, known_colours, numbers_of
+from repmamba.scene.source.colours import COLOURS, has_names, known_colours, numbers_of
 from repmamba.scene.source.raster import RasterFacts
 
 
@@ -89,10 +89,9 @@ def _joined(numbers: Sequence[int]) -> str:
 def _with_colours(facts: RasterFacts, rgb: Sequence[int]) -> RasterFacts:
     """The facts with red, green and blue at these places; other bands lose these colours."""
     colours = [
-        "undefined" if colour in ("red", "green", "blue", "gray") else colour
-        for colour in facts.colorinterp
+        "undefined" if colour in (*COLOURS, "gray") else colour for colour in facts.colorinterp
     ]
-    for place, colour in zip(rgb, ("red", "green", "blue"), strict=True):
+    for place, colour in zip(rgb, COLOURS, strict=True):
         colours[place] = colour
     return replace(facts, colorinterp=tuple(colours))
 
@@ -117,8 +116,8 @@ def _rgb(
     """The places of red, green and blue among the chosen bands; None if there are none."""
     if asked is None:
         colours = [facts.colorinterp[place] for place in places]
-        if all(colours.count(colour) == 1 for colour in ("red", "green", "blue")):
-            return tuple(colours.index(colour) for colour in ("red", "green", "blue"))
+        if all(colours.count(colour) == 1 for colour in COLOURS):
+            return tuple(map(colours.index, COLOURS))
         return None
     numbers = [facts.numbers[place] for place in places]
     if len(asked) != 3 or len(set(asked)) != 3 or any(band not in numbers for band in asked):

@@ -22,6 +22,7 @@ from repmamba.pixels.histogram import ValueHistogram
 from repmamba.pixels.nodata import usable
 from repmamba.pixels.quality import BLOCK, SMALLEST, blockiness, noise_level
 from repmamba.pixels.radiometry import Radiometry
+from repmamba.scene.source.colours import COLOURS
 from repmamba.scene.source.raster import Raster
 from repmamba.tiles.window import Window
 
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 EDGE, PLACES = 128, 5
 
 KNOWN = 0.25  # share of a window's pixels that must be valid
-
-RGB = ("red", "green", "blue")
 
 # thresholds from which weights for real pictures are better: noise in levels of 255, blockiness
 NOISY, BLOCKY = 3.2, 0.3
@@ -103,9 +102,7 @@ class Chooser:
         if confidence and chosen.calibration is None:
             logger.info(
                 "%s: %s has no expected errors for confidence=; using %s.",
-                choice.scene,
-                chosen.name,
-                self.usual.name,
+                *(choice.scene, chosen.name, self.usual.name),
             )
             return self.usual, None
         logger.info("%s", choice.line())
@@ -137,8 +134,8 @@ def measured_windows(raster: Raster) -> list[NDArray[np.float32]]:
     pixels.
     """
     facts = raster.facts
-    named = [facts.colorinterp.index(name) for name in RGB if name in facts.colorinterp]
-    places = named if len(named) == len(RGB) else list(facts.colours[: len(RGB)])
+    named = [facts.colorinterp.index(name) for name in COLOURS if name in facts.colorinterp]
+    places = named if len(named) == 3 else list(facts.colours[:3])
     found: list[tuple[NDArray[np.generic], NDArray[np.bool_]]] = []
     for window in _windows(raster.grid.height, raster.grid.width):
         raw, valid = raster.read(window)

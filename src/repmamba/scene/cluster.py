@@ -182,11 +182,8 @@ def connected(cluster: Addressed) -> Iterator[Cluster]:
         yield Cluster(cluster, cluster.scheduler.address)
         return
     name = str(cluster)
-    where = (
-        {"scheduler_file": _scheduler_file(Path(name))}
-        if name.endswith(".json")
-        else {"address": name}
-    )
+    in_file = name.endswith(".json")
+    where = {"scheduler_file": _scheduler_file(Path(name))} if in_file else {"address": name}
     try:
         client = Client(**where, timeout=PATIENCE, set_as_default=False)
     # TypeError and ImportError: tls:// and ucx:// that are not set up

@@ -218,7 +218,7 @@ def upscale_file(
         consistent=plan.consistent,
         confidence=None if confidence_plan is None else confidence_plan.target,
         kept=kept,
-        computed=sum(_area(plan.tiles[index].write) for index in remaining),
+        computed=sum(plan.tiles[index].write.area for index in remaining),
         seconds_computing=computing,
     )
     logger.debug("%s", result.summary())
@@ -400,7 +400,7 @@ def _compute(
     """Read, compute and write the remaining tiles, reading and writing while workers compute."""
     raster, plan, upscaler = planned.raster, planned.plan, planned.upscaler
     total = plan.profile.grid.width * plan.profile.grid.height
-    done = total - sum(_area(plan.tiles[index].write) for index in remaining)
+    done = total - sum(plan.tiles[index].write.area for index in remaining)
     if progress is not None:
         progress(done, total)
 
@@ -423,7 +423,7 @@ def _compute(
             corrupt.add(raster.corrupt_blocks)
             has_data = has_data or bool(np.isfinite(result.numbers[:, result.valid]).any())
             writers.put(index, result)
-            done += _area(plan.tiles[index].write)
+            done += plan.tiles[index].write.area
             logger.debug("tile %d of %d written", index + 1, len(plan.tiles))
             if progress is not None:
                 progress(done, total)
@@ -440,10 +440,6 @@ def _in_pixels(progress: PixelProgress | None, grid: Grid) -> PartProgress | Non
         return None
     total = grid.width * grid.height
     return lambda part: progress(round(part * total), total)
-
-
-def _area(window: Window) -> int:
-    return window.height * window.width
 
 
 @contextmanager

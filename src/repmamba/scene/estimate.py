@@ -73,17 +73,16 @@ class Estimate:
     confidence: Path | None = None  # the confidence raster, if wanted
     decisions: Mapping[str, str] = field(default_factory=dict)  # what was decided about the source
     chosen: str | None = None  # why these weights were chosen, if the scene decided
-    # note on bands that go through the network as grey
-    bands_alone: str | None = None
+    bands_alone: str | None = None  # note on bands that go through the network as grey
     seconds: float | None = None
     kept: bool = False  # the complete result of this job is already there
 
     def __repr__(self) -> str:
         return (
             f"<Estimate {self.source} -> {self.target or 'memory'}: {self.width} x {self.height} "
-            "pixels, "
-            f"{self.tiles} tile{'s' * (self.tiles > 1)}, x{self.scale} with {self.weights}, "
-            f"memory {readable(self.memory_bytes)}, disk {readable(self.disk_bytes)}>"
+            f"pixels, {self.tiles} tile{'s' * (self.tiles > 1)}, x{self.scale} with "
+            f"{self.weights}, memory {readable(self.memory_bytes)}, "
+            f"disk {readable(self.disk_bytes)}>"
         )
 
     def summary(self) -> str:
@@ -93,22 +92,17 @@ class Estimate:
         took = "" if self.seconds is None else f"\n  time     about {_duration(self.seconds)}"
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
-        chosen = (
-            ""
-            if self.chosen is None
-            else f"\n  weights  {self.weights}: the scene is {self.chosen}"
-        )
+        why = f"\n  weights  {self.weights}: the scene is {self.chosen}"
+        chosen = "" if self.chosen is None else why
         alone = "" if self.bands_alone is None else f"\n  network  {self.bands_alone}"
         where = "" if self.cluster is None else f" on the cluster at {self.cluster}"
         second = "" if self.confidence is None else f", confidence: {self.confidence}"
         return (
             f"{self.source} -> {self.target or 'memory'}{second}\n"
             f"  output   {self.width} x {self.height} pixels, {bands} of {self.dtype}, "
-            f"{self.format}, "
-            f"x{self.scale} with {self.weights}\n"
+            f"{self.format}, x{self.scale} with {self.weights}\n"
             f"  plan     {tiles} of {self.tile} + {self.halo} input pixels, {self.workers} at a "
-            f"time{where}; "
-            f"{'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
+            f"time{where}; {'' if self.consistent else 'not '}made consistent{chosen}{alone}\n"
             f"{''.join(f'  {name:<8} {text}{chr(10)}' for name, text in self.decisions.items())}"
             f"  disk     at most {readable(self.disk_bytes)} during the run, "
             f"{readable(self.free_bytes)} free\n"
@@ -134,8 +128,7 @@ class Estimate:
         return (
             f"{self.source} -> {self.target}: {self.width} x {self.height} pixels, {self.bands} "
             f"band{'s' * (self.bands > 1)} of {self.dtype}, {self.format}, range {min(self.low):g} "
-            "to "
-            f"{max(self.high):g}, {self.tiles} tile{'s' * (self.tiles > 1)}{time_taken}{alone}"
+            f"to {max(self.high):g}, {self.tiles} tile{'s' * (self.tiles > 1)}{time_taken}{alone}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -231,11 +224,10 @@ def with_time(
 ) -> Estimate:
     """The estimate with a time, extrapolated from small tiles computed in parallel."""
     side = min(made.workers, made.tiles)
-    seconds = (
-        _seconds_here(plan, upscaler, side)
-        if cluster is None
-        else cluster.seconds(plan, upscaler, SAMPLE)
-    )
+    if cluster is None:
+        seconds = _seconds_here(plan, upscaler, side)
+    else:
+        seconds = cluster.seconds(plan, upscaler, SAMPLE)
     return replace(made, seconds=seconds * plan.tiles.pixels_read / SAMPLE**2 / side)
 
 
@@ -276,16 +268,11 @@ def check_memory(made: Estimate, raster: Raster, plan: ScenePlan) -> None:
     if there is None or more <= there:
         return
     here = made.workers if made.cluster is None else 0
-    fitting = [
-        tile
-        for tile in range(16, plan.tiles.tile, 16)
-        if _memory(raster, plan, tile, here) <= there
-    ]
-    advice = (
-        f"tile={fitting[-1]} fits (and gives slightly different pixels)"
-        if fitting
-        else "No tile= is small enough"
-    )
+    smaller = range(16, plan.tiles.tile, 16)
+    fitting = [tile for tile in smaller if _memory(raster, plan, tile, here) <= there]
+    advice = "No tile= is small enough"
+    if fitting:
+        advice = f"tile={fitting[-1]} fits (and gives slightly different pixels)"
     side = f"{here} worker{'s' * (here > 1)}" if here else "no tiles computed here"
     raise OutOfMemory(
         f"{made.source} needs about {readable(more)} of memory with tile={plan.tiles.tile} and "
@@ -336,9 +323,8 @@ def _memory(raster: Raster, plan: ScenePlan, tile: int, workers: int) -> int:
 
 def _tiles(window: Window, tile: int) -> int:
     """How many tiles of this edge a window intersects; both in lr pixels."""
-    rows = -(-(window.row + window.height) // tile) - window.row // tile
-    cols = -(-(window.col + window.width) // tile) - window.col // tile
-    return rows * cols
+    rows = -(-window.bottom // tile) - window.row // tile
+    return rows * (-(-window.right // tile) - window.col // tile)
 
 
 def _in_passes(plan: ScenePlan) -> bool:

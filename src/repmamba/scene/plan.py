@@ -52,12 +52,9 @@ class ScenePlan:
     places: tuple[int, ...]  # of the bands that the network upscales, in what the raster reads
     groups: Groups  # of those bands, counted from 0 among them
     consistent: bool
-    # value of missing pixels, which no valid result may equal; None: their values are kept
-    nodata: float | None
+    nodata: float | None  # value of missing pixels and of no others; None: they keep their values
     band_nodata: tuple[float | None, ...]  # each band's own nodata, in the order of `places`
-    alpha: (
-        int | None
-    )  # index of the alpha band in what the raster reads, upscaled by nearest neighbour
+    alpha: int | None  # index of the alpha band, upscaled by nearest neighbour
     alpha_at: int  # its place in the output
     # alpha is 0 where a pixel is missing; added as the last band if the raster has none
     alpha_marks_missing: bool
@@ -214,26 +211,18 @@ def _log_decisions(
 
 def describe_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
     """Whether the result will be made consistent with its input, and why."""
-    what = "made consistent with its input" if consistent else "not made consistent with its input"
     if asked is not None:
-        return f"{what}, as asked."
-    if has_place:
-        return (
-            f"{what}, because the scene is georeferenced (consistent=False keeps the network's "
-            "result)."
-        )
-    return f"{what}, because the picture is not georeferenced (consistent=True turns it on)."
+        why = "as asked"
+    elif has_place:
+        why = "because the scene is georeferenced (consistent=False keeps the network's result)"
+    else:
+        why = "because the picture is not georeferenced (consistent=True turns it on)"
+    return f"{'' if consistent else 'not '}made consistent with its input, {why}."
 
 
 def _warn_of_radar(facts: RasterFacts) -> None:
     """Warn if the metadata say that a scene is radar, which the weights were not trained on."""
-    texts = [
-        text
-        for spaces in (facts.tags, *facts.band_tags)
-        for tags in spaces.values()
-        for text in tags.values()
-    ]
-    words = " ".join([*texts, *(name for name in facts.descriptions if name)]).lower()
+    words = " ".join([*facts.texts, *filter(None, facts.descriptions)]).lower()
     sign = next((sign for sign in RADAR_SIGNS if sign in words), None)
     if sign is not None:
         warn(

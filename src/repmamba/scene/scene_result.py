@@ -11,41 +11,23 @@ from repmamba.scene.source.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
-    """What was written, and how.
+    """What was written, and how."""
 
-    Attributes:
-        path: The file; None for a file object.
-        grid: Size and place of the result.
-        scale: 2, 3 or 4.
-        bands: Number of bands, alpha included.
-        tiles: Number of tiles.
-        resumed: Tiles that an earlier, stopped run had finished.
-        seconds: Duration of the call.
-        corrupt_pixels: Input pixels that could not be read and are missing in the result.
-        weights: Name of the weights.
-        chosen: Why these weights were chosen, if the scene decided.
-        consistent: Whether the result was made consistent with its input.
-        confidence: The confidence raster, if one was written.
-        kept: Whether the target already was the complete result of this call.
-        computed: Pixels of the result that this call computed.
-        seconds_computing: Time for these pixels.
-    """
-
-    path: Path | None  # None: written to a file object
-    grid: Grid  # hr
-    scale: int
-    bands: int
+    path: Path | None  # None for a file object
+    grid: Grid  # size and place of the result
+    scale: int  # 2, 3 or 4
+    bands: int  # alpha included
     tiles: int
     resumed: int  # tiles that an earlier, stopped run had finished
-    seconds: float
-    corrupt_pixels: int  # lr pixels that could not be read and are missing in the result
+    seconds: float  # duration of the call
+    corrupt_pixels: int  # of the input, that could not be read and are missing in the result
     weights: str
-    chosen: str | None  # what the weights were chosen by, where the scene decided
-    consistent: bool
-    confidence: Path | None = None  # the raster that says how far the result can be trusted
-    kept: bool = False  # the whole result of this very job was there already
-    computed: int = 0  # pixels of the result, in this run
-    seconds_computing: float = 0.0  # of these pixels
+    chosen: str | None  # why these weights were chosen, if the scene decided
+    consistent: bool  # whether the result was made consistent with its input
+    confidence: Path | None = None  # the confidence raster, if one was written
+    kept: bool = False  # whether the target already was the complete result of this call
+    computed: int = 0  # pixels of the result that this call computed
+    seconds_computing: float = 0.0  # for these pixels
 
     def __repr__(self) -> str:
         return f"<SceneResult {self.summary()}>"
@@ -57,7 +39,7 @@ class SceneResult:
                 f"{self.path}: already done by the same command; overwrite=True computes it again"
             )
         bands = f"{self.bands} band{'s' * (self.bands > 1)}"
-        return f"{self.brief(f'{bands}, {self.method}')}"
+        return self.brief(f"{bands}, {self.method}")
 
     @property
     def method(self) -> str:
@@ -69,11 +51,9 @@ class SceneResult:
     @property
     def speed(self) -> float | None:
         """Megapixels of the result per second of computing; None if none were computed."""
-        return (
-            self.computed / 1e6 / self.seconds_computing
-            if self.computed and self.seconds_computing
-            else None
-        )
+        if not (self.computed and self.seconds_computing):
+            return None
+        return self.computed / 1e6 / self.seconds_computing
 
     def brief(self, more: str = "") -> str:
         """One line, with what may differ between several results."""
@@ -84,17 +64,10 @@ class SceneResult:
         return (
             f"{self.path or 'in memory'}: {self.grid.width} x {self.grid.height} pixels{details}"
             f"in {self.seconds:.1f} s{speed}"
-            + (
-                f"; {self.resumed} of {self.tiles} tiles were finished before"
-                if self.resumed
-                else ""
-            )
-            + (
-                f"; {self.corrupt_pixels} corrupt input pixels are missing"
-                if self.corrupt_pixels
-                else ""
-            )
-            + (f"; confidence: {self.confidence}" if self.confidence else "")
+            + f"; {self.resumed} of {self.tiles} tiles were finished before" * bool(self.resumed)
+            + f"; {self.corrupt_pixels} corrupt input pixels are missing"
+            * bool(self.corrupt_pixels)
+            + f"; confidence: {self.confidence}" * bool(self.confidence)
         )
 
     def as_json(self) -> dict[str, Any]:

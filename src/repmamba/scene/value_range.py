@@ -41,18 +41,13 @@ class FoundRange(NamedTuple):
 
 def describe_usual_range(raster: Raster) -> str:
     """The range of a raster by default; for a large scene, how it will be found."""
-    if (
-        raster.facts.dtype not in EIGHT_BITS
-        and raster.grid.width * raster.grid.height > QUICKLY_READ
-    ):
+    if raster.facts.dtype not in EIGHT_BITS and raster.whole.area > QUICKLY_READ:
         return "of nearly all values of the scene, which upscale --dry-run finds by reading it"
     try:
         found = find_range(raster, usual_bands(raster.facts), None)
     except CorruptSource as damage:
         return f"unknown: {damage}"
-    return found.describe() + (
-        f"; possibly undeclared nodata: {found.fills}" if found.fills else ""
-    )
+    return found.describe() + f"; possibly undeclared nodata: {found.fills}" * bool(found.fills)
 
 
 def find_range(
@@ -89,9 +84,7 @@ def _robust(
     """The range of nearly all values of each group of bands; the usual one where there are none."""
     ranges = [histogram.range() for histogram in histograms]
     outliers = sum(
-        each.outliers(*ends)
-        for each, ends in zip(histograms, ranges, strict=True)
-        if ends is not None
+        each.outliers(*ends) for each, ends in zip(histograms, ranges, strict=True) if ends
     )
     if outliers:
         logger.info("%s: outliers (upscaled smoothly, not made consistent): %d.", name, outliers)
@@ -132,6 +125,7 @@ def _corners_and_middle(raster: Raster) -> Iterator[Window]:
     if not raster.facts.has_place or not raster.reads_anywhere:
         return
     height, width = raster.grid.height, raster.grid.width
-    for row in sorted({0, max(0, height - CHECKED_EDGE) // 2, max(0, height - CHECKED_EDGE)}):
-        for col in sorted({0, max(0, width - CHECKED_EDGE) // 2, max(0, width - CHECKED_EDGE)}):
+    bottom, right = max(0, height - CHECKED_EDGE), max(0, width - CHECKED_EDGE)
+    for row in sorted({0, bottom // 2, bottom}):
+        for col in sorted({0, right // 2, right}):
             yield Window(row, col, CHECKED_EDGE, CHECKED_EDGE).clipped(raster.whole)

@@ -58,7 +58,7 @@ class TilePlan(Sequence[Tile]):
     @property
     def pixels_read(self) -> int:
         """lr pixels that pass through the network, halos included."""
-        return sum(tile.read.height * tile.read.width for tile in self.tiles)
+        return sum(tile.read.area for tile in self.tiles)
 
 
 def check_cut(tile: int | None, halo: int | None) -> None:
@@ -110,8 +110,8 @@ def plan_tiles(
         )
     output = asked.scaled(scale)
     tiles = []
-    for row in range(asked.row // tile * tile, asked.row + asked.height, tile):
-        for col in range(asked.col // tile * tile, asked.col + asked.width, tile):
+    for row in range(asked.row // tile * tile, asked.bottom, tile):
+        for col in range(asked.col // tile * tile, asked.right, tile):
             cell = Window(row, col, tile, tile)
             read = cell.grown(halo).clipped(scene)
             kept = cell.clipped(asked)

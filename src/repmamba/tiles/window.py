@@ -21,7 +21,22 @@ class Window:
     @property
     def slices(self) -> tuple[slice, slice]:
         """Rows and columns as slices, for arrays whose last two axes are (rows, columns)."""
-        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+        return slice(self.row, self.bottom), slice(self.col, self.right)
+
+    @property
+    def bottom(self) -> int:
+        """The row below the last one."""
+        return self.row + self.height
+
+    @property
+    def right(self) -> int:
+        """The column right of the last one."""
+        return self.col + self.width
+
+    @property
+    def area(self) -> int:
+        """How many pixels it contains."""
+        return self.height * self.width
 
     @property
     def is_empty(self) -> bool:
@@ -37,8 +52,7 @@ class Window:
     def clipped(self, other: Window) -> Window:
         """The intersection of two windows on the same grid; its height or width is 0 if empty."""
         row, col = max(self.row, other.row), max(self.col, other.col)
-        bottom = min(self.row + self.height, other.row + other.height)
-        right = min(self.col + self.width, other.col + other.width)
+        bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
         return Window(row, col, max(0, bottom - row), max(0, right - col))
 
     def scaled(self, scale: int) -> Window:

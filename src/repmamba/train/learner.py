@@ -78,12 +78,8 @@ class Learner:
         The first process times it on patches of the first phase, and the others follow.
         """
         first = self.recipe.data.patches[0]
-        shape = (
-            min(TRIAL_PATCHES, first.batch),
-            self.recipe.network.in_chans,
-            first.size,
-            first.size,
-        )
+        count = min(TRIAL_PATCHES, first.batch)
+        shape = (count, self.recipe.network.in_chans, first.size, first.size)
         asked = self.recipe.step.precision
         tried = asked == "bf16" and processes.first
         if tried and self.device.type == "cpu":
@@ -164,12 +160,9 @@ def bf16_is_faster(network: nn.Module, device: torch.device, shape: tuple[int, .
     if device.type != "cpu" or not native:
         return False
     copied, lr = copy.deepcopy(network), torch.full(shape, 0.5)
-    times = {
-        precision: [_seconds(copied, lr, precision)]
-        for precision in (torch.bfloat16, torch.float32)
-    }
+    times: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     # alternating, so that other load affects both
-    for precision in (torch.bfloat16, torch.float32) * TRIAL_ROUNDS:
+    for precision in [*times] * (1 + TRIAL_ROUNDS):
         times[precision].append(_seconds(copied, lr, precision))
     return min(times[torch.bfloat16]) < min(times[torch.float32])
 
@@ -204,9 +197,8 @@ def _wrapped(
     network: nn.Module, recipe: Recipe, device: torch.device, processes: Processes
 ) -> nn.Module:
     if processes.world > 1:
-        network = DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None
-        )
+        gpus = [device] if device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=gpus)
     if recipe.step.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     return network

@@ -39,15 +39,11 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     losses = " + ".join(
         term.name if term.weight == 1 else f"{term.weight:g} {term.name}" for term in recipe.losses
     )
-    place = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"threads: {torch.get_num_threads()}"
-    )
+    place = f"threads: {torch.get_num_threads()}"
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
     norm = "over all of them" if recipe.step.batch_norm == "synchronised" else "of each one alone"
-    shared = (
-        f", one of {processes.world} processes, BatchNorm {norm}" if processes.world > 1 else ""
-    )
+    shared = f", one of {processes.world} processes, BatchNorm {norm}" * (processes.world > 1)
     return [
         f"{recipe.name}: {network}; {recipe.steps:,} {recipe.unit}s of {patches}, loss {losses}, "
         f"learning rate up to {recipe.optimiser.lr:g}.",
@@ -102,11 +98,8 @@ class Monitor:
         """A step is done. images: its batch size over all processes."""
         self._images += images
         self._step += 1
-        left = (
-            (self._steps - self._step)
-            * (time.monotonic() - self._begun)
-            / (self._step - self._first)
-        )
+        each = (time.monotonic() - self._begun) / (self._step - self._first)
+        left = (self._steps - self._step) * each
         self._tell(Progress(self._name, "step", self._step, self._steps, dict(self._shown), left))
 
     def log(self, step: int, loss: float, gradient_norm: float, rate: float) -> None:
@@ -114,12 +107,8 @@ class Monitor:
         now = time.monotonic()
         speed = self._images / max(now - self._since, 1e-9)
         self._images, self._since = 0, now
-        values = {
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": gradient_norm,
-            "images_per_s": round(speed, 2),
-        }
+        values = {"loss": loss, "lr": rate, "grad_norm": gradient_norm}
+        values["images_per_s"] = round(speed, 2)
         self._write("step", step, values)
         for callback in self._callbacks:
             callback.step(step, values)
@@ -130,12 +119,7 @@ class Monitor:
         pause = time.monotonic() - self._paused
         self._since += pause
         self._begun += pause
-        values = {
-            "psnr": result.psnr,
-            "ssim": result.ssim,
-            "rule": result.rule,
-            "images": result.images,
-        }
+        values = {name: getattr(result, name) for name in ("psnr", "ssim", "rule", "images")}
         self._write("validation", result.step, values | {"best": best})
         for callback in self._callbacks:
             callback.validation(result, best=best)

@@ -54,11 +54,9 @@ class FitResult:
     def summary(self) -> str:
         """One line for the user."""
         state = "Finished" if self.finished else "Interrupted"
-        best = (
-            ""
-            if self.psnr is None
-            else f"; best {self.psnr:.3f} dB ({self.rule}), at step {self.best_step}"
-        )
+        best = ""
+        if self.psnr is not None:
+            best = f"; best {self.psnr:.3f} dB ({self.rule}), at step {self.best_step}"
         return f"{state} after {self.steps} steps{best}; weights in {self.weights}."
 
 
@@ -150,21 +148,18 @@ class Run:
         first = progress.step - len(seen) + 1
         for step, (loss, norm) in enumerate(seen, first):
             if not math.isfinite(loss) or not math.isfinite(norm):
-                raise TrainingStopped(
-                    self._fault(step, f"the loss is {loss:g} and the gradient norm {norm:g}")
-                )
+                what = f"the loss is {loss:g} and the gradient norm {norm:g}"
+                raise TrainingStopped(self._fault(step, what))
             kept = SMOOTHING if math.isfinite(progress.smoothed) else 0.0
             progress.smoothed = loss if not kept else kept * progress.smoothed + (1 - kept) * loss
             if step >= SETTLING:
                 progress.lowest = min(progress.lowest, progress.smoothed)
             if progress.smoothed > self.recipe.divergence * progress.lowest:
                 grown = (
-                    f"the loss, {progress.smoothed:.4g}, has grown to more than "
-                    f"{self.recipe.divergence:g} times"
+                    f"more than {self.recipe.divergence:g} times its lowest, {progress.lowest:.4g}"
                 )
-                raise TrainingStopped(
-                    self._fault(step, f"{grown} its lowest, {progress.lowest:.4g}")
-                )
+                what = f"the loss, {progress.smoothed:.4g}, has grown to {grown}"
+                raise TrainingStopped(self._fault(step, what))
         progress.pending += seen
         self._unread = []
 
@@ -194,9 +189,8 @@ class Run:
         self._try(monitor, lambda: write_save(self.saves, self.step, state))
         self._try(monitor, lambda: self._write_weights("last.safetensors", None))
         if self._archived(self.step):
-            self._try(
-                monitor, lambda: self._write_weights(f"step-{self.step:08d}.safetensors", None)
-            )
+            name = f"step-{self.step:08d}.safetensors"
+            self._try(monitor, lambda: self._write_weights(name, None))
         prune_saves(self.saves, self.recipe.checkpoints.keep, self._archived)
 
     def close(self) -> None:
@@ -249,19 +243,15 @@ class Run:
         if result is not None:
             facts["validation"] = asdict(result)
         origin = f"repmamba train, recipe {self.recipe.name}, {self.step} steps"
-        write_checkpoint(
-            self.folder / name,
-            Checkpoint.of(self.learner.best_network, origin=origin, training=facts),
-        )
+        checkpoint = Checkpoint.of(self.learner.best_network, origin=origin, training=facts)
+        write_checkpoint(self.folder / name, checkpoint)
 
     def _fault(self, step: int, what: str) -> str:
         if not self.processes.first:
             return f"Stopped at step {step}: {what}. The first process prints the last good save."
         newest = newest_save(self.saves)
-        good = (
-            f"the last good save is {newest[0]}"
-            if newest
-            else f"there is no good save in {self.saves}"
-        )
+        good = f"there is no good save in {self.saves}"
+        if newest:
+            good = f"the last good save is {newest[0]}"
         advice = "Try a lower optimiser.lr, a longer schedule.warmup or step.clip, in a new folder"
         return f"Stopped at step {step}: {what}; {good}. {advice}."

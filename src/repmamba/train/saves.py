@@ -71,9 +71,7 @@ def newest_save(folder: Path) -> tuple[Path, State] | None:
         save.rename(aside)
         logger.warning(
             "The save %s %s; it was renamed to %s, and the one before is used.",
-            save,
-            fault,
-            aside.name,
+            *(save, fault, aside.name),
         )
     return None
 
@@ -91,11 +89,8 @@ def prune_saves(folder: Path, keep: int, archived: Callable[[int], bool]) -> Non
             try:
                 shutil.rmtree(folder / f"{PREFIX}{step:08d}")
             except OSError as fault:
-                logger.warning(
-                    "The old save of step %d could not be removed: %s.",
-                    step,
-                    fault.strerror or fault,
-                )
+                reason = fault.strerror or fault
+                logger.warning("The old save of step %d could not be removed: %s.", step, reason)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

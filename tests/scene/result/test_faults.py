@@ -236,7 +236,7 @@ def test_a_full_disk_is_no_space_at_every_size_and_no_result(
     file, scene = SCENES[name]
     reference = uninterrupted(scene, file)
     # so that it really fills up
-    monkeypatch.setattr(SceneWriter, "_check_space", lambda *arguments: None)
+    monkeypatch.setattr("repmamba.scene.result.writer.check_space", lambda *arguments: None)
     outcomes = set()
     for size in range(200, 6000, 700):
         folder = small_disk(size)

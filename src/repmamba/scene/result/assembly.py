@@ -99,12 +99,11 @@ class Mosaic:
 
 
 def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
-    means = (
-        ()
-        if is_lossless(profile)
-        else band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
-    )
-    return Piece(window, pixels.pixels_digest, pixels.mask_digest if profile.mask else "", means)
+    mask = pixels.mask_digest if profile.mask else ""
+    means: tuple[float, ...] = ()
+    if not is_lossless(profile):
+        means = band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
+    return Piece(window, pixels.pixels_digest, mask, means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,31 +155,24 @@ def gdal_errors(path: Path) -> Iterator[None]:
     """Turn errors while path is assembled into NoSpace, TargetError, VerificationError."""
     try:
         yield
-    except VerificationError as damage:
-        if (free := durable.free_bytes(path.parent.parent)) < ALMOST_FULL:
-            raise NoSpace(
-                f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
-                "All tiles are kept: free space and run the same command again."
-            ) from damage
-        raise
-    except RepmambaError:
-        raise
-    except GDAL_FAILURES as error:
+    except (RepmambaError, *GDAL_FAILURES) as error:
+        ours = isinstance(error, RepmambaError)
+        if ours and not isinstance(error, VerificationError):
+            raise
         free = durable.free_bytes(path.parent.parent)
         if free < ALMOST_FULL or getattr(error, "errno", None) in durable.FULL:
             raise NoSpace(
                 f"No space left while {path.name} was assembled ({durable.readable(free)} free). "
                 "All tiles are kept: free space and run the same command again."
             ) from error
+        if ours:
+            raise
+        # rasterio's own text is "Write failed. See previous exception for details."
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         raise TargetError(
-            f"{path.name} cannot be assembled ({_reason(error)}). All tiles are kept: the same "
-            "command continues."
+            f"{path.name} cannot be assembled ({reason}). All tiles are kept: the same command "
+            "continues."
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    # rasterio's own text is "Write failed. See previous exception for details."
-    return " ".join(str(error.__cause__ or error).split()).rstrip(".")
 
 
 # ---- writing
@@ -288,22 +280,10 @@ def _write_tiff(
     progress: PartProgress,
 ) -> None:
     grid = profile.grid
-    place = {
-        name: value
-        for name, value in (("transform", grid.transform), ("crs", grid.crs))
-        if value is not None
-    }
-    shape = {
-        "width": grid.width,
-        "height": grid.height,
-        "count": profile.count,
-        "dtype": profile.dtype,
-    }
-    with (
-        writing_alone(),
-        settings(WRITING),
-        created(path, nodata=profile.nodata, **shape, **place, **options) as dataset,
-    ):
+    place = {"transform": grid.transform, "crs": grid.crs}
+    place = {name: value for name, value in place.items() if value is not None}
+    shape = _shape(profile, grid.width, grid.height)
+    with writing_alone(), settings(WRITING), created(path, **shape, **place, **options) as dataset:
         _describe(dataset, profile)
         windows = _writing_order(mosaic.windows, grid.width, grid.height, options)
         for number, window in enumerate(windows, start=1):
@@ -313,6 +293,16 @@ def _write_tiff(
                 dataset.write_mask(pixels.valid, window=gdal_window(window))
             write_out_blocks()
             progress(number / len(windows))
+
+
+def _shape(profile: OutputProfile, width: int, height: int) -> dict[str, Any]:
+    return {
+        "width": width,
+        "height": height,
+        "count": profile.count,
+        "dtype": profile.dtype,
+        "nodata": profile.nodata,
+    }
 
 
 def _writing_order(
@@ -327,12 +317,11 @@ def _writing_order(
 
 
 def _on_blocks(tile: Window, block_height: int, block_width: int, width: int, height: int) -> bool:
-    bottom, right = tile.row + tile.height, tile.col + tile.width
     return (
         tile.row % block_height == 0
         and tile.col % block_width == 0
-        and (bottom % block_height == 0 or bottom == height)
-        and (right % block_width == 0 or right == width)
+        and (tile.bottom % block_height == 0 or tile.bottom == height)
+        and (tile.right % block_width == 0 or tile.right == width)
     )
 
 
@@ -395,13 +384,9 @@ def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
 def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfile) -> Level:
     """Write half the resolution of the file above to path, and return what it holds."""
     width, height = -(-level.width // 2), -(-level.height // 2)
-    shape = {"width": width, "height": height, "count": profile.count, "dtype": profile.dtype}
+    options = _shape(profile, width, height) | _intermediate(profile, 256)
     pieces = []
-    with (
-        settings(WRITING),
-        opened(above) as source,
-        created(path, nodata=profile.nodata, **shape, **_intermediate(profile, 256)) as target,
-    ):
+    with settings(WRITING), opened(above) as source, created(path, **options) as target:
         target.colorinterp = source.colorinterp
         for window in squares(width, height, SQUARE // 2 if profile.count <= 8 else 256):
             place = gdal_window(window.scaled(2).clipped(Window(0, 0, level.height, level.width)))
@@ -450,11 +435,7 @@ def _read_back(
                 raise VerificationError(
                     f"Level {number} of {path.name} has another size than was written."
                 )
-            inspect = (
-                None
-                if lossless or number
-                else _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
-            )
+            bounded = _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
             windows = [piece.window for piece in level.pieces]
             found = tuple(
                 measure(
@@ -463,7 +444,7 @@ def _read_back(
                     mask=profile.mask,
                     lossless=lossless,
                     one_pass=chosen.one_pass,
-                    inspect=inspect,
+                    inspect=None if lossless or number else bounded,
                     progress=progress if number == 0 else None,
                 )
             )
@@ -502,7 +483,7 @@ def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Inspect:
             errors[:, :-1] *= wanted[:, -1:] != 0
         if (error := errors.mean()) > LOSSY_ERROR:
             raise VerificationError(
-                f"{path.name}, rows {part.row} to {part.row + part.height}, differs from the "
+                f"{path.name}, rows {part.row} to {part.bottom}, differs from the "
                 f"result by {error:.0f} grey levels on average: it was lost on the way to the disk "
                 "or compressed too strongly."
             )
@@ -512,23 +493,22 @@ def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Inspect:
 
 def _check_description(path: Path, profile: OutputProfile) -> None:
     with open_level(path) as dataset:
-        grid = profile.grid
-        transform = grid.transform
+        grid, transform = profile.grid, profile.grid.transform
+        points, points_crs = profile.gcps or ((), None)
         metadata = {
             "bands": (dataset.count, profile.count),
             "type": (dataset.dtypes[0], profile.dtype),
             "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
             "CRS": (
                 dataset.crs is not None or dataset.gcps[1] is not None,
-                grid.crs is not None or _gcp_crs(profile),
+                grid.crs is not None or points_crs is not None,
             ),
-            "control points": (
-                _lie_at(profile.gcps[0] if profile.gcps else (), dataset.gcps[0]),
-                True,
-            ),
+            "control points": (_lie_at(points, dataset.gcps[0]), True),
             "transform": (
                 transform is None
-                or dataset.transform.almost_equals(transform, 1e-9 * _extent(transform)),
+                or dataset.transform.almost_equals(
+                    transform, 1e-9 * max(1.0, *map(abs, transform[:6]))
+                ),
                 True,
             ),
         }
@@ -555,14 +535,6 @@ def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlP
         and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
         for one, other in zip(points, found, strict=True)
     )
-
-
-def _gcp_crs(profile: OutputProfile) -> bool:
-    return profile.gcps is not None and profile.gcps[1] is not None
-
-
-def _extent(transform: Affine) -> float:
-    return max(1.0, *(abs(float(number)) for number in transform[:6]))
 
 
 # ---- side-car files

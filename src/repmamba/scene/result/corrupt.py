@@ -32,4 +32,4 @@ class CorruptBlocks:
     @property
     def pixels(self) -> int:
         """Number of pixels in these blocks."""
-        return sum(block.height * block.width for block in self._met)
+        return sum(block.area for block in self._met)

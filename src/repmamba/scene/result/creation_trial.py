@@ -38,9 +38,8 @@ def check_options(profile: OutputProfile) -> None:
         with settings({"GDAL_TIFF_INTERNAL_MASK": "YES", **OWN_FILES}):
             fault = _fault(replace(profile, grid=Grid(EDGE, EDGE)))
     except GDAL_FAILURES as error:
-        fault = (
-            " ".join(str(error.__cause__ or error).split()).rstrip(".").rpartition(f"{NAME}: ")[2]
-        )
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        fault = reason.rpartition(f"{NAME}: ")[2]
     if fault is not None:
         raise UsageError(
             f"{profile.format} cannot hold {profile.count} bands of {profile.dtype} with "
@@ -52,7 +51,9 @@ def _fault(profile: OutputProfile) -> str | None:
     """What is wrong with the small file as read back; None if nothing is."""
     chosen, options = FORMATS[profile.format], creation_options(profile)
     options |= {name: edge for name, edge in SMALL_BLOCKS.items() if name in options}
-    pattern = _pattern(profile)
+    # values that fit every type and that no lossy compression turns into 0
+    ramp = np.linspace(100, 120, EDGE).astype(profile.dtype)
+    pattern = np.broadcast_to(ramp, (profile.count, EDGE, EDGE))
     with MemoryFile(filename=NAME) as first, MemoryFile(filename=NAME) as second:
         direct = chosen.driver == "GTiff"
         _write(first, profile, pattern, options if direct else {})
@@ -77,9 +78,3 @@ def _write(
         file.write(pattern)
         if profile.mask:
             file.write_mask(np.ones((EDGE, EDGE), bool))
-
-
-def _pattern(profile: OutputProfile) -> NDArray[Any]:
-    """Values (count, EDGE, EDGE) that fit every type and that no lossy compression turns into 0."""
-    ramp = np.linspace(100, 120, EDGE).astype(profile.dtype)
-    return np.broadcast_to(ramp, (profile.count, EDGE, EDGE))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from repmamba.errors import TargetError, UsageError
 from repmamba.scene.result.output import OutputProfile
@@ -24,45 +25,8 @@ class OneOf:
     """A creation option with a fixed set of values."""
 
     words: tuple[str, ...]
-
-    def explain(self) -> str:
-        """The accepted values, for error messages."""
-        return "one of " + ", ".join(self.words)
-
-    def takes(self, value: str) -> bool:
-        """Whether a value is accepted, in upper or lower case."""
-        return value.upper() in self.words
-
-
-@dataclass(frozen=True, slots=True)
-class Integer:
-    """A creation option that takes an integer, a multiple of step."""
-
-    least: int
-    most: int
-    step: int = 1
-
-    def explain(self) -> str:
-        """The accepted values, for error messages."""
-        return f"a whole number from {self.least} to {self.most}" + (
-            f", a multiple of {self.step}" * (self.step > 1)
-        )
-
-    def takes(self, value: str) -> bool:
-        """Whether a value is accepted."""
-        return (
-            value.isdecimal()
-            and self.least <= int(value) <= self.most
-            and int(value) % self.step == 0
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """A creation option that has no effect with these values: accepted, but not passed to GDAL."""
-
-    words: tuple[str, ...]
     or_number: bool = False
+    ignored: bool = False  # without effect with these values, and not passed to GDAL
 
     def explain(self) -> str:
         """The accepted values, for error messages."""
@@ -73,7 +37,27 @@ class Ignored:
         return value.upper() in self.words or (self.or_number and value.isdecimal())
 
 
-Option = OneOf | Integer | Ignored
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A creation option that takes an integer, a multiple of step."""
+
+    least: int
+    most: int
+    step: int = 1
+    ignored: ClassVar[bool] = False
+
+    def explain(self) -> str:
+        """The accepted values, for error messages."""
+        return f"a whole number from {self.least} to {self.most}" + (
+            f", a multiple of {self.step}" * (self.step > 1)
+        )
+
+    def takes(self, value: str) -> bool:
+        """Whether a value is accepted."""
+        return value.isdecimal() and int(value) in range(self.least, self.most + 1, self.step)
+
+
+Option = OneOf | Integer
 _YES_NO = OneOf(("YES", "NO"))
 DEFLATE_LEVEL = "4"  # 4 % larger than GDAL's 6, in half the time
 _COMPRESSIONS = OneOf(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "PACKBITS", "JPEG", "WEBP"))
@@ -113,13 +97,11 @@ class Format:
         grid = profile.grid
         if profile.dtype not in self.dtypes:
             return f"{profile.dtype} pixels"
-        if profile.count - profile.has_alpha not in self.colours or (
-            profile.has_alpha and not self.alpha
-        ):
-            # PNG always reads the second of two bands and the fourth of four as alpha.
-            return (
-                f"{profile.count} bands of which {'one' if profile.has_alpha else 'none'} is alpha"
-            )
+        # PNG always reads the second of two bands and the fourth of four as alpha.
+        fits = profile.count - profile.has_alpha in self.colours
+        if not fits or (profile.has_alpha and not self.alpha):
+            alpha = "one" if profile.has_alpha else "none"
+            return f"{profile.count} bands of which {alpha} is alpha"
         if max(grid.width, grid.height) > self.largest:
             return f"{grid.width} x {grid.height} pixels"
         if profile.mask and not self.mask:
@@ -131,14 +113,11 @@ class Format:
         return None
 
 
-_BOOLEANS = {
-    **dict.fromkeys(("TRUE", "ON", "1"), "YES"),
-    **dict.fromkeys(("FALSE", "OFF", "0"), "NO"),
-}
+_BOOLEANS = {"TRUE": "YES", "ON": "YES", "1": "YES", "FALSE": "NO", "OFF": "NO", "0": "NO"}
 _IGNORED: dict[str, Option] = {
     # GDAL's threads lose errors, and do not change the result
-    "NUM_THREADS": Ignored(("ALL_CPUS",), or_number=True),
-    "STATISTICS": Ignored(("AUTO", "NO")),
+    "NUM_THREADS": OneOf(("ALL_CPUS",), or_number=True, ignored=True),
+    "STATISTICS": OneOf(("AUTO", "NO"), ignored=True),
 }
 _TIFF_OPTIONS: dict[str, Option] = {
     "COMPRESS": _COMPRESSIONS,
@@ -158,12 +137,12 @@ _TIFF_OPTIONS: dict[str, Option] = {
     "ENDIANNESS": OneOf(("NATIVE", "LITTLE", "BIG")),
     "GEOTIFF_VERSION": OneOf(("AUTO", "1.0", "1.1")),
     **_IGNORED,
-    "SPARSE_OK": Ignored(("NO",)),
-    "TFW": Ignored(("NO",)),
-    "PROFILE": Ignored(("GDALGEOTIFF",)),
+    "SPARSE_OK": OneOf(("NO",), ignored=True),
+    "TFW": OneOf(("NO",), ignored=True),
+    "PROFILE": OneOf(("GDALGEOTIFF",), ignored=True),
     # a result has no source file with overviews
-    "COPY_SRC_OVERVIEWS": Ignored(("YES", "NO")),
-    "STREAMABLE_OUTPUT": Ignored(("NO",)),
+    "COPY_SRC_OVERVIEWS": OneOf(("YES", "NO"), ignored=True),
+    "STREAMABLE_OUTPUT": OneOf(("NO",), ignored=True),
 }
 _COG_OPTIONS: dict[str, Option] = {
     "COMPRESS": OneOf(("NONE", "LZW", "DEFLATE", "ZSTD", "LZMA", "JPEG", "WEBP")),
@@ -174,9 +153,9 @@ _COG_OPTIONS: dict[str, Option] = {
     "BIGTIFF": OneOf(("YES", "NO", "IF_NEEDED", "IF_SAFER")),
     "GEOTIFF_VERSION": OneOf(("AUTO", "1.0", "1.1")),
     **_IGNORED,
-    "OVERVIEWS": Ignored(("AUTO",)),
-    "SPARSE_OK": Ignored(("NO",)),
-    "ADD_ALPHA": Ignored(("NO",)),
+    "OVERVIEWS": OneOf(("AUTO",), ignored=True),
+    "SPARSE_OK": OneOf(("NO",), ignored=True),
+    "ADD_ALPHA": OneOf(("NO",), ignored=True),
 }
 
 _GTIFF = Format(
@@ -277,14 +256,10 @@ def check_fit(profile: OutputProfile) -> None:
     if (misfit := chosen.holds(profile)) is not None:
         others = (replace(profile, format=name, creation=()) for name in FORMATS)
         able = [other.format for other in others if FORMATS[other.format].holds(other) is None]
-        raise TargetError(
-            f"{chosen.name} cannot hold {misfit}. "
-            + (
-                f"These can: {', '.join(able)} (choose one by the suffix or with format=)."
-                if able
-                else "No other format can either."
-            )
-        )
+        advice = "No other format can either."
+        if able:
+            advice = f"These can: {', '.join(able)} (choose one by the suffix or with format=)."
+        raise TargetError(f"{chosen.name} cannot hold {misfit}. {advice}")
     creation_options(profile)
 
 
@@ -303,11 +278,7 @@ def creation_options(profile: OutputProfile) -> dict[str, str]:
             raise UsageError(
                 f"Creation option {name}={value} of {chosen.name}: it takes {option.explain()}."
             )
-    used = {
-        name: value
-        for name, value in asked.items()
-        if not isinstance(chosen.options[name], Ignored)
-    }
+    used = {name: value for name, value in asked.items() if not chosen.options[name].ignored}
     options = {**_defaults(profile, used), **used}
     compression = options.get("COMPRESS", "")
     if compression in _OF_PICTURES and (
@@ -348,9 +319,7 @@ def _asked(profile: OutputProfile) -> dict[str, str]:
 
 def _usual_word(option: Option | None, value: str) -> str:
     """YES or NO for GDAL's other words for them, if the option takes these."""
-    takes_yes_or_no = isinstance(option, OneOf | Ignored) and bool(
-        {"YES", "NO"} & set(option.words)
-    )
+    takes_yes_or_no = isinstance(option, OneOf) and not {"YES", "NO"}.isdisjoint(option.words)
     return _BOOLEANS.get(value, value) if takes_yes_or_no else value
 
 
@@ -374,15 +343,13 @@ def _defaults(profile: OutputProfile, asked: Mapping[str, str]) -> dict[str, str
     if profile.format == "JPEG":
         return {"QUALITY": "90"}
     compression = asked.get("COMPRESS", "DEFLATE")
+    predicts = compression in ("DEFLATE", "ZSTD", "LZW")
     big = "YES" if raw_bytes(profile) * (4 / 3 if profile.format == "COG" else 1) > _BIG else "NO"
     if profile.format == "COG":
-        predictor = {"PREDICTOR": "YES"} if compression in ("DEFLATE", "ZSTD", "LZW") else {}
+        predictor = {"PREDICTOR": "YES"} if predicts else {}
         level = {"LEVEL": DEFLATE_LEVEL} if compression == "DEFLATE" else {}
         return {"COMPRESS": compression, **level, **predictor, "BLOCKSIZE": "512", "BIGTIFF": big}
     floating = profile.dtype.startswith("float")
-    predictor = (
-        {"PREDICTOR": "3" if floating else "2"} if compression in ("DEFLATE", "ZSTD", "LZW") else {}
-    )
     colours = profile.colorinterp[:3] == ("red", "green", "blue")
     return {
         "TILED": "YES",
@@ -390,7 +357,7 @@ def _defaults(profile: OutputProfile, asked: Mapping[str, str]) -> dict[str, str
         "BLOCKYSIZE": "256",
         "COMPRESS": compression,
         **({"ZLEVEL": DEFLATE_LEVEL} if compression == "DEFLATE" else {}),
-        **predictor,
+        **({"PREDICTOR": "3" if floating else "2"} if predicts else {}),
         "INTERLEAVE": "PIXEL" if profile.count <= 4 else "BAND",
         "PHOTOMETRIC": "RGB" if colours else "MINISBLACK",
         **({"ALPHA": "YES"} if profile.has_alpha else {}),

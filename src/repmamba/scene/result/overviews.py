@@ -36,18 +36,15 @@ def halved(
     # One by one, because sums take eight bytes a pixel and there may be two hundred bands.
     for band in range(count):
         number = nodata[band] if nodata else None
-        present = (
-            np.ones((height, width), bool)
-            if band == alpha
-            else _present(data, band, valid, number, alpha)
-        )
-        half[band] = _mean(data[band], present, number)
+        half[band] = _mean(data[band], _present(data, band, valid, number, alpha), number)
     return half, None if valid is None else np.logical_or.reduce(_quads(valid))
 
 
 def _present(
     data: Array, band: int, valid: Mask | None, nodata: float | None, alpha: int | None
 ) -> Mask:
+    if band == alpha:
+        return np.ones(data.shape[1:], bool)
     present: Mask = np.logical_not(np.isnan(data[band]))
     if valid is not None:
         present &= valid
@@ -68,9 +65,8 @@ def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
     if nodata is not None:
         unlucky = np.logical_and(number > 0, np.equal(half, nodata))
         if unlucky.any():
-            largest: Array = np.where(
-                _quads(present), _quads(values).astype(np.float64), -np.inf
-            ).max(axis=0)
+            known_quads = np.where(_quads(present), _quads(values).astype(np.float64), -np.inf)
+            largest: Array = known_quads.max(axis=0)
             half[unlucky] = largest[unlucky].astype(values.dtype)
     missing = nodata if nodata is not None else 0 if whole else np.nan
     half[number == 0] = missing
@@ -80,11 +76,9 @@ def _mean(values: Array, present: Mask, nodata: float | None) -> Array:
 def _summed(values: Array, dtype: type[np.generic]) -> Array:
     """(h, w) -> (ceil(h/2), ceil(w/2)): sums of each 2 x 2 in dtype."""
     height, width = values.shape
-    even = (
-        values
-        if height % 2 == width % 2 == 0
-        else np.pad(values, ((0, height % 2), (0, width % 2)))
-    )
+    even = values
+    if height % 2 or width % 2:
+        even = np.pad(values, ((0, height % 2), (0, width % 2)))
     sums: Array = np.add(even[::2, ::2], even[::2, 1::2], dtype=dtype)
     sums += even[1::2, ::2]
     sums += even[1::2, 1::2]

@@ -69,6 +69,7 @@ def profile_of(
     if facts.alpha is not None:
         copied.insert(wanted.alpha_at, facts.alpha)
     made = missing == "alpha" and facts.alpha is None
+    points, points_crs = facts.gcps or ((), None)
 
     def each(values: Sequence[Any], of_made_alpha: Any) -> tuple[Any, ...]:
         return tuple(values[place] for place in copied) + ((of_made_alpha,) if made else ())
@@ -88,9 +89,7 @@ def profile_of(
         units=each(facts.units, None),
         tags=_tags(facts, wanted),
         band_tags=each(facts.band_tags, {}),
-        gcps=None
-        if facts.gcps is None
-        else (tuple(refined_gcps(facts.gcps[0], scale, window)), facts.gcps[1]),
+        gcps=(tuple(refined_gcps(points, scale, window)), points_crs) if facts.gcps else None,
         rpcs=None if facts.rpcs is None else refined_rpcs(facts.rpcs, scale, window),
         creation=tuple(wanted.creation.items()),
     )
@@ -114,10 +113,8 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
     if wanted.chosen:
         own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
-    if "GEOLOCATION" in spaces:
-        spaces["GEOLOCATION"] = refined_geolocation(
-            spaces["GEOLOCATION"], wanted.scale, wanted.window
-        )
+    if (place := spaces.get("GEOLOCATION")) is not None:
+        spaces["GEOLOCATION"] = refined_geolocation(place, wanted.scale, wanted.window)
     return spaces
 
 

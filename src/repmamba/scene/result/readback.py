@@ -66,15 +66,13 @@ class Overlaps:
     """Finds the windows that overlap a window, fast for tens of thousands."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
-        edges = np.array(
-            [(w.row, w.col, w.row + w.height, w.col + w.width) for w in windows]
-        ).reshape(-1, 4)
-        self._top, self._left, self._bottom, self._right = edges.T
+        edges = [(window.row, window.col, window.bottom, window.right) for window in windows]
+        self._top, self._left, self._bottom, self._right = np.array(edges).reshape(-1, 4).T
 
     def indices(self, window: Window) -> list[int]:
         """The indices of the windows that overlap this one, in order."""
-        rows = (self._top < window.row + window.height) & (self._bottom > window.row)
-        cols = (self._left < window.col + window.width) & (self._right > window.col)
+        rows = (self._top < window.bottom) & (self._bottom > window.row)
+        cols = (self._left < window.right) & (self._right > window.col)
         return [int(index) for index in np.flatnonzero(rows & cols)]
 
 
@@ -106,8 +104,7 @@ class _Measure:
 
 def band_means(sums: NDArray[np.float64], window: Window) -> tuple[float, ...]:
     """The mean of each band over a window, from the sums of its pixels."""
-    area = window.height * window.width
-    return tuple(round(float(total) / area, 3) for total in sums)
+    return tuple(round(float(total) / window.area, 3) for total in sums)
 
 
 def measure(
@@ -139,11 +136,13 @@ def measure(
                 None if valid is None else valid[slices],
                 means=not lossless,
             )
-        while pending < len(windows) and _is_read(windows[pending], part, pending, index):
+        while pending < len(windows) and (
+            windows[pending].bottom <= part.bottom if index is None else pending <= index
+        ):
             yield measures[pending].result(means=not lossless)
             pending += 1
         if progress is not None:
-            progress((part.row + part.height) / dataset.height)
+            progress(part.bottom / dataset.height)
     for rest in measures[pending:]:
         yield rest.result(means=not lossless)
 
@@ -158,14 +157,6 @@ def _order(
         yield None, Window(row, 0, min(STRIP, dataset.height - row), dataset.width)
 
 
-def _is_read(window: Window, part: Window, pending: int, index: int | None) -> bool:
-    return (
-        pending <= index
-        if index is not None
-        else window.row + window.height <= part.row + part.height
-    )
-
-
 def _read(
     dataset: Any, window: Window, mask: bool
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
@@ -174,23 +165,19 @@ def _read(
         data = dataset.read(window=place)
         valid = dataset.read_masks(1, window=place) != 0 if mask else None
     except GDAL_FAILURES as damage:
-        raise VerificationError(
-            f"rows {window.row} to {window.row + window.height}, columns {window.col} to "
-            f"{window.col + window.width} "
-            f"cannot be decoded ({damage})."
-        ) from damage
+        raise VerificationError(f"{_described(window)} cannot be decoded ({damage}).") from damage
     return data.transpose(1, 0, 2), valid
 
 
 def missing_block(dataset: Any, level: int) -> str | None:
     """The first block of a TIFF level without bytes in the file, as text; None if complete."""
-    height, width = _level_size(dataset, level)
-    for band in (
-        dataset.indexes
-        if dataset.interleaving is not None and dataset.interleaving.value == "BAND"
-        else (1,)
-    ):
-        block_height, block_width = _block_shape(dataset, band, level)
+    with open_level(Path(dataset.name), level) as opened_level:
+        height, width = opened_level.height, opened_level.width
+        block_shapes = opened_level.block_shapes
+    layout = dataset.interleaving
+    by_band = layout is not None and layout.value == "BAND"
+    for band in dataset.indexes if by_band else (1,):
+        block_height, block_width = block_shapes[band - 1]
         for row in range(-(-height // block_height)):
             for col in range(-(-width // block_width)):
                 tag = f"BLOCK_OFFSET_{col}_{row}"
@@ -198,22 +185,6 @@ def missing_block(dataset: Any, level: int) -> str | None:
                 if not dataset.get_tag_item(tag, "TIFF", bidx=band, ovr=overview):
                     return f"block {row}, {col} of band {band}"
     return None
-
-
-def _level_size(dataset: Any, level: int) -> tuple[int, int]:
-    if level == 0:
-        return dataset.height, dataset.width
-    with open_level(Path(dataset.name), level) as overview:
-        return overview.height, overview.width
-
-
-def _block_shape(dataset: Any, band: int, level: int) -> tuple[int, int]:
-    if level == 0:
-        height, width = dataset.block_shapes[band - 1]
-    else:
-        with open_level(Path(dataset.name), level) as overview:
-            height, width = overview.block_shapes[band - 1]
-    return height, width
 
 
 def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:
@@ -225,8 +196,10 @@ def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = N
         try:
             with open_level(path, number) as dataset:
                 check_shape(path, dataset, level, receipt, name)
-                if chosen.driver in ("GTiff", "COG") and (lost := _lost(path, number)) is not None:
-                    raise VerificationError(f"{path}: {lost}{name} was never written.")
+                if chosen.driver in ("GTiff", "COG"):
+                    with open_level(path) as whole:
+                        if (lost := missing_block(whole, number)) is not None:
+                            raise VerificationError(f"{path}: {lost}{name} was never written.")
                 found = measure(
                     dataset,
                     [piece.window for piece in level.pieces],
@@ -239,7 +212,8 @@ def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = N
                 ):
                     if not _agree(expected, piece, receipt.lossless):
                         raise VerificationError(
-                            f"{path}: {_where(index, expected, name)} is not what was computed."
+                            f"{path}: tile {index}{name} ({_described(expected.window)}) is not "
+                            "what was computed."
                         )
                     checked += 1
                     if progress is not None:
@@ -247,11 +221,6 @@ def check_levels(path: Path, receipt: Receipt, progress: PartProgress | None = N
         except GDAL_FAILURES as damage:
             raise VerificationError(f"{path}{name} cannot be opened ({damage}).") from damage
     return checked
-
-
-def _lost(path: Path, level: int) -> str | None:
-    with open_level(path) as dataset:
-        return missing_block(dataset, level)
 
 
 def _located(path: Path, pieces: Iterator[Piece], name: str) -> Iterator[Piece]:
@@ -279,12 +248,8 @@ def _agree(expected: Piece, found: Piece, lossless: bool) -> bool:
     return bool(near) and expected.mask == found.mask
 
 
-def _where(index: int, piece: Piece, name: str) -> str:
-    window = piece.window
-    return (
-        f"tile {index}{name} (rows {window.row} to {window.row + window.height}, "
-        f"columns {window.col} to {window.col + window.width})"
-    )
+def _described(window: Window) -> str:
+    return f"rows {window.row} to {window.bottom}, columns {window.col} to {window.right}"
 
 
 def verify_result(path: Path, receipt: Receipt, progress: PartProgress | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,7 @@ class Receipt:
                 "width": level.width,
                 "height": level.height,
                 "pieces": [
-                    [
-                        [
-                            piece.window.row,
-                            piece.window.col,
-                            piece.window.height,
-                            piece.window.width,
-                        ],
-                        piece.pixels,
-                        piece.mask,
-                        list(piece.means),
-                    ]
+                    [list(astuple(piece.window)), piece.pixels, piece.mask, list(piece.means)]
                     for piece in level.pieces
                 ],
             }
@@ -148,15 +138,7 @@ def _check(receipt: Receipt) -> None:
         raise ValueError("no levels")
     for level in receipt.levels:
         for piece in level.pieces:
-            window = piece.window
-            for number in (
-                level.width,
-                level.height,
-                window.row,
-                window.col,
-                window.height,
-                window.width,
-            ):
+            for number in (level.width, level.height, *astuple(piece.window)):
                 _check_kind("a size", number, int)
             for mean in piece.means:
                 _check_kind("a mean", mean, float)
@@ -174,21 +156,17 @@ def check_cover(tiles: Sequence[Window], width: int, height: int) -> None:
         not tile.is_empty
         and tile.row >= 0
         and tile.col >= 0
-        and tile.row + tile.height <= height
-        and tile.col + tile.width <= width
+        and tile.bottom <= height
+        and tile.right <= width
         for tile in tiles
     )
-    rows = sorted(
-        {0, height, *(tile.row for tile in tiles), *(tile.row + tile.height for tile in tiles)}
-    )
-    cols = sorted(
-        {0, width, *(tile.col for tile in tiles), *(tile.col + tile.width for tile in tiles)}
-    )
+    rows = sorted({0, height, *(edge for tile in tiles for edge in (tile.row, tile.bottom))})
+    cols = sorted({0, width, *(edge for tile in tiles for edge in (tile.col, tile.right))})
     times = np.zeros((len(rows), len(cols)), np.int64)
     if inside:
         for tile in tiles:
-            top, bottom = np.searchsorted(rows, [tile.row, tile.row + tile.height])
-            left, right = np.searchsorted(cols, [tile.col, tile.col + tile.width])
+            top, bottom = np.searchsorted(rows, [tile.row, tile.bottom])
+            left, right = np.searchsorted(cols, [tile.col, tile.right])
             times[top:bottom, left:right] += 1
     if not inside or not (times[:-1, :-1] == 1).all():
         raise UsageError(f"The tiles do not cover each pixel of {width} x {height} exactly once.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Layout:
 
     def as_json(self) -> dict[str, Json]:
         """What a resumed run must have in common; the windows as one digest."""
-        windows = [[window.row, window.col, window.height, window.width] for window in self.tiles]
+        windows = [list(astuple(window)) for window in self.tiles]
         return {
             "tiles": len(self.tiles),
             "windows": digest128(canonical_json(windows).encode()),
@@ -84,7 +84,6 @@ _PROBE = 1 << 16
 
 def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, bytes]:
     """A finished tile as (header, payload): the same pixels give the same bytes."""
-    window = layout.tiles[index]
     payload = pixels.rows.tobytes()
     if pixels.valid is not None:
         payload += packed_rows(pixels.valid).tobytes()
@@ -93,11 +92,7 @@ def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, 
         payload = zlib.compress(payload, 1)
     header = canonical_json(
         {
-            "job": layout.job,
-            "index": index,
-            "window": [window.row, window.col, window.height, window.width],
-            "count": layout.count,
-            "dtype": layout.dtype,
+            **_place(layout, index),
             "all_valid": pixels.valid is None,
             "codec": codec,
             "bytes": len(payload),
@@ -105,6 +100,17 @@ def encode_tile(layout: Layout, index: int, pixels: TilePixels) -> tuple[bytes, 
         }
     ).encode()
     return _PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)) + header, payload
+
+
+def _place(layout: Layout, index: int) -> dict[str, Json]:
+    """The part of a header that is known before the pixels."""
+    return {
+        "job": layout.job,
+        "index": index,
+        "window": list(astuple(layout.tiles[index])),
+        "count": layout.count,
+        "dtype": layout.dtype,
+    }
 
 
 def _is_worth_packing(payload: bytes) -> bool:
@@ -122,14 +128,7 @@ def read_header(path: Path, layout: Layout, index: int) -> dict[str, Json]:
     if magic != _MAGIC or zlib.crc32(header) != crc or len(header) != length:
         raise VerificationError(f"{path} does not start like a finished tile.")
     fields: dict[str, Json] = json.loads(header)
-    window = layout.tiles[index]
-    expected = {
-        "job": layout.job,
-        "index": index,
-        "window": [window.row, window.col, window.height, window.width],
-        "count": layout.count,
-        "dtype": layout.dtype,
-    }
+    expected = _place(layout, index)
     if unlike := differences(expected, {name: fields.get(name) for name in expected}):
         raise VerificationError(f"{path} is a tile of another job ({'; '.join(unlike)}).")
     if path.stat().st_size != _PREFIX.size + length + fields["bytes"]:

@@ -109,13 +109,12 @@ class SceneWriter:
         if restart:
             durable.remove(self.folder)
         clear_drafts(self.folder)
-        self._check_space(bytes_to_begin(self.profile, self.folder), "tiles and result")
+        needed = bytes_to_begin(self.profile, self.folder)
+        check_space([(self.target, needed)], "tiles and result")
         self._journal.open(self.job)
-        done = len(self._journal.layout.tiles) - len(self._journal.remaining())
-        if done:
-            logger.info(
-                "%d of %d tiles are already finished.", done, len(self._journal.layout.tiles)
-            )
+        total = len(self._journal.layout.tiles)
+        if done := total - len(self._journal.remaining()):
+            logger.info("%d of %d tiles are already finished.", done, total)
         return None
 
     @property
@@ -155,7 +154,8 @@ class SceneWriter:
                     f"{len(missing)} tiles are not finished yet (the first is {missing[0]})."
                 )
             with storage_errors(self.target):
-                self._check_space_to_assemble()
+                room = FORMATS[self.profile.format].room * self._journal.stored_bytes()
+                check_space([(self.target, int(room) + SLACK)], "the result")
                 whole = assemble(
                     self.folder,
                     self.target.name,
@@ -170,8 +170,12 @@ class SceneWriter:
 
     def clear(self) -> None:
         """Move the receipt beside the result and remove the working folder."""
+        kept = self.folder / "receipt.json"
         with storage_errors(self.target):
-            self._clear()
+            if kept.exists():
+                durable.move_durable(kept, receipt_path(self.target), replace=True)
+            durable.remove(self.folder)
+            self._lock.release()
 
     def abandon(self) -> None:
         """Release the target and leave finished tiles for a later run; may be called again.
@@ -188,13 +192,6 @@ class SceneWriter:
 
     def __exit__(self, *raised: object) -> None:
         self.abandon()
-
-    def _check_space_to_assemble(self) -> None:
-        stored = self._journal.stored_bytes()
-        self._check_space(int(FORMATS[self.profile.format].room * stored) + SLACK, "the result")
-
-    def _check_space(self, needed: int, what: str) -> None:
-        check_space([(self.target, needed)], what)
 
     def _receipt(self, whole: Assembled) -> Receipt:
         return Receipt(
@@ -220,7 +217,9 @@ class SceneWriter:
             if path.name in new:
                 self._place_sidecar(new.pop(path.name), path)
             elif path.exists():
-                self._discard_sidecar(path)
+                if not self._overwrite:
+                    refuse_sidecar(path)
+                durable.remove(path)
         for name, path in new.items():
             self._place_sidecar(path, self.target.with_name(name))
         try:
@@ -235,15 +234,3 @@ class SceneWriter:
         if not self._overwrite and path.exists() and path.read_bytes() != source.read_bytes():
             refuse_sidecar(path)
         durable.move_durable(source, path, replace=True)
-
-    def _discard_sidecar(self, path: Path) -> None:
-        if not self._overwrite:
-            refuse_sidecar(path)
-        durable.remove(path)
-
-    def _clear(self) -> None:
-        kept = self.folder / "receipt.json"
-        if kept.exists():
-            durable.move_durable(kept, receipt_path(self.target), replace=True)
-        durable.remove(self.folder)
-        self._lock.release()

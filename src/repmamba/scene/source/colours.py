@@ -99,53 +99,37 @@ def _plain(name: str) -> str:
 
 def _says(name: str, colour: str) -> bool:
     """Whether a name contains a colour as a word; red edge and near infrared do not count."""
-    words = re.findall(r"[a-z]+", name.lower())
-    return colour in words and not {"edge", "rededge", "near", "infrared", "nir", "minus"} & set(
-        words
-    )
+    words = set(re.findall(r"[a-z]+", name.lower()))
+    others = {"edge", "rededge", "near", "infrared", "nir", "minus"}
+    return colour in words and words.isdisjoint(others)
 
 
 def _nearest(lengths: dict[int, float | None], colour: str) -> int | None:
     low, high = NANOMETRES[colour]
-    within = {
-        number: length
+    distances = {
+        number: abs(length - CENTRES[colour])
         for number, length in lengths.items()
         if length is not None and low <= length <= high
     }
-    return min(within, key=lambda number: abs(within[number] - CENTRES[colour])) if within else None
+    return min(distances, key=distances.__getitem__, default=None)
 
 
 def _by_number(facts: RasterFacts, names: dict[int, str]) -> Sequence[int | None]:
     """By the numbers in the names: those of Sentinel-2, or of the sensor that is named."""
-    numbered = {number: _NUMBERED.match(name.strip()) for number, name in names.items()}
     parts = {
         number: (match[1], match[2].lower())
-        for number, match in numbered.items()
-        if match is not None
+        for number, name in names.items()
+        if (match := _NUMBERED.match(name.strip())) is not None
     }
-    texts = [
-        text
-        for spaces in (facts.tags, *facts.band_tags)
-        for tags in spaces.values()
-        for text in tags.values()
-    ]
-    words = " ".join([facts.name, *texts, *names.values()])
+    words = " ".join([facts.name, *facts.texts, *names.values()])
     order = next((order for sign, order in SENSORS if sign.search(words)), None)
     two_digits = any(digits.startswith("0") for digits, _ in parts.values())
     if order is None and (two_digits or ("8", "a") in parts.values()):
         order = OLI
     if order is None:
         return (None, None, None)
-    return [
-        _only(
-            [
-                number
-                for number, (digits, letter) in parts.items()
-                if int(digits) == wanted and not letter
-            ]
-        )
-        for wanted in order
-    ]
+    plain = {number: int(digits) for number, (digits, letter) in parts.items() if not letter}
+    return [_only([number for number in plain if plain[number] == wanted]) for wanted in order]
 
 
 def _only(found: Sequence[int]) -> int | None:

@@ -91,11 +91,9 @@ def turned_upright(
             end = first + valid.shape[0]
             begin = size[0] - end if turn in FROM_THE_END else first
             rows = end - first
-            strip = (
-                Window(0, begin, height, rows)
-                if turn in TO_COLUMNS
-                else Window(begin, 0, rows, width)
-            )
+            strip = Window(begin, 0, rows, width)
+            if turn in TO_COLUMNS:
+                strip = Window(0, begin, height, rows)
             bands, dtype = len(raw), raw.dtype
             records = np.empty(strip.height, _record(bands, dtype, strip.width))
             records["raw"] = TURNS[turn](raw).swapaxes(0, 1)

@@ -41,11 +41,9 @@ class Grid:
 
     def cut(self, window: Window) -> Grid:
         """The part of the grid that a window (of its pixels) covers, at the same place."""
-        transform = (
-            None
-            if self.transform is None
-            else self.transform @ Affine.translation(window.col, window.row)
-        )
+        transform = self.transform
+        if transform is not None:
+            transform = transform @ Affine.translation(window.col, window.row)
         return Grid(window.width, window.height, transform, self.crs)
 
     def corners(self) -> tuple[tuple[float, float], ...]:

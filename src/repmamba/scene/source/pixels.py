@@ -36,9 +36,7 @@ Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
 
 MAY_BE_ROTATED = ("JPEG", "PNG", "WEBP", "GTiff")  # formats that may have an EXIF orientation
 ROTATED_ROWS = 128  # rows of the file that are decoded and rotated at once
-_PAGE = re.compile(
-    r"GTIFF_DIR:(\d+):", re.IGNORECASE
-)  # the page of a TIFF, from 1, in its GDAL name
+_PAGE = re.compile(r"GTIFF_DIR:(\d+):", re.IGNORECASE)  # a page of a TIFF, from 1, as GDAL names it
 
 
 @contextmanager
@@ -64,21 +62,17 @@ def read_errors(name: str, window: Window | None = None) -> Iterator[None]:
         if window is None:
             raise SourceError(f"{name} cannot be read: {reason}") from error
         raise CorruptSource(
-            f"{name} is corrupt or truncated: its columns {window.col} to "
-            f"{window.col + window.width - 1}, rows "
-            f"{window.row} to {window.row + window.height - 1} cannot be read ({reason}). Get it "
-            "again, or treat unreadable blocks as missing with on_corrupt='fill'."
+            f"{name} is corrupt or truncated: its columns {window.col} to {window.right - 1}, rows "
+            f"{window.row} to {window.bottom - 1} cannot be read ({reason}). Get it again, or "
+            "treat unreadable blocks as missing with on_corrupt='fill'."
         ) from error
 
 
 def _reason(error: BaseException) -> str:
     """The innermost message on one line; that of rasterio only refers to it."""
     inner = error.__cause__ or error.__context__
-    text = (
-        str(getattr(inner, "errmsg", None) or (inner if inner is not None else error))
-        or type(error).__name__
-    )
-    return " ".join(text.split())
+    text = getattr(inner, "errmsg", None) or (error if inner is None else inner)
+    return " ".join(str(text).split()) or type(error).__name__
 
 
 @dataclass(slots=True)
@@ -131,8 +125,8 @@ class PixelReader:
             return self._upright.read(window)
         if not self.by_rows:
             return self.shown(self._decoded(window))
-        raw, valid = self._rows(window.row, window.row + window.height)
-        cols = slice(window.col, window.col + window.width)
+        raw, valid = self._rows(window.row, window.bottom)
+        cols = slice(window.col, window.right)
         return self.shown((raw[..., cols], valid[..., cols]))
 
     def is_unwritten(self, window: Window) -> bool:
@@ -140,8 +134,8 @@ class PixelReader:
         if self.dataset.driver != "GTiff" or self.missing == "mask" or self.turn != 1:
             return False
         height, width = self.dataset.block_shapes[0]
-        rows = range(window.row // height, -(-(window.row + window.height) // height))
-        cols = range(window.col // width, -(-(window.col + window.width) // width))
+        rows = range(window.row // height, -(-window.bottom // height))
+        cols = range(window.col // width, -(-window.right // width))
         names = (f"BLOCK_OFFSET_{col}_{row}" for row in rows for col in cols)
         return all(
             self.dataset.get_tag_item(name, "TIFF", bidx=band) is None
@@ -186,11 +180,8 @@ class PixelReader:
         if end > have:
             # Up to the end of the last row's block, which is decoded anyway.
             block = self.dataset.block_shapes[0][0]
-            until = (
-                min(self.dataset.height, -(-end // block) * block)
-                if block < self.dataset.height
-                else end
-            )
+            whole = min(self.dataset.height, -(-end // block) * block)
+            until = whole if block < self.dataset.height else end
             more = self._decoded(Window(have, 0, until - have, self.dataset.width))
             if kept is not None:
                 more = (
@@ -240,8 +231,8 @@ class PixelReader:
         raw = np.zeros((self.dataset.count, window.height, window.width), self.dataset.dtypes[0])
         valid = np.zeros((window.height, window.width), bool)
         height, width = self.dataset.block_shapes[0]
-        for row in range(window.row // height * height, window.row + window.height, height):
-            for col in range(window.col // width * width, window.col + window.width, width):
+        for row in range(window.row // height * height, window.bottom, height):
+            for col in range(window.col // width * width, window.right, width):
                 block = Window(row, col, height, width)
                 part = block.clipped(window)
                 place = part.seen_from(window).slices
@@ -355,16 +346,14 @@ def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
     ]
     if not palettes:
         return None
-    if not how.expand_palette and _is_classes(dataset):
+    # Georeferenced palettes are legends; other palettes are a way to store a picture.
+    if not how.expand_palette and is_georeferenced(dataset):
         raise UsageError(
             f"{name} has a palette and is georeferenced, so its values are probably classes, which "
             "cannot be upscaled. If the colours are imagery, upscale them with expand_palette=True."
         )
-    has_alpha = (
-        dataset.count == 2
-        and dataset.colorinterp[1].name == "alpha"
-        and dataset.dtypes[0] == "uint8"
-    )
+    beside = [colour.name for colour in dataset.colorinterp[1:]]
+    has_alpha = beside == ["alpha"] and dataset.dtypes[0] == "uint8"
     if palettes != [1] or (dataset.count != 1 and not has_alpha):
         raise UsageError(
             f"{name} has a palette in band {palettes[0]} besides other bands, and palette numbers "
@@ -378,13 +367,9 @@ def _palette(name: str, dataset: Any, how: ReadOptions) -> NDArray[Any] | None:
             "with -ot Byte or -ot UInt16."
         )
     colours = np.zeros((np.iinfo(dtype).max + 1, 4), np.uint8)
-    entries = {
-        number: colour for number, colour in dataset.colormap(1).items() if number < len(colours)
-    }
-    for number, colour in entries.items():
-        colours[number] = colour
-    used = colours[list(entries)]
-    return colours if (used[:, 3] != 255).any() and not has_alpha else colours[:, :3]
+    used = [number for number in dataset.colormap(1) if number < len(colours)]
+    colours[used] = [dataset.colormap(1)[number] for number in used]
+    return colours if (colours[used, 3] != 255).any() and not has_alpha else colours[:, :3]
 
 
 def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
@@ -412,11 +397,6 @@ def _grey_as_shown(dataset: Any) -> NDArray[Any] | None:
     return shown.astype(dtype)[:, None]
 
 
-def _is_classes(dataset: Any) -> bool:
-    """Georeferenced palettes are legends; other palettes are a way to store a picture."""
-    return is_georeferenced(dataset)
-
-
 def is_georeferenced(dataset: Any) -> bool:
     """Whether a dataset has a CRS or a transform; GDAL reports identity for none."""
     return dataset.crs is not None or dataset.transform != Affine.identity()
@@ -424,9 +404,8 @@ def is_georeferenced(dataset: Any) -> bool:
 
 def _orientation(dataset: Any, files: Sequence[Path]) -> int:
     """EXIF orientation, 1 to 8; 1 for anything georeferenced."""
-    by_offset = dataset.name.upper().startswith(
-        "GTIFF_DIR:OFF:"
-    )  # the name does not say which page
+    # The name does not say which page.
+    by_offset = dataset.name.upper().startswith("GTIFF_DIR:OFF:")
     if dataset.driver not in MAY_BE_ROTATED or not files or by_offset or is_georeferenced(dataset):
         return 1
     if dataset.gcps[0] or dataset.tags(ns="RPC"):

@@ -61,18 +61,9 @@ DROPPED_NAMESPACES = (
 )
 DROPPED_TEXTS = ("xml:", "json:")  # namespaces that hold one text, such as XMP
 DROPPED_OF_ENVI = (  # besides these, lists of bands and places
-    *(
-        "samples",
-        "lines",
-        "bands",
-        "header_offset",
-        "file_type",
-        "data_type",
-        "interleave",
-        "byte_order",
-    ),
-    *("data_ignore_value", "x_start", "y_start"),
-)
+    "samples lines bands header_offset file_type data_type interleave byte_order "
+    "data_ignore_value x_start y_start"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +107,16 @@ class RasterFacts:
         return tuple(place for place in range(self.count) if place != self.alpha)
 
     @property
+    def texts(self) -> list[str]:
+        """The texts of all tags."""
+        spaces = [*self.tags.values(), *(tags for one in self.band_tags for tags in one.values())]
+        return [text for tags in spaces for text in tags.values()]
+
+    @property
     def has_place(self) -> bool:
         """Whether it is georeferenced: a CRS, a transform, GCPs or RPCs."""
-        return (
-            self.grid.crs is not None
-            or self.grid.transform is not None
-            or bool(self.gcps)
-            or bool(self.rpcs)
-        )
+        placed = self.grid.crs is not None or self.grid.transform is not None
+        return placed or bool(self.gcps) or bool(self.rpcs)
 
 
 class Raster:
@@ -172,10 +165,8 @@ class Raster:
 
     def strips(self) -> Iterator[Window]:
         """Windows that cover the raster, in the order and shape that are cheapest to read."""
-        height, width = (
-            max(256, self.facts.block[0]),
-            self.grid.width if self._pixels.by_rows else 1024,
-        )
+        height = max(256, self.facts.block[0])
+        width = self.grid.width if self._pixels.by_rows else 1024
         for row in range(0, self.grid.height, height):
             for col in range(0, self.grid.width, width):
                 yield Window(row, col, height, width).clipped(self.whole)
@@ -186,12 +177,11 @@ class Raster:
         rows, cols = max(1, CELL // height) * height, max(1, CELL // width) * width
         if self._pixels.by_rows:
             rows, cols = max(1, CELL**2 // self.grid.width // height) * height, self.grid.width
-        corners = (
-            (row, col)
+        return [
+            Window(row, col, rows, cols).clipped(self.whole)
             for row in range(0, self.grid.height, rows)
             for col in range(0, self.grid.width, cols)
-        )
-        return [Window(row, col, rows, cols).clipped(self.whole) for row, col in corners]
+        ]
 
     @property
     def reads_anywhere(self) -> bool:
@@ -236,10 +226,10 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
             dataset = stack.enter_context(opened(name, driver=driver))
             check_dataset(name, dataset, how)
             if others := dataset.subdatasets[1:]:  # pages of a TIFF
+                named = ", ".join(others[:8]) + f" and {len(others) - 8} more" * (len(others) > 8)
                 logger.warning(
                     "%s contains more rasters; only the first is read. The others are: %s.",
-                    name,
-                    _listed(others),
+                    *(name, named),
                 )
             names = names_read(dataset)
             files = tuple(path for path in map(file_behind, names) if path is not None)
@@ -251,10 +241,6 @@ def open_raster(source: str | os.PathLike[str], how: ReadOptions | None = None) 
         stack.close()
         raise
     return Raster(facts, pixels, watched, stack, options)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -292,9 +278,7 @@ def _facts(
     rpcs = dataset.tags(ns="RPC")
     if rpcs and (lacking := lacking_rpcs(rpcs)):
         logger.warning(
-            "%s has RPCs without %s: they are incomplete and left out.",
-            name,
-            ", ".join(lacking),
+            "%s has RPCs without %s: they are incomplete and left out.", name, ", ".join(lacking)
         )
         rpcs = {}
     # GDAL only uses GCPs and RPCs without a transform; an identity counts as none, even with a CRS.
@@ -368,8 +352,13 @@ def _band_nodata(dataset: Any, pixels: PixelReader) -> tuple[float | None, ...]:
         return tuple(given.get(band) for band in pixels.bands)
     declared = zip(dataset.nodatavals, dataset.mask_flag_enums, strict=True)
     numbers = (nodata if MaskFlags.nodata in flags else None for nodata, flags in declared)
+    dtype = dataset.dtypes[0]
     return tuple(
-        None if number is None or not _can_equal(dataset.dtypes[0], number) else number
+        number
+        if number is not None
+        and _is_within(dtype, number)
+        and (np.dtype(dtype).kind == "f" or float(number).is_integer())
+        else None
         for number in numbers
     )
 
@@ -378,14 +367,6 @@ def _is_within(dtype: str, nodata: float) -> bool:
     """Whether the type can hold the value, rounded: some unsigned files declare -9999."""
     low, high = type_range(dtype)
     return np.dtype(dtype).kind == "f" or low <= nodata <= high
-
-
-def _can_equal(dtype: str, nodata: float) -> bool:
-    return _is_within(dtype, nodata) and _is_number_of(dtype, nodata)
-
-
-def _is_number_of(dtype: str, nodata: float) -> bool:
-    return np.dtype(dtype).kind == "f" or float(nodata).is_integer()
 
 
 def _tags(dataset: Any, band: int = 0) -> dict[str, dict[str, str]]:

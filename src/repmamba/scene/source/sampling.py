@@ -137,4 +137,4 @@ def _reported(
 
 
 def _area(windows: Iterable[Window]) -> int:
-    return sum(window.height * window.width for window in windows)
+    return sum(window.area for window in windows)
