@@ -13,7 +13,7 @@ import click
 
 import repmamba
 from repmamba.cli.main import VERBS, cli
-from repmamba.scene.result.formats import FORMATS, Ignored
+from repmamba.scene.result.formats import FORMATS
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(repmamba.__file__).parent
@@ -88,9 +88,7 @@ def formats() -> str:
             "inside" if one.placed else f"`.aux.xml` and `{one.world}`" for one in FORMATS.values()
         ],
         "`--co`": [
-            ", ".join(
-                f"`{name}`" for name, kind in one.options.items() if not isinstance(kind, Ignored)
-            )
+            ", ".join(f"`{name}`" for name, kind in one.options.items() if not kind.ignored)
             for one in FORMATS.values()
         ],
     }

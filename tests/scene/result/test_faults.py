@@ -24,7 +24,6 @@ from repmamba.scene.result import assembly
 from repmamba.scene.result.lock import TargetLock
 from repmamba.scene.result.readback import squares, verify_result
 from repmamba.scene.result.receipt import read_receipt, receipt_path
-from repmamba.scene.result.writer import SceneWriter
 
 from .killing import DEADLINE, LONGEST_DELAY, killed_at, tiles_of
 from .made_scene import PLACE, SCENES, MadeScene
