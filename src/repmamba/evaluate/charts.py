@@ -45,7 +45,7 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
         return left + inner * (value - low) / (high - low)
 
     parts = [
-        _grid_line(along(tick), top, height - 28, _tick_text(tick, unit), height - 12)
+        _grid_line(along(tick), top, height - 28, f"{tick:g} {unit}".rstrip(), height - 12)
         for tick in ticks
     ]
     for row, group in enumerate(groups):
@@ -59,11 +59,10 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
             value, at = values[group][method], y + index * bar
             parts.append(
                 f'<rect x="{left}" y="{at}" width="{max(along(value) - left, 0.5):.1f}" '
-                f'height="{bar - 1}" '
-                f'fill="{colour(index)}"><title>{escape(group)}, {escape(method)}: {value:.4f} '
-                f"{unit}</title></rect>"
-                f'<text class="value" x="{along(value) + 4:.1f}" '
-                f'y="{at + bar - 2}">{value:.2f}</text>'
+                f'height="{bar - 1}" fill="{colour(index)}">'
+                f"<title>{escape(group)}, {escape(method)}: {value:.4f} {unit}</title></rect>"
+                f'<text class="value" x="{along(value) + 4:.1f}" y="{at + bar - 2}">'
+                f"{value:.2f}</text>"
             )
     return _svg(width, height, parts, "Means of the classes")
 
@@ -92,10 +91,8 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
 
     parts = []
     for tick in ticks:
-        parts.append(
-            _grid_line(across(tick), top, top + inner, _tick_text(tick, ""), top + inner + 16)
-        )
-        parts.append(_level_line(upwards(tick), left, left + inner, _tick_text(tick, "")))
+        parts.append(_grid_line(across(tick), top, top + inner, f"{tick:g}", top + inner + 16))
+        parts.append(_level_line(upwards(tick), left, left + inner, f"{tick:g}"))
     parts.append(
         f'<line class="equal" x1="{across(low)}" y1="{upwards(low)}" x2="{across(high)}" '
         f'y2="{upwards(high)}"/>'
@@ -103,8 +100,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     for point in points:
         parts.append(
             f'<circle cx="{across(point.x):.1f}" cy="{upwards(point.y):.1f}" r="3.5" '
-            f'fill="{point.fill}" '
-            f'fill-opacity="0.55"><title>{escape(point.label)}</title></circle>'
+            f'fill="{point.fill}" fill-opacity="0.55"><title>{escape(point.label)}</title></circle>'
         )
     parts += _axis_titles(left, top, inner, inner, x_title, y_title)
     return _svg(width, height, parts, f"{y_title} against {x_title}")
@@ -128,15 +124,10 @@ def complexity(
     def upwards(value: float) -> float:
         return top + inner_height * (high - value) / (high - low)
 
-    parts = []
-    for exponent in range(first, last + 1):
-        x = across(10.0**exponent)
-        parts.append(
-            _grid_line(x, top, top + inner_height, f"{10.0**exponent:g}", top + inner_height + 16)
-        )
-    parts += [
-        _level_line(upwards(tick), left, left + inner_width, _tick_text(tick, "")) for tick in ticks
-    ]
+    bottom = top + inner_height
+    powers = [10.0**exponent for exponent in range(first, last + 1)]
+    parts = [_grid_line(across(one), top, bottom, f"{one:g}", bottom + 16) for one in powers]
+    parts += [_level_line(upwards(one), left, left + inner_width, f"{one:g}") for one in ticks]
     for name, value in lines.items():
         y = upwards(value)
         parts.append(
@@ -198,10 +189,6 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor((low - 0.05 * span) / step)
     last = math.ceil((high + 0.02 * span) / step)
     return [round(index * step, 10) for index in range(first, last + 1)]
-
-
-def _tick_text(value: float, unit: str) -> str:
-    return f"{value:g}{f' {unit}' * bool(unit)}"
 
 
 def _short(text: str, length: int) -> str:

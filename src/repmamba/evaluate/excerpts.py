@@ -77,17 +77,12 @@ def _excerpt(scores: Scores, one: ImageSet, files: PairFiles, metric: Metric) ->
     first, last = errors[scores.methods[0].name], errors[scores.methods[-1].name]
     telling = np.abs(last**2 - first**2) if len(scores.methods) > 1 else first**2
     rows, cols = _window(telling, one.scale)
-    lr_rows, lr_cols = (
-        slice(part.start // one.scale, part.stop // one.scale) for part in (rows, cols)
-    )
+    small = tuple(slice(part.start // one.scale, part.stop // one.scale) for part in (rows, cols))
     low, high = _stretch(pair.hr)
-    values = ", ".join(
-        f"{method.name} "
-        f"{number(scores.of(one.name, method.name, metric.name)[files.name], metric.unit)} "
-        f"{metric.unit}"
-        for method in scores.methods
-    )
-    images = {"LR": pair.lr[lr_rows, lr_cols], "GT": pair.hr[rows, cols]}
+    found = {name: scores.of(one.name, name, metric.name)[files.name] for name in stored}
+    unit = metric.unit
+    values = ", ".join(f"{name} {number(value, unit)} {unit}" for name, value in found.items())
+    images = {"LR": pair.lr[small], "GT": pair.hr[rows, cols]}
     pictures = [*images.items(), *((name, sr[rows, cols]) for name, sr in stored.items())]
     cut = {name: error[rows, cols] for name, error in errors.items()}
     largest = max(float(np.quantile(error, 0.995)) for error in cut.values()) or 1.0

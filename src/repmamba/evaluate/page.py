@@ -163,19 +163,17 @@ def _cost_chart(
 ) -> str:
     """Accuracy on the first set against cost; "" if there is no network with both."""
     one = scores.sets[0]
-    means = {
-        method.name: scores.summary(one.name, method.name, metric).mean for method in scores.methods
-    }
+    names = [method.name for method in scores.methods]
+    means = {name: scores.summary(one.name, name, metric).mean for name in names}
+    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     points = [
-        charts.Point(costs[name].multiply_adds / 1e9, mean, name, charts.colour(index))
-        for index, (name, mean) in enumerate(means.items())
-        if name in costs and math.isfinite(mean)
+        charts.Point(costs[name].multiply_adds / 1e9, mean, name, charts.colour(names.index(name)))
+        for name, mean in finite.items()
+        if name in costs
     ]
     if not points:
         return ""
-    lines = {
-        name: mean for name, mean in means.items() if name not in costs and math.isfinite(mean)
-    }
+    lines = {name: mean for name, mean in finite.items() if name not in costs}
     size = f"{costs[points[0].label].height}x{costs[points[0].label].width} LR"
     return charts.complexity(
         [*points, *others], lines, f"10⁹ multiply-adds, {size}", f"{metric.heading} on {one.name}"
@@ -216,10 +214,9 @@ def _scatter(scores: Scores, one: ImageSet, metric: Metric) -> tuple[str, str]:
     ]
     if not points:
         return "", ""
-    drawn = charts.drawn_of(len(points))
-    marks = (
-        "one mark per image" if drawn == 1 else f"one in {drawn} of {len(points):,} images marked"
-    )
+    marks = "one mark per image"
+    if (drawn := charts.drawn_of(len(points))) > 1:
+        marks = f"one in {drawn} of {len(points):,} images marked"
     return charts.scatter(points, *(f"{name}, {metric.heading}" for name in (last, first))), marks
 
 

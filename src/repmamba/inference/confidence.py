@@ -80,13 +80,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Raise UsageError for an invalid table."""
-        steps = np.diff(self.doubt), np.diff(self.error)
-        if (
-            len(self.doubt) != len(self.error)
-            or not self.doubt
-            or (steps[0] <= 0).any()
-            or (steps[1] < 0).any()
-        ):
+        rising = (np.diff(self.doubt) > 0).all() and (np.diff(self.error) >= 0).all()
+        if not self.doubt or len(self.doubt) != len(self.error) or not rising:
             raise UsageError(
                 "A calibration needs as many errors as doubts, the doubts increasing, the errors "
                 "not decreasing."
@@ -116,12 +111,8 @@ class Calibration:
             ):
                 (a, x, n), (b, y, m) = pooled[-2:]
                 pooled[-2:] = [((n * a + m * b) / (n + m), (n * x + m * y) / (n + m), n + m)]
-        return cls(
-            network,
-            measured_on,
-            tuple(entry[0] for entry in pooled),
-            tuple(entry[1] for entry in pooled),
-        )
+        doubts, errors, _ = zip(*pooled, strict=True)
+        return cls(network, measured_on, doubts, errors)
 
     def expected_error(self, doubt: NDArray[np.floating]) -> NDArray[np.float32]:
         """doubt: unit, any shape -> the expected |sr - hr|, unit; constant beyond the ends."""

@@ -19,7 +19,6 @@ from repmamba.tiles.window import Window
 
 # share of a step by which coordinates may deviate: they are written with a few digits
 UNEVEN = 0.002
-
 UNEVEN_AT_MOST = 0.25  # the same for large float32 values; a dropped row makes half a step
 
 
@@ -111,9 +110,8 @@ def dataarray_like(
     place = _rioxarray(array)
     rows, cols = _spatial(array)
     others = [name for name in array.dims if name not in (rows, cols)]
-    coords = {
-        name: value for name, value in array.coords.items() if not {rows, cols} & set(value.dims)
-    }
+    along = {rows, cols}
+    coords = {name: value for name, value in array.coords.items() if not along & set(value.dims)}
     transform = _transform(array, rows, cols) @ Affine.scale(1 / scale)
     # otherwise no row has a single y, and only the transform gives positions
     if transform.b == transform.d == 0:
@@ -122,16 +120,9 @@ def dataarray_like(
         if rows in array.coords:
             coords[rows] = transform.f + transform.e * (np.arange(planes.shape[1]) + 0.5)
     dropped = ("STATISTICS_",) if nodata is None else ("STATISTICS_", "_FillValue", "missing_value")
-    attrs = {
-        name: value for name, value in array.attrs.items() if not str(name).startswith(dropped)
-    }
-    result = type(array)(
-        planes if others else planes[0],
-        dims=(*others, rows, cols),
-        coords=coords,
-        name=array.name,
-        attrs=attrs,
-    )
+    attrs = {name: one for name, one in array.attrs.items() if not str(name).startswith(dropped)}
+    values, dims = planes if others else planes[0], (*others, rows, cols)
+    result = type(array)(values, dims=dims, coords=coords, name=array.name, attrs=attrs)
     result = result.rio.set_spatial_dims(x_dim=cols, y_dim=rows)
     if {rows, cols} & set(coords) or place.transform() != Affine.identity():
         result = result.rio.write_transform(transform)
@@ -213,8 +204,7 @@ def _check_even(name: Any, centres: NDArray[np.float64], step: float) -> None:
     raise UsageError(
         f"The coordinates {name} are not evenly spaced: the step is {steps[first]:.6g}, then "
         f"{steps[first + 1]:.6g} after {name}={centres[first + 1]:.10g}. Sort them, unwrap "
-        "longitudes, "
-        "interpolate to an even grid (array.interp), or drop them (array.drop_vars)."
+        "longitudes, interpolate to an even grid (array.interp), or drop them (array.drop_vars)."
     )
 
 

@@ -87,14 +87,12 @@ def _says_what_it_computes(module: nn.Module) -> bool:
     Adapters, parametrisations and quantisation replace layers by subclasses.
     """
     kind = type(module)
-    return (
-        (kind in LAYERS or kind.__module__.startswith("repmamba."))
-        and "forward" not in vars(module)
-        and (
-            not isinstance(module, nn.LayerNorm)
-            or (module.eps == EPS and isinstance(module.bias, nn.Parameter))
-        )
-    )
+    known = kind in LAYERS or kind.__module__.startswith("repmamba.")
+    if not known or "forward" in vars(module):
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return module.eps == EPS and isinstance(module.bias, nn.Parameter)
+    return True
 
 
 class FusedRepMamba(nn.Module):
@@ -111,9 +109,8 @@ class FusedRepMamba(nn.Module):
         self.register_buffer("mean", network.mean.clone())
         self.conv_first = self._with_range_and_mean(network)
         self.embed_norm = copy.deepcopy(network.embed_norm)
-        self.groups = nn.ModuleList(
-            FusedGroup(group) for group in network.groups if isinstance(group, Group)
-        )
+        groups = (group for group in network.groups if isinstance(group, Group))
+        self.groups = nn.ModuleList(map(FusedGroup, groups))
         self.conv_after_body = NormThenConv(network.norm, network.conv_after_body)
         self.upsampler = _with_range_and_mean_undone(network)
 
@@ -126,9 +123,8 @@ class FusedRepMamba(nn.Module):
         """image: (B, in_chans, H, W) -> (B, in_chans, scale H, scale W). Raises ShapeMismatch."""
         check_input(image, self.config.in_chans)
         height, width = image.shape[-2:]
-        result = self.upsampled(
-            image, self._deep(even(image).contiguous(memory_format=torch.channels_last))
-        )
+        deep = self._deep(even(image).contiguous(memory_format=torch.channels_last))
+        result = self.upsampled(image, deep)
         return result[..., : height * self.scale, : width * self.scale]
 
     def _deep(self, image: Tensor) -> Tensor:
@@ -162,10 +158,8 @@ def _with_range_and_mean_undone(network: RepMamba) -> nn.Module:
     mean = network.mean.double().flatten()
     if network.config.upsampler == "none":
         mean = torch.zeros_like(mean)  # (c + conv) / range + mean is image + conv / range
-    weight, bias = (
-        conv.weight.double() / network.config.img_range,
-        _bias(conv) / network.config.img_range,
-    )
+    span = network.config.img_range
+    weight, bias = conv.weight.double() / span, _bias(conv) / span
     each = mean.repeat_interleave(conv.out_channels // network.config.in_chans)
     setattr(upsampler, name, _conv(weight, bias + each, like=conv.weight, padding=1))
     return upsampler
@@ -187,9 +181,8 @@ class NormThenConv(nn.Module):
         self.conv = copy.deepcopy(connection)
         if self.folded:
             self.norm = _plain_norm(norm)
-            self.register_buffer(
-                "edge", (-norm.bias.double() / norm.weight.double()).to(norm.weight)
-            )
+            edge = -norm.bias.double() / norm.weight.double()
+            self.register_buffer("edge", edge.to(norm.weight))
             self.conv = self._after_affine(norm)
 
     def _after_affine(self, norm: nn.LayerNorm) -> nn.Module:
@@ -216,9 +209,8 @@ class FusedGroup(nn.Module):
 
     def __init__(self, group: Group) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            FusedLPFM(block) for block in group.blocks if isinstance(block, LPFM)
-        )
+        blocks = (block for block in group.blocks if isinstance(block, LPFM))
+        self.blocks = nn.ModuleList(map(FusedLPFM, blocks))
         self.conv = copy.deepcopy(group.conv)
 
     def forward(self, deep: Tensor) -> Tensor:

@@ -233,19 +233,14 @@ def difference(found: NetworkConfig, expected: NetworkConfig) -> str | None:
         return f"This is an x{found.scale} checkpoint, but x{expected.scale} is expected"
     if found.upsampler != expected.upsampler:
         return f"It has the upsampler {found.upsampler}, but {expected.upsampler} is expected"
-    if found.resi_connection != expected.resi_connection:
-        return (
-            f"It has the {found.resi_connection} connection, but {expected.resi_connection} is "
-            "expected"
-        )
+    if (ours := found.resi_connection) != (theirs := expected.resi_connection):
+        return f"It has the {ours} connection, but {theirs} is expected"
     if found.in_chans != expected.in_chans:
         return f"It takes {found.in_chans} bands, but {expected.in_chans} are expected"
     for option in ("depths", "mlp_ratio", "patch_norm", "repconv", "cssp"):
-        if getattr(found, option) != getattr(expected, option):
-            return (
-                f"It has {option} {getattr(found, option)}, but {getattr(expected, option)} is "
-                "expected"
-            )
+        ours, theirs = getattr(found, option), getattr(expected, option)
+        if ours != theirs:
+            return f"It has {option} {ours}, but {theirs} is expected"
     return None
 
 

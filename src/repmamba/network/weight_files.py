@@ -71,9 +71,7 @@ def json_object(text: bytes | str, origin: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            twice = next(
-                name for name, count in Counter(name for name, _ in pairs).items() if count > 1
-            )
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
             raise CheckpointError(
                 f"{origin} has the name {twice!r:.80} twice; save or download it again."
             )
@@ -195,9 +193,8 @@ def _open_pytorch(file: Path) -> WeightFile:
         form = "training state" + (f" of epoch {epoch}" if type(epoch) is int else "")
         content = content["state_dict"]
     tensors = dict(_tensors(content, file))
-    return WeightFile(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}, form, lambda: tensors
-    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return WeightFile(shapes, {}, form, lambda: tensors)
 
 
 def _check_zip(file: Path) -> None:
@@ -215,10 +212,8 @@ def _check_zip(file: Path) -> None:
     names = [member.filename for member in members]
     if len(set(names)) != len(names):
         raise CheckpointError(f"{file} has duplicate parts; PyTorch does not write such files.")
-    if any(
-        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
-        for member in members
-    ):
+    stored = zipfile.ZIP_STORED
+    if any((one.compress_type, one.compress_size) != (stored, one.file_size) for one in members):
         raise CheckpointError(f"{file} has compressed parts; PyTorch does not write such files.")
     if sum(member.file_size for member in members) > size:
         raise CheckpointError(

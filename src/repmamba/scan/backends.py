@@ -71,14 +71,12 @@ BACKENDS = (
     Backend("triton", "repmamba.scan.triton_gpu", ("cuda",), BOTH, HALVES),
     Backend("native", "repmamba.scan.native_cpu", ("cpu",), SINGLE),
     Backend(
-        *("chunked", "repmamba.scan.chunked", None, BOTH),
-        sequences="scan_in_chunks",
-        maps="scan_map_in_chunks",
+        *("chunked", "repmamba.scan.chunked", None, BOTH, ()),
+        *("scan_in_chunks", "scan_map_in_chunks"),
     ),
     Backend(
-        *("definition", "repmamba.scan.definition", None, BOTH),
-        sequences="scan_by_definition",
-        maps=None,
+        *("definition", "repmamba.scan.definition", None, BOTH, ()),
+        *("scan_by_definition", None),
     ),
 )
 
@@ -130,9 +128,9 @@ def _state(backend: Backend, device: torch.device) -> str:
 
 def _wanted(requested: str | None) -> tuple[str | None, str]:
     """The name that was requested, if any, and a sentence on who requested it."""
-    name, where = (
-        (requested, "the argument backend") if requested else (os.environ.get(VARIABLE), VARIABLE)
-    )
+    name, where = requested, "the argument backend"
+    if not requested:
+        name, where = os.environ.get(VARIABLE), VARIABLE
     if not name:
         return None, "The first in order of preference for this device."
     if name not in {backend.name for backend in BACKENDS}:
@@ -168,9 +166,7 @@ def _start(backend: Backend) -> Loaded | str:
         module = _import(backend.module)
     except UsageError:
         raise
-    except (
-        Exception
-    ) as fault:  # a compiler or missing library may raise anything; the next backend works
+    except Exception as fault:  # a compiler or library may raise anything; the next backend works
         return f"The scan '{backend.name}' cannot start ({_in_words(fault)})."
     maps = getattr(module, backend.maps) if backend.maps else None
     _LOADED[backend.name] = Loaded(backend, getattr(module, backend.sequences), maps)

@@ -66,19 +66,14 @@ def scan_map_in_chunks(
     y = _scan_by_step(u, softplus(raw), A, B, C, D)
     by_row = (y[:, :, 0] + y[:, :, 2].flip(0)).reshape(height, width, batch, channel)
     by_column = (y[:, :, 1] + y[:, :, 3].flip(0)).reshape(width, height, batch, channel)
-    return (
-        (by_row + by_column.transpose(0, 1))
-        .permute(2, 3, 0, 1)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    y = (by_row + by_column.transpose(0, 1)).permute(2, 3, 0, 1)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def _to_steps(maps: Tensor) -> Tensor:
     """`directions.to_sequences`, steps first: (batch, 4, n, h, w) -> (h * w, batch, 4, n)."""
-    by_row, by_column = (
-        maps.permute(3, 4, 0, 1, 2).flatten(0, 1),
-        maps.permute(4, 3, 0, 1, 2).flatten(0, 1),
-    )
+    by_row = maps.permute(3, 4, 0, 1, 2).flatten(0, 1)
+    by_column = maps.permute(4, 3, 0, 1, 2).flatten(0, 1)
     return torch.stack(
         (by_row[:, :, 0], by_column[:, :, 1], by_row[:, :, 2].flip(0), by_column[:, :, 3].flip(0)),
         dim=2,
@@ -109,9 +104,8 @@ class _BlockByBlock(torch.autograd.Function):
         ctx: Any, delta: Tensor, drive: Tensor, rates: Tensor, b: Tensor, c: Tensor
     ) -> Tensor:
         blocks = list(_blocks(len(delta), rates))
-        room = delta.new_empty(
-            2, max(block.stop - block.start for block, _ in blocks), *rates.shape
-        )
+        longest = max(block.stop - block.start for block, _ in blocks)
+        room = delta.new_empty(2, longest, *rates.shape)
         y = torch.empty_like(delta)
         before = torch.zeros_like(rates)
         kept = []
@@ -179,9 +173,7 @@ def _run(decay: Tensor, h: Tensor, before: Tensor, steps: int) -> Tensor:
         h[t::steps].addcmul_(decay[t::steps], h[t - 1 :: steps])
         decay[t::steps].mul_(decay[t - 1 :: steps])
     last = before
-    for end, joint in zip(
-        h[steps - 1 :: steps].unbind(0), decay[steps - 1 :: steps].unbind(0), strict=True
-    ):
+    for end, joint in zip(h[steps - 1 :: steps], decay[steps - 1 :: steps], strict=True):
         last = end.addcmul_(joint, last)
     h, decay = (x.view(-1, steps, *x.shape[1:]) for x in (h, decay))
     h[0, :-1].addcmul_(decay[0, :-1], before)

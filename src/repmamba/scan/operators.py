@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from repmamba.errors import UsageError
 from repmamba.scan.layout import channels_first, image, own, pixels, steps_first
-from repmamba.scan.sizes import DIRECTIONS, STATE
+from repmamba.scan.sizes import DIRECTIONS
 
 # partial sums of a map's result: directions 0 and 2 add to the first, 1 and 3 to the second
 MAP_SLABS = 2
@@ -93,15 +93,8 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         return image((y[:, 0] + y[:, 1])[..., : p.shape[1]], *p.shape[2:]), kept
 
     @forward.register_fake
-    def _(
-        p: Tensor,
-        projected: Tensor,
-        dt_weight: Tensor,
-        dt_bias: Tensor,
-        A: Tensor,
-        D: Tensor,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def _(p: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        *_, A, _, keep = others
         batch, channel, height, width = p.shape
         kept = scan.kept_shape(batch, DIRECTIONS, height * width if keep else 0, channel, A.dtype)
         return A.new_empty(batch, height, width, channel).permute(0, 3, 1, 2), A.new_empty(kept)
@@ -113,9 +106,8 @@ def _register_map(scan: Scan, name: str, device: str | None) -> None:
         p, projected = tensors[:2]
         gradients = scan.backward(scan.map_problem(*tensors), kept, pixels(dy))
         u = (gradients.u[:, 0] + gradients.u[:, 1])[..., : p.shape[1]]
-        dp, dprojected = (
-            image(of.to(x.dtype), *p.shape[2:]) for of, x in ((u, p), (gradients.rows, projected))
-        )
+        dp = image(u.to(p.dtype), *p.shape[2:])
+        dprojected = image(gradients.rows.to(projected.dtype), *p.shape[2:])
         return dp, dprojected, gradients.dt_weight, gradients.dt_bias, gradients.A, gradients.D
 
     @backward.register_fake
@@ -138,9 +130,8 @@ def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
         return channels_first(y[..., : u.shape[1] // B.shape[1]]), kept
 
     @forward.register_fake
-    def _(
-        u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, keep: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _(u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        _, A, B, _, _, keep = others
         batch, rows, length = u.shape
         groups = B.shape[1]
         kept = scan.kept_shape(batch, groups, length if keep else 0, rows // groups, A.dtype)
@@ -154,10 +145,7 @@ def _register_sequences(scan: Scan, name: str, device: str | None) -> None:
         channel = u.shape[1] // groups
         gradients = scan.backward(scan.sequence_problem(*tensors), kept, steps_first(dy, groups))
         du, ddt = (channels_first(steps[..., :channel]) for steps in (gradients.u, gradients.dt))
-        dB, dC = (
-            own(rows.transpose(2, 3))
-            for rows in (gradients.rows[..., :STATE], gradients.rows[..., STATE:])
-        )
+        dB, dC = (own(rows.transpose(2, 3)) for rows in gradients.rows.chunk(2, dim=-1))
         return du, ddt, gradients.A, dB, dC, gradients.D
 
     @backward.register_fake

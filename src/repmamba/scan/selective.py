@@ -30,10 +30,8 @@ def selective_scan(
 ) -> Tensor:
     """The selective scan over grouped sequences: h <- exp(dt A) h + dt B u; y = <C, h> + D u.
 
-    u, dt, y: (batch, groups * channel, length).
-    A: (groups * channel, 16), negative.
-    B, C: (batch, groups, 16, length).
-    D, dt_bias: (groups * channel,).
+    u, dt, y: (batch, groups * channel, length).  A: (groups * channel, 16), negative.
+    B, C: (batch, groups, 16, length).  D, dt_bias: (groups * channel,).
 
     h starts at zero. With dt_bias, dt is raw and becomes softplus(dt + dt_bias); without, it is
     used as it is (>= 0). Returns float32, or float64 when u is float64; differentiable in every
@@ -63,10 +61,7 @@ def scan_map(
     p: (batch, C, h, w).
     projected: (batch, 4 (R + 32), h, w), the pointwise projection of p: for each direction R rows
     of dt, 16 of B, 16 of C.
-    dt_weight: (4, C, R).
-    dt_bias: (4, C).
-    A: (4 C, 16), negative.
-    D: (4 C,).
+    dt_weight: (4, C, R).  dt_bias: (4, C).  A: (4 C, 16), negative.  D: (4 C,).
 
     dt is softplus(dt_weight r + dt_bias). Returns (batch, C, h, w), float32, or float64 when p is
     float64. Both maps should be torch.channels_last, which native and triton read without a copy.
@@ -75,9 +70,8 @@ def scan_map(
     _check_map(p, projected, dt_weight, dt_bias, A, D)
     working = _working_dtype(p)
     loaded = choose(p.device, backend, working)
-    p, projected = (
-        x if x.dtype in loaded.backend.halves else x.to(working) for x in (p, projected)
-    )
+    halves = loaded.backend.halves
+    p, projected = (x if x.dtype in halves else x.to(working) for x in (p, projected))
     dt_weight, dt_bias, A, D = (x.to(working) for x in (dt_weight, dt_bias, A, D))
     if loaded.maps is not None:
         return loaded.maps(p, projected, dt_weight, dt_bias, A, D)
@@ -147,17 +141,14 @@ def _check_map(
         )
     batch, channel, height, width = p.shape
     rank = dt_weight.shape[2]
-    _compare(
-        "scan_map",
-        f"p {tuple(p.shape)}",
-        {
-            "projected": (projected, (batch, DIRECTIONS * (rank + 2 * STATE), height, width)),
-            "dt_weight": (dt_weight, (DIRECTIONS, channel, rank)),
-            "dt_bias": (dt_bias, (DIRECTIONS, channel)),
-            "A": (A, (DIRECTIONS * channel, STATE)),
-            "D": (D, (DIRECTIONS * channel,)),
-        },
-    )
+    expected = {
+        "projected": (projected, (batch, DIRECTIONS * (rank + 2 * STATE), height, width)),
+        "dt_weight": (dt_weight, (DIRECTIONS, channel, rank)),
+        "dt_bias": (dt_bias, (DIRECTIONS, channel)),
+        "A": (A, (DIRECTIONS * channel, STATE)),
+        "D": (D, (DIRECTIONS * channel,)),
+    }
+    _compare("scan_map", f"p {tuple(p.shape)}", expected)
 
 
 def _compare(
@@ -165,7 +156,5 @@ def _compare(
 ) -> None:
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
-            raise ShapeMismatch(
-                f"{function} got {name} {tuple(tensor.shape)} with {given}; expected {name} "
-                f"{shape}."
-            )
+            found = f"{name} {tuple(tensor.shape)} with {given}"
+            raise ShapeMismatch(f"{function} got {found}; expected {name} {shape}.")

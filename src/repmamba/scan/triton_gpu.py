@@ -23,12 +23,9 @@ CONSTANTS = STATE + 2  # rows of gradients for A, D and dt_bias; those of dt_wei
 # programs of the widest scan; the states at the ends of chunks are then 16 / 32 of a map per
 # direction.
 STEPS = 32
-SEGMENT = (
-    # steps between kept states: those of a segment are in registers at once, 16 per thread and
-    # step; 8 would spill
-    4
-)
-
+# Steps between kept states: those of a segment are in registers at once, 16 per thread and step;
+# 8 would spill.
+SEGMENT = 4
 WIDEST_BLOCK = 32  # channels per program: one per thread
 # channels per program that goes over the chunks: few, because there are no chunks to fill a device
 CARRY_BLOCK = 8
@@ -47,9 +44,8 @@ def start() -> None:
 def scan_sequences(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The selective scan; arguments, result and source as `definition.scan_by_definition`."""
     tensors = (u, dt, A, B, C, D)
-    y: Tensor = torch.ops.repmamba.scan_sequences_triton(
-        *tensors, wants_gradients("triton", *tensors)
-    )[0]
+    keep = wants_gradients("triton", *tensors)
+    y: Tensor = torch.ops.repmamba.scan_sequences_triton(*tensors, keep)[0]
     return y
 
 

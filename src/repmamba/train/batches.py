@@ -34,9 +34,8 @@ def training_files(recipe: Recipe) -> list[PairFiles]:
     files = [one for source in recipe.data.train for one in find_pairs(Path(source))]
     if not files:
         raise RecipeError("data.train is empty; name at least one folder of images.")
-    return files + [
-        one for share in recipe.data.reductions for one in _reduced(files, share, recipe)
-    ]
+    shares = recipe.data.reductions
+    return files + [one for share in shares for one in _reduced(files, share, recipe)]
 
 
 def _reduced(files: Sequence[PairFiles], share: float, recipe: Recipe) -> Iterator[PairFiles]:
@@ -97,9 +96,8 @@ def open_stock(
         processes.wait()
     reduced = sum(one.reduction != 1 for one in files)
     of_them = f", {reduced} of them downsampled" if reduced else ""
-    logger.info(
-        "Reading %d training images%s: %s.", len(files), of_them, ", ".join(recipe.data.train)
-    )
+    folders = ", ".join(recipe.data.train)
+    logger.info("Reading %d training images%s: %s.", len(files), of_them, folders)
     place = device if recipe.data.cache == "device" else None
     stock = load_stock(files, recipe.network.scale, cache=cache, device=place, progress=progress)
     if cache and processes.first:
@@ -117,9 +115,8 @@ def checksums(stock: Stock, files: Sequence[PairFiles]) -> Tensor:
     for image, (height, width) in enumerate(stock.sizes):
         read = [stock.hr]
         if files:
-            read = [stock.hr] * (files[image].reduction == 1) + [stock.lr] * (
-                files[image].lr is not None
-            )
+            one = files[image]
+            read = [stock.hr] * (one.reduction == 1) + [stock.lr] * (one.lr is not None)
         checksum = 0
         for row in read:
             start, count = row.starts[image], row.heights[image] * row.widths[image]

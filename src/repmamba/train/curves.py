@@ -70,16 +70,11 @@ def plot_curve(path: Path, target: Path) -> Path:
     loss.plot([line["step"] for line in steps], [line["loss"] for line in steps], linewidth=0.8)
     loss.set(ylabel="loss", yscale="log")
     rate = loss.twinx()
-    rate.plot(
-        [line["step"] for line in steps],
-        [line["lr"] for line in steps],
-        color="grey",
-        linewidth=0.8,
-    )
+    at = [line["step"] for line in steps]
+    rate.plot(at, [line["lr"] for line in steps], color="grey", linewidth=0.8)
     rate.set(ylabel="learning rate (grey)")
-    psnr.plot(
-        [line["step"] for line in validations], [line["psnr"] for line in validations], marker="."
-    )
+    at = [line["step"] for line in validations]
+    psnr.plot(at, [line["psnr"] for line in validations], marker=".")
     rule = validations[-1]["rule"] if validations else ""
     psnr.set(xlabel="step", ylabel=f"PSNR, dB, rule {rule}")
     picture = io.BytesIO()

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 # how long processes wait for one that reads images or validates; PyTorch's own limit for GPUs is
 # ten minutes
 PATIENCE = timedelta(hours=6)
-
 MEETING = timedelta(minutes=10)  # how long a process waits for the others at the start
 
 
@@ -167,9 +166,8 @@ def rendezvous_store(processes: Processes) -> Store:
     place = f"{processes.address}:{processes.port}"
     store: Store
     try:
-        store, _, _ = next(
-            rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING)
-        )
+        meeting = rendezvous(f"tcp://{place}", processes.rank, processes.world, timeout=MEETING)
+        store, _, _ = next(meeting)
         # Only the process that hosts the store has waited for all, and under torchrun none of them
         # does.
         if store.add("here", 1) == processes.world:

@@ -91,11 +91,10 @@ def fit(
         for line in heading(recipe, place, processes):
             logger.info(line)
         learner = Learner(recipe, place, processes)
-        validator = (
-            Validator(recipe, folder, progress=image_progress("Reading validation images", tell))
-            if processes.first
-            else None
-        )
+        validator = None
+        if processes.first:
+            reading = image_progress("Reading validation images", tell)
+            validator = Validator(recipe, folder, progress=reading)
         stock = stock or open_stock(
             files,
             recipe,

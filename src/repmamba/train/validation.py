@@ -55,9 +55,8 @@ class Validator:
     ) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.metrics = metrics_of(
-            [f"{recipe.validation.rule}.psnr", f"{recipe.validation.rule}.ssim"]
-        )
+        rule = recipe.validation.rule
+        self.metrics = metrics_of([f"{rule}.psnr", f"{rule}.ssim"])
         files = _spread(recipe)
         if files:
             logger.info("Reading %d validation images: %s.", len(files), ", ".join(recipe.data.val))
@@ -147,11 +146,8 @@ def warn_of_shared(files: Sequence[PairFiles], recipe: Recipe) -> None:
 @torch.inference_mode()
 def predict(network: RepMamba, pair: Pair) -> NDArray[np.float32]:
     """The network's result on a whole pair: (s h, s w, C), unit, not clamped."""
-    lr = (
-        torch.from_numpy(np.ascontiguousarray(pair.lr))
-        .to(network.mean.device)
-        .permute(2, 0, 1)[None]
-    )
+    lr = torch.from_numpy(np.ascontiguousarray(pair.lr)).to(network.mean.device)
+    lr = lr.permute(2, 0, 1)[None]
     unit = lr.float() / (peak_of(pair.lr) if np.issubdtype(pair.lr.dtype, np.integer) else 1.0)
     sr: NDArray[np.float32] = network(unit)[0].permute(1, 2, 0).float().cpu().numpy()
     return sr
@@ -163,16 +159,12 @@ def picture(shown: Sequence[tuple[Pair, NDArray[np.float32]]]) -> NDArray[np.uin
     for pair, sr in shown:
         side = min(CROP // pair.scale, *pair.lr.shape[:2])
         lr = _middle(pair.lr, side).repeat(pair.scale, axis=0).repeat(pair.scale, axis=1)
-        panels = [
-            lr,
-            _middle(_levels(sr, pair), side * pair.scale),
-            _middle(pair.hr, side * pair.scale),
-        ]
+        large = (_middle(image, side * pair.scale) for image in (_levels(sr, pair), pair.hr))
+        panels = [lr, *large]
         rows.append(np.concatenate([_shown(panel, pair) for panel in panels], axis=1))
     width = max(row.shape[1] for row in rows)
-    return np.concatenate(
-        [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    )
+    margins = (((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows)
+    return np.concatenate([*map(np.pad, rows, margins)])
 
 
 def _found(recipe: Recipe) -> list[PairFiles]:
@@ -187,9 +179,7 @@ def _found(recipe: Recipe) -> list[PairFiles]:
 def _spread(recipe: Recipe) -> list[PairFiles]:
     files = _found(recipe)
     count = min(recipe.validation.images or len(files), len(files))
-    chosen: list[int] = (
-        np.linspace(0, len(files) - 1, count).round().astype(int).tolist() if count else []
-    )
+    chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
     return [files[index] for index in chosen]
 
 
@@ -209,8 +199,8 @@ def _levels(sr: NDArray[np.float32], pair: Pair) -> NDArray[np.generic]:
 def _shown(panel: NDArray[np.generic], pair: Pair) -> NDArray[np.uint8]:
     """Three 8-bit bands: the first three, or the first thrice; other types scaled to hr's range."""
     bands = panel[..., :3] if panel.shape[2] >= 3 else panel[..., :1].repeat(3, axis=2)
-    low, high = (
-        (0.0, 255.0) if bands.dtype == np.uint8 else (float(pair.hr.min()), float(pair.hr.max()))
-    )
+    low, high = 0.0, 255.0
+    if bands.dtype != np.uint8:
+        low, high = float(pair.hr.min()), float(pair.hr.max())
     unit: NDArray[np.float64] = (bands.astype(np.float64) - low) / max(high - low, 1e-12)
     return (np.clip(unit, 0, 1) * 255).astype(np.uint8)
