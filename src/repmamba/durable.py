@@ -23,8 +23,8 @@ from repmamba.errors import NoSpace, RepmambaError, TargetError, UsageError
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # disk full, quota used up
 FULL = NO_ROOM | {errno.EFBIG}  # and a limit on file sizes, where freeing space does not help
 
-# bytes read at once from a large file
-PIECE = 1 << 20
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+PIECE = 1 << 20  # bytes read at once from a large file
 _BINARY = getattr(os, "O_BINARY", 0)
 # s3://bucket/, also as a Path; /vsigs/bucket/
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi(?!mem/)\w+/")
@@ -172,13 +172,7 @@ def _move_to_free_name(source: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno not in (
-            errno.EPERM,
-            errno.ENOTSUP,
-            errno.EOPNOTSUPP,
-            errno.EMLINK,
-            errno.ENOSYS,
-        ):
+        if error.errno not in NO_LINKS:
             raise
         if target.exists():  # a filesystem without links (FAT, some network drives)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error

@@ -7,6 +7,7 @@ pair_files.py crops and writes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -86,15 +87,9 @@ class Benchmark:
         return f"GT {gt}; LR by Pillow's bicubic on 8 bit; Bicubic by the same from the 8-bit LR"
 
 
-def _find_aid(source: Path, part: str | None) -> list[Original]:
-    return _find_classes(source, "AID", AID_CLASSES)
-
-
-def _find_nwpu(source: Path, part: str | None) -> list[Original]:
-    return _find_classes(source, "NWPU-RESISC45", NWPU_CLASSES)
-
-
-def _find_classes(source: Path, title: str, classes: tuple[str, ...]) -> list[Original]:
+def _find_classes(
+    title: str, classes: tuple[str, ...], source: Path, part: str | None
+) -> list[Original]:
     """The images of the class folders in source, or in the archive's folder inside it."""
     root = source / title if (source / title).is_dir() else source
     missing = [name for name in classes if not (root / name).is_dir()]
@@ -173,7 +168,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "aid",
             "AID",
-            _find_aid,
+            partial(_find_classes, "AID", AID_CLASSES),
             "Google Earth imagery, research use only",
             "matlab",
             size=(600, 600),
@@ -202,7 +197,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "nwpu",
             "NWPU-RESISC45",
-            _find_nwpu,
+            partial(_find_classes, "NWPU-RESISC45", NWPU_CLASSES),
             "Google Earth imagery, research use only",
             "matlab",
         ),

@@ -11,6 +11,7 @@ one pass computes only lr pixels, in milliseconds per patch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -165,17 +166,9 @@ def _strided(image: NDArray[np.float32], taps: Taps, scale: int, axis: int) -> N
     return total
 
 
-def _bicubic(scale: int) -> Taps:
-    return _sampled(cubic, 2, scale)
-
-
 def _area(scale: int) -> Taps:
     """The mean of the pixels that become one: GDAL's average at an integer scale."""
     return np.full(scale, 1 / scale, np.float32)
-
-
-def _lanczos(scale: int) -> Taps:
-    return _sampled(lambda t: np.sinc(t) * np.sinc(t / 3), 3, scale)
 
 
 def _sampled(
@@ -189,7 +182,8 @@ def _sampled(
 
 
 def _gaussian(sigma: float, draws: NDArray[np.float64]) -> Terms:
-    taps = _normal(np.arange(-_reach(sigma), _reach(sigma) + 1), sigma)
+    offsets = np.arange(-_reach(sigma), _reach(sigma) + 1)
+    taps = _with_sum_one(np.exp(-(offsets**2) / (2 * max(sigma, 1e-6) ** 2)))
     return ((taps, taps),)
 
 
@@ -222,19 +216,12 @@ def _disk(sigma: float, draws: NDArray[np.float64]) -> Terms:
 def _terms(kernel: NDArray[np.float64]) -> Terms:
     """The kernel, normalised to sum 1, as a sum of separable terms; small ones are dropped."""
     left, sizes, right = np.linalg.svd(kernel / kernel.sum())
-    kept = range(int((sizes > LEAST * sizes[0]).sum()))
-    terms = [
-        ((sizes[term] * left[:, term]).astype(np.float32), right[term].astype(np.float32))
-        for term in kept
-    ]
-    total = sum(
-        float(rows.sum()) * float(cols.sum()) for rows, cols in terms
-    )  # a constant image stays constant
+    kept = int((sizes > LEAST * sizes[0]).sum())
+    left, right = (left * sizes).astype(np.float32), right.astype(np.float32)
+    terms = list(zip(left.T[:kept], right[:kept], strict=True))
+    # A constant image stays constant.
+    total = sum(float(rows.sum()) * float(cols.sum()) for rows, cols in terms)
     return tuple(((rows / np.float32(total)), cols) for rows, cols in terms)
-
-
-def _normal(offsets: NDArray[np.int64], sigma: float) -> Taps:
-    return _with_sum_one(np.exp(-(offsets**2) / (2 * max(sigma, 1e-6) ** 2)))
 
 
 def _with_sum_one(weights: NDArray[np.float64]) -> Taps:
@@ -268,9 +255,9 @@ BLURS: dict[str, Callable[[float, NDArray[np.float64]], Terms]] = {
 
 # downsampling kernels: scale -> taps around the centre of the pixels that become one
 KERNELS: dict[str, Callable[[int], Taps]] = {
-    "bicubic": _bicubic,
+    "bicubic": partial(_sampled, cubic, 2),
     "area": _area,
-    "lanczos": _lanczos,
+    "lanczos": partial(_sampled, lambda t: np.sinc(t) * np.sinc(t / 3), 3),
 }
 
 # one for training, of all strengths, and three of fixed strength for evaluation

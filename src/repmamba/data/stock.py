@@ -101,12 +101,8 @@ class Stock:
         )
         if degrade is None:
             return _unit(self.lr.cut(samples, rows, cols, size)), hr
-        wide = self.hr.cut(
-            samples,
-            [s * (row - MARGIN) for row in rows],
-            [s * (col - MARGIN) for col in cols],
-            s * (size + 2 * MARGIN),
-        )
+        above, before = ([s * (first - MARGIN) for first in line] for line in (rows, cols))
+        wide = self.hr.cut(samples, above, before, s * (size + 2 * MARGIN))
         return self._degraded(wide, samples, seed, degrade), hr
 
     def _degraded(

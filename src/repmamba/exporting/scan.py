@@ -141,9 +141,8 @@ def _steps(graph: Graph, layer: Scanned, pooled: Value, plan: Plan) -> list[Valu
     rows = layer.x_proj.double().view(DIRECTIONS, rank + 2 * STATE, channel)[list(ORDER)]
     of_dt = layer.dt_weight.double()[list(ORDER)] @ rows[:, :rank]
     # By row and by column: dt forward and backward, then B and C forward and backward.
-    weight = np.concatenate(
-        [each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])], axis=1
-    )
+    matrices = [each.reshape(2, -1, channel).numpy() for each in (of_dt, rows[:, rank:])]
+    weight = np.concatenate(matrices, axis=1)
     bias = layer.dt_bias[list(ORDER)].reshape(2, -1, 1).numpy()
 
     flat = np.array([0, 1, channel, -1])
@@ -246,7 +245,6 @@ def _image(graph: Graph, y: Value, channel: int, plan: Plan) -> Value:
     )
     # Give the number of channels: without it, OpenVINO resizes the map wrongly.
     by_row = graph.node("Reshape", by_row, graph.vector([0, channel, plan.height, plan.width]))
-    by_column = graph.node(
-        "Reshape", by_column, graph.vector([0, channel, plan.width, plan.height])
-    )
+    across = graph.vector([0, channel, plan.width, plan.height])
+    by_column = graph.node("Reshape", by_column, across)
     return graph.node("Add", by_row, graph.node("Transpose", by_column, perm=[0, 1, 3, 2]))

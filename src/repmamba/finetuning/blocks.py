@@ -105,9 +105,8 @@ def share_ground(one: Block, other: Block) -> bool:
     """
     for (x0, y0), (x1, y1), _, (x3, y3) in (one.corners, other.corners):
         for dx, dy in ((x1 - x0, y1 - y0), (x3 - x0, y3 - y0)):
-            a, b = (
-                [(x - x0) * dy - (y - y0) * dx for x, y in block.corners] for block in (one, other)
-            )
+            places = [one.corners, other.corners]
+            a, b = ([(x - x0) * dy - (y - y0) * dx for x, y in corners] for corners in places)
             shared = min(max(a), max(b)) - max(min(a), min(b))
             if shared <= TOUCHING * min(max(a) - min(a), max(b) - min(b)):
                 return False
@@ -125,11 +124,9 @@ def _blocks(raster: Raster, plan: ScenePlan, edge: int, bands: int) -> Iterator[
         seen = raw if raw.dtype == np.uint8 else plan.radiometry.to_unit(raw).clip(*NETWORK_RANGE)
         pairs = []
         for group in plan.groups:
-            together = (
-                seen[list(group)]
-                if len(group) == bands
-                else seen[list(group)].repeat(bands, axis=0)
-            )
+            together = seen[list(group)]
+            if len(group) != bands:
+                together = together.repeat(bands, axis=0)
             hr = np.ascontiguousarray(np.moveaxis(together, 0, -1))
             pairs.append(pair_from_hr(f"{name}, bands {group}", hr, plan.scale))
         placed = replace(grid, transform=grid.transform or Affine.identity())

@@ -34,7 +34,6 @@ COMPILED_SCAN = "native"  # the scan backend that the passes call; with any othe
 
 # numbers in all maps of the plans kept for later calls; a plan of 750 x 750 pixels has this many
 KEPT = 1 << 28
-
 KEPT_BESIDE = 1 << 24  # the same, while a plan of another shape is made
 
 _of_thread = threading.local()
@@ -74,9 +73,8 @@ class CompiledRunner:
         self.scale, self.bands = network.scale, network.config.in_chans
         self._source = network
         self._layers = Layers(network, suffix)
-        self._enlarge = (
-            None if isinstance(network.upsampler, PixelShuffleDirect) else network.upsampled
-        )
+        direct = isinstance(network.upsampler, PixelShuffleDirect)
+        self._enlarge = None if direct else network.upsampled
         self._cast = suffix != ""
         self._kept: list[PassPlan] = []  # those not in use, the last used one last
         self._lock = threading.Lock()
@@ -106,9 +104,8 @@ class CompiledRunner:
                 "none: use `module` of the Upscaler, or torch.no_grad()."
             )
         image = image.detach()
-        plan = self._plan(
-            (*image.shape, getattr(_of_thread, "threads", 0) or torch.get_num_threads())
-        )
+        threads = getattr(_of_thread, "threads", 0) or torch.get_num_threads()
+        plan = self._plan((*image.shape, threads))
         result = plan.run(image)
         self._keep(plan)
         if self._enlarge is not None:

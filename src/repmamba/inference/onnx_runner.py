@@ -109,7 +109,8 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # without the remarks of its optimiser
     for name, value in SETTINGS.items():
         options.add_session_config_entry(name, value)
-    flushed = _flushes_denormals()
+    # whether the calling thread flushes denormal numbers to 0
+    flushed = float((np.array([1e-40], np.float32) * np.float32(1))[0]) == 0
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as failure:  # it has an error class for each code
@@ -118,8 +119,3 @@ def open_session(content: bytes, *, threads: int | None = None) -> Any:
     finally:
         # the first session also changes this for the calling thread
         torch.set_flush_denormal(flushed)
-
-
-def _flushes_denormals() -> bool:
-    """Whether the calling thread flushes denormal numbers to 0."""
-    return float((np.array([1e-40], np.float32) * np.float32(1))[0]) == 0

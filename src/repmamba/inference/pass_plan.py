@@ -50,7 +50,6 @@ ARGUMENTS = {
 }
 
 COUNTERS = 16  # int64 numbers per kernel call, as in plan.cpp
-
 _STAGE = np.dtype([("kernel", "u8"), ("units", "i8"), ("shares", "i8"), ("arguments", "u8")])
 
 
@@ -97,14 +96,8 @@ class PassPlan:
         seen[:, rows:, :columns] = seen[:, rows - 1 : rows, :columns]
         seen[:, :, columns:] = seen[:, :, columns - 1 : columns]
         if self.deep is not None:
-            result = torch.empty(
-                self.batch,
-                self.height,
-                self.width,
-                self.deep.shape[1],
-                dtype=torch.float32,
-                device="cpu",
-            )
+            shape = self.batch, self.height, self.width, self.deep.shape[1]
+            result = torch.empty(shape, dtype=torch.float32, device="cpu")
             self.compute(0, len(self.stages))
             result.numpy()[:] = self.deep.reshape(result.shape)
             return result.permute(0, 3, 1, 2)
@@ -127,9 +120,8 @@ class PassPlan:
             # What the kernels read and write lives as long as this function, which a thread may
             # call late: it finds nothing to do then, yet looks at the stages and counters.
             _ = self, kept
-            take_part(
-                stages.ctypes.data, len(stages), counters.ctypes.data, _scratch(size).ctypes.data
-            )
+            scratch = _scratch(size).ctypes.data
+            take_part(stages.ctypes.data, len(stages), counters.ctypes.data, scratch)
 
         for _ in range(int(stages["shares"].max()) - 1):
             in_another(share)
@@ -182,9 +174,9 @@ class PassPlan:
         """One or several convolutions + skip."""
         for convolution in connection:
             result = self._map(convolution["outputs"])
-            fields = {"x": x, "result": result} | (
-                {"skip": skip} if convolution is connection[-1] else {}
-            )
+            fields = {"x": x, "result": result}
+            if convolution is connection[-1]:
+                fields["skip"] = skip
             self._over_rows(convolution["kernel"], result.shape[1], convolution | fields)
             x = result
         return x
@@ -207,9 +199,8 @@ class PassPlan:
                 self._rmb(rmb, share, place)
         result = self._map(t.shape[1])
         fields = {"t": t, "c": v, "result": result}
-        self._over_rows(
-            "feed_forward" + self._layers.suffix, t.shape[1], block.feed_forward | fields
-        )
+        kernel = "feed_forward" + self._layers.suffix
+        self._over_rows(kernel, t.shape[1], block.feed_forward | fields)
         self._release(v)
         return result
 
@@ -225,11 +216,8 @@ class PassPlan:
         self._scan(rmb, pooled, projected, scanned)
         fields |= {"scanned": scanned, "result": result, "result_stride": _stride(result)}
         if beside is not None:
-            fields |= {
-                "beside": beside,
-                "beside_stride": _stride(beside),
-                "beside_channels": beside.shape[1],
-            }
+            fields |= {"beside": beside, "beside_stride": _stride(beside)}
+            fields["beside_channels"] = beside.shape[1]
         self._over_rows("tail" + suffix, C, rmb.tail | fields)
         self._release(halves, pooled, projected, scanned)
 
@@ -238,9 +226,8 @@ class PassPlan:
         arguments = ARGUMENTS[kernel.removesuffix("_pairs").removesuffix("_amx")]()
         for name, value in (fields | {"height": self.height, "width": self.width}).items():
             if name != "kernel":
-                setattr(
-                    arguments, name, value.ctypes.data if isinstance(value, np.ndarray) else value
-                )
+                is_map = isinstance(value, np.ndarray)
+                setattr(arguments, name, value.ctypes.data if is_map else value)
         scratch = library().scratch(kernel, arguments)
         self._add(kernel, self.batch * self.height // 2, channels, arguments, scratch)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -155,9 +156,8 @@ class _Workers:
         """
         for _ in range(missing):
             begun = threading.Event()
-            thread = threading.Thread(
-                target=self._work, args=(begun,), name="repmamba-tile", daemon=True
-            )
+            work = partial(self._work, begun)
+            thread = threading.Thread(target=work, name="repmamba-tile", daemon=True)
             thread.start()
             begun.wait()
             self._threads.append(thread)
@@ -229,7 +229,6 @@ class _Share(Executor):
 
 
 _workers = _Workers()
-
 _most: int | None = None  # limit of tiles computed at once by all calls
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,9 +160,7 @@ class ValueHistogram:
         total = counts.sum()
         heavy = np.flatnonzero((counts > FEW) & (counts >= FILL_SHARE * total))
         # As many as possible, as one of two fills would hide that the other is far from the rest.
-        numbers_of = (
-            (below, above) for below in range(MOST_FILLS + 1) for above in range(MOST_FILLS + 1)
-        )
+        numbers_of = product(range(MOST_FILLS + 1), repeat=2)
         for below, above in sorted(numbers_of, key=sum, reverse=True):
             if not 0 < below + above <= len(heavy):
                 continue
@@ -177,9 +176,7 @@ class ValueHistogram:
                 Fill(float(numbers[place]), float(counts[place] / total), float(low), float(high))
                 for place in suspects
             ]
-            if all(
-                _stands_apart(fill, values, others, fill.share * total, zero=zero) for fill in found
-            ):
+            if all(_stands_apart(fill, values, others, total, zero=zero) for fill in found):
                 return found
         return []
 
@@ -201,9 +198,8 @@ class ValueHistogram:
         keys = np.flatnonzero(self.counts)
         bits = (keys << (32 - _KEY_BITS)).astype(np.uint32)
         negative = keys >> (_KEY_BITS - 1) == 0
-        bits = np.where(
-            negative, ~bits & ~np.uint32((1 << (32 - _KEY_BITS)) - 1), bits & np.uint32(0x7FFFFFFF)
-        )
+        whole_bins = ~np.uint32((1 << (32 - _KEY_BITS)) - 1)
+        bits = np.where(negative, ~bits & whole_bins, bits & np.uint32(0x7FFFFFFF))
         counts = self.counts[keys]
         if self._ends is None:
             values = bits.view(np.float32).astype(np.float64)
@@ -227,13 +223,13 @@ def _no_ends() -> NDArray[np.float64]:
 
 
 def _stands_apart(
-    fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], count: float, *, zero: bool
+    fill: Fill, values: NDArray[np.float64], others: NDArray[np.int64], total: float, *, zero: bool
 ) -> bool:
     """Whether a number is far from all others, except a few that were resampled at its edge."""
     width = fill.high - fill.low
     far = max(ZERO_APART * width, ZERO_STEPS) if zero and fill.number == 0 else APART * width
     crowd = others[np.abs(values - fill.number) < far].sum()
-    return fill.distance > far and bool(crowd <= CROWD * count)
+    return fill.distance > far and bool(crowd <= CROWD * fill.share * total)
 
 
 def _percentiles(bins: _Bins, percent: tuple[float, float]) -> tuple[float, float]:
