@@ -35,10 +35,7 @@ def _rule_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     help="A method without a network.",
 )
 @click.option(
-    "--sr",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Results made elsewhere.",
+    "--sr", multiple=True, type=click.Path(path_type=Path), help="Results made elsewhere."
 )
 @click.option(
     "--ensemble", is_flag=True, help="Each network also as the mean over eight flips and rotations."

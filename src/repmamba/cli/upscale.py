@@ -105,9 +105,7 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     help="Also write a raster (.tif) of the expected error of each pixel; turns --ensemble on.",
 )
 @click.option(
-    "--format",
-    metavar="NAME",
-    help="GTiff, COG, PNG or JPEG.  [default: by the suffix of OUTPUT]",
+    "--format", metavar="NAME", help="GTiff, COG, PNG or JPEG.  [default: by the suffix of OUTPUT]"
 )
 @click.option(
     "--co",
@@ -132,9 +130,7 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
 @options.overwrite
 @click.option("--restart", is_flag=True, help="Start again instead of continuing a stopped run.")
 @click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Only report what would be done, with size, memory and time.",
+    "--dry-run", is_flag=True, help="Only report what would be done, with size, memory and time."
 )
 @click.option(
     "--untrusted",

@@ -54,11 +54,7 @@ def _of_deepness(facts: ExportedFacts) -> dict[str, str]:
 
 ANY = Program("", lambda graph, sr: sr, lambda sr: sr, lambda facts: {}, None)
 DEEPNESS = Program(
-    "deepness",
-    _as_bytes,
-    lambda sr: sr.clamp(0, 1) + float(HALF_A_LEVEL),
-    _of_deepness,
-    256,
+    "deepness", _as_bytes, lambda sr: sr.clamp(0, 1) + float(HALF_A_LEVEL), _of_deepness, 256
 )
 PROGRAMS = {program.name: program for program in (DEEPNESS,)}  # by the names for `--for`
 

@@ -144,10 +144,7 @@ class Upscaler:
             consistent=consistent,
         )
         upscale = partial(
-            upscale_planes,
-            enlarge=self.enlarge_numbers,
-            scale=self.scale,
-            network_bands=self.bands,
+            upscale_planes, enlarge=self.enlarge_numbers, scale=self.scale, network_bands=self.bands
         )
         result: Image = upscale_image(array, upscale, self.scale, options, layout)
         return result

@@ -75,8 +75,7 @@ BACKENDS = (
         *("scan_in_chunks", "scan_map_in_chunks"),
     ),
     Backend(
-        *("definition", "repmamba.scan.definition", None, BOTH, ()),
-        *("scan_by_definition", None),
+        *("definition", "repmamba.scan.definition", None, BOTH, ()), *("scan_by_definition", None)
     ),
 )
 

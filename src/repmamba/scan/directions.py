@@ -23,8 +23,7 @@ def to_sequences(maps: Tensor) -> Tensor:
     """
     by_row, by_column = maps[:, 0::2].flatten(-2), maps[:, 1::2].transpose(-1, -2).flatten(-2)
     return torch.stack(
-        (by_row[:, 0], by_column[:, 0], by_row[:, 1].flip(-1), by_column[:, 1].flip(-1)),
-        dim=1,
+        (by_row[:, 0], by_column[:, 0], by_row[:, 1].flip(-1), by_column[:, 1].flip(-1)), dim=1
     )
 
 

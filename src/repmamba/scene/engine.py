@@ -29,13 +29,7 @@ from repmamba.scene.cluster import Cluster, connected
 from repmamba.scene.confidence import ConfidencePlan, with_confidence
 from repmamba.scene.estimate import Estimate, check_memory, estimate, with_time
 from repmamba.scene.memory import Source, Target, through_memory
-from repmamba.scene.options import (
-    NetworkOptions,
-    RunOptions,
-    SceneOptions,
-    ValueRange,
-    group_of,
-)
+from repmamba.scene.options import NetworkOptions, RunOptions, SceneOptions, ValueRange, group_of
 from repmamba.scene.plan import ScenePlan, plan_scene
 from repmamba.scene.result.corrupt import CorruptBlocks
 from repmamba.scene.result.journal import work_folder
@@ -68,9 +62,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _with_signature_of(
-    function: Callable[P, Any],
-) -> Callable[[Callable[..., R]], Callable[P, R]]:
+def _with_signature_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
     """Give a function the signature of another; it gets all arguments by keyword, with defaults."""
     signature = inspect.signature(function)
 

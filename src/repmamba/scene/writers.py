@@ -76,11 +76,7 @@ class SceneWriters:
     """The writers of a result and of its confidence raster, if one is wanted."""
 
     def __init__(
-        self,
-        target: Path,
-        plan: ScenePlan,
-        confidence: ConfidencePlan | None,
-        run: RunOptions,
+        self, target: Path, plan: ScenePlan, confidence: ConfidencePlan | None, run: RunOptions
     ) -> None:
         windows = [tile.write for tile in plan.tiles]
         if confidence is not None:  # each writer only checks its own space

@@ -56,26 +56,14 @@ class Data:
     reductions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        must(
-            all(0 < share < 1 for share in self.reductions),
-            "data.reductions",
-            self.reductions,
-            "between 0 and 1",
-        )
+        shares = all(0 < share < 1 for share in self.reductions)
+        must(shares, "data.reductions", self.reductions, "between 0 and 1")
         distinct = len(set(self.reductions)) == len(self.reductions)
         must(distinct, "data.reductions", self.reductions, "different from each other")
-        must(
-            self.degrade in ("", *SENSORS),
-            "data.degrade",
-            self.degrade,
-            f"one of {', '.join(SENSORS)}",
-        )
-        must(
-            not (self.degrade and self.degradations),
-            "data.degrade",
-            self.degrade,
-            "empty beside data.degradations",
-        )
+        known, one_of = self.degrade in ("", *SENSORS), f"one of {', '.join(SENSORS)}"
+        must(known, "data.degrade", self.degrade, one_of)
+        alone = not (self.degrade and self.degradations)
+        must(alone, "data.degrade", self.degrade, "empty beside data.degradations")
         for phase in self.patches:
             at_least("data.patches.size", phase.size, 2)
             at_least("data.patches.batch", phase.batch, 1)
@@ -101,12 +89,8 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         must(self.lr > 0, "optimiser.lr", self.lr, "above 0")
-        must(
-            all(0 <= beta < 1 for beta in self.betas),
-            "optimiser.betas",
-            list(self.betas),
-            "two numbers from 0 to below 1",
-        )
+        below_1 = all(0 <= beta < 1 for beta in self.betas)
+        must(below_1, "optimiser.betas", list(self.betas), "two numbers from 0 to below 1")
         must(self.eps > 0, "optimiser.eps", self.eps, "above 0")
         at_least("optimiser.weight_decay", self.weight_decay, 0)
 
@@ -135,12 +119,8 @@ class Schedule:
         at_least("schedule.descent", self.descent, 0)
         constant = self.kind == "constant" or self.descent == 0
         must(constant, "schedule.descent", self.descent, "0 for a cosine, which descends anyway")
-        must(
-            sorted(self.milestones) == list(self.milestones),
-            "schedule.milestones",
-            self.milestones,
-            "growing",
-        )
+        growing = sorted(self.milestones) == list(self.milestones)
+        must(growing, "schedule.milestones", self.milestones, "growing")
         must(self.factor > 0, "schedule.factor", self.factor, "above 0")
         must(0 <= self.floor <= 1, "schedule.floor", self.floor, "from 0 to 1")
 
@@ -205,9 +185,8 @@ class Validation:
     crops: int = 4
 
     def __post_init__(self) -> None:
-        rules = [
-            rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= METRICS.keys()
-        ]
+        known = METRICS.keys()
+        rules = [rule for rule in rule_names() if {f"{rule}.psnr", f"{rule}.ssim"} <= known]
         must(self.rule in rules, "validation.rule", self.rule, f"one of {', '.join(rules)}")
         at_least("validation.every", self.every, 1)
         at_least("validation.images", self.images, 0)
@@ -252,12 +231,8 @@ class Start:
     ema: str = ""
 
     def __post_init__(self) -> None:
-        must(
-            bool(self.weights) or not self.mean_with,
-            "start.mean_with",
-            self.mean_with,
-            "none without start.weights",
-        )
+        fits = bool(self.weights) or not self.mean_with
+        must(fits, "start.mean_with", self.mean_with, "none without start.weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,20 +267,11 @@ class Recipe:
         must(self.divergence > 1, "divergence", self.divergence, "above 1")
         must(bool(self.losses), "losses", [], "at least one")
         losses = [term.name for term in self.losses]
-        must(
-            len(set(losses)) == len(losses),
-            "losses.name",
-            losses,
-            "different names",
-        )
+        must(len(set(losses)) == len(losses), "losses.name", losses, "different names")
         parts = self.step.accumulate
         for phase in self.data.patches:
-            must(
-                phase.batch % parts == 0,
-                "data.patches.batch",
-                phase.batch,
-                f"a multiple of step.accumulate, {parts}",
-            )
+            even, multiple = phase.batch % parts == 0, f"a multiple of step.accumulate, {parts}"
+            must(even, "data.patches.batch", phase.batch, multiple)
         descent = self.schedule.descent
         must(descent <= self.steps, "schedule.descent", descent, f"at most steps, {self.steps}")
         for key, number in _numbers(asdict(self), ""):
@@ -339,12 +305,10 @@ class Recipe:
     def never_reached(self) -> list[str]:
         """What would only start after the end of the run, as "key: value" each."""
         starts = [("data.patches.start", phase.start) for phase in self.data.patches]
-        milestones = [
-            ("schedule.milestones", one)
-            for one in self.schedule.milestones
-            if self.schedule.kind == "constant"
-        ]
-        named = [("schedule.warmup", self.schedule.warmup), *starts, *milestones]
+        constant = self.schedule.kind == "constant"
+        milestones = self.schedule.milestones if constant else ()
+        stops = [("schedule.milestones", one) for one in milestones]
+        named = [("schedule.warmup", self.schedule.warmup), *starts, *stops]
         return [f"{key}: {value}" for key, value in named if value >= self.steps]
 
     def rate(self, step: int) -> float:
@@ -355,9 +319,8 @@ class Recipe:
             share = schedule.factor**passed
             into = step - (self.steps - schedule.descent)
             if into > 0:
-                share *= schedule.floor + (1 - schedule.floor) * (
-                    1 - math.sqrt(into / schedule.descent)
-                )
+                falling = 1 - math.sqrt(into / schedule.descent)
+                share *= schedule.floor + (1 - schedule.floor) * falling
         else:
             done = max(step - schedule.warmup, 0) / max(self.steps - schedule.warmup, 1)
             share = schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * done)) / 2
@@ -372,9 +335,8 @@ class Recipe:
         depend on that.
         """
         end = {"steps", "schedule.descent", "schedule.floor"}
-        alike = {
-            line.partition(":")[0] for line in self.differences(other)
-        } <= end and step <= self.steps
+        changed = {line.partition(":")[0] for line in self.differences(other)}
+        alike = changed <= end and step <= self.steps
         return alike and all(self.rate(done) == other.rate(done) for done in range(step))
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,28 +22,13 @@ from repmamba.errors import TargetExists, UsageError
 from repmamba.scene.result.assembly import Assembled, assemble, clear_drafts
 from repmamba.scene.result.formats import FORMATS, check_fit, creation_options, is_lossless
 from repmamba.scene.result.job import JobIdentity
-from repmamba.scene.result.journal import (
-    Journal,
-    other_jobs,
-    storage_errors,
-    work_folder,
-)
+from repmamba.scene.result.journal import Journal, other_jobs, storage_errors, work_folder
 from repmamba.scene.result.lock import TargetLock
 from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.readback import PartProgress
-from repmamba.scene.result.receipt import (
-    Receipt,
-    check_cover,
-    file_sha256,
-    receipt_path,
-)
+from repmamba.scene.result.receipt import Receipt, check_cover, file_sha256, receipt_path
 from repmamba.scene.result.space import SLACK, bytes_to_begin, check_space
-from repmamba.scene.result.target import (
-    check_place,
-    refuse_sidecar,
-    sidecars,
-    standing_result,
-)
+from repmamba.scene.result.target import check_place, refuse_sidecar, sidecars, standing_result
 from repmamba.scene.result.tile_file import Layout, tile_pixels
 from repmamba.tiles.window import Window
 
@@ -103,8 +88,7 @@ class SceneWriter:
             return landed
         for other in other_jobs(self.target, self.job.id):
             logger.warning(
-                "A stopped run of another job left %s; delete it if you do not need it.",
-                other,
+                "A stopped run of another job left %s; delete it if you do not need it.", other
             )
         if restart:
             durable.remove(self.folder)

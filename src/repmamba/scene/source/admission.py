@@ -27,10 +27,7 @@ GDAL_SETTINGS = {
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path reads truncated PNGs silently
 }
 # An untrusted side-car file could name any local file or URL.
-UNTRUSTED_SETTINGS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-}
+UNTRUSTED_SETTINGS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 UNTRUSTED_DRIVERS = {  # first bytes -> the only driver that is tried
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
