@@ -41,6 +41,6 @@ def test_version_metadata_and_changelog_agree():
 
 def test_the_metadata_names_the_terms_of_code_and_weights():
     facts = metadata("repmamba")
-    assert facts["License-Expression"] == "Apache-2.0 AND LicenseRef-repmamba-weights"
-    files = {"LICENSE", "LICENSE-WEIGHTS.md", "ATTRIBUTION.md"}
+    assert facts["License-Expression"] == "Apache-2.0"
+    files = {"LICENSE", "ATTRIBUTION.md"}
     assert {Path(name).name for name in facts.get_all("License-File")} == files

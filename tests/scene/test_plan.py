@@ -24,7 +24,7 @@ from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
 
-from .conftest import BicubicRunner, bicubic_upscaler
+from .conftest import BicubicRunner
 
 
 @pytest.fixture
@@ -220,22 +220,6 @@ def test_tags_say_what_the_result_is(tmp_path, smooth, plan):
     assert tags["SUPER_RESOLUTION_SCALE"] == "2"
     assert tags["SUPER_RESOLUTION_WEIGHTS"].startswith("bicubic 000")
     assert tags["SUPER_RESOLUTION_SOFTWARE"].startswith("repmamba ")
-    assert "SUPER_RESOLUTION_TERMS" not in tags
-
-
-def test_the_terms_of_the_weights_are_in_the_tags_and_in_one_log_line(
-    write_raster, smooth, tmp_path, caplog
-):
-    caplog.set_level("INFO", "repmamba")
-    first, second = bicubic_upscaler(terms="research only."), bicubic_upscaler(terms="CC BY 4.0")
-    path = write_raster("a.tif", smooth(1, 10, 10))
-    upscale_file(path, tmp_path / "b.tif", first)
-    upscale_file(tmp_path / "b.tif", tmp_path / "c.png", second)
-    assert caplog.messages.count(f"{path}: terms of the weights bicubic: research only.") == 1
-    with rasterio.open(tmp_path / "b.tif") as file:
-        assert file.tags()["SUPER_RESOLUTION_TERMS"] == "research only."
-    with rasterio.open(tmp_path / "c.png") as file:  # of both
-        assert file.tags()["SUPER_RESOLUTION_TERMS"] == "research only.; CC BY 4.0"
 
 
 def test_whatever_changes_a_pixel_changes_the_job_and_nothing_else_does(

@@ -39,9 +39,6 @@ values of the layer.
 
 <b>Expected error</b>: a second raster, which says for each pixel how large an error is to be
 expected, for x4 alone. Eight times the work.
-
-Results of the x4 weights may be used for anything; those of x2 and x3 for research, teaching and
-evaluation.
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,37 +89,13 @@ def find_weights(weights: str | os.PathLike[str], *, revision: str | None = None
 
 
 def terms_of(path: Path, training: Mapping[str, Any]) -> str:
-    """The terms of weights in a line; "" if unknown.
-
-    path: of the checkpoint.  training: its training facts. Packaged weights have the terms of the
-    table, also under another file name; weights trained from packaged ones inherit theirs; others
-    may state their own as "terms".
-    """
+    """The terms of weights in a line: the catalogue's, or "terms" of the training facts, or ""."""
     if path.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        own = [entry.terms for entry in packaged_weights() if entry.sha256 == digest]
-        if own:
-            return own[0]
-    if told := training.get("terms"):
-        return " ".join(str(told).split())
-    begun = set(_begun_from(training))
-    return "; ".join(
-        f"begun from {entry.name}: {entry.terms}"
-        for entry in packaged_weights()
-        if entry.name in begun
-    )
-
-
-def _begun_from(training: Mapping[str, Any]) -> Iterator[str]:
-    """The names of all weights that a training started from, directly or indirectly."""
-    begun = training.get("begun_from")
-    if isinstance(begun, Mapping):
-        others = begun.get("mean_with", [])
-        for one in [begun, *(others if isinstance(others, list) else [])]:
-            if isinstance(one, Mapping):
-                yield str(one.get("weights"))
-                if isinstance(one.get("training"), Mapping):
-                    yield from _begun_from(one["training"])
+        for entry in packaged_weights():
+            if entry.sha256 == digest:
+                return entry.terms
+    return " ".join(str(training.get("terms", "")).split())
 
 
 def from_pretrained(

@@ -100,7 +100,6 @@ def plan_scene(
         places=bands.places,
         alpha_at=bands.alpha_at,
         weights=f"{upscaler.name} {upscaler.digest}",
-        terms=upscaler.terms,
         chosen="" if choice is None else choice.why,
         creation=options.creation or {},
     )
@@ -197,9 +196,6 @@ def _log_decisions(
     plan: ScenePlan, facts: RasterFacts, upscaler: Upscaler, options: SceneOptions
 ) -> None:
     """Log what a user should know of the plan."""
-    if upscaler.terms:
-        terms = upscaler.terms.rstrip(".")
-        logger.info("%s: terms of the weights %s: %s.", facts.name, upscaler.name, terms)
     alone = describe_grey_bands(plan.job.settings["together"], facts)
     if alone is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)

@@ -32,7 +32,6 @@ class Wanted:
     places: tuple[int, ...]  # of the upscaled bands, in what the raster reads
     alpha_at: int  # place of the alpha band among the bands of the output, if any
     weights: str  # name and digest
-    terms: str = ""  # of the weights
     chosen: str = ""  # why these weights were chosen, if the scene decided
     creation: Mapping[str, str] = field(default_factory=dict)  # creation options from the user
 
@@ -107,9 +106,6 @@ def _tags(facts: RasterFacts, wanted: Wanted) -> dict[str, Mapping[str, str]]:
         "SUPER_RESOLUTION_WEIGHTS": wanted.weights,
         "SUPER_RESOLUTION_SOFTWARE": f"repmamba {__version__}",
     }
-    if terms := dict.fromkeys(filter(None, (own.get("SUPER_RESOLUTION_TERMS"), wanted.terms))):
-        # terms of a source that was upscaled before still apply
-        own["SUPER_RESOLUTION_TERMS"] = "; ".join(terms)
     if wanted.chosen:
         own["SUPER_RESOLUTION_CHOSEN_FOR"] = wanted.chosen
     spaces = {**facts.tags, "": own}
