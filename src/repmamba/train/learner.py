@@ -18,6 +18,7 @@ from repmamba.network.training_cpu import with_fast_passes
 from repmamba.train.distributed import Processes
 from repmamba.train.ema import ExponentialMovingAverage
 from repmamba.train.losses import weighted
+from repmamba.train.muon import Muon, is_body_matrix
 from repmamba.train.recipe import Recipe
 from repmamba.train.start import mean_weights, provenance, start_bilinear, weights_for
 from repmamba.train.step import Batch, StepResult, training_step
@@ -56,7 +57,8 @@ class Learner:
         self.average = average
         if average is not None:
             average.network.to(device)
-        self.optimiser = torch.optim.AdamW(
+        kind = Muon if recipe.optimiser.kind == "muon" else torch.optim.AdamW
+        self.optimiser = kind(
             parameter_groups(self.network, recipe),
             lr=recipe.optimiser.lr,
             betas=recipe.optimiser.betas,
@@ -133,16 +135,25 @@ class Learner:
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters and their weight decay for AdamW: all decay, or only matrices and kernels.
+    """The parameters and their weight decay: all decay, or only matrices and kernels.
 
     A_log is two-dimensional, but holds time constants of the scan: it does not count as a matrix.
+    For Muon, the matrices of the body are a group of their own.
     """
+    orthogonal: list[Tensor] = []
     decaying: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in network.named_parameters():
+        if recipe.optimiser.kind == "muon" and is_body_matrix(name, parameter):
+            orthogonal.append(parameter)
+            continue
         is_matrix = parameter.dim() >= 2 and not name.endswith("A_log")
         (decaying if is_matrix or recipe.optimiser.decay == "all" else others).append(parameter)
-    groups = [{"params": decaying, "weight_decay": recipe.optimiser.weight_decay}]
+    groups: list[dict[str, Any]] = [
+        {"params": decaying, "weight_decay": recipe.optimiser.weight_decay}
+    ]
+    if orthogonal:
+        groups.append({**groups[0], "params": orthogonal, "matrices": True})
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
     return groups

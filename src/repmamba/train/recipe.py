@@ -74,13 +74,15 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """The options of AdamW.
+    """The options of the optimiser.
 
+    kind: "adamw", or "muon": Muon for the matrices of the body and AdamW for all else.
     lr: the learning rate, above 0.
     betas, eps, weight_decay: as in AdamW.
     decay: "all" parameters, as published, or only weight "matrices" and convolutions.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
