@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.rio.main import main_group as rio
 from rasterio.transform import from_origin
 
 import repmamba
@@ -73,6 +74,9 @@ def run_command(words: list[str]) -> int:
     match words:
         case ["repmamba", *arguments]:
             return command_line.run(arguments)
+        case ["rio", *arguments]:
+            rio(arguments, standalone_mode=False)
+            return 0
         case ["python", script, *arguments]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", [script, *arguments])
