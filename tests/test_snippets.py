@@ -39,7 +39,7 @@ BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-RUN, SHOWN = ("bash", "python"), ("dockerfile", "text")
+RUN, SHOWN = ("bash", "python"), ("text",)
 
 
 @dataclass(frozen=True, slots=True)
