@@ -30,10 +30,8 @@ def memory_left() -> int | None:
 
 
 def _least(controller: str, read: Callable[[Path], float | None]) -> float | None:
-    return min(
-        (limit for folder in _folders(controller) if (limit := read(folder)) is not None),
-        default=None,
-    )
+    limits = map(read, _folders(controller))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _folders(controller: str) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import pytest
 
 import repmamba
 from repmamba.cli.main import cli
-from repmamba.cli.terminal import in_flags, printable
+from repmamba.cli.terminal import KEYWORD, in_flags, printable
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,25 @@ def test_every_keyword_that_a_message_names_has_its_flag():
         option
         for verb in cli.list_commands(context)
         for parameter in cli.get_command(context, verb).params
-        for option in parameter.opts
+        for option in (*parameter.opts, *parameter.secondary_opts)
     }
+    rooms = (
+        "scene",
+        "inference",
+        "evaluate",
+        "exporting",
+        "train",
+        "finetuning",
+        "tiles",
+        "pixels",
+    )
     named = {
-        (found[0], in_flags(found[0]).split()[0])
-        for _, text in messages("scene", "inference", "evaluate", "exporting", "train", "tiles")
-        for found in re.finditer(r"(?<![^\s(])[a-z_]+=(?=[,;:.) ]|$)", text)
+        (found[1], in_flags(found[0]).split()[0])
+        for _, text in messages(*rooms)
+        for found in KEYWORD.finditer(text)
     }
     assert len(named) > 10
-    only_in_python = {"layout=", "x_dim=", "y_dim="}
+    only_in_python = {"layout", "fuse", "asynchronous", "framework", "mask"}
     assert {word for word, flag in named if flag not in flags} <= only_in_python
 
 

@@ -131,7 +131,7 @@ def test_the_published_recipe_is_that_of_the_specification():
         ("schedule.descent=-1", "schedule.descent is -1; it must be at least 0"),
         ("schedule.descent=100001", "schedule.descent is 100001; it must be at most steps, 100000"),
         ("schedule.kind=cosine", "schedule.descent is 15000; it must be 0 for a cosine"),
-        ("seed", "'seed' is not of the form key=value"),
+        ("seed", "'seed' is not of the form KEY=VALUE"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it_and_what_is_allowed(setting, expected):

@@ -112,11 +112,8 @@ def _bar(name: str, **looks: str) -> Iterator[Callable[[float, float], None]]:
                 bars[0].total = total  # a sample can grow
             else:  # start where an earlier run stopped, to show the speed of this one
                 start = {"total": total, "initial": done}
-                bars.append(
-                    shown.enter_context(
-                        tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)
-                    )
-                )
+                bar = tqdm(desc=name, leave=False, dynamic_ncols=True, **looks, **start)
+                bars.append(shown.enter_context(bar))
             bars[0].update(done - bars[0].n)
 
         yield progress

@@ -30,12 +30,12 @@ def printable(text: object) -> str:
 # flags of the command line, without dashes, that have another name than the keyword in Python
 FLAGS = {"value_range": "range", "creation": "co", "methods": "method", "rules": "rule"}
 _VALUE = r"(?:True|False|'[^']*'|\([^()]*\)|-?\d+(?:\.\d+)?|[A-Za-z_]\w*)?"
-_KEYWORD = re.compile(rf"(?<![^\s(])([a-z_]+)=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
+KEYWORD = re.compile(rf"(?<![^\s(])([a-z_]+)=({_VALUE})(?=[,;:)]|\.?(?:\s|$))")
 
 
 def in_flags(text: str) -> str:
     """A message of the library with flags in place of Python keywords."""
-    return _KEYWORD.sub(_flag, text)
+    return KEYWORD.sub(_flag, text)
 
 
 def _flag(found: re.Match[str]) -> str:

@@ -9,7 +9,8 @@ a scan of fixed length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -108,27 +109,26 @@ class Graph:
 
     def plus(self, a: Length, b: Length) -> Length:
         """a + b."""
-        if isinstance(a, int) and isinstance(b, int):
-            return a + b
-        return self.node("Add", self._one(a), self._one(b))
+        return self._of_two("Add", operator.add, a, b)
 
     def minus(self, a: Length, b: Length) -> Length:
         """a - b."""
-        if isinstance(a, int) and isinstance(b, int):
-            return a - b
-        return self.node("Sub", self._one(a), self._one(b))
+        return self._of_two("Sub", operator.sub, a, b)
 
     def times(self, a: Length, b: Length) -> Length:
         """a * b."""
-        if isinstance(a, int) and isinstance(b, int):
-            return a * b
-        return self.node("Mul", self._one(a), self._one(b))
+        return self._of_two("Mul", operator.mul, a, b)
 
     def pieces(self, length: Length, size: int) -> Length:
         """The number of pieces of this size that hold the length: the quotient, rounded up."""
         if isinstance(length, int):
             return -(-length // size)
         return self.node("Div", self._one(self.plus(length, size - 1)), self._one(size))
+
+    def _of_two(self, kind: str, known: Callable[[int, int], int], a: Length, b: Length) -> Length:
+        if isinstance(a, int) and isinstance(b, int):
+            return known(a, b)
+        return self.node(kind, self._one(a), self._one(b))
 
     def _one(self, length: Length) -> Operand:
         return np.array([length], INT64) if isinstance(length, int) else length

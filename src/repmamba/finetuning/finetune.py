@@ -63,17 +63,13 @@ class FinetuneResult:
         """One line for the user."""
         if self.gain is None:
             return self.run.summary()
-        seen = (
-            f"{self.gain.difference:+.3f} dB on {self.gain.count} held-out blocks "
-            f"({GAIN_METRIC.how}), "
-        )
-        interval = f"95 % interval {self.gain.low:+.3f} to {self.gain.high:+.3f}"
-        verdict = (
-            "a gain; use the new weights"
-            if self.improved
-            else "not clearly a gain; keep the old weights"
-        )
-        return f"{seen}{interval}: {verdict} {self.weights}"
+        gain = self.gain
+        seen = f"{gain.difference:+.3f} dB on {gain.count} held-out blocks ({GAIN_METRIC.how})"
+        interval = f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
+        verdict = "not clearly a gain; keep the old weights"
+        if self.improved:
+            verdict = "a gain; use the new weights"
+        return f"{seen}, {interval}: {verdict} {self.weights}"
 
 
 def finetune(
@@ -132,9 +128,8 @@ def finetune(
     how = ReadOptions(nodata=nodata)  # type: ignore[arg-type]  # it converts the type
     old = read_checkpoint(find_weights(weights).path)
     upscaler = load(weights, device=device)
-    training, held_out = split(
-        [block for name in names for block in blocks_of(name, upscaler, how)], seed
-    )
+    blocks = [block for name in names for block in blocks_of(name, upscaler, how)]
+    training, held_out = split(blocks, seed)
     stock = stock_of((pair for block in training for pair in block.pairs), upscaler.scale)
     run = fit(
         _recipe(old.config, names, stock, weights, steps=steps, rate=rate, seed=seed),
@@ -150,21 +145,16 @@ def finetune(
     if not run.finished:
         return FinetuneResult(run, weights, None)
     new = read_checkpoint(run.weights)
-    gain = paired_difference(
-        scored(new.network(), held_out), scored(old.network(), held_out), GAIN_METRIC
-    )
+    after, before = (scored(one.network(), held_out) for one in (new, old))
+    gain = paired_difference(after, before, GAIN_METRIC)
     result = FinetuneResult(run, weights, gain)
     if not result.improved:
         return result
-    facts = {
-        **new.training,
-        "gain_db": [gain.low, gain.difference, gain.high],
-        "gain_rule": GAIN_METRIC.how,
-    }
+    measured = {"gain_db": [gain.low, gain.difference, gain.high], "gain_rule": GAIN_METRIC.how}
+    facts = {**new.training, **measured}
     origin = f"{weights}, trained further on {', '.join(Path(name).name for name in names)}"
-    kept = write_checkpoint(
-        Path(folder) / "finetuned.safetensors", Checkpoint(new.config, new.weights, origin, facts)
-    )
+    checkpoint = Checkpoint(new.config, new.weights, origin, facts)
+    kept = write_checkpoint(Path(folder) / "finetuned.safetensors", checkpoint)
     return FinetuneResult(run, str(kept), gain)
 
 
@@ -197,12 +187,11 @@ def _recipe(
 
 def scored(network: RepMamba, blocks: Sequence[Block]) -> dict[str, float]:
     """PSNR in dB of each block by its name, the mean over its pairs."""
-    return {
-        block.name: float(
-            np.mean([GAIN_METRIC.measure(predict(network, pair), pair) for pair in block.pairs])
-        )
-        for block in blocks
-    }
+
+    def score(pair: Pair) -> float:
+        return GAIN_METRIC.measure(predict(network, pair), pair)
+
+    return {block.name: float(np.mean([*map(score, block.pairs)])) for block in blocks}
 
 
 def _unit_psnr(sr: NDArray[np.generic], pair: Pair) -> float:

@@ -23,9 +23,7 @@ FACTS = "repmamba"  # metadata entry with the facts, as JSON
 
 # metadata entry with the SHA-256 of the file, hex, computed with zeros in its own place
 CHECKSUM = "repmamba.checksum"
-
 BLANK = "0" * 64
-
 LR, SR = "lr", "sr"  # names of a graph's input and output
 
 # In an ONNX file an entry is its name, then a tag and a length of one byte each, then its text.
@@ -89,18 +87,14 @@ class ExportedFacts:
         known = dict(values)
         for derived in ("format_version", "scale", "bands"):
             del known[derived]
-        size = known["size"]
-        return cls(
-            **known
-            | {
-                "config": NetworkConfig.from_dict(known["config"]),
-                "size": None if size is None else tuple(map(int, size)),
-                "parity": tuple(
-                    Difference(**each | {"shape": tuple(each["shape"])}) for each in known["parity"]
-                ),
-                "value_range": tuple(map(float, known["value_range"])),
-            }
-        )
+        size, parity = known["size"], known["parity"]
+        known |= {
+            "config": NetworkConfig.from_dict(known["config"]),
+            "size": None if size is None else tuple(map(int, size)),
+            "parity": tuple(Difference(**one | {"shape": tuple(one["shape"])}) for one in parity),
+            "value_range": tuple(map(float, known["value_range"])),
+        }
+        return cls(**known)
 
 
 def sealed(content: bytes) -> bytes:

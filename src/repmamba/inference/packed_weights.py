@@ -61,10 +61,10 @@ class Packing:
             panel = 32 if self.suffix == "_amx" else panel
         weights = _whole(weights)
         outputs = weights.shape[2]
-        places = sorted(
-            {*range(panel, outputs, panel), outputs - outputs % self.lanes} - {0, outputs}
-        )
-        parts = [part.reshape(len(weights), -1) for part in np.split(weights, places, axis=2)]
+        places = {*range(panel, outputs, panel), outputs - outputs % self.lanes} - {0, outputs}
+        parts = [
+            part.reshape(len(weights), -1) for part in np.split(weights, sorted(places), axis=2)
+        ]
         return _aligned(np.concatenate(parts, axis=1))
 
     def outputs(self, inputs: int, outputs: int) -> int:
@@ -108,9 +108,8 @@ class Layers:
         ]
         end = network.conv_after_body
         norm = {"norm": 1, **_affine(end.norm, "norm_")}
-        self.end = _connection(
-            packing, end.conv, **norm, **({"edge": _row(end.edge)} if end.folded else {})
-        )
+        edge = {"edge": _row(end.edge)} if end.folded else {}
+        self.end = _connection(packing, end.conv, **norm, **edge)
         self.bands, self.scale = network.config.in_chans, network.scale
         self.shuffled: Fields | None = None
         if isinstance(network.upsampler, PixelShuffleDirect):
@@ -123,9 +122,8 @@ class Block:
 
     def __init__(self, packing: Packing, block: FusedLPFM) -> None:
         self.chained = not isinstance(block.cssp, FusedParallelRMBs)
-        self.rmbs = [
-            RMBWeights(packing, part) for part in block.cssp.modules() if isinstance(part, FusedRMB)
-        ]
+        rmbs = (part for part in block.cssp.modules() if isinstance(part, FusedRMB))
+        self.rmbs = [RMBWeights(packing, rmb) for rmb in rmbs]
         ffn = block.ffn
         hidden = _row(ffn.fc1.bias).size
         # Padded hidden channels stay zero through both activations.
@@ -158,9 +156,8 @@ class RMBWeights:
             "x_proj": packing.matrix(_numbers(rmb.x_proj).T),
             "projections": self.projections,
         }
-        self.scan = tuple(
-            weight.detach().clone() for weight in (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D)
-        )
+        scan = (rmb.dt_weight, rmb.dt_bias, rmb.A, rmb.D)
+        self.scan = tuple(weight.detach().clone() for weight in scan)
         self.tail: Fields = {
             "in_z": packing.matrix(_numbers(rmb.in_z.weight).T),
             "in_z_bias": _row(rmb.in_z.bias),
@@ -189,11 +186,7 @@ def _connection(packing: Packing, conv: Any, **first: Any) -> list[Fields]:
 
     first: further fields of the first convolution.
     """
-    layers = (
-        [conv]
-        if isinstance(conv, nn.Conv2d)
-        else [layer for layer in conv if isinstance(layer, nn.Conv2d)]
-    )
+    layers = [layer for layer in conv.modules() if isinstance(layer, nn.Conv2d)]
     slopes = [layer.negative_slope for layer in conv.children() if isinstance(layer, nn.LeakyReLU)]
     passes = [
         _convolution(packing, layer, slope=slope)
@@ -211,10 +204,8 @@ def _convolution(packing: Packing, conv: nn.Conv2d, **more: Any) -> Fields:
     if packing.suffix == "_amx" and packing.of_pairs(inputs):
         kernel, matrices = "convolution_amx", weight.transpose(2, 3, 1, 0).reshape(9, inputs, -1)
     else:
-        kernel, matrices = (
-            "convolution" + packing.suffix.replace("_amx", "_pairs"),
-            _elements(weight),
-        )
+        kernel = "convolution" + packing.suffix.replace("_amx", "_pairs")
+        matrices = _elements(weight)
     bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else _numbers(conv.bias)
     outputs = packing.outputs(inputs, conv.out_channels)
     return {

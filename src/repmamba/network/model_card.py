@@ -14,8 +14,7 @@ NAME = "README.md"
 WRITTEN = "<!-- written by repmamba; remove this line, and the card stays as you change it -->"
 PAPER = (
     "Rep-Mamba: Re-parameterization in Vision Mamba for Lightweight Remote Sensing Image "
-    "Super-Resolution, IEEE TGRS "
-    "63, 2025, doi 10.1109/TGRS.2025.3597745"
+    "Super-Resolution, IEEE TGRS 63, 2025, doi 10.1109/TGRS.2025.3597745"
 )
 
 

@@ -66,8 +66,7 @@ def check_input(image: Tensor, in_chans: int) -> None:
     if image.dim() != 4 or image.shape[1] != in_chans or 0 in image.shape:
         raise ShapeMismatch(
             f"The input has shape {tuple(image.shape)}; this network takes (batch, {in_chans}, "
-            "height, width), "
-            "none of them 0."
+            "height, width), none of them 0."
         )
 
 

@@ -31,7 +31,7 @@ def packaged() -> list[str]:
 
 
 def read_recipe(source: str | Path, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe in a file, or the packaged one of that name, changed by `key=value` settings.
+    """The recipe in a file, or the packaged one of that name, changed by `KEY=VALUE` settings.
 
     Keys are dotted ("optimiser.lr"), values TOML, or otherwise text. Raises RecipeError.
     """
@@ -84,11 +84,11 @@ def set_key(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:
-    """The key and value of a key=value setting."""
+    """The key and value of a KEY=VALUE setting."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
-            f"The setting {setting!r} is not of the form key=value, such as optimiser.lr=1e-4."
+            f"The setting {setting!r} is not of the form KEY=VALUE, such as optimiser.lr=1e-4."
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]

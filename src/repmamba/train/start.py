@@ -67,17 +67,12 @@ def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
     """
     path = find_weights(source).path
     checkpoint = read_checkpoint(path)
-    if checkpoint.config == config or "pixelshuffledirect" not in (
-        config.upsampler,
-        checkpoint.config.upsampler,
-    ):
+    upsamplers = (config.upsampler, checkpoint.config.upsampler)
+    if checkpoint.config == config or "pixelshuffledirect" not in upsamplers:
         return dict(read_checkpoint(path, expected=config).weights)
-    rescaled = {
-        name: resampled(tensor, checkpoint.config.scale, config.scale)
-        if name.startswith(UPSAMPLER)
-        else tensor
-        for name, tensor in checkpoint.weights.items()
-    }
+    rescaled = dict(checkpoint.weights)
+    for name in (name for name in rescaled if name.startswith(UPSAMPLER)):
+        rescaled[name] = resampled(rescaled[name], checkpoint.config.scale, config.scale)
     # The network's constructor checks that everything else fits.
     return dict(Checkpoint(config, rescaled, f"{source}, resampled").network().state_dict())
 
@@ -85,12 +80,10 @@ def weights_for(config: NetworkConfig, source: str | Path) -> dict[str, Tensor]:
 def mean_weights(config: NetworkConfig, sources: Sequence[str | Path]) -> dict[str, Tensor]:
     """The mean of the weights and buffers of several checkpoints, each from `weights_for`."""
     several = [weights_for(config, source) for source in sources]
-    return {
-        name: torch.stack([weights[name] for weights in several]).mean(0)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in several[0].items()
-    }
+    mean = dict(several[0])
+    for name in (name for name, tensor in mean.items() if tensor.is_floating_point()):
+        mean[name] = torch.stack([weights[name] for weights in several]).mean(0)
+    return mean
 
 
 def provenance(source: str | Path) -> dict[str, Any]:
@@ -98,10 +91,8 @@ def provenance(source: str | Path) -> dict[str, Any]:
 
     Raises CheckpointError.
     """
-    return {
-        "weights": str(source),
-        "training": dict(read_checkpoint(find_weights(source).path).training),
-    }
+    training = dict(read_checkpoint(find_weights(source).path).training)
+    return {"weights": str(source), "training": training}
 
 
 def resampled(tensor: Tensor, scale: int, wanted: int) -> Tensor:

@@ -269,10 +269,10 @@ def test_without_the_second_reader_a_loss_would_pass_unseen(
     monkeypatch.setattr(assembly, "_writing_order", lambda tiles, *others: tiles)
     monkeypatch.setattr(assembly, "write_out_blocks", lambda: None)
     monkeypatch.setattr(
-        assembly, "_read_back", lambda path, profile, expected, mosaic, progress: tuple(expected)
+        assembly, "read_back", lambda path, profile, expected, mosaic, progress: tuple(expected)
     )
-    monkeypatch.setattr(assembly, "_check_intermediates", lambda files, levels, profile: None)
-    monkeypatch.setattr(assembly, "_check_description", lambda path, profile: None)
+    monkeypatch.setattr(assembly, "check_intermediates", lambda files, levels, profile: None)
+    monkeypatch.setattr(assembly, "check_description", lambda path, profile: None)
     for size in range(300_000, 1_200_000, 30_000):
         folder = tmp_path / str(size)
         folder.mkdir()

@@ -9,7 +9,6 @@ written by one thread in one order: equal tiles give equal bytes.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,32 +17,26 @@ from typing import Any
 
 import numpy as np
 from affine import Affine
-from numpy.typing import NDArray
-from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy as gdal_copy
 
 from repmamba import durable
 from repmamba.errors import NoSpace, RepmambaError, TargetError, VerificationError
 from repmamba.gdal import bounded_cache, created, opened, settings, write_out_blocks, writing_alone
-from repmamba.scene.result.formats import FORMATS, creation_options, is_lossless, raw_bytes
+from repmamba.scene.result.checks import check_description, check_intermediates, read_back
+from repmamba.scene.result.formats import FORMATS, creation_options, raw_bytes
 from repmamba.scene.result.journal import Journal
+from repmamba.scene.result.mosaic import Mosaic, piece_of
 from repmamba.scene.result.output import OutputProfile
 from repmamba.scene.result.overviews import halved
 from repmamba.scene.result.readback import (
     GDAL_FAILURES,
     OWN_FILES,
-    Inspect,
-    Overlaps,
     PartProgress,
-    band_means,
     gdal_window,
-    measure,
-    missing_block,
-    open_level,
     squares,
 )
-from repmamba.scene.result.receipt import Level, Piece
+from repmamba.scene.result.receipt import Level
 from repmamba.scene.result.tile_file import TilePixels
 from repmamba.tiles.window import Window
 
@@ -53,57 +46,8 @@ WRITING = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GDAL_NUM_THREADS": "1", **OWN_FILE
 # folders in the working folder: for the result, and for the file it is copied from
 WHOLE, PARTS = "whole", "parts"
 SQUARE = 1024  # hr pixels, edge of a write where tiles do not end on block edges
-CACHE = 48 << 20  # bytes of decoded tiles to keep
-# largest mean difference of a lossy format, in grey levels; a lost block differs by more
-LOSSY_ERROR = 24.0
 NOT_WRITABLE = {"bidx", "ns"}  # names of tags that are arguments of update_tags
 ALMOST_FULL = 16 << 20  # bytes; with less free space, lost pixels are blamed on a full disk
-
-
-class Mosaic:
-    """The finished tiles as one raster, read by window. Caches some tiles; not thread-safe."""
-
-    def __init__(self, journal: Journal, profile: OutputProfile) -> None:
-        self._journal, self._profile = journal, profile
-        self.windows: Sequence[Window] = journal.layout.tiles
-        self._overlaps = Overlaps(self.windows)
-        self.pieces: dict[int, Piece] = {}  # of the tiles read so far
-        self._kept: OrderedDict[int, TilePixels] = OrderedDict()
-
-    def read(self, window: Window) -> TilePixels:
-        """The pixels of a window, and the mask if the profile has one."""
-        rows = np.empty((window.height, self._profile.count, window.width), self._profile.dtype)
-        valid = np.ones((window.height, window.width), bool) if self._profile.mask else None
-        for index in self._overlaps.indices(window):
-            shared = self.windows[index].clipped(window)
-            tile = self.tile(index)
-            to_row, to_col = shared.seen_from(window).slices
-            from_row, from_col = shared.seen_from(self.windows[index]).slices
-            rows[to_row, :, to_col] = tile.rows[from_row, :, from_col]
-            if valid is not None and tile.valid is not None:
-                valid[to_row, to_col] = tile.valid[from_row, from_col]
-        return TilePixels(rows, valid)
-
-    def tile(self, index: int) -> TilePixels:
-        """One tile, its bytes verified."""
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        tile = self._journal.read(index)
-        if index not in self.pieces:
-            self.pieces[index] = _piece(self.windows[index], tile, self._profile)
-        self._kept[index] = tile
-        while len(self._kept) > 1 and sum(kept.rows.nbytes for kept in self._kept.values()) > CACHE:
-            self._kept.popitem(last=False)
-        return tile
-
-
-def _piece(window: Window, pixels: TilePixels, profile: OutputProfile) -> Piece:
-    mask = pixels.mask_digest if profile.mask else ""
-    means: tuple[float, ...] = ()
-    if not is_lossless(profile):
-        means = band_means(pixels.rows.sum(axis=(0, 2), dtype=np.float64), window)
-    return Piece(window, pixels.pixels_digest, mask, means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +77,10 @@ def assemble(
                 path, profile, mosaic, lambda done: progress(0.6 * done)
             )
             durable.sync_file(path)
-            levels = _read_back(
+            levels = read_back(
                 path, profile, expected, mosaic, lambda done: progress(0.6 + 0.4 * done)
             )
-            _check_description(path, profile)
+            check_description(path, profile)
             sidecars = _sidecars(path, profile)
     except BaseException:
         durable.remove(whole)
@@ -175,9 +119,6 @@ def gdal_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-# ---- writing
-
-
 def _write_gtiff(
     path: Path, profile: OutputProfile, mosaic: Mosaic, progress: PartProgress
 ) -> tuple[Level, ...]:
@@ -203,7 +144,7 @@ def _write_cog(
             # GDAL reads level.tif.ovr.ovr as the second overview of level.tif
             files.append(Path(f"{files[-1]}.ovr"))
             levels.append(_write_overview(files[-2], files[-1], levels[-1], profile))
-        _check_intermediates(files, levels, profile)
+        check_intermediates(files, levels, profile)
         with settings(WRITING):
             gdal_copy(base, path, driver="COG", OVERVIEWS="FORCE_USE_EXISTING", **options)
         progress(1.0)
@@ -378,9 +319,6 @@ def _base_level(profile: OutputProfile, mosaic: Mosaic) -> Level:
     return Level(profile.grid.width, profile.grid.height, pieces)
 
 
-# ---- overviews
-
-
 def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfile) -> Level:
     """Write half the resolution of the file above to path, and return what it holds."""
     width, height = -(-level.width // 2), -(-level.height // 2)
@@ -397,147 +335,8 @@ def _write_overview(above: Path, path: Path, level: Level, profile: OutputProfil
             if half_valid is not None:
                 target.write_mask(half_valid, window=gdal_window(window))
             pixels = TilePixels(np.ascontiguousarray(half.transpose(1, 0, 2)), half_valid)
-            pieces.append(_piece(window, pixels, profile))
+            pieces.append(piece_of(window, pixels, profile))
     return Level(width, height, tuple(pieces))
-
-
-def _check_intermediates(
-    files: Sequence[Path], levels: Sequence[Level], profile: OutputProfile
-) -> None:
-    # Overviews are computed from files that GDAL wrote, so losses there would go unnoticed.
-    for number, (file, level) in enumerate(zip(files, levels, strict=True)):
-        with open_level(file) as dataset:
-            windows = [piece.window for piece in level.pieces]
-            found = measure(dataset, windows, mask=profile.mask, lossless=True, one_pass=False)
-            for expected, piece in zip(level.pieces, found, strict=True):
-                if (expected.pixels, expected.mask) != (piece.pixels, piece.mask):
-                    raise VerificationError(
-                        f"Level {number} of the result did not reach the disk whole."
-                    )
-
-
-# ---- checking
-
-
-def _read_back(
-    path: Path,
-    profile: OutputProfile,
-    expected: Sequence[Level],
-    mosaic: Mosaic,
-    progress: PartProgress,
-) -> tuple[Level, ...]:
-    """The levels as read from the file. Raises VerificationError if they differ from expected."""
-    chosen, lossless = FORMATS[profile.format], is_lossless(profile)
-    found_levels = []
-    for number, level in enumerate(expected):
-        with open_level(path, number) as dataset:
-            if (dataset.width, dataset.height) != (level.width, level.height):
-                raise VerificationError(
-                    f"Level {number} of {path.name} has another size than was written."
-                )
-            bounded = _bounding_errors(path, mosaic, has_alpha=profile.has_alpha)
-            windows = [piece.window for piece in level.pieces]
-            found = tuple(
-                measure(
-                    dataset,
-                    windows,
-                    mask=profile.mask,
-                    lossless=lossless,
-                    one_pass=chosen.one_pass,
-                    inspect=None if lossless or number else bounded,
-                    progress=progress if number == 0 else None,
-                )
-            )
-        for index, (wanted, piece) in enumerate(zip(level.pieces, found, strict=True)):
-            if wanted.mask != piece.mask or (lossless and wanted.pixels != piece.pixels):
-                raise VerificationError(
-                    f"Tile {index} of level {number} of {path.name} did not reach the disk."
-                )
-            # WebP changes the colours of transparent pixels
-            compared = slice(-1 if profile.has_alpha else 0, None)
-            # Lossless pieces have no means.
-            if not np.allclose(
-                wanted.means[compared], piece.means[compared], rtol=0, atol=LOSSY_ERROR
-            ):
-                raise VerificationError(
-                    f"Tile {index} of level {number} of {path.name} has other means than the "
-                    "result: it was lost on the way to the disk or compressed too strongly."
-                )
-        found_levels.append(Level(level.width, level.height, found))
-        if chosen.driver in ("GTiff", "COG"):
-            with open_level(path) as dataset:
-                if (lost := missing_block(dataset, number)) is not None:
-                    raise VerificationError(
-                        f"{lost} of level {number} of {path.name} did not reach the disk."
-                    )
-    return tuple(found_levels)
-
-
-def _bounding_errors(path: Path, mosaic: Mosaic, *, has_alpha: bool) -> Inspect:
-    """A check for lossy files. Raises VerificationError where the error is too large."""
-
-    def inspect(part: Window, rows: NDArray[Any], _: NDArray[np.bool_] | None) -> None:
-        wanted = mosaic.read(part).rows
-        errors = np.abs(rows.astype(np.float32) - wanted)
-        if has_alpha:
-            errors[:, :-1] *= wanted[:, -1:] != 0
-        if (error := errors.mean()) > LOSSY_ERROR:
-            raise VerificationError(
-                f"{path.name}, rows {part.row} to {part.bottom}, differs from the "
-                f"result by {error:.0f} grey levels on average: it was lost on the way to the disk "
-                "or compressed too strongly."
-            )
-
-    return inspect
-
-
-def _check_description(path: Path, profile: OutputProfile) -> None:
-    with open_level(path) as dataset:
-        grid, transform = profile.grid, profile.grid.transform
-        points, points_crs = profile.gcps or ((), None)
-        metadata = {
-            "bands": (dataset.count, profile.count),
-            "type": (dataset.dtypes[0], profile.dtype),
-            "nodata": (str(dataset.nodata), str(_as_held(profile.nodata, profile.dtype))),
-            "CRS": (
-                dataset.crs is not None or dataset.gcps[1] is not None,
-                grid.crs is not None or points_crs is not None,
-            ),
-            "control points": (_lie_at(points, dataset.gcps[0]), True),
-            "transform": (
-                transform is None
-                or dataset.transform.almost_equals(
-                    transform, 1e-9 * max(1.0, *map(abs, transform[:6]))
-                ),
-                True,
-            ),
-        }
-        wrong = [
-            f"{name}: {found}, not {wanted}"
-            for name, (found, wanted) in metadata.items()
-            if found != wanted
-        ]
-    if wrong:
-        raise VerificationError(
-            f"{path.name} does not have the metadata that were written: {'; '.join(wrong)}."
-        )
-
-
-def _as_held(nodata: float | None, dtype: str) -> float | None:
-    """Nodata rounded to the type: -3.40282e+38 is not exactly a float32."""
-    return None if nodata is None else float(np.dtype(dtype).type(nodata))
-
-
-def _lie_at(points: Sequence[GroundControlPoint], found: Sequence[GroundControlPoint]) -> bool:
-    """Whether GCPs match to side-car precision: 4 decimals of pixels, 13 digits of x, y."""
-    return len(points) == len(found) and all(
-        np.allclose((one.row, one.col), (other.row, other.col), rtol=0, atol=1e-4)
-        and np.allclose((one.x, one.y), (other.x, other.y), rtol=1e-12, atol=1e-6)
-        for one, other in zip(points, found, strict=True)
-    )
-
-
-# ---- side-car files
 
 
 def _sidecars(path: Path, profile: OutputProfile) -> tuple[Path, ...]:

@@ -107,10 +107,8 @@ def check_file(name: str, how: ReadOptions) -> str | None:
     """The driver to open a file with; None for any. Raises SourceError, before GDAL opens it."""
     # os.path.exists, since the name may be a whole virtual raster, too long for Path.exists.
     path, there = Path(name), os.path.exists(name)
-    named_elsewhere = (
-        "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
-    )
-    if named_elsewhere and not how.untrusted:
+    named = "://" in name or name.startswith(("/vsi", VIRTUAL)) or (":" in name and not there)
+    if named and not how.untrusted:
         return None
     if not there:
         raise SourceError(f"{name} does not exist: check the path.")
@@ -153,10 +151,8 @@ def check_dataset(name: str, dataset: Any, how: ReadOptions) -> None:
         raise SourceError(
             f"{name} has pixels of type {types[0]}: convert them to one of {', '.join(DTYPES)}."
         )
-    limits, or_trust = (
-        how.limits,
-        ", or leave untrusted=True out if you trust the file" if how.untrusted else "",
-    )
+    limits = how.limits
+    or_trust = ", or leave untrusted=True out if you trust the file" * how.untrusted
     pixels = dataset.width * dataset.height
     if pixels > limits.pixels:
         raise SourceError(
@@ -186,7 +182,6 @@ def check_dataset(name: str, dataset: Any, how: ReadOptions) -> None:
 def block_bytes(dataset: Any) -> int:
     """Bytes that are decoded at once, even for a small window."""
     rows, cols = dataset.block_shapes[0]
-    together = (
-        dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
-    )
+    interleaved = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+    together = dataset.count if interleaved else 1
     return int(rows * cols * np.dtype(dataset.dtypes[0]).itemsize * together)

@@ -56,11 +56,8 @@ def window_of_bbox(name: str, grid: Grid, bbox: tuple[float, float, float, float
         turns = (ROUND * count for count in range(-2, 3))
         boxes = [_Box(box.left + turn, box.bottom, right + turn, box.top) for turn in turns]
     met = {window for each in boxes if not (window := _met(grid, grid.transform, each)).is_empty}
-    met = {
-        window
-        for window in met
-        if not any(other != window and other.contains(window) for other in met)
-    }
+    inside = {one for one in met for other in met if other != one and other.contains(one)}
+    met -= inside
     if not met:
         raise UsageError(f"The bbox {box} does not intersect {name}: give it in the scene's CRS.")
     if len(met) > 1:
@@ -80,6 +77,5 @@ def _met(grid: Grid, transform: Affine, box: _Box) -> Window:
     cols, rows = zip(*corners, strict=True)
     col, row = math.floor(min(cols) + TOUCHED), math.floor(min(rows) + TOUCHED)
     end_col, end_row = math.ceil(max(cols) - TOUCHED), math.ceil(max(rows) - TOUCHED)
-    return Window(row, col, end_row - row, end_col - col).clipped(
-        Window(0, 0, grid.height, grid.width)
-    )
+    whole = Window(0, 0, grid.height, grid.width)
+    return Window(row, col, end_row - row, end_col - col).clipped(whole)
