@@ -1,4 +1,5 @@
-// Serves dist/ as `npm run serve`, with the headers that allow threads; a port may be given.
+// Serves a folder, dist/ by default, with the headers that allow threads:
+// node serve.mjs [PORT [FOLDER [without-threads]]]
 
 import { createReadStream, statSync } from "node:fs";
 import { createServer } from "node:http";
@@ -19,14 +20,16 @@ const ISOLATED = {
   "Cross-Origin-Embedder-Policy": "require-corp",
 };
 
-const [port = "8000", isolated = "isolated"] = process.argv.slice(2);
+const [port = "8000", folder = "dist", without] = process.argv.slice(2);
+const headers = without === "without-threads" ? {} : ISOLATED;
 const server = createServer((request, response) => {
   const { pathname } = new URL(request.url, "http://localhost");
-  const path = join("dist", normalize(decodeURIComponent(pathname === "/" ? "/index.html" : pathname)));
+  const file = normalize(decodeURIComponent(pathname.endsWith("/") ? `${pathname}index.html` : pathname));
+  const path = join(folder, file);
   try {
     const { size } = statSync(path);
     const type = TYPES[extname(path)] ?? "application/octet-stream";
-    response.writeHead(200, { "Content-Type": type, "Content-Length": size, ...(isolated === "isolated" && ISOLATED) });
+    response.writeHead(200, { "Content-Type": type, "Content-Length": size, ...headers });
     createReadStream(path).pipe(response);
   } catch {
     response.writeHead(404).end();
