@@ -67,6 +67,8 @@ async function network(
   ort.env.logLevel = "error";
   const session: InferenceSession = await ort.InferenceSession.create(content, {
     executionProviders: [provider],
+    // Planning which node may reuse which memory takes half a minute in WebAssembly; this omits it.
+    executionMode: "parallel",
   });
   return {
     runsOn: provider === "webgpu" ? "GPU" : `CPU, ${threads} thread${threads > 1 ? "s" : ""}`,

@@ -45,6 +45,10 @@ async function faultOf(image: GeoTIFFImage, place?: Place): Promise<string | und
   const photometric = await valueOf(image, "PhotometricInterpretation");
   const extra = numbersOf(await valueOf(image, "ExtraSamples")) ?? [];
   const colours = photometric === RGB ? 3 : 1;
+  if (bits.some((each, band) => each !== bits[0] || image.getSampleFormat(band) !== 1)) {
+    return "has numbers that are signed, fractions or of several types";
+  }
+  if (bits[0] !== 8 && bits[0] !== 16) return `has ${bits[0]} bits per band`;
   if (photometric === 3) return "has a palette";
   if (photometric !== RGB && photometric !== GREY) {
     return `stores its colours in a way (photometric interpretation ${photometric})`;
@@ -52,10 +56,6 @@ async function faultOf(image: GeoTIFFImage, place?: Place): Promise<string | und
   if (samples !== colours && !(samples === colours + 1 && (extra[0] === 1 || extra[0] === 2))) {
     return `has ${samples} bands that are not just grey or red, green and blue`;
   }
-  if (bits.some((each, band) => each !== bits[0] || image.getSampleFormat(band) !== 1)) {
-    return "has numbers that are signed, fractions or of several types";
-  }
-  if (bits[0] !== 8 && bits[0] !== 16) return `has ${bits[0]} bits per band`;
   if (image.getGDALNoData() !== null) return "declares nodata";
   if (await valueOf(image, 50844)) return "is located by RPCs";
   if (place?.tiepoints && !place.pixelScale && !place.transformation) {
