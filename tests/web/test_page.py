@@ -154,8 +154,11 @@ def write(path: Path, raw: Any, mask: Any = None, **profile: Any) -> Path:
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(
             *(path, "w"),
-            **{"driver": "GTiff" if path.suffix == ".tif" else path.suffix[1:].upper()},
-            **{"count": count, "height": height, "width": width, "dtype": raw.dtype},
+            driver="GTiff" if path.suffix == ".tif" else path.suffix[1:].upper(),
+            count=count,
+            height=height,
+            width=width,
+            dtype=raw.dtype,
             **profile,
         ) as target,
     ):
