@@ -33,6 +33,7 @@ export class View {
       after: document.createElement("canvas"),
     };
     this.fit();
+    if (this.zoom < 1) this.actualSize(); // no pixel of a large result is left out at first
   }
 
   showBefore(before: Before): void {
