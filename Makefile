@@ -17,7 +17,7 @@ BENCHMARKS := \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
   does_it_choose_well
 
-.PHONY: help demo test test-long check format bench wheels qgis-plugin docs site gallery readme-picture clean
+.PHONY: help demo test test-long check format bench wheels qgis-plugin web docs site gallery readme-picture clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,24 @@ qgis-plugin:  ## the plugin of QGIS as a file to install, dist/repmamba_qgis.zip
 	@rm -rf dist/repmamba_qgis.zip plugins/qgis/repmamba_qgis/__pycache__
 	cd plugins/qgis && $(PYTHON) -m zipfile -c ../../dist/repmamba_qgis.zip repmamba_qgis
 
+# The first weights are the default of the page.
+WEB_WEIGHTS ?= x4
+
+.venv/installed-onnx: .venv/installed
+	$(PIP) --editable '.[onnx]'
+	@touch $@
+
+web/node_modules: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts
+	@touch $@
+
+web: .venv/installed-onnx web/node_modules  ## the page that enlarges pictures in a browser, in web/dist; needs Node.js
+	@rm -rf web/models && mkdir web/models
+	@for weights in $(WEB_WEIGHTS); do \
+	  $(BIN)/repmamba export $$weights -o web/models/$$weights.onnx --json > web/models/$$weights.json || exit 1; \
+	done
+	cd web && npm run --silent check && npm run --silent build
+
 docs: .venv/installed-dev  ## update the generated parts of the pages: options, formats, rooms
 	$(BIN)/python docs/write.py
 
@@ -98,6 +116,7 @@ docs: .venv/installed-dev  ## update the generated parts of the pages: options, 
 
 site: .venv/installed-docs  ## the pages as a site, in build/site; a broken link fails
 	$(BIN)/zensical build --clean --strict
+	@if [ -f web/dist/index.html ]; then cp -r web/dist/. build/site/browser/; fi
 
 gallery: .venv/installed  ## the pictures of the gallery, from the reference data
 	$(BIN)/python -W ignore docs/gallery.py
@@ -109,4 +128,4 @@ readme-picture: .venv/installed  ## the picture of the README, from the bundled 
 	  -o docs/intersection.png --window 60,60,104,76
 
 clean:  ## remove the environment, what was built, the demo's results and all caches
-	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache
+	rm -rf .venv build demo dist web/node_modules web/models web/dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache

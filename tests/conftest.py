@@ -27,6 +27,7 @@ GOOD_REASONS = (  # how the reason of a skip may begin; CONTRIBUTING.md says the
     "no right to",
     "this system has no",
     "this processor has no",
+    "the page is not built",
 )
 
 # What the caller's shell says to repmamba, to a launcher's processes or to curl is not said to the
