@@ -466,7 +466,10 @@ def whole(text: str, least: int = 0, most: int = 1 << 62) -> int:
 def label(name: Any) -> str:
     """A client's name for a file as one line to show. It never becomes the name of a file here."""
     text = " ".join(name.split()) if isinstance(name, str) else ""
-    return "".join(filter(str.isprintable, text)).replace("/", "_")[:LONGEST_NAME] or "scene"
+    return (
+        "".join(filter(str.isprintable, text)).replace("/", "_").lstrip(".")[:LONGEST_NAME]
+        or "scene"
+    )
 
 
 def decoded(text: str) -> bytes:

@@ -67,10 +67,10 @@ def run(order: Order, connection: Connection) -> None:
 
 def _why(error: Exception, order: Order) -> str:
     """What to tell the client about an error. A bug is logged."""
-    if isinstance(error, RepmambaError):
-        return _line(error, order)
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return _too_large(order.limits)
+    if isinstance(error, RepmambaError):
+        return _line(error, order)
     log_as_json()
     logger.exception("a job failed by a bug", extra={"job": order.folder.name})
     return "Something went wrong; the log of the service says what."
