@@ -60,7 +60,7 @@ class Server:
             timeout=60,
             headers={} if token is None else {"Authorization": f"Bearer {token}"},
         )
-        self.log_file = Path(self.settings["folder"]).with_suffix(".log")
+        self.log_file = Path(self.settings["folder"]).parent.with_suffix(".log")
         self.start()
 
     def start(self) -> None:

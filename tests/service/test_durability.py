@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,23 +135,24 @@ def has_ended(pid: int) -> bool:
 
 def test_a_full_disk_refuses_what_is_new_and_loses_nothing(start, small_disk):
     folder = small_disk(8000)
-    server: Server = start(folder=str(folder / "state"), limits={"reserved_bytes": 200_000})
-    done = server.execute(picture(1), wait=False).json()["jobID"]
-    server.ended(done)
-    slow = server.execute(picture(edge=150), wait=False, ensemble=True).json()["jobID"]
-    waiting = server.execute(picture(2), wait=False).json()["jobID"]
-    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
-    assert server.client.post("/uploads", content=picture(3)).status_code == 507
-    assert server.client.get("/ready").status_code == 507
-    assert server.client.get(f"/jobs/{done}/results").status_code == 200
-    time.sleep(1)
-    (folder / "filler").unlink()
-    for job_id in (slow, waiting):
-        status = server.ended(job_id)
-        assert status["status"] == "successful" or "disk" in status["message"]
-    assert server.execute(picture(3)).status_code == 200
+    limits = {"reserved_bytes": 200_000}
+    with closing(start(folder=str(folder / "state"), limits=limits)) as server:
+        done = server.execute(picture(1), wait=False).json()["jobID"]
+        server.ended(done)
+        slow = server.execute(picture(edge=150), wait=False, ensemble=True).json()["jobID"]
+        waiting = server.execute(picture(2), wait=False).json()["jobID"]
+        with suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert server.client.post("/uploads", content=picture(3)).status_code == 507
+        assert server.client.get("/ready").status_code == 507
+        assert server.client.get(f"/jobs/{done}/results").status_code == 200
+        time.sleep(1)
+        (folder / "filler").unlink()
+        for job_id in (slow, waiting):
+            status = server.ended(job_id)
+            assert status["status"] == "successful"
+        assert server.execute(picture(3)).status_code == 200
 
 
 @pytest.fixture
@@ -227,22 +227,23 @@ def test_a_job_that_was_stopped_goes_on_from_its_finished_tiles(settings, monkey
         assert job.result["facts"]["tiles_resumed"] > 0
 
 
-def answer_of(folder: Path, small: dict[str, str], content: bytes, **limits: Any) -> Any:
-    """What the process of a job says at last."""
+def answer_of(
+    folder: Path, small: dict[str, str], content: bytes, edge: int = 16, **limits: Any
+) -> Any:
+    """What the process of a job says at last. edge: of the window to upscale."""
     folder.mkdir()
     (folder / INPUT).write_bytes(content)
     order = Order(
         folder=folder,
-        keywords={"format": "GTiff", "weights": small["small"]},
+        keywords={"format": "GTiff", "weights": small["small"], "window": (0, 0, edge, edge)},
         reference=None,
         name="a.png",
         allowed=(),
         limits=Limits(**{"reserved_bytes": 0, **limits}),
         workers=1,
     )
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=carry_out, args=(order, theirs))
+    ours, theirs = dispatch.PROCESSES.Pipe()
+    process = dispatch.PROCESSES.Process(target=carry_out, args=(order, theirs))
     process.start()
     theirs.close()
     message: Any = {"done": 0}
@@ -254,18 +255,44 @@ def answer_of(folder: Path, small: dict[str, str], content: bytes, **limits: Any
 
 
 @pytest.mark.parametrize(
-    ("limits", "said"),
+    ("limits", "edge", "said"),
     [
-        ({"memory_bytes": 230 << 20}, "needs more than the 241.2 MB of memory"),
-        ({"disk_bytes": 900_000}, "needs more than the 900.0 kB of disk space"),
-        ({"disk_bytes": 500_000}, "File too large"),
-        ({"reserved_bytes": 1 << 60}, "The disk of the service is full"),
-        ({"pixels": 1000}, "this service takes at most 1,000"),
+        # the input and a small result together, then one large file
+        ({"disk_bytes": 400_000}, 16, "needs more than the 400.0 kB of disk space"),
+        ({"disk_bytes": 500_000}, 256, "File too large"),
+        ({"pixels": 1000}, 16, "this service takes at most 1,000"),
     ],
-    ids=["memory", "disk", "file", "reserve", "pixels"],
+    ids=["disk", "file", "pixels"],
 )
-def test_a_job_stays_within_its_limits(tmp_path, small, limits, said):
-    assert said in answer_of(tmp_path / "job", small, picture(edge=300), **limits)["failed"]
+def test_a_job_stays_within_its_limits(tmp_path, small, limits, edge, said):
+    content = picture(edge=400, kind="TIFF")
+    assert said in answer_of(tmp_path / "job", small, content, edge, **limits)["failed"]
+
+
+def test_a_job_waits_while_the_disk_is_full(settings, monkeypatch):
+    monkeypatch.setattr(dispatch, "RETRY_AFTER", 0.05)
+    with Run(settings()) as run:
+        monkeypatch.setattr(run.store, "_reserved", 1 << 60)
+        time.sleep(0.2)
+        job_id = run.add(picture())
+        assert not run.ended.wait(1)
+        assert run.store.queue.get(job_id).status == "accepted"
+        monkeypatch.setattr(run.store, "_reserved", 0)
+        assert run.ended.wait(60)
+        assert run.store.queue.get(job_id).status == "successful"
+
+
+def test_a_job_that_finds_the_disk_full_is_tried_again(tmp_path, small):
+    answer = answer_of(tmp_path / "job", small, picture(), reserved_bytes=1 << 60)
+    assert answer == {"full": True}
+
+
+def test_a_job_that_needs_too_much_memory_fails_and_says_so(settings):
+    with Run(settings(memory_bytes=230 << 20)) as run:
+        job_id = run.add(picture(edge=300))
+        assert run.ended.wait(60)
+        job = run.store.queue.get(job_id)
+        assert (job.status, "241.2 MB of memory" in job.message) == ("failed", True)
 
 
 def test_a_job_within_its_limits_succeeds(tmp_path, small):

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from repmamba.errors import UsageError
+from repmamba.durable import readable
+from repmamba.errors import NoSpace, UsageError
 from repmamba.service.inputs import keywords
 from repmamba.service.order import Order, carry_out
 from repmamba.service.queue import FAILED, SUCCESSFUL, Job
@@ -30,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 TRIES = 3  # of a job whose process ends without an answer
 SWEEP_EVERY = 60.0  # seconds
-RETRY_AFTER = 2.0  # seconds, when the database cannot be written
+RETRY_AFTER = 2.0  # seconds, when the disk cannot be written
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["repmamba.service.work"])
 
 
 @dataclass(slots=True)
@@ -58,8 +61,6 @@ class Dispatcher:
         self._running: dict[str, _Running] = {}
         self._wake = threading.Condition()
         self._stopping = False
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["repmamba.service.work"])
         self._threads = [
             *(threading.Thread(target=self._work, name=f"jobs-{n}") for n in range(settings.jobs)),
             threading.Thread(target=self._sweep, name="sweeper"),
@@ -113,13 +114,18 @@ class Dispatcher:
 
     def _work(self) -> None:
         while not self._stopping:
-            job = self._insist(self._store.queue.claim)
+            job = self._insist(self._claim)
             if job is not None:
                 self._run(job)
                 continue
             with self._wake:
                 if not self._stopping:
                     self._wake.wait(SWEEP_EVERY)
+
+    def _claim(self) -> Job | None:
+        """The next job. Raises NoSpace, since none can be done on a full disk."""
+        self._store.check_space()
+        return self._store.queue.claim()
 
     def _run(self, job: Job) -> None:
         begun = time.monotonic()
@@ -137,7 +143,11 @@ class Dispatcher:
                 self._insist(lambda: queue.put_back(job.id, died=died))
                 self._changed(job.id)
                 return
-            why = f"The process of the job ended {TRIES} times without an answer."
+            memory = readable(self._settings.limits.memory_bytes)
+            why = (
+                f"The process of the job ended {TRIES} times without an answer: it may need more "
+                f"than the {memory} of memory that this service gives to one."
+            )
         status = FAILED if answer is None else SUCCESSFUL
         stored = self._insist(lambda: queue.finish(job.id, status, why or "", answer))
         if stored is not None and (answer is None or not stored):
@@ -165,9 +175,9 @@ class Dispatcher:
             )
         except UsageError as changed:  # the service was restarted with other weights
             return None, str(changed)
-        ours, theirs = self._context.Pipe()
+        ours, theirs = PROCESSES.Pipe()
         with ours:
-            process = self._context.Process(target=carry_out, args=(order, theirs), name=job.id)
+            process = PROCESSES.Process(target=carry_out, args=(order, theirs), name=job.id)
             process.start()
             theirs.close()
             running = self._running[job.id] = _Running(process)
@@ -202,15 +212,15 @@ class Dispatcher:
         return None, f"The job took longer than the {seconds:g} s that this service gives to one."
 
     def _insist(self, write: Callable[[], Any]) -> Any:
-        """Write to the database, again and again while that fails; None when the service stops.
+        """Write to the disk, again and again while that fails; None when the service stops.
 
         A job whose end could not be stored runs again after the restart, and finds its result.
         """
         while True:
             try:
                 return write()
-            except sqlite3.OperationalError as error:
-                logger.error("the database cannot be written", extra={"why": str(error)})
+            except (sqlite3.OperationalError, NoSpace) as error:
+                logger.error("the disk cannot be written", extra={"why": str(error)})
                 with self._wake:
                     if self._stopping:
                         return None

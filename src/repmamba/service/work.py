@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repmamba.durable import free_bytes, readable
-from repmamba.errors import NoSpace, RepmambaError, SourceError
+from repmamba.durable import PIECE, free_bytes, readable
+from repmamba.errors import NoSpace, RepmambaError, SourceError, TargetError, UsageError
 from repmamba.scene.engine import upscale_file
 from repmamba.scene.scene_result import SceneResult
 from repmamba.scene.source.admission import ReadOptions
@@ -48,7 +48,7 @@ CHECK_EVERY = 5.0  # seconds between looks at the disk
 # advice of the engine that only helps who calls it
 _ADVICE = re.compile(
     r",? or leave untrusted=True out if you trust the file|Raise max_pixels=[^.]*\.|"
-    r" ?The same call continues[^.]*\."
+    r"(All|Finished) tiles are kept[^.]*\."
 )
 
 
@@ -61,8 +61,13 @@ def run(order: Order, connection: Connection) -> None:
     try:
         answer = {"result": _upscale(order, lambda done: _say(connection, {"done": done}))}
     except Exception as error:
-        answer = {"failed": _why(error, order)}
+        full = isinstance(error, TargetError) and _is_full(order)
+        answer = {"full": True} if full else {"failed": _why(error, order)}
     _say(connection, answer)
+
+
+def _is_full(order: Order) -> bool:
+    return free_bytes(order.folder) < max(order.limits.reserved_bytes, PIECE)
 
 
 def _why(error: Exception, order: Order) -> str:
@@ -159,10 +164,10 @@ def _watched(order: Order, tell: Callable[[float], None]) -> Callable[[int, int]
         tell(round(done / total, 3))
         if time.monotonic() > checked + CHECK_EVERY:
             checked = time.monotonic()
-            if free_bytes(order.folder) < limits.reserved_bytes:
-                raise NoSpace("The disk of the service is full: try again later.")
+            if _is_full(order):
+                raise NoSpace("The disk of the service is full.")
             if _bytes_in(order.folder) > limits.disk_bytes:
-                raise NoSpace(
+                raise UsageError(
                     f"The job needs more than the {readable(limits.disk_bytes)} of disk space that "
                     "this service gives to one: ask for a part of the scene (window)."
                 )
