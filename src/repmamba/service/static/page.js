@@ -28,19 +28,19 @@ function inputs() {
   const found = {};
   for (const field of document.querySelectorAll("[data-input]")) {
     const text = field.value.trim();
-    if (text) found[field.dataset.input] = value(text, field.tagName === "SELECT");
+    if (text) found[field.dataset.input] = value(text, field);
   }
   return found;
 }
 
 // "3,2,1" is a list, "0" a number, "robust" a word; choices are JSON already.
-function value(text, isJson) {
-  if (isJson) return JSON.parse(text);
+function value(text, field) {
+  if (field.tagName === "SELECT") return JSON.parse(text);
   const parts = text.split(",").map((part) => {
     const word = part.trim();
     return word !== "" && Number.isFinite(Number(word)) ? Number(word) : word;
   });
-  return text.includes(",") ? parts : parts[0];
+  return "list" in field.dataset || parts.length > 1 ? parts : parts[0];
 }
 
 function upload(file) {
