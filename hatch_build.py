@@ -1,8 +1,9 @@
-"""Build the compiled kernels into the package, with the C++ compiler of the ziglang wheel.
+"""Build the compiled kernels into the package, with zig's C++ compiler.
 
 One library holds the kernels for every level of a processor family; the package chooses at run
-time. No system compiler is used. REPMAMBA_TARGET names another platform to build a wheel for. If
-there is no compiler, or it fails, the wheel is made without a library, and torch's operations run.
+time. zig is that of the ziglang wheel, or without it (in conda) the program on the PATH.
+REPMAMBA_TARGET names another platform to build a wheel for. If there is no compiler, or it fails,
+the wheel is made without a library, and torch's operations run.
 """
 
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,7 +75,8 @@ def this_platform() -> str:
 
 def compiler(target: Target) -> list[str]:
     """The command that compiles and links for a target."""
-    return [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
+    zig = [sys.executable, "-m", "ziglang"] if find_spec("ziglang") else ["zig"]
+    return [*zig, "cc", "-target", target.triple]
 
 
 def build(target: Target, sources: Path, library: Path, flags: list[str] = FLAGS) -> None:

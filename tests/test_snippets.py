@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.rio.main import main_group as rio
 from rasterio.transform import from_origin
 
 import repmamba
@@ -38,7 +39,7 @@ BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-RUN, SHOWN = ("bash", "python"), ("dockerfile", "text")
+RUN, SHOWN = ("bash", "python"), ("text",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ def run_command(words: list[str]) -> int:
     match words:
         case ["repmamba", *arguments]:
             return command_line.run(arguments)
+        case ["rio", *arguments]:
+            rio(arguments, standalone_mode=False)
+            return 0
         case ["python", script, *arguments]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", [script, *arguments])

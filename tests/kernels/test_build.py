@@ -2,6 +2,7 @@
 it cannot be.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -128,6 +129,25 @@ def test_where_the_compiler_fails_the_wheel_is_pure_and_holds_no_older_library(
     (warning,) = result.warnings
     assert "could not be compiled" in warning.args[0]
     assert not list(checkout.rglob(PATH.name))
+
+
+def test_without_the_ziglang_wheel_zig_on_the_path_compiles(
+    hatch_build, build, checkout, monkeypatch, tmp_path
+):
+    import ziglang
+
+    programs, used = tmp_path / "programs", tmp_path / "used"
+    programs.mkdir()
+    zig = programs / "zig"
+    zig.write_text(
+        f'#!/bin/sh\ntouch {used}\nexec {Path(ziglang.__file__).with_name("zig")} "$@"\n'
+    )
+    zig.chmod(0o700)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setitem(hatch_build.build.__globals__, "find_spec", lambda name: None)
+    assert build().data["pure_python"] is False
+    assert used.exists()
+    assert list((checkout / "build").rglob(PATH.name))
 
 
 def test_on_a_platform_without_a_target_the_wheel_is_pure(build, monkeypatch):

@@ -4,6 +4,7 @@ is installed.
 
 import configparser
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from repmamba.cli.upscale import upscale
 
 PLUGINS = Path(__file__).parents[2] / "plugins" / "qgis"
 FOLDER = PLUGINS / "repmamba_qgis"
+COLORADO = Path(__file__).parents[2] / "examples" / "colorado.tif"
 PROGRAM = Path(sys.executable).with_name("repmamba")  # of the environment that the tests run in
 QGIS = shutil.which("qgis_process.bin") or shutil.which("qgis_process")
 
@@ -174,10 +177,8 @@ def test_the_metadata_are_what_qgis_asks_for_and_of_this_version():
 
 
 @pytest.fixture
-def qgis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """qgis_process with this plugin alone, in a profile and an environment of its own: ours is for
-    another GDAL.
-    """
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A profile and an environment for QGIS: ours is for another GDAL."""
     if QGIS is None:
         pytest.skip("this system has no QGIS")
     folders = {
@@ -185,12 +186,17 @@ def qgis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     }
     for folder in folders.values():
         folder.mkdir(0o700)
-    environment = {name: str(folder) for name, folder in folders.items()} | {
+    return {name: str(folder) for name, folder in folders.items()} | {
         "QT_QPA_PLATFORM": "offscreen",
         "QGIS_PLUGINPATH": str(PLUGINS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PATH": os.pathsep.join([os.environ["PATH"], str(PROGRAM.parent)]),
     }
+
+
+@pytest.fixture
+def qgis(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """qgis_process with this plugin enabled."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([QGIS, *arguments], capture_output=True, text=True, env=environment)
@@ -221,3 +227,73 @@ def test_the_algorithm_of_qgis_enlarges_a_part_given_in_another_crs(
     missing = qgis(*algorithm, f"INPUT={scene}", f"OUTPUT={target}", "WEIGHTS=nope")
     assert "There are no weights 'nope'" in missing.stdout + missing.stderr
     assert missing.returncode
+
+
+@pytest.fixture
+def run_in_qgis(environment: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    """The algorithm as the dialog of QGIS runs it: in the background, on a layer of the project."""
+    python = "/usr/bin/python3"  # the one that the packages of QGIS are for
+    if subprocess.run([python, "-c", "import qgis.core"], capture_output=True).returncode:
+        pytest.skip("this system has no QGIS in Python")
+
+    def run(*, cancel: bool, command: Path = PROGRAM, **answers: object) -> dict[str, Any]:
+        told = {"plugins": PLUGINS, "command": command, "answers": answers, "cancel": cancel}
+        script = [python, Path(__file__).with_name("run_in_qgis.py"), json.dumps(told, default=str)]
+        done = subprocess.run(script, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def test_the_dialog_of_qgis_enlarges_a_part_drawn_on_the_map_and_shows_progress(
+    run_in_qgis, tiny_weights, tmp_path
+):
+    target = tmp_path / "out.tif"
+    with rasterio.open(COLORADO) as scene:
+        part = (scene.bounds.left + 15, scene.bounds.bottom + 6, scene.bounds.right - 15, 4311660)
+        left, bottom, right, top = transform_bounds(scene.crs, "EPSG:3857", *part)
+        pixel = max(scene.res)
+    done = run_in_qgis(
+        cancel=False,
+        INPUT=COLORADO,
+        OUTPUT=target,
+        SCALE=0,
+        WEIGHTS=tiny_weights(2),
+        EXTENT=f"{left},{right},{bottom},{top} [EPSG:3857]",
+    )
+    assert done["ok"], done["log"]
+    assert done["progress"][-1] == 100
+    with rasterio.open(target) as result:
+        # The box is turned a little in the other CRS, so the part is a bit larger than drawn.
+        assert tuple(result.bounds) == pytest.approx(part, abs=0.5 + pixel)
+        assert result.bounds.left <= part[0]
+        assert result.bounds.right >= part[2]
+        assert max(result.res) == pytest.approx(pixel / 2)
+
+
+def test_cancel_in_qgis_leaves_no_result_and_the_next_run_resumes(
+    run_in_qgis, tiny_weights, tmp_path
+):
+    source, target, command = (tmp_path / name for name in ("scene.tif", "out.tif", "repmamba"))
+    numbers = np.random.default_rng(0).integers(40, 200, (1, 512, 512)).astype(np.uint8)
+    place = {"crs": "EPSG:32613", "transform": Affine(10, 0, 500000, 0, -10, 4000000)}
+    shape = {"count": 1, "height": 512, "width": 512, "dtype": "uint8"}
+    with rasterio.open(source, "w", driver="GTiff", **shape, **place) as file:
+        file.write(numbers)
+    # many small tiles, so that on any machine most are left when the first tenth is done
+    command.write_text(f'#!/bin/sh\nshift\nexec "{PROGRAM}" upscale --tile 32 --workers 1 "$@"\n')
+    command.chmod(0o700)
+    for _ in range(2):
+        done = run_in_qgis(
+            command=command,
+            cancel=True,
+            INPUT=source,
+            OUTPUT=target,
+            SCALE=0,
+            WEIGHTS=tiny_weights(2),
+        )
+        assert not done["ok"]
+        assert 0 < done["progress"][-1] < 100
+        assert not target.exists()
+    assert "of 256 tiles are already finished" in done["log"]
