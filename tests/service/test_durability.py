@@ -19,8 +19,8 @@ import pytest
 
 from repmamba.errors import UsageError
 from repmamba.service import dispatch
-from repmamba.service.dispatch import Dispatcher
-from repmamba.service.order import Order, carry_out
+from repmamba.service.dispatch import Dispatcher, carry_out
+from repmamba.service.order import Order
 from repmamba.service.queue import Queue
 from repmamba.service.settings import Limits, Settings
 from repmamba.service.store import INPUT, Store

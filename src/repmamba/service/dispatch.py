@@ -22,7 +22,7 @@ from typing import Any
 from repmamba.durable import readable
 from repmamba.errors import NoSpace, UsageError
 from repmamba.service.inputs import keywords
-from repmamba.service.order import Order, carry_out
+from repmamba.service.order import Order
 from repmamba.service.queue import FAILED, SUCCESSFUL, Job
 from repmamba.service.settings import Settings
 from repmamba.service.store import Store
@@ -34,6 +34,13 @@ SWEEP_EVERY = 60.0  # seconds
 RETRY_AFTER = 2.0  # seconds, when the disk cannot be written
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["repmamba.service.work"])
+
+
+def carry_out(order: Order, connection: Connection) -> None:
+    """The main function of a job's process, which loads torch."""
+    from repmamba.service.work import run
+
+    run(order, connection)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Order: what a job's process is asked to do, and the function that it begins with.
+"""Order: what a job's process is asked to do.
 
 The server imports this module, not `work`, so that only the processes of jobs load torch.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,3 @@ class Order:
     allowed: tuple[Allowed, ...]
     limits: Limits
     workers: int | None
-
-
-def carry_out(order: Order, connection: Connection) -> None:
-    """The main function of the process."""
-    from repmamba.service.work import run
-
-    run(order, connection)
