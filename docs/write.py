@@ -46,6 +46,11 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
     ("exporting", "a trained network as a file that other programs run", "onnx"),
     ("train", "one recipe, one step, one loop", "torch, NumPy"),
     ("finetuning", "weights trained further on scenes, and kept where they gain", "rasterio"),
+    (
+        "service",
+        "upscale over HTTP: a queue of jobs, a process for each, OGC API - Processes",
+        "Starlette, uvicorn",
+    ),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )
 

@@ -80,6 +80,7 @@ API: dict[str, Any] = {  # what is replaced, and what it answers, or makes of wh
     "repmamba.evaluate.cost.cost_of": "counted",
     "repmamba.evaluate.cost.measured": "measured",
     "repmamba.evaluate.page.read_others": [],
+    "repmamba.service.server.serve": None,
     "repmamba.evaluate.page.page": "page",
     "repmamba.evaluate.report.check_target": None,
     "repmamba.evaluate.report.table": "table",
@@ -143,6 +144,8 @@ class Row(NamedTuple):
     value: Any
 
 
+URL = "https://a.b"
+TOKEN = Path(__file__).read_text("utf-8").strip()
 NEEDED = {
     "upscale": "in.tif -o out.tif",
     "verify": "out.tif",
@@ -154,6 +157,7 @@ NEEDED = {
     "export": "x4 -o x4.onnx",
     "evaluate": "pairs --weights mine",
     "completion": "bash",
+    "serve": "",
 }
 OF_LOAD = {
     "device": ("--device cpu", "cpu"),
@@ -324,6 +328,37 @@ OPTIONS = [
     Row("evaluate", "value_range", "... --range 200,4200", "metrics_of.peak", 4000.0),
     Row("evaluate", "tile", "... --tile 32 --ensemble", "network.tile", 32),
     Row("evaluate", "quiet", "... --quiet", "stderr", ""),
+    Row("serve", "folder", "... --folder kept", "serve.settings.folder", Path("kept")),
+    Row("serve", "host", "... --host ::1", "serve.settings.host", "::1"),
+    Row("serve", "port", "... --port 80", "serve.settings.port", 80),
+    Row("serve", "public_url", f"... --public-url {URL}", "serve.settings.public_url", URL),
+    Row("serve", "token_file", f"... --token-file {__file__}", "serve.settings.token", TOKEN),
+    Row(
+        "serve",
+        "references",
+        f"... --allow-reference {URL}",
+        "serve.settings.allowed.0.host",
+        "a.b",
+    ),
+    Row("serve", "weights", "... --weights x2", "serve.settings.weights", {"x2": "x2"}),
+    Row("serve", "jobs", "... --jobs 3", "serve.settings.jobs", 3),
+    Row("serve", "workers", "... --workers 99", "serve.settings.workers", 99),
+    Row("serve", "keep", "... --keep 1.5h", "serve.settings.keep_seconds", 5400.0),
+    Row(
+        "serve", "max_upload", "... --max-upload 2MB", "serve.settings.limits.upload_bytes", 2000000
+    ),
+    Row("serve", "max_pixels", "... --max-pixels 5", "serve.settings.limits.pixels", 5),
+    Row(
+        "serve",
+        "max_memory",
+        "... --max-memory 2GB",
+        "serve.settings.limits.memory_bytes",
+        2 * 10**9,
+    ),
+    Row("serve", "max_disk", "... --max-disk 1TB", "serve.settings.limits.disk_bytes", 10**12),
+    Row("serve", "max_time", "... --max-time 90s", "serve.settings.limits.seconds", 90.0),
+    Row("serve", "max_waiting", "... --max-waiting 7", "serve.settings.limits.waiting", 7),
+    Row("serve", "reserve", "... --reserve 3kB", "serve.settings.limits.reserved_bytes", 3000),
 ]
 
 
@@ -340,7 +375,7 @@ def at(heard: Heard, place: str) -> Any:
     def step(value: Any, name: str) -> Any:
         if isinstance(value, dict):
             return value.get(name)
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return value[int(name)] if int(name) < len(value) else None
         return getattr(value, name, None)
 

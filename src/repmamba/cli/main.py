@@ -62,6 +62,12 @@ VERBS = (
     ),
     Verb("export", "repmamba.cli.export", "Write weights as a file that other programs run."),
     Verb(
+        "serve",
+        "repmamba.cli.serve",
+        "Offer upscale to other programs and to browsers, over HTTP.",
+        resumes=True,
+    ),
+    Verb(
         "completion",
         "repmamba.cli.completion",
         "Print shell code that completes repmamba's commands.",

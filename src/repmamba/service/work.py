@@ -1,0 +1,241 @@
+"""The process of a job: it limits itself, gets the input, upscales it, and reports to the server.
+
+Inputs are hostile until proven otherwise. So each job has its own process, which knows neither the
+token nor the database. Messages to the server are lines of JSON: fractions done, then one answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from repmamba.durable import PIECE, free_bytes, readable
+from repmamba.errors import NoSpace, RepmambaError, SourceError, TargetError, UsageError
+from repmamba.scene.engine import upscale_file
+from repmamba.scene.scene_result import SceneResult
+from repmamba.scene.source.admission import ReadOptions
+from repmamba.scene.source.bbox import window_of_bbox
+from repmamba.scene.source.raster import Raster, open_raster
+from repmamba.service.inputs import OUTPUTS
+from repmamba.service.logs import log_as_json
+from repmamba.service.order import Order
+from repmamba.service.references import admitted, fetch
+from repmamba.service.settings import Limits
+from repmamba.service.store import INPUT
+from repmamba.tiles.window import Window
+
+logger = logging.getLogger(__name__)
+
+BEFORE, AFTER = "before.png", "after.png"
+SEEN = 192  # edge of the part that the previews show, lr pixels
+# how torch, the system and Python's threads say that memory is missing
+NO_MEMORY = ("allocate memory", "Cannot allocate", "can't start new thread", "out of memory")
+CHECK_EVERY = 5.0  # seconds between looks at the disk
+
+# advice of the engine that only helps who calls it
+_ADVICE = re.compile(
+    r",? or leave untrusted=True out if you trust the file|Raise max_pixels=[^.]*\.|"
+    r"(All|Finished) tiles are kept[^.]*\."
+)
+
+
+def run(order: Order, connection: Connection) -> None:
+    """The main function of the process. It ends with the connection, so with the server too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    _limit_resources(order.limits)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    answer: dict[str, Any]
+    try:
+        answer = {"result": _upscale(order, lambda done: _say(connection, {"done": done}))}
+    except Exception as error:
+        full = isinstance(error, TargetError) and _is_full(order)
+        answer = {"full": True} if full else {"failed": _why(error, order)}
+    _say(connection, answer)
+
+
+def _is_full(order: Order) -> bool:
+    return free_bytes(order.folder) < max(order.limits.reserved_bytes, PIECE)
+
+
+def _why(error: Exception, order: Order) -> str:
+    """What to tell the client about an error. A bug is logged."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return _too_large(order.limits)
+    if isinstance(error, RepmambaError):
+        return _line(error, order)
+    log_as_json()
+    logger.exception("a job failed by a bug", extra={"job": order.folder.name})
+    return "Something went wrong; the log of the service says what."
+
+
+def _limit_resources(limits: Limits) -> None:
+    import resource
+
+    # RLIMIT_DATA counts what is allocated. RLIMIT_AS would count libraries, stacks and reserved
+    # addresses as well, gigabytes that are never used.
+    for what, most in (
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(what)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def _end_with(connection: Connection) -> None:
+    """End the process when the other end is closed: by the server, or because it was killed."""
+    try:
+        connection.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _say(connection: Connection, message: Mapping[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _upscale(order: Order, tell: Callable[[float], None]) -> dict[str, Any]:
+    """Do the job; what the server keeps about its result. Raises RepmambaError."""
+    source, keywords = _source(order), dict(order.keywords)
+    output = OUTPUTS[keywords["format"]]
+    target = order.folder / f"result{output.suffix}"
+    _check_size(source, order.limits)
+    result = upscale_file(
+        source,
+        target,
+        **keywords,
+        untrusted=True,
+        workers=order.workers,
+        keep_finished=True,
+        progress=_watched(order, tell),
+    )
+    if not (order.folder / AFTER).exists():
+        _write_previews(source, result, keywords, order.folder)
+    facts = {name: value for name, value in result.as_json().items() if name != "path"}
+    return {"file": target.name, "type": output.media_type, "scale": result.scale, "facts": facts}
+
+
+def _source(order: Order) -> Path:
+    if order.reference is None:
+        return order.folder / INPUT
+    found = admitted(order.reference, order.allowed)
+    if isinstance(found, Path):
+        return found
+    target = order.folder / INPUT
+    if not target.exists():
+        part = order.folder / f"{INPUT}.part"
+        limits = order.limits
+        fetch(found, part, limit=limits.upload_bytes, patience=limits.patience)
+        os.replace(part, target)
+    return target
+
+
+def _check_size(source: Path, limits: Limits) -> None:
+    """Not by max_pixels=, which would allow any number of pixels per byte."""
+    with open_raster(source, ReadOptions(untrusted=True)) as raster:
+        width, height = raster.grid.width, raster.grid.height
+    if width * height > limits.pixels:
+        raise SourceError(
+            f"{source} has {width} x {height} pixels; this service takes at most "
+            f"{limits.pixels:,}: send a part of it."
+        )
+
+
+def _watched(order: Order, tell: Callable[[float], None]) -> Callable[[int, int], None]:
+    """The engine's progress, told to the server; now and then it checks what is on the disk."""
+    limits, checked = order.limits, -math.inf
+
+    def progress(done: int, total: int) -> None:
+        nonlocal checked
+        tell(round(done / total, 3))
+        if time.monotonic() > checked + CHECK_EVERY:
+            checked = time.monotonic()
+            if _is_full(order):
+                raise NoSpace("The disk of the service is full.")
+            if _bytes_in(order.folder) > limits.disk_bytes:
+                raise UsageError(
+                    f"The job needs more than the {readable(limits.disk_bytes)} of disk space that "
+                    "this service gives to one: ask for a part of the scene (window)."
+                )
+
+    return progress
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*"))
+
+
+def _too_large(limits: Limits) -> str:
+    return (
+        f"The job needs more than the {readable(limits.memory_bytes)} of memory that this service "
+        "gives to one: ask for fewer bands, or a part of the scene (window)."
+    )
+
+
+def _write_previews(
+    source: Path, result: SceneResult, keywords: Mapping[str, Any], folder: Path
+) -> None:
+    """The middle of the result, and the same part of the input, as pictures of 8 bit."""
+    assert result.path is not None
+    how = ReadOptions(untrusted=True, expand_palette=keywords.get("expand_palette", False))
+    with open_raster(source, how) as before, open_raster(result.path) as after:
+        part = _part(before, str(source), keywords)
+        height, width = min(SEEN, part.height), min(SEEN, part.width)
+        seen = Window((part.height - height) // 2, (part.width - width) // 2, height, width)
+        lr, lr_valid = before.read(Window(seen.row + part.row, seen.col + part.col, height, width))
+        low, high = _shown_range(lr, lr_valid)
+        for raster, (raw, valid), name in (
+            (before, (lr, lr_valid), BEFORE),
+            (after, after.read(seen.scaled(result.scale)), AFTER),
+        ):
+            colours = raster.facts.colours
+            bands = list(colours[:3] if len(colours) >= 3 else colours[:1])
+            grey = (raw[bands].astype(np.float32) - low) / max(high - low, 1e-9)
+            shown = np.where(valid, np.clip(np.nan_to_num(grey), 0, 1) * 255, 0)
+            picture = np.moveaxis(np.round(shown).astype(np.uint8), 0, 2)
+            image = Image.fromarray(picture[:, :, 0] if len(bands) == 1 else picture)
+            part_file = folder / f"{name}.part"
+            image.save(part_file, "PNG")
+            os.replace(part_file, folder / name)
+
+
+def _part(raster: Raster, name: str, keywords: Mapping[str, Any]) -> Window:
+    """The part of the input that the result shows."""
+    if "bbox" in keywords:
+        return window_of_bbox(name, raster.grid, tuple(keywords["bbox"])).clipped(raster.whole)
+    if "window" in keywords:
+        col, row, width, height = keywords["window"]
+        return Window(row, col, height, width)
+    return raster.whole
+
+
+def _shown_range(raw: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    if raw.dtype == np.uint8:
+        return 0.0, 255.0
+    values = raw[:, valid] if valid.any() else raw.reshape(len(raw), -1)
+    low, high = np.nanpercentile(values.astype(np.float64), (1, 99))
+    return float(low), float(high)
+
+
+def _line(error: BaseException, order: Order) -> str:
+    """The message for a client: one line, without this machine's paths."""
+    text = str(error).replace(str(order.folder / INPUT), order.name)
+    text = text.replace(f"{order.folder}{os.sep}", "").replace(str(order.folder), "")
+    for one in order.allowed:
+        if one.folder is not None:
+            text = text.replace(f"{one.folder}{os.sep}", "")
+    return " ".join(_ADVICE.sub("", text).split())
