@@ -75,8 +75,13 @@ VERBS = (
 )
 
 
-SYNONYMS = {"enlarge": "upscale", "superres": "upscale", "eval": "evaluate"}
-SYNONYMS |= {"check": "verify", "benchmark": "bench"}
+SYNONYMS = {
+    "enlarge": "upscale",
+    "superres": "upscale",
+    "eval": "evaluate",
+    "check": "verify",
+    "benchmark": "bench",
+}
 
 
 class VerbGroup(click.Group):
