@@ -6,6 +6,7 @@ import { build } from "esbuild";
 
 const DIST = "dist";
 const MODELS = "models";
+const ATTRIBUTION = "../src/repmamba/inference/weights/ATTRIBUTION.md";
 const RUNTIME = "node_modules/onnxruntime-web/dist";
 // For the CPU, and for the GPU. They are loaded by name, beside the page.
 const RUNTIMES = ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"];
@@ -32,6 +33,7 @@ const { metafile } = await build({
   legalComments: "none", // LICENSES.txt has them all
 });
 for (const file of ["index.html", "style.css"]) cpSync(join("src", file), join(DIST, file));
+cpSync(ATTRIBUTION, join(DIST, "ATTRIBUTION.md")); // the terms of the weights refer to it
 for (const runtime of RUNTIMES) {
   for (const ending of [".mjs", ".wasm"]) cpSync(join(RUNTIME, runtime + ending), join(DIST, runtime + ending));
 }

@@ -1,7 +1,7 @@
 // Serves a folder, dist/ by default, with the headers that allow threads:
 // node serve.mjs [PORT [FOLDER [without-threads]]]
 
-import { createReadStream, statSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
 
@@ -12,6 +12,7 @@ const TYPES = {
   ".mjs": "text/javascript",
   ".json": "application/json",
   ".wasm": "application/wasm",
+  ".md": "text/plain; charset=utf-8",
   ".txt": "text/plain; charset=utf-8",
 };
 // Threads share memory, which browsers only allow where no other origin shares the process.
@@ -23,14 +24,13 @@ const ISOLATED = {
 const [port = "8000", folder = "dist", without] = process.argv.slice(2);
 const headers = without === "without-threads" ? {} : ISOLATED;
 const server = createServer((request, response) => {
-  const { pathname } = new URL(request.url, "http://localhost");
-  const file = normalize(decodeURIComponent(pathname.endsWith("/") ? `${pathname}index.html` : pathname));
-  const path = join(folder, file);
   try {
-    const { size } = statSync(path);
+    const { pathname } = new URL(request.url, "http://localhost");
+    const file = decodeURIComponent(pathname.endsWith("/") ? `${pathname}index.html` : pathname);
+    const path = join(folder, normalize(file));
+    const content = readFileSync(path);
     const type = TYPES[extname(path)] ?? "application/octet-stream";
-    response.writeHead(200, { "Content-Type": type, "Content-Length": size, ...headers });
-    createReadStream(path).pipe(response);
+    response.writeHead(200, { "Content-Type": type, ...headers }).end(content);
   } catch {
     response.writeHead(404).end();
   }
