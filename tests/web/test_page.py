@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 import rasterio
@@ -306,6 +307,15 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         whole = write(folder / f"whole{name[3:]}", rgb).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
     (folder / "head.jpeg").write_bytes(b"\xff\xd8\xff\xe0")
+    edge = (30_000).to_bytes(4, "big")
+    head = write(folder / "small.png", rgb).read_bytes()
+    (folder / "l.png").write_bytes(head[:16] + edge + edge + head[24:])
+    frame = b"\xff\xc0\x00\x11\x08" + edge[2:] + edge[2:] + b"\x03" + bytes(9)
+    (folder / "l.jpeg").write_bytes(b"\xff\xd8" + frame)
+    sparse = folder / "sparse.tif"
+    shape = {"count": 1, "height": 30_000, "width": 30_000, "dtype": "uint8"}
+    with rasterio.open(sparse, "w", driver="GTiff", sparse_ok=True, tiled=True, **shape):
+        pass
     palette = write(folder / "palette.tif", rgb[:1], photometric="palette")
     with rasterio.open(palette, "r+") as target:
         target.write_colormap(1, {number: (number, 0, 0, 255) for number in range(256)})
@@ -320,16 +330,19 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         "float": (write(folder / "f.tif", rgb.astype("float32")), "signed, fractions"),
         "signed": (write(folder / "s.tif", rgb.astype("int16")), "signed, fractions"),
         "32 bits": (write(folder / "32.tif", rgb[:1].astype("uint32")), "has 32 bits per band"),
-        "large": (
-            write(folder / "l.tif", np.zeros((1, 2600, 2600), "uint8"), compress="deflate"),
-            "would make more than 100 megapixels, .*repmamba upscale",
-        ),
+        **{
+            f"large {path.suffix}": (
+                path,
+                "would make more than 100 megapixels, .*repmamba upscale",
+            )
+            for path in (folder / "l.png", folder / "l.jpeg", sparse)
+        },
     }
 
 
 REFUSED = (
     *("no picture", "half a PNG", "half a TIFF", "a JPEG's head", "palette", "nodata"),
-    *("seven bands", "float", "signed", "32 bits", "large"),
+    *("seven bands", "float", "signed", "32 bits", "large .png", "large .jpeg", "large .tif"),
 )
 
 
@@ -434,10 +447,21 @@ def test_the_page_fits_a_narrow_window(
     page.close()
 
 
+def test_the_server_goes_on_after_a_request_for_no_file(
+    built: Path, serve: Callable[..., str]
+) -> None:
+    (built / "folder").mkdir()
+    address = serve(built)
+    for path, status in (("%E0", 404), ("folder", 404), ("..%2f..%2fa", 404), ("page.js", 200)):
+        assert httpx.get(f"{address}{path}").status_code == status
+
+
 def test_the_built_page_lists_its_licences() -> None:
     if not (WEB / "dist" / "index.html").is_file():
         pytest.skip("the page is not built: make web")
     text = (WEB / "dist" / "LICENSES.txt").read_text()
+    attribution = CHECKOUT / "src" / "repmamba" / "inference" / "weights" / "ATTRIBUTION.md"
+    assert (WEB / "dist" / "ATTRIBUTION.md").read_text() == attribution.read_text()
     for package in ("onnxruntime-web", "geotiff", "fast-png", "fflate", "pako"):
         assert f"\n{package} " in text
 

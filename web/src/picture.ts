@@ -42,3 +42,16 @@ export function onlyOnTheCommandLine(name: string, found: string): Unsupported {
       `Use the command line: repmamba upscale ${name.includes(" ") ? `"${name}"` : name}`,
   );
 }
+
+/** Pixels of a result that fit into a browser's memory with what is computed beside them. */
+const MOST_PIXELS = 1e8;
+
+/** Throws Unsupported for a picture whose result would not fit into memory; for before it is decoded. */
+export function checkSize(name: string, width: number, height: number, scale: number): void {
+  if (width * height * scale ** 2 > MOST_PIXELS) {
+    throw onlyOnTheCommandLine(
+      name,
+      `has ${width} x ${height} pixels, and x${scale} would make more than ${MOST_PIXELS / 1e6} megapixels`,
+    );
+  }
+}

@@ -1,13 +1,15 @@
 /** PNG files, 8 and 16 bits, decoded without the colour management of a browser. */
 
 import { convertIndexedToRgb, decode } from "fast-png";
-import { type Numbers, onlyOnTheCommandLine, type Picture } from "./picture";
+import { checkSize, type Numbers, onlyOnTheCommandLine, type Picture } from "./picture";
 
-export async function readPng(file: File): Promise<Picture> {
+export async function readPng(file: File, scale: number): Promise<Picture> {
   const content = new Uint8Array(await file.arrayBuffer());
   const chunks = chunksOf(content);
   if (chunks.has("acTL")) throw onlyOnTheCommandLine(file.name, "is an animation");
   if (chunks.has("eXIf")) throw onlyOnTheCommandLine(file.name, "may ask to be rotated (EXIF)");
+  const header = new DataView(content.buffer);
+  checkSize(file.name, header.getUint32(16), header.getUint32(20), scale);
   const png = decode(content, { checkCrc: true });
   if (png.depth !== 16 && png.depth !== 8) {
     throw onlyOnTheCommandLine(file.name, `has ${png.depth} bits per pixel`);

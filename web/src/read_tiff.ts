@@ -1,7 +1,7 @@
 /** TIFF and GeoTIFF files, through geotiff.js. */
 
 import { fromBlob, type GeoTIFFImage } from "geotiff";
-import { type Numbers, onlyOnTheCommandLine, type Picture, type Place } from "./picture";
+import { checkSize, type Numbers, onlyOnTheCommandLine, type Picture, type Place } from "./picture";
 
 const REDUCED = 1; // NewSubfileType: an overview
 const MASK = 4; // NewSubfileType: a mask of valid pixels
@@ -9,12 +9,13 @@ const GREY = 1; // PhotometricInterpretation
 const RGB = 2;
 const OF_POINTS = 2; // GTRasterTypeGeoKey
 
-export async function readTiff(file: File): Promise<Picture> {
+export async function readTiff(file: File, scale: number): Promise<Picture> {
   const tiff = await fromBlob(file);
   const image = await tiff.getImage(0);
   const place = await placeOf(image);
   const found = await faultOf(image, place);
   if (found) throw onlyOnTheCommandLine(file.name, found);
+  checkSize(file.name, image.getWidth(), image.getHeight(), scale);
   let mask: Uint8Array | undefined;
   for (let page = 1; page < (await tiff.getImageCount()); page++) {
     const other = await tiff.getImage(page);
@@ -51,7 +52,7 @@ async function faultOf(image: GeoTIFFImage, place?: Place): Promise<string | und
   if (bits[0] !== 8 && bits[0] !== 16) return `has ${bits[0]} bits per band`;
   if (photometric === 3) return "has a palette";
   if (photometric !== RGB && photometric !== GREY) {
-    return `stores its colours in a way (photometric interpretation ${photometric})`;
+    return `stores its colours as photometric interpretation ${photometric}`;
   }
   if (samples !== colours && !(samples === colours + 1 && (extra[0] === 1 || extra[0] === 2))) {
     return `has ${samples} bands that are not just grey or red, green and blue`;

@@ -4,7 +4,7 @@ import { upscale } from "./engine";
 import type { Answer, Request } from "./messages";
 import { loadNetwork, type Network } from "./network";
 import { Unsupported } from "./picture";
-import { checkSize, readPicture } from "./read";
+import { readPicture } from "./read";
 import { fileOf } from "./write";
 
 const FOLDER = new URL("./", import.meta.url).href;
@@ -15,14 +15,13 @@ self.onmessage = async (event: MessageEvent<Request>) => {
   try {
     await enlarge(event.data);
   } catch (failure) {
-    loaded = undefined;
+    if (!(failure instanceof Unsupported)) loaded = undefined;
     answer({ kind: "failed", message: messageOf(failure) });
   }
 };
 
 async function enlarge({ file, model, useGpu }: Request): Promise<void> {
-  const picture = await readPicture(file);
-  checkSize(picture, model.scale);
+  const picture = await readPicture(file, model.scale);
   const key = `${model.file} ${useGpu}`;
   if (loaded?.key !== key) loaded = { key, network: loadNetwork(model, FOLDER, useGpu) };
   const network = await loaded.network;
