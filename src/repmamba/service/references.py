@@ -10,13 +10,14 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from repmamba.durable import PIECE, readable
+from repmamba.durable import PIECE, readable, write_errors
 from repmamba.errors import SourceError, UsageError
 
 PORTS = {"https": 443, "http": 80}
@@ -44,7 +45,7 @@ class Allowed:
             if not folder.is_dir():
                 raise UsageError(f"{text} is neither a folder nor a URL to allow references below.")
             return cls(folder=folder.resolve())
-        parts = _split(text)
+        parts = split_url(text)
         if parts is None or parts.query:
             raise UsageError(f"{text} is not a prefix of URLs: expected https://host/path.")
         path = parts.path if parts.path.endswith("/") else f"{parts.path}/"
@@ -71,7 +72,7 @@ def admitted(href: str, allowed: Sequence[Allowed]) -> str | Path:
         if any(one.folder is not None and path.is_relative_to(one.folder) for one in allowed):
             return path
         raise refused
-    parts = _split(href)
+    parts = split_url(href)
     if parts is None or not any(one.admits(parts) for one in allowed):
         raise refused
     return href
@@ -80,22 +81,34 @@ def admitted(href: str, allowed: Sequence[Allowed]) -> str | Path:
 def fetch(url: str, target: Path, *, limit: int, patience: float) -> None:
     """Download a URL that is allowed into a file of at most `limit` bytes.
 
-    patience: seconds without a byte. Raises SourceError.
+    patience: seconds without a byte. Raises SourceError, and TargetError if it cannot be written.
     """
+    with _network_errors():
+        response = urllib.request.build_opener(_NoRedirects).open(url, timeout=patience)
+    with response, write_errors(target), target.open("wb") as file:
+        left = limit
+        while piece := _piece(response):
+            left -= len(piece)
+            if left < 0:
+                raise SourceError(f"The reference has more than {readable(limit)}.")
+            file.write(piece)
+
+
+def _piece(response: http.client.HTTPResponse) -> bytes:
+    with _network_errors():
+        piece = response.read(PIECE)
+    if not piece and response.length:
+        raise SourceError(f"The reference ended {response.length} bytes early.")
+    return piece
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
     try:
-        with (
-            urllib.request.build_opener(_NoRedirects).open(url, timeout=patience) as response,
-            target.open("wb") as file,
-        ):
-            left = limit
-            while piece := response.read(PIECE):
-                left -= len(piece)
-                if left < 0:
-                    raise SourceError(f"The reference has more than {readable(limit)}.")
-                file.write(piece)
+        yield
     except urllib.error.HTTPError as error:
         raise SourceError(f"The reference was answered with status {error.code}.") from error
-    except (http.client.HTTPException, urllib.error.URLError, TimeoutError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise SourceError(f"The reference cannot be fetched: {error}.") from error
 
 
@@ -108,16 +121,17 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _split(url: str) -> SplitResult | None:
+def split_url(url: str) -> SplitResult | None:
     """The parts of a plain http(s) URL; None for one that two programs could read differently."""
-    if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
+    if not url.isascii() or not url.isprintable() or " " in url:
         return None
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return None
-    segments = unquote(unquote(parts.path)).split("/")
+    # Some servers ignore what follows a semicolon, so "..;" leads up too.
+    segments = [part.partition(";")[0] for part in unquote(unquote(parts.path)).split("/")]
     if parts.scheme not in PORTS or not parts.hostname or port == 0 or "@" in parts.netloc:
         return None
     return None if "." in segments or ".." in segments or "\\" in unquote(parts.path) else parts

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from repmamba.errors import UsageError
-from repmamba.service.references import Allowed
+from repmamba.service.references import PORTS, Allowed, split_url
 
 SHORTEST_TOKEN = 16
 
@@ -51,8 +51,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+            parts = split_url(self.public_url)
+            if parts is None or parts.path.strip("/") or parts.query or parts.fragment:
                 raise UsageError(
                     f"The public URL is {self.public_url}: expected http(s)://host or "
                     "http(s)://host:port, without a path."
@@ -75,22 +75,27 @@ class Settings:
     @property
     def url(self) -> str:
         """The URL under which clients reach the service, without a slash at the end."""
-        if self.public_url is not None:
-            return self.public_url.rstrip("/").lower()
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return _origin(self.public_url or f"http://{host}:{self.port}")
 
     @property
     def urls(self) -> frozenset[str]:
         """All URLs under which requests are answered: on loopback, its three names too."""
         names = ("localhost", "127.0.0.1", "[::1]") if is_loopback(self.host) else ()
-        return frozenset({self.url, *(f"http://{name}:{self.port}" for name in names)})
+        return frozenset({self.url, *(_origin(f"http://{name}:{self.port}") for name in names)})
 
     @property
     def hosts(self) -> frozenset[str]:
         """The values of the header Host that are answered."""
-        names = {urlsplit(url).netloc for url in self.urls}
-        return frozenset(names | {name.removesuffix(":80") for name in names})
+        parts = [urlsplit(url) for url in self.urls]
+        ports = {f"{one.netloc}:{PORTS[one.scheme]}" for one in parts if one.port is None}
+        return frozenset(ports | {one.netloc for one in parts})
+
+
+def _origin(url: str) -> str:
+    """Scheme and host as browsers name them: in lower case, without the scheme's usual port."""
+    parts = urlsplit(url.lower())
+    return f"{parts.scheme}://{parts.netloc.removesuffix(f':{PORTS[parts.scheme]}')}"
 
 
 def is_loopback(host: str) -> bool:
@@ -112,6 +117,6 @@ def read_token(file: Path | None) -> str | None:
     if file is None:
         return given or None
     try:
-        return file.read_text("utf-8").strip() or None
+        return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The token file {file} cannot be read: {error}.") from error
