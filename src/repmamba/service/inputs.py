@@ -6,11 +6,13 @@ What a valid value means for a scene is checked by the engine.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from repmamba.errors import UsageError
+from repmamba.inference.catalogue import packaged_weights
 
 Json = Any
 MEDIA_TYPES = ("image/tiff; application=geotiff", "image/png", "image/jpeg", "image/jp2")
@@ -62,7 +64,9 @@ SCHEMAS: dict[str, Json] = {  # keyword of upscale_file -> JSON schema; all are 
 _TYPES: dict[str, Any] = {
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "number": lambda value: (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
     ),
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
@@ -72,7 +76,18 @@ _TYPES: dict[str, Any] = {
 
 def schemas(weights: Mapping[str, str]) -> dict[str, Json]:
     """The schemas of the inputs besides the scene. weights: the names that a service offers."""
-    return SCHEMAS | {"weights": {"type": "string", "enum": list(weights)}}
+    default = default_weights(weights)
+    schema = {"type": "string", "enum": list(weights)}
+    return SCHEMAS | {"weights": schema if default is None else schema | {"default": default}}
+
+
+def default_weights(weights: Mapping[str, str]) -> str | None:
+    """The name of the weights for a request that names none: the first that are offered.
+
+    None: the engine chooses among the packaged weights, since all of them are offered.
+    """
+    packaged = {entry.name for entry in packaged_weights()}
+    return None if packaged <= set(weights) else next(iter(weights))
 
 
 def keywords(inputs: Mapping[str, Json], weights: Mapping[str, str]) -> dict[str, Any]:
@@ -87,11 +102,27 @@ def keywords(inputs: Mapping[str, Json], weights: Mapping[str, str]) -> dict[str
             raise UsageError(f"{name} is {value!r:.100}; its JSON schema is {table[name]}.")
     found = dict(inputs)
     found.setdefault("format", "GTiff")
-    if "weights" in found:
-        found["weights"] = weights[found["weights"]]
+    chosen = found.get("weights", default_weights(weights))
+    if chosen is not None:
+        found["weights"] = weights[chosen]
     if found.get("nodata") == "nan":
         found["nodata"] = math.nan
     return found
+
+
+def value_of(given: Json) -> Json:
+    """The value of an input that is given as {"value": ...}, or as it is."""
+    return given["value"] if isinstance(given, dict) and "value" in given else given
+
+
+def format_of(media_type: Json) -> str:
+    """The name of the first output format of a media type. Raises UsageError."""
+    asked = set(str(media_type).lower().replace(" ", "").split(";"))
+    for name, output in OUTPUTS.items():
+        if asked <= set(output.media_type.replace(" ", "").split(";")):
+            return name
+    types = ", ".join(output.media_type for output in OUTPUTS.values())
+    raise UsageError(f"The media type of the output is {media_type!r:.100}; there are {types}.")
 
 
 def fits(value: Json, schema: Json) -> bool:
