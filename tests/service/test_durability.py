@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ import httpx
 import pytest
 
 from repmamba.errors import UsageError
-from repmamba.service import dispatch
+from repmamba.service import dispatch, work
 from repmamba.service.dispatch import Dispatcher, carry_out
 from repmamba.service.order import Order
 from repmamba.service.queue import Queue
+from repmamba.service.references import Allowed
 from repmamba.service.settings import Limits, Settings
 from repmamba.service.store import INPUT, Store
 
@@ -214,6 +217,53 @@ def test_a_job_whose_process_keeps_dying_fails_at_last(settings):
         assert "ended 3 times without an answer" in job.message
 
 
+def test_a_bug_in_one_job_does_not_end_the_others(settings, monkeypatch):
+    with Run(settings()) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(run.dispatcher, "_answer_of", lambda job: {}["missing"])
+            job_id = run.add(picture())
+            assert run.ended.wait(60)
+        job = run.store.queue.get(job_id)
+        assert (job.status, job.message.partition(";")[0]) == ("failed", "Something went wrong")
+        assert run.dispatcher.is_ready
+        run.ended.clear()
+        job_id = run.add(picture())
+        assert run.ended.wait(60)
+        assert run.store.queue.get(job_id).status == "successful"
+
+
+def test_ctrl_c_is_left_to_the_server_and_no_job_dumps_its_memory(settings):
+    with Run(settings()) as run:
+        job_id = run.add(picture(edge=500))
+        while run.dispatcher.progress(job_id) == 0:
+            time.sleep(0.01)
+        pid = run.dispatcher._running[job_id].process.pid
+        assert re.search(r"Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text())
+        os.kill(pid, signal.SIGINT)
+        assert run.ended.wait(120)
+        job = run.store.queue.get(job_id)
+        assert (job.status, job.deaths) == ("successful", 0)
+
+
+def test_a_job_that_sends_more_than_a_message_is_not_listened_to(settings):
+    run = Run(settings())
+    ours, theirs = Pipe()
+
+    def send() -> None:
+        with suppress(BrokenPipeError):
+            theirs.send_bytes(bytes(2 << 20))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with ours:
+        job = run.store.queue.add("0" * 32, {})
+        running = dispatch._Running(None)
+        assert run.dispatcher._listen(job, running, ours) == (None, None)
+    sender.join()
+    theirs.close()
+    run.store.close()
+
+
 def test_a_job_that_was_stopped_goes_on_from_its_finished_tiles(settings, monkeypatch):
     asked = settings()
     with Run(asked) as run:
@@ -228,7 +278,13 @@ def test_a_job_that_was_stopped_goes_on_from_its_finished_tiles(settings, monkey
 
 
 def answer_of(
-    folder: Path, small: dict[str, str], content: bytes, edge: int = 16, **limits: Any
+    folder: Path,
+    small: dict[str, str],
+    content: bytes,
+    edge: int = 16,
+    reference: str | None = None,
+    allowed: tuple[Allowed, ...] = (),
+    **limits: Any,
 ) -> Any:
     """What the process of a job says at last. edge: of the window to upscale."""
     folder.mkdir()
@@ -236,9 +292,9 @@ def answer_of(
     order = Order(
         folder=folder,
         keywords={"format": "GTiff", "weights": small["small"], "window": (0, 0, edge, edge)},
-        reference=None,
+        reference=reference,
         name="a.png",
-        allowed=(),
+        allowed=allowed,
         limits=Limits(**{"reserved_bytes": 0, **limits}),
         workers=1,
     )
@@ -266,7 +322,40 @@ def answer_of(
 )
 def test_a_job_stays_within_its_limits(tmp_path, small, limits, edge, said):
     content = picture(edge=400, kind="TIFF")
-    assert said in answer_of(tmp_path / "job", small, content, edge, **limits)["failed"]
+    failed = answer_of(tmp_path / "job", small, content, edge, **limits)["failed"]
+    assert said in failed
+    assert str(tmp_path) not in failed
+
+
+def test_a_reference_that_is_no_longer_allowed_is_not_opened(tmp_path, small):
+    (tmp_path / "a.png").write_bytes(picture())
+    reference = f"file://{tmp_path}/a.png"
+    answer = answer_of(tmp_path / "before", small, b"", reference=reference)
+    assert answer["failed"].startswith("The reference is not allowed")
+    allowed = (Allowed.parse(str(tmp_path)),)
+    assert "result" in answer_of(tmp_path / "now", small, b"", reference=reference, allowed=allowed)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{job}/input has 4 bands", "a.png has 4 bands"),
+        ("{job}/result.tif is\nfull", "result.tif is full"),
+        ("{job} is full", "job is full"),
+        ("{data}/in/b.tif is damaged", "in/b.tif is damaged"),
+        ("{data} is a folder", "data is a folder"),
+        ("a.tif is large. Raise max_pixels=5 for it. Wait.", "a.tif is large. Wait."),
+        ("Send less, or leave untrusted=True out if you trust the file.", "Send less."),
+        ("in no format that untrusted=True reads", "in no format that this service reads"),
+        ("The disk is full. All tiles are kept in x.", "The disk is full."),
+        ("the band \ud800", "the band ?"),
+    ],
+)
+def test_what_a_client_is_told_names_no_path_and_no_option_of_python(tmp_path, said, told):
+    job, data = tmp_path / "job", tmp_path / "data"
+    data.mkdir()
+    order = Order(job, {}, None, "a.png", (Allowed.parse(str(data)),), Limits(), 1)
+    assert work._line(UsageError(said.format(job=job, data=data)), order) == told
 
 
 def test_a_job_waits_while_the_disk_is_full(settings, monkeypatch):

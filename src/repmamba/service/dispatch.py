@@ -140,6 +140,9 @@ class Dispatcher:
         self._changed(job.id)
         try:
             answer, why = self._answer_of(job)
+        except Exception:
+            logger.exception("a job failed by a bug", extra={"job": job.id})
+            answer, why = None, "Something went wrong; the log of the service says what."
         finally:
             self._running.pop(job.id, None)
         queue = self._store.queue
@@ -153,7 +156,7 @@ class Dispatcher:
             memory = readable(self._settings.limits.memory_bytes)
             why = (
                 f"The process of the job ended {TRIES} times without an answer: it may need more "
-                f"than the {memory} of memory that this service gives to one."
+                f"than the {memory} of memory that this service gives to one, or more disk space."
             )
         status = FAILED if answer is None else SUCCESSFUL
         stored = self._insist(lambda: queue.finish(job.id, status, why or "", answer))

@@ -232,10 +232,10 @@ def _shown_range(raw: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
 
 
 def _line(error: BaseException, order: Order) -> str:
-    """The message for a client: one line, without this machine's paths."""
+    """The message for a client: one line of valid Unicode, without this machine's paths."""
     text = str(error).replace(str(order.folder / INPUT), order.name)
-    text = text.replace(f"{order.folder}{os.sep}", "").replace(str(order.folder), "")
-    for one in order.allowed:
-        if one.folder is not None:
-            text = text.replace(f"{one.folder}{os.sep}", "")
-    return " ".join(_ADVICE.sub("", text).split())
+    allowed = (one.folder for one in order.allowed if one.folder is not None)
+    for folder in (order.folder, *allowed):
+        text = text.replace(f"{folder}{os.sep}", "").replace(f"{folder} ", f"{folder.name} ")
+    text = _ADVICE.sub("", text).replace("untrusted=True", "this service")
+    return " ".join(text.split()).encode(errors="replace").decode()
