@@ -36,7 +36,8 @@ def test_the_landing_page_links_what_the_standard_asks_for(server):
     page = server.client.get("/", headers={"Accept": "application/json"}).json()
     links = {link["rel"]: link for link in page["links"]}
     for relation in ("service-desc", "conformance"):
-        assert server.client.get(links[relation]["href"]).status_code == 200
+        answer = server.client.get(links[relation]["href"])
+        assert answer.headers["content-type"] == links[relation]["type"]
     for relation in ("conformance", "processes", "job-list"):
         href = links[f"http://www.opengis.net/def/rel/ogc/1.0/{relation}"]["href"]
         assert server.client.get(href).status_code == 200
@@ -111,10 +112,42 @@ def test_a_result_can_be_asked_for_in_each_way_of_the_standard(server):
 
     document, reference = ask("document", "value"), ask("raw", "reference")
     assert document.json()["result"]["type"] == TIFF
-    found = re.fullmatch(r'<(.*)>; rel="result"', reference.headers["Link"])
+    found = re.match(r'<(.*?)>; rel="result"', reference.headers["Link"])
     assert reference.status_code == 204
     for link in (document.json()["result"]["href"], found[1]):
         assert server.client.get(link).headers["content-type"] == TIFF
+
+
+def test_a_synchronous_answer_links_its_job(server):
+    answer = server.execute(picture())
+    (link,) = re.fullmatch(r'<(.*)>; rel="monitor"', answer.headers["Link"]).groups()
+    assert server.client.get(link).json()["status"] == "successful"
+
+
+def test_an_output_can_be_asked_for_by_its_media_type(server):
+    href = server.upload(picture())
+    body = {
+        "inputs": {"scene": {"href": href, "title": "a.tif"}, "scale": {"value": 2}},
+        "outputs": {"result": {"format": {"mediaType": "image/png"}}},
+    }
+    answer = server.client.post("/processes/upscale/execution", json=body)
+    assert (answer.headers["content-type"], answer.content[:4]) == ("image/png", b"\x89PNG")
+    assert answer.headers["content-disposition"] == 'attachment; filename="a_x2.png"'
+    body["inputs"]["format"] = "JPEG"
+    answer = server.client.post("/processes/upscale/execution", json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "The output is asked for as PNG and as another format.",
+    )
+
+
+def test_a_request_without_weights_gets_those_that_are_offered(server):
+    scene = {"href": server.upload(picture())}
+    body = {"inputs": {"scene": scene}, "response": "document"}
+    server.client.post("/processes/upscale/execution", json=body)
+    status = server.client.get("/jobs?limit=1").json()["jobs"][0]
+    assert (status["facts"]["weights"], status["facts"]["scale"]) == ("small", 2)
+    assert status["name"] == "scene"
 
 
 def test_waiting_ends_when_the_client_says_so(server):
@@ -165,7 +198,54 @@ def test_the_list_of_jobs_has_pages_and_filters_by_status(server, job):
     second = server.client.get(following).json()
     assert first["jobs"][0]["jobID"] != second["jobs"][0]["jobID"]
     assert {one["status"] for one in first["jobs"] + second["jobs"]} == {"successful"}
-    assert server.client.get("/jobs?limit=many").status_code == 400
+    query = "limit=1&status=successful&status=failed&processID=upscale&type=process"
+    (following,) = server.client.get(f"/jobs?{query}").json()["links"][1:]
+    assert following["href"].endswith("/jobs?" + query + "&offset=1")
+
+
+@pytest.mark.parametrize(
+    ("query", "is_listed"),
+    [
+        ("status=running&status=successful", True),
+        ("status=running&status=failed", False),
+        ("processID=upscale&processID=other", True),
+        ("processID=other", False),
+        ("type=process", True),
+        ("type=other", False),
+        ("datetime={created}", True),
+        ("datetime=2020-01-01T00:00:00Z", False),
+        ("datetime=2020-01-01T00:00:00Z/{created}", True),
+        ("datetime=2020-01-01T01:00:00%2B01:00/..", True),
+        ("datetime=../{created}", True),
+        ("datetime=../2020-01-01T00:00:00Z", False),
+        ("datetime=/2020-01-01", False),
+        ("datetime={created}/", True),
+        ("minDuration=0", True),
+        ("minDuration=3600", False),
+        ("maxDuration=3600", True),
+        ("maxDuration=0", False),
+        ("minDuration=0&maxDuration=3600&limit=1000", True),
+    ],
+)
+def test_the_list_of_jobs_takes_the_parameters_of_the_standard(server, job, query, is_listed):
+    created = server.client.get(f"/jobs/{job}").json()["created"]
+    answer = server.client.get("/jobs?" + query.format(created=created))
+    assert answer.status_code == 200
+    assert (job in [one["jobID"] for one in answer.json()["jobs"]]) == is_listed
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=many", "limit=0", "limit=1001", "limit=²", "limit=-1", "offset=1.5"),
+        *("offset=10000000000000000000", "offset=" + "9" * 30, "status=done", "datetime=today"),
+        *("datetime=2020-01-01/2020-13-01", "minDuration=-1", "maxDuration=x"),
+    ],
+)
+def test_a_wrong_parameter_of_the_list_is_one_clear_line(server, query):
+    answer = server.client.get(f"/jobs?{query}")
+    assert answer.status_code == 400
+    assert re.search("expected|whole number", answer.json()["detail"])
 
 
 def test_progress_comes_as_events_until_the_job_ends(server):
@@ -211,6 +291,11 @@ def test_wrong_inputs_are_one_clear_line(server, inputs, said):
         (b"no", "not JSON of the form"),
         (b"[" * 100_000, "not JSON of the form"),
         (b"{}", "not JSON of the form"),
+        (b'{"inputs": []}', "not JSON of the form"),
+        (b'{"inputs": {"scene": "AA==", "bands": ["\\ud800"]}}', "not JSON of the form"),
+        (b'{"inputs": {"scene": {"href": "file:///\\ud800"}}}', "not JSON of the form"),
+        (b'{"inputs": {"scene": {"href": 1}}}', "neither a link (href) nor base64"),
+        (b'{"inputs": {"scene": {"title": "a.tif"}}}', "neither a link (href) nor base64"),
         (b'{"inputs": {"scene": 1}}', "neither a link (href) nor base64"),
         (b'{"inputs": {"scene": "@@@"}}', "valid base64"),
         (b'{"inputs": {"scene": "AA=="}, "outputs": {"other": {}}}', "only output is result"),
@@ -223,6 +308,14 @@ def test_wrong_requests_are_one_clear_line(server, body, said):
     )
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
+
+
+def test_an_empty_upload_is_one_clear_line(server):
+    answer = server.client.post("/uploads", content=b"")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "The body is empty: send the bytes of a raster.",
+    )
 
 
 def test_a_failed_job_says_why_without_the_paths_of_the_server(server):

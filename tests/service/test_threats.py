@@ -1,6 +1,7 @@
 """Each threat to a service, tried on a real server; a test here fails without its guard."""
 
 import ast
+import asyncio
 import contextlib
 import http.server
 import inspect
@@ -8,7 +9,10 @@ import io
 import json
 import os
 import re
+import secrets
 import socket
+import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,9 +24,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from repmamba import durable
 from repmamba.durable import free_bytes
+from repmamba.errors import NoSpace, SourceError, TargetError
 from repmamba.service import guards
+from repmamba.service.app import Service, label
+from repmamba.service.references import fetch
+from repmamba.service.settings import Settings
+from repmamba.service.store import Store
 
 from .conftest import Server, as_base64, bands_of, picture
 
@@ -41,6 +53,18 @@ class Listener(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
 
 
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+FAULTS: dict[str, Callable[[socket.socket], None]] = {  # after ten of a thousand bytes
+    "/ends": lambda connection: connection.shutdown(socket.SHUT_RDWR),
+    "/stalls": lambda connection: time.sleep(3 * PATIENCE),
+    "/resets": reset,
+}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Listener
 
@@ -52,6 +76,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(200)
+        if self.path in FAULTS:
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(bytes(10))
+            self.wfile.flush()
+            FAULTS[self.path](self.connection)
+            return
         self.end_headers()
         content = picture() if self.path.endswith(".png") else bytes(10 * MOST)
         self.wfile.write(content)
@@ -192,6 +223,24 @@ def test_a_reference_without_end_is_cut_off(server, listener):
     assert "more than 200.0 kB" in server.failure(f"{listener.url}/open/zeros")
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/ends", "ended 990 bytes early"),
+        ("/stalls", "cannot be fetched: .*timed out"),
+        ("/resets", "cannot be fetched: .*reset"),
+    ],
+)
+def test_a_reference_that_does_not_arrive_whole_is_refused(listener, tmp_path, path, said):
+    with pytest.raises(SourceError, match=said):
+        fetch(f"{listener.url}{path}", tmp_path / "input", limit=MOST, patience=PATIENCE)
+
+
+def test_a_reference_that_cannot_be_stored_is_a_fault_of_the_disk(listener, tmp_path):
+    with pytest.raises(TargetError, match="cannot be written"):
+        fetch(f"{listener.url}/a.png", tmp_path / "none" / "input", limit=MOST, patience=20)
+
+
 def virtual_raster(source: str) -> bytes:
     return (
         '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1">'
@@ -252,6 +301,12 @@ def test_bodies_beyond_the_limit_are_refused_and_leave_nothing(server, body):
     with contextlib.suppress(httpx.TransportError):  # closed while the client was sending
         assert server.client.post("/uploads", content=body).status_code == 413
     assert files_of(server) - before == set()
+
+
+def test_a_body_that_is_said_to_be_too_long_is_refused_before_it_comes(server):
+    with connection(server) as one:
+        one.sendall(head(server, "POST /uploads", f"Content-Length: {MOST + 1}\r\n"))
+        assert one.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_requests_beyond_the_limit_are_refused(server):
@@ -323,6 +378,140 @@ def test_a_client_that_does_not_read_its_result_is_dropped(impatient):
         while is_established(impatient, port) and time.monotonic() < deadline:
             time.sleep(PATIENCE / 4)
         assert not is_established(impatient, port)
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_its_results(impatient):
+    job = impatient.execute(picture(edge=250), wait=False).json()["jobID"]
+    impatient.ended(job)
+    size = len(impatient.client.get(f"/jobs/{job}/results").content)
+    line = f"GET /jobs/{job}/results"
+    with connection(impatient) as one:
+        one.sendall(20 * head(impatient, line) + head(impatient, line, "Connection: close\r\n"))
+        begun, received = time.monotonic(), 0
+        while piece := one.recv(100_000):
+            received += len(piece)
+            if time.monotonic() < begun + 3 * PATIENCE:
+                time.sleep(PATIENCE / 20)
+    assert received > 21 * size
+
+
+def test_a_closed_connection_leaves_no_timer(tmp_path):
+    made: list[guards.PatientProtocol] = []
+
+    async def connect_and_close() -> None:
+        config = uvicorn.Config(Service(settings_of(tmp_path), {}).app, lifespan="off")
+        config.load()
+
+        def protocol() -> guards.PatientProtocol:
+            made.append(guards.PatientProtocol(config, ServerState(), {}))
+            return made[-1]
+
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(protocol, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        while not made or made[0]._head is None:
+            await asyncio.sleep(0.01)
+        writer.close()
+        while made[0].transport is not None and not made[0].transport.is_closing():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        listening.close()
+
+    asyncio.run(connect_and_close())
+    assert made[0]._head is None
+
+
+def test_more_connections_than_the_limit_are_answered_at_once(start):
+    few = start(limits={"connections": 4})
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(connection(few))
+        time.sleep(0.2)
+        one = stack.enter_context(connection(few))
+        one.sendall(head(few, "GET /health"))
+        assert one.recv(100).startswith(b"HTTP/1.1 503 ")
+
+
+def settings_of(folder: Path, **values: object) -> Settings:
+    return Settings(folder / "state", **{"weights": {"x4": "x4"}, **values})
+
+
+def answer_of(service: Service, path: str, **headers: str) -> httpx.Response:
+    """The answer of an application without a server."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=service._settings.url) as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(ask())
+
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+    "vary": "Accept, Authorization",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/static/page.js", 200), ("/health", 200), ("/jobs", 401), ("/x", 401)],
+)
+def test_every_answer_tells_browsers_what_they_may_do_with_it(closed, path, status):
+    answer = httpx.get(f"{closed.url}{path}")
+    assert answer.status_code == status
+    assert HEADERS.items() <= dict(answer.headers).items()
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert {f"{name} 'none'" for name in ("default-src", "base-uri", "form-action")} < set(policy)
+    assert "frame-ancestors 'none'" in policy
+    assert "server" not in answer.headers
+
+
+def test_the_answer_to_a_bug_says_nothing_and_has_the_same_headers(tmp_path, monkeypatch, caplog):
+    service = Service(settings_of(tmp_path), {})
+    monkeypatch.setattr(service._queue, "get", lambda job: {}["a secret"])
+    with caplog.at_level("INFO", "repmamba"):
+        answer = answer_of(service, "/jobs/x")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert HEADERS.items() <= dict(answer.headers).items()
+    (request,) = [line for line in caplog.records if line.getMessage() == "request"]
+    assert request.status == 500
+
+
+def test_the_page_escapes_what_an_operator_named(tmp_path):
+    service = Service(settings_of(tmp_path, weights={"<b>": "x4"}), {"scale": "a <i> b"})
+    page = answer_of(service, "/", accept="text/html").text
+    assert not re.search("<[bi]>", page)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("scene.tif", "scene.tif"),
+        ("../a/b.tif", "_a_b.tif"),
+        ("..", "scene"),
+        ("a\r\nb\u202ec\0.tif", "a bc.tif"),
+        ("x" * 1000, "x" * 100),
+        ("  ", "scene"),
+        (["a"], "scene"),
+        (None, "scene"),
+    ],
+)
+def test_a_name_is_one_short_line_that_can_be_shown(given, shown):
+    assert label(given) == shown
+
+
+def test_the_log_names_the_client_that_is_connected(server):
+    path = f"/{secrets.token_hex(8)}"
+    server.client.get(path, headers={"X-Forwarded-For": "192.0.2.1"})
+    (line,) = [one for one in server.events("request") if one["path"] == path]
+    assert line["client"] == "127.0.0.1"
 
 
 NAME = 'a"\r\nSet-Cookie: x=1\r\n\r\n<script>alert(1)</script>\u202e.png'
@@ -400,7 +589,7 @@ def test_links_do_not_follow_the_host_that_a_client_names(server):
 
 
 @pytest.mark.parametrize(
-    "path", ["/jobs", "/metrics", "/processes", "/api", "/static/../jobs", "/uploads"]
+    "path", ["/jobs", "/metrics", "/processes", "/api", "/uploads", "/statics", "/health/"]
 )
 def test_a_token_is_needed(closed, path):
     with httpx.Client(base_url=closed.url) as stranger:
@@ -461,6 +650,20 @@ def test_a_disk_without_room_refuses_uploads_and_jobs(closed):
     assert closed.client.get("/ready").status_code == 507
     assert closed.client.get("/health").status_code == 200
     assert {name for name in files_of(closed) if "/" in name} == set()
+
+
+def test_the_reserve_of_the_disk_stays_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "free_bytes", lambda folder: 1000)
+    store = Store(tmp_path, reserved=900)
+    store.check_space()
+    store.check_space(100)
+    with pytest.raises(NoSpace):
+        store.check_space(101)
+    store.close()
+
+
+def test_other_users_cannot_open_the_folder(server):
+    assert stat.S_IMODE(Path(server.settings["folder"]).stat().st_mode) == 0o700
 
 
 def test_too_many_waiting_jobs_are_refused(impatient):

@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -33,9 +33,17 @@ from repmamba.errors import NoSpace, UsageError
 from repmamba.service import ogc
 from repmamba.service.dispatch import Dispatcher
 from repmamba.service.guards import Guards
-from repmamba.service.inputs import SCHEMAS, Json, keywords, schemas
+from repmamba.service.inputs import SCHEMAS, Json, format_of, keywords, schemas, value_of
 from repmamba.service.logs import Metrics
-from repmamba.service.queue import ACCEPTED, DISMISSED, FAILED, STATUSES, SUCCESSFUL, Job
+from repmamba.service.queue import (
+    ACCEPTED,
+    DISMISSED,
+    FAILED,
+    STATUSES,
+    SUCCESSFUL,
+    Job,
+    Wanted,
+)
 from repmamba.service.references import NotAllowed, admitted
 from repmamba.service.settings import Settings
 from repmamba.service.store import Store
@@ -105,15 +113,15 @@ class Service:
             loader=PackageLoader("repmamba.service"), autoescape=True, trim_blocks=True
         )
         self._page = pages.get_template("page.html.j2")
-        self.app = Starlette(
+        app = Starlette(
             routes=[
                 *(Route(path, call, methods=methods) for path, methods, call in self._routes()),
                 Mount("/static", StaticFiles(directory=HERE / "static")),
             ],
-            middleware=[Middleware(Guards, settings=settings)],
             exception_handlers=HANDLERS,
             lifespan=self._lifespan,
         )
+        self.app = Guards(app, settings)  # around Starlette's own answer to a bug as well
 
     def _routes(self) -> tuple[tuple[str, list[str], Callable[[Request], Any]], ...]:
         get, job = ["GET"], "/jobs/{job}"
@@ -163,10 +171,7 @@ class Service:
             (path, methods, (call.__doc__ or "").partition("\n")[0])
             for path, methods, call in self._routes()
         ]
-        return JSONResponse(
-            ogc.openapi(self._settings.url, paths),
-            media_type="application/vnd.oai.openapi+json;version=3.0",
-        )
+        return JSONResponse(ogc.openapi(self._settings.url, paths), media_type=ogc.OPENAPI)
 
     def conformance(self, request: Request) -> Response:
         """The parts of the standard that are implemented."""
@@ -187,7 +192,6 @@ class Service:
     async def upload(self, request: Request) -> Response:
         """Store the body as an input for jobs; the answer has its link."""
         limit = self._settings.limits.upload_bytes
-        self._store.check_space()
         upload_id, draft = self._store.new_upload()
         try:
             with draft.open("wb") as file:
@@ -217,7 +221,10 @@ class Service:
             longest = seconds if seconds is not None else self._settings.limits.seconds
             job = await self._ended(job, longest)
             if not job.is_open:
-                return self._results(job)
+                answer = self._results(job)
+                at = f"{self._settings.url}/jobs/{job.id}"
+                answer.headers.append("Link", f'<{at}>; rel="monitor"')
+                return answer
         elif seconds is None:
             headers["Preference-Applied"] = "respond-async"
         headers["Location"] = f"{self._settings.url}/jobs/{job.id}"
@@ -227,17 +234,11 @@ class Service:
         """The jobs that are kept, the newest first."""
         query, url = request.query_params, self._settings.url
         limit, offset = whole(query.get("limit", "100"), 1, 1000), whole(query.get("offset", "0"))
-        status = query.get("status")
-        if status is not None and status not in STATUSES:
-            raise UsageError(
-                f"The status is {status!r:.50}; expected one of {', '.join(STATUSES)}."
-            )
-        found = self._queue.newest(limit + 1, offset, status)
+        found = self._queue.newest(limit + 1, offset, wanted_jobs(query))
         links = [ogc.link(f"{url}/jobs", "self", "This document")]
         if len(found) > limit:
-            more = f"{url}/jobs?limit={limit}&offset={offset + limit}"
-            more += "" if status is None else f"&status={status}"
-            links.append(ogc.link(more, "next", "More jobs"))
+            following = request.url.include_query_params(offset=offset + limit)
+            links.append(ogc.link(f"{url}/jobs?{following.query}", "next", "More jobs"))
         return JSONResponse({"jobs": [self._status(job) for job in found[:limit]], "links": links})
 
     def job(self, request: Request) -> Response:
@@ -318,9 +319,12 @@ class Service:
         """A request to execute. Raises UsageError, NotAllowed."""
         try:
             asked = json.loads(body)
-            inputs = dict(asked["inputs"])
+            json.dumps(asked, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+            inputs = {name: value_of(value) for name, value in asked["inputs"].items()}
             scene, outputs = inputs.pop("scene"), asked.get("outputs", {})
-            mode = outputs.get("result", {}).get("transmissionMode", "value")
+            output = outputs.get("result", {})
+            mode = output.get("transmissionMode", "value")
+            media_type = output.get("format", {}).get("mediaType")
             response, unknown = asked.get("response", "raw"), set(outputs) - {"result"}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(
@@ -331,15 +335,18 @@ class Service:
                 "The only output is result; its transmissionMode is value or reference, and the "
                 "response raw or document."
             )
+        if media_type is not None:
+            chosen = format_of(media_type)
+            if inputs.setdefault("format", chosen) != chosen:
+                raise UsageError(f"The output is asked for as {chosen} and as another format.")
         keywords(inputs, self._settings.weights)
-        if isinstance(scene, dict) and "href" not in scene:
-            scene = scene.get("value")
         source: Path | bytes | None
         if isinstance(scene, str):
             source, reference, name = decoded(scene), None, "scene"
-        elif isinstance(scene, dict) and isinstance(scene["href"], str):
+        elif isinstance(scene, dict) and isinstance(scene.get("href"), str):
             source, reference = self._linked(scene["href"])
-            name = scene.get("title") or PurePosixPath(unquote(urlsplit(scene["href"]).path)).name
+            path = "" if reference is None else unquote(urlsplit(reference).path)
+            name = scene.get("title") or PurePosixPath(path).name
         else:
             raise UsageError("The scene is neither a link (href) nor base64 (value).")
         request = {"name": label(name), "inputs": inputs, "reference": reference}
@@ -461,6 +468,22 @@ def whole(text: str, least: int = 0, most: int = 1 << 62) -> int:
     if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
         raise UsageError(f"{text!r:.50} is not a whole number from {least} to {most}.")
     return int(text)
+
+
+def wanted_jobs(query: QueryParams) -> Wanted:
+    """The jobs that the parameters of the list choose. Raises UsageError."""
+    statuses = query.getlist("status") or list(STATUSES)
+    if unknown := set(statuses) - set(STATUSES):
+        raise UsageError(f"The status is {unknown.pop()!r:.50}; expected {', '.join(STATUSES)}.")
+    for name, ours in (("processID", ogc.PROCESS), ("type", "process")):
+        if name in query and ours not in query.getlist(name):
+            statuses = []
+    created = ogc.interval(query.get("datetime", "../.."))
+    if not {"minDuration", "maxDuration"} & set(query):
+        return Wanted(statuses, created)
+    least = whole(query.get("minDuration", "0"))
+    most = whole(query["maxDuration"]) if "maxDuration" in query else math.inf
+    return Wanted(statuses, created, (least, most))
 
 
 def label(name: Any) -> str:

@@ -99,7 +99,8 @@ def is_token(given: str, token: str) -> bool:
 
 
 def _answer(status: int, why: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(exception(status, why), status, headers)
+    body = exception(status, why)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 class PatientProtocol(H11Protocol):

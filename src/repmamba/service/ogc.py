@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from repmamba import __version__
+from repmamba.errors import UsageError
 from repmamba.service.inputs import MEDIA_TYPES, OUTPUTS, Json, schemas
 from repmamba.service.queue import RUNNING, SUCCESSFUL, Job
 
 Link: TypeAlias = dict[str, str]
 
 PROCESS = "upscale"
+OPENAPI = "application/vnd.oai.openapi+json;version=3.0"
 _SPEC = "http://www.opengis.net/spec/ogcapi-processes-1/1.0/conf"
 _RELATION = "http://www.opengis.net/def/rel/ogc/1.0"
 _EXCEPTION = "http://www.opengis.net/def/exceptions/ogcapi-processes-1/1.0"
@@ -63,7 +66,7 @@ def landing(url: str) -> dict[str, Json]:
         "links": [
             link(f"{url}/", "self", "This document"),
             link(f"{url}/", "alternate", "A page for people", "text/html"),
-            link(f"{url}/api", "service-desc", "OpenAPI", "application/vnd.oai.openapi+json"),
+            link(f"{url}/api", "service-desc", "OpenAPI", OPENAPI),
             link(f"{url}/conformance", "ogc:conformance", "Conformance"),
             link(f"{url}/conformance", "conformance", "Conformance"),
             link(f"{url}/processes", "ogc:processes", "Processes"),
@@ -153,6 +156,29 @@ def _time(seconds: float) -> str:
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z")
     )
+
+
+def interval(text: str) -> tuple[float, float]:
+    """The parameter datetime, an instant or a/b, as seconds since 1970: from, and before.
+
+    Instants are taken as milliseconds, as _time writes them. Raises UsageError.
+    """
+    start, slash, end = text.partition("/")
+    end = end if slash else start
+    try:
+        return (
+            -math.inf if start in ("", "..") else _seconds(start),
+            math.inf if end in ("", "..") else _seconds(end) + 0.001,
+        )
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"datetime is {text!r:.100}; expected 2027-05-01T12:00:00Z, or two with a slash."
+        ) from error
+
+
+def _seconds(text: str) -> float:
+    time = datetime.fromisoformat(text)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def openapi(url: str, paths: Sequence[tuple[str, Sequence[str], str]]) -> dict[str, Json]:

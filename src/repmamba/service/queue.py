@@ -7,10 +7,11 @@ change of its status names the status that it had, so no job is done twice.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,6 +59,15 @@ class Job:
     def is_open(self) -> bool:
         """Whether it waits or runs."""
         return self.status in (ACCEPTED, RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs to list. Times are seconds since 1970, durations seconds."""
+
+    statuses: Collection[str] = STATUSES
+    created: tuple[float, float] = (-math.inf, math.inf)  # from, and before
+    duration: tuple[float, float] | None = None  # least and most, of jobs that run or have ended
 
 
 COLUMNS = ", ".join(field.name for field in fields(Job))
@@ -150,13 +160,20 @@ class Queue:
             ).fetchone()
         return None if row is None else _job(row)
 
-    def newest(self, limit: int, offset: int = 0, status: str | None = None) -> list[Job]:
+    def newest(self, limit: int, offset: int = 0, wanted: Wanted | None = None) -> list[Job]:
         """Jobs, the newest first."""
+        wanted = wanted or Wanted()
+        statuses = ", ".join("?" * len(wanted.statuses))
+        conditions = f"created >= ? AND created < ? AND status IN ({statuses})"
+        values = [*wanted.created, *wanted.statuses]
+        if wanted.duration is not None:
+            conditions += " AND status <> ? AND coalesce(finished, ?) - started BETWEEN ? AND ?"
+            values += [ACCEPTED, time.time(), *wanted.duration]
         with self._lock:
             rows = self._database.execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE ?1 IS NULL OR status = ?1 "
-                "ORDER BY number DESC LIMIT ?2 OFFSET ?3",
-                (status, limit, offset),
+                f"SELECT {COLUMNS} FROM jobs WHERE {conditions} "
+                "ORDER BY number DESC LIMIT ? OFFSET ?",
+                (*values, limit, offset),
             ).fetchall()
         return [_job(row) for row in rows]
 

@@ -42,9 +42,7 @@ def serve(settings: Settings, explain: Mapping[str, str]) -> None:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=settings.limits.connections,
-        timeout_keep_alive=int(settings.limits.patience) or 1,
         timeout_graceful_shutdown=3,
-        h11_max_incomplete_event_size=32 << 10,
     )
     uvicorn.Server(config).run(sockets=[listener])
 
