@@ -217,14 +217,15 @@ def _offered(given: tuple[str, ...]) -> dict[str, str]:
     packaged = [entry.name for entry in packaged_weights()]
     offered = {}
     for text in given or packaged:
-        path = Path(text)
-        if text not in packaged and not path.exists():
+        path, is_packaged = Path(text), text in packaged
+        if not is_packaged and not path.exists():
             raise UsageError(
                 f"There are no weights '{text}': expected a file, or {', '.join(packaged)}."
             )
-        offered[text if text in packaged else path.stem] = (
-            text if text in packaged else str(path.resolve())
-        )
+        name = text if is_packaged else path.stem
+        if name in offered:
+            raise UsageError(f"Two of the weights are called {name}: rename one of the files.")
+        offered[name] = text if is_packaged else str(path.resolve())
     return offered
 
 
