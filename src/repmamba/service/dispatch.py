@@ -74,7 +74,7 @@ class Dispatcher:
         ]
 
     def start(self) -> None:
-        """Go on with what a killed server left, and take new jobs."""
+        """Resume the jobs of a killed server, and take new ones."""
         self._store.tidy()
         forkserver.ensure_running()  # torch is loaded while the first job is awaited
         if left := self._store.queue.put_all_back():
@@ -83,7 +83,7 @@ class Dispatcher:
             thread.start()
 
     def stop(self) -> None:
-        """End the processes; their jobs go on when the service starts again."""
+        """End the processes; their jobs continue when the service starts again."""
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -98,7 +98,7 @@ class Dispatcher:
             self._wake.notify_all()
 
     def dismiss(self, job_id: str) -> Job | None:
-        """Dismiss a job in whatever state; the job as it was, None if there is none."""
+        """Dismiss a job in any state; the job as it was, None if there is none."""
         job = self._store.queue.dismiss(job_id)
         running = self._running.get(job_id)
         if running is not None:

@@ -94,7 +94,7 @@ def refused(method: str, path: str, headers: Headers, settings: Settings) -> JSO
 
 
 def is_token(given: str, token: str) -> bool:
-    """Whether a token is the right one, in a time that does not tell how much of it is."""
+    """Whether a token is the right one, compared in constant time."""
     return hmac.compare_digest(given.encode(), token.encode())
 
 
@@ -114,27 +114,27 @@ class PatientProtocol(H11Protocol):
     _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first head."""
+        """Start the timer for the first head."""
         super().connection_made(transport)
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Wait no longer once a head is complete, then wait for the next one."""
+        """Stop the timer when a head is complete, and start it for the next one."""
         super().data_received(data)
         self._watch_head()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read."""
+        """Start the timer for the client to read."""
         super().pause_writing()
         self._reading = self.loop.call_later(self.patience, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Stop it: the client has read."""
         super().resume_writing()
         self._stop("_reading")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing."""
+        """Stop both timers, which would keep the connection in memory."""
         self._stop("_head", "_reading")
         super().connection_lost(exc)
 

@@ -1,4 +1,4 @@
-"""Queue: the jobs of a service in SQLite, so that a killed server goes on with them.
+"""Queue: the jobs of a service in SQLite, which survive the server.
 
 A request is answered after its job is on the disk. A job is claimed in one transaction, and each
 change of its status names the status that it had, so no job is done twice.
@@ -99,7 +99,7 @@ class Queue:
         return Job(job_id, ACCEPTED, request, now, now, None, None, "", None, 0)
 
     def claim(self) -> Job | None:
-        """The oldest job that waits, which runs from now on; None if there is none."""
+        """Mark the oldest waiting job as running and return it; None if there is none."""
         now = time.time()
         with self._transaction() as database:
             row = database.execute(
@@ -112,7 +112,7 @@ class Queue:
     def finish(
         self, job_id: str, status: str, message: str, result: Mapping[str, Json] | None = None
     ) -> bool:
-        """End a running job; False if it does not run (any more)."""
+        """End a running job; False if it is not running."""
         now = time.time()
         text = None if result is None else json.dumps(result)
         with self._transaction() as database:
@@ -133,7 +133,7 @@ class Queue:
             )
 
     def put_all_back(self) -> int:
-        """Let all jobs wait again that a killed server left running; their number."""
+        """Put back all jobs that a killed server left running; their number."""
         with self._transaction() as database:
             return database.execute(
                 "UPDATE jobs SET status = ?, updated = ? WHERE status = ?",
@@ -141,7 +141,7 @@ class Queue:
             ).rowcount
 
     def dismiss(self, job_id: str) -> Job | None:
-        """Dismiss a job in whatever state; the job as it was, None if there is none."""
+        """Dismiss a job in any state; the job as it was, None if there is none."""
         now = time.time()
         with self._transaction() as database:
             before = self.get(job_id)

@@ -11,10 +11,9 @@ from repmamba.service.settings import Settings
 
 
 def serve(settings: Settings, explain: Mapping[str, str]) -> None:
-    """Serve until the process gets SIGINT or SIGTERM; jobs that run then go on at the next start.
+    """Serve until SIGINT or SIGTERM; running jobs continue at the next start.
 
-    explain: what each input is, by its name, for people and clients. Raises UsageError,
-    MissingExtra.
+    explain: what each input is, by its name. Raises UsageError, MissingExtra.
     """
     if sys.platform == "win32":
         raise UsageError("The service needs a system that forks and limits processes, not Windows.")

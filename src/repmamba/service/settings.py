@@ -32,7 +32,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where a service listens, what it keeps where, and who may ask it for what.
+    """Where a service listens, where it stores its files, and who may use it.
 
     Raises UsageError for combinations that would leave it open to anybody.
     """
@@ -109,9 +109,10 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token in a file, or else in REPMAMBA_TOKEN, which is removed from the environment.
+    """The token in a file, or else in REPMAMBA_TOKEN.
 
-    So a job's process does not inherit it. Raises UsageError for a file that cannot be read.
+    The variable is removed, so that processes of jobs do not inherit it. Raises UsageError for a
+    file that cannot be read.
     """
     given = os.environ.pop("REPMAMBA_TOKEN", "").strip()
     if file is None:

@@ -71,7 +71,7 @@ def _is_full(order: Order) -> bool:
 
 
 def _why(error: Exception, order: Order) -> str:
-    """What to tell the client about an error. A bug is logged."""
+    """What to tell the client about an error; bugs are logged."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return _too_large(order.limits)
     if isinstance(error, RepmambaError):
@@ -145,7 +145,10 @@ def _source(order: Order) -> Path:
 
 
 def _check_size(source: Path, limits: Limits) -> None:
-    """Not by max_pixels=, which would allow any number of pixels per byte."""
+    """Raise SourceError for too many pixels.
+
+    max_pixels= of the engine would lift its limit of pixels per byte.
+    """
     with open_raster(source, ReadOptions(untrusted=True)) as raster:
         width, height = raster.grid.width, raster.grid.height
     if width * height > limits.pixels:
