@@ -67,7 +67,7 @@ def main() -> None:
     answers.write(
         options.json, threads=torch.get_num_threads(), device=processor(device), rows=rows
     )
-    sys.exit(any("failed" in row for row in rows))
+    sys.exit(int(any("failed" in row for row in rows)))
 
 
 def tests() -> Row:
