@@ -359,6 +359,16 @@ def test_a_file_that_the_page_cannot_enlarge_gets_one_clear_line(
     expect(shared.page.locator("#comparison")).to_be_hidden()
 
 
+def test_a_wrong_file_does_not_load_the_network_again(
+    of_each_kind: dict[str, Path], refused: dict[str, tuple[Path, str]], served: Served
+) -> None:
+    for path in (of_each_kind["one tile"], refused["palette"][0], of_each_kind["one tile"]):
+        choose(served.page, path)
+    assert [url for url in served.requests if url.endswith(".onnx")] == [
+        f"{served.address}small4.onnx"
+    ]
+
+
 def test_a_run_can_be_cancelled_and_another_one_started(
     of_each_kind: dict[str, Path], served: Served, tmp_path: Path
 ) -> None:
