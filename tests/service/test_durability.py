@@ -1,5 +1,6 @@
 """Jobs through kills of the server and of their processes, full disks, limits and expiry."""
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from repmamba import durable
 from repmamba.errors import UsageError
 from repmamba.service import dispatch, work
 from repmamba.service.dispatch import Dispatcher, carry_out
@@ -408,12 +410,29 @@ def test_what_is_older_than_it_is_kept_is_removed(tmp_path):
     draft.write_bytes(b"x")
     store.keep_upload(upload_id)
     assert store.sweep(60) == 0
+    (store.uploads / "gone").symlink_to("nowhere")  # as if it had been renamed meanwhile
     assert store.sweep(-60) == 1
     assert store.queue.get(old) is None
     assert not store.job(old).exists()
     assert store.upload(upload_id) is None
     assert store.queue.get(open_job) is not None
     assert store.job(open_job).exists()
+    store.close()
+
+
+def test_a_job_that_cannot_be_stored_leaves_nothing(tmp_path, monkeypatch):
+    store = Store(tmp_path, reserved=0)
+    with pytest.raises(FileNotFoundError):
+        store.new_job(store.uploads / "expired")
+
+    def fail(path: Path, *parts: bytes) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "write_synced", fail)
+    with pytest.raises(OSError, match="No space"):
+        store.new_job(b"x")
+    assert list(store.jobs.iterdir()) == []
     store.close()
 
 

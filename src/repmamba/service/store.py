@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from repmamba import durable
@@ -73,12 +74,16 @@ class Store:
         job_id = secrets.token_hex(16)
         folder = self.job(job_id)
         folder.mkdir()
-        if isinstance(source, bytes):
-            durable.write_synced(folder / INPUT, source)
-        elif source is not None:
-            os.link(source, folder / INPUT)  # the upload may serve several jobs
-        durable.sync_folder(folder)
-        durable.sync_folder(self.jobs)
+        try:
+            if isinstance(source, bytes):
+                durable.write_synced(folder / INPUT, source)
+            elif source is not None:
+                os.link(source, folder / INPUT)  # the upload may serve several jobs
+            durable.sync_folder(folder)
+            durable.sync_folder(self.jobs)
+        except BaseException:
+            self.remove_job(job_id)
+            raise
         return job_id
 
     def job(self, job_id: str) -> Path:
@@ -96,8 +101,9 @@ class Store:
         for job_id in expired:
             self.remove_job(job_id)
         for upload in self.uploads.iterdir():
-            if upload.stat().st_mtime < before:
-                durable.remove(upload)
+            with suppress(FileNotFoundError):  # it has got its final name meanwhile
+                if upload.stat().st_mtime < before:
+                    durable.remove(upload)
         return len(expired)
 
     def tidy(self) -> None:
