@@ -338,6 +338,11 @@ def time_until_dropped(one: socket.socket, trickle: bytes) -> float:
     return time.monotonic() - begun
 
 
+def test_a_client_that_sends_nothing_is_dropped(impatient):
+    with connection(impatient) as one:
+        assert time_until_dropped(one, b"") < 10 * PATIENCE
+
+
 def test_a_client_that_sends_its_head_slowly_is_dropped(impatient):
     with connection(impatient) as one:
         one.sendall(head(impatient, "GET /health")[:-2])
