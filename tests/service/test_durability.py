@@ -386,6 +386,11 @@ def test_a_job_that_needs_too_much_memory_fails_and_says_so(settings):
         assert (job.status, "241.2 MB of memory" in job.message) == ("failed", True)
 
 
+def test_a_bug_in_a_job_is_answered_without_its_details(tmp_path):
+    answer = answer_of(tmp_path / "job", {"small": 5}, picture())
+    assert answer == {"failed": "Something went wrong; the log of the service says what."}
+
+
 def test_a_job_within_its_limits_succeeds(tmp_path, small):
     answer = answer_of(tmp_path / "job", small, picture(), disk_bytes=100_000)
     assert answer["result"]["file"] == "result.tif"
