@@ -484,6 +484,7 @@ def test_the_answer_to_a_bug_says_nothing_and_has_the_same_headers(tmp_path, mon
         answer = answer_of(service, "/jobs/x")
     assert answer.status_code == 500
     assert "secret" not in answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
     assert HEADERS.items() <= dict(answer.headers).items()
     (request,) = [line for line in caplog.records if line.getMessage() == "request"]
     assert request.status == 500
