@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
-from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform_bounds
 
 from repmamba.durable import whole_file
@@ -100,7 +101,7 @@ def _on_the_map(facts: RasterFacts, part: Window, scale: int) -> tuple[Grid, boo
     transform, crs = facts.grid.transform, facts.grid.crs
     try:
         if facts.gcps is not None:
-            transform, crs = from_gcps(facts.gcps[0]), facts.gcps[1]
+            transform, crs = _fitted(facts.gcps[0]), facts.gcps[1]
         grid = Grid(facts.grid.width, facts.grid.height, transform, crs).cut(part)
         if crs is not None and transform is not None and not transform.is_degenerate:
             xs, ys = zip(*grid.corners(), strict=True)
@@ -112,6 +113,16 @@ def _on_the_map(facts: RasterFacts, part: Window, scale: int) -> tuple[Grid, boo
         pass  # a place that cannot be computed
     pixel = PIXEL * scale
     return Grid(part.width, part.height, Affine.scale(pixel, -pixel), WEB_MERCATOR), False
+
+
+def _fitted(points: Sequence[GroundControlPoint]) -> Affine | None:
+    """The transform closest to ground control points; None if they lie on a line.
+
+    Not rasterio's from_gcps, which returns uninitialised numbers for points on a line.
+    """
+    pixels = np.array([(point.col, point.row, 1) for point in points])
+    fitted, _, rank, _ = np.linalg.lstsq(pixels, [(point.x, point.y) for point in points])
+    return Affine(*fitted.T.ravel()) if rank == 3 else None
 
 
 def _shown_bands(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from repmamba.service.inputs import Json
 
@@ -29,10 +33,15 @@ def describe(copy: Path, tiles: str) -> dict[str, Json]:
 
 
 def tile(copy: Path, z: int, x: int, y: int) -> bytes | None:
-    """A tile of 256 x 256 pixels as PNG; None outside of the copy and below its pixels."""
+    """A tile of 256 x 256 pixels as PNG, transparent where the copy is not; None if there is none.
+
+    That is outside of the Earth, and at zoom levels that show no more than the one before.
+    """
     with _opened(copy) as reader:
-        if z > _deepest(reader) or not (x < 1 << z and y < 1 << z and reader.tile_exists(x, y, z)):
+        if z > _deepest(reader) or max(x, y) >= 1 << z:
             return None
+        if not reader.tile_exists(x, y, z):
+            return _transparent()
         # "average" is the nearest pixel where tiles are finer than the copy. The options make
         # rio-tiler warp also what is in Web Mercator already, which may be rotated.
         image = reader.tile(
@@ -40,6 +49,13 @@ def tile(copy: Path, z: int, x: int, y: int) -> bytes | None:
         )
         content: bytes = image.render(img_format="PNG")
         return content
+
+
+@cache
+def _transparent() -> bytes:
+    content = io.BytesIO()
+    Image.new("LA", (256, 256)).save(content, "PNG")
+    return content.getvalue()
 
 
 def _deepest(reader: Any) -> int:
