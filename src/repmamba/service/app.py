@@ -267,8 +267,8 @@ class Service:
 
     def tiles(self, request: Request) -> Response:
         """The map of the input (before) or of the result (after), as TileJSON."""
-        copy, url = self._copy(request), f"{self._settings.url}{request.url.path}"
-        return JSONResponse(map_tiles.describe(copy, f"{url}/{{z}}/{{x}}/{{y}}.png"))
+        url = f"{self._settings.url}{request.url.path}/{{z}}/{{x}}/{{y}}.png"
+        return JSONResponse(map_tiles.describe(self._copy(request), url))
 
     def tile(self, request: Request) -> Response:
         """A tile of such a map, as PNG."""
@@ -428,7 +428,7 @@ class Service:
         """What a map of a job shows."""
         job, name = self._job(request), PICTURES.get(request.path_params["picture"])
         path = None if name is None else self._store.job(job.id) / name
-        if path is None or job.status != SUCCESSFUL or not path.is_file():
+        if path is None or not path.is_file():
             raise HTTPException(404, "There is no such map: a successful job has before and after.")
         return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,10 @@ from repmamba.tiles.window import Window
 LONGEST = 1 << 14  # pixels, longest side of a copy; a larger raster is halved until it fits
 BLOCK = 256  # pixels, edge of what is read at once, and of the tiles of a copy
 STRETCH = (1.0, 99.0)  # percentiles shown as black and white; 8 bits are shown as they are
-READ_WITH = (
-    "bands",
-    "nodata",
-    "alpha",
-    "expand_palette",
-)  # keywords that are fields of ReadOptions
+READ_WITH = ("bands", "nodata", "alpha", "expand_palette")  # what says how a source is read
 
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+GREY = (ColorInterp.gray,)
 WEB_MERCATOR = CRS.from_epsg(3857)
 MOST_NORTH = 85.06  # degrees of latitude where Web Mercator ends
 # A result without a place on the map gets one where Web Mercator's metres begin, north-up; each of
@@ -81,7 +79,7 @@ def write_display(
             (before, part, grid, of_input, BEFORE),
             (after, after.whole, grid.refined(result.scale), of_result, AFTER),
         ):
-            shown = _shown(raster, window, bands, stretch)
+            shown = partial(_shown, raster, window, bands, stretch)
             with whole_file(folder / name) as draft:
                 _write(draft, place, len(bands), shown, check, geographic)
 
@@ -159,20 +157,20 @@ def _stretch(raster: Raster, part: Window, bands: Sequence[int]) -> tuple[float,
 
 
 def _shown(
-    raster: Raster, whole: Window, bands: Sequence[int], stretch: tuple[float, float]
-) -> Callable[[Window], NDArray[np.uint8]]:
-    """A function that reads a window of `whole`: (bands, h, w) of 8 bit, alpha last."""
+    raster: Raster,
+    whole: Window,
+    bands: Sequence[int],
+    stretch: tuple[float, float],
+    window: Window,
+) -> NDArray[np.uint8]:
+    """A window, counted from the corner of `whole`, as (bands, h, w) of 8 bit, alpha last."""
+    raw, valid = raster.read(
+        Window(window.row + whole.row, window.col + whole.col, window.height, window.width)
+    )
     low, high = stretch
-
-    def read(window: Window) -> NDArray[np.uint8]:
-        raw, valid = raster.read(
-            Window(window.row + whole.row, window.col + whole.col, window.height, window.width)
-        )
-        unit = (raw[bands].astype(np.float32) - low) / max(high - low, 1e-9)
-        colours = np.where(valid, np.clip(np.nan_to_num(unit), 0, 1), 0)
-        return np.round(255 * np.concatenate([colours, valid[None]])).astype(np.uint8)
-
-    return read
+    unit = (raw[bands].astype(np.float64) - low) / ((high - low) or 1)
+    colours = np.where(valid, np.clip(np.nan_to_num(unit), 0, 1), 0)
+    return np.round(255 * np.concatenate([colours, valid[None]])).astype(np.uint8)
 
 
 def _write(
@@ -183,8 +181,8 @@ def _write(
     check: Callable[[], None],
     geographic: bool,
 ) -> None:
-    longest = max(grid.width, grid.height)
-    halvings = max(0, math.ceil(math.log2(longest / LONGEST)))
+    """Write a copy. shown: reads a window of the grid as it is shown, see `_shown`."""
+    halvings = _halvings(grid.width, grid.height, LONGEST)
     smaller = 1 << halvings
     assert grid.transform is not None
     profile = {
@@ -198,9 +196,7 @@ def _write(
     options = {"compress": "deflate", "zlevel": 1, "predictor": 2, "bigtiff": "if_safer"}
     blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     with created(target, **profile, **blocks, **options) as file:
-        grey = (ColorInterp.gray,)
-        names = (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if colours == 3 else grey
-        file.colorinterp = (*names, ColorInterp.alpha)
+        file.colorinterp = (*(RGB if colours == 3 else GREY), ColorInterp.alpha)
         file.update_tags(**({GEOGRAPHIC: "YES"} if geographic else {}))
         for window in _windows(Window(0, 0, grid.height, grid.width), max(BLOCK, smaller)):
             pixels = shown(window)
@@ -211,10 +207,10 @@ def _write(
             file.write(pixels, window=((row, row + height), (col, col + width)))
             check()
     with rasterio.open(target, "r+", driver="GTiff") as file:
-        file.build_overviews(_levels(file.width, file.height), Resampling.average)
+        count = _halvings(file.width, file.height, BLOCK)
+        file.build_overviews([2**level for level in range(1, count + 1)], Resampling.average)
 
 
-def _levels(width: int, height: int) -> list[int]:
-    """Powers of 2, until an overview fits into one tile."""
-    count = max(0, math.ceil(math.log2(max(width, height) / BLOCK)))
-    return [2**level for level in range(1, count + 1)]
+def _halvings(width: int, height: int, most: int) -> int:
+    """How often a raster is halved until no side has more than so many pixels."""
+    return max(0, math.ceil(math.log2(max(width, height) / most)))
