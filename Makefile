@@ -12,12 +12,12 @@ PYTEST := $(TEST_THREADS) $(BIN)/python -m pytest -n 2
 BENCHMARKS := \
   how_far_from_its_own_arithmetic where_does_the_time_go how_does_it_grow_with_area how_does_it_grow_with_threads \
   against_a_light_window_transformer against_other_runtimes what_an_export_costs \
-  how_long_is_a_training_step which_scan_at_which_length \
+  how_long_is_a_training_step which_scan_at_which_length how_fast_is_a_gpu \
   what_durable_tiles_cost does_memory_stay_flat what_does_a_cluster_cost \
   how_large_a_halo how_far_can_a_result_be_trusted what_does_consistency_change what_the_engine_costs_beside_the_network \
   does_it_choose_well
 
-.PHONY: help demo test test-long check format bench wheels qgis-plugin web docs site gallery readme-picture clean
+.PHONY: help demo test test-long check format bench gpu wheels qgis-plugin web docs site gallery readme-picture clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench: .venv/installed-bench  ## the benchmarks, one after the other; their answ
 	  $(BIN)/python "benchmarks/$$question.py" --json "$(RESULTS)/$$question.json" \
 	  || echo "$$question: no answer, or not the predicted one"; \
 	done
+
+gpu: .venv/installed-dev  ## on a machine with a GPU: its tests and timings, in at most ten minutes
+	$(BIN)/python benchmarks/how_fast_is_a_gpu.py --json "$(RESULTS)/how_fast_is_a_gpu.json"
 
 wheels: .venv/installed-dev  ## a wheel for each platform, in dist/; the first time takes some minutes
 	@for target in $$($(BIN)/python hatch_build.py); do \

@@ -31,11 +31,12 @@ SLOW = 4096  # pixels beyond which the definition is left out
 Times = dict[tuple[str, str], list[float]]
 
 
-def make_inputs(channels: int, side: int) -> list[Tensor]:
+def make_inputs(channels: int, side: int, batch: int = 1) -> list[Tensor]:
     """As the network meets them: maps in channels_last, dt small, rates -1 to -16."""
     torch.manual_seed(side)
     rank = math.ceil(channels / 32)
-    p, projected = torch.randn(1, channels, side, side), torch.randn(1, 4 * (rank + 32), side, side)
+    p = torch.randn(batch, channels, side, side)
+    projected = torch.randn(batch, 4 * (rank + 32), side, side)
     p, projected = (x.to(memory_format=torch.channels_last) for x in (p, projected))
     rates = torch.arange(1.0, 17.0).repeat(4 * channels, 1)
     return [

@@ -82,6 +82,16 @@ def test_an_answer_names_the_machine_and_the_versions(
     assert answer["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.long
+def test_the_measurements_of_a_gpu_are_rehearsed_on_a_cpu(ask, tmp_path: Path):
+    with pytest.raises(SystemExit, match="0"):
+        ask("how_fast_is_a_gpu", "--device", "cpu", "--json", tmp_path / "answer.json")
+    rows = json.loads((tmp_path / "answer.json").read_text("utf-8"))["rows"]
+    assert not [row for row in rows if "failed" in row]
+    kinds = {row["what"].split(" ", 1)[0].rstrip(",") for row in rows}
+    assert kinds == {"tests", "copy", "scan", "network", "training", "scene"}
+
+
 @pytest.mark.parametrize(
     "name", ["which_scan_at_which_length", "where_does_the_time_go", "what_durable_tiles_cost"]
 )

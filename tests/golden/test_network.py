@@ -33,6 +33,16 @@ def test_results_are_those_of_the_published_network(scale, case, dtype, form, nu
     assert (result - golden[f"{case}.output32"]).abs().max() < 1e-5
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_results_on_a_gpu_are_those_of_the_published_network(scale, form, numbers, network_of):
+    golden = numbers(f"eval_x{scale}")
+    network = form(network_of(f"net_x{scale}", dtype=torch.float64)).float().cuda()
+    with torch.no_grad():
+        result = network(golden["a.input"].float().cuda()).cpu()
+    assert (result - golden["a.output64"]).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_those_of_the_published_network(variant, dtype, form, numbers, network_of):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,8 @@ from repmamba.scene.result.lock import TargetLock
 from repmamba.tiles.window import Window
 
 from .conftest import bicubic_upscaler
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
@@ -819,3 +822,22 @@ def test_an_upscaler_of_another_scale_is_refused_with_what_to_do(
         match="is of x2, and x3 was asked for: load weights of x3, or leave the scale out",
     ):
         upscale_file(path, tmp_path / "out.tif", bicubic, scale=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "levels"), [("float32", 1), ("bfloat16", 8)])
+def test_a_gpu_gives_the_pixels_of_the_cpu(tmp_path, precision, levels):
+    results = []
+    for device in ("cpu", "cuda"):
+        target = tmp_path / f"{device}.tif"
+        kind = "float32" if device == "cpu" else precision
+        upscale_file(
+            EXAMPLES / "colorado.tif",
+            target,
+            device=device,
+            precision=kind,
+            window=(0, 0, 160, 160),
+        )
+        with rasterio.open(target) as raster:
+            results.append(raster.read().astype(int))
+    assert np.abs(results[0] - results[1]).max() <= levels

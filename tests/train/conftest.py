@@ -105,5 +105,5 @@ def whole_run(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFact
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert fit(tiny(), folder, log_every=1).finished
+    assert fit(tiny(), folder, log_every=1, device="cpu").finished
     return folder
