@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.errors import RasterioIOError
+from rasterio.io import MemoryFile
 from rasterio.warp import transform as transform_points
 
 from repmamba.errors import NoSpace
@@ -236,6 +239,20 @@ def test_a_raster_larger_than_the_longest_side_is_halved(shown, monkeypatch):
             assert (file.transform.a, file.transform.e) == pytest.approx((size, -size))
             means = pixels[:, :edge, :edge].mean((1, 2))
             assert np.abs(file.read([1, 2, 3])[:, 0, 0] - means).max() <= halvings
+
+
+def test_only_geotiffs_are_read_as_copies_and_nothing_beside_them(shown, tmp_path):
+    made = shown(NOISE, PLACED["projected"])
+    described = map_tiles.describe(made.before, "")
+    place = "<PAMDataset><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform></PAMDataset>"
+    (tmp_path / "before.tif.aux.xml").write_text(place)
+    assert map_tiles.describe(made.before, "") == described
+    with rasterio.open(made.after) as file:
+        virtual = MemoryFile()
+        rasterio.shutil.copy(file, virtual.name, driver="VRT")
+    made.before.write_bytes(virtual.read())
+    with pytest.raises(RasterioIOError, match="not recognized"):
+        map_tiles.describe(made.before, "")
 
 
 def test_copies_that_do_not_fit_on_the_disk_leave_nothing(shown, tmp_path):
