@@ -116,7 +116,7 @@ def _on_the_map(facts: RasterFacts, part: Window, scale: int) -> tuple[Grid, boo
 def _fitted(points: Sequence[GroundControlPoint]) -> Affine | None:
     """The transform closest to ground control points; None if they lie on a line.
 
-    Not rasterio's from_gcps, which returns uninitialised numbers for points on a line.
+    Not rasterio's from_gcps, whose result varies from run to run for points on a line.
     """
     pixels = np.array([(point.col, point.row, 1) for point in points])
     fitted, _, rank, _ = np.linalg.lstsq(pixels, [(point.x, point.y) for point in points])
