@@ -2,18 +2,19 @@
 which thresholds?
 
 Prediction: where the two differ by more than 0.05 dB, the choice is the better one for at least 95
-% of the degraded test pictures, once the thresholds of noise and blockiness are fixed on validation
-pictures.
+% of the degraded test scenes, once the thresholds of noise and blockiness are fixed on validation
+scenes.
 
-Each picture is reduced and degraded in fixed, seeded ways: the chains mild, middle and strong;
-noise and JPEG of one strength alone; and clean. Noise and blockiness are measured as `upscale`
-does, both weights enlarge it, and PSNR (esr-rgb) says which was better. On val/, thresholds are
-searched that are right most often, each way counting the same. On test/, nothing is chosen: the
-thresholds of the package and those of val/ are both shown, with what a wrong choice costs. Blur
-alone is shown apart: it is not measured, so nothing can be chosen by it.
+A scene is four pictures of a set, reduced and degraded alike, as by one sensor, in fixed, seeded
+ways: the chains mild, middle and strong; noise and JPEG of one strength alone; and clean. Noise and
+blockiness are measured over its pictures, as `upscale` does over windows of a scene, both weights
+enlarge them, and the mean PSNR (esr-rgb) says which was better. On val/, thresholds are searched
+that are right most often, each way counting the same. On test/, nothing is chosen: the thresholds
+of the package and those of val/ are both shown, with what a wrong choice costs. Blur alone is shown
+apart: it is not measured, so nothing can be chosen by it. --together 1 makes every picture a scene.
 
     python benchmarks/does_it_choose_well.py [--weights x4] [--real FILE] [--images N]
-        [--reference FOLDER] [--json FILE]
+        [--together N] [--reference FOLDER] [--json FILE]
 
 It takes some 20 minutes of CPU time. The thresholds are NOISY and BLOCKY of scene/choice.py.
 """
@@ -53,9 +54,9 @@ Degrade = Callable[[NDArray[np.generic], np.random.Generator], NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One picture in one way: what was measured, and what real pictures' weights gain on it."""
+    """One scene in one way: what was measured, and what real pictures' weights gain on it."""
 
-    picture: str
+    scene: str
     way: str
     noise: float  # levels of 255
     blockiness: float
@@ -72,7 +73,14 @@ def main() -> None:
         help="those for real pictures [%(default)s]",
     )
     parser.add_argument(
-        "--images", type=answers.count, metavar="N", default=30, help="of each set [%(default)s]"
+        "--images", type=answers.count, metavar="N", default=32, help="of each set [%(default)s]"
+    )
+    parser.add_argument(
+        "--together",
+        type=answers.count,
+        metavar="N",
+        default=4,
+        help="pictures in a scene [%(default)s]",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,11 +89,17 @@ def main() -> None:
         real = load(options.real, scale=clean.scale)
     except CheckpointError as missing:
         sys.exit(f"{missing} Name them with --weights and --real.")
-    data = options.reference / "data"
-    chosen_on = [
-        seen for name in VALIDATION for seen in of_set(data / name, options.images, clean, real)
-    ]
-    judged = [seen for name in TEST for seen in of_set(data / name, options.images, clean, real)]
+
+    def of_sets(names: Sequence[str]) -> list[Seen]:
+        data, both = options.reference / "data", (clean, real)
+        return [
+            seen
+            for name in names
+            for scene in scenes(data / name, options.images, options.together)
+            for seen in of_scene(scene, both)
+        ]
+
+    chosen_on, judged = of_sets(VALIDATION), of_sets(TEST)
     packaged, fitted = (NOISY, BLOCKY), thresholds(measurable(chosen_on))
     rows = [
         {"way": way, **summary([seen for seen in judged if seen.way == way], packaged, fitted)}
@@ -96,17 +110,18 @@ def main() -> None:
         f"Thresholds of the package: noise {NOISY:g}, blockiness {BLOCKY:g}; of val/: "
         f"{fitted[0]:g}, {fitted[1]:g}."
     )
-    print("| way | pictures | gain of real, dB | right, package | right, val/ | lost, dB |")
+    print("| way | scenes | gain of real, dB | right, package | right, val/ | lost, dB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for row in [*rows, {"way": "all but blur", **whole}]:
         print(
-            f"| {row['way']} | {row['pictures']} | {row['gain']:+.2f} | {row['right']:.1%} | "
+            f"| {row['way']} | {row['scenes']} | {row['gain']:+.2f} | {row['right']:.1%} | "
             f"{row['right_fitted']:.1%} "
             f"| {row['lost']:.3f} |"
         )
     answers.write(
         options.json,
         threads=1,
+        together=options.together,
         weights=answers.weights(clean),
         real=answers.weights(real),
         thresholds={"package": packaged, "validation": fitted},
@@ -116,26 +131,31 @@ def main() -> None:
     )
 
 
-def of_set(folder: Path, count: int, clean: Upscaler, real: Upscaler) -> Iterator[Seen]:
-    """All ways of the pictures of a folder, so many of them, evenly spread."""
+def scenes(folder: Path, count: int, together: int) -> list[list[PairFiles]]:
+    """Evenly spread pictures of a folder, some together in each scene."""
     files = find_pairs(folder)
-    for index in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int):
-        yield from of_picture(files[index], clean, real)
+    places = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    number = max(1, len(places) // together)  # every number-th: the classes of a set are mixed
+    return [[files[place] for place in places[first::number]] for first in range(number)]
 
 
-def of_picture(file: PairFiles, clean: Upscaler, real: Upscaler) -> Iterator[Seen]:
-    """All ways of one picture."""
-    pair = file.read(clean.scale)
-    metric = METRICS["esr-rgb.psnr"]
-    for way, degrade in ways(clean.scale).items():
-        lr = degrade(pair.hr, generator_for(SEED, pair.name))
-        unit = torch.from_numpy(np.moveaxis(lr, 2, 0) / np.float32(255))
-        scores = [
-            metric.measure(np.moveaxis(upscaler.run(unit[None])[0].numpy(), 0, 2), pair)
-            for upscaler in (clean, real)
-        ]
-        windows = [unit.numpy()]
-        yield Seen(pair.name, way, noise_level(windows), blockiness(windows), scores[1] - scores[0])
+def of_scene(files: Sequence[PairFiles], both: Sequence[Upscaler]) -> Iterator[Seen]:
+    """All ways of one scene. both: the weights for clean pictures, and those for real ones."""
+    pairs = [file.read(both[0].scale) for file in files]
+    metric, name = METRICS["esr-rgb.psnr"], pairs[0].name
+    for way, degrade in ways(both[0].scale).items():
+        windows, gains = [], []
+        for pair in pairs:
+            # the same draws for each picture of the scene
+            lr = degrade(pair.hr, generator_for(SEED, name))
+            unit = torch.from_numpy(np.moveaxis(lr, 2, 0) / np.float32(255))
+            scores = [
+                metric.measure(np.moveaxis(upscaler.run(unit[None])[0].numpy(), 0, 2), pair)
+                for upscaler in both
+            ]
+            windows.append(unit.numpy())
+            gains.append(scores[1] - scores[0])
+        yield Seen(name, way, noise_level(windows), blockiness(windows), float(np.mean(gains)))
 
 
 def ways(scale: int) -> dict[str, Degrade]:
@@ -193,9 +213,9 @@ def thresholds(seen: Sequence[Seen]) -> tuple[float, float]:
 def summary(
     seen: Sequence[Seen], packaged: tuple[float, float], fitted: tuple[float, float]
 ) -> dict[str, Any]:
-    """What there is to say of some pictures."""
+    """What there is to say of some scenes."""
     return {
-        "pictures": len(seen),
+        "scenes": len(seen),
         "gain": float(np.mean([one.gain for one in seen])),
         "right": float(np.mean([right(one, *packaged) for one in seen])),
         "right_fitted": float(np.mean([right(one, *fitted) for one in seen])),

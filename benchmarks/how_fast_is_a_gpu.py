@@ -1,13 +1,14 @@
-"""What does a GPU do with it? Tests and timings, in at most ten minutes: `make gpu`.
+"""How fast is it on a GPU, and do the tests that need one pass?
 
 Prediction, for one H200 in bfloat16: 100 megapixels of output per second at x4, a training step of
 16 patches of 64x64 in 25 ms, and the scan at 80 % of what the memory allows.
 
-First the tests marked `gpu` run. Then, each after a warm-up: copying a large tensor, which gives
-the bandwidth of the memory; the scan forward and with gradients, against the bytes that it must at
-least read and write; the network on batches of tiles; training steps as they are and compiled; and
-a scene from file to file. What fails is named in the answer, and the rest is still measured. With
---device cpu everything runs on small inputs, to rehearse.
+`make gpu` runs it, in at most ten minutes. First the tests marked `gpu` run. Then, each after a
+warm-up: copying a large tensor, which gives the bandwidth of the memory; the scan forward and with
+gradients, against the bytes that it must at least read and write; the network on batches of tiles;
+training steps as they are and compiled; and a scene from file to file. What fails is named in the
+answer, and the rest is still measured. With --device cpu everything runs on small inputs, to
+rehearse.
 
     python benchmarks/how_fast_is_a_gpu.py [--device cuda] [--json FILE]
 """

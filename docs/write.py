@@ -49,7 +49,7 @@ ROOMS = (  # name, what it is, what it needs beside the standard library
     (
         "service",
         "upscale over HTTP: a queue of jobs, a process for each, OGC API - Processes",
-        "Starlette, uvicorn",
+        "Starlette, uvicorn, rio-tiler",
     ),
     ("cli", "one file per verb, thin over the rooms", "click"),
 )

@@ -260,6 +260,21 @@ def test_an_invalid_tile_or_halo_of_weights_is_refused(tmp_path, facts):
 
 
 @pytest.mark.parametrize(
+    ("facts", "denoises"),
+    [
+        ({}, False),
+        ({"recipe": {"data": {"degrade": ""}}}, False),
+        ({"recipe": {"data": {"degrade": "sensor"}}}, True),
+        ({"recipe": "of my own"}, False),
+    ],
+)
+def test_weights_trained_on_degraded_images_are_known_to_denoise(tmp_path, facts, denoises):
+    network = RepMamba(NetworkConfig(scale=2, depths=(1,)))
+    write_checkpoint(tmp_path / "own.safetensors", Checkpoint.of(network, training=facts))
+    assert load(tmp_path / "own.safetensors").denoises is denoises
+
+
+@pytest.mark.parametrize(
     ("name", "length", "least"), [("tile", 31, 2), ("tile", 0, 2), ("halo", 7, 0)]
 )
 def test_an_odd_tile_or_halo_is_refused(upscaler, name, length, least):

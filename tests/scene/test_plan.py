@@ -24,7 +24,7 @@ from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.tiles.window import Window
 
-from .conftest import BicubicRunner
+from .conftest import BicubicRunner, bicubic_upscaler
 
 
 @pytest.fixture
@@ -149,6 +149,14 @@ def test_scenes_with_a_place_are_made_consistent_and_pictures_are_not(
     assert not plan(write_raster("b.tif", smooth(1, 9, 9), transform=None, crs=None)).consistent
     assert plan(geotiffs / "test_rpcs.tif").consistent
     assert not plan(write_raster("c.tif", smooth(1, 9, 9)), consistent=False).consistent
+
+
+def test_weights_that_remove_noise_do_not_have_it_restored(write_raster, smooth, tmp_path, caplog):
+    scene, denoising = write_raster("a.tif", smooth(1, 9, 9)), bicubic_upscaler(denoises=True)
+    with caplog.at_level("INFO", "repmamba"):
+        plan_file(scene, tmp_path / "out.tif", denoising)
+    assert "not made consistent with its input, because that would restore the" in caplog.text
+    assert plan_file(scene, tmp_path / "out.tif", denoising, consistent=True).consistent
 
 
 def test_the_log_says_whether_a_result_is_made_consistent_and_why(

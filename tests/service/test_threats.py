@@ -31,7 +31,8 @@ from repmamba import durable
 from repmamba.durable import free_bytes
 from repmamba.errors import NoSpace, SourceError, TargetError
 from repmamba.service import guards
-from repmamba.service.app import Service, label
+from repmamba.service.app import Service
+from repmamba.service.parsing import label
 from repmamba.service.references import fetch
 from repmamba.service.settings import Settings
 from repmamba.service.store import Store
@@ -139,8 +140,12 @@ def files_of(server: Server) -> set[str]:
     "path",
     [
         "/jobs/..%2f..%2f..%2fetc%2fpasswd/results",
-        "/jobs/{job}/pictures/..%2finput",
-        "/jobs/{job}/pictures/input",
+        "/jobs/{job}/tiles/..%2finput",
+        "/jobs/{job}/tiles/..%2finput/0/0/0.png",
+        "/jobs/{job}/tiles/result.tif/0/0/0.png",
+        "/jobs/..%2fjobs/tiles/before/0/0/0.png",
+        "/static/leaflet/..%2f__init__.py",
+        "/static/leaflet/%2e%2e/__init__.py",
         "/static/..%2fapp.py",
         "/static/%2e%2e/app.py",
         "/uploads/..%2fjobs.sqlite",
@@ -595,7 +600,11 @@ def test_links_do_not_follow_the_host_that_a_client_names(server):
 
 
 @pytest.mark.parametrize(
-    "path", ["/jobs", "/metrics", "/processes", "/api", "/uploads", "/statics", "/health/"]
+    "path",
+    [
+        *("/jobs", "/metrics", "/processes", "/api", "/uploads", "/statics", "/health/"),
+        *("/jobs/any/tiles/before", "/jobs/any/tiles/before/0/0/0.png"),
+    ],
 )
 def test_a_token_is_needed(closed, path):
     with httpx.Client(base_url=closed.url) as stranger:

@@ -91,7 +91,8 @@ def _creation(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) 
     "--consistent/--no-consistent",
     default=None,
     help="Adjust the result so that downsampling it gives back the input (except outliers and "
-    "clipped values).  [default: on if the input is georeferenced]",
+    "clipped values).  [default: on if the input is georeferenced and the weights do not remove "
+    "noise]",
 )
 @click.option(
     "--ensemble",

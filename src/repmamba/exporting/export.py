@@ -172,6 +172,7 @@ def _facts(upscaler: Upscaler, path: Path, options: _Options) -> ExportedFacts:
         purpose=options.program.name,
         nodes=0,
         parity=(),
+        denoises=upscaler.denoises,
     )
 
 

@@ -59,6 +59,7 @@ class ExportedFacts:
     nodes: int
     parity: tuple[Difference, ...]
     value_range: tuple[float, float] = (0.0, 1.0)
+    denoises: bool = False  # as Upscaler.denoises
     written_by: str = f"repmamba {__version__}"
 
     @property

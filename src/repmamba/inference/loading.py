@@ -98,6 +98,7 @@ def load(
         ensemble=ensemble,
         calibration=read_calibration(found.path, digest),
         terms=terms_of(found.path, checkpoint.training),
+        denoises=_denoises(checkpoint.training),
     )
 
 
@@ -124,6 +125,7 @@ def _load_exported(found: FoundWeights, asked: Mapping[str, Any], *, ensemble: b
         device=torch.device("cpu"),
         ensemble=ensemble,
         terms=facts.terms,
+        denoises=facts.denoises,
     )
 
 
@@ -169,6 +171,13 @@ def _advised(checkpoint: Checkpoint, found: FoundWeights, name: str, usual: int)
             f"{LEAST[name]} to {LARGEST[name]} is expected."
         )
     return value
+
+
+def _denoises(training: Mapping[str, Any]) -> bool:
+    """Whether the recipe of weights has degraded inputs."""
+    recipe = training.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, Mapping) else None
+    return isinstance(data, Mapping) and bool(data.get("degrade"))
 
 
 def _digest(checkpoint: Checkpoint) -> str:

@@ -53,6 +53,7 @@ class Upscaler:
     # expected error as a function of doubt; None: never measured
     calibration: Calibration | None = None
     terms: str = ""  # of the weights, in a line; "" if unknown
+    denoises: bool = False  # trained on noisy or compressed images, to give clean ones
 
     def __repr__(self) -> str:
         of_eight = ", mean of 8 flips and rotations" if self.ensemble else ""

@@ -148,7 +148,8 @@ def upscale_file(
         value_range: What is black and white to the network: two numbers, "robust" (percentiles) or
             "type" (the ends of the data type). Nothing is clipped to it.
         consistent: Adjust the result so that downsampling it gives back the input (except outliers
-            and clipped values). On by default where the scene has a place on the map.
+            and clipped values). On by default where the scene has a place on the map, unless the
+            weights remove noise.
         confidence: Also write a raster of the expected error of each pixel here; turns `ensemble`
             on.
         format: GTiff, COG, PNG or JPEG; by default from the target's suffix.

@@ -111,7 +111,9 @@ def plan_scene(
     found = find_range(raster, bands, options.value_range, measuring)
     if how.nodata != "none":
         warn_of_fills(facts.name, found.fills)
-    consistent = facts.has_place if options.consistent is None else options.consistent
+    consistent = options.consistent
+    if consistent is None:
+        consistent = facts.has_place and not upscaler.denoises
     settings = _pixel_settings(bands, tiles, found.radiometry, upscaler, how) | {
         "consistent": consistent,
         "missing": way,
@@ -199,16 +201,23 @@ def _log_decisions(
     alone = describe_grey_bands(plan.job.settings["together"], facts)
     if alone is not None:
         logger.info("%s: through the network: %s.", facts.name, alone)
-    note = describe_consistency(plan.consistent, options.consistent, facts.has_place)
+    note = describe_consistency(plan.consistent, options.consistent, upscaler, facts.has_place)
     logger.info("%s: %s", facts.name, note)
     if facts.alpha is not None:
         logger.info("%s: alpha: %s.", facts.name, plan.decisions["alpha"])
 
 
-def describe_consistency(consistent: bool, asked: bool | None, has_place: bool) -> str:
+def describe_consistency(
+    consistent: bool, asked: bool | None, upscaler: Upscaler, has_place: bool
+) -> str:
     """Whether the result will be made consistent with its input, and why."""
     if asked is not None:
         why = "as asked"
+    elif has_place and upscaler.denoises:
+        why = (
+            f"because that would restore the noise that {upscaler.name} removes (consistent=True "
+            "turns it on)"
+        )
     elif has_place:
         why = "because the scene is georeferenced (consistent=False keeps the network's result)"
     else:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import math
 import re
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -21,40 +18,32 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from xstatic.pkg import leaflet
 
-from repmamba.durable import FULL, PIECE, free_bytes, readable, remove
-from repmamba.errors import NoSpace, UsageError
-from repmamba.service import ogc
+from repmamba.durable import PIECE, free_bytes, readable, remove
+from repmamba.errors import UsageError
+from repmamba.service import map_tiles, ogc
+from repmamba.service.answers import HANDLERS, problem
 from repmamba.service.dispatch import Dispatcher
 from repmamba.service.guards import Guards
 from repmamba.service.inputs import SCHEMAS, Json, format_of, keywords, schemas, value_of
 from repmamba.service.logs import Metrics
-from repmamba.service.queue import (
-    ACCEPTED,
-    DISMISSED,
-    FAILED,
-    STATUSES,
-    SUCCESSFUL,
-    Job,
-    Wanted,
-)
-from repmamba.service.references import NotAllowed, admitted
+from repmamba.service.parsing import decoded, label, preference, prefers_html, wanted_jobs, whole
+from repmamba.service.queue import ACCEPTED, DISMISSED, FAILED, SUCCESSFUL, Job
+from repmamba.service.references import admitted
 from repmamba.service.settings import Settings
-from repmamba.service.store import Store
+from repmamba.service.store import PICTURES, Store
 
 HERE = Path(__file__).parent
 LARGEST_REQUEST = 1 << 20  # bytes of JSON
 SLOWEST = 1000.0  # bytes per second that a client must send on average
-LONGEST_NAME = 100
 HEARTBEAT = 15.0  # seconds between signs of life while nothing changes
 COALESCED = 0.2  # seconds between two events of a job
-PICTURES = ("before.png", "after.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +105,7 @@ class Service:
         app = Starlette(
             routes=[
                 *(Route(path, call, methods=methods) for path, methods, call in self._routes()),
+                Mount("/static/leaflet", StaticFiles(directory=leaflet.BASE_DIR)),
                 Mount("/static", StaticFiles(directory=HERE / "static")),
             ],
             exception_handlers=HANDLERS,
@@ -139,7 +129,8 @@ class Service:
             (f"{job}/events", get, self.events),
             (f"{job}/results", get, self.results),
             (f"{job}/results/result", get, self.result),
-            (f"{job}/pictures/{{picture}}", get, self.picture),
+            (f"{job}/tiles/{{picture}}", get, self.tiles),
+            (f"{job}/tiles/{{picture}}/{{z}}/{{x}}/{{y}}.png", get, self.tile),
             ("/health", get, self.health),
             ("/ready", get, self.ready),
             ("/metrics", get, self.metrics),
@@ -185,7 +176,7 @@ class Service:
 
     def process(self, request: Request) -> Response:
         """The inputs and outputs of the process."""
-        check_process(request)
+        self._check_process(request)
         settings = self._settings
         return JSONResponse(ogc.process(settings.url, settings.weights, self._explain))
 
@@ -209,7 +200,7 @@ class Service:
 
     async def execute(self, request: Request) -> Response:
         """Execute the process, and wait for the result unless asked otherwise (Prefer)."""
-        check_process(request)
+        self._check_process(request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "Send the request as application/json.")
         pieces = self._pieces(request, LARGEST_REQUEST, LARGEST_REQUEST)
@@ -266,13 +257,18 @@ class Service:
         """The file that a job made."""
         return self._file(self._job(request))
 
-    def picture(self, request: Request) -> Response:
-        """A part of the input or of the result as PNG: before.png, after.png."""
-        job, name = self._job(request), request.path_params["picture"]
-        path = self._store.job(job.id) / name
-        if name not in PICTURES or job.status != SUCCESSFUL or not path.is_file():
-            raise HTTPException(404, "There is no such picture.")
-        return FileResponse(path, media_type="image/png")
+    def tiles(self, request: Request) -> Response:
+        """The map of the input (before) or of the result (after), as TileJSON."""
+        url = f"{self._settings.url}{request.url.path}/{{z}}/{{x}}/{{y}}.png"
+        return JSONResponse(map_tiles.describe(self._copy(request), url))
+
+    def tile(self, request: Request) -> Response:
+        """A tile of such a map, as PNG."""
+        copy = self._copy(request)
+        content = map_tiles.tile(copy, *(whole(request.path_params[name]) for name in "zxy"))
+        if content is None:
+            raise HTTPException(404, "There is no such tile.")
+        return Response(content, media_type="image/png")
 
     def health(self, request: Request) -> Response:
         """Whether the server answers."""
@@ -289,6 +285,11 @@ class Service:
     def metrics(self, request: Request) -> Response:
         """Metrics for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @staticmethod
+    def _check_process(request: Request) -> None:
+        if request.path_params["process"] != ogc.PROCESS:
+            raise problem(404, f"The only process is {ogc.PROCESS}.", ogc.NO_SUCH_PROCESS)
 
     async def _pieces(self, request: Request, limit: int, size: int) -> AsyncIterator[bytes]:
         """The body in pieces of about `size`. Raises HTTPException for a long or slow one."""
@@ -421,6 +422,14 @@ class Service:
             raise problem(404, "There is no such job: it may have expired.", ogc.NO_SUCH_JOB)
         return job
 
+    def _copy(self, request: Request) -> Path:
+        """What a map of a job shows."""
+        job, name = self._job(request), PICTURES.get(request.path_params["picture"])
+        path = None if name is None else self._store.job(job.id) / name
+        if path is None or not path.is_file():
+            raise HTTPException(404, "There is no such map: a successful job has before and after.")
+        return path
+
     def _results(self, job: Job) -> Response:
         if job.status == SUCCESSFUL:
             href = f"{self._settings.url}/jobs/{job.id}/results/result"
@@ -443,114 +452,3 @@ class Service:
         stem, suffix = PurePosixPath(job.request["name"]).stem, path.name.partition(".")[2]
         name = f"{stem or 'result'}_x{job.result['scale']}.{suffix}"
         return FileResponse(path, media_type=job.result["type"], filename=name)
-
-
-def check_process(request: Request) -> None:
-    """Raise HTTPException for another process than ours."""
-    if request.path_params["process"] != ogc.PROCESS:
-        raise problem(404, f"The only process is {ogc.PROCESS}.", ogc.NO_SUCH_PROCESS)
-
-
-def prefers_html(accept: str) -> bool:
-    """Whether a client wants a page rather than JSON: browsers name HTML, others do not."""
-    return "text/html" in accept and "application/json" not in accept.partition("text/html")[0]
-
-
-def preference(headers: list[str]) -> tuple[bool, float | None]:
-    """Whether Prefer asks for an answer before the job ends, and how long the client waits."""
-    words = {word.strip().lower() for header in headers for word in re.split("[,;]", header)}
-    waits = [int(word[5:]) for word in words if re.fullmatch(r"wait=\d{1,5}", word)]
-    return "respond-async" in words and not waits, float(min(waits)) if waits else None
-
-
-def whole(text: str, least: int = 0, most: int = 1 << 62) -> int:
-    """A whole number of a request. Raises UsageError."""
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
-        raise UsageError(f"{text!r:.50} is not a whole number from {least} to {most}.")
-    return int(text)
-
-
-def wanted_jobs(query: QueryParams) -> Wanted:
-    """The jobs that the parameters of the list choose. Raises UsageError."""
-    statuses = query.getlist("status") or list(STATUSES)
-    if unknown := set(statuses) - set(STATUSES):
-        raise UsageError(f"The status is {unknown.pop()!r:.50}; expected {', '.join(STATUSES)}.")
-    for name, ours in (("processID", ogc.PROCESS), ("type", "process")):
-        if name in query and ours not in query.getlist(name):
-            statuses = []
-    created = ogc.interval(query.get("datetime", "../.."))
-    if not {"minDuration", "maxDuration"} & set(query):
-        return Wanted(statuses, created)
-    least = whole(query.get("minDuration", "0"))
-    most = whole(query["maxDuration"]) if "maxDuration" in query else math.inf
-    return Wanted(statuses, created, (least, most))
-
-
-def label(name: Any) -> str:
-    """A client's name for a file as one line to show. It never becomes the name of a file here."""
-    text = " ".join(name.split()) if isinstance(name, str) else ""
-    return (
-        "".join(filter(str.isprintable, text)).replace("/", "_").lstrip(".")[:LONGEST_NAME]
-        or "scene"
-    )
-
-
-def decoded(text: str) -> bytes:
-    """The bytes of base64. Raises UsageError."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise UsageError("The scene is neither a link (href) nor valid base64 (value).") from error
-
-
-def problem(status: int, detail: str, kind: str) -> HTTPException:
-    """An error that the standard has a name for."""
-    error = HTTPException(status, detail)
-    error.kind = kind  # type: ignore[attr-defined]
-    return error
-
-
-def _answer(status: int, detail: str, kind: str | None = None, headers: Any = None) -> Response:
-    return JSONResponse(
-        ogc.exception(status, detail, kind),
-        status,
-        headers,
-        media_type="application/problem+json",
-    )
-
-
-def _http_error(request: Request, error: Any) -> Response:
-    kind = getattr(error, "kind", None)
-    return _answer(error.status_code, error.detail, kind, error.headers)
-
-
-def _usage_error(request: Request, error: Exception) -> Response:
-    return _answer(403 if isinstance(error, NotAllowed) else 400, str(error))
-
-
-def _disk_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, OSError) and not isinstance(error, NoSpace) and error.errno not in FULL:
-        raise error
-    return _answer(507, "The disk of the service is full: try again later.")
-
-
-def _database_error(request: Request, error: Exception) -> Response:
-    return _answer(507, f"The service cannot store anything at the moment ({error}).")
-
-
-def _gone(request: Request, error: Exception) -> Response:
-    return _answer(400, "The client has gone.")
-
-
-def _bug(request: Request, error: Exception) -> Response:
-    return _answer(500, "Something went wrong; the log of the service says what.")
-
-
-HANDLERS: dict[Any, Any] = {
-    HTTPException: _http_error,
-    UsageError: _usage_error,
-    OSError: _disk_error,
-    sqlite3.OperationalError: _database_error,
-    ClientDisconnect: _gone,
-    Exception: _bug,
-}

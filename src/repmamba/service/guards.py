@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from repmamba.service.ogc import exception
+from repmamba.service.answers import answer
 from repmamba.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # answered without a token: they tell nothing about jobs
 OPEN_PATHS = ("/health", "/ready", "/")
 OPEN_PREFIX = "/static/"
+TILE = re.compile(r"/jobs/[^/]+/tiles/[^/]+/\d+/\d+/\d+\.png")
 READS = ("GET", "HEAD")
 
 SECURITY_HEADERS = {
@@ -65,42 +66,40 @@ class Guards:
         try:
             await (refusal or self._app)(scope, receive, guarded_send)
         finally:
+            # a page asks for hundreds of tiles
+            quiet = status == 200 and TILE.fullmatch(scope["path"]) is not None
+            level = logging.DEBUG if quiet else logging.INFO
             facts = {"method": scope["method"], "path": scope["path"], "status": status}
             client = scope["client"][0] if scope.get("client") else None
             seconds = round(time.monotonic() - begun, 4)
-            logger.info("request", extra={**facts, "client": client, "seconds": seconds})
+            logger.log(level, "request", extra={**facts, "client": client, "seconds": seconds})
 
 
 def refused(method: str, path: str, headers: Headers, settings: Settings) -> JSONResponse | None:
     """The answer to a request that may not be made; None if it may."""
     if headers.get("host", "").lower() not in settings.hosts:
-        return _answer(421, "The header Host does not name this service (--public-url).")
+        return answer(421, "The header Host does not name this service (--public-url).")
     origin = headers.get("origin")
     if method not in READS and (
         (origin is not None and origin.lower() not in settings.urls)
         or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
     ):
-        return _answer(403, "Pages of other origins may not change anything here.")
+        return answer(403, "Pages of other origins may not change anything here.")
     if settings.token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
         return None
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and is_token(given.strip(), settings.token):
         return None
-    return _answer(
+    return answer(
         401,
         "This service needs a token: send it as 'Authorization: Bearer TOKEN'.",
-        {"WWW-Authenticate": 'Bearer realm="repmamba"'},
+        headers={"WWW-Authenticate": 'Bearer realm="repmamba"'},
     )
 
 
 def is_token(given: str, token: str) -> bool:
     """Whether a token is the right one, compared in constant time."""
     return hmac.compare_digest(given.encode(), token.encode())
-
-
-def _answer(status: int, why: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = exception(status, why)
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 class PatientProtocol(H11Protocol):

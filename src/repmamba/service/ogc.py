@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -185,7 +186,7 @@ def openapi(url: str, paths: Sequence[tuple[str, Sequence[str], str]]) -> dict[s
     """The interface in OpenAPI 3.0. paths: path, methods and what they do."""
     described: dict[str, Json] = {}
     for path, methods, summary in paths:
-        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+        names = re.findall(r"{(\w+)}", path)
         entry = described.setdefault(path, {})
         if names:
             entry["parameters"] = [

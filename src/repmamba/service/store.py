@@ -17,7 +17,8 @@ from repmamba.errors import NoSpace, TargetError, UsageError
 from repmamba.scene.result.lock import TargetLock
 from repmamba.service.queue import Queue
 
-INPUT = "input"  # in a job's folder
+INPUT, BEFORE, AFTER = "input", "before.tif", "after.tif"  # in a job's folder
+PICTURES = {"before": BEFORE, "after": AFTER}  # what the map shows
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

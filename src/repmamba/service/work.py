@@ -19,28 +19,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from repmamba.durable import PIECE, free_bytes, readable
 from repmamba.errors import NoSpace, RepmambaError, SourceError, TargetError, UsageError
 from repmamba.scene.engine import upscale_file
-from repmamba.scene.scene_result import SceneResult
 from repmamba.scene.source.admission import ReadOptions
-from repmamba.scene.source.bbox import window_of_bbox
-from repmamba.scene.source.raster import Raster, open_raster
+from repmamba.scene.source.raster import open_raster
+from repmamba.service.display import write_display
 from repmamba.service.inputs import OUTPUTS
 from repmamba.service.logs import log_as_json
 from repmamba.service.order import Order
 from repmamba.service.references import admitted, fetch
 from repmamba.service.settings import Limits
-from repmamba.service.store import INPUT
-from repmamba.tiles.window import Window
+from repmamba.service.store import AFTER, INPUT
 
 logger = logging.getLogger(__name__)
 
-BEFORE, AFTER = "before.png", "after.png"
-SEEN = 192  # edge of the part that the previews show, lr pixels
 # how torch, the system and Python's threads say that memory is missing
 NO_MEMORY = ("allocate memory", "Cannot allocate", "can't start new thread", "out of memory")
 CHECK_EVERY = 5.0  # seconds between looks at the disk
@@ -114,6 +107,7 @@ def _upscale(order: Order, tell: Callable[[float], None]) -> dict[str, Any]:
     output = OUTPUTS[keywords["format"]]
     target = order.folder / f"result{output.suffix}"
     _check_size(source, order.limits)
+    check = _disk_check(order)
     result = upscale_file(
         source,
         target,
@@ -121,10 +115,10 @@ def _upscale(order: Order, tell: Callable[[float], None]) -> dict[str, Any]:
         untrusted=True,
         workers=order.workers,
         keep_finished=True,
-        progress=_watched(order, tell),
+        progress=_told(tell, check),
     )
     if not (order.folder / AFTER).exists():
-        _write_previews(source, result, keywords, order.folder)
+        write_display(source, result, keywords, order.folder, check)
     facts = {name: value for name, value in result.as_json().items() if name != "path"}
     return {"file": target.name, "type": output.media_type, "scale": result.scale, "facts": facts}
 
@@ -158,24 +152,32 @@ def _check_size(source: Path, limits: Limits) -> None:
         )
 
 
-def _watched(order: Order, tell: Callable[[float], None]) -> Callable[[int, int], None]:
-    """The engine's progress, told to the server; now and then it checks what is on the disk."""
-    limits, checked = order.limits, -math.inf
-
+def _told(tell: Callable[[float], None], check: Callable[[], None]) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
-        nonlocal checked
         tell(round(done / total, 3))
-        if time.monotonic() > checked + CHECK_EVERY:
-            checked = time.monotonic()
-            if _is_full(order):
-                raise NoSpace("The disk of the service is full.")
-            if _bytes_in(order.folder) > limits.disk_bytes:
-                raise UsageError(
-                    f"The job needs more than the {readable(limits.disk_bytes)} of disk space that "
-                    "this service gives to one: ask for a part of the scene (window)."
-                )
+        check()
 
     return progress
+
+
+def _disk_check(order: Order) -> Callable[[], None]:
+    """A function that looks at the disk now and then. It raises NoSpace, UsageError."""
+    limits, checked = order.limits, -math.inf
+
+    def check() -> None:
+        nonlocal checked
+        if time.monotonic() < checked + CHECK_EVERY:
+            return
+        checked = time.monotonic()
+        if _is_full(order):
+            raise NoSpace("The disk of the service is full.")
+        if _bytes_in(order.folder) > limits.disk_bytes:
+            raise UsageError(
+                f"The job needs more than the {readable(limits.disk_bytes)} of disk space that "
+                "this service gives to one: ask for a part of the scene (window)."
+            )
+
+    return check
 
 
 def _bytes_in(folder: Path) -> int:
@@ -187,51 +189,6 @@ def _too_large(limits: Limits) -> str:
         f"The job needs more than the {readable(limits.memory_bytes)} of memory that this service "
         "gives to one: ask for fewer bands, or a part of the scene (window)."
     )
-
-
-def _write_previews(
-    source: Path, result: SceneResult, keywords: Mapping[str, Any], folder: Path
-) -> None:
-    """The middle of the result, and the same part of the input, as pictures of 8 bit."""
-    assert result.path is not None
-    how = ReadOptions(untrusted=True, expand_palette=keywords.get("expand_palette", False))
-    with open_raster(source, how) as before, open_raster(result.path) as after:
-        part = _part(before, str(source), keywords)
-        height, width = min(SEEN, part.height), min(SEEN, part.width)
-        seen = Window((part.height - height) // 2, (part.width - width) // 2, height, width)
-        lr, lr_valid = before.read(Window(seen.row + part.row, seen.col + part.col, height, width))
-        low, high = _shown_range(lr, lr_valid)
-        for raster, (raw, valid), name in (
-            (before, (lr, lr_valid), BEFORE),
-            (after, after.read(seen.scaled(result.scale)), AFTER),
-        ):
-            colours = raster.facts.colours
-            bands = list(colours[:3] if len(colours) >= 3 else colours[:1])
-            grey = (raw[bands].astype(np.float32) - low) / max(high - low, 1e-9)
-            shown = np.where(valid, np.clip(np.nan_to_num(grey), 0, 1) * 255, 0)
-            picture = np.moveaxis(np.round(shown).astype(np.uint8), 0, 2)
-            image = Image.fromarray(picture[:, :, 0] if len(bands) == 1 else picture)
-            part_file = folder / f"{name}.part"
-            image.save(part_file, "PNG")
-            os.replace(part_file, folder / name)
-
-
-def _part(raster: Raster, name: str, keywords: Mapping[str, Any]) -> Window:
-    """The part of the input that the result shows."""
-    if "bbox" in keywords:
-        return window_of_bbox(name, raster.grid, tuple(keywords["bbox"])).clipped(raster.whole)
-    if "window" in keywords:
-        col, row, width, height = keywords["window"]
-        return Window(row, col, height, width)
-    return raster.whole
-
-
-def _shown_range(raw: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    if raw.dtype == np.uint8:
-        return 0.0, 255.0
-    values = raw[:, valid] if valid.any() else raw.reshape(len(raw), -1)
-    low, high = np.nanpercentile(values.astype(np.float64), (1, 99))
-    return float(low), float(high)
 
 
 def _line(error: BaseException, order: Order) -> str:

@@ -1,8 +1,9 @@
-// The page of the service: upload, progress, before and after, download. Plain DOM, no library.
+// The page of the service: upload, progress, before and after on a map (Leaflet), download.
 // Whatever the server or a file's name says is written as text, never as HTML.
 
 const at = (id) => document.getElementById(id);
 let job = null;
+let map = null;
 
 function headers(more = {}) {
   const token = at("token");
@@ -85,10 +86,56 @@ function show(status) {
   return status;
 }
 
-async function picture(name) {
-  const answer = await ask(`/jobs/${job}/pictures/${name}.png`);
-  at(name).src = URL.createObjectURL(await answer.blob());
-  await at(name).decode();
+// Leaflet's own tiles are images with a URL, which cannot send a token.
+const Tiles = L.GridLayer.extend({
+  createTile({ x, y, z }, done) {
+    const tile = document.createElement("img");
+    tile.alt = "";
+    tile.stop = new AbortController();
+    ask(`${this.options.path}/${z}/${x}/${y}.png`, { signal: tile.stop.signal })
+      .then((answer) => answer.blob())
+      .then((blob) => {
+        tile.src = URL.createObjectURL(blob);
+        return tile.decode();
+      })
+      .then(() => done(null, tile), (error) => done(error, tile))
+      .finally(() => URL.revokeObjectURL(tile.src));
+    return tile;
+  },
+});
+
+// Before lies left of the line, after right of it.
+function swipe() {
+  const { x, y } = map.getSize();
+  const [left, right] = [map.containerPointToLayerPoint([0, 0]), map.containerPointToLayerPoint([x, y])];
+  const line = left.x + (x * at("swipe").value) / 100;
+  const clip = (from, to) => `polygon(${[[from, left.y], [to, left.y], [to, right.y], [from, right.y]]
+    .map((corner) => corner.map((end) => `${end}px`).join(" ")).join(", ")})`;
+  map.getPane("before").style.clipPath = clip(left.x, line);
+  map.getPane("after").style.clipPath = clip(line, right.x);
+  at("line").style.left = `${at("swipe").value}%`;
+}
+
+async function compare() {
+  const path = (name) => `/jobs/${job}/tiles/${name}`;
+  const [before, after] = await Promise.all(
+    ["before", "after"].map(async (name) => ({ name, path: path(name), ...(await (await ask(path(name))).json()) })),
+  );
+  at("compare").hidden = false;
+  map?.remove();
+  map = L.map("map", { maxZoom: after.maxzoom + 3 });
+  map.attributionControl.setPrefix("Leaflet");
+  for (const { name, path, bounds, maxzoom } of [before, after]) {
+    const [west, south, east, north] = bounds;
+    map.createPane(name);
+    new Tiles({ path, pane: name, noWrap: true, maxNativeZoom: maxzoom, bounds: [[south, west], [north, east]] })
+      .on("tileunload", ({ tile }) => tile.stop.abort())
+      .addTo(map);
+    map.fitBounds([[south, west], [north, east]]);
+  }
+  if (after.geographic) L.control.scale().addTo(map);
+  map.on("move zoom resize", swipe);
+  swipe();
 }
 
 async function follow() {
@@ -107,8 +154,7 @@ async function follow() {
   const { facts } = last;
   say(`${facts.width} x ${facts.height} pixels, with ${facts.weights}, in ${facts.seconds} s.`);
   at("download").hidden = false;
-  await Promise.all(["before", "after"].map(picture));
-  at("compare").hidden = false;
+  await compare();
 }
 
 at("order").addEventListener("submit", async (event) => {
@@ -148,6 +194,4 @@ at("download").addEventListener("click", async () => {
   URL.revokeObjectURL(link.href);
 });
 
-at("slider").addEventListener("input", ({ target }) => {
-  at("before").style.clipPath = `inset(0 ${100 - target.value}% 0 0)`;
-});
+at("swipe").addEventListener("input", swipe);
