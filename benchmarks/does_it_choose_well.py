@@ -44,8 +44,6 @@ from repmamba.scene.choice import BLOCKY, NOISY
 
 VALIDATION = ("val/ucmerced", "val/rsscn7")
 TEST = ("test/ucmerced", "test/rsscn7", "test/epfl_road")
-# weights for real pictures that are not packaged yet: see docs/how-to/noisy-pictures.md
-REAL = Path(__file__).with_name("weights") / "x4-real.safetensors"
 SEED = 0
 EQUAL = 0.05  # dB, below which nobody can see which is better
 
@@ -69,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--real",
         metavar="NAME|FILE",
-        default=str(REAL),
+        default="x4-real",
         help="those for real pictures [%(default)s]",
     )
     parser.add_argument(

@@ -1,23 +1,25 @@
 """Make the pictures of the gallery and write its page; run by `make gallery`.
 
-Each picture is an input, its bicubic enlargement and the result of `x4`, whose terms allow any
-use. The imagery is in the public domain: the test pictures of UC Merced Land Use and the rasters
-that docs/gallery.md names. They are in the reference data (REPMAMBA_REFERENCE, or `shared` beside
-the checkout), except the two of examples/.
+Each picture is an input, its bicubic enlargement and the result of `x4`. A sheet shows `x4` beside
+`x4-real` on noisy and compressed inputs. The imagery is in the public domain: the test pictures of
+UC Merced Land Use and the rasters that docs/gallery.md names. They are in the reference data
+(REPMAMBA_REFERENCE, or `shared` beside the checkout), except the two of examples/.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rasterio.windows import Window
 
 import repmamba
+from repmamba.data.degradations import jpeg
 from repmamba.pixels.resize import imresize
 
 DOCS = Path(__file__).parent
@@ -26,6 +28,8 @@ REFERENCE = Path(os.environ.get("REPMAMBA_REFERENCE", DOCS.parents[1] / "shared"
 BEGIN, END = "<!-- written by make gallery -->", "<!-- until here -->"
 SCALE, WIDTH, HEIGHT = 4, 120, 84  # of the input's crops, pixels
 MARGIN = 16  # input pixels enlarged around a crop and cut off again
+
+Degrade = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 USGS = "USGS National Map Urban Area Imagery, 30 cm, from UC Merced Land Use"
 
@@ -67,6 +71,9 @@ PIECES = (
     Piece("mars", "Mars from orbit", "NASA/JPL, HiRISE", RASTERS / "cog_hirise_mars.tif", 476, 852),
 )
 
+SHEET = FOLDER / "noisy.webp"
+CAPTION, GAP = 26, 8  # pixels above each row of the sheet, and between its pictures
+
 
 def main() -> None:
     """Write the pictures and the page."""
@@ -76,8 +83,9 @@ def main() -> None:
     upscaler = repmamba.load("x4")
     for piece in PIECES:
         for kind, pixels in panels(piece, upscaler).items():
-            path = FOLDER / f"{piece.name}-{kind}.webp"
+            path = FOLDER / f"{piece.name}-{'result' if kind == upscaler.name else kind}.webp"
             Image.fromarray(pixels).save(path, lossless=kind == "input", quality=82, method=6)
+    sheet(upscaler, repmamba.load("x4-real")).save(SHEET, quality=82, method=6)
     page = DOCS / "gallery.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -85,14 +93,20 @@ def main() -> None:
     page.write_text(f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}", "utf-8")
 
 
-def panels(piece: Piece, upscaler: repmamba.Upscaler) -> dict[str, NDArray[np.uint8]]:
-    """Input (HEIGHT, WIDTH, 3), bicubic and result at SCALE times its size; all uint8."""
+def panels(
+    piece: Piece, *upscalers: repmamba.Upscaler, degrade: Degrade | None = None
+) -> dict[str, NDArray[np.uint8]]:
+    """Input (HEIGHT, WIDTH, 3), bicubic and results at SCALE times its size; all uint8.
+
+    degrade: works on the input first.
+    """
     with rasterio.open(piece.raster) as raster:
         crop = Window(
             piece.col - MARGIN, piece.row - MARGIN, WIDTH + 2 * MARGIN, HEIGHT + 2 * MARGIN
         )
         crop = crop.intersection(Window(0, 0, raster.width, raster.height))
         around = np.moveaxis(raster.read((1, 2, 3), window=crop), 0, -1)
+    around = around if degrade is None else degrade(around)
     top, left = piece.row - crop.row_off, piece.col - crop.col_off
     inside = np.s_[top : top + HEIGHT, left : left + WIDTH]
     larger = np.s_[SCALE * top : SCALE * (top + HEIGHT), SCALE * left : SCALE * (left + WIDTH)]
@@ -100,8 +114,50 @@ def panels(piece: Piece, upscaler: repmamba.Upscaler) -> dict[str, NDArray[np.ui
     return {
         "input": around[inside],
         "bicubic": bicubic[larger],
-        "result": upscaler.upscale(around)[larger],
+        **{upscaler.name: upscaler.upscale(around)[larger] for upscaler in upscalers},
     }
+
+
+def sheet(*upscalers: repmamba.Upscaler) -> Image.Image:
+    """Rows of input, bicubic and results, of pictures with the faults of real ones."""
+    font = ImageFont.load_default(18)
+    width, height = SCALE * WIDTH, SCALE * HEIGHT
+    columns = 2 + len(upscalers)
+    size = (columns * (width + GAP) - GAP, len(FAULTS) * (CAPTION + height))
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for row, (fault, (name, degrade)) in enumerate(FAULTS.items()):
+        (piece,) = (piece for piece in PIECES if piece.name == name)
+        for col, (kind, pixels) in enumerate(panels(piece, *upscalers, degrade=degrade).items()):
+            place = (col * (width + GAP), row * (CAPTION + height))
+            pen.text(
+                (place[0] + 2, place[1] + 3),
+                f"{kind}: {fault}" if col == 0 else kind,
+                "black",
+                font,
+            )
+            shown = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(shown, (place[0], place[1] + CAPTION))
+    return picture
+
+
+def noisy(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """With normal noise of 6 levels."""
+    noise = np.random.default_rng(0).normal(0, 6, levels.shape)
+    return np.clip(np.rint(levels + noise), 0, 255).astype(np.uint8)
+
+
+def compressed(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """After JPEG of quality 50."""
+    return jpeg(levels, 50)
+
+
+# fault -> name of a piece, and what to do to it
+FAULTS: dict[str, tuple[str, Degrade | None]] = {
+    "noise, 6 levels": ("street", noisy),
+    "JPEG, quality 50": ("denseresidential", compressed),
+    "JPEG, as delivered": ("mars", None),
+}
 
 
 def figure(piece: Piece) -> str:

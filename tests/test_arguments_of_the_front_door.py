@@ -84,6 +84,6 @@ def test_networks(tmp_path):
 @pytest.mark.parametrize("name", ["x4", "x5"])
 def test_from_pretrained_names_the_packaged_weights(name):
     with pytest.raises(
-        CheckpointError, match=r"Packaged weights, which are x4, x3, x2, open by load"
+        CheckpointError, match=r"Packaged weights, which are x4, x3, x2, x4-real, open by"
     ):
         repmamba.from_pretrained(name)

@@ -244,7 +244,10 @@ def test_of_packaged_weights_ten_lines_are_printed_and_the_rest_is_in_the_json(c
 def test_a_name_that_no_weights_have_is_told_with_those_that_there_are(capsys):
     assert run(["info", "x5"]) == 1
     said = capsys.readouterr().err
-    assert said == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2.\n"
+    assert (
+        said
+        == "Error: x5 is neither a file nor the name of packaged weights: x4, x3, x2, x4-real.\n"
+    )
     assert run(["info", "x5.tif"]) == 1
     assert "x5.tif does not exist" in capsys.readouterr().err
 

@@ -34,7 +34,7 @@ EDGE, PLACES = 128, 5
 KNOWN = 0.25  # share of a window's pixels that must be valid
 
 # thresholds from which weights for real pictures are better: noise in levels of 255, blockiness
-NOISY, BLOCKY = 3.2, 0.3
+NOISY, BLOCKY = 3.2, 0.24
 
 
 @dataclass(frozen=True, slots=True)
