@@ -8,7 +8,6 @@ UC Merced Land Use and the rasters that docs/gallery.md names. They are in the r
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rasterio.windows import Window
 
 import repmamba
-from repmamba.data.degradations import jpeg
+from repmamba.data.degradations import Chain, Stage, generator_for
 from repmamba.pixels.resize import imresize
 
 DOCS = Path(__file__).parent
@@ -28,8 +27,6 @@ REFERENCE = Path(os.environ.get("REPMAMBA_REFERENCE", DOCS.parents[1] / "shared"
 BEGIN, END = "<!-- written by make gallery -->", "<!-- until here -->"
 SCALE, WIDTH, HEIGHT = 4, 120, 84  # of the input's crops, pixels
 MARGIN = 16  # input pixels enlarged around a crop and cut off again
-
-Degrade = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 USGS = "USGS National Map Urban Area Imagery, 30 cm, from UC Merced Land Use"
 
@@ -72,6 +69,12 @@ PIECES = (
 )
 
 SHEET = FOLDER / "noisy.webp"
+# fault -> name of a piece, and what to do to it
+FAULTS = {
+    "noise, 6 levels": ("street", (Stage("noise", 6, 6),)),
+    "JPEG, quality 50": ("denseresidential", (Stage("jpeg", 50, 50),)),
+    "JPEG, as delivered": ("mars", ()),
+}
 CAPTION, GAP = 26, 8  # pixels above each row of the sheet, and between its pictures
 
 
@@ -94,11 +97,11 @@ def main() -> None:
 
 
 def panels(
-    piece: Piece, *upscalers: repmamba.Upscaler, degrade: Degrade | None = None
+    piece: Piece, *upscalers: repmamba.Upscaler, stages: tuple[Stage, ...] = ()
 ) -> dict[str, NDArray[np.uint8]]:
     """Input (HEIGHT, WIDTH, 3), bicubic and results at SCALE times its size; all uint8.
 
-    degrade: works on the input first.
+    stages: degradations of the input.
     """
     with rasterio.open(piece.raster) as raster:
         crop = Window(
@@ -106,7 +109,7 @@ def panels(
         )
         crop = crop.intersection(Window(0, 0, raster.width, raster.height))
         around = np.moveaxis(raster.read((1, 2, 3), window=crop), 0, -1)
-    around = around if degrade is None else degrade(around)
+    around = Chain(1, stages)(around, generator_for(0, piece.name))
     top, left = piece.row - crop.row_off, piece.col - crop.col_off
     inside = np.s_[top : top + HEIGHT, left : left + WIDTH]
     larger = np.s_[SCALE * top : SCALE * (top + HEIGHT), SCALE * left : SCALE * (left + WIDTH)]
@@ -126,9 +129,9 @@ def sheet(*upscalers: repmamba.Upscaler) -> Image.Image:
     size = (columns * (width + GAP) - GAP, len(FAULTS) * (CAPTION + height))
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
-    for row, (fault, (name, degrade)) in enumerate(FAULTS.items()):
+    for row, (fault, (name, stages)) in enumerate(FAULTS.items()):
         (piece,) = (piece for piece in PIECES if piece.name == name)
-        for col, (kind, pixels) in enumerate(panels(piece, *upscalers, degrade=degrade).items()):
+        for col, (kind, pixels) in enumerate(panels(piece, *upscalers, stages=stages).items()):
             place = (col * (width + GAP), row * (CAPTION + height))
             pen.text(
                 (place[0] + 2, place[1] + 3),
@@ -139,25 +142,6 @@ def sheet(*upscalers: repmamba.Upscaler) -> Image.Image:
             shown = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(shown, (place[0], place[1] + CAPTION))
     return picture
-
-
-def noisy(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """With normal noise of 6 levels."""
-    noise = np.random.default_rng(0).normal(0, 6, levels.shape)
-    return np.clip(np.rint(levels + noise), 0, 255).astype(np.uint8)
-
-
-def compressed(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """After JPEG of quality 50."""
-    return jpeg(levels, 50)
-
-
-# fault -> name of a piece, and what to do to it
-FAULTS: dict[str, tuple[str, Degrade | None]] = {
-    "noise, 6 levels": ("street", noisy),
-    "JPEG, quality 50": ("denseresidential", compressed),
-    "JPEG, as delivered": ("mars", None),
-}
 
 
 def figure(piece: Piece) -> str:
