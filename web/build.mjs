@@ -46,10 +46,10 @@ function models() {
   if (!facts.length) throw new Error("There is no model in models/: run make web.");
   return facts
     .map((name) => {
-      const { scale, tile, halo, terms, name: weights } = JSON.parse(readFileSync(join(MODELS, name), "utf8"));
+      const { scale, tile, halo, terms, denoises, name: weights } = JSON.parse(readFileSync(join(MODELS, name), "utf8"));
       const file = basename(name, ".json") + ".onnx";
       cpSync(join(MODELS, file), join(DIST, file));
-      return { file, name: weights, scale, tile, halo, terms };
+      return { file, name: weights, scale, tile, halo, terms, denoises };
     })
     .sort((a, b) => b.scale - a.scale);
 }

@@ -75,7 +75,7 @@ def built(weights: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) ->
         repmamba.export(path, folder / file)
         models.append(
             {"file": file, "name": "small", "scale": scale, "tile": TILE, "halo": HALO}
-            | {"terms": "free"}
+            | {"terms": "free", "denoises": scale == 3}
         )
     (folder / "models.json").write_text(json.dumps(models))
     return folder
@@ -269,13 +269,15 @@ def test_the_page_gives_the_pixels_and_the_place_of_the_command_line(
     assert all(url.startswith((shared.address, "blob:")) for url in shared.requests)
 
 
-def test_another_scale_can_be_chosen(
+def test_another_model_can_be_chosen_and_one_that_denoises_is_not_made_consistent(
     of_each_kind: dict[str, Path], weights: dict[int, Path], served: Served, tmp_path: Path
 ) -> None:
     served.page.select_option("#scale", label="3 times")
     choose(served.page, of_each_kind["rgb16"])
     found = download(served.page, tmp_path)
-    upscale_file(of_each_kind["rgb16"], tmp_path / "x3.tif", weights[3], tile=TILE, halo=HALO)
+    assert "consistent" not in served.page.inner_text("#facts")
+    how = {"tile": TILE, "halo": HALO, "consistent": False}
+    upscale_file(of_each_kind["rgb16"], tmp_path / "x3.tif", weights[3], **how)
     assert found.name == "t_x3.tif"
     assert_same(found, tmp_path / "x3.tif")
 

@@ -5,7 +5,7 @@
 
 import { makeConsistent } from "./consistency";
 import { filled } from "./missing";
-import type { Network } from "./network";
+import type { Model, Network } from "./network";
 import { type Numbers, type Picture, validOf } from "./picture";
 import { fromUnit, NETWORK_RANGE, OUTLIER, rangeOf, toUnit } from "./radiometry";
 import type { Range } from "./histogram";
@@ -15,14 +15,14 @@ import { planTiles, type Tile, type Window } from "./tiles";
 export interface Result extends Picture {
   scale: number;
   range: Range; // what was black and white to the network
+  consistent: boolean; // whether it gives back the picture when it is downsampled
 }
 
 /** Enlarge a picture. progress: called with the share that is done, 0 to 1. */
 export async function upscale(
   picture: Picture,
   network: Network,
-  scale: number,
-  cut: { tile: number; halo: number },
+  { scale, tile: edge, halo, denoises }: Pick<Model, "scale" | "tile" | "halo" | "denoises">,
   progress: (done: number) => void,
 ): Promise<Result> {
   const { width, height, bands, largest } = picture;
@@ -30,13 +30,14 @@ export async function upscale(
   const valid = validOf(picture);
   // Where a pixel is missing, the result keeps its number.
   const enlarged = bands.map((band) => repeated(band, picture, scale));
-  const tiles = planTiles(height, width, scale, cut.tile, cut.halo);
+  const consistent = !!picture.place && !denoises;
+  const tiles = planTiles(height, width, scale, edge, halo);
   for (const [number, tile] of tiles.entries()) {
     progress(number / tiles.length);
     const known = valid && cropped(valid, width, tile.read);
     if (known && !known.some((each) => each)) continue;
     const raw = bands.map((band) => cropped(band, width, tile.read));
-    const sr = await upscaleTile(raw, known, tile.read, network, scale, range, !!picture.place);
+    const sr = await upscaleTile(raw, known, tile.read, network, scale, range, consistent);
     sr.forEach((unit, band) => {
       write(unit, enlarged[band], tile, known, scale, scale * width, (number) =>
         fromUnit(number, range, largest),
@@ -53,6 +54,7 @@ export async function upscale(
     mask: picture.mask && repeated(picture.mask, picture, scale),
     scale,
     range,
+    consistent,
   };
 }
 

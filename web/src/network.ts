@@ -10,6 +10,7 @@ export interface Model {
   tile: number; // lr pixels
   halo: number;
   terms: string;
+  denoises: boolean; // trained on noisy or compressed pictures, to give clean ones
 }
 
 export interface Network {

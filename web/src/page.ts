@@ -96,7 +96,8 @@ function finish(answer: Extract<Answer, { kind: "finished" }>, summary: string):
   download.textContent = `Download ${file.name}`;
   part("facts").textContent =
     `${result.width} × ${result.height} pixels, ${(file.size / 1e6).toFixed(1)} MB` +
-    (result.place ? ", georeferenced, consistent with its input." : ".");
+    (result.place ? ", georeferenced" : "") +
+    (result.consistent ? ", consistent with its input." : ".");
   comparison.hidden = false;
   resize();
   view = new View(canvas, picture, result);

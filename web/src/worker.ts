@@ -27,9 +27,7 @@ async function enlarge({ file, model, useGpu }: Request): Promise<void> {
   const network = await loaded.network;
   const { width, height } = picture;
   answer({ kind: "started", picture: { width, height }, runsOn: network.runsOn });
-  const result = await upscale(picture, network, model.scale, model, (done) =>
-    answer({ kind: "progress", done }),
-  );
+  const result = await upscale(picture, network, model, (done) => answer({ kind: "progress", done }));
   const written = await fileOf(result);
   const planes = [...picture.bands, ...result.bands].map((band) => band.buffer);
   answer({ kind: "finished", picture, result, file: written }, planes);
