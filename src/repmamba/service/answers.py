@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from repmamba.durable import FULL
 from repmamba.errors import NoSpace, UsageError
 from repmamba.service import ogc
+from repmamba.service.logs import SEE_LOG
 from repmamba.service.references import NotAllowed
 
 
@@ -59,7 +60,7 @@ def _gone(request: Request, error: Exception) -> Response:
 
 
 def _bug(request: Request, error: Exception) -> Response:
-    return answer(500, "Something went wrong; the log of the service says what.")
+    return answer(500, SEE_LOG)
 
 
 HANDLERS: dict[Any, Any] = {

@@ -22,6 +22,7 @@ from typing import Any
 from repmamba.durable import readable
 from repmamba.errors import NoSpace, UsageError
 from repmamba.service.inputs import keywords
+from repmamba.service.logs import SEE_LOG
 from repmamba.service.order import Order
 from repmamba.service.queue import FAILED, SUCCESSFUL, Job
 from repmamba.service.settings import Settings
@@ -142,7 +143,7 @@ class Dispatcher:
             answer, why = self._answer_of(job)
         except Exception:
             logger.exception("a job failed by a bug", extra={"job": job.id})
-            answer, why = None, "Something went wrong; the log of the service says what."
+            answer, why = None, SEE_LOG
         finally:
             self._running.pop(job.id, None)
         queue = self._store.queue

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _USUAL = frozenset(vars(logging.makeLogRecord({})))
+SEE_LOG = "Something went wrong; the log of the service says what."  # what clients get for a bug
 SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 
 

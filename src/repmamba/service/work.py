@@ -26,7 +26,7 @@ from repmamba.scene.source.admission import ReadOptions
 from repmamba.scene.source.raster import open_raster
 from repmamba.service.display import write_display
 from repmamba.service.inputs import OUTPUTS
-from repmamba.service.logs import log_as_json
+from repmamba.service.logs import SEE_LOG, log_as_json
 from repmamba.service.order import Order
 from repmamba.service.references import admitted, fetch
 from repmamba.service.settings import Limits
@@ -71,7 +71,7 @@ def _why(error: Exception, order: Order) -> str:
         return _line(error, order)
     log_as_json()
     logger.exception("a job failed by a bug", extra={"job": order.folder.name})
-    return "Something went wrong; the log of the service says what."
+    return SEE_LOG
 
 
 def _limit_resources(limits: Limits) -> None:
