@@ -5,7 +5,6 @@ a name.
 import json
 import logging
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,41 +16,11 @@ from repmamba.cli.info import raster_facts
 from repmamba.cli.main import run
 from repmamba.inference import catalogue
 from repmamba.inference.loading import load
-from repmamba.network.checkpoint import read_checkpoint, write_checkpoint
 from repmamba.scene import choice as choice_module
 from repmamba.scene.choice import BLOCKY, NOISY, Chooser, choose, measured_windows
 from repmamba.scene.engine import plan_file, upscale_file
 from repmamba.scene.result.receipt import receipt_path
 from repmamba.scene.source.raster import open_raster
-
-ENTRY = """[[weights]]
-name = "{0}"
-scale = {1}
-file = "{0}.safetensors"
-sha256 = "{2}"
-training_data = ""
-terms = ""
-"""
-
-
-@pytest.fixture
-def real_weights(tmp_path, monkeypatch):
-    """A catalogue in which x4-real stands beside x4 and x2: x4 with one number changed."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    for name in ("x4", "x2"):
-        shutil.copy(catalogue.FOLDER / f"{name}.safetensors", folder)
-    shutil.copy(catalogue.FOLDER / "x4.confidence.json", folder)
-    x4 = read_checkpoint(folder / "x4.safetensors")
-    name = "conv_first.weight"
-    other = replace(x4, weights={**x4.weights, name: x4.weights[name] * 1.01})
-    write_checkpoint(folder / "x4-real.safetensors", other)
-    entries = []
-    for name, scale in (("x4", 4), ("x2", 2), ("x4-real", 4)):
-        digest = catalogue.hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
-        entries.append(ENTRY.format(name, scale, digest))
-    (folder / "catalogue.toml").write_text("\n".join(entries))
-    monkeypatch.setattr(catalogue, "FOLDER", folder)
 
 
 def ground(bands=3, edge=48, sigma=0.0):
@@ -81,7 +50,6 @@ def chosen(path, usual="x4"):
         return choose(raster, usual)
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_noise_and_jpeg_ask_for_real_weights_and_a_clean_scene_does_not(scenes):
     clean, noisy, compressed = (chosen(scenes[name]) for name in ("clean", "noisy", "compressed"))
     assert (clean.weights, noisy.weights, compressed.weights) == ("x4", "x4-real", "x4-real")
@@ -99,7 +67,6 @@ def test_noise_and_jpeg_ask_for_real_weights_and_a_clean_scene_does_not(scenes):
     assert f"is clean (sigma {clean.noise} of 255, blockiness 0.0" in clean.line()
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_the_choice_is_in_the_log_the_plan_the_tags_and_the_receipt(scenes, tmp_path, caplog):
     target = tmp_path / "out.tif"
     with caplog.at_level(logging.INFO, "repmamba"):
@@ -127,7 +94,6 @@ def test_the_choice_is_in_the_log_the_plan_the_tags_and_the_receipt(scenes, tmp_
     assert raster_facts(str(scenes["noisy"]), 2)["enlarged"]["weights"] == "x2"
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_what_a_file_is_can_be_said_even_if_its_pixels_cannot_be_read(scenes):
     whole = scenes["noisy"].read_bytes()
     scenes["noisy"].write_bytes(whole[: len(whole) // 2])
@@ -136,7 +102,6 @@ def test_what_a_file_is_can_be_said_even_if_its_pixels_cannot_be_read(scenes):
     assert facts["enlarged"]["weights"].startswith("x4, if the pixels can be read: ")
 
 
-@pytest.mark.usefixtures("real_weights")
 @pytest.mark.parametrize("weights", ["x4", "an Upscaler"])
 def test_named_weights_overrule_and_nothing_is_measured(scenes, tmp_path, monkeypatch, weights):
     monkeypatch.setattr(choice_module, "choose", lambda *_: pytest.fail("the scene was measured"))
@@ -152,7 +117,6 @@ def test_named_weights_overrule_and_nothing_is_measured(scenes, tmp_path, monkey
     )
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_of_several_inputs_each_has_its_own_weights_and_each_file_is_loaded_once(
     scenes, tmp_path, capsys, monkeypatch
 ):
@@ -198,7 +162,6 @@ def test_without_packaged_real_weights_nothing_is_measured_or_said(scenes, monke
     assert raster_facts(str(scenes["noisy"]), 4)["enlarged"]["weights"] == "x4"
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_where_errors_to_expect_are_wanted_the_weights_are_such_that_have_them(scenes, caplog):
     chooser = Chooser.loading(scale=4)
     with open_raster(scenes["noisy"]) as raster, caplog.at_level(logging.INFO, "repmamba"):
@@ -211,7 +174,6 @@ def test_where_errors_to_expect_are_wanted_the_weights_are_such_that_have_them(s
         assert chooser(raster)[0].name == "x4-real"
 
 
-@pytest.mark.usefixtures("real_weights")
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
 def test_other_types_are_measured_in_the_range_of_their_values_and_missing_pixels_do_not_count(
     write_raster, dtype
@@ -245,7 +207,6 @@ def test_windows_are_spread_over_the_scene_at_multiples_of_eight_with_nan_where_
 
 
 @pytest.mark.parametrize("what", ["tiny", "missing", "constant"])
-@pytest.mark.usefixtures("real_weights")
 def test_a_scene_with_too_little_to_measure_has_the_usual_weights(write_raster, what):
     data = np.zeros((1, 16, 400) if what == "tiny" else (1, 60, 60), np.uint8) + (
         what == "constant"
@@ -256,7 +217,6 @@ def test_a_scene_with_too_little_to_measure_has_the_usual_weights(write_raster, 
         assert Chooser.loading()(raster)[0].name == "x4"
 
 
-@pytest.mark.usefixtures("real_weights")
 def test_red_green_and_blue_are_what_is_measured_where_a_scene_has_them(write_raster):
     data = (
         np.concatenate([ground(bands=1, sigma=20), ground(bands=3, sigma=1)])

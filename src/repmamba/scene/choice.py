@@ -1,8 +1,8 @@
 """Which packaged weights fit a scene if the user names none: those for clean or for real pictures.
 
 Noise and JPEG blocks are measured on a few windows of the whole scene, whichever part is upscaled,
-so that all windows of a scene use the same weights. benchmarks/does_it_choose_well.py finds the
-thresholds on validation pictures and shows how often they are right.
+so that all windows of a scene use the same weights. benchmarks/does_it_choose_well.py shows how
+often the thresholds are right.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ EDGE, PLACES = 128, 5
 
 KNOWN = 0.25  # share of a window's pixels that must be valid
 
-# thresholds from which weights for real pictures are better: noise in levels of 255, blockiness
+# Thresholds from which weights for real pictures are better: noise in levels of 255, blockiness.
+# Clean scenes of fine texture measure a noise of up to 1.9; at 2 both weights are equally good.
 NOISY, BLOCKY = 3.2, 0.24
 
 
