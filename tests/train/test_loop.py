@@ -410,7 +410,12 @@ def test_progress_reports_images_read_and_every_step(tiny, tmp_path, caplog, mon
 
 
 @pytest.mark.parametrize(
-    ("batch_norm", "said"), [("process", "of each one alone"), ("synchronised", "over all of them")]
+    ("batch_norm", "said"),
+    [
+        ("process", "of each one alone"),
+        ("synchronised", "over all of them"),
+        ("frozen", "with frozen statistics"),
+    ],
 )
 def test_several_processes_log_how_batch_norm_is_computed(tiny, batch_norm, said):
     recipe = tiny(step={"batch_norm": batch_norm})
@@ -548,6 +553,21 @@ def test_synchronised_statistics_change_no_name_and_no_value_and_need_gpus(tiny)
     torch.testing.assert_close(converted.eval()(lr), expected)
     with pytest.raises(RecipeError, match=r"step\.batch_norm is synchronised"):
         synchronised(network, torch.device("cpu"))
+
+
+def test_frozen_statistics_stay_those_of_the_start(tiny, whole_run, tmp_path):
+    start = whole_run / "last.safetensors"
+    recipe = tiny(step={"batch_norm": "frozen", "ema": 0.0}, start={"weights": str(start)})
+    assert fit(recipe, tmp_path / "run", device="cpu").finished
+    found, before = (
+        read_checkpoint(path).weights for path in (tmp_path / "run" / "last.safetensors", start)
+    )
+    statistics = [name for name in before if "running" in name]
+    assert statistics
+    assert all(torch.equal(found[name], before[name]) for name in statistics)
+    assert not torch.equal(
+        found["groups.0.blocks.0.ffn.fc1.weight"], before["groups.0.blocks.0.ffn.fc1.weight"]
+    )
 
 
 def test_a_recipe_without_images_is_refused(tiny, tmp_path):

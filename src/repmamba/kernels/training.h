@@ -15,7 +15,8 @@ struct Training {
     int64_t batch, height, width;    // of t, even
     int64_t hidden;                  // of the ConvFFN, a multiple of 16
     int64_t stage, rmb;              // which stage, and of which RMB, 0 to 3
-    double momentum;                 // of the running statistics
+    int64_t frozen;                  // whether the running statistics normalise, not the batch's
+    double momentum;                 // of the running statistics, where they are not frozen
     const float* const* parameters;  // of the LPFM, in the order of its parameters()
     void* const* buffers;  // running mean, running variance (float32) and count (int64) of each BN
     float* const* gradients;    // written: of all parameters

@@ -176,14 +176,20 @@ NOINLINE void branches_back(const Branches& of, int64_t b, const T* x, int64_t s
     }
 }
 
-// Move running statistics towards those of a batch.
-static void track(void* const* buffers, int64_t c, double mean, double variance, int64_t count,
-                  double momentum) {
+struct Statistics { double mean, variance; };
+
+// A normalisation's mean and variance: those of the batch, which move the running ones towards
+// them, or the running ones, frozen.
+static Statistics statistics(const Training* a, void* const* buffers, int64_t c, double mean,
+                             double variance) {
     float *of_mean = (float*)buffers[0] + c, *of_variance = (float*)buffers[1] + c;
-    variance *= (double)count / (count > 1 ? count - 1 : 1);
-    *of_mean += (float)(momentum * (mean - *of_mean));
-    *of_variance += (float)(momentum * (variance - *of_variance));
+    if (a->frozen) return {*of_mean, *of_variance};
+    int64_t count = a->batch * a->height * a->width;
+    double unbiased = variance * count / (count > 1 ? count - 1 : 1);
+    *of_mean += (float)(a->momentum * (mean - *of_mean));
+    *of_variance += (float)(a->momentum * (unbiased - *of_variance));
     if (c == 0) ++*(int64_t*)buffers[2];
+    return {mean, variance};
 }
 
 // What the moments of the batch make of the normalisations.
@@ -194,21 +200,25 @@ NOINLINE void fold_conv(const Branches& of, const Training* a, const float* cons
     for (int64_t c = 0; c < channels; c++) {
         double mean[5];
         for (int n = 0; n < 5; n++)
-            mean[n] = over_samples(of.moments + n * channels + c, a->batch, 5 * channels) / count;
-        double mean_y = of.mean_y[c] = mean[0], mean_x = of.mean_x[c] = mean[2];
+            mean[n] =
+                a->frozen
+                    ? 0
+                    : over_samples(of.moments + n * channels + c, a->batch, 5 * channels) / count;
+        double mean_y = mean[0], mean_x = of.mean_x[c] = mean[2];
         double var_y = of.var_y[c] = above(mean[1] - mean_y * mean_y);
         double var_x = of.var_x[c] = above(mean[3] - mean_x * mean_x);
         double covariance = of.covariance[c] = mean[4] - mean_x * mean_y;
-        double inverse_y = of.inverse_y[c] = 1 / __builtin_sqrt(var_y + EPS);
+        Statistics y = statistics(a, buffers, c, mean_y, var_y);
+        double inverse_y = of.inverse_y[c] = 1 / __builtin_sqrt(y.variance + EPS);
         double a_ = of.a[c] = parameters[INNER][c] * inverse_y;
         double k = of.k[c] = 1 + parameters[DIRECT][c];
+        double shift = parameters[INNER_SHIFT][c] + parameters[DIRECT_BIAS][c] - a_ * y.mean;
         double var_u = above(a_ * a_ * var_y + k * k * var_x + 2 * a_ * k * covariance);
-        double inverse_u = of.inverse_u[c] = 1 / __builtin_sqrt(var_u + EPS);
+        Statistics u = statistics(a, buffers + 3, c, a_ * mean_y + k * mean_x + shift, var_u);
+        double inverse_u = of.inverse_u[c] = 1 / __builtin_sqrt(u.variance + EPS);
         double gain = of.gain[c] = parameters[OUTER][c] * inverse_u;
-        double mean_u = parameters[INNER_SHIFT][c] + k * mean_x + parameters[DIRECT_BIAS][c];
-        track(buffers, c, mean_y, var_y, count, a->momentum);
-        track(buffers + 3, c, mean_u, var_u, count, a->momentum);
-        double constant = parameters[OUTER_SHIFT][c] - gain * (a_ * mean_y + k * mean_x);
+        of.mean_y[c] = y.mean, of.shift[c] = shift - u.mean;
+        double constant = parameters[OUTER_SHIFT][c] + gain * of.shift[c];
         of.before[c] = gain * a_, of.before[channels + c] = gain * k;
         of.before[2 * channels + c] = of.bias[c] = constant;
         for (int n = 0; n < 9; n++)
@@ -221,20 +231,23 @@ NOINLINE void fold_conv(const Branches& of, const Training* a, const float* cons
 NOINLINE void fold_conv_back(const Branches& of, const Training* a, float* const* gradients) {
     int64_t channels = of.channels;
     double count = a->batch * a->height * a->width;
+    double share = a->frozen ? 0 : 1 / count;  // of a pixel in a mean of the batch
     for (int64_t c = 0; c < channels; c++) {
         auto sum = [&](int n) {
             return over_samples(of.sums + n * channels + c, a->batch, 3 * channels);
         };
-        double g = sum(0), gy = sum(1) - of.mean_y[c] * g, gx = sum(2) - of.mean_x[c] * g;
+        double g = sum(0), gy = sum(1) - of.mean_y[c] * g;
+        double gx = sum(2) - of.mean_x[c] * g;
         double a_ = of.a[c], k = of.k[c], gain = of.gain[c];
-        double gz = of.inverse_u[c] * (a_ * gy + k * gx);  // z: u normalised
-        // du = gain (g - mean(g) - z mean(g z))
-        double pull = gain * of.inverse_u[c] * gz / count;
+        double gz =
+            of.inverse_u[c] * (a_ * sum(1) + k * sum(2) + of.shift[c] * g);  // z: u normalised
+        // du = gain (g - mean(g) - z mean(g z)), without the means where frozen
+        double pull = gain * of.inverse_u[c] * gz * share;
         double duy = gain * gy - pull * count * (a_ * of.var_y[c] + k * of.covariance[c]);
         double dux = gain * gx - pull * count * (a_ * of.covariance[c] + k * of.var_x[c]);
-        double constant = -gain * g / count + pull * (a_ * of.mean_y[c] + k * of.mean_x[c]);
+        double constant = -gain * g * share - pull * of.shift[c];
         double du[4] = {gain, -pull * a_, -pull * k, constant};  // of g, y, x and 1
-        double back = a_ * of.inverse_y[c] * of.inverse_y[c] * duy / count;
+        double back = a_ * of.inverse_y[c] * of.inverse_y[c] * duy * share;
         for (int n = 0; n < 4; n++) {
             double own = n == 1 ? -back : n == 3 ? back * of.mean_y[c] : 0;
             of.mix[n * channels + c] = a_ * du[n] + own;
@@ -242,8 +255,8 @@ NOINLINE void fold_conv_back(const Branches& of, const Training* a, float* const
         }
         gradients[INNER][c] = of.inverse_y[c] * duy, gradients[DIRECT][c] = dux;
         gradients[OUTER][c] = gz, gradients[OUTER_SHIFT][c] = g;
-        // The outer normalisation takes both out.
-        gradients[INNER_SHIFT][c] = gradients[DIRECT_BIAS][c] = 0;
+        // The outer normalisation takes both out, unless it is frozen.
+        gradients[INNER_SHIFT][c] = gradients[DIRECT_BIAS][c] = a->frozen ? gain * g : 0;
     }
 }
 

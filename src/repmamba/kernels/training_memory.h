@@ -43,14 +43,14 @@ struct Branches {
     float* before;         // (3, C): y, x and 1 times these give the result
     float* mix;            // (8, C): g, y, x and 1 times these give dy, and x past the 3x3
     double *mean_y, *mean_x, *var_y, *var_x, *covariance;  // (C), as all up to gain
-    double *inverse_y, *inverse_u, *a, *k, *gain;
+    double *inverse_y, *inverse_u, *a, *k, *gain, *shift;
     double *moments, *sums, *dtaps;  // (batch, 5, C), (batch, 3, C), (batch, 9, C)
 
     void cut(Scratch& from, int64_t batch, int64_t c) {
         channels = c;
         from.cut(9 * c, taps, turned, folded);
         from.cut(c, bias, mean_y, mean_x, var_y, var_x, covariance, inverse_y, inverse_u, a, k,
-                 gain);
+                 gain, shift);
         before = from.take(3 * c), mix = from.take(8 * c),
         moments = from.take<double>(batch * 5 * c);
         sums = from.take<double>(batch * 3 * c), dtaps = from.take<double>(batch * 9 * c);
@@ -71,8 +71,8 @@ template <class T> struct Rmb {
     float *in_proj, *out_proj, *in_proj_back, *out_proj_back, *x_proj, *x_proj_back;
     float* A;  // (4C, 16)
     Branches conv, high_conv;
-    double *out_moments, *out_sums;  // (batch, 2, C)
-    double *mean, *inverse;          // (C): of BN, r = v + out; 1 / sqrt(w^2 var_r + eps)
+    double *out_moments, *out_sums;       // (batch, 2, C)
+    double *mean, *subtracted, *inverse;  // (C): of r = v + out; by BN from w r; 1 / its deviation
     float *affine, *mix;  // (2, C): r and 1 times these give the result; (3, C): g, r, 1 give dr
     const float* const* parameters;
     void* const* buffers;
@@ -92,7 +92,7 @@ template <class T> struct Rmb {
         from.cut(4 * c * c, in_proj, in_proj_back), from.cut(2 * c * c, out_proj, out_proj_back);
         from.cut(padded * c, x_proj, x_proj_back), A = from.take(DIRECTIONS * c * STATE);
         conv.cut(from, a->batch, 2 * c), high_conv.cut(from, a->batch, c);
-        from.cut(a->batch * 2 * c, out_moments, out_sums), from.cut(c, mean, inverse);
+        from.cut(a->batch * 2 * c, out_moments, out_sums), from.cut(c, mean, subtracted, inverse);
         from.cut(3 * c, affine, mix);
         parameters = a->parameters + index * RMB_PARAMETERS;
         gradients = a->gradients + index * RMB_PARAMETERS;

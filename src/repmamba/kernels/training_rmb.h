@@ -99,7 +99,8 @@ template <class T, int C> NOINLINE void enter(const Block<T>& block, int index, 
                      r.parameters[NORM_SHIFT], r.n + p * C, C);
         multiply(pixels, r.n + p * C, C, r.in_proj, C, 4 * C, Plain{r.xz + p * 4 * C, 4 * C});
     });
-    moments<2 * C>(r.conv, b, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width);
+    if (!a->frozen)
+        moments<2 * C>(r.conv, b, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width);
 }
 
 // s = SiLU(conv(x)), its low half pooled, projected and scanned, and then less its means; the
@@ -111,7 +112,7 @@ NOINLINE void middle(const Block<T>& block, int index, int64_t b, float* scratch
     float *s = r.s + b * block.pixels * 2 * C, *pooled = r.pooled + b * block.length * C;
     convolve<2 * C, Silu>(r.conv, r.xz + b * block.pixels * 4 * C, 4 * C, a->height, a->width, s,
                           2 * C);
-    moments<C>(r.high_conv, b, s + C, 2 * C, a->height, a->width);
+    if (!a->frozen) moments<C>(r.high_conv, b, s + C, 2 * C, a->height, a->width);
     for (int64_t i = 0; i < a->height; i += 2) {
         float* rows = s + i * a->width * 2 * C;
         pool(a->width, C, rows, 2 * C, pooled + i / 2 * (a->width / 2) * C, rows);
@@ -153,10 +154,12 @@ template <class T> static void fold_out(const Rmb<T>& r, const Training* a) {
         double square = over_samples(r.out_moments + channels + c, a->batch, 2 * channels) / count;
         double w = r.parameters[DW1X1][c];
         double variance = w * w * (square > mean * mean ? square - mean * mean : 0);
-        r.mean[c] = mean, r.inverse[c] = 1 / __builtin_sqrt(variance + EPS);
-        track(r.buffers + BN_BN, c, w * mean, variance, count, a->momentum);
-        double slope = r.parameters[BN][c] * w * r.inverse[c];
-        r.affine[c] = slope, r.affine[channels + c] = r.parameters[BN_SHIFT][c] - slope * mean;
+        Statistics of_wr = statistics(a, r.buffers + BN_BN, c, w * mean, variance);
+        r.mean[c] = mean, r.subtracted[c] = of_wr.mean;
+        r.inverse[c] = 1 / __builtin_sqrt(of_wr.variance + EPS);
+        double gain = r.parameters[BN][c] * r.inverse[c];
+        r.affine[c] = gain * w;
+        r.affine[channels + c] = r.parameters[BN_SHIFT][c] - gain * of_wr.mean;
     }
 }
 
@@ -176,14 +179,22 @@ template <class T> static void fold_out_back(const Rmb<T>& r, const Training* a)
     double count = a->batch * a->height * a->width;
     for (int64_t c = 0; c < channels; c++) {
         double g = over_samples(r.out_sums + c, a->batch, 2 * channels), w = r.parameters[DW1X1][c];
-        double gr = over_samples(r.out_sums + channels + c, a->batch, 2 * channels) - r.mean[c] * g;
-        double inverse = r.inverse[c], gamma = r.parameters[BN][c], slope = gamma * w * inverse;
-        double of_r = -slope * w * inverse * w * inverse * gr / count;
-        r.mix[c] = slope, r.mix[channels + c] = of_r;
-        r.mix[2 * channels + c] = -slope * g / count - of_r * r.mean[c];
+        double gr = over_samples(r.out_sums + channels + c, a->batch, 2 * channels);
+        double inverse = r.inverse[c], gain = r.parameters[BN][c] * inverse;
+        r.gradients[BN][c] = inverse * (w * gr - r.subtracted[c] * g);
+        r.gradients[BN_SHIFT][c] = g;
+        r.mix[c] = gain * w;
+        if (a->frozen) {
+            r.mix[channels + c] = r.mix[2 * channels + c] = 0;
+            r.gradients[DW1X1][c] = gain * gr;
+            continue;
+        }
+        gr -= r.mean[c] * g;
+        double of_r = -gain * w * w * inverse * w * inverse * gr / count;
+        r.mix[channels + c] = of_r;
+        r.mix[2 * channels + c] = -gain * w * g / count - of_r * r.mean[c];
         // The normalisation takes the size of w out again, all but what EPS leaves of it.
-        r.gradients[DW1X1][c] = gamma * inverse * inverse * inverse * EPS * gr;
-        r.gradients[BN][c] = w * inverse * gr, r.gradients[BN_SHIFT][c] = g;
+        r.gradients[DW1X1][c] = gain * inverse * inverse * EPS * gr;
     }
 }
 

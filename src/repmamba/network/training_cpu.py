@@ -2,8 +2,8 @@
 
 `with_fast_passes` replaces the blocks of a network (kernels/training.cpp); the learner does so.
 Weights, names and results stay the same. A block uses torch's operations off the CPU, in evaluation
-mode, with frozen statistics, and in other types than float32 and bfloat16 under autocast. Hooks of
-a block's parts are not called.
+mode, with the statistics of some BatchNorms frozen but not of all, and in other types than float32
+and bfloat16 under autocast. Hooks of a block's parts are not called.
 """
 
 import ctypes
@@ -96,16 +96,26 @@ def _serves(block: LPFM, t: Tensor) -> bool:
         and (t.dtype == torch.float32 or (half and t.dtype == torch.bfloat16))
         and (not half or torch.get_autocast_dtype("cpu") == torch.bfloat16)
         and block.norm.weight.dtype == torch.float32
-        and all(part.training for part in block.modules())
+        and all(part.training for part in block.modules() if not _normalises(part))
+        and len({part.training for part in block.modules() if _normalises(part)}) == 1
     )
+
+
+def _frozen(block: LPFM) -> bool:
+    """Whether the running statistics normalise, as in torch where a BatchNorm is in eval mode."""
+    return not any(part.training for part in block.modules() if _normalises(part))
+
+
+def _normalises(part: nn.Module) -> bool:
+    return isinstance(part, nn.BatchNorm2d)
 
 
 class _Arguments(ctypes.Structure):
     """struct Training of training.h."""
 
     _fields_ = fields(
-        "batch height width hidden stage rmb %momentum *parameters *buffers *gradients *visits "
-        "*t *gradient *result *dt *kept *passing *sizes"
+        "batch height width hidden stage rmb frozen %momentum *parameters *buffers *gradients "
+        "*visits *t *gradient *result *dt *kept *passing *sizes"
     )
 
 
@@ -124,6 +134,7 @@ class _Work:
             height=height,
             width=width,
             hidden=block.ffn.fc1.out_features,
+            frozen=_frozen(block),
             momentum=MOMENTUM,
             parameters=ctypes.addressof(self.parameters),
             buffers=ctypes.addressof(self.buffers),

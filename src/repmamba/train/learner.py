@@ -51,6 +51,10 @@ class Learner:
             with_fast_passes(self.network)
         if recipe.step.batch_norm == "synchronised" and processes.world > 1:
             self.network = synchronised(self.network, device)
+        if recipe.step.batch_norm == "frozen":  # in evaluation mode they use the running statistics
+            for part in self.network.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eval()
         self.begun_from = provenance(recipe.start.weights) if recipe.start.weights else None
         if self.begun_from and recipe.start.mean_with:
             self.begun_from["mean_with"] = [provenance(source) for source in recipe.start.mean_with]

@@ -42,7 +42,11 @@ def heading(recipe: Recipe, device: torch.device, processes: Processes) -> list[
     place = f"threads: {torch.get_num_threads()}"
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
-    norm = "over all of them" if recipe.step.batch_norm == "synchronised" else "of each one alone"
+    norm = {
+        "process": "of each one alone",
+        "synchronised": "over all of them",
+        "frozen": "with frozen statistics",
+    }[recipe.step.batch_norm]
     shared = f", one of {processes.world} processes, BatchNorm {norm}" * (processes.world > 1)
     return [
         f"{recipe.name}: {network}; {recipe.steps:,} {recipe.unit}s of {patches}, loss {losses}, "

@@ -136,7 +136,8 @@ class Step:
     precision: "bf16" runs forward passes under autocast; on a CPU only if a short trial shows that
     it is faster.
     ema: decay of the moving average of weights and buffers that is validated and saved; 0 for none.
-    batch_norm: statistics of each "process", or "synchronised" over all (GPUs only).
+    batch_norm: statistics of the batch in each "process", or "synchronised" over all (GPUs only),
+    or the running ones of the weights that training starts from, "frozen".
     compile: use torch.compile.
     surplus_step: reproduce the published loop's extra optimiser step at the end of each epoch, on
     the same gradients.
@@ -146,7 +147,7 @@ class Step:
     accumulate: int = 1
     precision: Literal["float32", "bf16"] = "float32"
     ema: float = 0.0
-    batch_norm: Literal["process", "synchronised"] = "process"
+    batch_norm: Literal["process", "synchronised", "frozen"] = "process"
     compile: bool = False
     surplus_step: bool = False
 

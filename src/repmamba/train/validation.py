@@ -71,21 +71,22 @@ class Validator:
         *,
         pictured: Callable[[int, NDArray[np.uint8]], None] | None = None,
     ) -> ValidationResult:
-        """Score the network; its training mode is restored.
+        """Score the network; the modes of its parts are restored.
 
         A picture of crops is written to the run's folder, or a warning if that fails. pictured:
         called with the step and the picture.
         """
         values: dict[str, dict[str, float]] = {}
         shown: list[tuple[Pair, NDArray[np.float32]]] = []
-        was_training = network.training
+        modes = [(part, part.training) for part in network.modules()]
         network.eval()
         for pair in self.pairs:
             sr = predict(network, pair)
             values[pair.name] = score(sr, pair, self.metrics)
             if len(shown) < self.recipe.validation.crops:
                 shown.append((pair, sr))
-        network.train(was_training)
+        for part, mode in modes:
+            part.training = mode
         if shown:
             crops = picture(shown)
             if pictured is not None:
