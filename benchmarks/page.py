@@ -1,7 +1,7 @@
 """Write the measured tables and plots of docs/explanation/speed.md and evaluation.md.
 
 The tables of speed are those of results/; the accuracy of other networks at x4, in both pages, is
-that of accuracy_x4.csv.
+that of accuracy_x4.csv, and that of ours in the course of training is that of learning.csv.
 
 python benchmarks/page.py [--results FOLDER] [--docs FOLDER]
 """

@@ -1,4 +1,6 @@
-"""The plots of docs/explanation/speed.md; without results, the existing plot is kept."""
+"""The plots of docs/explanation/speed.md and evaluation.md; without results, the existing plot is
+kept.
+"""
 
 import csv
 from pathlib import Path
@@ -18,11 +20,27 @@ Results = dict[str, dict[str, Any]]
 # the packaged weights.
 ACCURACY = Path(__file__).parent / "accuracy_x4.csv"
 
+# the running mean of the weights in the course of training: PSNR in dB by `esr-rgb`, as `repmamba
+# evaluate` gives it; the cards have the course
+LEARNING = Path(__file__).parent / "learning.csv"
+
 OURS, OTHERS = "#b3261e", "#3f5f7f"
+
+# test sets: name, colour, PSNR of bicubic and of the best light network known at x2, x3 and x4
+SETS = {
+    "rsscn7": ("RSSCN7", "#3f5f7f", {2: (30.52, 32.63), 3: (28.05, 29.63), 4: (26.73, 28.08)}),
+    "ucmerced": ("UC Merced", "#b3261e", {2: (30.17, 34.10), 3: (26.83, 29.83), 4: (25.00, 27.50)}),
+    "epfl_road": (
+        "EPFL roads",
+        "#5b7f3f",
+        {2: (23.20, 26.91), 3: (21.11, 23.50), 4: (20.12, 22.00)},
+    ),
+}
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Write each plot as speed-NAME.png."""
+    """Write each plot of a result as speed-NAME.png, and learning.png."""
+    learning(folder)
     for name, (needed, plot) in PLOTS.items():
         if all(question in results for question in needed):
             figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
@@ -31,6 +49,29 @@ def draw(results: Results, folder: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             figure.savefig(folder / f"speed-{name}.png", dpi=110)
             plt.close(figure)
+
+
+def learning(folder: Path) -> None:
+    """Write learning.png: gain over bicubic on each test set against steps, a panel a scale."""
+    with LEARNING.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    scales = sorted({int(row["scale"]) for row in rows}, reverse=True)
+    figure, panels = plt.subplots(1, len(scales), figsize=(10, 4.2), layout="constrained")
+    for axes, scale in zip(panels, scales, strict=True):
+        of_scale = [row for row in rows if int(row["scale"]) == scale]
+        steps = [int(row["steps"]) / 1000 for row in of_scale]
+        for key, (name, color, known) in SETS.items():
+            bicubic, best = known[scale]
+            gains = [float(row[key]) - bicubic for row in of_scale]
+            axes.plot(steps, gains, "o-", color=color, markersize=4, label=name)
+            axes.axhline(best - bicubic, color=color, linestyle=":", linewidth=1)
+        axes.set(title=f"x{scale}", xlabel="thousand steps")
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="gain over bicubic, esr-rgb, dB")
+    panels[0].legend(frameon=False)
+    figure.savefig(folder / "learning.png", dpi=110)
+    plt.close(figure)
 
 
 def area(axes: Axes, result: dict[str, Any]) -> None:
