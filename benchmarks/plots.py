@@ -69,7 +69,7 @@ def learning(folder: Path) -> None:
         axes.grid(alpha=0.3, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="gain over bicubic, esr-rgb, dB")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, loc="lower right")
     figure.savefig(folder / "learning.png", dpi=110)
     plt.close(figure)
 
