@@ -35,7 +35,8 @@ template <class T> static inline void zero(T* at, int64_t count) {
 // What is known of a RepConv on one batch: with y = 3x3(x), a = gamma_inner / sqrt(var_y + eps), k
 // = 1 + dw1x1, its outer normalisation sees u = a (y - mean_y) + k (x - mean_x) less its mean, and
 // var_u follows from the moments of y and x; the result is gain u + beta_outer, gain = gamma_outer
-// / sqrt(var_u + eps).
+// / sqrt(var_u + eps). In other words, u = a y + k x + shift. With frozen statistics mean_y, var_y
+// in a, shift and var_u in gain are of the running ones, and the other moments are 0.
 struct Branches {
     int64_t channels;
     float *taps, *turned;  // (9, C): of the 3x3, and backwards
