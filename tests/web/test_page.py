@@ -49,14 +49,18 @@ def browser() -> Iterator[Browser]:
     path = next((found for found in map(shutil.which, names) if found), None)
     if path is None:
         pytest.skip("this system has no Chromium")
-    if shutil.which("node") is None:
-        pytest.skip("this system has no Node.js")
-    if not (WEB / "dist" / "index.html").is_file():
-        pytest.skip("the page is not built: make web")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def dist() -> Path:
+    """The page as `make web` builds it."""
+    if not (WEB / "dist" / "index.html").is_file():
+        pytest.skip("the page is not built: make web")
+    return WEB / "dist"
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +69,10 @@ def weights(tiny_weights: Callable[..., Path]) -> dict[int, Path]:
 
 
 @pytest.fixture(scope="module")
-def built(weights: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(dist: Path, weights: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built page with small models, whose sessions open quickly."""
     folder = tmp_path_factory.mktemp("page") / "dist"
-    shutil.copytree(WEB / "dist", folder)
+    shutil.copytree(dist, folder)
     models = []
     for scale, path in weights.items():
         file = f"small{scale}.onnx"
@@ -84,6 +88,8 @@ def built(weights: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
     """Serves a folder and returns its address."""
+    if shutil.which("node") is None:
+        pytest.skip("this system has no Node.js")
     servers = []
 
     def start(folder: Path, *options: str) -> str:
@@ -468,12 +474,10 @@ def test_the_server_goes_on_after_a_request_for_no_file(
         assert httpx.get(f"{address}{path}").status_code == status
 
 
-def test_the_built_page_lists_its_licences() -> None:
-    if not (WEB / "dist" / "index.html").is_file():
-        pytest.skip("the page is not built: make web")
-    text = (WEB / "dist" / "LICENSES.txt").read_text()
+def test_the_built_page_lists_its_licences(dist: Path) -> None:
+    text = (dist / "LICENSES.txt").read_text()
     attribution = CHECKOUT / "src" / "repmamba" / "inference" / "weights" / "ATTRIBUTION.md"
-    assert (WEB / "dist" / "ATTRIBUTION.md").read_text() == attribution.read_text()
+    assert (dist / "ATTRIBUTION.md").read_text() == attribution.read_text()
     for package in ("onnxruntime-web", "geotiff", "fast-png", "fflate", "pako"):
         assert f"\n{package} " in text
 
@@ -487,9 +491,9 @@ def test_the_lock_file_names_no_registry() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("example", [COLORADO, INTERSECTION], ids=lambda path: path.name)
 def test_the_packaged_weights_give_the_pixels_of_the_command_line(
-    example: Path, browser: Browser, serve: Callable[..., str], tmp_path: Path
+    example: Path, dist: Path, browser: Browser, serve: Callable[..., str], tmp_path: Path
 ) -> None:
-    page = opened(browser, serve(WEB / "dist")).page
+    page = opened(browser, serve(dist)).page
     choose(page, example)
     found = download(page, tmp_path)
     expected = tmp_path / f"expected{found.suffix}"
